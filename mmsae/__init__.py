@@ -1,0 +1,1 @@
+"""Multimodal sparse autoencoders on vision and vision-language models."""

@@ -1,0 +1,236 @@
+"""The few shapes that everything passes around.
+
+Batches are NamedTuples of tensors and dicts of tensors: Lightning moves those between devices as they are
+(it raises on frozen dataclasses). Every modality-indexed mapping uses the modality name (``image``, ``text``) as key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+IMAGE, TEXT = "image", "text"
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one sentence that names it. The CLI prints it and exits with 2."""
+
+
+class Faults(NamedTuple):
+    """What went wrong while samples were read, small enough to travel with a batch.
+
+    Attributes:
+        seen: Samples looked at, good or bad.
+        counts: ``{kind: number}``, e.g. ``{"broken_image": 2}``.
+        examples: Up to a few dozen ``(kind, shard, key, detail)``.
+    """
+
+    seen: int = 0
+    counts: dict[str, int] = {}
+    examples: tuple[tuple[str, str, str, str], ...] = ()
+
+
+class ImageTextBatch(NamedTuple):
+    """Decoded, transformed and tokenised samples on their way to a frozen host.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` as the host's own transform made them, or None.
+        texts: ``(B, L)`` token ids from the host's own tokenizer, or None.
+        uids: The ``B`` sample ids.
+        captions: The ``B`` raw captions (empty strings where the data has none).
+        keys: The ``B`` webdataset keys.
+        shard: ``B`` shard names.
+        faults: What was dropped since the last batch.
+    """
+
+    images: Tensor | None
+    texts: Tensor | None
+    uids: list[str]
+    captions: list[str]
+    keys: list[str]
+    shards: list[str]
+    faults: Faults = Faults()
+
+
+class Tokens(NamedTuple):
+    """Activations of one batch: one contiguous segment per modality.
+
+    Attributes:
+        x: ``{modality: (N_m, d_m)}`` raw activations.
+        item: ``{modality: (N_m,) int64}`` row -> index into ``uids``.
+        uids: The sample ids that ``item`` points into, or None where nobody needs them.
+        position: ``{modality: (N_m,) int64}`` token position in the host's sequence (token sites only).
+        special: ``{modality: (N_m,) bool}`` flags of CLS, BOS, EOS or padding tokens (token sites only).
+        grad: ``{modality: (N_m, d_m)}`` gradients of a loss at ``x``, for methods that use them.
+        faults: What was dropped while this batch was read.
+    """
+
+    x: dict[str, Tensor]
+    item: dict[str, Tensor]
+    uids: list[str] | None = None
+    position: dict[str, Tensor] | None = None
+    special: dict[str, Tensor] | None = None
+    grad: dict[str, Tensor] | None = None
+    faults: Faults | None = None
+
+    @classmethod
+    def pooled(cls, x: dict[str, Tensor], uids: list[str] | None = None, faults: Faults | None = None) -> Tokens:
+        """Tokens of a pooled site: row i of every modality belongs to item i."""
+        return cls(x, {m: torch.arange(len(v), device=v.device) for m, v in x.items()}, uids, faults=faults)
+
+    def paired(self) -> bool:
+        """Whether all modalities have equal counts and equal ``item`` order, so that row i of each is one pair."""
+        first, *rest = self.item.values()
+        return bool(rest) and all(len(r) == len(first) and torch.equal(r, first) for r in rest)
+
+
+class RowInfo(NamedTuple):
+    """What a per-row normaliser divided by, needed to bring a reconstruction back to the units of x.
+
+    Attributes:
+        outer: ``(N, 1)`` norm removed before centring, or None.
+        inner: ``(N, 1)`` norm removed after centring and scaling, or None.
+    """
+
+    outer: Tensor | None = None
+    inner: Tensor | None = None
+
+
+class Codes(NamedTuple):
+    """Sparse codes of N rows.
+
+    Top-k families keep ``(values, indices)`` and never build the ``(N, d_sae)`` matrix; threshold families have
+    ``indices=None`` and dense ``values``. A selected entry may be 0 (fewer than k positive pre-codes): "fired" is
+    ``value != 0``, never "selected".
+
+    Attributes:
+        values: ``(N, k)`` selected code values, or ``(N, d_sae)`` where ``indices`` is None.
+        indices: ``(N, k)`` int64 latent ids, or None.
+        d_sae: Number of latents.
+        modality: Which modality the rows came from; None for one-modality SAEs.
+        info: The per-row scales of the normaliser; None if it has none.
+    """
+
+    values: Tensor
+    indices: Tensor | None
+    d_sae: int
+    modality: str | None = None
+    info: RowInfo | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.values.shape[0]
+
+    def to_dense(self) -> Tensor:
+        """``(N, d_sae)`` matrix."""
+        if self.indices is None:
+            return self.values
+        return self.values.new_zeros(len(self.values), self.d_sae).scatter(1, self.indices, self.values)
+
+    def l0(self) -> Tensor:
+        """``(N,)`` number of latents that fired in each row."""
+        return (self.values != 0).sum(1)
+
+    def decode_with(self, atoms: Tensor) -> Tensor:
+        """``(N, d)`` sum of ``atoms (d_sae, d)`` weighted by the codes; no bias, no normaliser."""
+        if self.indices is None:
+            return self.values @ atoms
+        from mmsae.kernels import sparse_decode
+
+        return sparse_decode(self.values, self.indices, atoms)
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """``(N, len(ids))`` code values of the latents ``ids (L,)``."""
+        if self.indices is None:
+            return self.values[:, ids]
+        slot = torch.full((self.d_sae,), -1, dtype=torch.long, device=ids.device)
+        slot[ids] = torch.arange(len(ids), device=ids.device)
+        col = slot[self.indices]
+        out = self.values.new_zeros(len(self.values), len(ids) + 1)
+        return out.scatter_add(1, torch.where(col < 0, len(ids), col), self.values)[:, :-1]
+
+    def rows(self, which: Tensor | slice) -> Codes:
+        """The codes of some rows (index tensor, mask or slice)."""
+        info = self.info and RowInfo(*(t if t is None else t[which] for t in self.info))
+        return self._replace(
+            values=self.values[which], indices=None if self.indices is None else self.indices[which], info=info
+        )
+
+    def pool(self, items: Tensor, n_items: int | None = None) -> Tensor:
+        """``(n_items, d_sae)`` mean code of each item; ``items (N,)`` maps rows to items."""
+        n = int(items.max()) + 1 if n_items is None else n_items
+        out = self.values.new_zeros(n, self.d_sae)
+        if self.indices is None:
+            out.index_add_(0, items, self.values)
+        else:
+            out.index_put_((items[:, None].expand_as(self.indices), self.indices), self.values, accumulate=True)
+        return out / torch.bincount(items, minlength=n).clamp(min=1).to(out)[:, None]
+
+    def to_csr(self) -> Tensor:
+        """``(N, d_sae)`` sparse CSR tensor of the entries that fired, columns sorted."""
+        if self.indices is None:
+            return self.values.to_sparse_csr()
+        order = self.indices.argsort(1)
+        idx, val = self.indices.gather(1, order), self.values.gather(1, order)
+        on = val != 0
+        crow = torch.nn.functional.pad(on.sum(1).cumsum(0), (1, 0))
+        return torch.sparse_csr_tensor(crow, idx[on], val[on], size=(len(val), self.d_sae))
+
+
+class SAEOutput(NamedTuple):
+    """What one modality's forward pass returns.
+
+    Attributes:
+        x_hat: ``(N, d)`` reconstruction in the raw units of x.
+        codes: The codes.
+        target: ``(N, d)`` the normalised input that the losses are taken against.
+        recon: ``(N, d)`` the reconstruction in normalised units.
+        pre: Lazy pre-codes (:class:`mmsae.sae.encoder.PreCodes`), for losses that need them.
+    """
+
+    x_hat: Tensor
+    codes: Codes
+    target: Tensor
+    recon: Tensor
+    pre: Any = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in which host an activation was read.
+
+    ``module`` is a path in the host's own naming, or a virtual endpoint (``image.embed``, ``text.embed``,
+    ``image.pooled``) for tensors that no module outputs. Identity is the host's fingerprint, never a path.
+
+    Attributes:
+        host: Fingerprint of the host, a hash of its config and weights.
+        module: Module path or virtual endpoint.
+        io: ``in``, ``out`` or ``update`` (out minus in) of that module.
+        tokens: Token policy: ``pooled``, ``cls``, ``patches``, ``eos``, ``mask`` or ``all``.
+        modality: ``image`` or ``text``.
+        width: Feature width d.
+        hint: How to load the host again (a hub id or a local-dir name); not part of the identity.
+    """
+
+    host: str
+    module: str
+    io: str = "out"
+    tokens: str = "pooled"
+    modality: str = IMAGE
+    width: int = 0
+    hint: str = ""
+
+    def same(self, other: Site) -> bool:
+        """Whether both name the same tensor of the same host (the reload hint does not count)."""
+        return replace(self, hint="") == replace(other, hint="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.modality}:{self.module}.{self.io}[{self.tokens}] width {self.width} of host {self.host[:12]}"
