@@ -1,0 +1,1 @@
+"""The embedded default: a generated image-text world with known concepts, and a tiny CLIP trained on it."""
