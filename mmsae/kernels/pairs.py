@@ -8,13 +8,23 @@ from torch import Tensor
 from mmsae.types import Codes
 
 
+def paired_product(values_a: Tensor, idx_a: Tensor, values_b: Tensor, idx_b: Tensor) -> Tensor:
+    """``(N, ka)`` elementwise product of two sparse rows, read at the ids of ``a`` (0 where ``b`` did not select them).
+
+    Costs a sort and a binary search per row, O(k log k) time and O(N k) memory, whatever ``d_sae`` is. Arguments as in
+    :func:`paired_dot`.
+    """
+    if not idx_b.shape[1]:
+        return values_a * 0
+    idx_b, order = idx_b.sort(1)
+    slot = torch.searchsorted(idx_b, idx_a.contiguous()).clamp_(max=idx_b.shape[1] - 1)
+    return values_a * values_b.gather(1, order).gather(1, slot) * (idx_b.gather(1, slot) == idx_a)
+
+
 def paired_dot(
     values_a: Tensor, idx_a: Tensor, values_b: Tensor, idx_b: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Inner product of row i of ``a`` with row i of ``b``, both sparse.
-
-    Costs a sort and a binary search per row, O(k log k) time and O(N k) memory, whatever ``d_sae`` is. Differentiable
-    (twice) in both ``values`` and in ``weights``.
+    """Inner product of row i of ``a`` with row i of ``b``, both sparse; differentiable (twice) in values and weights.
 
     Args:
         values_a: ``(N, ka)`` values.
@@ -26,12 +36,7 @@ def paired_dot(
     Returns:
         ``(N,)`` sum over latents of ``weights * a * b``.
     """
-    if not idx_a.shape[1] or not idx_b.shape[1]:
-        return values_a.sum(1) * 0
-    idx_b, order = idx_b.sort(1)
-    slot = torch.searchsorted(idx_b, idx_a.contiguous()).clamp_(max=idx_b.shape[1] - 1)
-    b = values_b.gather(1, order).gather(1, slot) * (idx_b.gather(1, slot) == idx_a)
-    prod = values_a * b
+    prod = paired_product(values_a, idx_a, values_b, idx_b)
     return (prod if weights is None else prod * weights[idx_a]).sum(1)
 
 

@@ -1,0 +1,148 @@
+"""Products of a k-sparse code with a dictionary, and their exact gradients.
+
+Three primitives, each touching N*k rows of width d instead of a dense (N, d_sae) matrix:
+
+* ``bag``: ``out[n] = sum_j v[n, j] * table[idx[n, j]]``;
+* ``sampled``: ``out[n, j] = <x[n], table[idx[n, j]]>``;
+* ``scatter``: ``out[f] = sum over (n, j) with idx[n, j] = f of v[n, j] * x[n]``.
+
+Each is the gradient of another, so decoding and encoding of selected entries need nothing else. ``bag`` and
+``scatter`` are ``embedding_bag``, ``sampled`` is ``sampled_addmm``: on CPU 40 to 80 times faster than gather and
+einsum, and both run on CUDA. Everything is deterministic on CPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# said once per process at the first CSR tensor, which here is an implementation detail
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+def _bag(values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
+    return F.embedding_bag(indices, table, mode="sum", per_sample_weights=values.to(table.dtype))
+
+
+def _sampled(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+    n, k = indices.shape
+    crow = torch.arange(0, n * k + 1, k, device=x.device)
+    pattern = torch.sparse_csr_tensor(
+        crow, indices.reshape(-1), x.new_zeros(n * k), size=(n, len(table)), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(pattern, x, table.t(), beta=0.0).values().view(n, k)
+
+
+def _scatter(values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
+    flat = indices.reshape(-1)
+    # stable, so that the order of summation (and with it every bit of the result) does not depend on the sort
+    order = flat.to(torch.int32).sort(stable=True).indices
+    counts = torch.bincount(flat, minlength=n_rows)
+    return F.embedding_bag(
+        order // indices.shape[1],
+        x,
+        offsets=counts.cumsum(0) - counts,
+        mode="sum",
+        per_sample_weights=values.reshape(-1)[order].to(x.dtype),
+    )
+
+
+class _SparseDecode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, atoms)
+        return _bag(values, indices, atoms)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        values, indices, atoms = ctx.saved_tensors
+        grad = grad.contiguous()
+        need_values, _, need_atoms = ctx.needs_input_grad
+        return (
+            _sampled(grad, atoms, indices).to(values.dtype) if need_values else None,
+            None,
+            _scatter(values, indices, grad, len(atoms)) if need_atoms else None,
+        )
+
+
+class _SampledLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, values: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, indices)
+        if values is not None:
+            return values.clone()
+        out = _sampled(x, weight, indices)
+        return out if bias is None else out + bias[indices]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, indices = ctx.saved_tensors
+        grad = grad.contiguous()
+        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        grad_b = None
+        if need_b:
+            grad_b = weight.new_zeros(len(weight)).index_add_(0, indices.reshape(-1), grad.reshape(-1))
+        return (
+            _bag(grad, indices, weight) if need_x else None,
+            _scatter(grad, indices, x, len(weight)) if need_w else None,
+            grad_b,
+            None,
+            None,
+        )
+
+
+def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
+    """``(N, d)`` sums of ``atoms (F, d)`` rows weighted by ``values (N, k)`` at ``indices (N, k)``; differentiable."""
+    return _SparseDecode.apply(values, indices, atoms)
+
+
+def sampled_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, values: Tensor | None = None
+) -> Tensor:
+    """``(N, k)`` entries ``indices`` of ``x @ weight.T + bias``, with gradients for these entries only.
+
+    Args:
+        x: ``(N, d)`` inputs.
+        weight: ``(F, d)``.
+        bias: ``(F,)`` or None.
+        indices: ``(N, k)`` columns wanted of each row.
+        values: The entries themselves where they are known already (from the product that chose them).
+    """
+    return _SampledLinear.apply(x, weight, bias, indices, values)
+
+
+@torch.no_grad()
+def chunked_topk(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, score: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest entries of each row of ``x @ weight.T + bias``, without keeping the (N, F) product.
+
+    Args:
+        x: ``(N, d)``.
+        weight: ``(F, d)``.
+        bias: ``(F,)`` or None.
+        k: Entries a row.
+        score: What is ranked, as a function of the product (default: the product itself).
+
+    Returns:
+        ``(values, indices)``, both ``(N, k)``; values are entries of the product, not scores.
+    """
+    # 256 rows keep the product in cache and under the allocator's mmap limit on CPU; a GPU wants large products
+    rows = 256 if x.device.type == "cpu" else max(256, 2**28 // len(weight))
+    values, indices = [], []
+    for part in x.split(rows):
+        product = F.linear(part, weight, bias)
+        if score is None:
+            val, idx = product.topk(k, dim=1, sorted=False)
+        else:
+            idx = score(product).topk(k, dim=1, sorted=False).indices
+            val = product.gather(1, idx)
+        values.append(val)
+        indices.append(idx)
+    if not values:
+        return x.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=x.device)
+    return torch.cat(values), torch.cat(indices)

@@ -1,0 +1,25 @@
+"""Where recipes (YAML files) are found: the working folder, then the installed package, then the repository."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from mmsae.types import InputError
+
+
+def find_recipe(name: str) -> str:
+    """Path of a recipe named as a path (``configs/train/vl_sae_store.yaml``).
+
+    Raises:
+        InputError: None of the places has it; the message lists near names.
+    """
+    if Path(name).exists():
+        return name
+    inside = Path(*[p for p in Path(name).parts if p not in ("configs", ".")] or ["."])
+    roots = [Path(str(files("mmsae"))) / "configs", Path(__file__).parents[1] / "configs"]
+    for root in roots:
+        if (root / inside).is_file():
+            return str(root / inside)
+    known = sorted({str(p.relative_to(r)) for r in roots if r.is_dir() for p in r.rglob("*.yaml")})
+    raise InputError(f"no recipe {name}: not in the working folder, and mmsae has {', '.join(known) or 'none installed'}")

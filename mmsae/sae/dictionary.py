@@ -1,0 +1,62 @@
+"""Dictionaries: the atoms that codes are decoded with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsae.types import InputError
+
+
+class Dictionary(nn.Module):
+    """Atoms ``weight (d_sae, d)`` (rows) and a bias ``(d,)``.
+
+    Args:
+        norm: ``unit``: every atom has norm 1, kept by tangent gradients and renormalisation after each step;
+            ``free``: an ordinary affine decoder.
+        bias: Whether decoding adds a bias.
+    """
+
+    name = "dictionary"
+
+    def __init__(self, norm: str = "unit", bias: bool = True):
+        super().__init__()
+        if norm not in ("unit", "free"):
+            raise InputError(f"dictionary norm must be 'unit' or 'free', not {norm!r}")
+        self.norm, self.use_bias = norm, bias
+
+    def config(self) -> dict:
+        """Arguments that rebuild this part."""
+        return {"norm": self.norm, "bias": self.use_bias}
+
+    def build(self, d_in: int, d_sae: int) -> None:
+        """Allocate: random directions (``unit``), or the default of a linear layer from d_sae to d (``free``)."""
+        bound = d_sae**-0.5
+        if self.norm == "unit":
+            self.weight = nn.Parameter(F.normalize(torch.randn(d_sae, d_in)))
+            bias = torch.zeros(d_in)
+        else:
+            self.weight = nn.Parameter(torch.empty(d_sae, d_in).uniform_(-bound, bound))
+            bias = torch.empty(d_in).uniform_(-bound, bound)
+        if self.use_bias:
+            self.bias = nn.Parameter(bias)
+        else:
+            self.register_parameter("bias", None)
+
+    def rows(self) -> Tensor:
+        """``(d_sae, d)`` atoms."""
+        return self.weight
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Renormalise the atoms; call after every optimiser step. Norm 0 stays 0 rather than becoming NaN."""
+        if self.norm == "unit":
+            self.weight.div_(self.weight.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+    @torch.no_grad()
+    def remove_parallel_grad_(self) -> None:
+        """Remove the gradient component along each atom; call before clipping."""
+        if self.norm == "unit" and self.weight.grad is not None:
+            grad, w = self.weight.grad, self.weight
+            grad.sub_((grad * w).sum(1, keepdim=True) / w.square().sum(1, keepdim=True).clamp(min=1e-24) * w)

@@ -1,0 +1,175 @@
+"""Encoders: from normalised activations to pre-codes, one score per latent.
+
+An encoder does not compute the pre-codes: it says what they are, as ``act(x @ weight.T + bias)`` with a
+non-decreasing ``act``. So a selector can rank without keeping the (N, d_sae) product and take gradients for the
+entries that it kept, and a loss can ask for the columns that it needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsae.sae.dictionary import Dictionary
+from mmsae.types import InputError
+
+
+def identity(u: Tensor) -> Tensor:
+    """No activation."""
+    return u
+
+
+class PreCodes(NamedTuple):
+    """Pre-codes ``u = act(x @ weight.T + bias)``, not yet computed.
+
+    Attributes:
+        x: ``(N, d)``.
+        weight: ``(d_sae, d)``.
+        bias: ``(d_sae,)`` or None.
+        act: Elementwise, non-decreasing.
+        valid: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may).
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    act: Callable[[Tensor], Tensor] = identity
+    valid: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """``(N, d_sae)`` pre-codes."""
+        return self._masked(self.act(F.linear(self.x, self.weight, self.bias)))
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """``(N, len(ids))`` pre-codes of some latents."""
+        bias = None if self.bias is None else self.bias[ids]
+        return self._masked(self.act(F.linear(self.x, self.weight[ids], bias)))
+
+    def _masked(self, u: Tensor) -> Tensor:
+        return u if self.valid is None else u * self.valid
+
+
+class Encoder(nn.Module):
+    """Base of encoders. ``weight`` is stored ``(d_sae, d_in)``: rows are what is gathered and normalised."""
+
+    name: str
+
+    def config(self) -> dict:
+        """Arguments that rebuild this part."""
+        raise NotImplementedError
+
+    def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
+        """Allocate for ``{modality: width}``; dictionaries are built already (tied initialisation reads them)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
+        """Pre-codes of normalised rows ``x (N, d)``."""
+        raise NotImplementedError
+
+
+def _one_width(d_in: Mapping[str, int]) -> int:
+    widths = set(d_in.values())
+    if len(widths) != 1:
+        named = ", ".join(f"{m} {d}" for m, d in d_in.items())
+        raise InputError(f"a shared encoder needs equal widths, not {named}; use an encoder per modality")
+    return widths.pop()
+
+
+class AffineEncoder(Encoder):
+    """``u = (x - b_dec) W.T + b_enc``; W starts as the dictionary (tied initialisation).
+
+    Args:
+        bias: Whether there is a ``b_enc``.
+        subtract_decoder_bias: Whether the decoder's bias is taken off the input first.
+    """
+
+    name = "affine"
+
+    def __init__(self, bias: bool = True, subtract_decoder_bias: bool = True):
+        super().__init__()
+        self.use_bias, self.subtract_decoder_bias = bias, subtract_decoder_bias
+
+    def config(self) -> dict:
+        """Arguments that rebuild this part."""
+        return {"bias": self.use_bias, "subtract_decoder_bias": self.subtract_decoder_bias}
+
+    def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
+        """Allocate ``weight (d_sae, d_in)`` as a copy of the atoms of the first dictionary, unit norm."""
+        _one_width(d_in)
+        atoms = next(iter(dictionaries.values())).rows().detach()
+        self.weight = nn.Parameter(F.normalize(atoms).clone())
+        self.bias = nn.Parameter(torch.zeros(d_sae)) if self.use_bias else None
+
+    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
+        """Pre-codes of normalised rows ``x (N, d)``."""
+        if self.subtract_decoder_bias and dictionary.bias is not None:
+            x = x - dictionary.bias
+        return PreCodes(x, self.weight, self.bias)
+
+
+def distance_score(cosine: Tensor) -> Tensor:
+    """``2 - ||xn - wn||`` of two unit vectors as a function of their cosine.
+
+    The radicand is kept at 1e-6 or more: at distance 0 the gradient of the square root is infinite.
+    """
+    return 2.0 - (2.0 - 2.0 * cosine).clamp(min=1e-6).sqrt()
+
+
+class DistanceEncoder(Encoder):
+    """``u = 2 - || x/|x| - w/|w| ||``: distance on the unit sphere (VL-SAE, arXiv 2510.21323, section 3.1 of its spec).
+
+    Values lie in [0, 2] and grow with the cosine; the scale of x and of every prototype is irrelevant. Always computed
+    in float32: half precision creates ties and loses members of the top-k. Zero rows have no direction: their code is 0.
+    """
+
+    name = "distance"
+
+    def config(self) -> dict:
+        """Arguments that rebuild this part."""
+        return {}
+
+    def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
+        """Allocate prototypes ``weight (d_sae, d_in)`` ~ U(-1/sqrt(d), 1/sqrt(d))."""
+        d = _one_width(d_in)
+        self.weight = nn.Parameter(torch.empty(d_sae, d).uniform_(-(d**-0.5), d**-0.5))
+
+    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
+        """Pre-codes of normalised rows ``x (N, d)``."""
+        norm = x.norm(dim=1, keepdim=True)
+        unit = x / norm.clamp(min=1e-12)
+        return PreCodes(unit, F.normalize(self.weight, eps=1e-12), None, distance_score, (norm > 0).to(x.dtype))
+
+
+class PerModalityEncoder(Encoder):
+    """One copy of an encoder for each modality, which may then differ in width.
+
+    Args:
+        encoder: The encoder that is copied; each copy is initialised by itself.
+    """
+
+    name = "per_modality"
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.template = [encoder]  # in a list: it is a recipe, not a submodule with parameters of its own
+        self.encoders = nn.ModuleDict()
+
+    def config(self) -> dict:
+        """Arguments that rebuild this part."""
+        return {"encoder": {"name": self.template[0].name, **self.template[0].config()}}
+
+    def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
+        """Build one copy a modality."""
+        for m, d in d_in.items():
+            part = copy.deepcopy(self.template[0])
+            part.build({m: d}, d_sae, {m: dictionaries.get(m, dictionaries.get("shared"))})
+            self.encoders[m] = part
+
+    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
+        """Pre-codes of normalised rows ``x (N, d)`` by the modality's own encoder."""
+        return self.encoders[modality](x, dictionary, modality)

@@ -1,0 +1,149 @@
+"""Loss terms. All are taken in normalised units, so that coefficients do not depend on the host's scale.
+
+A term is called as ``term(outputs, ctx)`` with ``outputs = {modality: SAEOutput}`` and returns a scalar that already
+carries its coefficient; a sum of terms is the training loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmsae.kernels import sparse_decode
+from mmsae.kernels.pairs import code_cosine
+from mmsae.sae.sae import SAE
+from mmsae.sae.usage import UsageTracker
+from mmsae.types import InputError, SAEOutput
+
+Outputs = Mapping[str, SAEOutput]
+
+
+class LossContext(NamedTuple):
+    """What loss terms may look at beside the outputs.
+
+    Attributes:
+        sae: The model.
+        usage: The usage tracker, or None where nobody tracks.
+        progress: Share of the training that is done, 0 to 1 (1 where it is not known: every ramp is over).
+    """
+
+    sae: SAE
+    usage: UsageTracker | None = None
+    progress: float = 1.0
+
+
+class LossTerm(nn.Module):
+    """Base of loss terms; ``name`` is the name in logs."""
+
+    name: str
+
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
+        """Scalar loss, coefficient included."""
+        raise NotImplementedError
+
+
+class Reconstruction(LossTerm):
+    """Squared error of the normalised rows.
+
+    Args:
+        reduction: ``fvu``: mean over modalities of error / total variance of the modality (the unit in which the
+            other coefficients are stated); ``mse``: mean over rows and features, summed over modalities (VL-SAE's);
+            ``sum``: summed over features, mean over rows, mean over modalities.
+    """
+
+    name = "reconstruction"
+
+    def __init__(self, reduction: str = "fvu"):
+        super().__init__()
+        if reduction not in ("fvu", "mse", "sum"):
+            raise InputError(f"reconstruction reduction must be 'fvu', 'mse' or 'sum', not {reduction!r}")
+        self.reduction = reduction
+
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
+        """Scalar loss."""
+        total = 0.0
+        for m, out in outputs.items():
+            error = (out.target - out.recon).square().sum(1).mean()
+            if self.reduction == "fvu":
+                error = error / ctx.sae.normaliser.variance(m)
+            elif self.reduction == "mse":
+                error = error / out.target.shape[1]
+            total = total + error
+        return total if self.reduction == "mse" else total / len(outputs)
+
+
+class AuxK(LossTerm):
+    """Dead latents are trained to explain the residual (arXiv 2406.04093, appendix A.2).
+
+    ``coefficient * ||e - z_dead D||^2 / E||e - mean(e)||^2`` with ``e = stopgrad(target - recon)`` and no decoder bias:
+    the target is a residual. Only dead latents get gradients.
+
+    Args:
+        coefficient: Weight of the term.
+        k_aux: Dead latents used a row (default: d_in / 2, at most the number of dead ones).
+        dead_after: Tokens without firing on any modality after which a latent counts as dead.
+    """
+
+    name = "auxk"
+
+    def __init__(self, coefficient: float = 1 / 32, k_aux: int | None = None, dead_after: int = 1_000_000):
+        super().__init__()
+        self.coefficient, self.k_aux, self.dead_after = coefficient, k_aux, dead_after
+
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
+        """Scalar loss; 0 without dead latents or without a tracker."""
+        zero = next(iter(outputs.values())).recon.new_zeros(())
+        if self.coefficient == 0 or ctx.usage is None:
+            return zero
+        dead = ctx.usage.dead(self.dead_after).nonzero()[:, 0]
+        if len(dead) == 0:
+            return zero
+        total = zero
+        for m, out in outputs.items():
+            residual = (out.target - out.recon).detach()
+            pre = out.pre.columns(dead).relu()
+            k = min(self.k_aux or out.target.shape[1] // 2, len(dead))
+            values, indices = pre.topk(k, dim=1, sorted=False)
+            atoms = ctx.sae.dictionary(m).rows()[dead]
+            error = (residual - sparse_decode(values, indices, atoms)).square().sum(1).mean()
+            scale = (residual - residual.mean(0)).square().sum(1).mean()
+            total = total + torch.nan_to_num(error / scale, nan=0.0, posinf=0.0)
+        return self.coefficient * total / len(outputs)
+
+
+class CodeCosine(LossTerm):
+    """``coefficient * (1 - mean cosine of the two codes of a pair)`` (mmsae's default coupling; SAE-A with ``mask_top=1``).
+
+    Published coefficients sit on mean-squared-error losses and do not carry over: this one is in FVU units, where .1 to
+    .3 is a plateau on the generated world and 1 collapses onto hub latents (one latent that fires on everything makes
+    every pair agree). Watch the cosine of shuffled pairs.
+
+    Args:
+        coefficient: Weight of the term.
+        mask_top: 1 zeroes, in both codes, the largest latent of each of the two before comparing (arXiv 2602.06218).
+        ramp: Share of the training over which the coefficient rises linearly from 0.
+    """
+
+    name = "code_cosine"
+
+    def __init__(self, coefficient: float = 0.1, mask_top: int = 0, ramp: float = 0.1):
+        super().__init__()
+        if mask_top not in (0, 1):
+            raise InputError(f"mask_top must be 0 or 1, not {mask_top}")
+        self.coefficient, self.mask_top, self.ramp = coefficient, mask_top, ramp
+
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
+        """Scalar loss.
+
+        Raises:
+            InputError: Not two modalities with equal counts (pairs).
+        """
+        counts = {m: out.codes.n for m, out in outputs.items()}
+        if len(counts) != 2 or len(set(counts.values())) != 1:
+            raise InputError(f"code_cosine needs pairs: two modalities with equal counts, not {counts}")
+        a, b = (out.codes for out in outputs.values())
+        weight = self.coefficient * (min(1.0, ctx.progress / self.ramp) if self.ramp else 1.0)
+        return weight * (1.0 - code_cosine(a, b, mask_top=self.mask_top).mean())

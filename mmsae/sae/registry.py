@@ -1,0 +1,40 @@
+"""The closed list of part names that a checkpoint may use: a file can never name a class to import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mmsae.sae.dictionary import Dictionary
+from mmsae.sae.encoder import AffineEncoder, DistanceEncoder, PerModalityEncoder
+from mmsae.sae.normaliser import Normaliser
+from mmsae.sae.selector import TopK
+from mmsae.types import InputError
+
+PARTS: dict[str, dict[str, type[nn.Module]]] = {
+    "normaliser": {Normaliser.name: Normaliser},
+    "encoder": {c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder)},
+    "selector": {TopK.name: TopK},
+    "dictionary": {Dictionary.name: Dictionary},
+}
+
+
+def part_config(part: nn.Module) -> dict[str, Any]:
+    """``{"name": registry name, **arguments}`` of a part."""
+    return {"name": part.name, **part.config()}
+
+
+def make_part(slot: str, config: dict[str, Any]) -> nn.Module:
+    """Build an unsized part from :func:`part_config`'s dict.
+
+    Raises:
+        InputError: A name that this version does not know.
+    """
+    config = dict(config)
+    name = config.pop("name", None)
+    if name not in PARTS[slot]:
+        raise InputError(f"unknown {slot} {name!r} in the checkpoint; this version knows {sorted(PARTS[slot])}")
+    if isinstance(config.get("encoder"), dict):
+        config["encoder"] = make_part("encoder", config["encoder"])
+    return PARTS[slot][name](**config)

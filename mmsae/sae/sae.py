@@ -1,0 +1,230 @@
+"""The sparse autoencoder: normalise -> encode -> select -> dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmsae.sae.dictionary import Dictionary
+from mmsae.sae.encoder import AffineEncoder, Encoder
+from mmsae.sae.normaliser import Normaliser
+from mmsae.sae.selector import Selector, TopK
+from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder over one or several modalities, composed of parts.
+
+    Args:
+        d_in: Width of the activations: one number, or one per modality (encoders per modality). None leaves the model
+            unbuilt until :meth:`build`.
+        d_sae: Number of latents.
+        ratio: Instead of ``d_sae``: latents per input feature.
+        modalities: Modality names; row order of buffers.
+        normaliser: Input normalisation (default: none).
+        encoder: Encoder (default: affine).
+        selector: Selector (default: the 32 largest pre-codes of a row).
+        dictionaries: ``{"shared": Dictionary}`` or one per modality (default: one shared, unit norm).
+
+    Raises:
+        InputError: Both or neither of ``d_sae`` and ``ratio``, or dictionaries that do not fit the modalities.
+    """
+
+    def __init__(
+        self,
+        d_in: int | dict[str, int] | None = None,
+        d_sae: int | None = None,
+        ratio: float | None = None,
+        modalities: Sequence[str] = ("image", "text"),
+        normaliser: Normaliser | None = None,
+        encoder: Encoder | None = None,
+        selector: Selector | None = None,
+        dictionaries: dict[str, Dictionary] | None = None,
+    ):
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.normaliser = normaliser or Normaliser()
+        self.encoder = encoder or AffineEncoder()
+        self.selector = selector or TopK()
+        self.dictionaries = nn.ModuleDict(dictionaries or {"shared": Dictionary()})
+        keys = set(self.dictionaries)
+        if keys != {"shared"} and keys != set(self.modalities):
+            raise InputError(
+                f"dictionaries must be 'shared' alone or one for each of {self.modalities}, not {sorted(keys)}"
+            )
+        if d_sae is not None and ratio is not None:
+            raise InputError(f"give d_sae ({d_sae}) or ratio ({ratio}), not both")
+        self.d_sae, self.ratio = d_sae, ratio
+        self.d_in: dict[str, int] = {}
+        self.sites: dict[str, Site] = {}
+        if d_in is not None:
+            self.build(d_in)
+
+    def build(self, d_in: int | Mapping[str, int], d_sae: int | None = None) -> SAE:
+        """Size and initialise every part (draws from torch's global generator); returns self."""
+        self.d_in = {m: d_in for m in self.modalities} if isinstance(d_in, int) else dict(d_in)
+        if set(self.d_in) != set(self.modalities):
+            raise InputError(f"d_in names {sorted(self.d_in)}, the SAE has modalities {sorted(self.modalities)}")
+        if d_sae is None:
+            d_sae = self.d_sae
+        if d_sae is None:
+            if self.ratio is None:
+                raise InputError("give the number of latents: d_sae or ratio")
+            d_sae = round(self.ratio * max(self.d_in.values()))
+        self.d_sae = d_sae
+        for key, dictionary in self.dictionaries.items():
+            widths = set(self.d_in.values()) if key == "shared" else {self.d_in[key]}
+            if len(widths) != 1:
+                raise InputError(f"a shared dictionary needs equal widths, not {self.d_in}")
+            dictionary.build(widths.pop(), d_sae)
+        self._align_initial_atoms()
+        self.normaliser.build(self.d_in)
+        self.encoder.build(self.d_in, d_sae, self.dictionaries)
+        self.selector.build(d_sae)
+        return self
+
+    @torch.no_grad()
+    def _align_initial_atoms(self) -> None:
+        """Unit dictionaries of equal width start from the same atoms, so that a latent starts as one concept."""
+        first, *rest = self.dictionaries.values()
+        for other in rest:
+            if first.norm == other.norm == "unit" and other.weight.shape == first.weight.shape:
+                other.weight.copy_(first.weight)
+
+    def dictionary(self, modality: str) -> Dictionary:
+        """The dictionary that decodes a modality."""
+        return self.dictionaries["shared" if "shared" in self.dictionaries else modality]
+
+    def _modality(self, modality: str | None) -> str:
+        if modality is None and len(self.modalities) == 1:
+            return self.modalities[0]
+        if modality not in self.modalities:
+            raise InputError(f"modality must be one of {self.modalities}, not {modality!r}")
+        return modality
+
+    def _encode(self, x: Tensor, modality: str) -> tuple[Tensor, Any, Codes]:
+        if x.dim() != 2 or x.shape[1] != self.d_in[modality]:
+            raise InputError(
+                f"{modality} activations have shape {tuple(x.shape)}; this SAE takes (N, {self.d_in[modality]})"
+            )
+        # half precision makes ties, and ties lose members of the top-k: select in the weights' own precision
+        with torch.autocast(x.device.type, enabled=False):
+            target, info = self.normaliser(x.to(self.dictionary(modality).weight.dtype), modality)
+            pre = self.encoder(target, self.dictionary(modality), modality)
+            values, indices = self.selector(pre, modality)
+        return target, pre, Codes(values, indices, self.d_sae, modality, info)
+
+    def encode(self, x: Tensor | np.ndarray, modality: str | None = None) -> Codes:
+        """Codes of raw activations ``x (N, d_in)``, tensor or numpy.
+
+        Raises:
+            InputError: A wrong width, or no modality where the SAE has several.
+        """
+        m = self._modality(modality)
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(x)
+        return self._encode(x.to(self.dictionary(m).weight.device), m)[2]
+
+    def decode(self, codes: Codes, modality: str | None = None) -> Tensor:
+        """``(N, d)`` reconstruction in the units of x, by the dictionary of ``modality`` (default: the codes' own).
+
+        Raises:
+            InputError: A per-row normaliser and codes without ``info``.
+        """
+        m = self._modality(modality or codes.modality)
+        return self.normaliser.invert(self._decode(codes, m), m, codes.info)
+
+    def _decode(self, codes: Codes, modality: str) -> Tensor:
+        dictionary = self.dictionary(modality)
+        with torch.autocast(codes.values.device.type, enabled=False):
+            out = codes.decode_with(dictionary.rows())
+            return out if dictionary.bias is None else out + dictionary.bias
+
+    def forward(self, tokens: Tokens | Mapping[str, Tensor]) -> dict[str, SAEOutput]:
+        """Outputs for every modality in ``tokens`` (or in ``{modality: (N, d)}``)."""
+        outputs = {}
+        for m, x in (tokens.x if isinstance(tokens, Tokens) else tokens).items():
+            target, pre, codes = self._encode(x, self._modality(m))
+            recon = self._decode(codes, m)
+            outputs[m] = SAEOutput(self.normaliser.invert(recon, m, codes.info), codes, target, recon, pre)
+        return outputs
+
+    def fit_normaliser(self, sample: Mapping[str, Tensor]) -> None:
+        """Fit the normaliser's statistics on ``{modality: (N, d) raw activations}``; once, before the first step."""
+        self.normaliser.fit(sample)
+
+    def project_(self) -> None:
+        """Put every dictionary back on its constraint; after each optimiser step."""
+        for d in self.dictionaries.values():
+            d.project_()
+
+    def remove_parallel_grad_(self) -> None:
+        """Keep gradients of constrained dictionaries tangent; after backward, before clipping."""
+        for d in self.dictionaries.values():
+            d.remove_parallel_grad_()
+
+    def attach(self, host: Any, allow_other_site: bool = False) -> list[Site]:
+        """The sites at which ``host`` feeds this SAE, checked.
+
+        An SAE without sites (imported from elsewhere) gets the host's default sites: the first attach names them.
+
+        Raises:
+            InputError: The SAE was trained on another host or on another width, unless ``allow_other_site`` (which
+                does not excuse a width).
+        """
+        sites = self.sites or {m: s for m, s in host.default_sites().items() if m in self.modalities}
+        for m, site in sites.items():
+            if not allow_other_site and site.host != host.fingerprint:
+                raise InputError(
+                    f"this SAE was trained on {site}, not on host {host.fingerprint[:12]}; "
+                    "allow_other_site=True attaches it all the same"
+                )
+            if site.width != self.d_in[m]:
+                raise InputError(f"site {site} does not fit this SAE, which takes width {self.d_in[m]} for {m}")
+        if not self.sites:
+            self.sites = dict(sites)
+        return list(sites.values())
+
+    def save_pretrained(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> Path:
+        """Write ``cfg.json``, ``sae_weights.safetensors`` and a model card; see :mod:`mmsae.sae.io`."""
+        from mmsae.sae.io import save
+
+        return save(self, folder, training)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> SAE:
+        """Load a folder that :meth:`save_pretrained` wrote, or a Hugging Face hub id; see :mod:`mmsae.sae.io`."""
+        from mmsae.sae.io import load
+
+        return load(path, device)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
+        """Save to a temporary folder and upload it to the hub; returns the repository's address."""
+        from mmsae.sae.io import push
+
+        return push(self, repo_id, private, token)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, modalities={self.modalities}"
+
+
+def fit_rows(batches: Iterable[Tokens], rows: int) -> dict[str, Tensor]:
+    """The first ``rows`` rows of every modality of a stream, for :meth:`SAE.fit_normaliser`; memory is bounded by it."""
+    parts: dict[str, list[Tensor]] = {}
+    have: dict[str, int] = {}
+    for tokens in batches:
+        for m, x in tokens.x.items():
+            parts.setdefault(m, []).append(x[: max(0, rows - have.get(m, 0))].detach().cpu())
+            have[m] = have.get(m, 0) + len(parts[m][-1])
+        if have and min(have.values()) >= rows:
+            break
+    return {m: torch.cat(p) for m, p in parts.items()}

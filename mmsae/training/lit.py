@@ -1,0 +1,160 @@
+"""The LightningModule around an SAE: losses, usage tracking, projection inside the step, validation metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmsae.metrics.validation import ValidationMetrics
+from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.training.schedule import Schedule
+from mmsae.types import InputError, Tokens
+
+
+def _adam(params) -> Optimizer:
+    return torch.optim.Adam(params, lr=1e-3, fused=True)
+
+
+class LitSAE(pl.LightningModule):
+    """Trains an SAE on batches of :class:`mmsae.types.Tokens`.
+
+    Widths come from the datamodule: an unbuilt SAE is built in ``setup``. The normaliser is fitted in one pass before
+    step 0 and never again. Dictionary constraints are part of the step: gradients are made tangent before clipping,
+    atoms renormalised right after the optimiser, so every checkpoint holds valid atoms.
+
+    Args:
+        sae: The model, built or unbuilt.
+        losses: Loss terms; their sum is minimised.
+        optimizer: Called with the parameters.
+        scheduler: Called with the optimiser; stepped once a step. ``none`` keeps the rate constant.
+        normaliser_rows: Rows of each modality and rank that the normaliser is fitted on.
+        dead_after: Tokens without firing after which the training log counts a latent as dead.
+    """
+
+    def __init__(
+        self,
+        sae: SAE,
+        losses: Sequence[LossTerm] | None = None,
+        optimizer: Callable[[list[nn.Parameter]], Optimizer] = _adam,
+        scheduler: Callable[[Optimizer], Schedule] | None = Schedule,
+        normaliser_rows: int = 32_768,
+        dead_after: int = 1_000_000,
+    ):
+        super().__init__()
+        self.sae = sae
+        self.losses = nn.ModuleList(losses or [Reconstruction()])
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.normaliser_rows, self.dead_after = normaliser_rows, dead_after
+        self.usage: UsageTracker | None = None
+        self.validation: ValidationMetrics | None = None
+        if sae.d_in:
+            self._allocate()
+
+    def _allocate(self) -> None:
+        self.usage = UsageTracker(self.sae.d_sae, self.sae.modalities)
+        self.validation = ValidationMetrics(self.sae.modalities, self.sae.d_in, self.sae.d_sae)
+
+    def setup(self, stage: str) -> None:
+        """Size the SAE from the datamodule, or check that it fits.
+
+        Raises:
+            InputError: The data's width or site is another than the SAE's.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not self.sae.d_in:
+            if data is None:
+                raise InputError("the SAE has no d_in and the trainer no datamodule to take it from")
+            self.sae.build(data.d_in)
+            self._allocate()
+        if data is None:
+            return
+        widths = data.d_in if isinstance(data.d_in, dict) else {m: data.d_in for m in self.sae.modalities}
+        for m in self.sae.modalities:
+            if widths.get(m) != self.sae.d_in[m]:
+                raise InputError(f"the data has {m} activations of width {widths.get(m)}, the SAE takes {self.sae.d_in[m]}")
+        sites = {m: s for m, s in getattr(data, "sites", {}).items() if m in self.sae.modalities}
+        for m, site in self.sae.sites.items():
+            if m in sites and not site.same(sites[m]):
+                raise InputError(f"the SAE was trained on {site}, the data holds {sites[m]}")
+        self.sae.sites = self.sae.sites or sites
+
+    def on_fit_start(self) -> None:
+        """Fit the normaliser unless a checkpoint brought it."""
+        if not self.sae.normaliser.fitted:
+            sample = fit_rows(self.trainer.datamodule.train_dataloader(), self.normaliser_rows)
+            self.sae.fit_normaliser(sample)
+
+    def on_train_start(self) -> None:
+        """Remember the length of the training, which ramps need."""
+        self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+
+    def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
+        """One step's loss."""
+        outputs = self.sae(batch)
+        ctx = LossContext(self.sae, self.usage, self.global_step / self.total_steps)
+        terms = {term.name: term(outputs, ctx) for term in self.losses}
+        loss = torch.stack(list(terms.values())).sum()
+        self.usage.update({m: out.codes for m, out in outputs.items()})
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_training(outputs, terms, loss, next(iter(outputs.values())).codes.n)
+        return loss
+
+    @torch.no_grad()
+    def _log_training(self, outputs, terms, loss, rows: int) -> None:
+        values = {"train/loss": loss, **{f"train/{name}": v for name, v in terms.items()}}
+        self.log_dict(values, batch_size=rows)
+        bar = {}
+        for m, out in outputs.items():
+            error = (out.target - out.recon).square().sum(1).mean()
+            bar[f"fvu/{m}"] = error / self.sae.normaliser.variance(m)
+            bar[f"l0/{m}"] = out.codes.l0().float().mean()
+            bar[f"dead/{m}"] = self.usage.dead(self.dead_after, m).float().mean()
+        self.log_dict(bar, prog_bar=True, batch_size=rows)
+
+    def validation_step(self, batch: Tokens, batch_idx: int) -> None:
+        """Accumulate the validation metrics."""
+        self.validation.update(batch, self.sae(batch))
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        report = {f"{stage}/{name}": float(v) for name, v in self.validation.compute().items()}
+        self.validation.reset()
+        # computed from states that are summed over ranks, so the value is the same everywhere
+        self.log_dict(report, sync_dist=False, batch_size=1)
+        self.print("  ".join(f"{k} {v:.4g}" for k, v in report.items() if "fvu" in k or "cosine" in k))
+
+    def predict_step(self, batch: Tokens, batch_idx: int) -> dict:
+        """Codes of a batch, ``{modality: Codes}``."""
+        return {m: out.codes for m, out in self.sae(batch).items()}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make gradients tangent; Lightning clips after this hook."""
+        self.sae.remove_parallel_grad_()
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        """Step, then put the dictionaries back on their constraint."""
+        super().optimizer_step(*args, **kwargs)
+        self.sae.project_()
+
+    def configure_optimizers(self):
+        """Optimiser, and the schedule stepped once a step."""
+        optimizer = self.make_optimizer(list(self.sae.parameters()))
+        if self.make_scheduler is None:
+            return optimizer
+        scheduler = self.make_scheduler(optimizer)
+        if hasattr(scheduler, "set_total_steps"):
+            scheduler.set_total_steps(max(1, int(self.trainer.estimated_stepping_batches)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
