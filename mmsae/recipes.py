@@ -22,4 +22,6 @@ def find_recipe(name: str) -> str:
         if (root / inside).is_file():
             return str(root / inside)
     known = sorted({str(p.relative_to(r)) for r in roots if r.is_dir() for p in r.rglob("*.yaml")})
-    raise InputError(f"no recipe {name}: not in the working folder, and mmsae has {', '.join(known) or 'none installed'}")
+    raise InputError(
+        f"no recipe {name}: not in the working folder, and mmsae has {', '.join(known) or 'none installed'}"
+    )

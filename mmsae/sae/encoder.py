@@ -167,7 +167,7 @@ class PerModalityEncoder(Encoder):
         """Build one copy a modality."""
         for m, d in d_in.items():
             part = copy.deepcopy(self.template[0])
-            part.build({m: d}, d_sae, {m: dictionaries.get(m, dictionaries.get("shared"))})
+            part.build({m: d}, d_sae, {m: dictionaries[m if m in dictionaries else "shared"]})
             self.encoders[m] = part
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:

@@ -104,7 +104,11 @@ class DeadLatentReport(Callback):
             density = usage.density(m)
             hubs = (density > self.hub_above).nonzero()[:, 0].tolist()
             never = int((density == 0).sum())
-            report["modalities"][m] = {"never_fired": never, "hubs": hubs, "density": [round(v, 6) for v in density.tolist()]}
+            report["modalities"][m] = {
+                "never_fired": never,
+                "hubs": hubs,
+                "density": [round(v, 6) for v in density.tolist()],
+            }
             lines.append(f"{m}: {never} of {len(dead)} never fired, {len(hubs)} on over {self.hub_above:.0%} of tokens")
         with atomic_file(self.file or Path(trainer.default_root_dir) / "latents.json") as temp:
             temp.write_text(json.dumps(report))

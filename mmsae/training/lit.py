@@ -75,7 +75,9 @@ class LitSAE(pl.LightningModule):
         widths = data.d_in if isinstance(data.d_in, dict) else {m: data.d_in for m in self.sae.modalities}
         for m in self.sae.modalities:
             if widths.get(m) != self.sae.d_in[m]:
-                raise InputError(f"the data has {m} activations of width {widths.get(m)}, the SAE takes {self.sae.d_in[m]}")
+                raise InputError(
+                    f"the data has {m} activations of width {widths.get(m)}, the SAE takes {self.sae.d_in[m]}"
+                )
         sites = {m: s for m, s in getattr(data, "sites", {}).items() if m in self.sae.modalities}
         for m, site in self.sae.sites.items():
             if m in sites and not site.same(sites[m]):

@@ -1,0 +1,76 @@
+"""Sparse products against the dense formula: values, gradients, and that no (N, d_sae) matrix is built."""
+
+import pytest
+import torch
+
+from mmsae.kernels import chunked_topk, sampled_linear, sparse_decode
+
+
+def problem(dtype=torch.double, n=6, d=5, f=11, k=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    make = lambda *s: torch.randn(*s, generator=g, dtype=dtype).requires_grad_()  # noqa: E731
+    indices = torch.stack([torch.randperm(f, generator=g)[:k] for _ in range(n)])
+    return make(n, d), make(f, d), make(f), make(n, k), indices
+
+
+def test_gradcheck_in_float64():
+    x, w, b, v, idx = problem()
+    assert torch.autograd.gradcheck(lambda v, w: sparse_decode(v, idx, w), (v, w))
+    assert torch.autograd.gradcheck(lambda x, w, b: sampled_linear(x, w, b, idx), (x, w, b))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-9), (torch.float, 1e-6)])
+def test_values_and_gradients_equal_the_dense_formula(dtype, tolerance):
+    x, w, b, v, idx = problem(dtype, n=64, d=48, f=200, k=16, seed=1)
+    fast = sparse_decode(v * sampled_linear(x, w, b, idx).relu(), idx, w)
+    target = torch.randn_like(fast)
+    got = torch.autograd.grad((fast - target).square().sum(), (x, w, b, v))
+    dense_v = torch.zeros(64, 200, dtype=dtype).scatter(1, idx, v)
+    naive = (dense_v * (x @ w.t() + b).relu()) @ w
+    want = torch.autograd.grad((naive - target).square().sum(), (x, w, b, v))
+    for a, c in zip((fast, *got), (naive, *want), strict=True):
+        assert (a - c).norm() / c.norm() < tolerance
+
+
+def test_latents_nobody_chose_get_zero_gradient():
+    x, w, b, v, idx = problem()
+    idx = idx.clamp(max=4)
+    grad = torch.autograd.grad(sampled_linear(x, w, b, idx).sum(), (w, b))
+    assert (grad[0][5:] == 0).all() and (grad[1][5:] == 0).all()
+
+
+def test_known_values_are_not_computed_again_and_carry_the_same_gradient():
+    x, w, b, _, _ = problem()
+    values, idx = chunked_topk(x, w, b, 4)
+    a = torch.autograd.grad(sampled_linear(x, w, b, idx, values).square().sum(), (x, w, b))
+    c = torch.autograd.grad(sampled_linear(x, w, b, idx).square().sum(), (x, w, b))
+    for p, q in zip(a, c, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_score_ranks_and_values_stay_signed():
+    x, w, b, _, _ = problem(n=9)
+    values, idx = chunked_topk(x, w, b, 2, score=torch.abs)
+    u = x @ w.t() + b
+    assert torch.equal(values, u.gather(1, idx))
+    assert torch.equal(idx.sort(1).values, u.abs().topk(2).indices.sort(1).values)
+
+
+def test_no_rows():
+    values, idx = chunked_topk(torch.zeros(0, 5), torch.randn(7, 5), None, 3)
+    assert values.shape == idx.shape == (0, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu():
+    x, w, b, v, idx = (t.detach().float() if t.is_floating_point() else t for t in problem(n=300, d=64, f=500, k=8))
+
+    def run(device):
+        xs, ws, bs, vs = (t.to(device).requires_grad_() for t in (x, w, b, v))
+        i = idx.to(device)
+        out = sparse_decode(vs * sampled_linear(xs, ws, bs, i), i, ws)
+        return [t.cpu() for t in (out, *torch.autograd.grad(out.square().sum(), (xs, ws, bs, vs)))]
+
+    for a, c in zip(run("cuda"), run("cpu"), strict=True):
+        assert (a - c).norm() / c.norm() < 1e-5

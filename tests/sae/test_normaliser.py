@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmsae import InputError
+from mmsae.sae import Normaliser
+
+FLAGS = [
+    {}, {"unit_in": True}, {"centre": True}, {"unit_out": True}, {"scale": "rms"}, {"centre": True, "scale": "rms"},
+    {"unit_in": True, "centre": True, "unit_out": True}, {"unit_in": True, "centre": True, "scale": "rms", "unit_out": True},
+]  # fmt: skip
+
+
+def fitted(sample, **flags):
+    n = Normaliser(**flags)
+    n.build({m: x.shape[1] for m, x in sample.items()})
+    n.fit(sample)
+    return n
+
+
+@pytest.fixture
+def sample():
+    torch.manual_seed(0)
+    return {"image": 3 * torch.randn(400, 6) + 5, "text": torch.randn(300, 6) - 2}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_invert_undoes_everything(sample, flags):
+    n = fitted(sample, **flags)
+    for m, x in sample.items():
+        y, info = n(x, m)
+        torch.testing.assert_close(n.invert(y, m, info), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_variance_is_the_total_variance_of_the_normalised_rows(sample, flags):
+    n = fitted(sample, **flags)
+    for m, x in sample.items():
+        y = n(x, m)[0].double()
+        torch.testing.assert_close(n.variance(m).double(), (y - y.mean(0)).square().sum(1).mean(), rtol=1e-5, atol=0)
+
+
+def test_the_composition_is_norm_mean_norm_per_modality(sample):
+    n = fitted(sample, unit_in=True, centre=True, unit_out=True)
+    for m, x in sample.items():
+        unit = F.normalize(x)
+        torch.testing.assert_close(n(x, m)[0], F.normalize(unit - unit.mean(0)), rtol=1e-4, atol=1e-5)
+
+
+def test_rms_makes_the_mean_squared_norm_one(sample):
+    n = fitted(sample, centre=True, scale="rms")
+    for m, x in sample.items():
+        assert float(n(x, m)[0].square().sum(1).mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_parts_and_whole_fit_equally(sample):
+    whole = fitted(sample, unit_in=True, centre=True, unit_out=True)
+    parts = Normaliser(unit_in=True, centre=True, unit_out=True)
+    parts.build({m: 6 for m in sample})
+    parts.fit({m: list(x.split(37)) for m, x in sample.items()})
+    for name, buffer in whole.named_buffers():
+        torch.testing.assert_close(dict(parts.named_buffers())[name], buffer)
+
+
+def test_fitting_again_gives_the_same(sample):
+    n = fitted(sample, unit_in=True, centre=True, scale="rms", unit_out=True)
+    before = {k: v.clone() for k, v in n.named_buffers()}
+    n.fit(sample)
+    assert all(torch.equal(v, before[k]) for k, v in n.named_buffers())
+
+
+def test_decoding_without_info_under_a_per_row_normaliser_raises(sample):
+    n = fitted(sample, unit_out=True)
+    with pytest.raises(InputError, match="info"):
+        n.invert(sample["image"], "image", None)
+
+
+def test_bad_samples_are_named(sample):
+    n = Normaliser(centre=True)
+    n.build({"image": 6, "text": 6})
+    with pytest.raises(InputError, match="no text activations"):
+        n.fit({"image": sample["image"]})
+    with pytest.raises(InputError, match="image activations do not vary"):
+        n.fit({"image": torch.ones(5, 6), "text": sample["text"]})
+    assert not n.fitted
+    with pytest.raises(InputError, match="scale must be"):
+        Normaliser(scale="std")

@@ -1,0 +1,186 @@
+"""save -> load -> encode is equal for every composition; bad files are refused in one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmsae import SAE, InputError, Site
+from mmsae.sae import AffineEncoder, Dictionary, DistanceEncoder, Normaliser, PerModalityEncoder, TopK
+
+
+def per_modality(norm="unit"):
+    return {m: Dictionary(norm=norm) for m in ("image", "text")}
+
+
+COMPOSITIONS = {
+    "paired_topk": lambda: SAE(8, 32, normaliser=Normaliser(unit_in=True, centre=True, unit_out=True), selector=TopK(3), dictionaries=per_modality()),
+    "vl_sae": lambda: SAE(8, ratio=4, encoder=DistanceEncoder(), selector=TopK(3, strict=True), dictionaries=per_modality("free")),
+    "shared": lambda: SAE(8, 32, normaliser=Normaliser(centre=True, scale="rms"), selector=TopK(3)),
+    "dual": lambda: SAE({"image": 8, "text": 5}, 32, encoder=PerModalityEncoder(AffineEncoder()), selector=TopK(3), dictionaries=per_modality()),
+    "topk": lambda: SAE(8, 32, modalities=["image"], selector=TopK(3)),
+    "no_bias": lambda: SAE(8, 32, modalities=["image"], encoder=AffineEncoder(bias=False), selector=TopK(3), dictionaries={"shared": Dictionary(bias=False)}),
+}  # fmt: skip
+
+
+def make(name, seed=0):
+    torch.manual_seed(seed)
+    sae = COMPOSITIONS[name]()
+    x = {m: torch.randn(20, d) + 1 for m, d in sae.d_in.items()}
+    sae.fit_normaliser(x)
+    with torch.no_grad():
+        for p in sae.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return sae, x
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_round_trip(tmp_path, name):
+    sae, x = make(name)
+    sae.selector.set_k(4)  # an annealed k is part of the state
+    state = torch.get_rng_state()
+    again = SAE.from_pretrained(sae.save_pretrained(tmp_path / "sae"))
+    assert torch.equal(torch.get_rng_state(), state)  # loading draws nothing
+    for m, v in x.items():
+        a, b = sae.encode(v, m), again.encode(v.numpy(), m)
+        assert torch.equal(a.to_dense(), b.to_dense()) and (a.l0() <= 4).all() and a.indices.shape[1] == 4
+        assert torch.equal(sae.decode(a), again.decode(b, m))
+
+
+def test_names_and_layout_in_the_file(tmp_path):
+    sae, _ = make("paired_topk")
+    tensors = load_file(sae.save_pretrained(tmp_path / "sae") / "sae_weights.safetensors")
+    assert tensors["W_enc"].shape == (8, 32) and tensors["W_dec.image"].shape == (32, 8)
+    assert torch.equal(tensors["W_enc"].t(), sae.encoder.weight)
+    assert json.loads((tmp_path / "sae" / "cfg.json").read_text())["architecture"] == "mmsae"
+    assert "sparse-autoencoder" in (tmp_path / "sae" / "README.md").read_text()
+
+
+def test_one_modality_topk_is_a_saelens_folder(tmp_path):
+    sae, x = make("topk")
+    sae.save_pretrained(tmp_path / "sae")
+    cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    want = {
+        "architecture": "topk",
+        "k": 3,
+        "d_in": 8,
+        "d_sae": 32,
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+    }
+    assert {k: cfg[k] for k in want} == want
+    t = load_file(tmp_path / "sae" / "sae_weights.safetensors")
+    u = (x["image"] - t["b_dec"]) @ t["W_enc"] + t["b_enc"]  # SAELens's formula
+    top = u.relu().topk(3)
+    z = torch.zeros_like(u).scatter(1, top.indices, top.values)
+    codes = sae.encode(x["image"])
+    torch.testing.assert_close(codes.to_dense(), z)
+    torch.testing.assert_close(sae.decode(codes), z @ t["W_dec"] + t["b_dec"])
+
+
+def edit_cfg(folder, fn):
+    path = folder / "cfg.json"
+    cfg = json.loads(path.read_text())
+    fn(cfg)
+    path.write_text(json.dumps(cfg))
+
+
+def test_bad_folders_are_refused(tmp_path):
+    folder = make("topk")[0].save_pretrained(tmp_path / "sae")
+    with pytest.raises(InputError, match="no SAE at"):
+        SAE.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"no cfg\.json"):
+        SAE.from_pretrained(tmp_path)
+    edit_cfg(folder, lambda c: c["mmsae"]["selector"].update(name="os.system"))
+    with pytest.raises(InputError, match=r"unknown selector 'os\.system'"):
+        SAE.from_pretrained(folder)
+    edit_cfg(folder, lambda c: (c["mmsae"]["selector"].update(name="topk"), c["mmsae"].update(d_in={"image": 9})))
+    with pytest.raises(InputError, match=r"shape \(32, 8\).*says \(32, 9\)"):
+        SAE.from_pretrained(folder)
+    edit_cfg(folder, lambda c: c["mmsae"].update(format=99))
+    with pytest.raises(InputError, match=r"format 99.*reads up to 1"):
+        SAE.from_pretrained(folder)
+    edit_cfg(folder, lambda c: c.pop("mmsae"))
+    with pytest.raises(InputError, match="written by another library"):
+        SAE.from_pretrained(folder)
+
+
+def test_saving_replaces_a_folder_as_a_whole_and_leaves_nothing_beside_it(tmp_path):
+    sae, _ = make("topk")
+    sae.save_pretrained(tmp_path / "sae")
+    (tmp_path / "sae" / "stale").write_text("")
+    sae.save_pretrained(tmp_path / "sae")
+    assert [p.name for p in tmp_path.iterdir()] == ["sae"] and not (tmp_path / "sae" / "stale").exists()
+
+
+def test_a_failed_save_keeps_the_old_folder(tmp_path, monkeypatch):
+    sae, x = make("topk")
+    sae.save_pretrained(tmp_path / "sae")
+    before = sae.encode(x["image"]).to_dense()
+
+    def full(*a, **k):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmsae.sae.io.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        sae.save_pretrained(tmp_path / "sae")
+    assert [p.name for p in tmp_path.iterdir()] == ["sae"]
+    assert torch.equal(SAE.from_pretrained(tmp_path / "sae").encode(x["image"]).to_dense(), before)
+
+
+def test_wrong_width_and_modality_are_named():
+    sae, _ = make("paired_topk")
+    with pytest.raises(InputError, match=r"shape \(3, 9\).*takes \(N, 8\)"):
+        sae.encode(np.zeros((3, 9), np.float32), "image")
+    with pytest.raises(InputError, match="modality must be one of"):
+        sae.encode(torch.zeros(3, 8))
+    with pytest.raises(InputError, match="not both"):
+        SAE(8, 32, ratio=4)
+    with pytest.raises(InputError, match="d_sae or ratio"):
+        SAE(8)
+    with pytest.raises(InputError, match="dictionaries must be"):
+        SAE(8, 32, dictionaries={"image": Dictionary()})
+
+
+class Host:
+    def __init__(self, fingerprint, width=8):
+        self.fingerprint, self.width = fingerprint, width
+
+    def default_sites(self):
+        return {m: Site(self.fingerprint, f"{m}.embed", modality=m, width=self.width) for m in ("image", "text")}
+
+
+def test_attach_names_sites_once_and_then_refuses_others(tmp_path):
+    sae, _ = make("paired_topk")
+    sites = sae.attach(Host("a" * 32))
+    assert [s.module for s in sites] == ["image.embed", "text.embed"]
+    again = SAE.from_pretrained(sae.save_pretrained(tmp_path / "sae"))
+    assert again.sites == sae.sites
+    with pytest.raises(InputError, match=r"trained on .*host aaaaaaaaaaaa, not on host bbbbbbbbbbbb"):
+        again.attach(Host("b" * 32))
+    assert again.attach(Host("b" * 32), allow_other_site=True)[0].host == "a" * 32
+    with pytest.raises(InputError, match="width 8 for image"):
+        make("paired_topk")[0].attach(Host("c" * 32, width=9))
+
+
+def test_push_to_hub_uploads_the_folder(monkeypatch):
+    calls = {}
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private, exist_ok):
+            calls["repo"] = (repo_id, private, exist_ok)
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            from pathlib import Path
+
+            calls["files"] = sorted(p.name for p in Path(folder_path).iterdir())
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert make("topk")[0].push_to_hub("me/sae", private=True) == "https://hub/me/sae"
+    assert calls == {"repo": ("me/sae", True, True), "files": ["README.md", "cfg.json", "sae_weights.safetensors"]}
