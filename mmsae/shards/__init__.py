@@ -1,0 +1,46 @@
+"""Image-text shards: sources, decoding, uids, faults, units of work, loaders and a writer."""
+
+from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
+from mmsae.shards.describe import count_samples, describe
+from mmsae.shards.faults import NOTES, FaultLog
+from mmsae.shards.files import atomic, disk_errors
+from mmsae.shards.pipeline import FAULT_LIMIT, ExactLoader, TrainLoader, make_pipeline, unit_batches
+from mmsae.shards.read import Sample, UidSet, make_uid, read_shard, with_image
+from mmsae.shards.sources import Source, Sources, as_sources, expand
+from mmsae.shards.streams import UnitBatch
+from mmsae.shards.units import Unit, done, part_path, run_units, units, write_part
+from mmsae.shards.writer import ShardWriter
+
+__all__ = [
+    "FAULT_LIMIT",
+    "NOTES",
+    "BrokenImage",
+    "ExactLoader",
+    "FaultLog",
+    "Sample",
+    "ShardWriter",
+    "Source",
+    "Sources",
+    "TrainLoader",
+    "UidSet",
+    "Unit",
+    "UnitBatch",
+    "as_sources",
+    "atomic",
+    "count_samples",
+    "decode_image",
+    "describe",
+    "disk_errors",
+    "done",
+    "expand",
+    "make_pipeline",
+    "make_uid",
+    "part_path",
+    "read_shard",
+    "run_units",
+    "to_rgb",
+    "unit_batches",
+    "units",
+    "with_image",
+    "write_part",
+]

@@ -1,0 +1,88 @@
+"""Bytes of one sample to an RGB image, a caption and metadata. Only named fields are read; nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")  # what files of those names hold in practice; never EPS or PSD
+
+
+class BrokenImage(ValueError):
+    """The bytes are not an image that can be decoded; the message says why."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB image of 8 bits a channel, from any mode, of the first frame.
+
+    16-bit greys are scaled (PIL's own conversion clips them to white); what is transparent becomes white, as in
+    img2dataset, which wrote LAION and DataComp. EXIF rotation is not applied, as in webdataset and open_clip.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """The RGB image in the bytes of a JPEG, PNG, WebP, GIF or BMP file.
+
+    Raises:
+        BrokenImage: If the bytes are empty, cut, damaged, another format or unreasonably large (PIL's own bound).
+    """
+    if not data:
+        raise BrokenImage("0 bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return to_rgb(image)
+    except Exception as e:  # decoders raise OSError, ValueError, SyntaxError, struct.error and others on damaged bytes
+        reason = "not a known image format" if "cannot identify" in str(e) else str(e)
+        raise BrokenImage(f"{len(data)} bytes: {reason}") from e
+
+
+def find_image(raw: Mapping[str, Any]) -> str | None:
+    """The first of ``jpg, png, jpeg, webp`` that the sample has."""
+    return next((k for k in IMAGE_KEYS if k in raw), None)
+
+
+def parse_json(data: bytes) -> dict[str, Any] | None:
+    """The object in a ``json`` field, or None where it is not one."""
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return meta if isinstance(meta, dict) else None
+
+
+def find_caption(raw: Mapping[str, bytes], meta: Mapping[str, Any], field: str = "") -> str | None:
+    """The caption, stripped, or None where the sample has none.
+
+    Args:
+        raw: The sample's fields.
+        meta: Its parsed ``json``.
+        field: Field of ``meta`` that holds the caption, or a list of captions of which the first is taken. Empty:
+            the ``txt`` field, or where there is none ``meta["caption"]``.
+    """
+    if not field and "txt" in raw:
+        return raw["txt"].decode("utf-8-sig", errors="replace").strip()
+    value = meta.get(field or "caption")
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else ""
+    return value.strip() if isinstance(value, str) else None
+
+
+def find_cls(raw: Mapping[str, bytes]) -> int | None:
+    """The class number in the ``cls`` field, or None."""
+    try:
+        return int(raw["cls"])
+    except (KeyError, ValueError):
+        return None

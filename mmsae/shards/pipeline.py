@@ -1,0 +1,241 @@
+"""Loaders over shards: batches for a frozen host, decoded in workers, with their faults judged in the main process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+import webdataset as wds
+
+from mmsae.shards.batches import Reader, Tokenize, Transform
+from mmsae.shards.faults import FaultLog
+from mmsae.shards.read import UidSet
+from mmsae.shards.sources import Source, Sources, as_sources, expand
+from mmsae.shards.streams import ExactStream, Mixed, TrainStream, UnitBatch
+from mmsae.types import ImageTextBatch, InputError
+
+log = logging.getLogger("mmsae.shards")
+
+FAULT_LIMIT = 0.05
+"""Default largest share of dropped samples."""
+
+
+def make_pipeline(
+    sources: Sources | Source | Sequence[Source | str],
+    transform: Transform | None,
+    tokenize: Tokenize | None,
+    batch_size: int,
+    *,
+    train: bool,
+    seed: int = 0,
+    shuffle: int = 2000,
+    workers: int = 0,
+    epoch_samples: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    fault_limit: float = FAULT_LIMIT,
+    need: Collection[str] | None = None,
+    caption_field: str = "",
+    pin_memory: bool = False,
+) -> TrainLoader | ExactLoader:
+    """A loader of ``ImageTextBatch`` over one or several sources of shards.
+
+    Training is an endless stream cut into epochs of ``epoch_samples``: every pass over the shards is in a new order,
+    sources are mixed by weight, samples shuffled in a buffer, all batches full, all ranks have equally many. The exact
+    pass gives every good sample once; batches never cross tars; a rank with fewer tars yields fewer batches, one
+    without any yields nothing (do not call collectives per batch there).
+
+    Args:
+        sources: Pattern(s), ``Source``s, or ``{pattern: weight}``.
+        transform: The host's image transform; None to leave images out.
+        tokenize: The host's tokenizer; None to leave token ids out.
+        batch_size: Samples a batch on one rank.
+        train: Endless reshuffled stream, or exact pass.
+        seed: Of all orders (training).
+        shuffle: Samples in the buffer of each worker (training); it holds undecoded bytes.
+        workers: Processes that read and decode; 0 does it in this one. Capped at this rank's shards.
+        epoch_samples: Samples of all ranks together that make an epoch (training; required there).
+        rank: This process.
+        world: Number of processes.
+        fault_limit: Largest share of dropped samples, judged after 1,000 samples and at the end.
+        need: What a sample must have (``image, caption, json, cls``); by default what is transformed and tokenised.
+        caption_field: Field of ``json`` with the caption; empty: ``txt``, or ``json``'s ``caption``.
+        pin_memory: Whether batches arrive in pinned memory.
+
+    Raises:
+        InputError: If no shard matches, training has fewer shards than ranks, or an epoch is less than one batch.
+    """
+    expanded = [Mixed(s.name, s.weight, expand(s.pattern)) for s in as_sources(sources)]
+    if need is None:
+        need = [n for n, wanted in (("image", transform), ("caption", tokenize)) if wanted is not None]
+    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field)
+    n = sum(len(s.paths) for s in expanded)
+    if not train:
+        tars = [(s.name, path) for s in expanded for path in s.paths][rank::world]
+        return ExactLoader(ExactStream(reader, tars), _capped(workers, len(tars), rank), fault_limit, pin_memory)
+    if n < world:
+        raise InputError(f"Training on {world} ranks needs at least {world} shards, and there are {n}.")
+    n_batches = (epoch_samples or 0) // (batch_size * world)
+    if n_batches < 1:
+        raise InputError(
+            f"An epoch of {epoch_samples} samples is less than one batch of {batch_size} on each of {world} ranks."
+        )
+    stream = TrainStream(reader, expanded, seed, shuffle, rank, world)
+    return TrainLoader(stream, _capped(workers, n // world, rank), fault_limit, pin_memory, n_batches)
+
+
+def unit_batches(
+    paths: Sequence[str],
+    transform: Transform | None,
+    tokenize: Tokenize | None,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    source: str = "",
+    need: Collection[str] | None = None,
+    caption_field: str = "",
+    pin_memory: bool = False,
+) -> Iterator[UnitBatch]:
+    """Batches of the given tars, each marked with its tar and whether it is that tar's last.
+
+    For jobs whose unit of work is one tar: with several workers the tars are decoded side by side and their batches
+    arrive interleaved, but the batches of one tar come in order and are the same for any number of workers. A tar
+    always ends with a batch marked ``last``, without samples where it has none. Its faults are in its own batches;
+    judging them is the caller's part.
+
+    Args:
+        paths: The tars to read (those of this rank that are not done).
+        transform: See ``make_pipeline``; likewise the others.
+        tokenize: As there.
+        batch_size: As there.
+        workers: As there.
+        source: Name of the source, part of the uids made here.
+        need: As there.
+        caption_field: As there.
+        pin_memory: As there.
+
+    Yields:
+        ``UnitBatch(path, batch, last)``.
+    """
+    if need is None:
+        need = [n for n, wanted in (("image", transform), ("caption", tokenize)) if wanted is not None]
+    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field)
+    stream = ExactStream(reader, [(source, str(path)) for path in paths])
+    return _packets(stream, min(workers, len(paths)), pin_memory)
+
+
+class ExactLoader:
+    """One pass over every good sample of this rank's tars, each time it is iterated.
+
+    Args:
+        stream: What the workers run.
+        workers: Number of worker processes.
+        fault_limit: Largest share of dropped samples.
+        pin_memory: Whether batches arrive in pinned memory.
+
+    Attributes:
+        faults: What the current or last pass counted; complete when the pass is. The faults of the batches add up to
+            it wherever there is a batch at all.
+    """
+
+    def __init__(self, stream: ExactStream, workers: int, fault_limit: float, pin_memory: bool) -> None:
+        self.stream, self.workers, self.fault_limit, self.pin_memory = stream, workers, fault_limit, pin_memory
+        self.faults = FaultLog()
+
+    def __iter__(self) -> Iterator[ImageTextBatch]:
+        self.faults, uids = FaultLog(), UidSet()
+        pending, held = FaultLog(), None  # one batch is held back for the faults that come after it
+        for packet in _packets(self.stream, self.workers, self.pin_memory):
+            batch = packet.batch
+            self.faults.merge(batch.faults)
+            self.faults.check(self.fault_limit)
+            for row in zip(batch.uids, batch.shards, batch.keys, strict=True):
+                uids.add(*row)
+            if held is not None and batch.uids:
+                yield held._replace(faults=pending.take())
+            pending.merge(batch.faults)
+            held = batch if batch.uids else held
+        self.faults.check(self.fault_limit, final=True)
+        if held is not None:
+            yield held._replace(faults=pending.take())
+
+
+class TrainLoader:
+    """Epochs of equally many full batches from one endless stream.
+
+    The workers and their shuffle buffers live on from epoch to epoch: the next epoch goes on where the last one ended,
+    so that short epochs reach the far end of long shards too. A resumed run begins a new stream, seeded by the number
+    of batches drawn before: the same distribution in another order (the documented statistical restart).
+
+    Args:
+        stream: What the workers run.
+        workers: Number of worker processes.
+        fault_limit: Largest share of dropped samples.
+        pin_memory: Whether batches arrive in pinned memory.
+        n_batches: Batches an epoch.
+
+    Attributes:
+        faults: What all epochs so far counted.
+    """
+
+    def __init__(self, stream: TrainStream, workers: int, fault_limit: float, pin_memory: bool, n_batches: int) -> None:
+        self.stream, self.workers, self.fault_limit, self.pin_memory = stream, workers, fault_limit, pin_memory
+        self.n_batches = n_batches
+        self.faults = FaultLog()
+        self.drawn = 0
+        self._running: Iterator[UnitBatch] | None = None
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[ImageTextBatch]:
+        if self._running is None:
+            self.stream.start = self.drawn
+            self._running = _packets(self.stream, self.workers, self.pin_memory)
+        for _ in range(self.n_batches):
+            batch = next(self._running).batch
+            self.drawn += 1
+            self.faults.merge(batch.faults)
+            self.faults.check(self.fault_limit)
+            yield batch
+        self.faults.check(self.fault_limit, final=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Batches drawn so far."""
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin a new stream after ``state["drawn"]`` batches."""
+        self.drawn = state["drawn"]
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers; the next epoch begins a new stream."""
+        self._running = None
+
+
+def _packets(stream: ExactStream | TrainStream, workers: int, pin_memory: bool) -> Iterator[UnitBatch]:
+    loader = wds.WebLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),  # else starting workers would advance the trainer's own generator
+    )
+    for packet in loader:
+        if packet.error:
+            raise InputError(packet.error)
+        yield packet
+
+
+def _same(packet: UnitBatch) -> UnitBatch:
+    return packet
+
+
+def _capped(workers: int, shards: int, rank: int) -> int:
+    if workers > shards and rank == 0:
+        log.warning("%d workers asked for, %d used: that is how many shards this rank has.", workers, shards)
+    return min(workers, shards)

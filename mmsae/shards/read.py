@@ -1,0 +1,160 @@
+"""Samples of one shard, each with its uid; whatever is wrong with one is counted and survived."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from mmsae.shards.decode import BrokenImage, decode_image, find_caption, find_cls, find_image, parse_json
+from mmsae.shards.faults import FaultLog
+from mmsae.shards.tar import groups
+from mmsae.types import InputError
+
+_HEX32 = re.compile(r"[0-9a-fA-F]{32}")
+
+
+class Sample(NamedTuple):
+    """One sample of a shard.
+
+    Attributes:
+        uid: 32 hex digits.
+        key: webdataset key.
+        shard: File name of the shard.
+        image: RGB image, or None where it was not decoded.
+        caption: Stripped caption; empty where the sample has none and none was needed.
+        meta: The ``json`` field; empty where there is none.
+        cls: The ``cls`` field, or None.
+        raw: All fields as bytes.
+    """
+
+    uid: str
+    key: str
+    shard: str
+    image: Image.Image | None
+    caption: str
+    meta: dict[str, Any]
+    cls: int | None
+    raw: dict[str, bytes]
+
+
+def make_uid(source: str, shard: str, key: str, meta: Mapping[str, Any]) -> str:
+    """The id of a sample: ``meta["uid"]`` if that is 32 hex digits (DataComp's form), else a hash of where it lies.
+
+    Args:
+        source: Name of the source (``Source.name``).
+        shard: File name of the shard, without its folder: moving a data set does not change its uids.
+        key: webdataset key.
+        meta: The sample's ``json``.
+
+    Returns:
+        32 hex digits in lower case (blake2b-128).
+    """
+    uid = meta.get("uid")
+    if isinstance(uid, str) and _HEX32.fullmatch(uid):
+        return uid.lower()
+    return blake2b("\0".join((source, shard, key)).encode(), digest_size=16).hexdigest()
+
+
+class UidSet:
+    """The uids of one job; a uid for the second time is refused (about 150 bytes of memory a uid)."""
+
+    def __init__(self) -> None:
+        self._shard_of: dict[bytes, int] = {}
+        self._shards: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def __contains__(self, uid: str) -> bool:
+        return bytes.fromhex(uid) in self._shard_of
+
+    def add(self, uid: str, shard: str, key: str) -> None:
+        """Remember a uid.
+
+        Raises:
+            InputError: If it was there already; names the uid, the key and both shards.
+        """
+        n = len(self._shard_of)
+        first = self._shard_of.setdefault(bytes.fromhex(uid), self._shards.setdefault(shard, len(self._shards)))
+        if len(self._shard_of) == n:
+            raise InputError(
+                f"uid {uid} of key {key} in shard {shard} was already taken by a sample of shard"
+                f" {list(self._shards)[first]}: remove one, or give sources with equal shard names different names."
+            )
+
+
+def read_shard(
+    path: str | Path,
+    faults: FaultLog,
+    *,
+    need: Collection[str] = ("image", "caption"),
+    decode: bool = True,
+    source: str = "",
+    caption_field: str = "",
+) -> Iterator[Sample]:
+    """The good samples of one shard, in its order.
+
+    Args:
+        path: A ``.tar`` or ``.tar.gz``.
+        faults: Counts every sample and what was wrong: ``missing_image``, ``broken_image``, ``missing_caption``,
+            ``empty_caption``, ``missing_json``, ``missing_cls`` (only where needed), ``truncated_shard``,
+            ``broken_shard``; noted without dropping the sample: ``broken_json``, ``bad_utf8``.
+        need: Which of ``image, caption, json, cls`` a sample must have to be kept.
+        decode: Whether to decode the image where it is needed; without, ``with_image`` does it later.
+        source: Name of the source, part of the uids made here.
+        caption_field: Field of ``json`` that holds the caption; empty: ``txt``, or ``json``'s ``caption``.
+
+    Yields:
+        Samples.
+    """
+    shard = Path(path).name
+    for key, raw, _ in groups(path, faults):
+        faults.seen()
+        meta = parse_json(raw["json"]) if "json" in raw else None
+        caption = find_caption(raw, meta or {}, caption_field)
+        sample = Sample(
+            make_uid(source, shard, key, meta or {}), key, shard, None, caption or "", meta or {}, find_cls(raw), raw
+        )
+        if lack := _lack(sample, need, caption is None, meta is None, caption_field):
+            faults.add(lack[0], shard, key, lack[1])
+            continue
+        if "json" in raw and meta is None:
+            faults.add("broken_json", shard, key)
+        if "\ufffd" in sample.caption:
+            faults.add("bad_utf8", shard, key)
+        if decode and "image" in need:
+            sample = with_image(sample, faults)
+        if sample is not None:
+            yield sample
+
+
+def _lack(s: Sample, need: Collection[str], no_caption: bool, no_json: bool, field: str) -> tuple[str, str] | None:
+    """The first reason to drop the sample, as (kind, detail)."""
+    image = find_image(s.raw)
+    if "image" in need and image is None:
+        return "missing_image", f"has {', '.join(s.raw)}"
+    if "image" in need and not s.raw[image]:
+        return "broken_image", f"{image} has 0 bytes"
+    if "json" in need and no_json:
+        return "missing_json", "not a JSON object" if "json" in s.raw else ""
+    if "caption" in need and no_caption:
+        return "missing_caption", f"no field {field} in json" if field else f"has {', '.join(s.raw)}"
+    if "caption" in need and not s.caption:
+        return "empty_caption", ""
+    if "cls" in need and s.cls is None:
+        return "missing_cls", ""
+    return None
+
+
+def with_image(sample: Sample, faults: FaultLog) -> Sample | None:
+    """The sample with its image decoded, or None (and counted as ``broken_image``) where that fails."""
+    try:
+        return sample._replace(image=decode_image(sample.raw[find_image(sample.raw)]))
+    except BrokenImage as e:
+        faults.add("broken_image", sample.shard, sample.key, str(e))
+        return None
