@@ -1,0 +1,42 @@
+"""Measures of SAEs on codes and plain tensors; streaming ones are torchmetrics, exact over batches and ranks."""
+
+from mmsae.metrics.concepts import concept_report
+from mmsae.metrics.correlation import CrossCorrelation, PairScorer, cross_correlation
+from mmsae.metrics.evidence import TopN, TopTable, text_keys, top_evidence
+from mmsae.metrics.evidence_io import LatentEvidence, load_evidence, save_evidence
+from mmsae.metrics.pairs import derangement, modality_score, pair_report, warnings_of
+from mmsae.metrics.ranking import auroc
+from mmsae.metrics.reconstruction import FVU, Reconstruction, fvu
+from mmsae.metrics.retrieval import both_ways, groups_of, recall_at
+from mmsae.metrics.similarity import concept_similarity, intra_inter
+from mmsae.metrics.sparsity import Sparsity, density_histogram, sparsity
+
+__all__ = [
+    "FVU",
+    "CrossCorrelation",
+    "LatentEvidence",
+    "PairScorer",
+    "Reconstruction",
+    "Sparsity",
+    "TopN",
+    "TopTable",
+    "auroc",
+    "both_ways",
+    "concept_report",
+    "concept_similarity",
+    "cross_correlation",
+    "density_histogram",
+    "derangement",
+    "fvu",
+    "groups_of",
+    "intra_inter",
+    "load_evidence",
+    "modality_score",
+    "pair_report",
+    "recall_at",
+    "save_evidence",
+    "sparsity",
+    "text_keys",
+    "top_evidence",
+    "warnings_of",
+]

@@ -1,0 +1,104 @@
+"""How often each latent fires: L0, density, dead and hub latents, from streaming integer counts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from mmsae.types import Codes
+
+
+def latent_sums(codes: Codes) -> tuple[Tensor, Tensor]:
+    """``(d_sae,)`` int64 number of rows each latent fired in, and ``(d_sae,)`` float64 sum of its squared values."""
+    v = codes.values.detach()
+    if codes.indices is None:
+        return (v != 0).sum(0), v.double().square().sum(0)
+    idx = codes.indices.flatten()
+    fired = torch.zeros(codes.d_sae, dtype=torch.long, device=v.device).scatter_add_(0, idx, (v != 0).flatten().long())
+    square = torch.zeros(codes.d_sae, dtype=torch.float64, device=v.device)
+    return fired, square.scatter_add_(0, idx, v.double().square().flatten())
+
+
+class SparsityStats(NamedTuple):
+    """What :class:`Sparsity` computes.
+
+    Attributes:
+        l0: Mean number of latents that fired per row.
+        dead_fraction: Share of latents that never fired.
+        hub_fraction: Share of latents that fired in more than ``hub`` of the rows.
+        density: ``(d_sae,)`` float64 share of rows in which each latent fired.
+        energy: ``(d_sae,)`` float64 mean squared value of each latent.
+        rows: Number of rows seen.
+    """
+
+    l0: Tensor
+    dead_fraction: Tensor
+    hub_fraction: Tensor
+    density: Tensor
+    energy: Tensor
+    rows: Tensor
+
+
+class Sparsity(Metric):
+    """Firing statistics of one modality's codes; exact sums over ranks.
+
+    Args:
+        d_sae: Number of latents.
+        hub: A latent that fires in more than this share of the rows is a hub.
+    """
+
+    full_state_update = False
+
+    def __init__(self, d_sae: int, hub: float = 0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.hub = hub
+        self.add_state("rows", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("fired", torch.zeros(d_sae, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("square", torch.zeros(d_sae, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, codes: Codes) -> None:
+        """Count one batch."""
+        fired, square = latent_sums(codes)
+        self.rows = self.rows + codes.n
+        self.fired = self.fired + fired
+        self.square = self.square + square
+
+    def compute(self) -> SparsityStats:
+        """Statistics over everything seen; NaN densities when no row was seen."""
+        density = self.fired.double() / self.rows
+        return SparsityStats(
+            l0=density.sum(),
+            dead_fraction=(self.fired == 0).double().mean(),
+            hub_fraction=(density > self.hub).double().mean(),
+            density=density,
+            energy=self.square / self.rows,
+            rows=self.rows,
+        )
+
+
+def sparsity(codes: Codes, hub: float = 0.1) -> SparsityStats:
+    """:class:`Sparsity` of one set of codes."""
+    metric = Sparsity(codes.d_sae, hub).to(codes.values.device)
+    metric.update(codes)
+    return metric.compute()
+
+
+def density_histogram(density: Tensor, decades: int = 6, per_decade: int = 4) -> tuple[Tensor, Tensor]:
+    """Histogram of log10 firing density over the latents that fired at all.
+
+    Args:
+        density: ``(d_sae,)`` share of rows in which each latent fired.
+        decades: The lowest edge is ``10 ** -decades``; rarer latents are counted in the first bin.
+        per_decade: Bins per factor of ten.
+
+    Returns:
+        ``(bins + 1,)`` edges as log10 density, and ``(bins,)`` int64 counts; their sum is the number of living latents.
+    """
+    bins = decades * per_decade
+    edges = torch.linspace(-decades, 0, bins + 1, dtype=torch.float64, device=density.device)
+    log = density[density > 0].double().log10()
+    at = torch.searchsorted(edges, log, right=True).sub_(1).clamp_(0, bins - 1)
+    return edges, torch.bincount(at, minlength=bins)

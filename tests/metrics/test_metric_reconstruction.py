@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from mmsae.metrics import FVU, Reconstruction, fvu
+
+
+def data(n=200, d=6, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g) * torch.arange(1, d + 1) + 5
+    return x + 0.3 * torch.randn(n, d, generator=g), x
+
+
+def naive(x_hat, x):
+    x_hat, x = x_hat.double(), x.double()
+    return (((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()).item()
+
+
+def test_mean_only_decoder_scores_one_and_perfect_zero():
+    _, x = data()
+    assert fvu(x.double().mean(0).expand_as(x), x.double()) == pytest.approx(1, abs=1e-12)
+    assert fvu(x, x) == 0
+
+
+def test_equals_naive_formula_far_from_the_origin():
+    x_hat, x = data()
+    assert fvu(x_hat, x) == pytest.approx(naive(x_hat, x), rel=1e-10)
+    far = 1000.0  # |mean|^2 is then 1e6 times the variance
+    assert fvu((x_hat + far).double(), (x + far).double()) == pytest.approx(naive(x_hat + far, x + far), rel=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[200], [1, 199], [7] * 28 + [4], [100, 0, 100]])
+def test_invariant_to_batch_split_unlike_the_mean_of_batch_fvus(sizes):
+    x_hat, x = data()
+    metric = FVU(6)
+    for a, b in zip(x_hat.split(sizes), x.split(sizes), strict=True):
+        metric.update(a, b)
+    assert metric.compute().item() == pytest.approx(naive(x_hat, x), rel=1e-12)
+
+
+def test_merged_states_equal_one_rank():
+    x_hat, x = data()
+    one, two = FVU(6), FVU(6)
+    one.update(x_hat[:31], x[:31])
+    two.update(x_hat[31:], x[31:])
+    one.merge_state(two)
+    assert one.compute().item() == pytest.approx(naive(x_hat, x), rel=1e-12)
+
+
+def test_joint_is_pooled_about_each_modalitys_own_mean():
+    (ah, a), (bh, b) = data(50, 3, 1), data(80, 5, 2)
+    b, bh = b + 40, bh + 40
+    metric = Reconstruction({"image": 3, "text": 5})
+    metric.update({"image": ah, "text": bh}, {"image": a, "text": b})
+    out = metric.compute()
+    sse = ((a - ah) ** 2).sum() + ((b - bh) ** 2).sum()
+    sst = ((a - a.mean(0)) ** 2).sum() + ((b - b.mean(0)) ** 2).sum()
+    assert out["fvu/joint"].item() == pytest.approx((sse / sst).item(), rel=1e-5)
+    assert out["fvu/image"].item() == pytest.approx(naive(ah, a), rel=1e-10)
+    assert out["explained_variance/text"].item() == pytest.approx(1 - naive(bh, b), rel=1e-10)
+    assert out["cosine/text"].item() == pytest.approx(torch.cosine_similarity(bh, b).mean().item(), rel=1e-5)
+
+
+def test_half_precision_rows_are_summed_in_double():
+    x = (torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0)) + 3).bfloat16()
+    assert fvu(torch.zeros_like(x), x) == pytest.approx(naive(torch.zeros_like(x), x), rel=1e-9)
+
+
+def test_unseen_modality_is_left_out_and_empty_is_nan():
+    metric = Reconstruction({"image": 2, "text": 2})
+    metric.update({"image": torch.ones(3, 2)}, {"image": torch.eye(3, 2)})
+    assert "fvu/text" not in metric.compute() and "fvu/image" in metric.compute()
+    assert FVU(2).compute().isnan()
