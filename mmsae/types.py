@@ -16,7 +16,7 @@ IMAGE, TEXT = "image", "text"
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one sentence that names it. The CLI prints it and exits with 2."""
+    """Something the user gave is wrong; one sentence names it. The CLI prints it and exits with 2."""
 
 
 class Faults(NamedTuple):

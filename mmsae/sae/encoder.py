@@ -124,7 +124,7 @@ class DistanceEncoder(Encoder):
     """``u = 2 - || x/|x| - w/|w| ||``: distance on the unit sphere (VL-SAE, arXiv 2510.21323, section 3.1 of its spec).
 
     Values lie in [0, 2] and grow with the cosine; the scale of x and of every prototype is irrelevant. Always computed
-    in float32: half precision creates ties and loses members of the top-k. Zero rows have no direction: their code is 0.
+    in float32: half precision creates ties and loses members of the top-k. Zero rows have no direction, so no code.
     """
 
     name = "distance"

@@ -1,8 +1,8 @@
 """The SAE folder: ``cfg.json`` + ``sae_weights.safetensors`` + a model card.
 
-Tensor names are SAELens's (``W_enc (d_in, d_sae)``, ``b_enc``, ``W_dec (d_sae, d_in)``, ``b_dec``); several dictionaries
-or encoders carry the modality as suffix (``W_dec.image``). A one-modality TopK SAE without normaliser is a valid SAELens
-folder; everything else uses an architecture name that SAELens refuses, since it could not reproduce the model.
+Tensor names are SAELens's (``W_enc (d_in, d_sae)``, ``b_enc``, ``W_dec (d_sae, d_in)``, ``b_dec``); several
+dictionaries or encoders carry the modality as suffix (``W_dec.image``). A one-modality TopK SAE without normaliser is a
+valid SAELens folder; all others use an architecture name that SAELens refuses, since it could not reproduce the model.
 """
 
 from __future__ import annotations

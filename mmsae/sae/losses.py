@@ -115,7 +115,7 @@ class AuxK(LossTerm):
 
 
 class CodeCosine(LossTerm):
-    """``coefficient * (1 - mean cosine of the two codes of a pair)`` (mmsae's default coupling; SAE-A with ``mask_top=1``).
+    """``coefficient * (1 - mean cosine of the two codes of a pair)``: the default coupling (SAE-A with ``mask_top=1``).
 
     Published coefficients sit on mean-squared-error losses and do not carry over: this one is in FVU units, where .1 to
     .3 is a plateau on the generated world and 1 collapses onto hub latents (one latent that fires on everything makes

@@ -53,7 +53,7 @@ class Normaliser(nn.Module):
         for m, d in d_in.items():
             self.register_buffer(f"mean_{m}", torch.zeros(d))
             self.register_buffer(f"factor_{m}", torch.ones(()))
-            # total variance of the normalised rows: the unit of the FVU loss, a constant so that ranks and batches agree
+            # total variance of the normalised rows: the unit of the FVU loss, constant so that ranks and batches agree
             self.register_buffer(f"variance_{m}", torch.full((), float("nan")))
 
     @property
@@ -97,7 +97,7 @@ class Normaliser(nn.Module):
         """
         if self.per_row and info is None:
             raise InputError(
-                "this SAE normalises every row, so decode() needs the codes' info (keep the Codes that encode() returned)"
+                "this SAE normalises every row: decode() needs the codes' info (keep the Codes that encode() returned)"
             )
         if self.unit_out:
             x = x * info.inner

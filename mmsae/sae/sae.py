@@ -218,7 +218,7 @@ class SAE(nn.Module):
 
 
 def fit_rows(batches: Iterable[Tokens], rows: int) -> dict[str, Tensor]:
-    """The first ``rows`` rows of every modality of a stream, for :meth:`SAE.fit_normaliser`; memory is bounded by it."""
+    """The first ``rows`` rows of every modality of a stream (bounded memory), for :meth:`SAE.fit_normaliser`."""
     parts: dict[str, list[Tensor]] = {}
     have: dict[str, int] = {}
     for tokens in batches:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mmsae.files import atomic_file
 
@@ -31,6 +32,14 @@ class RunCheckpoint(ModelCheckpoint):
             filename="step",
             enable_version_counter=False,
         )
+
+
+class RunProgress(TQDMProgressBar):
+    """Lightning's bar without the logger's version number, which says nothing about the training."""
+
+    def get_metrics(self, *args, **kwargs) -> dict:
+        """Metrics shown behind the bar."""
+        return {k: v for k, v in super().get_metrics(*args, **kwargs).items() if k != "v_num"}
 
 
 class ExportSAE(Callback):
@@ -66,7 +75,8 @@ class ExportSAE(Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Keep the best."""
         value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or not trainer.training or value is None or not float(value) < self.best:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not fitting or value is None or not float(value) < self.best:
             return
         self.best = float(value)
         target = self._target(trainer)

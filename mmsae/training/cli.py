@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from mmsae.recipes import find_recipe
-from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunCheckpoint
+from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunCheckpoint, RunProgress
 from mmsae.training.lit import LitSAE
 
 
@@ -62,7 +62,14 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "default_root_dir": "runs/fit"},
+        auto_configure_optimizers=False,
+        trainer_defaults={
+            "max_epochs": -1,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": "runs/fit",
+            "enable_model_summary": False,
+            "callbacks": [RunProgress()],
+        },
         args=args,
         run=run,
     )

@@ -33,7 +33,7 @@ def test_values_and_gradients_equal_the_dense_formula(dtype, tolerance):
 
 
 def test_latents_nobody_chose_get_zero_gradient():
-    x, w, b, v, idx = problem()
+    x, w, b, _, idx = problem()
     idx = idx.clamp(max=4)
     grad = torch.autograd.grad(sampled_linear(x, w, b, idx).sum(), (w, b))
     assert (grad[0][5:] == 0).all() and (grad[1][5:] == 0).all()

@@ -5,9 +5,10 @@ from torch.nn import functional as F
 from mmsae import InputError
 from mmsae.sae import Normaliser
 
+ROWS = {"unit_in": True, "centre": True, "unit_out": True}
 FLAGS = [
     {}, {"unit_in": True}, {"centre": True}, {"unit_out": True}, {"scale": "rms"}, {"centre": True, "scale": "rms"},
-    {"unit_in": True, "centre": True, "unit_out": True}, {"unit_in": True, "centre": True, "scale": "rms", "unit_out": True},
+    ROWS, {**ROWS, "scale": "rms"},
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """save -> load -> encode is equal for every composition; bad files are refused in one sentence."""
 
+import copy
 import json
 
 import numpy as np
@@ -15,19 +16,27 @@ def per_modality(norm="unit"):
     return {m: Dictionary(norm=norm) for m in ("image", "text")}
 
 
+ROWS = Normaliser(unit_in=True, centre=True, unit_out=True)
 COMPOSITIONS = {
-    "paired_topk": lambda: SAE(8, 32, normaliser=Normaliser(unit_in=True, centre=True, unit_out=True), selector=TopK(3), dictionaries=per_modality()),
-    "vl_sae": lambda: SAE(8, ratio=4, encoder=DistanceEncoder(), selector=TopK(3, strict=True), dictionaries=per_modality("free")),
-    "shared": lambda: SAE(8, 32, normaliser=Normaliser(centre=True, scale="rms"), selector=TopK(3)),
-    "dual": lambda: SAE({"image": 8, "text": 5}, 32, encoder=PerModalityEncoder(AffineEncoder()), selector=TopK(3), dictionaries=per_modality()),
-    "topk": lambda: SAE(8, 32, modalities=["image"], selector=TopK(3)),
-    "no_bias": lambda: SAE(8, 32, modalities=["image"], encoder=AffineEncoder(bias=False), selector=TopK(3), dictionaries={"shared": Dictionary(bias=False)}),
+    "paired_topk": lambda: {"d_in": 8, "normaliser": copy.deepcopy(ROWS), "dictionaries": per_modality()},
+    "vl_sae": lambda: {
+        "d_in": 8, "encoder": DistanceEncoder(), "selector": TopK(3, strict=True), "dictionaries": per_modality("free"),
+    },
+    "shared": lambda: {"d_in": 8, "normaliser": Normaliser(centre=True, scale="rms")},
+    "dual": lambda: {
+        "d_in": {"image": 8, "text": 5}, "encoder": PerModalityEncoder(AffineEncoder()), "dictionaries": per_modality(),
+    },
+    "topk": lambda: {"d_in": 8, "modalities": ["image"]},
+    "no_bias": lambda: {
+        "d_in": 8, "modalities": ["image"], "encoder": AffineEncoder(bias=False),
+        "dictionaries": {"shared": Dictionary(bias=False)},
+    },
 }  # fmt: skip
 
 
 def make(name, seed=0):
     torch.manual_seed(seed)
-    sae = COMPOSITIONS[name]()
+    sae = SAE(**({"d_sae": 32, "selector": TopK(3)} | COMPOSITIONS[name]()))
     x = {m: torch.randn(20, d) + 1 for m, d in sae.d_in.items()}
     sae.fit_normaliser(x)
     with torch.no_grad():

@@ -1,0 +1,51 @@
+"""Every YAML can be instantiated offline, and a complete recipe says the same as its fragment."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmsae.training.cli import build_cli
+from mmsae.training.lit import LitSAE
+
+ROOT = Path(__file__).parents[1] / "configs"
+COMPLETE = sorted([*ROOT.glob("train/*.yaml"), *ROOT.glob("smoke/*.yaml")])
+FRAGMENTS = sorted(ROOT.glob("sae/*.yaml"))
+DATA = sorted(ROOT.glob("data/*.yaml"))
+
+
+def test_there_are_recipes_of_every_kind():
+    names = {p.stem for p in COMPLETE}
+    assert {"vl_sae_store", "paired_topk_store", "vl_sae_openclip_b32", "shared_topk_store", "dual_topk_store"} <= names
+    assert FRAGMENTS and DATA
+
+
+@pytest.mark.parametrize("path", COMPLETE, ids=lambda p: p.stem)
+def test_complete_recipes_instantiate(path, tmp_path):
+    cli = build_cli(["-c", str(path), "--trainer.default_root_dir", str(tmp_path)], run=False)
+    assert isinstance(cli.model, LitSAE) and cli.datamodule is not None
+
+
+@pytest.mark.parametrize("sae", FRAGMENTS, ids=lambda p: p.stem)
+def test_sae_fragments_combine_with_data(sae, tmp_path):
+    cli = build_cli(["-c", str(DATA[0]), "-c", str(sae), "--trainer.default_root_dir", str(tmp_path)], run=False)
+    assert cli.model.sae.selector.k > 0
+
+
+@pytest.mark.parametrize("data", DATA, ids=lambda p: p.stem)
+def test_data_fragments_combine_with_an_sae(data, tmp_path):
+    cli = build_cli(["-c", str(FRAGMENTS[0]), "-c", str(data), "--trainer.default_root_dir", str(tmp_path)], run=False)
+    assert type(cli.datamodule).__module__.startswith("datamodules")
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda p: p.stem)
+def test_the_store_recipe_is_its_fragment(path):
+    complete = yaml.safe_load((ROOT / "train" / f"{path.stem}_store.yaml").read_text())
+    assert complete["model"] == yaml.safe_load(path.read_text())["model"]
+
+
+def test_overrides_reach_k_and_ratio(tmp_path):
+    path = ROOT / "train" / "paired_topk_store.yaml"
+    args = ["-c", str(path), "--model.sae.init_args.ratio", "3", "--model.sae.init_args.selector.init_args.k", "5"]
+    cli = build_cli([*args, "--trainer.default_root_dir", str(tmp_path)], run=False)
+    assert cli.model.sae.ratio == 3 and cli.model.sae.selector.k == 5

@@ -1,0 +1,164 @@
+"""LitSAE on a loader with state: resume equals the uninterrupted run, checkpoints hold valid atoms, ranks agree."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from mmsae import SAE, InputError, Site
+from mmsae.sae import AuxK, CodeCosine, Dictionary, Normaliser, Reconstruction, TopK
+from mmsae.training import ExportSAE, LitSAE, RunCheckpoint, Schedule
+from mmsae.training.schedule import multiplier
+from mmsae.types import Tokens
+
+
+class Loader:
+    """Seeded batches with ``__len__`` and state, as the store's loader has."""
+
+    def __init__(self, x, batch, seed):
+        self.x, self.batch, self.seed, self.epoch, self.at = x, batch, seed, 0, 0
+
+    def __len__(self):
+        return len(self.x["image"]) // self.batch
+
+    def __iter__(self):
+        start, self.at = self.at % len(self), self.at % len(self)
+        order = torch.randperm(len(self.x["image"]), generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        for i in range(start, len(self)):
+            self.at = i + 1
+            if self.at == len(self):
+                self.epoch += 1
+            rows = order[i * self.batch : (i + 1) * self.batch]
+            yield Tokens.pooled({m: v[rows] for m, v in self.x.items()})
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "at": self.at}
+
+    def load_state_dict(self, state):
+        self.epoch, self.at = state["epoch"], state["at"]
+
+
+class Data(pl.LightningDataModule):
+    def __init__(self, n=400, d=10, sites=None):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        shared = torch.randn(n, d, generator=g)
+        self.x = {m: shared + s + 0.2 * torch.randn(n, d, generator=g) for m, s in (("image", 1.0), ("text", -1.0))}
+        self.d_in, self.sites = d, sites or {}
+
+    def train_dataloader(self):
+        return Loader(self.x, 40, 0)
+
+    def val_dataloader(self):
+        return Loader(self.x, 50, 1)
+
+
+def lit(seed=0, d_in=None, **kw):
+    torch.manual_seed(seed)
+    sae = SAE(
+        d_in, 48, normaliser=Normaliser(unit_in=True, centre=True, unit_out=True), selector=TopK(4),
+        dictionaries={m: Dictionary() for m in ("image", "text")},
+    )  # fmt: skip
+    return LitSAE(sae, [Reconstruction(), AuxK(dead_after=200), CodeCosine()], **kw)
+
+
+def trainer(root, steps, **kw):
+    callbacks = [RunCheckpoint(every_n_train_steps=7, dirpath=str(root / "checkpoints")), *kw.pop("callbacks", [])]
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
+    return pl.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", default_root_dir=str(root), callbacks=callbacks,
+        gradient_clip_val=1.0, **(quiet | kw),
+    )  # fmt: skip
+
+
+class StopAt(pl.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [3, 8, 17, 24])
+def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one(tmp_path, stop):
+    whole = lit()
+    trainer(tmp_path / "a", 30).fit(whole, datamodule=Data())
+    with pytest.raises(BaseException):  # noqa: B017, Lightning turns the interrupt into SystemExit
+        trainer(tmp_path / "b", 30, callbacks=[StopAt(stop)]).fit(lit(), datamodule=Data())
+    again = lit(seed=0 if stop < 7 else 99)  # before the first checkpoint a resume is a new run
+    trainer(tmp_path / "b", 30).fit(again, datamodule=Data(), ckpt_path="last", weights_only=True)
+    a, b = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_checkpoints_hold_unit_atoms_and_load_without_unpickling(tmp_path):
+    trainer(tmp_path, 14).fit(lit(), datamodule=Data())
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for m in ("image", "text"):
+        torch.testing.assert_close(state[f"sae.dictionaries.{m}.weight"].norm(dim=1), torch.ones(48))
+    assert state["usage.since"].dtype == torch.int64 and state["sae.normaliser.mean_image"].abs().sum() > 0
+
+
+def test_the_normaliser_is_fitted_once_before_step_0(tmp_path):
+    module, data = lit(), Data()
+    trainer(tmp_path, 1).fit(module, datamodule=data)
+    unit = torch.nn.functional.normalize(data.x["image"])
+    torch.testing.assert_close(module.sae.normaliser.mean("image"), unit.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_export_at_the_end_and_at_the_best_validation(tmp_path):
+    module = lit()
+    t = trainer(tmp_path, 20, callbacks=[ExportSAE()], val_check_interval=10, check_val_every_n_epoch=None)
+    t.fit(module, datamodule=Data())
+    assert {"val/fvu/image", "val/fvu/joint", "val/code_cosine/shuffled", "val/dead/text"} <= set(t.callback_metrics)
+    final, x = SAE.from_pretrained(tmp_path / "sae"), Data().x["image"]
+    assert torch.equal(final.encode(x, "image").to_dense(), module.sae.encode(x, "image").to_dense())
+    best = SAE.from_pretrained(tmp_path / "sae-best")
+    assert best.d_sae == 48
+
+
+def test_training_learns(tmp_path):
+    module, data = lit(), Data()
+    trainer(tmp_path, 1).fit(module, datamodule=data)
+
+    def error(sae):
+        return sum(float((o.target - o.recon).detach().square().mean()) for o in sae(data.x).values())
+
+    before = error(module.sae)
+    t = trainer(tmp_path, 200)
+    module = lit()
+    t.fit(module, datamodule=data)
+    assert error(module.sae) < 0.6 * before
+
+
+def test_widths_and_sites_that_disagree_are_refused(tmp_path):
+    with pytest.raises(InputError, match="image activations of width 10, the SAE takes 12"):
+        trainer(tmp_path, 1).fit(lit(d_in=12), datamodule=Data())
+    module = lit(d_in=10)
+    module.sae.sites = {"image": Site("a" * 32, "image.embed", width=10)}
+    with pytest.raises(InputError, match="was trained on .*aaaaaaaaaaaa, the data holds .*bbbbbbbbbbbb"):
+        trainer(tmp_path, 1).fit(module, datamodule=Data(sites={"image": Site("b" * 32, "image.embed", width=10)}))
+
+
+def test_published_learning_rate_multipliers():
+    """Effective multipliers of the VL-SAE script: 10 epochs, warm-up 2."""
+    want = [0.5, 1.0, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381, 0.0]
+    for steps_per_epoch in (1, 7):
+        got = [multiplier("paper", e * steps_per_epoch, 10 * steps_per_epoch, 0.2, 0.3, 0.01, 10) for e in range(10)]
+        assert got == pytest.approx(want, abs=1e-4)
+
+
+def test_schedules_warm_up_stay_and_fall():
+    lr = [multiplier("linear", s, 100, 10, 0.3, 0.01, 0) for s in range(100)]
+    assert lr[0] == pytest.approx(1 / 11) and lr[10] == lr[69] == 1.0 and lr[85] == pytest.approx(0.5)
+    cos = [multiplier("cosine", s, 100, 0.1, 0.3, 0.01, 0) for s in range(101)]
+    assert cos[10] == 1.0 and cos[100] == pytest.approx(0.01) and min(cos[10:]) >= 0.01
+    with pytest.raises(InputError, match="schedule kind"):
+        Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1), kind="step")
+
+
+def test_the_schedule_takes_its_length_from_the_trainer(tmp_path):
+    module = lit(scheduler=lambda o: Schedule(o, warmup=0.5))
+    t = trainer(tmp_path, 20)
+    t.fit(module, datamodule=Data())
+    assert t.lr_scheduler_configs[0].scheduler.total_steps == 20
