@@ -1,0 +1,8 @@
+"""LightningDataModules: thin wrappers over :mod:`mmsae.shards` and :mod:`mmsae.cache`."""
+
+from datamodules.cached import CachedActivations
+from datamodules.image_text import ImageTextDataModule
+from datamodules.streaming import StreamingActivations
+from datamodules.synthetic import SyntheticDictionary
+
+__all__ = ["CachedActivations", "ImageTextDataModule", "StreamingActivations", "SyntheticDictionary"]

@@ -1,0 +1,115 @@
+"""Batches from an activation store."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import lightning
+
+from mmsae.cache import ActivationStore, StoreLoader, StoreSpec
+from mmsae.types import InputError, Site
+
+
+class CachedActivations(lightning.LightningDataModule):
+    """Activations that ``mmsae extract`` stored, shuffled for training and in order for validation.
+
+    The validation items are chosen by their uid, so they are the same for every seed, run and number of ranks. Nothing
+    is read before ``setup``, except the store's spec when a width, a modality or a site is asked for.
+
+    Args:
+        store: Folder that ``mmsae extract`` wrote.
+        batch_size: Items (token sites: rows of the modality with most) per batch and rank.
+        val_fraction: Share of the items that training never sees; 0: no validation.
+        seed: Of the training order.
+        sites: ``{modality: site}`` where the store has several per modality, or to use one modality only.
+        quotas: ``{modality: rows per batch}`` for token sites.
+        block: Neighbouring rows that are read together.
+        window: Blocks that are mixed with each other.
+        verify: Whether to compare the content hash of every file; by default where the store is below 2 GB.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        batch_size: int = 512,
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        sites: dict[str, str] | None = None,
+        quotas: dict[str, int] | None = None,
+        block: int = 256,
+        window: int = 64,
+        verify: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"val_fraction is {val_fraction:g}, it must be at least 0 and below 1")
+        if min(batch_size, block, window) < 1:
+            raise InputError(
+                f"batch_size, block and window are {batch_size}, {block} and {window}, all must be above 0"
+            )
+        self.store, self.batch_size, self.val_fraction, self.seed = store, batch_size, val_fraction, seed
+        self.chosen_sites, self.quotas, self.block, self.window, self.verify = sites, quotas, block, window, verify
+        self.activations: ActivationStore | None = None
+
+    @cached_property
+    def spec(self) -> StoreSpec:
+        """The store's spec.
+
+        Raises:
+            InputError: There is no store, or no whole one.
+        """
+        return StoreSpec.load(self.store)
+
+    @property
+    def d_in(self) -> int | dict[str, int]:
+        """Width: one number, or one per modality where they differ."""
+        return self.spec.d_in(self.chosen_sites)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What a batch holds."""
+        return tuple(self.spec.choose(self.chosen_sites))
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Where the activations were read."""
+        return {m: self.spec.sites[n] for m, n in self.spec.choose(self.chosen_sites).items()}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store, once."""
+        if self.activations is None:
+            self.activations = ActivationStore(self.store, self.verify)
+
+    def train_dataloader(self) -> StoreLoader:
+        """Shuffled batches of the training items; can be resumed in the middle of an epoch."""
+        return self._loader((self.val_fraction, 1.0), shuffle=True)
+
+    def val_dataloader(self) -> StoreLoader | list:
+        """The validation items in order, with their uids; nothing where ``val_fraction`` is 0."""
+        return self._loader((0.0, self.val_fraction), shuffle=False) if self.val_fraction else []
+
+    def test_dataloader(self) -> StoreLoader:
+        """As validation; all items where ``val_fraction`` is 0."""
+        return self._loader((0.0, self.val_fraction or 1.0), shuffle=False)
+
+    def predict_dataloader(self) -> StoreLoader:
+        """All items in order."""
+        return self._loader((0.0, 1.0), shuffle=False)
+
+    def _loader(self, split: tuple[float, float], shuffle: bool) -> StoreLoader:
+        self.setup()
+        trainer = self.trainer
+        return StoreLoader(
+            self.activations,
+            self.batch_size,
+            seed=self.seed,
+            split=split,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+            shuffle=shuffle,
+            sites=self.chosen_sites,
+            quotas=self.quotas,
+            block=self.block,
+            window=self.window,
+            epoch=trainer.current_epoch if trainer and shuffle else 0,
+        )

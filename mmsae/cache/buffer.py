@@ -1,0 +1,115 @@
+"""Mix activations that come in the order of a stream, in bounded memory and on the device they are on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from mmsae.types import InputError, Tokens
+
+
+class MixingBuffer:
+    """Collects rows until it is full, then gives a random batch for every batch that comes in.
+
+    The unit is the pair where the incoming :class:`~mmsae.types.Tokens` are paired (row i of every modality is one
+    item, and stays so). Otherwise modalities are mixed independently and a batch has a fixed quota of rows of each, so
+    that the mean over ranks is the global mean; rows of a modality that fills up faster than its quota uses it are
+    dropped as they come in.
+
+    Args:
+        capacity: Units held (token sites: rows per modality). Rows of batches between which ``capacity`` units come in
+            are hardly mixed, so take several times the number of units that belong together.
+        batch_size: Units per batch.
+        seed: Of the draws.
+        quotas: ``{modality: rows per batch}`` for token sites; ``batch_size`` for each by default.
+
+    Raises:
+        InputError: A batch is larger than the buffer.
+    """
+
+    def __init__(self, capacity: int, batch_size: int, seed: int = 0, quotas: Mapping[str, int] | None = None) -> None:
+        if max([batch_size, *(quotas or {}).values()]) > capacity:
+            raise InputError(
+                f"buffer: its capacity is {capacity}, a batch of {batch_size} {dict(quotas or {})} needs more"
+            )
+        self.capacity, self.batch_size, self.quotas = capacity, batch_size, dict(quotas or {})
+        self._generator = torch.Generator().manual_seed(seed)
+        self._pools: dict[str, _Pool] = {}
+
+    def mix(self, stream: Iterable[Tokens], drain: bool = True) -> Iterator[Tokens]:
+        """Batches of mixed rows.
+
+        Args:
+            stream: Tokens as the host made them; gradients, positions and uids are not kept.
+            drain: At the end of the stream, give what is left (the last batch may be smaller) instead of dropping it.
+        """
+        for tokens in stream:
+            groups = self._groups(tokens)
+            step = max(1, self.capacity - max(self._quota(g) for g in groups) + 1)
+            for lo in range(0, max(len(next(iter(x.values()))) for x in groups.values()), step):
+                yield from self._push({g: {m: v[lo : lo + step] for m, v in x.items()} for g, x in groups.items()})
+        while drain and self._pools and all(p.n for p in self._pools.values()):
+            yield self._take()
+
+    def __len__(self) -> int:
+        """Units held now (token sites: of the fullest modality)."""
+        return max((p.n for p in self._pools.values()), default=0)
+
+    def _groups(self, tokens: Tokens) -> dict[str, dict[str, Tensor]]:
+        if len(tokens.x) == 1 or tokens.paired():
+            return {"": dict(tokens.x)}
+        return {m: {m: v} for m, v in tokens.x.items()}
+
+    def _quota(self, group: str) -> int:
+        return self.quotas.get(group, self.batch_size)
+
+    def _push(self, groups: dict[str, dict[str, Tensor]]) -> Iterator[Tokens]:
+        for g, x in groups.items():
+            if g not in self._pools:
+                self._pools[g] = _Pool({m: v.new_empty(self.capacity, v.shape[1]) for m, v in x.items()})
+        if set(groups) != set(self._pools):
+            raise InputError("buffer: a stream of pairs turned into a stream of unpaired rows")
+        ready = lambda: all(p.n >= self._quota(g) for g, p in self._pools.items())  # noqa: E731
+        full = lambda: any(p.room() < len(next(iter(groups[g].values()))) for g, p in self._pools.items())  # noqa: E731
+        while full() and ready():
+            yield self._take()
+        for g, x in groups.items():
+            self._pools[g].add(x)
+
+    def _take(self) -> Tokens:
+        x: dict[str, Tensor] = {}
+        for g, pool in self._pools.items():
+            pick = torch.randperm(pool.n, generator=self._generator)[: self._quota(g)]
+            x |= pool.take(pick)
+        return Tokens.pooled(x)
+
+
+class _Pool:
+    """``{modality: (capacity, d)}`` of which the first ``n`` rows are in use."""
+
+    def __init__(self, rows: dict[str, Tensor]) -> None:
+        self.rows, self.n = rows, 0
+
+    def room(self) -> int:
+        return len(next(iter(self.rows.values()))) - self.n
+
+    def add(self, x: dict[str, Tensor]) -> None:
+        n = min(self.room(), len(next(iter(x.values()))))
+        for m, v in x.items():
+            self.rows[m][self.n : self.n + n] = v[:n]
+        self.n += n
+
+    def take(self, pick: Tensor) -> dict[str, Tensor]:
+        """Remove the rows ``pick`` and close the holes with rows from the end."""
+        left = self.n - len(pick)
+        used = torch.zeros(self.n, dtype=torch.bool)
+        used[pick] = True
+        holes, movers = used[:left].nonzero()[:, 0], (~used[left:]).nonzero()[:, 0] + left
+        out = {}
+        for m, v in self.rows.items():
+            out[m] = v.index_select(0, pick.to(v.device))
+            v[holes.to(v.device)] = v[movers.to(v.device)]
+        self.n = left
+        return out

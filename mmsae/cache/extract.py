@@ -1,0 +1,220 @@
+"""``mmsae extract``: run a frozen host over image-text shards and store what it computes.
+
+The unit of work is one tar. A killed job resumes after the last finished tar, and its result has the same bytes as that
+of an uninterrupted one, whatever the number of workers or devices: rows of a matrix product depend in their last bits
+on the batch they are computed in, and batches are cut from one tar only.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mmsae.backbones import Backbone, Rows, load_backbone
+from mmsae.cache.files import nbytes
+from mmsae.cache.plan import Plan, announce, host_batches
+from mmsae.cache.spec import DTYPES, StoreSpec, name_sites
+from mmsae.cache.uids import SeenUids
+from mmsae.cache.writer import PartWriter, StoreWriter
+from mmsae.shards import FAULT_LIMIT, FaultLog, expand
+from mmsae.types import ImageTextBatch, InputError, Site, Tokens
+
+_stop: Any = None  # in the processes of a job on several devices: set when one of them has failed
+
+
+def extract(
+    host: str | Backbone,
+    shards: str | Sequence[str],
+    out: str | Path,
+    *,
+    sites: str | Site | Sequence[str | Site] | Mapping[str, str | Site] | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "fp32",
+    fault_limit: float = FAULT_LIMIT,
+    caption_field: str = "",
+    progress: bool = True,
+) -> Path:
+    """Store a host's activations of all samples of some shards.
+
+    Run again after a kill, it goes on; run again after it ended, it does nothing.
+
+    Args:
+        host: Name for :func:`mmsae.backbones.load_backbone` (an open_clip name, ``hf-hub:ID``, ``local-dir:DIR``,
+            ``timm:NAME``), or a loaded host.
+        shards: Path, folder, glob or brace pattern of tars, or several.
+        out: The store to write.
+        sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``,
+            ``text.pooled`` or ``MODULE.PATH:io[tokens]``; several per modality are stored from one forward pass.
+        batch_size: Samples per forward pass; part of the job, because it changes last bits.
+        workers: Decoding processes per device; default: the free cores, 8 at most. 0 decodes in the main process.
+        dtype: ``float32`` (exact), ``bfloat16`` or ``float16`` (half the disk; a float16 overflow is refused).
+        device: ``cpu``, ``cuda`` or ``auto``.
+        devices: Number of devices (``cpu``: processes), one host on each; needs a host given by name.
+        precision: ``fp32`` or ``bf16`` autocast of the host.
+        fault_limit: Largest share of samples that may be unusable.
+        caption_field: Field of the samples' json that holds the caption; empty: ``txt``, or json's ``caption``.
+        progress: Whether to print and show bars.
+
+    Returns:
+        The folder of the finished store.
+
+    Raises:
+        InputError: No shard matches, the folder holds another job, the disk is or will be full, a uid occurs twice,
+            too many samples are unusable, or the host has no such site.
+    """
+    if batch_size < 1 or devices < 1:
+        raise InputError(f"batch size is {batch_size} and devices {devices}; both must be at least 1")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype}: a store holds one of {', '.join(DTYPES)}")
+    paths = expand(shards)
+    workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if workers is None else workers
+    specs = [sites] if isinstance(sites, (str, Site)) else sites
+    specs = None if specs is None else list(specs.values() if isinstance(specs, Mapping) else specs)
+    plan = Plan(paths, str(out), specs, batch_size, workers, dtype, fault_limit, caption_field, progress)
+    if devices > 1 and not isinstance(host, str):
+        raise InputError(f"devices is {devices}, but a host that is loaded already runs on 1; give the host's name")
+    backbone = _load(host, device, precision, 0)
+    writer = _writer(backbone, plan)
+    if writer.finished:
+        if progress:
+            print(f"{out}: finished before, {StoreSpec.load(out).items} items; nothing to do")
+        return writer.folder
+    try:
+        announce(backbone, writer, plan, devices)
+        if devices == 1:
+            _work(backbone, writer, plan, 0, 1)
+        else:
+            _spawn(host, device, precision, plan, devices)
+        return _merge(writer, plan)
+    finally:
+        if not writer.finished and len(writer.missing()) == writer.units:
+            writer.discard()
+
+
+def _load(host: str | Backbone, device: str, precision: str, rank: int) -> Backbone:
+    if not isinstance(host, str):
+        return host
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
+    return load_backbone(host, device=device, precision=precision)
+
+
+def _writer(host: Backbone, plan: Plan) -> StoreWriter:
+    sites = name_sites([host.site(s) for s in plan.sites or host.default_sites().values()])
+    job = {
+        "host": host.fingerprint,
+        "precision": host.precision,
+        "device": torch.device(host.device).type,
+        "batch_size": plan.batch_size,
+        "caption_field": plan.caption_field,
+        "shards": [[Path(p).name, os.path.getsize(p)] for p in plan.paths],
+    }
+    return StoreWriter(plan.out, sites, dtype=plan.dtype, units=len(plan.paths), job=job)
+
+
+def _work(host: Backbone, writer: StoreWriter, plan: Plan, rank: int, world: int) -> None:
+    """Write the parts of this process's tars."""
+    todo = writer.missing()[rank::world]
+    unit_of = {plan.paths[u]: u for u in todo}
+    log, seen, parts = FaultLog(), SeenUids(writer), {}
+    bar = tqdm(desc="extract", unit="sample", disable=not plan.progress or rank > 0)
+    with bar, closing(host_batches(host, writer, plan, todo, plan.workers)) as stream:
+        try:
+            for path, batch, last, _ in stream:
+                if _stop is not None and _stop.is_set():
+                    return
+                if path not in parts:
+                    parts[path] = writer.open_part(unit_of[path], Path(path).name)
+                _add(parts[path], host, batch, log)
+                bar.update(len(batch.uids))
+                if last:
+                    seen.check(parts[path])  # now, not hours later in the merge
+                    parts[path].commit()
+                    parts.pop(path).close()
+                    bar.set_postfix(tars=f"{writer.units - len(writer.missing())}/{writer.units}", dropped=log.dropped)
+                log.check(plan.fault_limit)
+        finally:
+            for part in parts.values():
+                part.close()
+
+
+def _add(part: PartWriter, host: Backbone, batch: ImageTextBatch, log: FaultLog) -> None:
+    faults = FaultLog()
+    faults.merge(batch.faults)
+    if batch.uids:
+        sites = part.store.sites
+        rows = {n: _to_cpu(r) for n, r in zip(sites, host.read(batch, list(sites.values())), strict=True)}
+        bad = torch.zeros(len(batch.uids), dtype=torch.bool)
+        for r in rows.values():
+            bad[r.item[~r.x.isfinite().all(1)]] = True
+        for i in bad.nonzero()[:, 0].tolist():
+            faults.add("not_finite", batch.shards[i], batch.keys[i], "the host gave inf or nan")
+        good = (~bad).nonzero()[:, 0].tolist()
+        uids, keys, captions = ([column[i] for i in good] for column in (batch.uids, batch.keys, batch.captions))
+        rows = {n: _keep(r, ~bad) for n, r in rows.items()} if bad.any() else rows
+        x, item, position, special = (
+            {n: getattr(r, f) for n, r in rows.items() if getattr(r, f) is not None} for f in Rows._fields
+        )
+        part.add(Tokens(x, item, uids, position, special), uids, keys, captions)
+    log.merge(taken := faults.take())
+    part.fault(taken)
+
+
+def _to_cpu(rows: Rows) -> Rows:
+    return Rows(*(None if t is None else t.cpu() for t in rows))
+
+
+def _keep(rows: Rows, good: torch.Tensor) -> Rows:
+    """The rows of good items, items renumbered without gaps."""
+    keep = good[rows.item]
+    kept = Rows(*(None if t is None else t[keep] for t in rows))
+    return kept._replace(item=(good.cumsum(0) - 1)[kept.item])
+
+
+def _spawn(host: str, device: str, precision: str, plan: Plan, devices: int) -> None:
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    stop = context.Event()
+    with ProcessPoolExecutor(devices, context, _remember, (stop,)) as pool:
+        jobs = [pool.submit(_rank, host, device, precision, plan, r, devices) for r in range(devices)]
+        failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
+        if failed:
+            stop.set()
+    if failed:
+        raise failed
+
+
+def _remember(stop: Any) -> None:
+    global _stop
+    _stop = stop
+
+
+def _rank(host: str, device: str, precision: str, plan: Plan, rank: int, world: int) -> None:
+    backbone = _load(host, device, precision, rank)
+    _work(backbone, _writer(backbone, plan), plan, rank, world)
+
+
+def _merge(writer: StoreWriter, plan: Plan) -> Path:
+    log = FaultLog()
+    for faults in writer.faults():
+        log.merge(faults)
+    log.check(plan.fault_limit, final=True)
+    folder = writer.finish()
+    if plan.progress:
+        spec = StoreSpec.load(folder)
+        print(log.summary())
+        print(f"{spec.items} items, {nbytes(spec.nbytes)} in {len(spec.shards)} shards: {folder}")
+    return folder
