@@ -61,7 +61,7 @@ class ImageTextDataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         if host is None and transform is None and tokenize is None:
-            raise InputError("ImageTextDataModule needs a host, or a transform or tokenize of its own; all are missing.")
+            raise InputError("ImageTextDataModule needs a host, or a transform or tokenize of its own; none was given.")
         self.train, self.val, self.host, self.transform, self.tokenize = train, val, host, transform, tokenize
         self.batch_size, self.workers, self.epoch_samples = batch_size, workers, epoch_samples
         self.shuffle, self.augment, self.seed, self.caption_field = shuffle, augment, seed, caption_field

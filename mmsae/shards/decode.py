@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")  # what files of those names hold in practice; never EPS or PSD
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what files of those names hold in practice; never EPS or PSD
 
 
 class BrokenImage(ValueError):

@@ -78,7 +78,7 @@ def describe(
 
 def _image_sizes(paths: Sequence[str], n: int) -> list[list[int]]:
     samples = (s for p in paths for s in read_shard(p, FaultLog(), need=("image",)))
-    return sorted({s.image.size for s in islice(samples, n)})
+    return [list(size) for size in sorted({s.image.size for s in islice(samples, n)})]
 
 
 def _judge(sizes: dict[str, int], faults: FaultLog, shard: str, key: str) -> None:

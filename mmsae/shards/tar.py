@@ -27,11 +27,12 @@ class ShardCut(Exception):
     Attributes:
         kind: ``truncated_shard`` (the data ends) or ``broken_shard`` (the data is damaged).
         detail: What was found.
+        name: The member that is cut, where its header could still be read.
     """
 
-    def __init__(self, kind: str, detail: str) -> None:
+    def __init__(self, kind: str, detail: str, name: str = "") -> None:
         super().__init__(detail)
-        self.kind, self.detail = kind, detail
+        self.kind, self.detail, self.name = kind, detail, name
 
 
 class _Info(tarfile.TarInfo):
@@ -73,7 +74,8 @@ def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, byt
                 if read:
                     stream.seek(info.offset_data)
                     if len(data := stream.read(info.size)) < info.size:
-                        raise ShardCut("truncated_shard", f"{info.name} has {len(data)} of its {info.size} bytes")
+                        detail = f"{info.name} has {len(data)} of its {info.size} bytes"
+                        raise ShardCut("truncated_shard", detail, info.name)
                 yield info.name, info.size, data
             if not isinstance(stop := tar.stopped, tarfile.EOFHeaderError):
                 raise stop
@@ -82,8 +84,8 @@ def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, byt
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as e:
             raise ShardCut("truncated_shard", "no end-of-archive mark") from e
         except tarfile.TarError as e:
-            kind = "truncated_shard" if str(e) in ("unexpected end of data", "empty file") else "broken_shard"
-            raise ShardCut(kind, str(e)) from e
+            ends = any(words in str(e) for words in ("unexpected end", "empty", "truncated"))
+            raise ShardCut("truncated_shard" if ends else "broken_shard", str(e)) from e
         except (zlib.error, gzip.BadGzipFile) as e:
             raise ShardCut("broken_shard", str(e)) from e
 
@@ -94,7 +96,8 @@ def groups(
     """The samples of a shard, undecoded: consecutive members of one key.
 
     Where the shard is cut, the samples before the cut are given and the cut is counted as one dropped sample. The
-    last one read is given only if it has every field that the sample before it had; else it may be incomplete.
+    last one read is given only if the next one had begun, or if it has every field that the sample before it had;
+    else it may be incomplete.
 
     Args:
         path: The shard.
@@ -117,9 +120,10 @@ def groups(
                 key, raw, sizes, before = found, {}, {}, raw.keys()
             raw[field], sizes[field] = data, size
     except ShardCut as cut:
+        at = base_plus_ext(cut.name)[0] or key
         faults.seen()
-        faults.add(cut.kind, Path(path).name, key, cut.detail)
-        if not before or not before <= raw.keys():
+        faults.add(cut.kind, Path(path).name, at, cut.detail)
+        if at == key and not (before and before <= raw.keys()):
             return
     if raw:
         yield key, raw, sizes
