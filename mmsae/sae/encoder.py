@@ -1,6 +1,6 @@
 """Encoders: from normalised activations to pre-codes, one score per latent.
 
-An encoder does not compute the pre-codes: it says what they are, as ``act(x @ weight.T + bias)`` with a
+An encoder does not compute the pre-codes: it says what they are, as ``act((x @ weight.T) * scale + bias)`` with a
 non-decreasing ``act``. So a selector can rank without keeping the (N, d_sae) product and take gradients for the
 entries that it kept, and a loss can ask for the columns that it needs.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsae.kernels import chunked_topk, sampled_linear
 from mmsae.sae.dictionary import Dictionary
 from mmsae.types import InputError
 
@@ -25,7 +26,7 @@ def identity(u: Tensor) -> Tensor:
 
 
 class PreCodes(NamedTuple):
-    """Pre-codes ``u = act(x @ weight.T + bias)``, not yet computed.
+    """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed.
 
     Attributes:
         x: ``(N, d)``.
@@ -33,6 +34,7 @@ class PreCodes(NamedTuple):
         bias: ``(d_sae,)`` or None.
         act: Elementwise, non-decreasing.
         valid: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may).
+        scale: ``(d_sae,)`` factor of each latent, or None (1).
     """
 
     x: Tensor
@@ -40,17 +42,31 @@ class PreCodes(NamedTuple):
     bias: Tensor | None
     act: Callable[[Tensor], Tensor] = identity
     valid: Tensor | None = None
+    scale: Tensor | None = None
 
     def dense(self) -> Tensor:
         """``(N, d_sae)`` pre-codes."""
-        return self._masked(self.act(F.linear(self.x, self.weight, self.bias)))
+        return self._finish(F.linear(self.x, self.weight), self.bias, self.scale)
 
     def columns(self, ids: Tensor) -> Tensor:
         """``(N, len(ids))`` pre-codes of some latents."""
         bias = None if self.bias is None else self.bias[ids]
-        return self._masked(self.act(F.linear(self.x, self.weight[ids], bias)))
+        return self._finish(F.linear(self.x, self.weight[ids]), bias, None if self.scale is None else self.scale[ids])
 
-    def _masked(self, u: Tensor) -> Tensor:
+    def topk(self, k: int, score: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Linear parts (before ``act``) and ids, both ``(N, k)``, of the k largest of each row; no gradients."""
+        return chunked_topk(self.x, self.weight, self.bias, k, score, self.scale)
+
+    def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
+        """``(N, k)`` pre-codes of chosen latents, with gradients for these entries only; ``linear`` if known."""
+        return self._activate(sampled_linear(self.x, self.weight, self.bias, indices, linear, self.scale))
+
+    def _finish(self, linear: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        linear = linear if scale is None else linear * scale
+        return self._activate(linear if bias is None else linear + bias)
+
+    def _activate(self, linear: Tensor) -> Tensor:
+        u = self.act(linear)
         return u if self.valid is None else u * self.valid
 
 
@@ -141,8 +157,9 @@ class DistanceEncoder(Encoder):
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
         """Pre-codes of normalised rows ``x (N, d)``."""
         norm = x.norm(dim=1, keepdim=True)
-        unit = x / norm.clamp(min=1e-12)
-        return PreCodes(unit, F.normalize(self.weight, eps=1e-12), None, distance_score, (norm > 0).to(x.dtype))
+        # prototypes are scaled after the product: their norms cost one pass, normalised copies and their gradients five
+        scale = self.weight.norm(dim=1).clamp(min=1e-12).reciprocal()
+        return PreCodes(x / norm.clamp(min=1e-12), self.weight, None, distance_score, (norm > 0).to(x.dtype), scale)
 
 
 class PerModalityEncoder(Encoder):

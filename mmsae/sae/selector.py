@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmsae.kernels import chunked_topk, sampled_linear
 from mmsae.sae.encoder import PreCodes
 from mmsae.types import InputError
 
@@ -83,13 +82,11 @@ class TopK(Selector):
 
     def forward(self, pre: PreCodes, modality: str) -> tuple[Tensor, Tensor]:
         """Returns ``(values (N, k), indices (N, k))``."""
-        linear, indices = chunked_topk(pre.x, pre.weight, pre.bias, self._k + self.strict)
+        linear, indices = pre.topk(self._k + self.strict)
         if self.strict:
             linear, order = linear.sort(dim=1, descending=True)
             indices = indices.gather(1, order)[:, :-1]
             above = linear[:, :-1] > linear[:, -1:]
             linear = linear[:, :-1]
-        values = pre.act(sampled_linear(pre.x, pre.weight, pre.bias, indices, linear)).relu()
-        if self.strict:
-            values = values * above
-        return values if pre.valid is None else values * pre.valid, indices
+        values = pre.at(indices, linear).relu()
+        return values * above if self.strict else values, indices

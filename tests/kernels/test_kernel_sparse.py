@@ -17,6 +17,9 @@ def test_gradcheck_in_float64():
     x, w, b, v, idx = problem()
     assert torch.autograd.gradcheck(lambda v, w: sparse_decode(v, idx, w), (v, w))
     assert torch.autograd.gradcheck(lambda x, w, b: sampled_linear(x, w, b, idx), (x, w, b))
+    scale = torch.rand(11, dtype=torch.double).add(0.5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w, b, s: sampled_linear(x, w, b, idx, scale=s), (x, w, b, scale))
+    assert torch.autograd.gradcheck(lambda x, w, s: sampled_linear(x, w, None, idx, scale=s), (x, w, scale))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-9), (torch.float, 1e-6)])
@@ -54,6 +57,15 @@ def test_score_ranks_and_values_stay_signed():
     u = x @ w.t() + b
     assert torch.equal(values, u.gather(1, idx))
     assert torch.equal(idx.sort(1).values, u.abs().topk(2).indices.sort(1).values)
+
+
+def test_topk_ranks_scaled_and_biased_products():
+    x, w, b, _, _ = problem(torch.float, n=9)
+    scale = torch.rand(11) + 0.5
+    values, idx = chunked_topk(x, w, b, 3, scale=scale)
+    want = ((x @ w.t()) * scale + b).topk(3)
+    torch.testing.assert_close(values.sort(1).values, want.values.flip(1))
+    assert torch.equal(idx.sort(1).values, want.indices.sort(1).values)
 
 
 def test_no_rows():

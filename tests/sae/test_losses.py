@@ -5,7 +5,17 @@ import torch
 from torch.nn import functional as F
 
 from mmsae import SAE, InputError
-from mmsae.sae import AuxK, CodeCosine, Dictionary, LossContext, Normaliser, Reconstruction, TopK, UsageTracker
+from mmsae.sae import (
+    AuxK,
+    CodeCosine,
+    Dictionary,
+    DistanceEncoder,
+    LossContext,
+    Normaliser,
+    Reconstruction,
+    TopK,
+    UsageTracker,
+)
 
 
 def model(d=12, h=40, k=5, dictionaries=("image", "text"), seed=0, **kw):
@@ -62,6 +72,29 @@ def test_full_step_gradients_equal_dense_autograd(dtype, tolerance, dictionaries
     assert float(fast) == pytest.approx(float(naive), rel=1e-5)
     for a, b in zip(got, want, strict=True):
         assert (a - b).norm() / b.norm() < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-9), (torch.float, 1e-5)])
+def test_vl_sae_step_equals_the_published_dense_form(dtype, tolerance):
+    """cdist, kthvalue mask, dense decoders, mean squared error: same loss, same gradients."""
+    torch.manual_seed(1)
+    dictionaries = {m: Dictionary(norm="free") for m in ("image", "text")}
+    sae = SAE(32, 150, encoder=DistanceEncoder(), selector=TopK(20, strict=True), dictionaries=dictionaries).to(dtype)
+    x = {m: torch.randn(64, 32, dtype=dtype) for m in sae.modalities}
+    fast = Reconstruction("mse")(sae(x), LossContext(sae))
+    got = torch.autograd.grad(fast, tuple(sae.parameters()))
+    naive = 0.0
+    for m, v in x.items():
+        a = 2 - torch.cdist(
+            F.normalize(v), F.normalize(sae.encoder.weight), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        threshold = a.detach().kthvalue(150 - 20, dim=1, keepdim=True).values
+        d = sae.dictionaries[m]
+        naive = naive + F.mse_loss((a * (a > threshold)) @ d.weight + d.bias, v)
+    want = torch.autograd.grad(naive, tuple(sae.parameters()))
+    assert float(fast.detach()) == pytest.approx(float(naive.detach()), rel=1e-5)
+    for g, w in zip(got, want, strict=True):
+        assert (g - w).norm() / w.norm() < tolerance
 
 
 def test_reductions_differ_by_known_factors():

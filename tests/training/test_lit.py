@@ -136,7 +136,7 @@ def test_widths_and_sites_that_disagree_are_refused(tmp_path):
         trainer(tmp_path, 1).fit(lit(d_in=12), datamodule=Data())
     module = lit(d_in=10)
     module.sae.sites = {"image": Site("a" * 32, "image.embed", width=10)}
-    with pytest.raises(InputError, match="was trained on .*aaaaaaaaaaaa, the data holds .*bbbbbbbbbbbb"):
+    with pytest.raises(InputError, match=r"was trained on .*aaaaaaaaaaaa, the data holds .*bbbbbbbbbbbb"):
         trainer(tmp_path, 1).fit(module, datamodule=Data(sites={"image": Site("b" * 32, "image.embed", width=10)}))
 
 
