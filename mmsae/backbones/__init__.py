@@ -1,0 +1,30 @@
+"""Frozen hosts: load one by name, read its activations at a site, replace them there."""
+
+from typing import Any
+
+from mmsae.backbones.base import Backbone, Rows
+from mmsae.backbones.load import HostName, embed_width, host_modalities, load_backbone, parse, site_width
+
+__all__ = [
+    "Backbone",
+    "HostName",
+    "OpenCLIPBackbone",
+    "Rows",
+    "TimmBackbone",
+    "embed_width",
+    "host_modalities",
+    "load_backbone",
+    "parse",
+    "site_width",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # open_clip and timm take seconds to import, so only who names them pays
+    if name == "OpenCLIPBackbone":
+        from mmsae.backbones.open_clip import OpenCLIPBackbone as found
+    elif name == "TimmBackbone":
+        from mmsae.backbones.timm import TimmBackbone as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found

@@ -1,0 +1,68 @@
+"""timm hosts: image towers of any kind, e.g. DINOv2 ViTs, ConvNeXt and ResNet, with their classifier left in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+
+from mmsae.backbones.base import Backbone
+from mmsae.backbones.hooks import Port, Shadow, ShadowPort
+from mmsae.backbones.tokens import Marks
+from mmsae.backbones.vision import image_marks
+from mmsae.types import IMAGE
+
+
+class HeadShadow(Shadow):
+    """Stands in for ``forward_head``; the functions see the pooled features, logits are taken from what they return."""
+
+    def __call__(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """As the method."""
+        pooled = self.original(x, pre_logits=True)
+        new = self.run(pooled)
+        if pre_logits:
+            return new
+        return self.original(x) if new is pooled else self.original.__self__.get_classifier()(new)
+
+
+class TimmBackbone(Backbone):
+    """A frozen timm model; ``image.embed`` (or ``image.pooled``) is what its classifier sees.
+
+    Args: as :class:`~mmsae.backbones.base.Backbone`, with a model of ``timm.create_model``.
+    """
+
+    modalities = (IMAGE,)
+
+    def config(self) -> dict[str, Any]:
+        """Architecture and data configuration."""
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in resolve_model_data_config(self.model).items()}
+        return {"architecture": self.model.pretrained_cfg.get("architecture"), "data": data}
+
+    def transform(self, train: bool = False) -> Callable:
+        """The transform of timm for this model's data configuration."""
+        return create_transform(**resolve_model_data_config(self.model), is_training=train)
+
+    def _encode(self, modality: str, x: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+    def _endpoint(self, name: str) -> Port:
+        return ShadowPort(self.model, "forward_head", HeadShadow)
+
+    def _channels_last(self) -> bool:
+        return getattr(self.model, "output_fmt", "") == "NHWC"
+
+    def _probe_input(self, modality: str, n: int) -> Tensor:
+        return torch.zeros(n, *resolve_model_data_config(self.model)["input_size"])
+
+    def _prefix(self) -> tuple[int, int | None]:
+        embed = getattr(self.model, "patch_embed", None)
+        return getattr(self.model, "num_prefix_tokens", 0), getattr(embed, "num_patches", None)
+
+    def _has_cls(self, modality: str) -> bool:
+        return self._prefix()[0] > 0 and getattr(self.model, "cls_token", None) is not None
+
+    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
+        return image_marks(tokens, *((0, None) if is_map else self._prefix()))

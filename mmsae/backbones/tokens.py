@@ -1,0 +1,165 @@
+"""From a host's tensor to rows ``(N, d)`` and back: the layout of the tensor and the token policy of the site.
+
+Layouts: ``(B, d)``, ``(B, T, d)``, ``(T, B, d)``, convolution maps ``(B, d, H, W)`` and ``(B, H, W, d)``. They all
+become ``(B, T, d)`` with ``T = H * W`` for maps and ``T = 1`` for pooled tensors.
+
+Policies (which tokens are the rows, in order of item and position):
+    all: Every token.
+    cls: The class token.
+    patches: Image tokens without class and register tokens.
+    mask: Text tokens without padding; BOS and EOS are among them and flagged as special.
+    eos: The text token that the host pools, where the sentence's state ends up.
+    pooled: One row per item: the tensor itself where it has no tokens, else the mean of ``patches`` or ``mask``.
+        Editing such a mean adds the difference to every token that was averaged.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.types import TEXT, InputError
+
+POLICIES = ("pooled", "cls", "patches", "eos", "mask", "all")
+
+
+class Layout(NamedTuple):
+    """Where batch and channels are in a host's tensor.
+
+    Attributes:
+        ndim: 2 (pooled), 3 (tokens) or 4 (map).
+        batch: Axis of the items.
+        channel: Axis of the features.
+        width: Size of that axis.
+    """
+
+    ndim: int
+    batch: int
+    channel: int
+    width: int
+
+
+def find_layout(one: torch.Size, two: torch.Size, channels_last: bool, where: str) -> Layout:
+    """Layout from the shapes that a batch of one and a batch of two gave.
+
+    Args:
+        one: Shape with one item.
+        two: Shape with two items.
+        channels_last: What the host says about its maps; decides only where the shape does not.
+        where: Name of the site, for messages.
+
+    Raises:
+        InputError: No single axis is the batch, or the tensor has no layout that we know.
+    """
+    grown = [i for i, (a, b) in enumerate(zip(one, two, strict=False)) if (a, b) == (1, 2)]
+    rest = [i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+    if len(one) not in (2, 3, 4) or grown != rest or len(grown) != 1 or (len(one) == 4 and grown != [0]):
+        raise InputError(
+            f"{where} cannot be a site: batches of 1 and 2 give shapes {tuple(one)} and {tuple(two)}, "
+            "which is not (B, d), (B, T, d), (T, B, d) or a map."
+        )
+    channel = len(one) - 1
+    if len(one) == 4:
+        a, b, c = one[1:]
+        square_first, square_last = a == b != c, b == c != a
+        channel = 3 if square_first or (channels_last and not square_last) else 1
+    return Layout(len(one), grown[0], channel, one[channel])
+
+
+def to_tokens(x: Tensor, layout: Layout) -> Tensor:
+    """``(B, T, d)`` view or copy of a host's tensor."""
+    if layout.ndim == 2:
+        return x[:, None]
+    return x.movedim((layout.batch, layout.channel), (0, -1)).flatten(1, -2)
+
+
+def from_tokens(tokens: Tensor, like: Tensor, layout: Layout) -> Tensor:
+    """The host's shape, strides and dtype again, from ``(B, T, d)``."""
+    if layout.ndim == 2:
+        moved = tokens[:, 0]
+    else:
+        shape = like.movedim((layout.batch, layout.channel), (0, -1)).shape
+        moved = tokens.reshape(shape).movedim((0, -1), (layout.batch, layout.channel))
+    return torch.empty_like(like).copy_(moved)
+
+
+class Marks(NamedTuple):
+    """What the host says about the tokens of a batch.
+
+    Attributes:
+        content: ``(B, T)`` image patches, or text tokens that are no padding.
+        special: ``(B, T)`` class, register, BOS, EOS or padding tokens.
+        cls: Position of the class token, None where the host has none.
+        eos: ``(B,)`` position of the token that the text tower pools, None for images.
+        known: False where T is no number of tokens that the host explains (queries of a pooling layer, say).
+    """
+
+    content: Tensor
+    special: Tensor
+    cls: int | None = None
+    eos: Tensor | None = None
+    known: bool = True
+
+
+def keep_mask(policy: str, marks: Marks) -> Tensor:
+    """``(B, T)`` which tokens a policy takes (``pooled``: which ones it averages).
+
+    Raises:
+        InputError: The tensor has no such tokens (a layer before the class token was added, say).
+    """
+    if policy == "all":
+        return torch.ones_like(marks.content)
+    if not marks.known or (policy == "cls" and marks.cls is None):
+        raise InputError(f"token policy {policy!r}: a site with {marks.content.shape[1]} tokens has none; use 'all'.")
+    if policy in ("cls", "eos"):
+        at = marks.eos[:, None] if policy == "eos" else marks.cls
+        return (torch.arange(marks.content.shape[1], device=marks.content.device) == at).expand_as(marks.content)
+    return marks.content
+
+
+def check_policy(policy: str, layout: Layout, modality: str, has_cls: bool, where: str) -> None:
+    """Refuse a token policy that the site cannot have.
+
+    Raises:
+        InputError: Naming the policy and why.
+    """
+    why = ""
+    if policy not in POLICIES:
+        why = f"is not one of {', '.join(POLICIES)}"
+    elif layout.ndim == 2 and policy != "pooled":
+        why = "needs tokens, but the site has one row per item (use 'pooled')"
+    elif policy in ("eos", "mask") and modality != TEXT:
+        why = "is for text, but the site is an image site"
+    elif policy == "patches" and modality == TEXT:
+        why = "is for images, but the site is a text site"
+    elif policy == "cls" and (not has_cls or layout.ndim == 4):
+        why = "needs a class token, but the site has none"
+    if why:
+        raise InputError(f"{where}: token policy {policy!r} {why}.")
+
+
+def take(tokens: Tensor, keep: Tensor | None, pooled: bool) -> Tensor:
+    """Rows ``(N, d)`` of ``tokens (B, T, d)``; may share memory with them.
+
+    Args:
+        tokens: The host's tokens.
+        keep: ``(B, T)`` which of them; None for all.
+        pooled: Return ``(B, d)`` means over the kept tokens instead.
+    """
+    if keep is None:
+        return tokens.flatten(0, 1)
+    if not pooled:
+        return tokens[keep]
+    w = keep.to(tokens)[..., None]
+    return (tokens * w).sum(1) / w.sum(1).clamp(min=1)
+
+
+def put(tokens: Tensor, keep: Tensor | None, pooled: bool, old: Tensor, new: Tensor) -> Tensor:
+    """``tokens`` with the rows ``old``, as :func:`take` gave them, replaced by ``new``; never in place."""
+    if keep is None:
+        return new.to(tokens).reshape_as(tokens)
+    if pooled:
+        return tokens + (new - old).to(tokens)[:, None] * keep.to(tokens)[..., None]
+    return tokens.masked_scatter(keep[..., None], new.to(tokens))
