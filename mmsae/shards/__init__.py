@@ -3,7 +3,7 @@
 from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
-from mmsae.shards.files import atomic, disk_errors
+from mmsae.shards.files import disk_errors
 from mmsae.shards.pipeline import FAULT_LIMIT, ExactLoader, TrainLoader, make_pipeline, unit_batches
 from mmsae.shards.read import Sample, UidSet, make_uid, read_shard, with_image
 from mmsae.shards.sources import Source, Sources, as_sources, expand
@@ -26,7 +26,6 @@ __all__ = [
     "Unit",
     "UnitBatch",
     "as_sources",
-    "atomic",
     "count_samples",
     "decode_image",
     "describe",

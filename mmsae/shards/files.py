@@ -1,9 +1,8 @@
-"""Files that are there whole or not at all, and one clear sentence where the disk is full."""
+"""Temporary names, and one clear sentence where the disk is full."""
 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,24 +26,3 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(next(p for p in Path(path).absolute().parents if p.exists())).free
         raise InputError(f"The disk is full: {path} could not be written ({free / 1e6:.1f} MB are free there).") from e
-
-
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Gives a hidden path beside ``path`` to write a file to, and renames that at the end; removes it on any error.
-
-    Folders are made as needed. A path has one writer at a time.
-
-    Raises:
-        InputError: If the disk is full.
-    """
-    path = Path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield hidden(path)
-            with open(hidden(path), "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(hidden(path), path)
-        finally:
-            hidden(path).unlink(missing_ok=True)

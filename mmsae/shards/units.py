@@ -5,12 +5,14 @@ So a killed job goes on where it stopped, and its result depends neither on kill
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from mmsae.shards.files import atomic
+from mmsae.files import atomic_file
+from mmsae.shards.files import disk_errors
 
 Part = bytes | Callable[[Path], None]
 """The content of a part file, or a function that writes it to the path it is given."""
@@ -57,7 +59,10 @@ def write_part(out: str | Path, unit: Unit, part: Part, suffix: str = ".part") -
     Raises:
         InputError: If the disk is full; nothing is left behind.
     """
-    with atomic(target := part_path(out, unit, suffix)) as temporary:
+    target = part_path(out, unit, suffix)
+    for killed in target.parent.glob(f".{glob.escape(target.name)}.tmp*"):  # a unit has one owner, so nobody writes it
+        killed.unlink()
+    with disk_errors(target), atomic_file(target) as temporary:
         temporary.write_bytes(part) if isinstance(part, bytes) else part(temporary)
     return target
 
