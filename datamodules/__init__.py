@@ -1,4 +1,4 @@
-"""LightningDataModules: thin wrappers over :mod:`mmsae.shards` and :mod:`mmsae.cache`."""
+"""LightningDataModules: thin wrappers over ``mmsae.shards`` and ``mmsae.cache``."""
 
 from datamodules.cached import CachedActivations
 from datamodules.image_text import ImageTextDataModule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,6 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from mmsae.recipes import find_recipe
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunCheckpoint, RunProgress
 from mmsae.training.lit import LitSAE
+
+
+# the arguments come from mmsae's own entry point on purpose
+warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+# said by Lightning about its own use of torch
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated")
 
 
 class RunCLI(LightningCLI):

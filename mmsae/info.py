@@ -1,0 +1,88 @@
+"""``mmsae info``: what a path holds, in a few lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmsae.types import InputError
+
+
+def _sae(folder: Path) -> dict[str, Any]:
+    from mmsae.sae import SAE
+
+    sae = SAE.from_pretrained(folder)
+    block = json.loads((folder / "cfg.json").read_text())["mmsae"]
+    return {
+        "kind": "SAE",
+        "latents": sae.d_sae,
+        "widths": sae.d_in,
+        "parameters": sum(p.numel() for p in sae.parameters()),
+        **{slot: block[slot] for slot in ("normaliser", "encoder", "selector", "dictionaries")},
+        "sites": {m: str(s) for m, s in sae.sites.items()} or "not named",
+        "training": block["training"],
+    }
+
+
+def _host(folder: Path) -> dict[str, Any]:
+    from mmsae.backbones import load_backbone
+
+    host = load_backbone(f"local-dir:{folder}")
+    sites = {m: str(s) for m, s in host.default_sites().items()}
+    return {"kind": "host (open_clip folder)", "fingerprint": host.fingerprint, "sites": sites}
+
+
+def describe(path: str, verify: bool = False) -> dict[str, Any]:
+    """What is at ``path``: an SAE folder, an activation store, an open_clip folder or image-text shards.
+
+    Raises:
+        InputError: Nothing there that mmsae knows.
+    """
+    folder = Path(path)
+    if (folder / "cfg.json").is_file():
+        return _sae(folder)
+    if (folder / "open_clip_config.json").is_file():
+        return _host(folder)
+    if folder.is_dir() and not any(folder.glob("*.tar*")):
+        from mmsae.cache import ActivationStore, describe_store
+
+        if not (folder / "spec.json").is_file():
+            raise InputError(
+                f"{path} is no SAE (cfg.json), store (spec.json) or open_clip host (open_clip_config.json) "
+                "and holds no .tar shards"
+            )
+        if verify:
+            ActivationStore(folder, verify=True)
+        return {"kind": "activation store", **describe_store(folder), **({"content": "verified"} if verify else {})}
+    from mmsae.shards import describe as describe_shards
+
+    return {"kind": "shards", **describe_shards(path)}
+
+
+def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
+    out = []
+    for key, v in value.items():
+        if isinstance(v, Mapping):
+            out += [f"{indent}{key}:", *_lines(v, indent + "  ")]
+        elif isinstance(v, list | tuple) and v and not all(isinstance(i, int | float) for i in v):
+            out += [f"{indent}{key}:", *(f"{indent}  - {i}" for i in v)]
+        else:
+            out.append(f"{indent}{key}: {f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else v}")
+    return out
+
+
+def info(path: str, verify: bool = False, as_json: bool = False) -> str:
+    """Describe a path.
+
+    Args:
+        path: SAE folder, activation store, open_clip folder, or shards (file, folder, glob or brace pattern).
+        verify: Compare the content hash of every file of a store.
+        as_json: Print JSON.
+
+    Returns:
+        The description.
+    """
+    found = describe(path, verify)
+    return json.dumps(found, indent=2, default=str) if as_json else "\n".join(_lines(found))
