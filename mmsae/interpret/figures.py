@@ -1,0 +1,144 @@
+"""Charts as inline SVG that takes the page's font and text colour, so that one file reads well in light and dark."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.figure import Figure as MplFigure
+
+INK = "#010203"  # stands for "the colour of the text" until the SVG is written
+PALETTE = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b", "#eab308", "#06b6d4")
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#8888884d",
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+class Figure(NamedTuple):
+    """A picture in a report.
+
+    Attributes:
+        html: Inline SVG or an ``<img>`` with a data URI.
+        caption: Shown below it.
+    """
+
+    html: Markup
+    caption: str = ""
+
+
+@contextmanager
+def canvas(columns: int = 1, rows: int = 1, width: float = 7.2, height: float = 3.2, **kwargs):
+    """``(figure, axes)`` in the report's style; ``axes`` is an array when there are several."""
+    with rc_context(STYLE):
+        fig = MplFigure(figsize=(width, height), layout="constrained")
+        yield fig, fig.subplots(rows, columns, **kwargs)
+
+
+def inline_svg(fig: MplFigure, alt: str) -> Markup:
+    """A matplotlib figure as responsive inline SVG with a text alternative.
+
+    Ids are made unique by content, since SVGs inlined in one page share their id space.
+    """
+    buffer = io.StringIO()
+    with rc_context({**STYLE, "svg.hashsalt": "mmsae"}):
+        fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    tag = "f" + hashlib.blake2b(svg.encode(), digest_size=4).hexdigest()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{tag}-", svg)
+    svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r"font: ([^;\"]*?)'[^\"]*?(;|\")", r"font: \1inherit\2", svg)
+    head, body = svg.split(">", 1)
+    width = float(re.search(r'width="([\d.]+)pt"', head)[1]) * 4 / 3
+    head = re.sub(r'\s(width|height)="[\d.]+pt"', "", head)
+    return Markup(
+        f'{head} role="img" aria-label="{escape(alt)}" style="width:100%;max-width:{width:.0f}px;height:auto">'
+        f"<title>{escape(alt)}</title>{body}"
+    )
+
+
+def figure(fig: MplFigure, alt: str, caption: str = "") -> Figure:
+    """A matplotlib figure for a report; ``alt`` says in words what it shows."""
+    return Figure(inline_svg(fig, alt), caption)
+
+
+def line_chart(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    x_label: str,
+    caption: str = "",
+    log_y: bool = False,
+) -> Figure:
+    """Curves in panels side by side, with one legend.
+
+    Args:
+        panels: ``{panel title: {curve name: (x, y)}}``; a name has the same colour in every panel.
+        x_label: Label of the x axes.
+        caption: Shown below.
+        log_y: Logarithmic y axes.
+    """
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    colour = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+    with canvas(len(panels), width=max(5.0, 3.6 * len(panels)), height=3.1, squeeze=False) as (fig, axes):
+        for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
+            for name, (x, y) in curves.items():
+                ax.plot(x, y, color=colour[name], label=name)
+            ax.set(title=title, xlabel=x_label)
+            if log_y:
+                ax.set_yscale("log")
+        handles = {h.get_label(): h for ax in axes[0] for h in ax.get_lines()}
+        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(names), 5))
+        return figure(fig, f"{', '.join(panels)} against {x_label} for {', '.join(names)}", caption)
+
+
+def bar_chart(
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    y_label: str,
+    caption: str = "",
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Grouped bars.
+
+    Args:
+        values: ``{series: {group: value}}``; all series have the same groups.
+        y_label: Label of the y axis.
+        caption: Shown below.
+        lines: ``{name: height}`` of dashed reference lines.
+    """
+    groups = list(next(iter(values.values())))
+    wide = 0.8 / len(values)
+    with canvas(width=max(5.0, 0.22 * len(groups) * len(values) + 2.5)) as (fig, ax):
+        for i, (name, series) in enumerate(values.items()):
+            at = [g + (i - (len(values) - 1) / 2) * wide for g in range(len(groups))]
+            ax.bar(at, [series[g] for g in groups], wide * 0.92, label=name, color=PALETTE[i % len(PALETTE)])
+        for name, height in (lines or {}).items():
+            ax.axhline(height, ls="--", lw=1, color=INK, label=f"{name} {height:.2f}")
+        ax.set_xticks(range(len(groups)), groups)
+        ax.set_ylabel(y_label)
+        ax.grid(axis="x", visible=False)
+        fig.legend(loc="outside lower center", ncols=5)
+        return figure(fig, f"{y_label} of {', '.join(values)} by {', '.join(groups)}", caption)
