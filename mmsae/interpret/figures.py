@@ -70,7 +70,9 @@ def inline_svg(fig: MplFigure, alt: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{tag}-", svg)
     svg = svg.replace(INK, "currentColor")
-    svg = re.sub(r"font: ([^;\"]*?)'[^\"]*?(;|\")", r"font: \1inherit\2", svg)
+    # the page's font: newer matplotlib writes font-size and font-family, older a font shorthand
+    svg = re.sub(r"font: [^;\"]*?([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     head, body = svg.split(">", 1)
     width = float(re.search(r'width="([\d.]+)pt"', head)[1]) * 4 / 3
     head = re.sub(r'\s(width|height)="[\d.]+pt"', "", head)

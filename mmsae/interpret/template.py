@@ -55,7 +55,7 @@ figure img{max-width:100%}
 .card .small{margin:.15rem 0 .6rem}
 .strip{display:grid;grid-template-columns:repeat(4,1fr);gap:4px}
 .strip img,.portrait img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:5px;display:block;
-background:var(--shade)}
+background:var(--shade);outline:1px solid var(--line);outline-offset:-1px}
 img.tiny{image-rendering:pixelated}
 .card ol{list-style:none;padding:0;margin:.7rem 0 0;font-size:.86rem;line-height:1.35}
 .card li{display:flex;justify-content:space-between;gap:.75rem;padding:.28rem 0;border-top:1px solid var(--line)}

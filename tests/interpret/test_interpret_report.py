@@ -185,6 +185,7 @@ def test_report_is_whole_self_contained_and_accessible(tmp_path, tables):
     charts = [a for tag, a in page.tags if tag == "svg"]
     assert len(charts) == 2 and all(a["role"] == "img" and a["aria-label"] for a in charts)
     assert "currentcolor" in html.lower() and "#010203" not in html and "#000000" not in html
+    assert "font-size: 10.5px" in html and "DejaVu" not in html
     assert 'class="best"' in html and "prefers-color-scheme:dark" in html
 
 
