@@ -22,14 +22,14 @@ SAME = "same"
 
 def thresholds(z: Tensor) -> Tensor:
     """``(1 + 3, L)`` candidate thresholds per column of ``z (N, L)``: 0 and the quartiles of its positive values."""
-    v = z.sort(0).values
-    pos = (z > 0).sum(0)
-    out = [torch.zeros_like(v[0])]
+    v = z.T.contiguous().sort(1).values
+    n, pos = len(z), (z > 0).sum(0)
+    out = [torch.zeros_like(v[:, 0])]
     for q in QUANTILES:
-        at = (len(v) - pos) + q * (pos - 1).clamp(min=0)
-        lo = at.floor().long().clamp(max=len(v) - 1)
-        hi = (lo + 1).clamp(max=len(v) - 1)
-        a, b = v.gather(0, lo[None])[0], v.gather(0, hi[None])[0]
+        at = (n - pos) + q * (pos - 1).clamp(min=0)
+        lo = at.floor().long().clamp(max=n - 1)
+        hi = (lo + 1).clamp(max=n - 1)
+        a, b = v.gather(1, lo[:, None])[:, 0], v.gather(1, hi[:, None])[:, 0]
         out.append(torch.where(pos > 0, torch.lerp(a, b, (at - lo).to(v)), 0.0))
     return torch.stack(out)
 

@@ -8,15 +8,15 @@ from torch import Tensor
 
 def average_ranks(x: Tensor) -> Tensor:
     """``(N, L)`` float64 ranks 1..N within each column of ``x (N, L)``; equal values share the mean of their ranks."""
-    v, order = x.sort(0)
+    v, order = x.T.contiguous().sort(1)  # sorting along the last dimension is ten times faster
     n = len(x)
-    i = torch.arange(n, device=x.device)[:, None].expand_as(v)
-    change = v[1:] != v[:-1]
-    edge = torch.ones(1, x.shape[1], dtype=torch.bool, device=x.device)
-    first = torch.where(torch.cat([edge, change]), i, 0).cummax(0).values
-    last = torch.where(torch.cat([change, edge]), i, n - 1).flip(0).cummin(0).values.flip(0)
+    i = torch.arange(n, device=x.device).expand_as(v)
+    change = v[:, 1:] != v[:, :-1]
+    edge = torch.ones(len(v), 1, dtype=torch.bool, device=x.device)
+    first = torch.where(torch.cat([edge, change], 1), i, 0).cummax(1).values
+    last = torch.where(torch.cat([change, edge], 1), i, n - 1).flip(1).cummin(1).values.flip(1)
     ranks = (first + last).double() / 2 + 1
-    return torch.empty_like(ranks).scatter_(0, order, ranks)
+    return torch.empty_like(ranks).scatter_(1, order, ranks).T
 
 
 def auroc_table(scores: Tensor, truth: Tensor) -> Tensor:
