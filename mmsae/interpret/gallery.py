@@ -176,6 +176,7 @@ def concept_cards(
     return cards
 
 
+@torch.no_grad()
 def compare_codes(
     image: Codes,
     text: Codes,

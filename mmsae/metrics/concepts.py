@@ -78,6 +78,7 @@ def _tables(codes: Codes, truth: Tensor, chunk: int) -> tuple[Tensor, Tensor, Te
     return torch.cat(f1, 1), torch.cat(thr, 1), torch.cat(auc, 1).nan_to_num(0)
 
 
+@torch.no_grad()
 def match_concepts(codes: Mapping[str, Codes], truth: Tensor, chunk: int = 512) -> Match:
     """Choose, for each concept, the best latent and threshold on training samples.
 
@@ -112,6 +113,7 @@ def _f1(z: Tensor, truth: Tensor, thr: Tensor) -> Tensor:
     return torch.where(truth.any(0), f1, torch.nan)
 
 
+@torch.no_grad()
 def score_concepts(
     match: Match, codes: Mapping[str, Codes], truth: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

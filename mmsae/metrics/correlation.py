@@ -72,6 +72,7 @@ class CrossCorrelation(Metric):
         return torch.where(ok, cov / (var_a * var_b).clamp(min=1e-300).sqrt(), torch.nan).clamp(-1, 1)
 
 
+@torch.no_grad()
 def cross_correlation(image: Codes, text: Codes) -> Tensor:
     """:class:`CrossCorrelation` of one set of pairs, ``(d_sae,)`` float64."""
     metric = CrossCorrelation(image.d_sae).to(image.values.device)
@@ -93,6 +94,7 @@ class PairScorer(NamedTuple):
     mean_text: Tensor | None = None
 
     @classmethod
+    @torch.no_grad()
     def fit(cls, image: Codes, text: Codes, x_image: Tensor | None = None, x_text: Tensor | None = None) -> PairScorer:
         """Fit on training pairs: codes of both sides and, for ``clip_centred``, their ``(N, d)`` host embeddings."""
         weights = cross_correlation(image, text).nan_to_num(0).clamp(min=0).to(image.values.dtype)

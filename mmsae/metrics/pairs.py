@@ -100,6 +100,7 @@ def alive_counts(density_image: Tensor, density_text: Tensor) -> dict[str, int]:
     return {"both": both, "one": one, "none": len(image) - both - one}
 
 
+@torch.no_grad()
 def pair_report(
     image: Codes,
     text: Codes,

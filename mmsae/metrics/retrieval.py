@@ -42,6 +42,7 @@ def cosine_to_few(keys: Codes) -> Callable[[Codes], Tensor]:
     return lambda q: unit_codes(q).decode_with(atoms)
 
 
+@torch.no_grad()
 def recall_at(
     queries: Tensor | Codes,
     keys: Tensor | Codes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmsae.metrics.correlation import PairScorer
@@ -27,6 +28,7 @@ class Side(NamedTuple):
         return Side(self.codes.rows(which), None if self.x is None else self.x[which])
 
 
+@torch.no_grad()
 def pair_scores(scorer: PairScorer, image: Side, text: Side) -> dict[str, Tensor]:
     """``{name: (N,)}`` scores of N pairs, larger for better fits: ``pair_code`` and ``pair_weighted``.
 
