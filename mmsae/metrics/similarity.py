@@ -41,6 +41,7 @@ def top_means(rows: Tensor, features: Tensor) -> Tensor:
         rows: ``(L, n)`` int64 row of each top sample in ``features``, -1 where a latent has fewer than n.
         features: ``(N, d)`` judge features of the corpus.
     """
+    rows = rows.to(features.device)
     has = (rows >= 0).to(features.dtype)
     total = torch.nn.functional.embedding_bag(rows.clamp(min=0), features, mode="sum", per_sample_weights=has)
     return total / has.sum(1, keepdim=True).clamp(min=1)
