@@ -1,0 +1,1 @@
+"""What an SAE is used for: each task a module of its own."""
