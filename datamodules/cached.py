@@ -99,6 +99,7 @@ class CachedActivations(lightning.LightningDataModule):
     def _loader(self, split: tuple[float, float], shuffle: bool) -> StoreLoader:
         self.setup()
         trainer = self.trainer
+        limit = trainer.limit_train_batches if trainer and shuffle else None
         return StoreLoader(
             self.activations,
             self.batch_size,
@@ -112,4 +113,6 @@ class CachedActivations(lightning.LightningDataModule):
             block=self.block,
             window=self.window,
             epoch=trainer.current_epoch if trainer and shuffle else 0,
+            # the loader must know where an epoch ends, or a checkpoint written there would go on beyond it
+            limit=limit if isinstance(limit, int) else None,
         )

@@ -45,8 +45,7 @@ class StoreLoader:
     modalities are read independently with a fixed quota each, in proportion to their rows.
 
     ``state_dict`` is a place in the sequence, so training that is resumed sees the very batches that it would have
-    seen. ``iter()`` starts the next epoch; the first one, and the first after ``load_state_dict``, goes on from
-    the state.
+    seen. ``iter()`` starts the next epoch, or goes on from a state that was loaded.
 
     Args:
         store: The store.
@@ -62,6 +61,7 @@ class StoreLoader:
         window: Blocks that are mixed with each other; memory is ``block * window`` rows, or 4 batches if that is more.
         uids: Whether batches carry uids; by default where nothing is shuffled.
         epoch: The first epoch.
+        limit: Largest number of batches per epoch and rank.
 
     Raises:
         InputError: The split has fewer items than there are ranks.
@@ -83,6 +83,7 @@ class StoreLoader:
         window: int = 64,
         uids: bool | None = None,
         epoch: int = 0,
+        limit: int | None = None,
     ) -> None:
         self.store, self.seed, self.rank, self.world, self.shuffle = store, seed, rank, world, shuffle
         self.names = store.spec.choose(sites)
@@ -104,9 +105,10 @@ class StoreLoader:
                 keep = items[store.items_of_rows(n, np.arange(store.spec.rows[n]))]
                 self.orders[m] = BlockOrder(keep, block, seed + salt)
         self._quotas(batch_size, quotas)
+        self._len = self._len if limit is None else min(self._len, limit)
         self._window = max(4, window * block // max(self.sizes.values()))  # in batches; 4, so that large ones mix too
         self.epoch, self.batch = epoch, 0
-        self._fresh = True
+        self._begun = False  # whether a batch was drawn since iter(): Lightning calls iter() once more just to look
 
     def _quotas(self, batch_size: int, quotas: Mapping[str, int] | None) -> None:
         rows = {m: len(o) for m, o in self.orders.items()}
@@ -153,7 +155,7 @@ class StoreLoader:
                     f"{self.store.folder}: the checkpoint was made with {k} {then}, this run has {now}; "
                     "resuming would not continue the same run"
                 )
-        self.epoch, self.batch, self._fresh = state["epoch"], state["batch"], True
+        self.epoch, self.batch, self._begun = state["epoch"], state["batch"], False
 
     def _order_key(self) -> dict[str, Any]:
         key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "sizes": self.sizes}
@@ -167,9 +169,9 @@ class StoreLoader:
         }
 
     def __iter__(self) -> Iterator[Tokens]:
-        if not self._fresh or self.batch >= len(self):
+        if self._begun or self.batch >= len(self):
             self.epoch, self.batch = self.epoch + 1, 0
-        self._fresh = False
+        self._begun = False
         return self._train(self.epoch, self.batch) if self.shuffle else self._eval()
 
     def _train(self, epoch: int, first: int) -> Iterator[Tokens]:
@@ -181,7 +183,7 @@ class StoreLoader:
             for b in range(max(lo, first), hi):
                 pick = {m: mix[m][(b - lo) * s : (b - lo + 1) * s] for m, s in self.sizes.items()}
                 batch = self._batch(x, rows, pick)
-                self.batch = b + 1  # a checkpoint written while this batch is trained on has it done
+                self.batch, self._begun = b + 1, True  # a checkpoint written while this batch is trained on has it done
                 yield batch
 
     def _window_rows(self, m: str, epoch: int, lo: int, hi: int) -> np.ndarray:

@@ -43,7 +43,7 @@ class StreamingLoader:
     ) -> None:
         self.host, self.pipeline, self.n_batches, self.sites = host, pipeline, n_batches, sites
         self.batch_size, self.capacity, self.quotas, self.seed = batch_size, capacity, quotas, seed
-        self.epoch, self.batch, self._resume = 0, 0, True
+        self.epoch, self.batch, self._begun = 0, 0, False
         self._faults = FaultLog()
         self._running: Iterator[Tokens] | None = None
 
@@ -51,9 +51,9 @@ class StreamingLoader:
         return self.n_batches
 
     def __iter__(self) -> Iterator[Tokens]:
-        if not self._resume or self.batch >= self.n_batches:
+        if self._begun or self.batch >= self.n_batches:
             self.epoch, self.batch = self.epoch + 1, 0
-        self._resume = False
+        self._begun = False
         if self._running is None:
             seed = hash((self.seed, self.epoch, self.batch)) % 2**63  # of integers: equal in every process
             buffer = MixingBuffer(self.capacity, self.batch_size, seed, self.quotas)
@@ -69,7 +69,7 @@ class StreamingLoader:
     def _run(self, first: int) -> Iterator[Tokens]:
         for b in range(first, self.n_batches):
             tokens = next(self._running)
-            self.batch = b + 1
+            self.batch, self._begun = b + 1, True
             yield tokens._replace(faults=self._faults.take())
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class StreamingLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restart the stream after that point."""
-        self.epoch, self.batch, self._resume = state["epoch"], state["batch"], True
+        self.epoch, self.batch, self._begun = state["epoch"], state["batch"], False
         self.pipeline.load_state_dict(state["pipeline"])
         self._running = None
 

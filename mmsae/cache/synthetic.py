@@ -88,7 +88,7 @@ class SyntheticLoader:
     ) -> None:
         self.pairs, self.batch_size, self.n_batches = pairs, batch_size, n_batches
         self.seed, self.rank, self.fresh = seed, rank, fresh
-        self.epoch, self.batch, self._resume = 0, 0, True
+        self.epoch, self.batch, self._begun = 0, 0, False
 
     def __len__(self) -> int:
         return self.n_batches
@@ -100,14 +100,14 @@ class SyntheticLoader:
         return self.pairs.sample(self.batch_size, g)
 
     def __iter__(self) -> Iterator[Tokens]:
-        if not self._resume or self.batch >= self.n_batches:
+        if self._begun or self.batch >= self.n_batches:
             self.epoch, self.batch = self.epoch + 1, 0
-        self._resume = False
+        self._begun = False
         return self._run(self.epoch, self.batch)
 
     def _run(self, epoch: int, first: int) -> Iterator[Tokens]:
         for b in range(first, self.n_batches):
-            self.batch = b + 1
+            self.batch, self._begun = b + 1, True
             yield self.make(epoch, b)[0]
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class SyntheticLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at that place at the next ``iter()``."""
-        self.epoch, self.batch, self._resume = state["epoch"], state["batch"], True
+        self.epoch, self.batch, self._begun = state["epoch"], state["batch"], False
 
 
 def matched_cosine(true: Tensor, found: Tensor) -> Tensor:

@@ -45,10 +45,14 @@ def _words(chunk: pa.Array) -> np.ndarray:
     offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
     if len(chunk) and (np.diff(offsets) != 32).any():
         # uids that are not 32 hex digits are brought to that form first
-        text = "".join(hashlib.blake2b(u.encode(), digest_size=16).hexdigest() for u in chunk.to_pylist()).encode()
+        text = "".join(u if len(u.encode()) == 32 else _hex(u) for u in chunk.to_pylist()).encode()
     else:
         text = chunk.buffers()[2].to_pybytes()[offsets[0] : offsets[-1]] if len(chunk) else b""
     return np.frombuffer(text, "<u8").reshape(-1, 4)
+
+
+def _hex(uid: str) -> str:
+    return hashlib.blake2b(uid.encode(), digest_size=16).hexdigest()
 
 
 def find_duplicate(files: list[Path], labels: list[str]) -> str | None:
