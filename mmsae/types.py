@@ -144,14 +144,15 @@ class Codes(NamedTuple):
         return sparse_decode(self.values, self.indices, atoms)
 
     def gather(self, ids: Tensor) -> Tensor:
-        """``(N, len(ids))`` code values of the latents ``ids (L,)``."""
+        """``(N, len(ids))`` code values of the latents ``ids (L,)``, which may repeat."""
         if self.indices is None:
             return self.values[:, ids]
+        ids, back = ids.unique(return_inverse=True)
         slot = torch.full((self.d_sae,), -1, dtype=torch.long, device=ids.device)
         slot[ids] = torch.arange(len(ids), device=ids.device)
         col = slot[self.indices]
         out = self.values.new_zeros(len(self.values), len(ids) + 1)
-        return out.scatter_add(1, torch.where(col < 0, len(ids), col), self.values)[:, :-1]
+        return out.scatter_add(1, torch.where(col < 0, len(ids), col), self.values)[:, back]
 
     def rows(self, which: Tensor | slice) -> Codes:
         """The codes of some rows (index tensor, mask or slice)."""

@@ -101,12 +101,6 @@ def match_concepts(codes: Mapping[str, Codes], truth: Tensor, chunk: int = 512) 
     return Match(chosen, threshold, {side: table.argmax(1) for side, table in auc.items()})
 
 
-def _columns(codes: Codes, ids: Tensor) -> Tensor:
-    """``(N, len(ids))`` code values; unlike ``Codes.gather`` the ids may repeat (one latent for two concepts)."""
-    unique, back = ids.unique(return_inverse=True)
-    return codes.gather(unique).detach()[:, back]
-
-
 def _f1(z: Tensor, truth: Tensor, thr: Tensor) -> Tensor:
     fired = z > thr
     f1 = 2 * (fired & truth).sum(0).double() / (fired.sum(0) + truth.sum(0)).clamp(min=1)
@@ -131,9 +125,9 @@ def score_concepts(
     f1, auc = {}, {}
     for side, ids in match.f1_latent.items():
         over = match.threshold[side]
-        f1[side] = torch.stack([_f1(_columns(codes[m], ids), truth, thr) for m, thr in over.items()]).amin(0)
+        f1[side] = torch.stack([_f1(codes[m].gather(ids).detach(), truth, thr) for m, thr in over.items()]).amin(0)
         auc_ids = match.auc_latent[side]
-        auc[side] = torch.stack([auroc_columns(_columns(codes[m], auc_ids), truth) for m in over]).amin(0)
+        auc[side] = torch.stack([auroc_columns(codes[m].gather(auc_ids).detach(), truth) for m in over]).amin(0)
     return f1, auc
 
 

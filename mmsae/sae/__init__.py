@@ -1,5 +1,6 @@
 """Sparse autoencoders in pure torch: normalise -> encode -> select -> dictionary."""
 
+from mmsae.sae.control import random_control
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, DistanceEncoder, Encoder, PerModalityEncoder, PreCodes
 from mmsae.sae.losses import AuxK, CodeCosine, LossContext, LossTerm, Reconstruction
@@ -26,4 +27,5 @@ __all__ = [
     "TopK",
     "UsageTracker",
     "fit_rows",
+    "random_control",
 ]

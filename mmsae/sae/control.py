@@ -1,0 +1,24 @@
+"""The control that every figure needs: the same SAE, untrained."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from mmsae.sae.sae import SAE
+
+
+def random_control(sae: SAE, seed: int = 0) -> SAE:
+    """An SAE of the same composition, size and normaliser, with fresh random weights.
+
+    Random codes look better than intuition says (on the generated world a random TopK of 128 latents retrieves .7 of
+    the pairs), so a figure means something only beside this one's.
+    """
+    fresh = copy.deepcopy(sae)
+    statistics = copy.deepcopy(sae.normaliser.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh.build(sae.d_in, sae.d_sae)
+    fresh.normaliser.load_state_dict(statistics)
+    return fresh.eval()
