@@ -94,9 +94,10 @@ def extract(
     try:
         announce(backbone, writer, plan, devices)
         if devices == 1:
-            _work(backbone, writer, plan, 0, 1)
+            _work(backbone, writer, plan, writer.missing(), lead=True)
         else:
-            _spawn(host, device, precision, plan, devices)
+            backbone.to("cpu")  # its memory belongs to the processes now
+            _spawn(host, device, precision, plan, writer.missing(), devices)
         return _merge(writer, plan)
     finally:
         if not writer.finished and len(writer.missing()) == writer.units:
@@ -126,12 +127,11 @@ def _writer(host: Backbone, plan: Plan) -> StoreWriter:
     return StoreWriter(plan.out, sites, dtype=plan.dtype, units=len(plan.paths), job=job)
 
 
-def _work(host: Backbone, writer: StoreWriter, plan: Plan, rank: int, world: int) -> None:
-    """Write the parts of this process's tars."""
-    todo = writer.missing()[rank::world]
+def _work(host: Backbone, writer: StoreWriter, plan: Plan, todo: list[int], lead: bool) -> None:
+    """Write the parts of this process's tars; the leading process shows its progress."""
     unit_of = {plan.paths[u]: u for u in todo}
-    log, seen, parts = FaultLog(), SeenUids(writer), {}
-    bar = tqdm(desc="extract", unit="sample", disable=not plan.progress or rank > 0)
+    log, seen, parts, done = FaultLog(), SeenUids(writer), {}, 0
+    bar = tqdm(desc="extract", unit="sample", disable=not (plan.progress and lead))
     with bar, closing(host_batches(host, writer, plan, todo, plan.workers)) as stream:
         try:
             for path, batch, last, _ in stream:
@@ -145,7 +145,8 @@ def _work(host: Backbone, writer: StoreWriter, plan: Plan, rank: int, world: int
                     seen.check(parts[path])  # now, not hours later in the merge
                     parts[path].commit()
                     parts.pop(path).close()
-                    bar.set_postfix(tars=f"{writer.units - len(writer.missing())}/{writer.units}", dropped=log.dropped)
+                    done += 1
+                    bar.set_postfix(tars=f"{done}/{len(todo)}", dropped=log.dropped)
                 log.check(plan.fault_limit)
         finally:
             for part in parts.values():
@@ -185,11 +186,12 @@ def _keep(rows: Rows, good: torch.Tensor) -> Rows:
     return kept._replace(item=(good.cumsum(0) - 1)[kept.item])
 
 
-def _spawn(host: str, device: str, precision: str, plan: Plan, devices: int) -> None:
+def _spawn(host: str, device: str, precision: str, plan: Plan, todo: list[int], devices: int) -> None:
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     stop = context.Event()
     with ProcessPoolExecutor(devices, context, _remember, (stop,)) as pool:
-        jobs = [pool.submit(_rank, host, device, precision, plan, r, devices) for r in range(devices)]
+        # dealt out here: what is missing changes as soon as the first process works
+        jobs = [pool.submit(_rank, host, device, precision, plan, todo[r::devices], r) for r in range(devices)]
         failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
         if failed:
             stop.set()
@@ -202,9 +204,9 @@ def _remember(stop: Any) -> None:
     _stop = stop
 
 
-def _rank(host: str, device: str, precision: str, plan: Plan, rank: int, world: int) -> None:
+def _rank(host: str, device: str, precision: str, plan: Plan, todo: list[int], rank: int) -> None:
     backbone = _load(host, device, precision, rank)
-    _work(backbone, _writer(backbone, plan), plan, rank, world)
+    _work(backbone, _writer(backbone, plan), plan, todo, lead=rank == 0)
 
 
 def _merge(writer: StoreWriter, plan: Plan) -> Path:

@@ -25,7 +25,8 @@ def split_items(store: ActivationStore, lo: float, hi: float) -> np.ndarray:
     Items are ranked by a hash of their uid, which no seed changes: every rank, every run and every seed validates on
     the same items, shares are exact, and ``(0, a)`` and ``(a, 1)`` are disjoint and complete.
     """
-    order = np.argsort(uid_hash(store.index["uid"]), kind="stable")
+    hashes = np.concatenate([uid_hash(column) for column in store.columns("uid")])
+    order = np.argsort(hashes, kind="stable")
     keep = np.zeros(len(store), bool)
     keep[order[round(lo * len(store)) : round(hi * len(store))]] = True
     return keep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ class ActivationStore:
         self.spec.check_sizes(folder)
         self._maps: dict[int, tuple[mmap.mmap, dict[str, Tensor]]] = {}
         self._row_item: dict[str, np.ndarray] = {}
-        self._ends = {n: np.cumsum([s.rows[n] for s in self.spec.shards]) for n in self.spec.sites}
+        rows = {n: np.array([s.rows[n] for s in self.spec.shards]) for n in self.spec.sites}
+        self._ends = {n: np.cumsum(r) for n, r in rows.items()}
+        self._starts = {n: self._ends[n] - r for n, r in rows.items()}
         if verify or (verify is None and self.spec.nbytes < AUTO_VERIFY_BYTES):
             self.verify()
 
@@ -83,28 +85,30 @@ class ActivationStore:
                         "the file was changed or damaged after it was written"
                     )
 
+    def columns(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """The column ``uid``, ``key`` or ``caption`` of every shard, in order; nothing stays in memory."""
+        for i in range(len(self.spec.shards)):
+            yield pq.read_table(self.folder / f"{shard_stem(i)}.parquet", columns=[name])[name]
+
     @cached_property
-    def index(self) -> pa.Table:
-        """Columns ``uid``, ``key`` and ``caption``, one line per item."""
-        return pa.concat_tables(
-            pq.read_table(self.folder / f"{shard_stem(i)}.parquet").replace_schema_metadata()
-            for i in range(len(self.spec.shards))
-        )
+    def uid_column(self) -> pa.ChunkedArray:
+        """The uid of every item; stays in memory once it was asked for."""
+        return pa.chunked_array([c for column in self.columns("uid") for c in column.chunks], pa.string())
 
     @property
     def uids(self) -> list[str]:
         """The uid of every item."""
-        return self.index["uid"].to_pylist()
+        return self.uid_column.to_pylist()
 
     @property
     def keys(self) -> list[str]:
         """The key of every item in its source tar."""
-        return self.index["key"].to_pylist()
+        return [k for column in self.columns("key") for k in column.to_pylist()]
 
     @property
     def captions(self) -> list[str]:
         """The caption of every item; empty where there was none."""
-        return self.index["caption"].to_pylist()
+        return [c for column in self.columns("caption") for c in column.to_pylist()]
 
     def load(
         self,
@@ -172,7 +176,7 @@ class ActivationStore:
             first = next(iter(item.values()))  # keep the order of the rows instead of sorting
             every, inverse = first, torch.arange(len(first)).repeat(len(item))
         local = dict(zip(names, inverse.split([len(v) for v in item.values()]), strict=True))
-        ids = self.index["uid"].take(pa.array(every.numpy())).to_pylist() if uids else None
+        ids = self.uid_column.take(pa.array(every.numpy())).to_pylist() if uids else None
         extra = {c: {} for c in ("position", "special")}
         for m, n in names.items():
             # an empty shard has no extra columns
@@ -215,7 +219,7 @@ class ActivationStore:
 
     def _gather(self, name: str, tensor: str, idx: np.ndarray) -> Tensor:
         shard = np.searchsorted(self._ends[name], idx, side="right")
-        first = self._ends[name] - np.array([s.rows[name] for s in self.spec.shards])
+        first = self._starts[name]
         which = np.unique(shard)
         if len(which) and which[-1] >= len(self.spec.shards):
             raise IndexError(f"{self.folder}: row {idx.max()} of {name}, which has {self.spec.rows[name]} rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,8 @@ class StoreWriter:
             with disk_errors(self.folder, 1):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_whole(job_file, (json.dumps(ours, indent=1) + "\n").encode())
+        self._lock = open(job_file, "rb")  # shared by all processes that work on this store
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
         return False
 
     def _same_job(self, theirs: dict[str, Any], ours: dict[str, Any], what: str) -> None:
@@ -167,8 +170,12 @@ class StoreWriter:
         return self.folder
 
     def discard(self) -> None:
-        """Remove what this job wrote, if it is not a finished store; the folder too, if nothing else is in it."""
+        """Remove what this job wrote, unless it is a finished store or another process is working on it."""
         if self.finished or (self.folder / SPEC_FILE).exists():
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return
         for pattern in ("shard-*.parquet", "shard-*.safetensors"):  # the index first: it vouches for the other
             for p in self.folder.glob(pattern):

@@ -72,12 +72,12 @@ def image_bytes(value, size=4):
     return out.getvalue()
 
 
-def make_shards(folder, n_shards=3, per_shard=10, uid=None):
+def make_shards(folder, n_shards=3, per_shard=10, uid=None, size=4):
     """``n_shards`` tars; sample i has ``uid(i)`` where given."""
     with ShardWriter(folder, "data", per_shard=per_shard) as w:
         for i in range(n_shards * per_shard):
             meta = {} if uid is None else {"uid": uid(i)}
-            w.write(f"{i:06d}", {"png": image_bytes(5 * i), "txt": f"item {i}", "json": meta})
+            w.write(f"{i:06d}", {"png": image_bytes(5 * i, size), "txt": f"item {i}", "json": meta})
     return sorted(map(str, Path(folder).glob("*.tar")))
 
 

@@ -8,13 +8,17 @@ import resource
 import signal
 import tarfile
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from cache_helpers import FakeHost, contents, forked, image_bytes, make_shards, peak
+from safetensors.torch import save_file
 
+from mmsae.backbones import load_backbone
 from mmsae.cache import ActivationStore, extract, files
+from mmsae.cli import main
 from mmsae.shards import FaultLog, ShardWriter, read_shard
 from mmsae.types import ImageTextBatch, InputError
 
@@ -314,17 +318,15 @@ def test_a_kill_at_any_step_of_writing_changes_nothing(host, tmp_path, monkeypat
 def test_kills_at_random_moments_change_nothing(tmp_path):
     class Slow(FakeHost):
         def read(self, batch, sites):
-            time.sleep(0.005)
+            time.sleep(0.02)  # 0.4 s for all 20 batches
             return super().read(batch, sites)
 
     shards = make_shards(tmp_path / "shards", 4, 10)
     whole = contents(extract(FakeHost(), shards, tmp_path / "whole", batch_size=2, **QUIET))
     rng, out, kills = random.Random(0), tmp_path / "s", 0
-    for _ in range(40):
-        code = forked(lambda: extract(Slow(), shards, out, batch_size=2, **QUIET), after=rng.uniform(0.01, 0.15))
+    while kills < 10 and not (out / "spec.json").exists():
+        code = forked(lambda: extract(Slow(), shards, out, batch_size=2, **QUIET), after=rng.uniform(0.01, 0.19))
         kills += code == -signal.SIGKILL
-        if (out / "spec.json").exists():
-            break
     assert kills >= 2
     assert contents(extract(FakeHost(), shards, out, batch_size=2, **QUIET)) == whole
 
@@ -347,3 +349,38 @@ def test_memory_does_not_grow_with_shards_or_their_size(tmp_path):
     print("PEAK", few, many, row_bytes)
     assert many < few + row_bytes, (few, many)
     assert many < 4 * row_bytes, many
+
+
+def tiny_clip(folder):
+    """A CLIP with random weights, saved in open_clip's own folder format."""
+    vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"model_cfg": {"embed_dim": 6, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {"size": 16}}
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        host = load_backbone(f"local-dir:{folder}", allow_random=True)
+    save_file(host.model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.slow
+def test_the_command_with_two_processes(tmp_path, capsys):
+    """Equal bytes from one process and from two; one sentence and exit code 2 for what is wrong."""
+    make_shards(tmp_path / "shards", 5, 6, size=16)
+    host = tiny_clip(tmp_path / "host")
+
+    def run(out, **options):
+        given = {"host": host, "shards": tmp_path / "shards", "out": tmp_path / out, "batch_size": 4, "workers": 0}
+        main(["extract", *(f"--{k}={v}" for k, v in (given | options).items())])
+
+    run("one", device="cpu")
+    run("two", device="cpu", devices=2)
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert len(ActivationStore(tmp_path / "one")) == 30
+    with pytest.raises(SystemExit) as stop:
+        run("one", device="cpu", batch_size=5)
+    assert stop.value.code == 2
+    assert "its batch_size is 4, this one's is 5" in capsys.readouterr().err.splitlines()[-1]

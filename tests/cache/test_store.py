@@ -195,6 +195,14 @@ def test_a_part_has_one_writer(tmp_path):
             StoreWriter(tmp_path / "s", {"image": Site("h", "m", width=D)}).open_part(0)
 
 
+def test_giving_up_does_not_disturb_another_process(tmp_path):
+    writer, other = (StoreWriter(tmp_path / "s", {"image": Site("h", "m", width=D)}) for _ in range(2))
+    with writer.part(0) as part:
+        part.add({"image": torch.ones(1, D)}, ["a"])
+        other.discard()
+    assert len(ActivationStore(writer.finish())) == 1
+
+
 def test_stores_are_never_changed(store, x, tmp_path):
     before = contents(store)
     with pytest.raises(InputError, match="already holds an activation store"):
@@ -215,10 +223,14 @@ def test_stores_are_never_changed(store, x, tmp_path):
         ({"x": {"image": torch.ones(3, 2), "text": torch.ones(4, 2)}}, "'image': 3, 'text': 4"),
         ({"x": {"image": torch.ones(3, 2)}, "uids": ["a", "b"]}, "for 2 uids"),
         ({"x": {"image": torch.ones(3, 2)}, "uids": ["a", "b", "a"]}, "uid a occurs twice"),
+        (
+            {"x": {"image": torch.ones(3, 2)}, "uids": ["a", "b", "a"], "rows_per_shard": 1},
+            "in shard-00000.*shard-00002",
+        ),
         ({"x": {"image": torch.ones(0, 2)}}, "not one usable sample"),
         ({"x": {"image": torch.ones(3, 2)}, "dtype": "int8"}, "dtype int8"),
     ],
-    ids=["overflow", "rows", "uids", "duplicate", "empty", "dtype"],
+    ids=["overflow", "rows", "uids", "duplicate", "duplicate over shards", "empty", "dtype"],
 )
 def test_wrong_input_leaves_no_folder(tmp_path, change, words):
     with pytest.raises(InputError, match=words):
