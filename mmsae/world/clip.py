@@ -6,6 +6,8 @@ import json
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +27,7 @@ _SIDES = re.compile(r"\b(left|right)\b")
 def pretrain_clip(
     shards: str | list[str],
     out: str,
-    steps: int = 400,
+    steps: int = 800,
     image_size: int = 32,
     seed: int = 0,
     batch_size: int = 256,
@@ -46,6 +48,7 @@ def pretrain_clip(
     checkpoint_every: int = 100,
     overwrite: bool = False,
     device: str = "cpu",
+    threads: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train a small CLIP on image-text shards and save it as an open_clip folder.
@@ -81,6 +84,8 @@ def pretrain_clip(
         checkpoint_every: Steps between two writes of OUT.partial; 0 writes none.
         overwrite: Replace a model that is already in OUT.
         device: Where to train.
+        threads: CPU threads. Default: one for images up to 64 pixels, whose operations are too small to share (on a
+            busy machine two threads are slower than one by a factor of three); else torch's own number.
         progress: Say what is done and show bars.
 
     Returns:
@@ -130,7 +135,6 @@ def pretrain_clip(
         weight_decay=weight_decay,
         photo=augment == "photo" or (augment == "auto" and not any(_SIDES.search(t.lower()) for t in pairs.texts)),
         bf16=precision == "bf16" or (precision == "auto" and computes_bf16(device)),
-        checkpoint_every=checkpoint_every,
     )
     tokenizer = word_tokenizer(words)
     model = _build(config, seed).to(device)
@@ -141,15 +145,20 @@ def pretrain_clip(
             f" of {len(words)} words in memory; {n_parameters / 1e6:.2f} M parameters, {steps} steps of"
             f" {recipe.batch_size}{', mirrored and shifted' if recipe.photo else ''}"
         )
-    result = train(
-        model,
-        pairs,
-        token_ids(tokenizer, pairs.texts, config["text_cfg"]["context_length"]),
-        recipe,
-        state_file=(partial := target.with_name(target.name + ".partial")),
-        identity={"recipe": recipe._asdict(), "model": config, "data": pairs.digest()},
-        progress=progress,
-    )
+    partial = target.with_name(target.name + ".partial")
+    ids = token_ids(tokenizer, pairs.texts, config["text_cfg"]["context_length"])
+    identity = {"recipe": recipe._asdict(), "model": config, "data": pairs.digest()}
+    with _threads(threads or (1 if image_size <= 64 else torch.get_num_threads())):
+        result = train(
+            model,
+            pairs,
+            ids,
+            recipe,
+            state_file=partial,
+            identity=identity,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+        )
     stats = {
         "out": str(target),
         "steps": steps,
@@ -171,6 +180,16 @@ def pretrain_clip(
     if progress:
         print(f"{steps} steps, loss {result['loss']:.3f}, {stats['seconds']['wall']:.0f} s; wrote {target}")
     return stats
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def computes_bf16(device: str) -> bool:
@@ -210,7 +229,7 @@ def _build(config: dict[str, Any], seed: int) -> torch.nn.Module:
     from open_clip.model import CustomTextCLIP
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         parts = {k: v for k, v in config.items() if k != "custom_text"}
         return CustomTextCLIP(**parts, init_logit_scale=math.log(1 / 0.07))
 

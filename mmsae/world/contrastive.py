@@ -30,7 +30,6 @@ class Recipe(NamedTuple):
         weight_decay: On everything of two or more dimensions.
         photo: Mirror and shift the images.
         bf16: Image tower under bfloat16 autocast.
-        checkpoint_every: Steps between two writes of the state file; 0: never.
     """
 
     steps: int
@@ -41,7 +40,6 @@ class Recipe(NamedTuple):
     weight_decay: float
     photo: bool
     bf16: bool
-    checkpoint_every: int
 
 
 def pair_loss(image: Tensor, text: Tensor, caption: Tensor, scale: Tensor) -> Tensor:
@@ -110,7 +108,15 @@ class _Batches:
 
 
 def train(
-    model: nn.Module, pairs: Pairs, ids: Tensor, r: Recipe, state_file: Path, identity: dict[str, Any], progress: bool
+    model: nn.Module,
+    pairs: Pairs,
+    ids: Tensor,
+    r: Recipe,
+    *,
+    state_file: Path,
+    identity: dict[str, Any],
+    checkpoint_every: int = 0,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Train ``model`` in place.
 
@@ -119,9 +125,10 @@ def train(
         pairs: The data.
         ids: ``(U, L)`` tokens of ``pairs.texts``.
         r: The recipe.
-        state_file: Written every ``checkpoint_every`` steps; if it is there and its identity is equal, training goes on
-            from it to the same result, bit for bit on one CPU, as without the interruption.
+        state_file: If it is there and its identity is equal, training goes on from it to the same result, bit for bit
+            on one CPU, as without the interruption; a state of another run is said and left unused.
         identity: What must be equal for that: data, model and recipe.
+        checkpoint_every: Steps between two writes of the state file; 0: never.
         progress: Show a bar with loss and time left.
 
     Returns:
@@ -132,15 +139,18 @@ def train(
     """
     device = next(model.parameters()).device
     opts = optimizers(model, r)
-    peaks = [(g, g["lr"]) for o in opts for g in o.param_groups]
+    peaks = [g["lr"] for o in opts for g in o.param_groups]
     first, curve = _load(state_file, identity, model, opts, device)
+    groups = [g for o in opts for g in o.param_groups]  # loading makes new ones
+    if progress and state_file.exists():
+        print(f"going on from step {first} of {state_file}" if first else f"{state_file} is of another run: not used")
     batches = _Batches(pairs, ids, r, device)
     model.visual.to(memory_format=torch.channels_last)
     model.train()
     mean = curve[-1][1] if curve else math.nan
     bar = tqdm(range(first, r.steps), initial=first, total=r.steps, desc="training CLIP", disable=not progress)
     for step in bar:
-        for group, peak in peaks:
+        for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * schedule(step, r.steps)
         x, tokens, caption = batches(step)
         with torch.autocast(device.type, torch.bfloat16, enabled=r.bf16):
@@ -163,7 +173,7 @@ def train(
         if (step + 1) % 20 == 0 or step + 1 == r.steps:
             curve.append([step + 1, mean])
             bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-        if r.checkpoint_every and (step + 1) % r.checkpoint_every == 0 and step + 1 < r.steps:
+        if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < r.steps:
             _save(state_file, identity, model, opts, step + 1, curve)
     model.eval()
     return {"loss": mean, "curve": curve, "first_step": first}

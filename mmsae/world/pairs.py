@@ -72,7 +72,7 @@ def load_pairs(
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
     fit = Compose([Resize(image_size, InterpolationMode.BICUBIC), CenterCrop(image_size)])
-    limit = int(max_gigabytes * 1e9 / (3 * image_size**2))
+    limit = round(max_gigabytes * 1e9 / (3 * image_size**2))
     faults, uids, text_ids = FaultLog(), UidSet(), {}
     images, rows, groups, last = [], [], [], None
     paths = expand(shards)
