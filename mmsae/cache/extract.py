@@ -27,7 +27,8 @@ from mmsae.cache.writer import PartWriter, StoreWriter
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand
 from mmsae.types import ImageTextBatch, InputError, Site, Tokens
 
-_stop: Any = None  # in the processes of a job on several devices: set when one of them has failed
+_stop: Any = None  # in the processes of a job on several devices: an event, set when one of them has failed
+_parent = 0  # there too: who started them
 
 
 def extract(
@@ -93,11 +94,12 @@ def extract(
         return writer.folder
     try:
         announce(backbone, writer, plan, devices)
-        if devices == 1:
-            _work(backbone, writer, plan, writer.missing(), lead=True)
+        todo = writer.missing()
+        if devices == 1 or len(todo) < 2:
+            _work(backbone, writer, plan, todo, lead=True)
         else:
             backbone.to("cpu")  # its memory belongs to the processes now
-            _spawn(host, device, precision, plan, writer.missing(), devices)
+            _spawn(host, device, precision, plan, todo, min(devices, len(todo)))
         return _merge(writer, plan)
     finally:
         if not writer.finished and len(writer.missing()) == writer.units:
@@ -135,8 +137,8 @@ def _work(host: Backbone, writer: StoreWriter, plan: Plan, todo: list[int], lead
     with bar, closing(host_batches(host, writer, plan, todo, plan.workers)) as stream:
         try:
             for path, batch, last, _ in stream:
-                if _stop is not None and _stop.is_set():
-                    return
+                if _stop is not None and (_stop.is_set() or os.getppid() != _parent):
+                    return  # the job failed elsewhere, or was killed
                 if path not in parts:
                     parts[path] = writer.open_part(unit_of[path], Path(path).name)
                 _add(parts[path], host, batch, log)
@@ -200,8 +202,8 @@ def _spawn(host: str, device: str, precision: str, plan: Plan, todo: list[int], 
 
 
 def _remember(stop: Any) -> None:
-    global _stop
-    _stop = stop
+    global _stop, _parent
+    _stop, _parent = stop, os.getppid()
 
 
 def _rank(host: str, device: str, precision: str, plan: Plan, todo: list[int], rank: int) -> None:
