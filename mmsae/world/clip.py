@@ -89,7 +89,7 @@ def pretrain_clip(
         progress: Say what is done and show bars.
 
     Returns:
-        What was done: steps, loss, its curve, sizes, faults, seconds; also in OUT/training.json.
+        What was done: steps, loss, sizes, faults, seconds; OUT/training.json has it too, with the curve of the loss.
 
     Raises:
         InputError: OUT is in use, the shards or an argument are not usable.
@@ -179,7 +179,7 @@ def pretrain_clip(
     partial.unlink(missing_ok=True)
     if progress:
         print(f"{steps} steps, loss {result['loss']:.3f}, {stats['seconds']['wall']:.0f} s; wrote {target}")
-    return stats
+    return {k: v for k, v in stats.items() if k != "curve"}
 
 
 @contextmanager

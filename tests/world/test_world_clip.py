@@ -58,10 +58,12 @@ def test_the_folder_is_an_open_clip_model_with_the_same_embeddings(trained, shar
 
 def test_training_report(trained):
     out, stats = trained
-    assert stats == json.loads((out / "training.json").read_text())
+    saved = json.loads((out / "training.json").read_text())
+    curve = saved.pop("curve")
+    assert stats == saved
     assert stats["steps"] == 20 and stats["images"] == 96 and stats["too_long"] == 0
     assert stats["recipe"]["photo"] is False, "captions speak of left and right"
-    assert stats["curve"][-1][0] == 20 and np.isfinite(stats["loss"])
+    assert curve == [[20, stats["loss"]]] and np.isfinite(stats["loss"])
     assert sorted(p.name for p in out.parent.iterdir()) == ["model"], "no state file, no temporary folder"
 
 
