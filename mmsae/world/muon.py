@@ -25,8 +25,8 @@ class Muon(torch.optim.Optimizer):
     """For matrices and convolution kernels (flattened to out x rest); embeddings and vectors belong to AdamW.
 
     The update has the root mean square of an Adam step (Moonlight's .2 sqrt(max(m, n)), arXiv 2502.16982), so learning
-    rates and weight decay are on Adam's scale. On the generated world it reaches in 300 steps what AdamW needs 1,400
-    for: shape, the attribute that changes fewest pixels, is learned with the others and not after them.
+    rates and weight decay are on Adam's scale. On the generated world the zero-shot accuracy of shape, the attribute
+    that is learned last, is .99 after 300 steps of batch 256; with AdamW alone it was .64 after 400 and .85 after 800.
 
     Args:
         params: Tensors of two or more dimensions, or groups of them.
