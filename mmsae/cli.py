@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsae.types import InputError
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+class Command(NamedTuple):
+    """One plain command.
+
+    Attributes:
+        target: ``module:function``; imported when the command is used.
+        summary: What it does, for ``mmsae --help``.
+        positional: Whether its required arguments are given by place instead of by name.
+    """
+
+    target: str
+    summary: str
+    positional: bool = False
+
+
 LIGHTNING = ("fit", "validate", "test", "predict")
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("mmsae.demo:demo", "train and compare SAEs on a generated world, end to end, and write a report"),
-    "pretrain-clip": ("mmsae.world.clip:pretrain_clip", "train a small open_clip model on image-text shards"),
-    "extract": ("mmsae.cache.extract:extract", "run a host over shards and store its activations"),
-    "info": ("mmsae.info:info", "describe a store, an SAE folder, a host folder or shards"),
-    "convert": ("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
+COMMANDS = {
+    "demo": Command("mmsae.demo:demo", "train and compare SAEs on a generated world, end to end, and write a report"),
+    "pretrain-clip": Command("mmsae.world.clip:pretrain_clip", "train a small open_clip model on image-text shards"),
+    "extract": Command("mmsae.cache.command:extract_command", "run a host over shards and store its activations"),
+    "info": Command("mmsae.info:info", "describe a store, an SAE folder, a host folder or shards", positional=True),
+    "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
+
+# lines in which jsonargparse lists types that it tried in vain
+_NO_REASON = r"Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
 
 USAGE = """usage: mmsae COMMAND [options]      (mmsae COMMAND --help explains every option)
 
@@ -28,33 +52,65 @@ Other commands:
 """
 
 
-def _lightning(args: list[str]) -> None:
-    from mmsae.training.cli import run
+def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
+    """The parser of a plain command, and the function that it calls.
 
-    run(args)
+    Options are written with dashes, as in ``--image-size``; the underscores of YAML and Python are understood too.
+    """
+    from jsonargparse import ArgumentParser
+
+    module, function = COMMANDS[name].target.split(":")
+    fn: Callable = getattr(import_module(module), function)
+    parser = ArgumentParser(
+        prog=f"mmsae {name}", description=COMMANDS[name].summary, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the options below")
+    parser.add_function_arguments(fn, as_group=False, as_positional=COMMANDS[name].positional)
+    for action in parser._actions:
+        if action.dest != "print_config":  # jsonargparse looks for that very name
+            action.option_strings = [s.replace("_", "-") for s in action.option_strings]
+            parser._option_string_actions.update(dict.fromkeys(action.option_strings, action))
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", "true"  # --verify is --verify true
+    return parser, fn
 
 
 def _command(name: str, args: list[str]) -> None:
-    from jsonargparse import ArgumentParser
-
-    target, summary = COMMANDS[name]
-    module, function = target.split(":")
-    fn: Callable = getattr(import_module(module), function)
-    parser = ArgumentParser(prog=f"mmsae {name}", description=summary)
-    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the options below")
-    parser.add_function_arguments(fn, as_group=False)
-    values = parser.instantiate_classes(parser.parse_args(args)).as_dict()
+    parser, fn = command_parser(name)
+    values = parser.parse_args(args).as_dict()
     values.pop("config", None)
     result = fn(**values)
     if result is not None:
-        print(result)
+        print(_last_line(result))
+
+
+def _last_line(result: Any) -> Any:
+    """What a command ends with: its text, or the path of what it wrote (statistics are in a file there)."""
+    return result["out"] if isinstance(result, Mapping) else result
+
+
+def _user_error(e: BaseException | None, command: str) -> str | None:
+    """The sentence for something that the user gave and that is wrong; None for a fault of the program.
+
+    jsonargparse wraps what a class says about its arguments in an account of all types that it tried.
+    """
+    while e is not None:
+        if isinstance(e, InputError):
+            return str(e)
+        if isinstance(e, ArgumentError):
+            lines = [line.strip() for line in str(e).splitlines()]
+            reasons = [line for line in lines[1:] if line and not re.match(_NO_REASON, line)]
+            text = " ".join([lines[0], *reasons]).removeprefix("Parser key ")
+            return f"{text} (mmsae {command} --help explains every option)"
+        e = e.__cause__
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit code 2 and one sentence on stderr when the input is wrong."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
-        print(USAGE.format(others="\n".join(f"  {n:15s} {s}" for n, (_, s) in COMMANDS.items())))
+        print(USAGE.format(others="\n".join(f"  {n:15s} {c.summary}" for n, c in COMMANDS.items())))
         return
     if args[0] in ("-V", "--version"):
         from mmsae import __version__
@@ -63,13 +119,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         if args[0] in LIGHTNING:
-            _lightning(args)
+            from mmsae.training.cli import run
+
+            run(args)
         elif args[0] in COMMANDS:
             _command(args[0], args[1:])
         else:
             raise InputError(f"no command {args[0]!r}; there are {', '.join((*LIGHTNING, *COMMANDS))}")
-    except InputError as e:
-        print(f"mmsae: error: {e}", file=sys.stderr)
+    except Exception as e:
+        message = _user_error(e, args[0])
+        if message is None:
+            raise
+        print(f"mmsae: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

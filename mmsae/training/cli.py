@@ -69,6 +69,9 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
+        # errors reach mmsae.cli, which turns them into one sentence
+        parser_kwargs={"prog": "mmsae", "exit_on_error": False}
+        | {c: {"exit_on_error": False} for c in LightningCLI.subcommands()},
         auto_configure_optimizers=False,
         trainer_defaults={
             "max_epochs": -1,
