@@ -1,4 +1,4 @@
-"""``mmsae demo``: a world with known concepts, a tiny CLIP trained on it, SAEs trained on the CLIP, and what they found.
+"""``mmsae demo``: a world with known concepts, a tiny CLIP trained on it, SAEs on the CLIP, and what they found.
 
 Every stage writes its result whole or not at all and is skipped when it is there, so an interrupted demo goes on where
 it stopped. Training goes through ``mmsae fit``.
@@ -77,13 +77,14 @@ class Stages:
             temp.write_text(json.dumps(self.state, indent=2))
 
 
-def fit_method(name: str, store: Path, run: Path, steps: int, seed: int, recipe: str | None = None) -> None:
+def fit_method(name: str, store: Path, run: Path, steps: int, seed: int, progress: bool = True) -> None:
     """``mmsae fit`` of one recipe, going on from its last checkpoint if there is one."""
     from mmsae.training.cli import run as lightning
 
-    args = ["fit", "-c", find_recipe(recipe or f"configs/train/world_{name}.yaml"), "--data.store", str(store)]
+    args = ["fit", "-c", find_recipe(f"configs/train/world_{name}.yaml"), "--data.store", str(store)]
     args += ["--trainer.default_root_dir", str(run), "--trainer.max_steps", str(steps), "--seed_everything", str(seed)]
     args += ["--trainer.val_check_interval", str(min(200, steps))]
+    args += ["--trainer.enable_progress_bar", str(progress).lower()]
     if (run / "checkpoints" / "last.ckpt").exists():
         args += ["--ckpt_path", "last"]
     lightning(args)
@@ -124,7 +125,7 @@ def _score(out: Path, profile: Profile, seed: int) -> dict[str, Any]:
     saes = {name: SAE.from_pretrained(out / name / "sae") for name in METHODS}
     for sae in saes.values():
         sae.attach(host)
-    saes[RANDOM] = random_control(saes["paired_topk"], seed)
+    saes[RANDOM] = random_control(saes["shared_topk"], seed)  # tied, so its random atoms fit its random encoder
     methods = {}
     for name, sae in saes.items():
         print(f"  scoring {name}", flush=True)
@@ -199,7 +200,8 @@ def demo(
         )
     for name in METHODS:
         stages.run(
-            f"fit_{name}", lambda name=name: fit_method(name, root / "store" / "train", root / name, p.sae_steps, seed)
+            f"fit_{name}",
+            lambda name=name: fit_method(name, root / "store" / "train", root / name, p.sae_steps, seed, progress),
         )
     results: dict[str, Any] = {}
     start = time.perf_counter()

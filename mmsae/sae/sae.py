@@ -85,19 +85,10 @@ class SAE(nn.Module):
             if len(widths) != 1:
                 raise InputError(f"a shared dictionary needs equal widths, not {self.d_in}")
             dictionary.build(widths.pop(), d_sae)
-        self._align_initial_atoms()
         self.normaliser.build(self.d_in)
         self.encoder.build(self.d_in, d_sae, self.dictionaries)
         self.selector.build(d_sae)
         return self
-
-    @torch.no_grad()
-    def _align_initial_atoms(self) -> None:
-        """Unit dictionaries of equal width start from the same atoms, so that a latent starts as one concept."""
-        first, *rest = self.dictionaries.values()
-        for other in rest:
-            if first.norm == other.norm == "unit" and other.weight.shape == first.weight.shape:
-                other.weight.copy_(first.weight)
 
     def dictionary(self, modality: str) -> Dictionary:
         """The dictionary that decodes a modality."""
