@@ -1,7 +1,8 @@
 """Lightning training of SAEs."""
 
-from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunCheckpoint
+from mmsae.training.callbacks import DeadLatentReport, ExportSAE
+from mmsae.training.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mmsae.training.lit import LitSAE
 from mmsae.training.schedule import Schedule
 
-__all__ = ["DeadLatentReport", "ExportSAE", "LitSAE", "RunCheckpoint", "Schedule"]
+__all__ = ["AtomicCheckpointIO", "DeadLatentReport", "ExportSAE", "LitSAE", "RunCheckpoint", "Schedule"]

@@ -1,49 +1,54 @@
-"""Callbacks: checkpoints in the run folder, the SAE folder, and the dead-latent report."""
+"""Callbacks: the SAE folder, the dead-latent report and the progress bar."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
-from mmsae.files import atomic_file
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, in ``RUN/checkpoints``, with a ``last.ckpt`` for ``--ckpt_path last``.
-
-    Args:
-        every_n_train_steps: Steps between checkpoints.
-        dirpath: Where to; default ``<default_root_dir>/checkpoints``, which does not move with logger versions, so that
-            a run that is started again finds it.
-    """
-
-    def __init__(self, every_n_train_steps: int = 500, dirpath: str | None = None):
-        super().__init__(
-            dirpath=dirpath,
-            every_n_train_steps=every_n_train_steps,
-            save_last=True,
-            save_top_k=1,
-            save_on_train_epoch_end=False,
-            filename="step",
-            enable_version_counter=False,
-        )
+from mmsae.files import atomic_file, remove_leftovers
+from mmsae.training.checkpoint import disk_errors
 
 
 class RunProgress(TQDMProgressBar):
-    """Lightning's bar without the logger's version number, which says nothing about the training."""
+    """Lightning's bar, drawn by time instead of by batch (a step may take 2 ms, drawing takes a tenth of that).
 
-    def get_metrics(self, *args, **kwargs) -> dict:
-        """Metrics shown behind the bar."""
+    Args:
+        every: Seconds between drawings; None: 0.2 on a terminal, 10 where the output goes to a file.
+    """
+
+    def __init__(self, every: float | None = None):
+        super().__init__()
+        self.every = every
+        self._drawn = 0.0
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> dict:
+        """Metrics shown behind the bar, without the logger's version number."""
         return {k: v for k, v in super().get_metrics(*args, **kwargs).items() if k != "v_num"}
+
+    def _should_update(self, current: int, total: int) -> bool:
+        every = self.every if self.every is not None else 0.2 if sys.stdout.isatty() else 10.0
+        if not self.is_enabled or time.monotonic() - self._drawn < every:
+            return False
+        self._drawn = time.monotonic()
+        return True
 
 
 class ExportSAE(Callback):
     """Writes the SAE folder at the end of training, and another one at the best validation value.
+
+    A training that starts anew in a used folder puts earlier SAE folders aside (``sae-earlier``, ``sae-best-earlier``):
+    what has the name of this run's result is this run's result.
 
     Args:
         folder: Where to; default ``<default_root_dir>/sae``. The best goes to ``<folder>-best``.
@@ -53,40 +58,56 @@ class ExportSAE(Callback):
     def __init__(self, folder: str | None = None, monitor: str = "val/fvu/joint"):
         self.folder, self.monitor = folder, monitor
         self.best = float("inf")
+        self.validation: dict[str, float] = {}
 
     def state_dict(self) -> dict:
-        """The best value so far."""
-        return {"best": self.best}
+        """The best value so far, and the last validation."""
+        return {"best": self.best, "validation": self.validation}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore the best value."""
-        self.best = state["best"]
+        """Restore both."""
+        self.best, self.validation = state["best"], state["validation"]
 
-    def _target(self, trainer: pl.Trainer) -> Path:
-        return Path(self.folder or Path(trainer.default_root_dir) / "sae")
+    def targets(self, trainer: pl.Trainer) -> tuple[Path, Path]:
+        """Folder of the last and of the best SAE."""
+        last = Path(self.folder or Path(trainer.default_root_dir) / "sae")
+        return last, last.with_name(last.name + "-best")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
-        if not trainer.is_global_zero:
-            return
         seen = {m: int(n) for m, n in zip(module.usage.modalities, module.usage.tokens, strict=True)}
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "test/"))}
-        module.sae.save_pretrained(folder, {"steps": trainer.global_step, "tokens": seen, "validation": metrics})
+        with disk_errors(folder.parent):
+            module.sae.save_pretrained(
+                folder, {"steps": trainer.global_step, "tokens": seen, "validation": self.validation}
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Put the SAEs of an earlier run aside, and remove what a killed one left half-written."""
+        for folder in self.targets(trainer) if trainer.is_global_zero else ():
+            remove_leftovers(folder)
+            if trainer.global_step == 0 and folder.exists():
+                aside = folder.with_name(folder.name + "-earlier")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(folder, aside)
+                rank_zero_info(f"the SAE of an earlier run is now {aside}")
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Keep the best."""
-        value = trainer.callback_metrics.get(self.monitor)
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fitting or value is None or not float(value) < self.best:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        self.best = float(value)
-        target = self._target(trainer)
-        self._save(trainer, module, target.with_name(target.name + "-best"))
+        metrics = trainer.callback_metrics
+        self.validation = {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
+        value = metrics.get(self.monitor)
+        if value is not None and float(value) < self.best:
+            self.best = float(value)
+            if trainer.is_global_zero:
+                self._save(trainer, module, self.targets(trainer)[1])
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write the final SAE."""
-        self._save(trainer, module, self._target(trainer))
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write the final SAE; also where a run that was killed after its last step is resumed and has no step left."""
         if trainer.is_global_zero:
-            module.print(f"SAE written to {self._target(trainer)}")
+            folder = self.targets(trainer)[0]
+            self._save(trainer, module, folder)
+            print(f"SAE written to {folder}", flush=True)
 
 
 class DeadLatentReport(Callback):
@@ -102,7 +123,7 @@ class DeadLatentReport(Callback):
         self.dead_after, self.hub_above, self.file = dead_after, hub_above, file
 
     @torch.no_grad()
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Write the report and say its two shares."""
         if not trainer.is_global_zero:
             return
@@ -120,6 +141,7 @@ class DeadLatentReport(Callback):
                 "density": [round(v, 6) for v in density.tolist()],
             }
             lines.append(f"{m}: {never} of {len(dead)} never fired, {len(hubs)} on over {self.hub_above:.0%} of tokens")
-        with atomic_file(self.file or Path(trainer.default_root_dir) / "latents.json") as temp:
+        file = Path(self.file or Path(trainer.default_root_dir) / "latents.json")
+        with disk_errors(file.parent), atomic_file(file) as temp:
             temp.write_text(json.dumps(report))
-        module.print("; ".join(lines))
+        print("; ".join(lines), flush=True)

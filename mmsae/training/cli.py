@@ -12,9 +12,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from mmsae.recipes import find_recipe
-from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunCheckpoint, RunProgress
+from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
+from mmsae.training.checkpoint import RunCheckpoint
 from mmsae.training.lit import LitSAE
-
+from mmsae.types import InputError
 
 # the arguments come from mmsae's own entry point on purpose
 warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
@@ -32,7 +33,7 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(DeadLatentReport, "latents")
 
     def instantiate_trainer(self, **kwargs) -> pl.Trainer:
-        """Loggers and checkpoints go to the run folder unless the configuration says otherwise."""
+        """Loggers go to the run folder unless the configuration says otherwise."""
         config = self._get(self.config_init, "trainer", default={})
         if config.get("logger") is None:
             root = config["default_root_dir"]
@@ -40,24 +41,43 @@ class RunCLI(LightningCLI):
                 CSVLogger(root, name="logs"),
                 TensorBoardLogger(root, name="logs", version="tensorboard"),
             ]
-        trainer = super().instantiate_trainer(**kwargs)
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-        return trainer
+        if config.get("enable_progress_bar") is not False:
+            kwargs["callbacks"] = [*(config.get("callbacks") or []), RunProgress()]
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Say what an earlier run left in the folder."""
+        """Say what an earlier run left in the folder, and whether this one goes on with it."""
         root = Path(self.trainer.default_root_dir)
-        last = root / "checkpoints" / "last.ckpt"
-        if self.config_init[self.subcommand].get("ckpt_path"):
-            return
-        found = [str(p.relative_to(root)) for p in (last, root / "sae", root / "sae-best") if p.exists()]
-        if found:
-            rank_zero_info(
-                f"{root} holds {', '.join(found)} of an earlier run. This run starts anew and will replace them; "
-                "stop it and add --ckpt_path last to go on with the earlier one."
-            )
+        last = self._last_checkpoints()
+        options = self.config_init[self.subcommand]
+        if options.get("ckpt_path") == "last" and not last:
+            options["ckpt_path"] = None
+            rank_zero_info(f"no checkpoint in {root} yet: training starts at step 0")
+        elif not options.get("ckpt_path"):
+            found = [str(p) for p in (*last, root / "sae", root / "sae-best") if p.exists()]
+            if found:
+                rank_zero_info(
+                    f"{root} was used before: {', '.join(found)}. This run starts anew and puts them aside as "
+                    "*earlier*; to go on with the earlier run instead, stop this one and add --ckpt_path last."
+                )
+
+    def _before_evaluation(self) -> None:
+        options = self.config_init[self.subcommand]
+        sae = self.model.sae
+        if options.get("ckpt_path") == "last" and not self._last_checkpoints():
+            raise InputError(f"no checkpoint in {self.trainer.default_root_dir} to {self.subcommand}")
+        if not options.get("ckpt_path") and not (sae.d_in and sae.normaliser.fitted):
+            raise InputError(f"nothing trained to {self.subcommand}: give --ckpt_path last, or a checkpoint file")
+
+    before_validate = before_test = before_predict = _before_evaluation
+
+    def _last_checkpoints(self) -> list[Path]:
+        folders = [c.dirpath for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        default = Path(self.trainer.default_root_dir) / "checkpoints"
+        return [p for f in folders if (p := Path(f or default) / "last.ckpt").exists()]
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning looks for hyperparameters in the checkpoint here; LitSAE stores none, so nothing is read twice."""
 
 
 def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
@@ -78,7 +98,6 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
             "num_sanity_val_steps": 0,
             "default_root_dir": "runs/fit",
             "enable_model_summary": False,
-            "callbacks": [RunProgress()],
         },
         args=args,
         run=run,

@@ -1,0 +1,166 @@
+"""Checkpoints that are whole or not there, whatever kills the run, and from which a run goes on exactly."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from mmsae.files import atomic_file, remove_leftovers
+from mmsae.types import InputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# torch and safetensors write files by themselves and report the operating system's error in their message only
+_FULL_TEXT = re.compile(rf"No space left|Disk quota exceeded|File too large|os error ({'|'.join(map(str, _FULL))})\b")
+
+
+@contextmanager
+def disk_errors(folder: str | Path) -> Iterator[None]:
+    """Turn a full disk (or quota, or file size limit) inside the block into one sentence.
+
+    Args:
+        folder: What was being written to.
+
+    Raises:
+        InputError: The disk is full.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as e:
+        if getattr(e, "errno", None) not in _FULL and not _FULL_TEXT.search(str(e)):
+            raise
+        there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
+        free = shutil.disk_usage(there).free / 1e6
+        raise InputError(
+            f"no space left to write to {folder} ({free:.1f} MB are free there); what was written before is kept: "
+            "make room and go on with --ckpt_path last"
+        ) from e
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then renames it: a kill or a full disk leaves the one before.
+
+    :class:`RunCheckpoint` installs it; a trainer without that callback takes it as ``plugins=[AtomicCheckpointIO()]``.
+    (Lightning's own writes to the system's temporary folder and moves, which is a copy where that is another disk.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``.
+
+        Raises:
+            InputError: The disk is full.
+        """
+        if "://" in str(path):  # object stores are atomic by themselves
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with disk_errors(Path(path).parent), atomic_file(path) as temp, temp.open("wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())  # else a power cut may leave the new name with no content
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            InputError: There is none, or the file is damaged.
+        """
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except FileNotFoundError as e:
+            raise InputError(f"no checkpoint at {path}") from e
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+            reason = str(e).strip().split("\n")[0] or type(e).__name__
+            raise InputError(f"{path} is damaged or not a checkpoint ({reason}): remove it and start again") from e
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Writes ``RUN/checkpoints/last.ckpt``, from which ``--ckpt_path last`` goes on to the very same result.
+
+    Where a step is followed by a validation, the checkpoint is written after it: Lightning does not repeat the
+    validation of a step that a checkpoint has behind it, so a run killed in between would never know that value.
+    The last step of a training is always written.
+
+    A training that starts anew in a used folder puts an earlier ``last.ckpt`` aside, as ``earlier.ckpt``: if it is
+    killed before its own first checkpoint, nothing must go on with the other run.
+
+    Args:
+        every_n_train_steps: Steps between checkpoints.
+        dirpath: Where to; default ``<default_root_dir>/checkpoints``, which does not move with logger versions, so that
+            a run that is started again finds it.
+    """
+
+    def __init__(self, every_n_train_steps: int = 500, dirpath: str | None = None):
+        if every_n_train_steps < 1:
+            raise InputError(f"every_n_train_steps must be at least 1, not {every_n_train_steps}")
+        super().__init__(
+            dirpath=dirpath,
+            every_n_train_steps=every_n_train_steps,
+            save_last=True,
+            save_top_k=0,  # last.ckpt is all
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self._due = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Settle the folder and see to it that checkpoints are written whole."""
+        if self.dirpath is None:
+            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the last checkpoint of an earlier run aside, and remove what a killed one left half-written."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            last = Path(self.dirpath) / "last.ckpt"
+            remove_leftovers(last)
+            if trainer.global_step == 0 and last.exists():
+                os.replace(last, last.with_name("earlier.ckpt"))
+                rank_zero_info(f"the checkpoint of an earlier run is now {last.with_name('earlier.ckpt')}")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Write, or note that it is due after the validation that comes now."""
+        if trainer.global_step % self._every_n_train_steps == 0:
+            self._due = True
+            if not _validates_now(trainer):
+                self._write(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what was due."""
+        self._write(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the last step."""
+        self._due = True
+        self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: there is no best checkpoint, and a run folder may be moved."""
+        return {}
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if self._due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, {})
+        self._due = False
+
+
+def _validates_now(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates when the current step's hooks are done."""
+    loop = trainer.fit_loop.epoch_loop
+    return not loop.val_loop.skip and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
