@@ -1,9 +1,12 @@
 """Multimodal sparse autoencoders on vision and vision-language models."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from mmsae.sae import SAE
-from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
+if TYPE_CHECKING:
+    from mmsae.sae import SAE
+    from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
 
 try:
     __version__ = version("mmsae")
@@ -11,3 +14,12 @@ except PackageNotFoundError:  # used from a source folder that was never install
     __version__ = "0.0.0"
 
 __all__ = ["SAE", "Codes", "InputError", "SAEOutput", "Site", "Tokens", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are used: ``mmsae --help`` need not wait for torch."""
+    if name in ("sae", "types"):
+        return import_module(f"mmsae.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("mmsae.sae" if name == "SAE" else "mmsae.types"), name)

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmsae.types import InputError
-
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
@@ -94,6 +92,8 @@ def _user_error(e: BaseException | None, command: str) -> str | None:
 
     jsonargparse wraps what a class says about its arguments in an account of all types that it tried.
     """
+    from mmsae.types import InputError
+
     while e is not None:
         if isinstance(e, InputError):
             return str(e)
@@ -125,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args[0] in COMMANDS:
             _command(args[0], args[1:])
         else:
+            from mmsae.types import InputError
+
             raise InputError(f"no command {args[0]!r}; there are {', '.join((*LIGHTNING, *COMMANDS))}")
     except Exception as e:
         message = _user_error(e, args[0])
