@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -77,14 +77,26 @@ class Stages:
             temp.write_text(json.dumps(self.state, indent=2))
 
 
-def fit_method(name: str, store: Path, run: Path, steps: int, seed: int, progress: bool = True) -> None:
-    """``mmsae fit`` of one recipe, going on from its last checkpoint if there is one."""
+def fit_method(
+    name: str, store: Path, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()
+) -> None:
+    """``mmsae fit`` of one of the world's recipes, going on from its last checkpoint if there is one.
+
+    Args:
+        name: ``configs/train/world_NAME.yaml``.
+        store: Activation store.
+        run: Run folder; the SAE comes to ``run/sae``.
+        steps: Training steps.
+        seed: Of weights.
+        progress: Show the bar.
+        extra: More command-line arguments.
+    """
     from mmsae.training.cli import run as lightning
 
     args = ["fit", "-c", find_recipe(f"configs/train/world_{name}.yaml"), "--data.store", str(store)]
     args += ["--trainer.default_root_dir", str(run), "--trainer.max_steps", str(steps), "--seed_everything", str(seed)]
     args += ["--trainer.val_check_interval", str(min(200, steps))]
-    args += ["--trainer.enable_progress_bar", str(progress).lower()]
+    args += ["--trainer.enable_progress_bar", str(progress).lower(), *extra]
     if (run / "checkpoints" / "last.ckpt").exists():
         args += ["--ckpt_path", "last"]
     lightning(args)

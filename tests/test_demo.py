@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.slow
 def test_it_goes_on_where_it_stopped_and_ends_with_the_path(finished):
-    out, text, results = finished
+    _, text, results = finished
     for stage in ("world_train", "clip", "extract_train", "fit_paired_topk"):
         assert f"[{stage}] done before" in text
     assert "[fit_shared_topk]\n" in text
