@@ -61,6 +61,12 @@ def describe(path: str, verify: bool = False) -> dict[str, Any]:
     return {"kind": "shards", **describe_shards(path)}
 
 
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
 def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
     out = []
     for key, v in value.items():
@@ -69,7 +75,7 @@ def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
         elif isinstance(v, list | tuple) and v and not all(isinstance(i, int | float) for i in v):
             out += [f"{indent}{key}:", *(f"{indent}  - {i}" for i in v)]
         else:
-            out.append(f"{indent}{key}: {f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else v}")
+            out.append(f"{indent}{key}: {_shown(v)}")
     return out
 
 

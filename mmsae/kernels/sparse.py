@@ -24,8 +24,9 @@ from torch.nn import functional as F
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
-# torch's linear runs on MKL, which uses AVX2 on AMD; oneDNN uses AVX-512 there: 2.4 times as fast (benchmarks/sae_step.py).
-# The choice follows the processor and not a timing, since a run that is resumed must repeat its bits.
+# torch's linear runs on MKL, which uses AVX2 on AMD; oneDNN uses AVX-512 there and is 2.4 times as fast
+# (benchmarks/sae_step.py). The choice follows the processor and not a timing, since a run that is resumed must repeat
+# its bits.
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -1,0 +1,89 @@
+"""What the documents name exists: links, paths, Python names, recipes, make targets; docs/cli.md is the code's."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import doc_blocks
+import pytest
+
+from mmsae.cli import COMMANDS, LIGHTNING, command_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [doc_blocks.README, ROOT / "CHANGELOG.md", *doc_blocks.DOCS]
+PLACES = ("configs", "docs", "mmsae", "datamodules", "tests", "benchmarks", "notebooks")
+
+
+def prose(page):
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page):
+    links = [x for x in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in x]
+    assert [x for x in links if not (page.parent / x.split("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_paths_exist(page):
+    code = " ".join(re.findall(r"`([^`]+)`", prose(page))) + " " + " ".join(b.text for b in doc_blocks.blocks(page))
+    paths = set(re.findall(rf"(?:{'|'.join(PLACES)})/[\w/*.-]*\.(?:py|md|yaml|ipynb|html)\b", code))
+    assert [p for p in paths if not list(ROOT.glob(p))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_python_names_exist(page):
+    names = set(re.findall(r"`((?:mmsae|datamodules)(?:\.\w+)+)[`(]", prose(page)))
+    missing = []
+    for name in sorted(names - {"mmsae.activations"}):  # the store's format name
+        module, attributes = name, []
+        while module:
+            try:
+                found = importlib.import_module(module)
+                break
+            except ModuleNotFoundError:
+                module, _, last = module.rpartition(".")
+                attributes.insert(0, last)
+        for attribute in attributes:
+            found = getattr(found, attribute, None)
+        if found is None:
+            missing.append(name)
+    assert missing == []
+
+
+def test_the_readme_names_every_recipe():
+    text = doc_blocks.README.read_text()
+    recipes = [
+        p.relative_to(ROOT).as_posix() for d in ("train", "smoke") for p in (ROOT / "configs" / d).glob("*.yaml")
+    ]
+    assert recipes and [r for r in recipes if r not in text] == []
+    fragments = [p.relative_to(ROOT).as_posix() for p in (ROOT / "configs" / "sae").glob("*.yaml")]
+    assert [f for f in fragments if f not in text] == []
+
+
+def test_cli_page_is_the_code():
+    out = subprocess.run(
+        [sys.executable, "-c", "import make_cli; print(make_cli.render(), end='')"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "docs")},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert out == page, "docs/cli.md is out of date: python docs/make_cli.py"
+    assert all(f"## mmsae {name}\n" in page for name in COMMANDS) and ", ".join(LIGHTNING) in page
+    empty = [line for line in page.splitlines() if re.match(r"\| `[^`]+` \|\s*\|", line)]
+    assert empty == []
+
+
+def test_make_demo_is_the_documented_command():
+    """``tests/test_demo.py`` runs it with the tiny profile."""
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = re.search(r"^demo:.*\n\t(.+)$", makefile, re.M)[1]
+    assert recipe == "$(BIN)/mmsae demo --out runs/demo"
+    assert command_parser("demo")[0].parse_args(recipe.split()[2:]).profile == "default"
+    assert re.search(r"^test:.*\n\t.*-m pytest", makefile, re.M)
+    assert re.search(r"^make test\b", (ROOT / ".ci" / "run").read_text(), re.M)
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -1,0 +1,91 @@
+"""Rules of style that a tool can check."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = sorted(p for d in ("mmsae", "datamodules", "tests", "benchmarks", "docs") for p in (ROOT / d).rglob("*.py"))
+PROSE = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.yaml"), *ROOT.glob("notebooks/*.ipynb")]
+LONGEST = {"tests": 400}  # lines; 320 elsewhere
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("args", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff(args):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *args, "--no-cache", "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_is_long():
+    lengths = {name(p): len(p.read_text().splitlines()) for p in CODE}
+    assert {n: lines for n, lines in lengths.items() if lines > LONGEST.get(n.split("/")[0], 320)} == {}
+
+
+def is_nothing(statement):
+    return isinstance(statement, ast.Pass) or (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    )
+
+
+def swallowed(tree):
+    """Line numbers of exceptions that are caught whatever they are, or thrown away."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and (node.type is None or all(map(is_nothing, node.body))):
+            yield node.lineno
+
+
+def unsafe(tree):
+    """Line numbers of loading that may run code from a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
+            if (node.arg, node.value.value) in (("weights_only", False), ("allow_pickle", True)):
+                yield node.value.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle":
+            if node.attr in ("load", "loads", "Unpickler"):
+                yield node.lineno
+
+
+@pytest.mark.parametrize("body", ["pass", "...", "'reason'"])
+def test_the_checker_finds_swallowed_exceptions(body):
+    assert list(swallowed(ast.parse(f"try:\n  f()\nexcept ValueError:\n  {body}"))) == [3]
+    assert list(swallowed(ast.parse("try:\n  f()\nexcept:\n  raise"))) == [3]
+    assert not list(swallowed(ast.parse("try:\n  f()\nexcept ValueError as e:\n  yield e")))
+
+
+@pytest.mark.parametrize(
+    "code", ["torch.load(x, weights_only=False)", "np.load(x, allow_pickle=True)", "pickle.load(f)"]
+)
+def test_the_checker_finds_unsafe_loading(code):
+    assert list(unsafe(ast.parse(code))) == [1]
+
+
+def test_no_exception_is_swallowed():
+    assert {name(p): lines for p in CODE if (lines := list(swallowed(ast.parse(p.read_text()))))} == {}
+
+
+def test_nothing_is_unpickled():
+    files = [p for p in CODE if p.relative_to(ROOT).parts[0] != "tests"]  # which pickle what they made themselves
+    assert {name(p): lines for p in files if (lines := list(unsafe(ast.parse(p.read_text()))))} == {}
+
+
+def test_no_stub_is_left():
+    marks = re.compile(r"\b(TODO|FIXME|XXX)\b")
+    assert {name(p) for p in CODE if p != Path(__file__) and marks.search(p.read_text())} == set()
+
+
+def test_no_machine_is_named():
+    """Documents, recipes and code hold no absolute path of the machine on which they were written."""
+    path = re.compile(r"(?<![\w.}])/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]")
+    files = [*PROSE, *(p for p in CODE if p != Path(__file__))]
+    found = {name(p): hits for p in files if (hits := [m[0] for m in path.finditer(p.read_text())])}
+    assert found == {}
