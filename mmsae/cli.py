@@ -32,7 +32,7 @@ COMMANDS = {
     "demo": Command("mmsae.demo:demo", "train and compare SAEs on a generated world, end to end, and write a report"),
     "pretrain-clip": Command("mmsae.world.clip:pretrain_clip", "train a small open_clip model on image-text shards"),
     "extract": Command("mmsae.cache.command:extract_command", "run a host over shards and store its activations"),
-    "info": Command("mmsae.info:info", "describe a store, an SAE folder, a host folder or shards", positional=True),
+    "info": Command("mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards", positional=True),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
 

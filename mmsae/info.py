@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def _host(folder: Path) -> dict[str, Any]:
 
 
 def describe(path: str, verify: bool = False) -> dict[str, Any]:
-    """What is at ``path``: an SAE folder, an activation store, an open_clip folder or image-text shards.
+    """What is at ``path``: an SAE folder, a run, an activation store, an open_clip folder or image-text shards.
 
     Raises:
         InputError: Nothing there that mmsae knows.
@@ -43,22 +44,27 @@ def describe(path: str, verify: bool = False) -> dict[str, Any]:
     folder = Path(path)
     if (folder / "cfg.json").is_file():
         return _sae(folder)
+    if (folder / "sae" / "cfg.json").is_file():
+        last = folder / "checkpoints" / "last.ckpt"
+        return {
+            "kind": "run",
+            "resume": f"--ckpt_path last ({last})" if last.is_file() else "no",
+            "sae": _sae(folder / "sae"),
+        }
     if (folder / "open_clip_config.json").is_file():
         return _host(folder)
     if folder.is_dir() and not any(folder.glob("*.tar*")):
-        from mmsae.cache import ActivationStore, describe_store
+        from mmsae.cache import describe_store
 
-        if not (folder / "spec.json").is_file():
+        if not any((folder / name).is_file() for name in ("spec.json", "job.json")):
             raise InputError(
-                f"{path} is no SAE (cfg.json), store (spec.json) or open_clip host (open_clip_config.json) "
+                f"{path} is no SAE (cfg.json), run (sae/), store (spec.json) or open_clip host (open_clip_config.json) "
                 "and holds no .tar shards"
             )
-        if verify:
-            ActivationStore(folder, verify=True)
-        return {"kind": "activation store", **describe_store(folder), **({"content": "verified"} if verify else {})}
+        return describe_store(folder, verify)
     from mmsae.shards import describe as describe_shards
 
-    return {"kind": "shards", **describe_shards(path)}
+    return describe_shards(path, progress=sys.stderr.isatty())
 
 
 def _shown(value: Any) -> str:
@@ -83,8 +89,8 @@ def info(path: str, verify: bool = False, as_json: bool = False) -> str:
     """Describe a path.
 
     Args:
-        path: SAE folder, activation store, open_clip folder, or shards (file, folder, glob or brace pattern).
-        verify: Compare the content hash of every file of a store.
+        path: SAE folder, run folder, activation store, open_clip folder, or shards (file, folder, glob or brace pattern).
+        verify: Hash every file of a store, however large it is.
         as_json: Print JSON.
 
     Returns:

@@ -56,13 +56,22 @@ def test_sae(sae, capsys):
     assert found["selector"]["name"] == "topk" and found["widths"] == {"image": 8, "text": 8}
 
 
+def test_run(sae, capsys):
+    run = sae.parent
+    found = json.loads(info(capsys, run, "--as-json"))
+    assert found["kind"] == "run" and found["resume"] == "no" and found["sae"]["latents"] == 32
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_text("")
+    assert "resume: --ckpt_path last" in info(capsys, run)
+
+
 def test_store(store, capsys):
     found = json.loads(info(capsys, store, "--as-json", "true"))
     assert found["kind"] == "activation store" and found["items"] == 30
     assert found["sites"]["image"]["width"] == 6 and found["sites"]["text"]["rows"] == 30
     assert "items: 30" in info(capsys, store)
-    assert "content: verified" in info(capsys, store, "--verify", "true")
-    assert "content: verified" in info(capsys, store, "--verify")
+    assert "verified: content" in info(capsys, store, "--verify", "true")
+    assert "verified: content" in info(capsys, store, "--verify")
 
 
 def test_damaged_store(store, capsys):
@@ -76,8 +85,9 @@ def test_damaged_store(store, capsys):
 
 
 def test_unfinished_store(store, capsys):
-    (store / "spec.json").rename(store / "job.json")
-    assert "spec.json" in fails(capsys, store)
+    (store / "spec.json").unlink()
+    (store / "job.json").write_text('{"units": 4}')
+    assert "unfinished, 1 of 4 shards are done" in fails(capsys, store)
 
 
 @pytest.mark.parametrize("pattern", ["shards", "shards/*.tar", "shards/w-{000000..000001}.tar", "shards/w-000000.tar"])
