@@ -66,7 +66,7 @@ class ExportSAE(Callback):
 
     def load_state_dict(self, state: dict) -> None:
         """Restore both."""
-        self.best, self.validation = state["best"], state["validation"]
+        self.best, self.validation = state["best"], state.get("validation", {})
 
     def targets(self, trainer: pl.Trainer) -> tuple[Path, Path]:
         """Folder of the last and of the best SAE."""

@@ -26,6 +26,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXT = re.compile(rf"No space left|Disk quota exceeded|File too large|os error ({'|'.join(map(str, _FULL))})\b")
 
 
+def _is_full(e: BaseException | None) -> bool:
+    while e is not None:
+        if getattr(e, "errno", None) in _FULL or _FULL_TEXT.search(str(e)):
+            return True
+        e = e.__cause__ or e.__context__
+    return False
+
+
 @contextmanager
 def disk_errors(folder: str | Path) -> Iterator[None]:
     """Turn a full disk (or quota, or file size limit) inside the block into one sentence.
@@ -41,7 +49,7 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:
-        if getattr(e, "errno", None) not in _FULL and not _FULL_TEXT.search(str(e)):
+        if not _is_full(e):
             raise
         there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free / 1e6
@@ -82,9 +90,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **kwargs)
         except FileNotFoundError as e:
             raise InputError(f"no checkpoint at {path}") from e
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
-            reason = str(e).strip().split("\n")[0] or type(e).__name__
-            raise InputError(f"{path} is damaged or not a checkpoint ({reason}): remove it and start again") from e
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as e:
+            raise InputError(
+                f"{path} is damaged, unreadable or not a checkpoint ({type(e).__name__}): remove it to start anew"
+            ) from e
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -118,11 +127,19 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Settle the folder and see to it that checkpoints are written whole."""
-        if self.dirpath is None:
-            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        self._settle(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         super().setup(trainer, pl_module, stage)
+
+    def _settle(self, trainer: pl.Trainer) -> None:
+        if self.dirpath is None:
+            self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+
+    def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
+        """What ``last`` means; asked before ``setup``, when Lightning would still look among the logs."""
+        self._settle(trainer)
+        return super()._find_last_checkpoints(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the last checkpoint of an earlier run aside, and remove what a killed one left half-written."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmsae.recipes import find_recipe
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
-from mmsae.training.checkpoint import RunCheckpoint
+from mmsae.training.checkpoint import RunCheckpoint, disk_errors
 from mmsae.training.lit import LitSAE
+from mmsae.training.messages import tidy_messages
 from mmsae.types import InputError
-
-# the arguments come from mmsae's own entry point on purpose
-warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-# said by Lightning about its own use of torch
-warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.. is deprecated")
 
 
 class RunCLI(LightningCLI):
@@ -45,11 +45,50 @@ class RunCLI(LightningCLI):
             kwargs["callbacks"] = [*(config.get("callbacks") or []), RunProgress()]
         return super().instantiate_trainer(**kwargs)
 
+    def fit(self, model: LitSAE, **kwargs: Any) -> None:
+        """Train."""
+        with self._clean_failure():
+            self.trainer.fit(model, **kwargs)
+
+    def validate(self, model: LitSAE, **kwargs: Any) -> None:
+        """Measure on the validation data."""
+        with self._clean_failure():
+            self.trainer.validate(model, **kwargs)
+
+    def test(self, model: LitSAE, **kwargs: Any) -> None:
+        """Measure on the test data."""
+        with self._clean_failure():
+            self.trainer.test(model, **kwargs)
+
+    @contextmanager
+    def _clean_failure(self) -> Iterator[None]:
+        """Take away the log files of a run that bad input stopped before its first step; a full disk in one sentence.
+
+        Lightning begins the logs before anything is checked.
+        """
+        root = Path(self.trainer.default_root_dir)
+        logs, new = root / "logs", not root.exists()
+        before = set(logs.rglob("*"))
+        try:
+            with disk_errors(root):
+                yield
+        except (InputError, OSError) as e:
+            if self.trainer.is_global_zero and self.trainer.global_step == 0:
+                for path in sorted(set(logs.rglob("*")) - before, reverse=True):  # what is in a folder comes first
+                    path.rmdir() if path.is_dir() else path.unlink()
+                for folder in (logs, root) if new else (logs,):
+                    if folder.exists() and not any(folder.iterdir()):
+                        folder.rmdir()
+            if isinstance(e, OSError) and Path(e.filename or "").is_relative_to(root):
+                raise InputError(f"{e.filename} cannot be written ({e.strerror})") from e
+            raise
+
     def before_fit(self) -> None:
         """Say what an earlier run left in the folder, and whether this one goes on with it."""
         root = Path(self.trainer.default_root_dir)
         last = self._last_checkpoints()
         options = self.config_init[self.subcommand]
+        self._no_best(options)
         if options.get("ckpt_path") == "last" and not last:
             options["ckpt_path"] = None
             rank_zero_info(f"no checkpoint in {root} yet: training starts at step 0")
@@ -64,12 +103,19 @@ class RunCLI(LightningCLI):
     def _before_evaluation(self) -> None:
         options = self.config_init[self.subcommand]
         sae = self.model.sae
+        self._no_best(options)
         if options.get("ckpt_path") == "last" and not self._last_checkpoints():
             raise InputError(f"no checkpoint in {self.trainer.default_root_dir} to {self.subcommand}")
         if not options.get("ckpt_path") and not (sae.d_in and sae.normaliser.fitted):
             raise InputError(f"nothing trained to {self.subcommand}: give --ckpt_path last, or a checkpoint file")
 
     before_validate = before_test = before_predict = _before_evaluation
+
+    def _no_best(self, options: Namespace) -> None:
+        if options.get("ckpt_path") == "best":
+            raise InputError(
+                "there is no best checkpoint: give --ckpt_path last or a file (the best SAE is RUN/sae-best)"
+            )
 
     def _last_checkpoints(self) -> list[Path]:
         folders = [c.dirpath for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
@@ -105,7 +151,12 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
 
 
 def run(args: list[str]) -> None:
-    """Run one of Lightning's subcommands; recipes are resolved before parsing."""
+    """Run one of Lightning's subcommands; recipes are resolved before parsing.
+
+    Raises:
+        InputError: Something that was asked for cannot be had.
+    """
+    tidy_messages()
     resolved = []
     for previous, value in zip(["", *args], args, strict=False):
         if previous in ("-c", "--config"):
@@ -113,4 +164,7 @@ def run(args: list[str]) -> None:
         elif value.startswith("--config="):
             value = "--config=" + find_recipe(value.split("=", 1)[1])
         resolved.append(value)
-    build_cli(resolved)
+    try:
+        build_cli(resolved)
+    except MisconfigurationException as e:  # Lightning's word for settings that do not go together
+        raise InputError(" ".join(str(e).split())) from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -83,6 +84,24 @@ class LitSAE(pl.LightningModule):
             if m in sites and not site.same(sites[m]):
                 raise InputError(f"the SAE was trained on {site}, the data holds {sites[m]}")
         self.sae.sites = self.sae.sites or sites
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a checkpoint is one of this model.
+
+        Raises:
+            InputError: It was made by another recipe or with other sizes.
+        """
+        own, saved = self.state_dict(), checkpoint["state_dict"]
+        odd = sorted(set(own) ^ set(saved))
+        if odd:
+            whose = "checkpoint" if odd[0] in saved else "recipe"
+            raise InputError(f"the checkpoint is of another recipe: only the {whose} has {odd[0]}")
+        for name, value in saved.items():
+            if own[name].shape != value.shape:
+                raise InputError(
+                    f"the checkpoint is of another recipe: its {name} has shape {tuple(value.shape)}, "
+                    f"this run's {tuple(own[name].shape)}"
+                )
 
     def transfer_batch_to_device(self, batch: Tokens, device: torch.device, dataloader_idx: int) -> Tokens:
         """Nothing where the activations are there already; Lightning's walk over the batch takes a tenth of a step."""

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import CSVLogger
 from training_helpers import make_store
 
 from datamodules import CachedActivations
@@ -56,7 +57,7 @@ def run(store, root, every=1, validate=5, kill=None, ckpt_path=None):
     data = CachedActivations(store, batch_size=16, val_fraction=0.2, block=8, window=4)
     trainer = pl.Trainer(
         max_steps=STEPS, max_epochs=-1, accelerator="cpu", default_root_dir=str(root), callbacks=callbacks,
-        gradient_clip_val=1.0, enable_progress_bar=False, enable_model_summary=False, logger=False,
+        gradient_clip_val=1.0, enable_progress_bar=False, enable_model_summary=False, logger=CSVLogger(root, name="logs"),
         num_sanity_val_steps=0, log_every_n_steps=3, val_check_interval=validate, check_val_every_n_epoch=None,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
@@ -65,7 +66,7 @@ def run(store, root, every=1, validate=5, kill=None, ckpt_path=None):
 def result(root):
     """What a run leaves, without checkpoints and what it put aside."""
     files = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and p.suffix != ".ckpt"]
-    return {str(p): (root / p).read_bytes() for p in files if "earlier" not in str(p)}
+    return {str(p): (root / p).read_bytes() for p in files if "earlier" not in str(p) and p.parts[0] != "logs"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,39 @@
+"""What Lightning says while it trains: on stdout, without advertisements and without warnings that do not apply."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from typing import TextIO
+
+_NOT_SO = (
+    "LightningCLI's args parameter is intended",  # the arguments come from mmsae's own entry point on purpose
+    ".*isinstance.treespec, LeafSpec.. is deprecated",  # about Lightning's own use of torch
+    "You have overridden `transfer_batch_to_device` in `LightningModule`",  # and there is no other
+    ".*is smaller than the logging interval",  # steps are counted over epochs
+)
+
+
+class _ToStdout(logging.StreamHandler):
+    """Writes to whatever ``sys.stdout`` is at the time."""
+
+    @property
+    def stream(self) -> TextIO:
+        """The stream."""
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Ignored."""
+
+
+def tidy_messages() -> None:
+    """From now on; what is left on stderr are warnings and errors."""
+    for message in _NOT_SO:
+        warnings.filterwarnings("ignore", message=message)
+    handler = _ToStdout()
+    handler.addFilter(lambda record: not re.search("litlogger|TPU", record.getMessage()))
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers = [handler]
