@@ -57,7 +57,8 @@ def run(store, root, every=1, validate=5, kill=None, ckpt_path=None):
     data = CachedActivations(store, batch_size=16, val_fraction=0.2, block=8, window=4)
     trainer = pl.Trainer(
         max_steps=STEPS, max_epochs=-1, accelerator="cpu", default_root_dir=str(root), callbacks=callbacks,
-        gradient_clip_val=1.0, enable_progress_bar=False, enable_model_summary=False, logger=CSVLogger(root, name="logs"),
+        gradient_clip_val=1.0, enable_progress_bar=False, enable_model_summary=False,
+        logger=CSVLogger(root, name="logs"),
         num_sanity_val_steps=0, log_every_n_steps=3, val_check_interval=validate, check_val_every_n_epoch=None,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
