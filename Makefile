@@ -5,7 +5,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(READY)  ## train and compare multimodal SAEs on a generated world; report in runs/demo/report.html
 	$(BIN)/mmsae demo --out runs/demo
@@ -15,6 +15,9 @@ test: $(READY)  ## the whole test suite
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+docs: $(READY)  ## docs/cli.md from the code
+	$(BIN)/python docs/make_cli.py
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsae needs Python 3.10 or newer, this is " + sys.version.split()[0])'

@@ -89,7 +89,7 @@ def info(path: str, verify: bool = False, as_json: bool = False) -> str:
     """Describe a path.
 
     Args:
-        path: SAE folder, run folder, activation store, open_clip folder, or shards (file, folder, glob or brace pattern).
+        path: SAE folder, run folder, activation store, open_clip folder, or shards (file, folder, glob, brace pattern).
         verify: Hash every file of a store, however large it is.
         as_json: Print JSON.
 
