@@ -2,19 +2,29 @@
 
 from mmsae.metrics.concepts import concept_report
 from mmsae.metrics.correlation import CrossCorrelation, PairScorer, cross_correlation
+from mmsae.metrics.cross_modal import CrossModal, CrossModalWeights, pair_weight
 from mmsae.metrics.evidence import TopN, TopTable, text_keys, top_evidence
 from mmsae.metrics.evidence_io import LatentEvidence, load_evidence, save_evidence
+from mmsae.metrics.item_codes import ItemCodes, content_rows, entries, max_pool
+from mmsae.metrics.modality import CoActivation, Lift, modality_class, modality_index
 from mmsae.metrics.pairs import derangement, modality_score, pair_report, warnings_of
 from mmsae.metrics.ranking import auroc
 from mmsae.metrics.reconstruction import FVU, Reconstruction, fvu
 from mmsae.metrics.retrieval import both_ways, groups_of, recall_at
+from mmsae.metrics.sample_scores import SCORES, sample_scores
 from mmsae.metrics.similarity import concept_similarity, intra_inter
 from mmsae.metrics.sparsity import Sparsity, density_histogram, sparsity
 
 __all__ = [
     "FVU",
+    "SCORES",
+    "CoActivation",
     "CrossCorrelation",
+    "CrossModal",
+    "CrossModalWeights",
+    "ItemCodes",
     "LatentEvidence",
+    "Lift",
     "PairScorer",
     "Reconstruction",
     "Sparsity",
@@ -24,16 +34,23 @@ __all__ = [
     "both_ways",
     "concept_report",
     "concept_similarity",
+    "content_rows",
     "cross_correlation",
     "density_histogram",
     "derangement",
+    "entries",
     "fvu",
     "groups_of",
     "intra_inter",
     "load_evidence",
+    "max_pool",
+    "modality_class",
+    "modality_index",
     "modality_score",
     "pair_report",
+    "pair_weight",
     "recall_at",
+    "sample_scores",
     "save_evidence",
     "sparsity",
     "text_keys",
