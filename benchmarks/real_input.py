@@ -1,0 +1,254 @@
+"""SAEs on photographs, from shards to a table: host, stores, four methods beside a random SAE, three seeds.
+
+    python benchmarks/real_input.py --out runs/real_input
+    python benchmarks/real_input.py --train 'SHARDS-train-*.tar' --test 'SHARDS-test-*.tar' --out DIR
+
+The shards need captions that say the class, and ``cls`` or ``class`` in json. The last tenth of the train shards
+(``--val`` names others) is kept from the host and from the SAEs: learning rate and steps of each method, and alpha, are
+chosen there. The test shards are only scored. The same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from real_input_table import RANDOM, markdown
+from torch import Tensor
+
+from mmsae.backbones import Backbone, load_backbone
+from mmsae.cache import ActivationStore, extract
+from mmsae.files import atomic_file
+from mmsae.metrics import PairScorer, both_ways, derangement, fvu, groups_of, pair_report
+from mmsae.recipes import find_recipe
+from mmsae.sae import SAE, random_control
+from mmsae.shards import FaultLog, expand, read_shard
+from mmsae.tasks.mismatch import Side, mismatch
+from mmsae.tasks.zero_shot import pool_templates, zero_shot
+from mmsae.types import IMAGE, TEXT, InputError
+from mmsae.world.clip import pretrain_clip
+from mmsae.world.evaluate import embed_texts
+
+DATA = Path("../shared/data/cifar10")
+SAE_ARGS = "--model.sae.init_args."
+CENTRED = [a for part in ("unit_in", "centre", "unit_out") for a in (f"{SAE_ARGS}normaliser.init_args.{part}", "true")]
+METHODS = {"paired_topk": [], "vl_sae": CENTRED, "shared_topk": [], "dual_topk": []}  # beyond the recipe: equal inputs
+SELECTION_SEED = 100  # not among the reported seeds
+MAX_PROMPTS = 64  # captions that make one class embedding
+
+
+class Split(NamedTuple):
+    """Pairs of some shards.
+
+    Attributes:
+        x: ``{modality: (n, d)}`` raw host embeddings.
+        captions: n captions.
+        labels: ``(n,)`` int64 classes.
+    """
+
+    x: dict[str, Tensor]
+    captions: list[str]
+    labels: Tensor
+
+
+def classes_of(paths: Sequence[str]) -> dict[str, Any]:
+    """``{uid: class}`` of all samples: ``cls``, or ``class`` of json where there is none."""
+    found, faults = {}, FaultLog()
+    for path in paths:
+        for s in read_shard(path, faults, need=("caption",), decode=False):
+            found[s.uid] = s.cls if s.cls is not None else s.meta.get("class")
+            if found[s.uid] is None:
+                raise InputError(f"sample {s.key} of {path} has neither cls nor a class in its json")
+    return found
+
+
+def load_split(store: Path, paths: Sequence[str], classes: list | None = None) -> tuple[Split, list]:
+    """A store with its classes, joined by uid; classes are numbered in the order of ``classes`` (default: sorted)."""
+    activations, of = ActivationStore(store), classes_of(paths)
+    classes = sorted(set(of.values())) if classes is None else classes
+    number = {c: i for i, c in enumerate(classes)}
+    if unknown := set(of.values()) - set(number):
+        raise InputError(f"{paths[0]} and its like have class {min(unknown)}, the training shards do not")
+    labels = torch.tensor([number[of[u]] for u in activations.uids])
+    return Split({m: activations.load(modality=m) for m in (IMAGE, TEXT)}, activations.captions, labels), classes
+
+
+def class_prompts(host: Backbone, train: Split, n: int) -> Tensor:
+    """``(n, d)`` class embeddings: the different captions that the class has in training, each normalised, averaged."""
+    rows = []
+    for c in range(n):
+        captions = sorted({train.captions[i] for i in (train.labels == c).nonzero()[:, 0].tolist()})[:MAX_PROMPTS]
+        embedded = embed_texts(host, captions)
+        rows.append(pool_templates(embedded[None])[0] * embedded.norm(dim=1).mean())
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def score(sae: SAE, train: Split, val: Split, test: Split, prompts: Tensor) -> dict[str, Any]:
+    """All figures of one SAE on the test shards; alpha from the validation shards, pair weights from training."""
+    z_train, z = ({m: sae.encode(s.x[m], m) for m in (IMAGE, TEXT)} for s in (train, test))
+    pairs = pair_report(z[IMAGE], z[TEXT], same=test.labels, x=test.x)  # shuffled: a caption of another class
+    scorer = PairScorer.fit(z_train[IMAGE], z_train[TEXT], train.x[IMAGE], train.x[TEXT])
+    image, text = Side(z[IMAGE], test.x[IMAGE]), Side(z[TEXT], test.x[TEXT])
+    return {
+        "fvu": {m: fvu(sae.decode(c, m), test.x[m]) for m, c in z.items()},
+        **{k: v for k, v in pairs.items() if k != "recall_at_1"},
+        "recall": {
+            "class": pairs["recall"]["code"],
+            "embedding": pairs["recall"]["embedding"],
+            "caption": both_ways(z[IMAGE], z[TEXT], groups_of(test.captions)),
+        },
+        "wrong_class": mismatch(scorer, image, text, text.rows(derangement(len(test.labels), 0, test.labels))),
+        "zero_shot": zero_shot(sae, test.x[IMAGE], test.labels, prompts, (val.x[IMAGE], val.labels)),
+    }
+
+
+def fit(name: str, store: Path, run: Path, size: tuple[int, int], lr: float, steps: int, seed: int) -> list[str]:
+    """``mmsae fit`` of a recipe, unless its SAE is there; it prints to ``run/log.txt``. Returns the command."""
+    from mmsae.training.cli import run as mmsae
+
+    d_sae, k = size
+    args = ["fit", "-c", f"configs/train/{name}_store.yaml", "--data.store", str(store)]
+    args += ["--trainer.default_root_dir", str(run), f"{SAE_ARGS}ratio", "null", f"{SAE_ARGS}d_sae", str(d_sae)]
+    args += [f"{SAE_ARGS}selector.init_args.k", str(k), *METHODS[name]]
+    args += ["--model.optimizer.init_args.lr", str(lr), "--trainer.max_steps", str(steps)]
+    args += ["--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
+    if not (run / "sae").exists():
+        find_recipe(args[2])
+        more = ["--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", str(min(1000, steps))]
+        more += ["--ckpt_path", "last"]  # a run that was stopped goes on; without a checkpoint it starts
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            mmsae([*args, *more])
+    return ["mmsae", *args]
+
+
+def trained(out: Path, name: str, size: tuple[int, int], setting: dict[str, Any], seed: int) -> tuple[SAE, list[str]]:
+    """The SAE of one run, trained unless it is there, and the command that trains it."""
+    lr, steps = setting["lr"], setting["steps"]
+    run = out / "sae" / f"{name}_{size[0]}_{size[1]}_{lr:g}_{steps}_{seed}"
+    command = fit(name, out / "store" / "train", run, size, lr, steps, seed)
+    return SAE.from_pretrained(run / "sae"), command
+
+
+def select(args: argparse.Namespace, name: str, size: tuple[int, int], val: Split) -> dict[str, Any]:
+    """Learning rate and steps with the lowest FVU (mean of both modalities) on the validation shards, and the grid."""
+    grid = []
+    for steps in args.steps:
+        for lr in args.lr:
+            setting = {"lr": lr, "steps": steps}
+            if len(args.steps) * len(args.lr) > 1:
+                sae, _ = trained(args.out, name, size, setting, SELECTION_SEED)
+                with torch.no_grad():
+                    values = [fvu(sae.decode(sae.encode(x, m), m), x) for m, x in val.x.items()]
+                setting["fvu"] = statistics.fmean(values)
+            grid.append(setting)
+    return {"chosen": min(grid, key=lambda s: s.get("fvu", 0.0)), "grid": grid}
+
+
+def prepare(args: argparse.Namespace) -> tuple[Backbone, dict[str, list[str]]]:
+    """The host, and the shards of every split, with the stores written."""
+    train, test = expand(args.train), expand(args.test)
+    if args.val:
+        val = expand(args.val)
+    else:
+        if len(train) < 2:
+            raise InputError(f"--train has {len(train)} shard, 2 are needed to keep one for validation; or give --val")
+        kept = max(1, len(train) // 10)
+        train, val = train[:-kept], train[-kept:]
+    shards = {"train": train, "val": val, "test": test}
+    recipe = {"host": args.host, "clip": [args.clip_steps, args.image_size, args.clip_seed], "shards": shards}
+    settings = args.out / "settings.json"
+    if settings.exists() and (found := json.loads(settings.read_text())) != recipe:
+        raise InputError(f"{args.out} holds a run of {found}, this one is {recipe}: give another --out")
+    with atomic_file(settings) as temp:
+        temp.write_text(json.dumps(recipe))
+    clip = args.out / "clip"
+    if not args.host and not clip.exists():
+        pretrain_clip(train, str(clip), args.clip_steps, args.image_size, args.clip_seed, progress=args.progress)
+    host = load_backbone(args.host or f"local-dir:{clip}")
+    for split, paths in shards.items():
+        extract(host, paths, args.out / "store" / split, workers=0, progress=args.progress)
+    return host, shards
+
+
+def first_commands(args: argparse.Namespace, shards: dict[str, list[str]]) -> list[list[str]]:
+    """What :func:`prepare` did, as typed."""
+    name, commands = args.host or f"local-dir:{args.out / 'clip'}", []
+    if not args.host:
+        clip = ["mmsae", "pretrain-clip", "--shards", json.dumps(shards["train"]), "--out", str(args.out / "clip")]
+        sizes = {"--steps": args.clip_steps, "--image-size": args.image_size, "--seed": args.clip_seed}
+        commands.append([*clip, *(str(a) for pair in sizes.items() for a in pair)])
+    for split, paths in shards.items():
+        extraction = ["mmsae", "extract", "--host", name, "--shards", json.dumps(paths)]
+        commands.append([*extraction, "--out", str(args.out / "store" / split)])
+    return commands
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Run everything that is not done yet; returns the path of the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", default=str(DATA / "cifar10-train-*.tar.gz"), help="path, glob or brace pattern")
+    parser.add_argument("--val", help="validation shards; default: the last tenth of --train")
+    parser.add_argument("--test", default=str(DATA / "cifar10-test-*.tar.gz"))
+    parser.add_argument("--out", type=Path, default=Path("runs/real_input"))
+    parser.add_argument("--host", help="a host by name instead of pretraining one")
+    parser.add_argument("--clip-steps", type=int, default=800)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--clip-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the SAEs")
+    parser.add_argument("--sizes", nargs="+", default=["48:4", "256:8"], help="latents:k")
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="one, or a grid")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1000, 3000], help="one, or a grid")
+    parser.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    host, shards = prepare(args)
+    train, classes = load_split(args.out / "store" / "train", shards["train"])
+    val, test = (load_split(args.out / "store" / s, shards[s], classes)[0] for s in ("val", "test"))
+    prompts = class_prompts(host, train, len(classes))
+    results: dict[str, Any] = {"seeds": args.seeds, "sizes": {}, "commands": first_commands(args, shards)}
+    for size in (tuple(map(int, s.split(":"))) for s in args.sizes):
+        scores: dict[str, list] = {name: [] for name in (*METHODS, RANDOM)}
+        settings = {name: select(args, name, size, val) for name in METHODS}
+        for seed in args.seeds:
+            for name in METHODS:
+                sae, command = trained(args.out, name, size, settings[name]["chosen"], seed)
+                if seed == args.seeds[0]:
+                    results["commands"].append(command)
+                scores[name].append(score(sae, train, val, test, prompts))
+                if name == "shared_topk":  # tied: its random atoms fit its random encoder
+                    scores[RANDOM].append(score(random_control(sae, seed), train, val, test, prompts))
+                print(f"F {size[0]}, k {size[1]}, seed {seed}: {name} done", flush=True)
+        results["sizes"][f"F {size[0]}, k {size[1]}"] = {"settings": settings, "scores": scores}
+    results["host"] = {
+        "name": args.host or f"local-dir:{args.out / 'clip'}",
+        "classes": len(classes),
+        "captions": len(set(train.captions)),
+        **{s: len(v.labels) for s, v in (("train", train), ("val", val), ("test", test))},
+        **{key: scores["paired_topk"][0][key] for key in ("zero_shot", "wrong_class")},
+        "recall": {
+            "class": scores["paired_topk"][0]["recall"]["embedding"],
+            "caption": both_ways(test.x[IMAGE], test.x[TEXT], groups_of(test.captions)),
+        },
+    }
+    table = args.out / "table.md"
+    for path, content in ((args.out / "results.json", json.dumps(results, indent=1)), (table, markdown(results))):
+        with atomic_file(path) as temp:
+            temp.write_text(content)
+    print(table)
+    return table
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
