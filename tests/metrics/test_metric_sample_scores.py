@@ -30,8 +30,9 @@ def topk(codes, k=4):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize(
-    ("delta", "want"), [(0.0, {"co_l0": 2, "co_l1": 2.5, "cos_code": 0.5}), (1.0, {"co_l0": 1, "co_l1": 2, "cos_code": 0.2})]
-)  # fmt: skip
+    ("delta", "want"),
+    [(0.0, {"co_l0": 2, "co_l1": 2.5, "cos_code": 0.5}), (1.0, {"co_l0": 1, "co_l1": 2, "cos_code": 0.2})],
+)
 def test_toy_sample(delta, want, sparse):
     codes, tokens = toy([BOS, WORD], PATCHES, items=3)
     if sparse:

@@ -1,0 +1,64 @@
+"""Training of the auxiliary aligner of VL-SAE."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mmsae.sae.aligner import Aligner
+from mmsae.types import IMAGE, TEXT, InputError, Tokens
+
+
+class LitAligner(pl.LightningModule):
+    """Trains an :class:`~mmsae.sae.aligner.Aligner` on paired pooled states.
+
+    The batch is the set of negatives, so it should be large (2,048 in the published runs).
+
+    Args:
+        aligner: Built, or sized by the datamodule's ``d_in``.
+        lr: Peak learning rate of AdamW, which falls as a cosine over the epochs.
+        weight_decay: Of AdamW.
+    """
+
+    def __init__(self, aligner: Aligner, lr: float = 5e-5, weight_decay: float = 0.01):
+        super().__init__()
+        self.aligner, self.lr, self.weight_decay = aligner, lr, weight_decay
+
+    def setup(self, stage: str) -> None:
+        """Size the aligner from the datamodule.
+
+        Raises:
+            InputError: The data's widths are not the aligner's.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        widths = data.d_in if isinstance(data.d_in, dict) else {m: data.d_in for m in (IMAGE, TEXT)}
+        if not self.aligner.d_in:
+            self.aligner.build(widths)
+        elif widths != self.aligner.d_in:
+            raise InputError(f"the data has widths {widths}, the aligner takes {self.aligner.d_in}")
+
+    def _step(self, batch: Tokens, stage: str) -> Tensor:
+        if not batch.paired():
+            raise InputError("an aligner is trained on pairs: one image and one text row per item, in equal order")
+        terms = self.aligner.losses(batch.x)
+        loss = torch.stack(list(terms.values())).sum()
+        values = {f"{stage}/loss": loss, **{f"{stage}/{n}": v for n, v in terms.items()}}
+        self.log_dict(values, batch_size=len(batch.x[IMAGE]), prog_bar=True)
+        return loss
+
+    def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
+        """One step's loss."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Tokens, batch_idx: int) -> None:
+        """Log the losses."""
+        self._step(batch, "val")
+
+    def configure_optimizers(self):
+        """AdamW and a cosine per epoch."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        epochs = max(1, self.trainer.max_epochs or 1)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)]
