@@ -44,6 +44,8 @@ class ImageTextBatch(NamedTuple):
         keys: The ``B`` webdataset keys.
         shard: ``B`` shard names.
         faults: What was dropped since the last batch.
+        inputs: What the host's processor made of the samples, by its own names, where one sequence holds images and
+            text (LVLMs); ``texts`` is then its ``input_ids``.
     """
 
     images: Tensor | None
@@ -53,6 +55,7 @@ class ImageTextBatch(NamedTuple):
     keys: list[str]
     shards: list[str]
     faults: Faults = Faults()
+    inputs: dict[str, Tensor] | None = None
 
 
 class Tokens(NamedTuple):

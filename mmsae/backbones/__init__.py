@@ -8,6 +8,7 @@ from mmsae.backbones.load import HostName, embed_width, host_modalities, load_ba
 __all__ = [
     "Backbone",
     "HostName",
+    "LVLMBackbone",
     "OpenCLIPBackbone",
     "Rows",
     "TimmBackbone",
@@ -20,11 +21,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # open_clip and timm take seconds to import, so only who names them pays
+    # open_clip, timm and transformers take seconds to import, so only who names them pays
     if name == "OpenCLIPBackbone":
         from mmsae.backbones.open_clip import OpenCLIPBackbone as found
     elif name == "TimmBackbone":
         from mmsae.backbones.timm import TimmBackbone as found
+    elif name == "LVLMBackbone":
+        from mmsae.backbones.lvlm import LVLMBackbone as found
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return found

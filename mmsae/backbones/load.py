@@ -1,7 +1,8 @@
 """From a name to a host, and what can be known about a host without its weights.
 
 Names: an open_clip architecture with the tag or file of its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``,
-``local-dir:DIR`` (open_clip's own folder format), ``timm:NAME``.
+``local-dir:DIR`` (open_clip's own folder format), ``timm:NAME``, ``lvlm:ID-or-FOLDER`` (vision-language models of
+transformers).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from mmsae.backbones.base import Backbone, check_device
+from mmsae.backbones.lvlm_load import check_folder, layer_width, load_model
 from mmsae.backbones.sites import resolve
 from mmsae.types import IMAGE, TEXT, InputError
 
@@ -30,7 +32,7 @@ class HostName(NamedTuple):
     """A parsed host name.
 
     Attributes:
-        kind: ``open_clip``, ``hf-hub``, ``local-dir`` or ``timm``.
+        kind: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm`` or ``lvlm``.
         model: Architecture, hub id, folder or timm name.
         weights: Pretrained tag or checkpoint file of an open_clip architecture; None if none is named.
     """
@@ -52,11 +54,13 @@ def parse(name: str) -> HostName:
         InputError: No such open_clip architecture (with near matches) or folder.
     """
     kind, sep, rest = name.partition(":")
-    if sep and kind in ("hf-hub", "local-dir", "timm"):
+    if sep and kind in ("hf-hub", "local-dir", "timm", "lvlm"):
         if not rest:
             raise InputError(f"host {name!r} names nothing after '{kind}:'.")
         if kind == "local-dir" and not (Path(rest) / "open_clip_config.json").is_file():
             raise InputError(f"host {name!r}: {Path(rest) / 'open_clip_config.json'} does not exist.")
+        if kind == "lvlm":
+            check_folder(name, rest)
         return HostName(kind, rest)
     import open_clip
 
@@ -67,7 +71,8 @@ def parse(name: str) -> HostName:
             return HostName("open_clip", model, "/".join(parts[n:]) or None)
     near = difflib.get_close_matches(parts[0], known, n=5, cutoff=0.5)
     hint = f"near matches: {', '.join(near)}" if near else "open_clip.list_models() lists them"
-    raise InputError(f"host {name!r} is no open_clip architecture, hf-hub:ID, local-dir:DIR or timm:NAME; {hint}.")
+    kinds = "hf-hub:ID, local-dir:DIR, timm:NAME or lvlm:ID-or-FOLDER"
+    raise InputError(f"host {name!r} is no open_clip architecture, {kinds}; {hint}.")
 
 
 def _reason(e: BaseException) -> str:
@@ -114,12 +119,17 @@ def embed_width(name: str) -> int:
         InputError: The configuration cannot be read (a hub id that open_clip does not list needs the network once).
     """
     host = parse(name)
+    if host.kind == "lvlm":
+        return layer_width(host.model, "layers.0")
     return site_width(name, "image.embed") if host.kind == "timm" else int(_model_config(host)["embed_dim"])
 
 
 def site_width(name: str, site: str) -> int:
     """Width of any site of a host; the host is built without memory or weights (on torch's meta device)."""
-    host = _architecture(parse(name))
+    host = parse(name)
+    if host.kind == "lvlm":
+        return layer_width(host.model, site)
+    host = _architecture(host)
     load: Callable[..., Backbone] = _load_timm if host.kind == "timm" else _load_open_clip
     with torch.device("meta"):
         return resolve(load(host, name, "meta", "fp32", random=True), site).layout.width
@@ -143,7 +153,8 @@ def load_backbone(
         allow_random: Accept a host for which no weights are named or found, with random ones. ``timm:NAME`` means
             its pretrained weights, unless this is set.
         seed: Of random weights; the global generator is left alone.
-        **options: For ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...) or ``timm.create_model``.
+        **options: For ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...), ``timm.create_model``, or
+            ``from_pretrained`` of transformers (``dtype``: the checkpoint's own by default; ``device_map``, ...).
 
     Raises:
         InputError: Unknown name, weights that cannot be had or do not fit, or no weights without ``allow_random``.
@@ -158,9 +169,9 @@ def load_backbone(
 
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(host.model)) or "none"
         raise InputError(f"host {name!r} names no weights: write {name}/TAG (tags: {tags}), or pass allow_random=True.")
-    elif host.kind == "local-dir" and not _has_weights(host):
+    elif host.kind in ("local-dir", "lvlm") and not _has_weights(host):
         raise InputError(f"host {name!r}: no *.safetensors, *.bin or *.pth in the folder; pass allow_random=True.")
-    load: Callable[..., Backbone] = _load_timm if host.kind == "timm" else _load_open_clip
+    load: Callable[..., Backbone] = {"timm": _load_timm, "lvlm": _load_lvlm}.get(host.kind, _load_open_clip)
     with torch.random.fork_rng(devices=[], enabled=random):
         if random:
             torch.default_generator.manual_seed(seed)
@@ -171,7 +182,9 @@ def _has_weights(host: HostName) -> bool:
     """Whether the name promises weights."""
     if host.kind == "local-dir":
         return any(p.suffix in (".safetensors", ".bin", ".pth") for p in Path(host.model).iterdir())
-    return host.kind == "hf-hub" or host.weights is not None
+    if host.kind == "lvlm" and Path(host.model).is_dir():
+        return any(p.suffix in (".safetensors", ".bin") for p in Path(host.model).iterdir())
+    return host.kind in ("hf-hub", "lvlm") or host.weights is not None
 
 
 def _load_open_clip(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
@@ -218,3 +231,13 @@ def _load_timm(host: HostName, hint: str, device: Any, precision: str, random: b
     except _LOAD_ERRORS as e:
         raise InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
     return TimmBackbone(model, hint, device, precision)
+
+
+def _load_lvlm(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
+    from mmsae.backbones.lvlm import LVLMBackbone
+
+    try:
+        model, processor = load_model(host.model, device, precision, random, **options)
+    except (*_LOAD_ERRORS, ImportError) as e:
+        raise e if isinstance(e, InputError) else InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
+    return LVLMBackbone(model, processor, hint, None if "device_map" in options else device)

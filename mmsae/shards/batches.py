@@ -15,6 +15,7 @@ from mmsae.types import ImageTextBatch, InputError
 
 Transform = Callable[..., Tensor]
 Tokenize = Callable[[list[str]], Tensor]
+Collate = Callable[[list[Sample]], ImageTextBatch]
 
 
 class Reader(NamedTuple):
@@ -26,6 +27,8 @@ class Reader(NamedTuple):
         batch_size: Samples a batch.
         need: What a sample must have, see ``read_shard``.
         caption_field: See ``read_shard``.
+        collate: Samples with decoded images to a batch, the host's own, in place of ``transform`` and ``tokenize``:
+            for hosts whose processor sees image and text together. Faults of its batch are counted as notes.
     """
 
     transform: Transform | None
@@ -33,6 +36,7 @@ class Reader(NamedTuple):
     batch_size: int
     need: tuple[str, ...]
     caption_field: str = ""
+    collate: Collate | None = None
 
     def samples(self, source: str, path: str, faults: FaultLog) -> Iterator[Sample]:
         """Samples of one shard, images not yet decoded (so that a shuffle buffer holds compressed bytes)."""
@@ -60,6 +64,9 @@ class Reader(NamedTuple):
                 broken += 1
                 if broken == give_up:
                     raise InputError(f"{broken} images in a row could not be decoded: {faults.summary()}")
+            elif self.collate is not None:
+                broken = 0
+                yield decoded._replace(raw={}), None
             else:
                 broken = 0
                 image = None if self.transform is None else self.transform(decoded.image)
@@ -67,6 +74,10 @@ class Reader(NamedTuple):
 
     def _stack(self, rows: list[tuple[Sample, Tensor | None]], faults: FaultLog) -> ImageTextBatch:
         samples = [sample for sample, _ in rows]
+        if self.collate is not None:
+            batch = self.collate(samples)
+            faults.merge(batch.faults)
+            return batch._replace(faults=faults.take())
         captions = [s.caption for s in samples]
         texts = None
         if self.tokenize is not None:

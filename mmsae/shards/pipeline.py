@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import webdataset as wds
 
-from mmsae.shards.batches import Reader, Tokenize, Transform
+from mmsae.shards.batches import Collate, Reader, Tokenize, Transform
 from mmsae.shards.faults import FaultLog
 from mmsae.shards.read import UidSet
 from mmsae.shards.sources import Source, Sources, as_sources, expand
@@ -38,6 +38,7 @@ def make_pipeline(
     fault_limit: float = FAULT_LIMIT,
     need: Collection[str] | None = None,
     caption_field: str = "",
+    collate: Collate | None = None,
     pin_memory: bool = False,
 ) -> TrainLoader | ExactLoader:
     """A loader of ``ImageTextBatch`` over one or several sources of shards.
@@ -62,6 +63,8 @@ def make_pipeline(
         fault_limit: Largest share of dropped samples, judged after 1,000 samples and at the end.
         need: What a sample must have (``image, caption, json, cls``); by default what is transformed and tokenised.
         caption_field: Field of ``json`` with the caption; empty: ``txt``, or ``json``'s ``caption``.
+        collate: Samples to a batch, of a host whose processor sees image and text together; with it, ``transform`` and
+            ``tokenize`` are not used, and ``need`` is image and caption by default.
         pin_memory: Whether batches arrive in pinned memory.
 
     Raises:
@@ -69,8 +72,9 @@ def make_pipeline(
     """
     expanded = [Mixed(s.name, s.weight, expand(s.pattern)) for s in as_sources(sources)]
     if need is None:
-        need = [n for n, wanted in (("image", transform), ("caption", tokenize)) if wanted is not None]
-    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field)
+        wanted = (("image", collate or transform), ("caption", collate or tokenize))
+        need = [n for n, made_by in wanted if made_by is not None]
+    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field, collate)
     n = sum(len(s.paths) for s in expanded)
     if not train:
         tars = [(s.name, path) for s in expanded for path in s.paths][rank::world]
@@ -96,6 +100,7 @@ def unit_batches(
     source: str = "",
     need: Collection[str] | None = None,
     caption_field: str = "",
+    collate: Collate | None = None,
     pin_memory: bool = False,
 ) -> Iterator[UnitBatch]:
     """Batches of the given tars, each marked with its tar and whether it is that tar's last.
@@ -114,14 +119,16 @@ def unit_batches(
         source: Name of the source, part of the uids made here.
         need: As there.
         caption_field: As there.
+        collate: As there.
         pin_memory: As there.
 
     Yields:
         ``UnitBatch(path, batch, last)``.
     """
     if need is None:
-        need = [n for n, wanted in (("image", transform), ("caption", tokenize)) if wanted is not None]
-    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field)
+        wanted = (("image", collate or transform), ("caption", collate or tokenize))
+        need = [n for n, made_by in wanted if made_by is not None]
+    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field, collate)
     stream = ExactStream(reader, [(source, str(path)) for path in paths])
     return _packets(stream, min(workers, len(paths)), pin_memory)
 

@@ -1,0 +1,84 @@
+"""Loading vision-language models from the hub or a folder; the two are the same code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmsae.types import InputError
+
+
+def check_folder(name: str, folder: str) -> None:
+    """Refuse a folder that is none of transformers; a name that is no folder is a hub id.
+
+    Raises:
+        InputError: Naming what is missing.
+    """
+    path = Path(folder)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"host {name!r}: {path / 'config.json'} does not exist.")
+    if not path.exists() and (path.is_absolute() or folder.startswith(".") or folder.count("/") > 1):
+        raise InputError(f"host {name!r}: the folder {folder} does not exist.")
+
+
+def load_config(folder: str, **options: Any) -> Any:
+    """The model's configuration, without weights.
+
+    Raises:
+        ValueError or OSError: transformers does not know it.
+    """
+    import transformers
+
+    import mmsae.backbones.lvlm_tower  # noqa: F401  registers the tower of the tiny LLaVA
+
+    return transformers.AutoConfig.from_pretrained(folder, **options)
+
+
+def layer_width(folder: str, site: str) -> int:
+    """Width of a site at a decoder layer's input or output, from the configuration alone.
+
+    Raises:
+        InputError: Another kind of site, whose width only the model knows.
+    """
+    parts = site.partition("[")[0].partition(":")[0].split(".")
+    if len(parts) < 2 or parts[-2] != "layers" or not parts[-1].isdigit():
+        raise InputError(f"the width of site {site!r} cannot be told without loading host lvlm:{folder}; name a layer.")
+    try:
+        return load_config(folder).get_text_config().hidden_size
+    except (OSError, ValueError, json.JSONDecodeError) as e:
+        raise InputError(f"the configuration of host lvlm:{folder} cannot be read: {str(e).splitlines()[0]}") from e
+
+
+def load_model(folder: str, device: Any, precision: str, random: bool, **options: Any) -> tuple[Any, Any]:
+    """Model and processor.
+
+    Args:
+        folder: Hub id or folder.
+        device: Where the model goes; not used with a ``device_map``.
+        precision: ``bf16`` and ``fp16`` load weights of that type; ``fp32`` leaves it to ``dtype``.
+        random: Take the configuration only.
+        **options: For ``from_pretrained``: ``dtype`` (default ``auto``, the checkpoint's own), ``device_map``,
+            ``attn_implementation``, ``revision``, ``cache_dir``, ``quantization_config``, ...
+    """
+    import transformers
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = options.pop("dtype", None) or half or "auto"
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise InputError(f"dtype {dtype!r} is none of torch.")
+        dtype = getattr(torch, dtype)
+    shared = {k: options[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in options}
+    config = load_config(folder, **shared)
+    auto = transformers.AutoModelForImageTextToText
+    if random:
+        model = auto.from_config(config, **({} if dtype == "auto" else {"dtype": dtype}))
+    else:
+        model = auto.from_pretrained(folder, dtype=dtype, **options)
+    if "device_map" not in options:
+        model = model.to(device)
+    return model, transformers.AutoProcessor.from_pretrained(folder, **shared)

@@ -1,0 +1,138 @@
+"""Rows of a vision-language model's states: every forward call is told what its tokens are, with or without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.backbones.hooks import Done
+from mmsae.backbones.lvlm_kinds import MEANS, PATCH, Span, flagged, select, span_of
+from mmsae.backbones.reading import Rows
+from mmsae.backbones.sites import Target, find_port
+from mmsae.backbones.tokens import from_tokens, put, to_tokens
+from mmsae.types import ImageTextBatch, InputError
+
+if TYPE_CHECKING:
+    from mmsae.backbones.lvlm import LVLMBackbone
+
+
+class Where(NamedTuple):
+    """What an edit may ask about its rows.
+
+    Attributes:
+        item: ``(N,)`` row of the batch (of batch times beams while beams are searched).
+        position: ``(N,)`` place in the item's own sequence, padding not counted; None for means.
+        image: ``(N,) bool``, image tokens.
+        special: ``(N,) bool``, special or template tokens and line breaks; None for means.
+        start: Tokens in the cache: 0 in a prefill, more while decoding.
+    """
+
+    item: Tensor
+    position: Tensor | None
+    image: Tensor
+    special: Tensor | None
+    start: int
+
+
+@contextmanager
+def watch(host: LVLMBackbone, seen: list[Any]) -> Iterator[None]:
+    """Keep what the latest call of the model says about its tokens in ``seen[0]`` while the context is open."""
+
+    def before(_: Any, args: tuple, kwargs: dict) -> None:
+        ids = args[0] if args else kwargs.get("input_ids")
+        cache = kwargs.get("past_key_values")
+        start = 0 if cache is None else int(cache.get_seq_length())  # now: the layers will fill it
+        mask = kwargs.get("attention_mask")
+        seen[:] = [(ids, mask if isinstance(mask, Tensor) else None, start)]
+
+    handle = host.model.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Running:
+    """Sums over the tokens of each item that a mean has seen, so that decoding with a cache knows the whole mean."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count: Tensor | None = None
+
+    def means(self, tokens: Tensor, keep: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """``(B, d)`` means over the item's tokens so far, and ``(B,) bool`` whose tokens are among these."""
+        w = keep.to(tokens)
+        total, count = torch.einsum("bt,btd->bd", w, tokens), w.sum(1)
+        if start and self.total is not None and len(self.total) == len(total):
+            total, count = total + self.total, count + self.count
+        self.total, self.count = total, count
+        return total / count.clamp(min=1)[:, None], keep.any(1)
+
+
+@contextmanager
+def tap(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, Span], Tensor]) -> Iterator[None]:
+    """While the context is open, send the rows of a site through ``fn(rows, where, span)``.
+
+    ``rows (N, d)`` are float32. If ``fn`` returns the same object, the host's tensor stays the same object; calls
+    without such rows (image tokens while decoding) pass by.
+    """
+    seen: list[Any] = []
+    running = _Running()
+
+    def on(x: Tensor) -> Tensor:
+        if host._probing:
+            return x
+        ids, attention, start = seen[0] if seen else (None, None, 0)
+        if ids is None:
+            raise InputError(f"{target} cannot be read: the model was called without input_ids.")
+        span = span_of(ids, attention, start, host.vocabulary, host._known)
+        tokens = to_tokens(x, target.layout)
+        keep = select(target.tokens, span.kinds).to(x.device)
+        mean = target.tokens in MEANS
+        if mean:
+            rows, has = running.means(tokens.float(), keep, start)
+            item, rows = has.nonzero()[:, 0], rows[has]
+            image = torch.full_like(item, target.tokens == "image_mean", dtype=torch.bool)
+            where = Where(item, None, image, None, start)
+        else:
+            item, rows = keep.nonzero()[:, 0], tokens[keep].float()
+            kinds, position = span.kinds.to(x.device)[keep], span.position.to(x.device)[keep]
+            where = Where(item, position, kinds >= PATCH, flagged(kinds), start)
+        if start and not len(rows):
+            return x
+        new = fn(rows, where, span)
+        if new is rows:
+            return x
+        if new.shape != rows.shape:
+            raise InputError(f"the edit at {target} returned shape {tuple(new.shape)}, not {tuple(rows.shape)}.")
+        if mean:
+            shift = tokens.new_zeros(len(tokens), tokens.shape[-1]).index_copy(0, item, (new - rows).to(tokens))
+            return from_tokens(tokens + shift[:, None] * keep.to(tokens)[..., None], x, target.layout)
+        return from_tokens(put(tokens, keep, False, rows, new), x, target.layout)
+
+    with watch(host, seen), find_port(host, target.module, target.io).attach(on):
+        yield
+
+
+def read(host: LVLMBackbone, batch: ImageTextBatch, targets: Sequence[Target]) -> list[Rows]:
+    """Rows at several sites, in their order, with one forward pass that stops when all are read."""
+    got: dict[int, Rows] = {}
+
+    def recorder(i: int) -> Callable[..., Tensor]:
+        def record(rows: Tensor, where: Where, span: Span) -> Tensor:
+            got[i] = Rows(rows.clone(), where.item, where.position, where.special)
+            if len(got) == len(targets):
+                raise Done
+            return rows
+
+        return record
+
+    with suppress(Done), ExitStack() as stack:
+        for i, target in enumerate(targets):
+            stack.enter_context(tap(host, target, recorder(i)))
+        host.forward(batch)
+    return [got[i] for i in range(len(targets))]
