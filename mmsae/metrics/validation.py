@@ -8,21 +8,37 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mmsae.kernels.pairs import code_cosine
+from mmsae.kernels.pairs import code_cosine, code_norm
 from mmsae.metrics.reconstruction import Reconstruction
 from mmsae.metrics.sparsity import Sparsity
 from mmsae.types import Codes, SAEOutput, Tokens
 
 
+def _direction_sum(codes: Codes) -> Tensor:
+    """``(d_sae,)`` float64 sum of the codes' rows, each at unit norm (zero rows stay zero)."""
+    unit = codes.values.double() / code_norm(codes).double().clamp(min=1e-12)[:, None]
+    if codes.indices is None:
+        return unit.sum(0)
+    out = torch.zeros(codes.d_sae, dtype=torch.float64, device=unit.device)
+    return out.scatter_add_(0, codes.indices.flatten(), unit.flatten())
+
+
 class PairCosine(Metric):
-    """Mean code cosine of true pairs, and of rows half a batch apart (every row meets another row's partner)."""
+    """Mean code cosine of true pairs, and of all mismatched pairs of the data seen.
+
+    The mean over the mismatched ones needs no pairs at all: the inner product of the two sums of unit codes holds every
+    pair, and the true ones are taken off. So both values are exact and do not depend on batches or ranks.
+
+    Args:
+        d_sae: Number of latents.
+    """
 
     full_state_update = False
 
-    def __init__(self, **kwargs):
+    def __init__(self, d_sae: int, **kwargs):
         super().__init__(**kwargs)
-        for name in ("pair", "shuffled", "n_pair", "n_shuffled"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name, shape in (("pair", ()), ("n", ()), ("sum_a", (d_sae,)), ("sum_b", (d_sae,))):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, *codes: Codes) -> None:
         """Add a batch of two paired codes, or nothing (every rank must have states to sum)."""
@@ -30,16 +46,17 @@ class PairCosine(Metric):
             return
         a, b = codes
         self.pair = self.pair + code_cosine(a, b).double().sum()
-        self.n_pair = self.n_pair + a.n
-        if b.n > 1:
-            shift = (torch.arange(b.n, device=b.values.device) + b.n // 2) % b.n
-            self.shuffled = self.shuffled + code_cosine(a, b.rows(shift)).double().sum()
-            self.n_shuffled = self.n_shuffled + a.n
+        self.n = self.n + a.n
+        self.sum_a, self.sum_b = self.sum_a + _direction_sum(a), self.sum_b + _direction_sum(b)
 
     def compute(self) -> dict[str, Tensor]:
         """``code_cosine/pair`` and ``code_cosine/shuffled``, each where there were such rows on any rank."""
-        means = {"pair": (self.pair, self.n_pair), "shuffled": (self.shuffled, self.n_shuffled)}
-        return {f"code_cosine/{name}": total / n for name, (total, n) in means.items() if n > 0}
+        out = {}
+        if self.n > 0:
+            out["code_cosine/pair"] = self.pair / self.n
+        if self.n > 1:
+            out["code_cosine/shuffled"] = (self.sum_a @ self.sum_b - self.pair) / (self.n * (self.n - 1))
+        return out
 
 
 class ValidationMetrics(nn.Module):
@@ -55,7 +72,7 @@ class ValidationMetrics(nn.Module):
         super().__init__()
         self.reconstruction = Reconstruction(d_in)
         self.sparsity = nn.ModuleDict({m: Sparsity(d_sae) for m in modalities})
-        self.pairs = PairCosine()
+        self.pairs = PairCosine(d_sae)
 
     @torch.no_grad()
     def update(self, batch: Tokens, outputs: Mapping[str, SAEOutput]) -> None:

@@ -36,6 +36,14 @@ class RunProgress(TQDMProgressBar):
         """Metrics shown behind the bar, without the logger's version number."""
         return {k: v for k, v in super().get_metrics(*args, **kwargs).items() if k != "v_num"}
 
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Draw the last step before closing."""
+        bar = self.train_progress_bar
+        if not bar.disable:
+            bar.n = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            bar.set_postfix(self.get_metrics(trainer, trainer.lightning_module))
+        super().on_train_end()
+
     def _should_update(self, current: int, total: int) -> bool:
         every = self.every if self.every is not None else 0.2 if sys.stdout.isatty() else 10.0
         if not self.is_enabled or time.monotonic() - self._drawn < every:

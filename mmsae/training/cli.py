@@ -88,7 +88,7 @@ class RunCLI(LightningCLI):
         root = Path(self.trainer.default_root_dir)
         last = self._last_checkpoints()
         options = self.config_init[self.subcommand]
-        self._no_best(options)
+        self._check(options)
         if options.get("ckpt_path") == "last" and not last:
             options["ckpt_path"] = None
             rank_zero_info(f"no checkpoint in {root} yet: training starts at step 0")
@@ -103,7 +103,7 @@ class RunCLI(LightningCLI):
     def _before_evaluation(self) -> None:
         options = self.config_init[self.subcommand]
         sae = self.model.sae
-        self._no_best(options)
+        self._check(options)
         if options.get("ckpt_path") == "last" and not self._last_checkpoints():
             raise InputError(f"no checkpoint in {self.trainer.default_root_dir} to {self.subcommand}")
         if not options.get("ckpt_path") and not (sae.d_in and sae.normaliser.fitted):
@@ -111,11 +111,11 @@ class RunCLI(LightningCLI):
 
     before_validate = before_test = before_predict = _before_evaluation
 
-    def _no_best(self, options: Namespace) -> None:
+    def _check(self, options: Namespace) -> None:
+        """What can be refused before other ranks are started and logs are begun."""
         if options.get("ckpt_path") == "best":
-            raise InputError(
-                "there is no best checkpoint: give --ckpt_path last or a file (the best SAE is RUN/sae-best)"
-            )
+            raise InputError("there is no best checkpoint, only RUN/sae-best: give --ckpt_path last, or a file")
+        getattr(self.datamodule, "d_in", None)  # reads the store's spec or the host's configuration, if they are there
 
     def _last_checkpoints(self) -> list[Path]:
         folders = [c.dirpath for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]

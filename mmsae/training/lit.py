@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.training.schedule import Schedule
-from mmsae.types import InputError, Tokens
+from mmsae.types import InputError, SAEOutput, Tokens
 
 
 def _adam(params) -> Optimizer:
@@ -71,6 +71,9 @@ class LitSAE(pl.LightningModule):
                 raise InputError("the SAE has no d_in and the trainer no datamodule to take it from")
             self.sae.build(data.d_in)
             self._allocate()
+        # Every buffer is the same on all ranks already: fitted or counted over all of them. DDP would send rank 0's in
+        # every forward, in validation too, where ranks may have different numbers of batches: they would wait forever.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         if data is None:
             return
         widths = data.d_in if isinstance(data.d_in, dict) else {m: data.d_in for m in self.sae.modalities}
@@ -119,9 +122,13 @@ class LitSAE(pl.LightningModule):
         """Remember the length of the training, which ramps need."""
         self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
 
+    def forward(self, batch: Tokens) -> dict[str, SAEOutput]:
+        """Outputs for the modalities of the SAE; a store may hold others too."""
+        return self.sae({m: batch.x[m] for m in self.sae.modalities})
+
     def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
         """One step's loss."""
-        outputs = self.sae(batch)
+        outputs = self(batch)
         ctx = LossContext(self.sae, self.usage, self.global_step / self.total_steps)
         terms = {term.name: term(outputs, ctx) for term in self.losses}
         loss = torch.stack(list(terms.values())).sum()
@@ -144,7 +151,7 @@ class LitSAE(pl.LightningModule):
 
     def validation_step(self, batch: Tokens, batch_idx: int) -> None:
         """Accumulate the validation metrics."""
-        self.validation.update(batch, self.sae(batch))
+        self.validation.update(batch, self(batch))
 
     test_step = validation_step
 
@@ -165,7 +172,7 @@ class LitSAE(pl.LightningModule):
 
     def predict_step(self, batch: Tokens, batch_idx: int) -> dict:
         """Codes of a batch, ``{modality: Codes}``."""
-        return {m: out.codes for m, out in self.sae(batch).items()}
+        return {m: out.codes for m, out in self(batch).items()}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make gradients tangent; Lightning clips after this hook."""

@@ -11,8 +11,10 @@ from typing import TextIO
 _NOT_SO = (
     "LightningCLI's args parameter is intended",  # the arguments come from mmsae's own entry point on purpose
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # about Lightning's own use of torch
+    "Sparse CSR tensor support is in beta",  # used for one product that is tested against the dense one
     "You have overridden `transfer_batch_to_device` in `LightningModule`",  # and there is no other
     ".*is smaller than the logging interval",  # steps are counted over epochs
+    "It is recommended to use .self.log.*sync_dist=True",  # the metrics themselves are summed over ranks
 )
 
 

@@ -162,3 +162,12 @@ def test_the_schedule_takes_its_length_from_the_trainer(tmp_path):
     t = trainer(tmp_path, 20)
     t.fit(module, datamodule=Data())
     assert t.lr_scheduler_configs[0].scheduler.total_steps == 20
+
+
+def test_an_sae_of_one_modality_trains_on_pairs(tmp_path):
+    module = LitSAE(SAE(ratio=4, modalities=["image"], selector=TopK(4)))
+    t = trainer(tmp_path, 12, val_check_interval=10, check_val_every_n_epoch=None)
+    t.fit(module, datamodule=Data())
+    assert {"val/fvu/image", "val/l0/image"} <= set(t.callback_metrics)
+    assert not any("text" in k or "cosine/pair" in k for k in t.callback_metrics)
+    assert module.usage.tokens.tolist() == [12 * 40]

@@ -31,7 +31,7 @@ def make_store(folder, n=600, d=16, seed=0, **kw):
 def environment():
     """Of a user: one thread, no variables of a launcher, packages of this repository."""
     env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT")}
-    return env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
 
 
 def command(*args, recipe=RECIPE):
