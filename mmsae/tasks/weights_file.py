@@ -1,0 +1,102 @@
+"""The artefact of ``mmsae weights``: a safetensors file with a JSON beside it that says whose weights they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmsae.files import atomic_folder
+from mmsae.metrics.cross_modal import CrossModal
+from mmsae.metrics.modality import CLASSES, Lift, modality_class, modality_index
+from mmsae.types import IMAGE, TEXT, InputError
+
+FORMAT = 1
+CFG, TENSORS = "weights.json", "weights.safetensors"
+
+
+class CrossModalFile(NamedTuple):
+    """Cross-modal weights as they are stored.
+
+    Attributes:
+        weights: ``(d_sae,)`` float64; NaN where there is not enough evidence.
+        delta: Bound that evidence had to exceed, and above which a latent is active in scores.
+        tensors: Everything else per latent: ``evidence.*``, ``fired.*``, ``energy.*``, ``index.firing``,
+            ``index.energy``, ``class``, ``lift``, ``lift.p``, ``pairs.*``.
+        info: ``weights.json``.
+    """
+
+    weights: Tensor
+    delta: float
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+
+    def check(self, sae: str, host: str) -> None:
+        """Refuse weights of another SAE or host.
+
+        Args:
+            sae: Fingerprint of the SAE (:func:`mmsae.tasks.sae_v.sae_fingerprint`).
+            host: Fingerprint of the host.
+
+        Raises:
+            InputError: With the two fingerprints that disagree.
+        """
+        for name, own in (("sae", sae), ("host", host)):
+            if self.info[name] != own:
+                raise InputError(
+                    f"these cross-modal weights belong to {name} {self.info[name][:12]}, not to {own[:12]}: "
+                    "weights mean nothing on another SAE, layer or model; run mmsae weights"
+                )
+
+
+def save_weights(folder: str | Path, found: CrossModal, lift: Lift, info: dict[str, Any]) -> Path:
+    """Write the folder; ``info`` names the SAE, host, site, data and definition."""
+    rate = {m: found.fired[m].double() / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
+    mean = {m: found.energy[m] / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
+    index = modality_index(rate[IMAGE], rate[TEXT])
+    kinds = modality_class(index)
+    tensors = {"weights": found.weights, "index.firing": index, "class": kinds}
+    tensors |= {"index.energy": modality_index(mean[IMAGE], mean[TEXT]), "lift": lift.lift, "lift.p": lift.p}
+    for m in (IMAGE, TEXT):
+        tensors |= {f"evidence.{m}": found.evidence[m], f"fired.{m}": found.fired[m], f"energy.{m}": found.energy[m]}
+    tensors |= {"pairs.both": lift.both, "pairs.image": lift.image, "pairs.text": lift.text}
+    weighted = found.weights[found.weights.isfinite()]
+    report = {
+        "format": FORMAT,
+        **info,
+        "delta": found.delta,
+        "coverage": found.coverage,
+        "weighted": len(weighted),
+        "mean_weight": weighted.mean().item() if len(weighted) else None,
+        "tokens": found.tokens,
+        "pairs": lift.items,
+        "classes": dict(zip(CLASSES, torch.bincount(kinds, minlength=len(CLASSES)).tolist(), strict=True)),
+        **lift.summary(kinds == CLASSES.index("shared")),
+    }
+    with atomic_folder(folder) as temp:
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temp / TENSORS)
+        (temp / CFG).write_text(json.dumps(report, indent=2) + "\n")
+    return Path(folder)
+
+
+def load_weights(folder: str | Path) -> CrossModalFile:
+    """Read what :func:`save_weights` wrote.
+
+    Raises:
+        InputError: No such folder, a newer format, or a broken file.
+    """
+    folder = Path(folder)
+    try:
+        info, tensors = json.loads((folder / CFG).read_text()), load_file(folder / TENSORS)
+    except (OSError, ValueError, SafetensorError) as e:
+        raise InputError(
+            f"no cross-modal weights in {folder}: expected {CFG} and {TENSORS} ({type(e).__name__})"
+        ) from e
+    if info["format"] > FORMAT:
+        raise InputError(f"{folder / CFG} has format {info['format']}; this version reads up to {FORMAT}")
+    return CrossModalFile(tensors.pop("weights"), info["delta"], tensors, info)

@@ -1,0 +1,155 @@
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lvlm_helpers import QUESTIONS, make_host, make_sae, sample, shard
+from torch.utils.data import DataLoader
+
+from mmsae.metrics import sample_scores
+from mmsae.sae import SAE, TopK
+from mmsae.shards import unit_batches
+from mmsae.tasks.sae_v import SAEVScorer, encode_tokens, sae_fingerprint
+from mmsae.tasks.weights import LitWeights, Subset, cross_modal_weights, weights
+from mmsae.tasks.weights_file import load_weights
+from mmsae.types import InputError
+
+QUIET = {"progress": False, "samples": None}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("weights")
+    host = make_host(root)
+    sae = make_sae(host)
+    sae.save_pretrained(root / "sae")
+    (root / "shards").mkdir()
+    for i in range(3):
+        shard(root / "shards" / f"{i}.tar", 6, start=6 * i)
+    return root, host, sae
+
+
+def batch(host, n=5):
+    return host.collate([sample(i, QUESTIONS[i % 4]) for i in range(n)])
+
+
+def test_scorer(world):
+    _, host, sae = world
+    w = torch.rand(48)
+    scorer = SAEVScorer(host, sae, w)
+    got = scorer.score(batch(host))
+    assert tuple(got) == scorer.columns == (
+        "cos_code", "cos_algorithm", "cos_mean", "l0", "l1", "co_l0", "co_l1", "n_image", "n_text"
+    )  # fmt: skip
+    assert (got["n_image"] == 9).all() and got["n_text"].tolist() == [6, 11, 7, 6, 6][:5]
+    tokens = host.capture(batch(host), "layers.1:out")
+    want = sample_scores(encode_tokens(sae, tokens), tokens, w)
+    assert all(torch.equal(got[c], want[c]) for c in got)
+    assert not any(c.startswith("cos") for c in SAEVScorer(host, sae).columns)
+    alone = scorer.score(host.collate([sample(1, QUESTIONS[1])]))
+    for name, value in alone.items():
+        assert value[0].item() == pytest.approx(got[name][1].item(), abs=1e-4), name
+
+
+def test_scorer_without_an_image_and_with_one_modality(world):
+    _, host, sae = world
+    plain = host.collate([sample(0, QUESTIONS[0], image=None), sample(1, QUESTIONS[1], image=None)])
+    got = SAEVScorer(host, sae, torch.rand(48)).score(plain)
+    assert got["n_image"].tolist() == [0, 0] == got["cos_code"].tolist() and (got["l0"] > 0).all()
+    single = SAE(host.hidden_size, 48, modalities=("text",), selector=TopK(6)).eval()
+    single.sites = {"text": host.site("layers.1:out[text]")}
+    assert (SAEVScorer(host, single).score(batch(host))["n_image"] == 9).all()
+
+
+def test_scorer_refuses(world):
+    _, host, sae = world
+    with pytest.raises(InputError, match="7 cross-modal weights for an SAE of 48 latents"):
+        SAEVScorer(host, sae, torch.rand(7))
+    pooled = make_sae(host)
+    pooled.sites = {m: host.site(f"layers.1:in[{m}_mean]") for m in ("image", "text")}
+    with pytest.raises(InputError, match="scores of tokens need a site with tokens"):
+        SAEVScorer(host, pooled)
+    other = make_sae(host)
+    other.sites = {m: s.__class__(**{**s.to_dict(), "host": "0" * 32}) for m, s in sae.sites.items()}
+    with pytest.raises(InputError, match="was trained on"):
+        SAEVScorer(host, other)
+
+
+def test_weights_of_shards(world, tmp_path):
+    root, host, sae = world
+    found = weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=3, device="cpu", **QUIET)
+    assert found["out"] == str(tmp_path / "w") and found["pairs"] == 18 and found["tokens"]["image"] == 18 * 9
+    assert 0 < found["coverage"] <= 1 and found["text"] == "question" and found["weighted"] > 0
+    file = load_weights(tmp_path / "w")
+    file.check(sae_fingerprint(sae), host.fingerprint)
+    assert file.weights.isfinite().sum() == found["weighted"]
+    assert not (tmp_path / "w" / "parts").exists()
+    again = weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=3, device="cpu", **QUIET)
+    assert again == found
+    with pytest.raises(InputError, match="is of another job: its definition is"):
+        weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=4, device="cpu", **QUIET)
+    with pytest.raises(InputError, match="belong to sae"):
+        file.check("0" * 32, host.fingerprint)
+
+
+def test_a_killed_job_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
+    root, host, sae = world
+    options = {"definition": {"selection": "pooled", "n_pool": 12, "n_side": 3}, **QUIET}
+    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "whole", **options)
+    seen, capture = [], host.capture
+
+    def dies(batch, sites):
+        seen.append(batch.shards[0])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return capture(batch, sites)
+
+    monkeypatch.setattr(host, "capture", dies)
+    with pytest.raises(KeyboardInterrupt):
+        cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "killed", **options)
+    assert len(list((tmp_path / "killed" / "parts").iterdir())) == 1
+    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "killed", **options)
+    assert seen == ["0.tar", "1.tar", "1.tar", "2.tar"]
+    for name in ("weights.json", "weights.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_answers_are_text_only_where_asked(world, tmp_path):
+    root, host, sae = world
+    counts = {}
+    for text in ("question", "question+answer"):
+        counts[text] = cross_modal_weights(host, sae, str(root / "shards"), tmp_path / text, text=text, **QUIET)
+    assert counts["question+answer"]["tokens"]["text"] == counts["question"]["tokens"]["text"] + 18
+
+
+def test_a_subset_is_chosen_by_uid(world, tmp_path):
+    root, host, sae = world
+    subset = Subset(None, 0.5)
+    share = sum(subset.keeps(f"{i:032x}") for i in range(2000)) / 2000
+    assert share == pytest.approx(0.5, abs=0.05) and not Subset(None, 0.0).keeps("0") and Subset(None, 1.0).keeps("0")
+    found = cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "w", samples=9, progress=False)
+    assert 0 < found["pairs"] < 18
+
+
+def test_lightning_predict_gives_the_same(world, tmp_path):
+    root, host, sae = world
+    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "a", definition={"n_side": 3}, **QUIET)
+
+    paths = sorted(str(p) for p in (root / "shards").iterdir())
+    batches = [s.batch for s in unit_batches(paths, None, None, 8, collate=host.collate)]
+    model = LitWeights(str(root / "sae"), host.hint, str(tmp_path / "b"), {"n_side": 3})
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(accelerator="cpu", **options)
+    trainer.predict(model, DataLoader([b for b in batches if b.uids], batch_size=None), return_predictions=False)
+    a, b = load_weights(tmp_path / "a"), load_weights(tmp_path / "b")
+    assert torch.equal(a.weights.nan_to_num(9), b.weights.nan_to_num(9))
+    assert a.info["coverage"] == b.info["coverage"]
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InputError, match="no cross-modal weights in"):
+        load_weights(tmp_path)
+    (tmp_path / "weights.json").write_text(json.dumps({"format": 1}))
+    (tmp_path / "weights.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="no cross-modal weights in"):
+        load_weights(tmp_path)
