@@ -35,7 +35,12 @@ class TimmTowerConfig(PretrainedConfig):
 
 
 class TimmTower(PreTrainedModel):
-    """Tokens ``(B, rows * cols, hidden_size)``: the trunk's maps side by side, each on the finest one's grid."""
+    """Tokens ``(B, rows * cols, hidden_size)``: the trunk's maps side by side, each on the finest one's grid.
+
+    Attributes:
+        mean: ``(hidden_size,)`` subtracted from the maps.
+        scale: ``(hidden_size,)`` multiplied with them afterwards.
+    """
 
     config_class = TimmTowerConfig
     main_input_name = "pixel_values"
@@ -44,6 +49,8 @@ class TimmTower(PreTrainedModel):
     def __init__(self, config: TimmTowerConfig):
         super().__init__(config)
         self.trunk = timm.create_model(config.architecture, pretrained=False, num_classes=0)
+        self.register_buffer("mean", torch.zeros(config.hidden_size))
+        self.register_buffer("scale", torch.ones(config.hidden_size))
         self.post_init()
 
     @torch.no_grad()
@@ -62,7 +69,7 @@ class TimmTower(PreTrainedModel):
         )
         size = maps[0].shape[-2:]
         grown = [m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="nearest") for m in maps]
-        x = torch.cat(grown, 1).flatten(2).transpose(1, 2)
+        x = (torch.cat(grown, 1).flatten(2).transpose(1, 2) - self.mean) * self.scale
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=x.mean(1), hidden_states=(x,))
 
 
