@@ -32,6 +32,7 @@ COMMANDS = {
     "demo": Command("mmsae.demo:demo", "train and compare SAEs on a generated world, end to end, and write a report"),
     "pretrain-clip": Command("mmsae.world.clip:pretrain_clip", "train a small open_clip model on image-text shards"),
     "extract": Command("mmsae.cache.command:extract_command", "run a host over shards and store its activations"),
+    "filter": Command("mmsae.interpret.filter_report:filter_command", "keep the best image-text samples, and say why"),
     "info": Command("mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards", positional=True),
     "weights": Command("mmsae.tasks.weights:weights", "cross-modal weights of an SAE on a vision-language model"),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),

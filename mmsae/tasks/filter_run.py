@@ -1,0 +1,212 @@
+"""Passes over shards in units of one tar: one process or several, resumable, with an estimate before and a bar during.
+
+Batches never cross tars and a tar belongs to one worker of one process: a part does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from mmsae.shards import FaultLog, UnitBatch, done, part_path, unit_batches, units, write_part
+from mmsae.shards.tar import groups
+from mmsae.tasks.filter_passes import make_pass, make_worker
+from mmsae.tasks.pair_scorer import PairReader, Scorer, ScorerSpec
+from mmsae.types import Faults, InputError
+
+LOCK = "workers.lock"
+_stop: Any = None  # in the processes of a pass on several devices: an event, set when one of them has failed
+_parent = 0  # there too: who started them
+
+
+class Pass(NamedTuple):
+    """One pass over shards; plain values, so that it travels to other processes.
+
+    Attributes:
+        kind: ``fit``, ``target`` or ``score``.
+        paths: All its tars.
+        folder: Of its part files.
+        spec: How to make what computes.
+        modality: Whose codes to keep (``target`` and ``score``); empty: none.
+        batch_size: Samples per batch.
+        workers: Decoding processes per device.
+        caption_field: Field of json with the caption.
+        fault_limit: Share of dropped samples that is tolerated.
+        progress: Whether to print and show bars.
+    """
+
+    kind: str
+    paths: list[str]
+    folder: str
+    spec: ScorerSpec
+    modality: str
+    batch_size: int
+    workers: int
+    caption_field: str
+    fault_limit: float
+    progress: bool
+
+    def missing(self) -> list[int]:
+        """Tars whose part is not there."""
+        return [u.index for u in units(self.paths) if not done(self.folder, u)]
+
+    def parts(self) -> list[Path]:
+        """All part files, in the order of the tars."""
+        return [part_path(self.folder, u) for u in units(self.paths)]
+
+
+def run_pass(job: Pass, devices: int, worker: Scorer | PairReader) -> list[Path]:
+    """Write the parts that are missing, on ``devices`` processes; returns all parts.
+
+    Args:
+        job: What to do.
+        devices: Number of processes. With several, each makes a worker of its own.
+        worker: What computes, in this process.
+
+    Raises:
+        InputError: Too many samples are unusable, or what the scorer refuses.
+    """
+    todo = job.missing()
+    if todo:
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
+        devices = min(devices, len(todo))
+        _announce(job, worker, todo, devices)
+        if devices == 1:
+            _work(job, worker, todo, lead=True)
+        else:
+            _spawn(job, todo, devices)
+    return job.parts()
+
+
+def batches(job: Pass, worker: Scorer | PairReader, todo: Sequence[int], workers: int) -> Iterator[UnitBatch]:
+    """Batches of some of the tars, as the host wants them."""
+    return unit_batches(
+        [job.paths[u] for u in todo],
+        worker.transform,
+        worker.tokenize,
+        job.batch_size,
+        workers=workers,
+        need=("image", "caption"),
+        caption_field=job.caption_field,
+    )
+
+
+def _work(job: Pass, worker: Scorer | PairReader, todo: list[int], lead: bool) -> None:
+    """Write the parts of this process's tars; the leading process shows its progress."""
+    unit_of = {u.path: u for u in units(job.paths)}
+    total, passes, logs, finished = FaultLog(), {}, {}, 0
+    bar = tqdm(desc=job.kind, unit="sample", disable=not (job.progress and lead))
+    with bar, closing(batches(job, worker, todo, job.workers)) as stream:
+        for path, batch, last, _ in stream:
+            if _stop is not None and (_stop.is_set() or os.getppid() != _parent):
+                return  # the job failed elsewhere, or was killed
+            if path not in passes:
+                passes[path], logs[path] = make_pass(job.kind, worker, job.modality), FaultLog()
+            log = FaultLog()
+            log.merge(batch.faults)
+            if batch.uids:
+                passes[path].add(batch, log)
+            faults = log.take()
+            logs[path].merge(faults)
+            total.merge(faults)
+            bar.update(len(batch.uids))
+            if last:
+                write_part(job.folder, unit_of[path], passes.pop(path).part(logs.pop(path)))
+                finished += 1
+                bar.set_postfix(tars=f"{finished}/{len(todo)}", dropped=total.dropped)
+            total.check(job.fault_limit)
+
+
+def _announce(job: Pass, worker: Scorer | PairReader, todo: list[int], devices: int) -> None:
+    """Say what will be done and about how long; samples are counted in at most four tars, the time is one batch's."""
+    if not job.progress:
+        return
+    paths = [job.paths[u] for u in todo]
+    sample = paths[:: -(-len(paths) // 4)]
+    counted = sum(1 for p in sample for _ in groups(p, FaultLog(), read=False))
+    n = round(counted * sum(map(os.path.getsize, paths)) / max(1, sum(map(os.path.getsize, sample))))
+    start = time.perf_counter()
+    with closing(batches(job, worker, todo, 0)) as stream:
+        first = next(step.batch for step in stream)
+    decode = time.perf_counter() - start
+    before = f" ({len(job.paths) - len(todo)} done before)" if len(todo) < len(job.paths) else ""
+    text = f"{job.kind}: {len(todo)} shards{before}, about {n} samples"
+    if first.uids:
+        for _ in range(2):  # the first pass allocates and compiles
+            start = time.perf_counter()
+            make_pass(job.kind, worker, job.modality).add(first._replace(), FaultLog())
+        run = time.perf_counter() - start
+        each = max(run, decode / job.workers) if job.workers else run + decode
+        text += f", about {duration(n / len(first.uids) / devices * each)} on {devices} x {worker.device}"
+    print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.1 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _spawn(job: Pass, todo: list[int], devices: int) -> None:
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    stop = context.Event()
+    with ProcessPoolExecutor(devices, context, _remember, (stop,)) as pool:
+        jobs = [pool.submit(_rank, job, todo[r::devices], r) for r in range(devices)]
+        failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
+        if failed:
+            stop.set()
+    if failed:
+        raise failed
+
+
+def _remember(stop: Any) -> None:
+    global _stop, _parent
+    _stop, _parent = stop, os.getppid()
+
+
+def _rank(job: Pass, todo: list[int], rank: int) -> None:
+    with open(Path(job.folder) / LOCK, "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        _work(job, make_worker(job.kind, job.spec, rank), todo, lead=rank == 0)
+
+
+@contextmanager
+def sole_owner(file: Path, folders: Sequence[Path]) -> Iterator[None]:
+    """Be the one process that leads a job, and wait for what is left of the processes of a killed one.
+
+    Raises:
+        InputError: Another process leads it.
+    """
+    with open(file, "rb") as mine:
+        try:  # a lock dies with its process, so a killed job leaves none
+            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise InputError(f"{file.parent}: another running process is working on this job") from e
+        for folder in folders:
+            if (folder / LOCK).exists():
+                with open(folder / LOCK, "rb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def judged(faults: Sequence[dict[str, Any]], limit: float) -> FaultLog:
+    """The faults of all parts together.
+
+    Raises:
+        InputError: Their share is above the limit.
+    """
+    log = FaultLog()
+    for f in faults:
+        log.merge(Faults(f["seen"], f["counts"], tuple(tuple(e) for e in f["examples"])))
+    log.check(limit, final=True)
+    return log
