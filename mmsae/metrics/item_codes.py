@@ -74,6 +74,22 @@ class ItemCodes(NamedTuple):
         """Larger of the two values for every pair that either has."""
         return _pool(torch.cat([self.key, other.key]), torch.cat([self.value, other.value]), self.d_sae)
 
+    def codes(self, n: int, modality: str | None = None) -> Codes:
+        """One row of codes for each of ``n`` items, filled up with latents of value 0 to the length of the longest."""
+        device = self.key.device
+        count = torch.bincount(self.item, minlength=n)
+        place = torch.arange(len(self.key), device=device) - (count.cumsum(0) - count)[self.item]
+        k = max(1, int(count.max())) if n else 1
+        values = self.value.new_zeros(n, k)
+        values[self.item, place] = self.value
+        # filling: the j-th id that a row lacks is j plus the number of its ids p_i (ascending) with p_i - i <= j
+        before = torch.full((n, k), self.d_sae, device=device)
+        before[self.item, place] = self.latent - place
+        j = (torch.arange(k, device=device) - count[:, None]).clamp(min=0)
+        indices = j + torch.searchsorted(before, j, right=True)
+        indices[self.item, place] = self.latent
+        return Codes(values, indices, self.d_sae, modality)
+
 
 def _pool(key: Tensor, value: Tensor, d_sae: int) -> ItemCodes:
     key, inverse = key.unique(return_inverse=True)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from mmsae.metrics.item_codes import max_pool
 from mmsae.metrics.sample_scores import SCORES, sample_scores
 from mmsae.types import Codes, Tokens
 
@@ -126,3 +127,14 @@ def test_items_do_not_see_their_batch():
         w,
     )
     assert all(alone[n][0].item() == pytest.approx(whole[n][2].item(), abs=1e-12) for n in SCORES)
+
+
+def test_pooled_codes_of_items():
+    codes, tokens, _ = random_batch(4)
+    got = max_pool(codes["text"], tokens.item["text"]).codes(6)
+    dense = codes["text"].to_dense()
+    want = [
+        dense[tokens.item["text"] == i].amax(0) if (tokens.item["text"] == i).any() else 0 * dense[0] for i in range(6)
+    ]
+    assert torch.equal(got.to_dense(), torch.stack(want))
+    assert all(len(set(row)) == len(row) for row in got.indices.tolist()) and got.indices.max() < 20
