@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 from typing import Any
@@ -64,9 +65,13 @@ def markdown(results: dict[str, Any]) -> str:
             for w in s["warnings"]
         ]
         lines += said or ["- none"]
-        lines += ["", "Learning rate and steps, by validation FVU (mean of both modalities):", ""]
+        grid = {name: {(g["lr"], g["steps"]): g for g in found["grid"]} for name, found in part["settings"].items()}
+        tried = next(iter(grid.values()))
+        lines += ["", "Validation FVU (mean of both modalities; chosen in bold, ! where the codes gave a warning):", ""]
+        lines += ["| | " + " | ".join(f"lr {lr:g}, {steps} steps" for lr, steps in tried) + " |"]
+        lines += ["|" + "---|" * (len(tried) + 1)]
         for name, found in part["settings"].items():
-            tried = ", ".join(f"{g['lr']:g} x {g['steps']}: {g['fvu']:.4f}" for g in found["grid"] if "fvu" in g)
-            chosen = f"{found['chosen']['lr']:g} x {found['chosen']['steps']}"
-            lines.append(f"- {name}: **{chosen}**" + (f" of {tried}" if tried else ""))
+            values = ((g, f"{g.get('fvu', math.nan):.4f}{'!' * bool(g.get('warnings'))}") for g in grid[name].values())
+            cells = (f"**{text}**" if g == found["chosen"] else text for g, text in values)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "## Commands", "", "```bash", *map(shlex.join, results["commands"]), "```", ""])
