@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,23 @@ def check_folder(name: str, folder: str) -> None:
         raise InputError(f"host {name!r}: {path / 'config.json'} does not exist.")
     if not path.exists() and (path.is_absolute() or folder.startswith(".") or folder.count("/") > 1):
         raise InputError(f"host {name!r}: the folder {folder} does not exist.")
+
+
+@contextmanager
+def quiet(folder: str | Path | None = None) -> Iterator[None]:
+    """Without transformers' progress bars where there is nothing to wait for: writing, or a folder under 200 MB."""
+    from transformers.utils import logging
+
+    path = Path(folder) if folder is not None else None
+    small = path is None or (path.is_dir() and sum(p.stat().st_size for p in path.iterdir()) < 2e8)
+    hide = small and logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
 
 
 def load_config(folder: str, **options: Any) -> Any:
@@ -78,7 +97,8 @@ def load_model(folder: str, device: Any, precision: str, random: bool, **options
     if random:
         model = auto.from_config(config, **({} if dtype == "auto" else {"dtype": dtype}))
     else:
-        model = auto.from_pretrained(folder, dtype=dtype, **options)
+        with quiet(folder):
+            model = auto.from_pretrained(folder, dtype=dtype, **options)
     if "device_map" not in options:
         model = model.to(device)
     return model, transformers.AutoProcessor.from_pretrained(folder, **shared)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmsae.backbones.lvlm_load import check_folder, load_model, quiet
 from mmsae.files import atomic_folder
 from mmsae.types import InputError
 from mmsae.world.clip import _threads
@@ -134,7 +135,7 @@ def train_llava(
         "recipe": recipe._asdict(),
         "seconds": {"wall": time.perf_counter() - clock[0], "cpu": time.process_time() - clock[1]},
     }
-    with atomic_folder(target) as folder:
+    with atomic_folder(target) as folder, quiet():
         model.cpu().save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "training.json").write_text(json.dumps(stats, indent=1))
@@ -146,8 +147,6 @@ def train_llava(
 
 def _from_base(base: str) -> tuple[Any, Any]:
     """Model and processor of a folder of :func:`train_llava`."""
-    from mmsae.backbones.lvlm_load import check_folder, load_model
-
     check_folder(f"lvlm:{base}", base)
     return load_model(base, "cpu", "fp32", random=False, dtype="float32")
 

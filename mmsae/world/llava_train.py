@@ -19,6 +19,7 @@ from mmsae.world.muon import Muon
 from mmsae.world.scene import COLOURS, SHAPES
 
 TURNS = 4
+END_WEIGHT = 0.1
 
 
 class LlavaRecipe(NamedTuple):
@@ -111,7 +112,8 @@ class Dialogues:
             for i, (question, answer, weight) in enumerate(parts):
                 opening = self.user if i else []
                 out += [*opening, *question, *answer, *self.eos]
-                w += [0.0] * (len(opening) + len(question)) + [weight] * (len(answer) + 1)
+                end = weight if tell[b] else END_WEIGHT  # after yes and no it is no news
+                w += [0.0] * (len(opening) + len(question)) + [weight] * len(answer) + [end]
             ids.append(torch.tensor(out))
             weights.append(torch.tensor(w))
         pad = nn.utils.rnn.pad_sequence
@@ -144,7 +146,7 @@ def answer_loss(model: nn.Module, features: Tensor, ids: Tensor, weights: Tensor
     inner = model.model
     x = inner.language_model.embed_tokens(ids)
     projected = inner.multi_modal_projector(features).flatten(0, 1)
-    x = x.masked_scatter((ids == image)[..., None], projected)
+    x = x.masked_scatter((ids == image)[..., None], projected.to(x))
     hidden = inner.language_model(inputs_embeds=x, use_cache=False).last_hidden_state
     target = weights[:, 1:] > 0
     ce = nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][target]), ids[:, 1:][target], reduction="none")

@@ -46,7 +46,8 @@ def llava(folder, context=96, template=None, seed=0):
 
     torch.manual_seed(seed)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**CLIP, image_size=24), text_config=LlamaConfig(**_text(context)), image_token_index=4,
+        vision_config=CLIPVisionConfig(**CLIP, image_size=24), text_config=LlamaConfig(**_text(context)),
+        image_token_index=4,
         vision_feature_layer=-2, vision_feature_select_strategy="default",
     )  # fmt: skip
     images = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})

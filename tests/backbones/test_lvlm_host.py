@@ -126,7 +126,7 @@ def test_sites(host):
     assert host.site("layers.1.mlp.gate_proj:out[text]").width == 48
     assert set(host.default_sites()) == {"image", "text"}
     for bad in ("layers.9:out[image]", "layers.1:out[cls]", "layers.1:at[image]", "lm_head:out[text]", "lay er"):
-        with pytest.raises(InputError, match="site|no module"):
+        with pytest.raises(InputError, match=r"site|no module"):
             host.site(bad)
     assert embed_width(host.hint) == site_width(host.hint, "layers.1:out[text]") == 32
 
@@ -208,7 +208,7 @@ def test_losses(hosts):
 
 
 def test_grid_of_llava_next_at_336(tmp_path):
-    host = load_backbone(made.llava_next(tmp_path, side=336, patch=14, context=2000))
+    host = load_backbone(made.llava_next(tmp_path, side=336, patch=14, context=3000))
     batch = host.collate.batch(["what", "what"], [picture(0, (336, 336)), picture(0, (672, 672))])
     (layout, large) = (image.layout for image in host.grid(batch))
     assert (batch.inputs["kinds"] >= PATCH).sum(1).tolist() == [1176, 576 + 48 * 49] == [layout.length, large.length]
