@@ -21,7 +21,7 @@ from mmsae.tasks import filter_merge as merge
 from mmsae.tasks.filter_fit import WEIGHTS, digest, identity, prepare_weights
 from mmsae.tasks.filter_folder import RESULTS, JobFolder
 from mmsae.tasks.filter_passes import Target, part_faults
-from mmsae.tasks.filter_run import Pass, judged, run_pass, sole_owner
+from mmsae.tasks.filter_run import Pass, Processes, judged, run_pass, sole_owner
 from mmsae.tasks.filter_select import SMOOTH, Choice, choose_set, quality_bins
 from mmsae.tasks.filter_weights import PairWeights
 from mmsae.tasks.pair_scorer import (
@@ -168,11 +168,11 @@ def filter_shards(
     run = Pass("score", paths, str(folder.work / "score"), spec, "", batch_size, workers, caption_field, fault_limit,
                progress)  # fmt: skip
     run = run._replace(modality=select_on if select != "top" else "")
-    try:
-        with sole_owner(folder.file, [folder.work / k for k in ("fit", "target", "score")]):
-            return _filter(folder, run, worker, given, weights, names, devices, present)
-    finally:
-        folder.discard()
+    with sole_owner(folder.file, [folder.work / k for k in ("fit", "target", "score")]), Processes(devices) as pool:
+        try:
+            return _filter(folder, run, worker, given, weights, names, pool, present)
+        finally:
+            folder.discard()
 
 
 def _check(
@@ -202,7 +202,7 @@ def _filter(
     given: dict[str, list[str]],
     weights: str,
     names: str | None,
-    devices: int,
+    processes: Processes,
     present: Callable[[Result], None] | None,
 ) -> Path:
     """The stages of a job whose folder this process owns."""
@@ -210,15 +210,15 @@ def _filter(
     draft.mkdir(parents=True, exist_ok=True)
     fitted = None
     if isinstance(worker, PairReader):
-        fitted = prepare_weights(folder, run, worker, given["calibration"], weights, names, devices)
+        fitted = prepare_weights(folder, run, worker, given["calibration"], weights, names, processes)
         run = run._replace(spec=spec._replace(weights=str(draft / WEIGHTS)))
         worker = ClipScorer(run.spec, reader=worker)
     goal = None
     if given["target"]:
         goal_run = run._replace(kind="target", paths=given["target"], folder=str(folder.work / "target"))
-        goal, faults = Target.read(run_pass(goal_run, devices, worker))
+        goal, faults = Target.read(run_pass(goal_run, processes, worker))
         judged(faults, run.fault_limit)
-    parts = run_pass(run, devices, worker)
+    parts = run_pass(run, processes, worker)
     log = judged([part_faults(p) for p in parts], run.fault_limit)
     scored = merge.read_scored(parts)
     if spec.score not in scored.numbers:

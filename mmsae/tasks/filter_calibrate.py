@@ -47,10 +47,11 @@ class Calibrator(NamedTuple):
         a, b = _unit(image), _unit(text)
         c = torch.stack([cosines[name] for name in COSINES], 1)
         there, here = paired_product(torch.ones_like(a.values), a.indices, b.values, b.indices), a.values
-        back = paired_product(torch.ones_like(b.values), b.indices, a.values, a.indices)
+        # b's latents that a did not select; one selected with the value 0 is in the sum over a already
+        met = paired_product(torch.ones_like(b.values), b.indices, torch.ones_like(a.values), a.indices)
         out = (self.product[a.indices] * here * there).sum(1) + c @ self.cosines + self.bias
         out = out + (self.difference[a.indices] * (here - there).abs()).sum(1)
-        return out + torch.where(back == 0, self.difference[b.indices] * b.values.abs(), 0).sum(1)
+        return out + torch.where(met == 0, self.difference[b.indices] * b.values.abs(), 0).sum(1)
 
 
 def _unit(codes: Codes) -> Codes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.tasks.filter_folder import JobFolder
-from mmsae.tasks.filter_run import Pass, judged, run_pass
+from mmsae.tasks.filter_run import Pass, Processes, judged, run_pass
 from mmsae.tasks.filter_weights import FitSample, PairWeights, fit_weights
 from mmsae.tasks.pair_scorer import PairReader
 from mmsae.tasks.selection import draw
@@ -34,9 +34,25 @@ def digest(path: str) -> str:
 
 
 def prepare_weights(
-    folder: JobFolder, run: Pass, reader: PairReader, clean: list[str], weights: str, names: str | None, devices: int
+    folder: JobFolder,
+    run: Pass,
+    reader: PairReader,
+    clean: list[str],
+    weights: str,
+    names: str | None,
+    processes: Processes,
 ) -> PairWeights:
-    """Fitted weights, in the draft of the result."""
+    """Fitted weights, in the draft of the result.
+
+    Args:
+        folder: Of the job.
+        run: The ``score`` pass that is to follow.
+        reader: Host and SAE.
+        clean: Calibration shards, if any.
+        weights: A file, or ``auto``.
+        names: JSON file of names, or None.
+        processes: Who does the pass.
+    """
     file = folder.draft / WEIGHTS
     if weights != "auto":
         fitted = PairWeights.load(weights)
@@ -48,7 +64,7 @@ def prepare_weights(
     if not (file.exists() and file.with_suffix(".json").exists()):
         paths = clean or sample_tars(run.paths, folder.job["fit_samples"], run.spec.seed)
         fit_run = run._replace(kind="fit", paths=paths, folder=str(folder.work / "fit"))
-        sample, faults = FitSample.read(run_pass(fit_run, devices, reader))
+        sample, faults = FitSample.read(run_pass(fit_run, processes, reader))
         judged(faults, run.fault_limit)
         about = _about(reader) | {
             "data": hashlib.blake2b(json.dumps(identity(paths)).encode(), digest_size=16).hexdigest(),

@@ -79,5 +79,5 @@ class JobFolder:
 
     def discard(self) -> None:
         """Remove a working folder in which nothing has been done yet."""
-        if self.work.exists() and {p.name for p in self.work.iterdir()} <= {"job.json"}:
-            shutil.rmtree(self.work)
+        if not any(p.is_file() and p != self.file for p in self.work.rglob("*")):
+            shutil.rmtree(self.work, ignore_errors=True)

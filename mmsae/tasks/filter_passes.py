@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmsae.shards import FaultLog
 from mmsae.tasks.filter_weights import FitSample
-from mmsae.tasks.pair_scorer import PairReader, Scorer, ScorerSpec, make_scorer
+from mmsae.tasks.pair_scorer import PairReader, Scorer
 from mmsae.tasks.selection import Items, draw
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
@@ -202,9 +202,12 @@ def read_items(path: Path, bins: np.ndarray | None = None) -> Items:
 
 def to_items(codes: Codes, uids: np.ndarray) -> Items:
     """Codes as numpy CSR."""
-    ids = None if codes.indices is None else codes.indices.cpu()
-    m = codes._replace(values=codes.values.detach().cpu(), indices=ids).to_csr()
-    return Items(uids, m.crow_indices().numpy(), m.col_indices().numpy(), m.values().double().numpy())
+    v = codes.values.detach().cpu().double().numpy()
+    ids = np.broadcast_to(np.arange(codes.d_sae), v.shape) if codes.indices is None else codes.indices.cpu().numpy()
+    order = ids.argsort(1, kind="stable")
+    ids, v = np.take_along_axis(ids, order, 1), np.take_along_axis(v, order, 1)
+    on = v != 0
+    return Items(uids, np.concatenate([[0], on.sum(1).cumsum()]), ids[on].astype(np.int64), v[on])
 
 
 def make_pass(kind: str, scorer: Scorer | PairReader, modality: str) -> FitPass | TargetPass | ScorePass:
@@ -212,8 +215,3 @@ def make_pass(kind: str, scorer: Scorer | PairReader, modality: str) -> FitPass 
     if kind == "fit":
         return FitPass(scorer)
     return TargetPass(scorer, modality) if kind == "target" else ScorePass(scorer, modality)
-
-
-def make_worker(kind: str, spec: ScorerSpec, rank: int) -> Scorer | PairReader:
-    """What a process of a pass needs: while weights are being fitted, there is no scorer yet."""
-    return PairReader(spec, rank) if kind == "fit" else make_scorer(spec, rank)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -19,13 +20,14 @@ from tqdm import tqdm
 
 from mmsae.shards import FaultLog, UnitBatch, done, part_path, unit_batches, units, write_part
 from mmsae.shards.tar import groups
-from mmsae.tasks.filter_passes import make_pass, make_worker
-from mmsae.tasks.pair_scorer import PairReader, Scorer, ScorerSpec
+from mmsae.tasks.filter_passes import make_pass
+from mmsae.tasks.pair_scorer import LVLM_SCORES, ClipScorer, PairReader, Scorer, ScorerSpec, make_scorer
 from mmsae.types import Faults, InputError
 
 LOCK = "workers.lock"
 _stop: Any = None  # in the processes of a pass on several devices: an event, set when one of them has failed
-_parent = 0  # there too: who started them
+_rank = 0  # there too: which device is this process's
+_reader: PairReader | None = None  # there too: host and SAE, loaded once for all passes
 
 
 class Pass(NamedTuple):
@@ -64,12 +66,46 @@ class Pass(NamedTuple):
         return [part_path(self.folder, u) for u in units(self.paths)]
 
 
-def run_pass(job: Pass, devices: int, worker: Scorer | PairReader) -> list[Path]:
-    """Write the parts that are missing, on ``devices`` processes; returns all parts.
+class Processes:
+    """The processes of a job on several devices, started when the first pass needs them; a context manager.
+
+    Args:
+        devices: Their number; with one, everything is done in the process that leads.
+    """
+
+    def __init__(self, devices: int) -> None:
+        self.devices = devices
+        self._pool: ProcessPoolExecutor | None = None
+        self._stop: Any = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._stop.set()
+            self._pool.shutdown()
+
+    def run(self, job: Pass, todo: list[int]) -> None:
+        """Do some tars of a pass, dealt out among the processes; the first failure of one ends all."""
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+            self._stop = context.Event()
+            started = (self._stop, context.Value("i", 0))
+            self._pool = ProcessPoolExecutor(self.devices, context, _remember, started)
+        # dealt out here: what is missing changes as soon as the first process works
+        jobs = [self._pool.submit(_share, job, todo[r :: self.devices], r == 0) for r in range(self.devices)]
+        failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
+        if failed:
+            raise failed
+
+
+def run_pass(job: Pass, processes: Processes, worker: Scorer | PairReader) -> list[Path]:
+    """Write the parts that are missing; returns all parts.
 
     Args:
         job: What to do.
-        devices: Number of processes. With several, each makes a worker of its own.
+        processes: Who does it.
         worker: What computes, in this process.
 
     Raises:
@@ -78,12 +114,12 @@ def run_pass(job: Pass, devices: int, worker: Scorer | PairReader) -> list[Path]
     todo = job.missing()
     if todo:
         Path(job.folder).mkdir(parents=True, exist_ok=True)
-        devices = min(devices, len(todo))
+        devices = min(processes.devices, len(todo))
         _announce(job, worker, todo, devices)
         if devices == 1:
             _work(job, worker, todo, lead=True)
         else:
-            _spawn(job, todo, devices)
+            processes.run(job, todo)
     return job.parts()
 
 
@@ -107,8 +143,8 @@ def _work(job: Pass, worker: Scorer | PairReader, todo: list[int], lead: bool) -
     bar = tqdm(desc=job.kind, unit="sample", disable=not (job.progress and lead))
     with bar, closing(batches(job, worker, todo, job.workers)) as stream:
         for path, batch, last, _ in stream:
-            if _stop is not None and (_stop.is_set() or os.getppid() != _parent):
-                return  # the job failed elsewhere, or was killed
+            if _stop is not None and _stop.is_set():
+                return  # the job failed elsewhere
             if path not in passes:
                 passes[path], logs[path] = make_pass(job.kind, worker, job.modality), FaultLog()
             log = FaultLog()
@@ -157,27 +193,32 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _spawn(job: Pass, todo: list[int], devices: int) -> None:
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    stop = context.Event()
-    with ProcessPoolExecutor(devices, context, _remember, (stop,)) as pool:
-        jobs = [pool.submit(_rank, job, todo[r::devices], r) for r in range(devices)]
-        failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
-        if failed:
-            stop.set()
-    if failed:
-        raise failed
+def _remember(stop: Any, count: Any) -> None:
+    global _stop, _rank
+    with count.get_lock():
+        _rank, count.value = count.value, count.value + 1
+    _stop = stop
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
 
-def _remember(stop: Any) -> None:
-    global _stop, _parent
-    _stop, _parent = stop, os.getppid()
+def _follow(parent: int) -> None:
+    """End this process when the one that started it has been killed, whatever it is doing or waiting for."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)  # as safe as a kill
 
 
-def _rank(job: Pass, todo: list[int], rank: int) -> None:
+def _share(job: Pass, todo: list[int], lead: bool) -> None:
+    """One process's tars of a pass."""
+    global _reader
     with open(Path(job.folder) / LOCK, "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        _work(job, make_worker(job.kind, job.spec, rank), todo, lead=rank == 0)
+        if job.spec.score in LVLM_SCORES:
+            worker = make_scorer(job.spec, _rank)
+        else:
+            _reader = _reader or PairReader(job.spec, _rank)
+            worker = _reader if job.kind == "fit" else ClipScorer(job.spec, reader=_reader)
+        _work(job, worker, todo, lead)
 
 
 @contextmanager

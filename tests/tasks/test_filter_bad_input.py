@@ -1,0 +1,160 @@
+"""Filtering of bad input: one sentence, nothing half-written; broken samples are counted, listed and survived."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from filter_helpers import QUIET, make_host, make_shards, results, tree
+from PIL import Image
+
+from mmsae import SAE
+from mmsae.cli import main
+from mmsae.sae import TopK
+from mmsae.shards import ShardWriter
+from mmsae.tasks.filter import filter_shards
+from mmsae.types import InputError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    make_host(root)
+    make_host(root, "other", seed=1)
+    make_shards(root / "shards", 32)
+    return root
+
+
+@pytest.fixture
+def run(root, tmp_path):
+    def run(**more):
+        base = {"sae": str(root / "clip-sae"), "shards": str(root / "shards"), "out": str(tmp_path / "out")}
+        return Path(filter_shards(**{**base, **QUIET, **more}))
+
+    return run
+
+
+def image(mode="RGB", kind="PNG", seed=0):
+    data = np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(data).convert(mode).save(out, kind)
+    return out.getvalue()
+
+
+def test_broken_samples_are_counted_and_survived(run, tmp_path):
+    shards = tmp_path / "in"
+    with ShardWriter(shards, "a") as w:
+        for i in range(12):
+            w.write(f"good{i}", {"png": image(seed=i), "txt": f"a red circle {i}"})
+        w.write("cmyk", {"jpg": image("CMYK", "JPEG"), "txt": "a blue square"})
+        w.write("grey16", {"png": image("I;16"), "txt": "a small circle"})
+        w.write("zero", {"png": b"", "txt": "nothing"})
+        w.write("half", {"png": image()[:200], "txt": "half"})
+        w.write("silent", {"png": image()})
+    whole = (shards / "a-000000.tar").read_bytes()
+    (shards / "b.tar").write_bytes(whole[: len(whole) // 3])
+    (shards / "c.tar").write_bytes(b"")
+    out = run(shards=str(shards), fault_limit=0.5, keep=1.0)
+    table = pq.read_table(out / "scores.parquet").to_pydict()
+    assert {"cmyk", "grey16", "good0"} <= set(table["key"]) and not {"zero", "half", "silent"} & set(table["key"])
+    counts = results(out)["faults"]["counts"]
+    assert counts["broken_image"] == 2 and counts["missing_caption"] == 1 and counts["truncated_shard"] == 2
+    assert results(out)["kept"] == len(table["key"]) and all(table["kept"])
+
+
+def test_a_shard_without_captions_is_refused(run, tmp_path):
+    with ShardWriter(tmp_path / "in", "silent") as w:
+        for i in range(5):
+            w.write(f"{i}", {"png": image(seed=i)})
+    with pytest.raises(InputError, match=r"missing_caption 5.*silent-000000\.tar|no usable pair"):
+        run(shards=str(tmp_path / "in"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_sae_of_another_site_is_refused(root, run, tmp_path):
+    with pytest.raises(InputError, match="was trained on"):
+        run(host=f"local-dir:{root / 'other'}")
+    assert [p.name for p in tmp_path.iterdir()] == []
+    assert results(run(host=f"local-dir:{root / 'other'}", allow_other_site=True))["kept"] == 16
+    one = SAE(16, 20, modalities=("image",), selector=TopK(4))
+    one.save_pretrained(tmp_path / "one")
+    with pytest.raises(InputError, match="pair scores need image and text"):
+        run(sae=str(tmp_path / "one"), host=f"local-dir:{root / 'clip'}")
+    free = SAE(16, 20, selector=TopK(4))
+    free.save_pretrained(tmp_path / "free")
+    with pytest.raises(InputError, match="name it with --host"):
+        run(sae=str(tmp_path / "free"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"keep": 0.0}, r"keep is 0\.0"),
+        ({"keep": 1.5}, r"keep is 1\.5"),
+        ({"score": "best"}, "no score 'best'"),
+        ({"score": "cos_code"}, "vision-language LLM"),
+        ({"score": "pair_calibrated"}, "--calibration"),
+        ({"select": "match"}, "target"),
+        ({"target": "x"}, "only match takes one"),
+        ({"balance": 2.0, "select": "cover"}, r"balance is 2\.0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"weights": "nothing.safetensors"}, r"nothing\.safetensors cannot be read"),
+        ({"shards": "nothing-*.tar"}, "No shard matches"),
+        ({"names": "nothing.json"}, r"nothing\.json cannot be read"),
+    ],
+)
+def test_wrong_arguments_are_named_and_leave_nothing(run, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        run(**change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_uid_that_occurs_twice_is_refused(run, tmp_path):
+    with ShardWriter(tmp_path / "in", "a", per_shard=3) as w:
+        for i in range(6):
+            w.write(f"{i}", {"png": image(seed=i), "txt": "a circle", "json": {"uid": f"{i % 5:032x}"}})
+    with pytest.raises(InputError, match=f"uid {0:032x} of key 5"):
+        run(shards=str(tmp_path / "in"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_sae_are_refused(root, run, tmp_path):
+    weights = str(run() / "weights.safetensors")
+    with pytest.raises(InputError, match="was fitted for sae"):
+        run(sae=str(root / "other-sae"), weights=weights, out=str(tmp_path / "b"))
+    with pytest.raises(InputError, match="no pair_calibrated"):
+        run(weights=weights, score="pair_calibrated", out=str(tmp_path / "c"))
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.raises(InputError, match="are not weights of pair scores"):
+        run(weights=str(tmp_path / "junk.safetensors"), out=str(tmp_path / "d"))
+
+
+def test_folders_of_other_jobs_are_refused(run, tmp_path):
+    out = run()
+    before = tree(out)
+    with pytest.raises(InputError, match=r"its keep is 0\.5 there and 0\.3 here"):
+        run(keep=0.3)
+    assert tree(out) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="holds no result"):
+        run(out=str(tmp_path / "mine"))
+    (tmp_path / "b.partial").mkdir()
+    (tmp_path / "b.partial" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="holds no unfinished job"):
+        run(out=str(tmp_path / "b"))
+    assert (tmp_path / "b.partial" / "thesis.txt").exists()
+
+
+def test_keys_that_start_anew_in_every_tar_are_kept(run, tmp_path):
+    make_shards(tmp_path / "in", 32, 16, keys=lambda i: f"{i % 16:05d}")
+    out = run(shards=str(tmp_path / "in"), keep=1.0, per_shard=100)
+    assert len(list((out / "shards").iterdir())) == 2 and results(out)["kept"] == 32
+
+
+def test_the_command_says_it_in_one_line(root, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["filter", "--sae", str(root / "clip-sae"), "--shards", "nothing.tar", "--out", str(tmp_path / "o")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("mmsae: error: ") and said.count("\n") == 1
