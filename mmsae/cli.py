@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -33,8 +33,11 @@ COMMANDS = {
     "pretrain-clip": Command("mmsae.world.clip:pretrain_clip", "train a small open_clip model on image-text shards"),
     "extract": Command("mmsae.cache.command:extract_command", "run a host over shards and store its activations"),
     "filter": Command("mmsae.interpret.filter_report:filter_command", "keep the best image-text samples, and say why"),
+    "sweep": Command("mmsae.training.sweep:sweep", "train a recipe at several k and sizes, and draw FVU over L0"),
     "info": Command("mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards", positional=True),
     "weights": Command("mmsae.tasks.weights:weights", "cross-modal weights of an SAE on a vision-language model"),
+    "pope": Command("mmsae.tasks.pope_run:pope", "yes/no questions about objects, several ways of answering"),
+    "chair": Command("mmsae.tasks.chair:chair_command", "objects that captions invent, several ways of decoding"),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
 
@@ -72,6 +75,8 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
             parser._option_string_actions.update(dict.fromkeys(action.option_strings, action))
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", "true"  # --verify is --verify true
+        if get_origin(getattr(action, "_typehint", None)) is list:
+            action.nargs, (action._typehint,) = "+", get_args(action._typehint)  # --k 4 8 16
     return parser, fn
 
 

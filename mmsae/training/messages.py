@@ -39,3 +39,4 @@ def tidy_messages() -> None:
     handler.addFilter(lambda record: not re.search("litlogger|TPU", record.getMessage()))
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers = [handler]
+        logging.getLogger(name).propagate = False
