@@ -5,6 +5,8 @@ from mmsae.metrics.correlation import CrossCorrelation, PairScorer, cross_correl
 from mmsae.metrics.cross_modal import CrossModal, CrossModalWeights, pair_weight
 from mmsae.metrics.evidence import TopN, TopTable, text_keys, top_evidence
 from mmsae.metrics.evidence_io import LatentEvidence, load_evidence, save_evidence
+from mmsae.metrics.hallucination import PopeReport, parse_answer, pope_report, score_answers
+from mmsae.metrics.hallucination_chair import ChairReport, Objects, chair
 from mmsae.metrics.item_codes import ItemCodes, content_rows, entries, max_pool
 from mmsae.metrics.modality import CoActivation, Lift, modality_class, modality_index
 from mmsae.metrics.pairs import derangement, modality_score, pair_report, warnings_of
@@ -18,6 +20,7 @@ from mmsae.metrics.sparsity import Sparsity, density_histogram, sparsity
 __all__ = [
     "FVU",
     "SCORES",
+    "ChairReport",
     "CoActivation",
     "CrossCorrelation",
     "CrossModal",
@@ -25,13 +28,16 @@ __all__ = [
     "ItemCodes",
     "LatentEvidence",
     "Lift",
+    "Objects",
     "PairScorer",
+    "PopeReport",
     "Reconstruction",
     "Sparsity",
     "TopN",
     "TopTable",
     "auroc",
     "both_ways",
+    "chair",
     "concept_report",
     "concept_similarity",
     "content_rows",
@@ -49,9 +55,12 @@ __all__ = [
     "modality_score",
     "pair_report",
     "pair_weight",
+    "parse_answer",
+    "pope_report",
     "recall_at",
     "sample_scores",
     "save_evidence",
+    "score_answers",
     "sparsity",
     "text_keys",
     "top_evidence",

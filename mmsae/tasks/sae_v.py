@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmsae.backbones import Backbone
+from mmsae.backbones import Backbone, load_backbone
 from mmsae.backbones.fingerprint import fingerprint
+from mmsae.metrics.item_codes import content_rows, max_pool
 from mmsae.metrics.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
 from mmsae.sae.io import config
+from mmsae.tasks.pair_scorer import Evidence, ScorerSpec, host_name, only
+from mmsae.tasks.weights_file import load_weights
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
 
 
@@ -45,8 +48,8 @@ def sae_fingerprint(sae: SAE) -> str:
     return fingerprint(block, sae.state_dict())
 
 
-class SAEVScorer:
-    """Scores of image-text samples on a vision-language host, for ``mmsae filter``.
+class TokenScorer:
+    """Scores of image-text samples on a vision-language host.
 
     Args:
         host: The host.
@@ -56,11 +59,8 @@ class SAEVScorer:
         allow_other_site: Accept an SAE that was trained on another host.
 
     Attributes:
-        name: Of the family of scores.
         columns: What :meth:`score` returns.
     """
-
-    name = "sae_v"
 
     def __init__(
         self,
@@ -70,16 +70,72 @@ class SAEVScorer:
         delta: float = 0.0,
         allow_other_site: bool = False,
     ):
-        self.host, self.sae, self.weights, self.delta = host, sae, weights, delta
+        self.host, self.sae, self.delta = host, sae, delta
         self.sites = segment_sites(sae, host, allow_other_site)
         if weights is not None and len(weights) != sae.d_sae:
             raise InputError(f"there are {len(weights)} cross-modal weights for an SAE of {sae.d_sae} latents")
+        self.weights = None if weights is None else weights.to(host.device)
         scores = [s for s in SCORES if weights is not None or not s.startswith("cos")]
-        self.columns = (*scores, "n_image", "n_text")
+        self.columns: tuple[str, ...] = (*scores, "n_image", "n_text")
+        self._last: tuple[ImageTextBatch, Tokens, dict[str, Codes]] | None = None
 
     @torch.no_grad()
+    def _read(self, batch: ImageTextBatch) -> tuple[Tokens, dict[str, Codes]]:
+        if self._last is None or self._last[0] is not batch:
+            tokens = self.host.capture(batch, self.sites)
+            self._last = batch, tokens, encode_tokens(self.sae, tokens)
+        return self._last[1:]
+
     def score(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """``{column: (B,) float64}`` of a batch of the host's own collate."""
-        tokens = self.host.capture(batch, self.sites)
-        found = sample_scores(encode_tokens(self.sae, tokens), tokens, self.weights, self.delta)
+        tokens, codes = self._read(batch)
+        found = sample_scores(codes, tokens, self.weights, self.delta)
         return {c: found[c] for c in self.columns}
+
+    def pooled(self, batch: ImageTextBatch) -> dict[str, Codes]:
+        """``{modality: codes}``, one row a sample: the largest activation of each latent above ``delta``."""
+        tokens, codes = self._read(batch)
+        out = {}
+        for m, c in codes.items():
+            rows = content_rows(tokens, m).nonzero()[:, 0]
+            out[m] = max_pool(c.rows(rows), tokens.item[m][rows]).above(self.delta).codes(len(batch.uids), m)
+        return out
+
+
+class SaeVScorer(TokenScorer):
+    """The scorer of ``mmsae filter`` for vision-language hosts.
+
+    Args:
+        spec: What to load; ``weights`` is a folder that ``mmsae weights`` wrote, or empty.
+        rank: Of this process, for its device.
+
+    Attributes:
+        collate: Samples to batches, in the decoding workers; takes the place of ``transform`` and ``tokenize``.
+    """
+
+    transform = tokenize = None
+
+    def __init__(self, spec: ScorerSpec, rank: int = 0):
+        device = spec.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
+        sae = SAE.from_pretrained(spec.sae, device).eval()
+        host = load_backbone(host_name(spec, sae), device, spec.precision)
+        file = load_weights(spec.weights) if spec.weights else None
+        self.fingerprints = {"sae": sae_fingerprint(sae), "host": host.fingerprint}
+        if file is not None:
+            file.check(self.fingerprints["sae"], self.fingerprints["host"])
+        super().__init__(host, sae, file and file.weights, file.delta if file else 0.0, spec.other_site)
+        if spec.score not in self.columns:
+            raise InputError(f"score {spec.score} needs cross-modal weights: give the folder that mmsae weights wrote")
+        self.name, self.device, self.collate = spec.score, torch.device(device).type, host.collate
+
+    def evidence(self, batch: ImageTextBatch) -> Evidence:
+        """Latents that text and image of each sample do not share, by their part in its code and their weight."""
+        codes = self.pooled(batch)
+        ones = torch.ones(self.sae.d_sae, device=self.host.device)
+        w = ones if self.weights is None else self.weights.nan_to_num(0).clamp(min=0).to(ones)
+        counts = {f"l0_{m}": codes[m].l0() for m in (IMAGE, TEXT)}
+        return Evidence(only(codes[TEXT], codes[IMAGE], w), only(codes[IMAGE], codes[TEXT], w), counts, codes)

@@ -20,7 +20,7 @@ QUESTIONS = [
     "what is left of the picture ?",
     "there is a green square .",
 ]
-__all__ = ["QUESTIONS", "make_host", "make_sae", "sample", "shard"]
+__all__ = ["QUESTIONS", "make_host", "make_sae", "picture", "sample", "shard"]
 
 
 def make_host(folder):

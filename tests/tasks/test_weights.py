@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from mmsae.metrics import sample_scores
 from mmsae.sae import SAE, TopK
 from mmsae.shards import unit_batches
-from mmsae.tasks.sae_v import SAEVScorer, encode_tokens, sae_fingerprint
+from mmsae.tasks.pair_scorer import ScorerSpec
+from mmsae.tasks.sae_v import SaeVScorer, TokenScorer, encode_tokens, sae_fingerprint
 from mmsae.tasks.weights import LitWeights, Subset, cross_modal_weights, weights
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import InputError
@@ -36,7 +37,7 @@ def batch(host, n=5):
 def test_scorer(world):
     _, host, sae = world
     w = torch.rand(48)
-    scorer = SAEVScorer(host, sae, w)
+    scorer = TokenScorer(host, sae, w)
     got = scorer.score(batch(host))
     assert tuple(got) == scorer.columns == (
         "cos_code", "cos_algorithm", "cos_mean", "l0", "l1", "co_l0", "co_l1", "n_image", "n_text"
@@ -45,7 +46,7 @@ def test_scorer(world):
     tokens = host.capture(batch(host), "layers.1:out")
     want = sample_scores(encode_tokens(sae, tokens), tokens, w)
     assert all(torch.equal(got[c], want[c]) for c in got)
-    assert not any(c.startswith("cos") for c in SAEVScorer(host, sae).columns)
+    assert not any(c.startswith("cos") for c in TokenScorer(host, sae).columns)
     alone = scorer.score(host.collate([sample(1, QUESTIONS[1])]))
     for name, value in alone.items():
         assert value[0].item() == pytest.approx(got[name][1].item(), abs=1e-4), name
@@ -54,25 +55,25 @@ def test_scorer(world):
 def test_scorer_without_an_image_and_with_one_modality(world):
     _, host, sae = world
     plain = host.collate([sample(0, QUESTIONS[0], image=None), sample(1, QUESTIONS[1], image=None)])
-    got = SAEVScorer(host, sae, torch.rand(48)).score(plain)
+    got = TokenScorer(host, sae, torch.rand(48)).score(plain)
     assert got["n_image"].tolist() == [0, 0] == got["cos_code"].tolist() and (got["l0"] > 0).all()
     single = SAE(host.hidden_size, 48, modalities=("text",), selector=TopK(6)).eval()
     single.sites = {"text": host.site("layers.1:out[text]")}
-    assert (SAEVScorer(host, single).score(batch(host))["n_image"] == 9).all()
+    assert (TokenScorer(host, single).score(batch(host))["n_image"] == 9).all()
 
 
 def test_scorer_refuses(world):
     _, host, sae = world
     with pytest.raises(InputError, match="7 cross-modal weights for an SAE of 48 latents"):
-        SAEVScorer(host, sae, torch.rand(7))
+        TokenScorer(host, sae, torch.rand(7))
     pooled = make_sae(host)
     pooled.sites = {m: host.site(f"layers.1:in[{m}_mean]") for m in ("image", "text")}
     with pytest.raises(InputError, match="scores of tokens need a site with tokens"):
-        SAEVScorer(host, pooled)
+        TokenScorer(host, pooled)
     other = make_sae(host)
     other.sites = {m: s.__class__(**{**s.to_dict(), "host": "0" * 32}) for m, s in sae.sites.items()}
     with pytest.raises(InputError, match="was trained on"):
-        SAEVScorer(host, other)
+        TokenScorer(host, other)
 
 
 def test_weights_of_shards(world, tmp_path):
@@ -88,6 +89,19 @@ def test_weights_of_shards(world, tmp_path):
     assert again == found
     with pytest.raises(InputError, match="is of another job: its definition is"):
         weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=4, device="cpu", **QUIET)
+    spec = ScorerSpec(str(root / "sae"), "", "cos_code", str(tmp_path / "w"), "cpu", "fp32", 0, False)
+    scorer = SaeVScorer(spec)
+    got, why = scorer.score(batch(host)), scorer.evidence(batch(host))
+    assert torch.equal(got["cos_code"], TokenScorer(host, sae, file.weights).score(batch(host))["cos_code"])
+    image, text = (why.codes[m].to_dense() > 0 for m in ("image", "text"))
+    assert torch.equal((image & text).sum(1).double(), got["co_l0"])
+    for side, has, lacks in ((why.text_only, text, image), (why.image_only, image, text)):
+        on = side.strengths > 0
+        assert (has & ~lacks).gather(1, side.latents)[on].all() and (
+            side.strengths[:, 1:] <= side.strengths[:, :-1]
+        ).all()
+    with pytest.raises(InputError, match="score cos_mean needs cross-modal weights"):
+        SaeVScorer(spec._replace(score="cos_mean", weights=""))
     with pytest.raises(InputError, match="belong to sae"):
         file.check("0" * 32, host.fingerprint)
 

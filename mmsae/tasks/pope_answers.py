@@ -1,0 +1,208 @@
+"""Answers of several methods to questions about pictures: what ``mmsae pope`` and ``mmsae chair`` share.
+
+They are made tar by tar, one part file each, so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mmsae.backbones import load_backbone
+from mmsae.backbones.lvlm import LVLMBackbone
+from mmsae.files import atomic_file
+from mmsae.sae import SAE
+from mmsae.sae.aligner import Aligner
+from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, expand, read_shard, run_units
+from mmsae.tasks.concept_decoding import ConceptDecoder, Settings
+from mmsae.tasks.concept_decoding_methods import (
+    Answer,
+    find_latents,
+    make_methods,
+    save_edit,
+    ssl_edit,
+    unit_direction,
+)
+from mmsae.tasks.pope import Question
+from mmsae.tasks.sae_v import TokenScorer, sae_fingerprint
+from mmsae.types import Faults, ImageTextBatch, InputError
+
+
+class Prompt(NamedTuple):
+    """One thing to ask about a picture.
+
+    Attributes:
+        id: Of the prompt, unique in the run.
+        text: What the user says.
+    """
+
+    id: str
+    text: str
+
+
+def ask_all(
+    host: LVLMBackbone,
+    methods: Mapping[str, Answer],
+    shards: str | Sequence[str],
+    prompts: Callable[[Sample], list[Prompt]],
+    out: Path,
+    batch_size: int = 8,
+    seed: int = 0,
+    fault_limit: float = FAULT_LIMIT,
+    progress: bool = True,
+) -> dict[str, dict[str, str]]:
+    """Answers of every method to every prompt.
+
+    Args:
+        host: The host.
+        methods: See :func:`~mmsae.tasks.concept_decoding_methods.make_methods`.
+        shards: The pictures.
+        prompts: What to ask about a sample; nothing for most.
+        out: Folder of part files, one per tar.
+        batch_size: Prompts per batch.
+        seed: Of sampling; every tar and method begins with it.
+        fault_limit: Largest share of unusable samples.
+        progress: Whether to show a bar.
+
+    Returns:
+        ``{method: {prompt id: answer}}``.
+    """
+    paths = expand(shards)
+
+    def work(path: str) -> bytes:
+        log, asked = FaultLog(), []
+        for s in read_shard(path, log, need=("image",)):
+            asked += [(p, s) for p in prompts(s)]
+        rows = []
+        for name, answer in methods.items():
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                for i in range(0, len(asked), batch_size):
+                    part = asked[i : i + batch_size]
+                    batch = host.collate.batch(
+                        [p.text for p, _ in part], [s.image for _, s in part], uids=[s.uid for _, s in part]
+                    )
+                    rows += [[name, p.id, a] for (p, _), a in zip(part, answer(batch), strict=True)]
+        return json.dumps({"rows": rows, "faults": log.take()}).encode()
+
+    out.mkdir(parents=True, exist_ok=True)
+    log, found = FaultLog(), {m: {} for m in methods}
+    for part in run_units(paths, out, work, progress=progress, desc="answers"):
+        content = json.loads(part.read_text())
+        seen, counts, examples = content["faults"]
+        log.merge(Faults(seen, counts, tuple(map(tuple, examples))))
+        for name, prompt, answer in content["rows"]:
+            found[name][prompt] = answer
+    log.check(fault_limit, final=True)
+    return found
+
+
+class Setup(NamedTuple):
+    """What a run of hallucination measures needs.
+
+    Attributes:
+        host: The host.
+        methods: Ways of answering.
+        about: Plain values that decide the answers.
+    """
+
+    host: LVLMBackbone
+    methods: dict[str, Answer]
+    about: dict[str, Any]
+
+
+def set_up(
+    host: str,
+    methods: Sequence[str],
+    settings: Settings,
+    sae: str | None,
+    aligner: str | None,
+    site: str | None,
+    allow_tap_mismatch: bool,
+    probe: Callable[[LVLMBackbone], tuple[Any, list[str]]] | None,
+    token_sae: str | None,
+    gamma: float,
+    device: str,
+    precision: str,
+) -> Setup:
+    """Load host and SAEs, find directions where they are asked for, and make the methods."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    backbone = load_backbone(host, device=device, precision=precision)
+    if not isinstance(backbone, LVLMBackbone):
+        raise InputError(f"host {host} answers no questions: a vision-language model is needed (lvlm:...)")
+    about: dict[str, Any] = {"host": backbone.fingerprint, "settings": settings._asdict(), "methods": list(methods)}
+    decoder, edits, where = None, {}, ""
+    if sae is not None:
+        model = SAE.from_pretrained(sae).to(device)
+        maps = None if aligner is None else Aligner.from_pretrained(aligner, device)
+        about |= {"sae": sae_fingerprint(model), "aligner": aligner, "site": site}
+        decoder = partial(_decoder, backbone, model, maps, site, allow_tap_mismatch)
+    if {"ssl", "save"} & set(methods):
+        if token_sae is None or probe is None:
+            raise InputError("methods ssl and save need --token-sae, an SAE on tokens, and --probe, labelled shards")
+        tokens = SAE.from_pretrained(token_sae).to(device)
+        batches, labels = probe(backbone)
+        edits, where, found = find_directions(backbone, tokens, batches, labels, gamma)
+        about |= {"token_sae": sae_fingerprint(tokens), "gamma": gamma, **found}
+    return Setup(backbone, make_methods(methods, backbone, settings, decoder, edits, where), about)
+
+
+def _decoder(
+    host: LVLMBackbone, sae: SAE, aligner: Aligner | None, site: str | None, mismatch: bool, settings: Settings
+) -> ConceptDecoder:
+    return ConceptDecoder(host, sae, aligner, settings, site, mismatch)
+
+
+def find_directions(
+    host: LVLMBackbone, sae: SAE, batches: Any, labels: list[str], gamma: float
+) -> tuple[dict, str, dict]:
+    """SSL and SAVE edits, from questions whose answers are known, and what was found."""
+    scorer = TokenScorer(host, sae)
+    text, answers = [], []
+    for batch in batches:
+        text.append(scorer.pooled(batch)["text"].to_dense())
+        answers += host.answer(batch, max_new_tokens=8)
+    z = torch.cat(text)
+    right = torch.tensor([a.lower().startswith(label) for a, label in zip(answers, labels, strict=True)])
+    codes = scorer.pooled(batch)["text"]._replace(values=z, indices=None)
+    many, one = find_latents(codes, right), find_latents(codes, right, 1)
+    edits = {
+        "ssl": ssl_edit(unit_direction(sae, one.faithful), unit_direction(sae, one.hallucination), gamma),
+        "save": save_edit(unit_direction(sae, many.faithful), unit_direction(sae, many.hallucination), gamma),
+    }
+    site = next(iter(scorer.sites.values()))
+    about = {"faithful": many.faithful.tolist(), "hallucination": many.hallucination.tolist(), "probed": many.answers}
+    return edits, f"{site.module}:{site.io}", about
+
+
+@contextmanager
+def same_job(out: Path, job: dict[str, Any]) -> Iterator[None]:
+    """Keep ``job`` in the folder.
+
+    Raises:
+        InputError: The folder holds another job.
+    """
+    file, job = out / "job.json", json.loads(json.dumps(job))
+    if file.exists() and (old := json.loads(file.read_text())) != job:
+        changed = next(k for k in {**old, **job} if old.get(k) != job.get(k))
+        raise InputError(f"{file} is of another run: its {changed} differs; give another --out")
+    with atomic_file(file) as temp:
+        temp.write_text(json.dumps(job, indent=2) + "\n")
+    yield
+
+
+def probe_batches(
+    host: LVLMBackbone, shards: Any, questions: Sequence[Question], prompt: str, batch_size: int
+) -> Iterator[ImageTextBatch]:
+    """Batches of questions in their order, for finding directions."""
+    wanted, log = {q.image for q in questions}, FaultLog()
+    pictures = {s.uid: s.image for p in expand(shards) for s in read_shard(p, log, need=("image",)) if s.uid in wanted}
+    for i in range(0, len(questions), batch_size):
+        part = questions[i : i + batch_size]
+        yield host.collate.batch([prompt.format(question=q.text) for q in part], [pictures[q.image] for q in part])

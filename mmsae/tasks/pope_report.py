@@ -1,0 +1,80 @@
+"""Tables and pictures of hallucination measures: every method beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmsae.files import atomic_file
+
+COLOURS = ("#4d4d4d", "#1f6f8b", "#c8553d", "#8a9b3c", "#7a5195", "#bc8034")
+POPE_COLUMNS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed", "n")
+Pope = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # strategy, method, parser, figure
+CHAIR_COLUMNS = ("chair_s", "chair_i", "recall", "length", "mentions", "n")
+
+
+def text_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
+    """Aligned columns; numbers with three decimals."""
+    cells = [list(map(str, header))] + [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in r] for r in rows]
+    width = [max(len(r[i]) for r in cells) for i in range(len(header))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip() for r in cells)
+
+
+def pope_table(table: Pope, parser: str) -> str:
+    """``table[strategy][method][parser]`` as text, for one parser."""
+    rows = [[s, m, *(p[parser][c] for c in POPE_COLUMNS)] for s, own in table.items() for m, p in own.items()]
+    return text_table(rows, ["questions", "method", *POPE_COLUMNS])
+
+
+def chair_table(table: Mapping[str, Mapping[str, float]]) -> str:
+    """``table[method]`` as text."""
+    return text_table([[m, *(f[c] for c in CHAIR_COLUMNS)] for m, f in table.items()], ["method", *CHAIR_COLUMNS])
+
+
+def plot_pope(
+    table: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], path: str | Path, parser: str
+) -> Path:
+    """F1 and accuracy by kind of question and method."""
+    names = ("f1", "accuracy")
+    groups = {n: {s: {m: p[parser][n] for m, p in own.items()} for s, own in table.items()} for n in names}
+    return _bars(groups, path, f"POPE, {parser} parser (higher is better)", (0, 1))
+
+
+def plot_chair(table: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:
+    """Hallucinated captions and mentions, with recall and length beside them: short captions win for free."""
+    groups = {
+        "share of captions or mentions": {
+            c: {m: f[c] for m, f in table.items()} for c in ("chair_s", "chair_i", "recall")
+        },
+        "words": {"length": {m: f["length"] for m, f in table.items()}},
+    }
+    return _bars(groups, path, "CHAIR (lower is better), recall and caption length")
+
+
+def _bars(
+    groups: Mapping[str, Mapping[str, Mapping[str, float]]], path: str | Path, title: str, ylim: Any = None
+) -> Path:
+    """One panel per group; in it one cluster of bars per key, one bar per method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axis, (name, clusters) in zip(axes, groups.items(), strict=True):
+        methods = list(dict.fromkeys(m for c in clusters.values() for m in c))
+        for j, method in enumerate(methods):
+            x = [i + (j - (len(methods) - 1) / 2) * 0.8 / len(methods) for i in range(len(clusters))]
+            values = [c.get(method, float("nan")) for c in clusters.values()]
+            axis.bar(x, values, 0.75 / len(methods), label=method, color=COLOURS[j % len(COLOURS)])
+        axis.set_xticks(range(len(clusters)), list(clusters))
+        axis.set_ylabel(name)
+        if ylim:
+            axis.set_ylim(*ylim)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title, fontsize=10)
+    FigureCanvasAgg(figure)
+    with atomic_file(path) as temp:
+        figure.savefig(temp, format="png", dpi=120)
+    return Path(path)
