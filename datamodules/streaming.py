@@ -7,7 +7,7 @@ import lightning
 from mmsae.backbones import Backbone, embed_width, host_modalities, load_backbone, site_width
 from mmsae.cache import CaptureLoader, StreamingLoader
 from mmsae.shards import FAULT_LIMIT, Sources, as_sources, count_samples, make_pipeline
-from mmsae.types import IMAGE, TEXT, InputError, Site
+from mmsae.types import InputError, Site
 
 
 class StreamingActivations(lightning.LightningDataModule):
@@ -91,7 +91,7 @@ class StreamingActivations(lightning.LightningDataModule):
         """Where the activations are read; empty before ``setup``, because a site's identity is in the weights."""
         if self.backbone is None:
             return {}
-        wanted = self.chosen_sites or {m: f"{m}.embed" for m in self.modalities}
+        wanted = self.chosen_sites or self.backbone.default_sites()
         return {m: self.backbone.site(s) for m, s in wanted.items()}
 
     def setup(self, stage: str | None = None) -> None:
@@ -148,9 +148,7 @@ class StreamingActivations(lightning.LightningDataModule):
         rank, world = self._ranks()
         return make_pipeline(
             sources,
-            self.backbone.transform(train=False) if IMAGE in self.modalities else None,
-            self.backbone.tokenize if TEXT in self.modalities else None,
-            self.read_batch,
+            batch_size=self.read_batch,
             train=train,
             seed=self.seed,
             shuffle=self.shuffle,
@@ -161,4 +159,5 @@ class StreamingActivations(lightning.LightningDataModule):
             fault_limit=self.fault_limit,
             caption_field=self.caption_field,
             pin_memory=self.backbone.device.type == "cuda",
+            **self.backbone.reading(self.modalities),
         )

@@ -9,7 +9,7 @@ batch of two, so any module of any host can be a site as long as its tensor hold
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -73,6 +73,14 @@ class Backbone(ABC):
     @abstractmethod
     def transform(self, train: bool = False) -> Callable:
         """The host's own transform, PIL image -> ``(3, H, W)``; ``train`` adds its augmentation."""
+
+    def reading(self, modalities: Collection[str]) -> dict[str, Any]:
+        """``transform``, ``tokenize`` and ``collate`` for the pipelines of ``mmsae.shards``: what makes its batches."""
+        return {
+            "transform": self.transform(train=False) if IMAGE in modalities else None,
+            "tokenize": self.tokenize if TEXT in modalities else None,
+            "collate": None,
+        }
 
     @abstractmethod
     def _encode(self, modality: str, x: Tensor) -> Tensor:

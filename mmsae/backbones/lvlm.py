@@ -7,7 +7,7 @@ One sequence holds image and text tokens, so a site here is a module of the lang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -80,6 +80,10 @@ class LVLMBackbone(Backbone):
     def collator(self, text: TextChoice = "question", padding_side: str = "left") -> Collator:
         """What makes batches; holds no weights. ``text``: whether answers are part of the sequence."""
         return Collator(self.processor, self.vocabulary, self.context_length, text, padding_side)
+
+    def reading(self, modalities: Collection[str]) -> dict[str, Any]:
+        """As :meth:`Backbone.reading`: its own collate, which needs image and caption."""
+        return {"transform": None, "tokenize": None, "collate": self.collate}
 
     def prompt(self, question: str, answer: str | None = None, images: int = 1) -> str:
         """The text of a prompt, by the processor's chat template where it has one."""

@@ -58,7 +58,9 @@ class MixingBuffer:
         return max((p.n for p in self._pools.values()), default=0)
 
     def _groups(self, tokens: Tokens) -> dict[str, dict[str, Tensor]]:
-        if len(tokens.x) == 1 or tokens.paired():
+        items = next(iter(tokens.item.values()))
+        # Token sites may have as many rows of every modality by chance: those are no pairs.
+        if len(tokens.x) == 1 or (tokens.paired() and len(items.unique()) == len(items)):
             return {"": dict(tokens.x)}
         return {m: {m: v} for m, v in tokens.x.items()}
 

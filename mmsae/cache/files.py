@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import math
 import mmap
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -29,45 +27,7 @@ _NAMES = {
     torch.uint8: "U8",
 }
 _TYPES = {v: k for k, v in _NAMES.items()}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK = 1 << 22
-
-
-def nbytes(n: float) -> str:
-    """``1.5 GB``."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where ``folder`` is, or will be once it exists."""
-    folder = folder.absolute()
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn a full disk (or quota, or file size limit) into one sentence.
-
-    Args:
-        folder: The store.
-        needed: Bytes that still had to be written.
-
-    Raises:
-        InputError: The disk is full.
-    """
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in _FULL:
-            raise
-        raise InputError(
-            f"{folder}: no space left to write to ({e.strerror}): about {nbytes(needed)} more are needed and "
-            f"{nbytes(free_bytes(folder))} are free; what is finished is kept, make room and run the same command again"
-        ) from e
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mmsae.cache.files import Spool, disk_errors, write_whole
+from mmsae.cache.files import Spool, write_whole
 from mmsae.cache.spec import DTYPES, has_item_column, shard_stem
 from mmsae.types import Faults, InputError, Tokens
 

@@ -16,7 +16,7 @@ from mmsae.cache.spec import DTYPES, has_item_column
 from mmsae.cache.writer import StoreWriter
 from mmsae.shards import FaultLog, UnitBatch, unit_batches
 from mmsae.shards.tar import groups
-from mmsae.types import IMAGE, TEXT, InputError, Site
+from mmsae.types import InputError, Site
 
 
 class Plan(NamedTuple):
@@ -52,11 +52,10 @@ def host_batches(
     modalities = {s.modality for s in writer.sites.values()}
     return unit_batches(
         [plan.paths[u] for u in todo],
-        host.transform(train=False) if IMAGE in modalities else None,
-        host.tokenize if TEXT in modalities else None,
-        plan.batch_size,
+        batch_size=plan.batch_size,
         workers=workers,
         caption_field=plan.caption_field,
+        **host.reading(modalities),
     )
 
 

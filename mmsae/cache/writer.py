@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmsae
-from mmsae.cache.files import disk_errors, write_whole
+from mmsae.cache.files import write_whole
 from mmsae.cache.part import PartWriter, part_meta
 from mmsae.cache.spec import DTYPES, JOB_FILE, SPEC_FILE, ShardInfo, StoreSpec, digest, shard_stem
 from mmsae.cache.uids import find_duplicate

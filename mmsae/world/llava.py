@@ -20,7 +20,7 @@ from mmsae.world.llava_build import build_model, build_processor, build_tokenize
 from mmsae.world.llava_data import DESCRIBE, YES, Lessons, object_questions, pictures, shard_lessons, world_lessons
 from mmsae.world.llava_train import Dialogues, LlavaRecipe, image_features, train
 
-STEPS = 300
+STEPS = 200
 
 
 def train_llava(
@@ -31,12 +31,11 @@ def train_llava(
     seed: int = 0,
     data_seed: int = 1,
     base: str | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
     lr: float = 0.02,
     adam_lr: float = 2e-3,
     hidden: int = 128,
     layers: int = 3,
-    curriculum: bool | None = None,
     checkpoint_every: int = 100,
     overwrite: bool = False,
     device: str = "cpu",
@@ -63,7 +62,6 @@ def train_llava(
         adam_lr: Peak learning rate of AdamW, for embeddings, norms and biases.
         hidden: Width of the language model.
         layers: Its layers.
-        curriculum: Ask about colours first, then shapes, then objects; default: unless there is a ``base``.
         checkpoint_every: Steps between two writes of OUT.partial; 0 writes none.
         overwrite: Replace a model that is already in OUT.
         device: Where to train.
@@ -100,9 +98,7 @@ def train_llava(
         features = image_features(model, lessons.images, images.image_mean, images.image_std, device)
         if base is None:
             features = _standardise(model.model.vision_tower, features)
-        staged = base is None if curriculum is None else curriculum
         recipe = LlavaRecipe(steps, batch_size, seed, lr, adam_lr)
-        recipe = recipe if staged else recipe._replace(colours=0.0, shapes=0.0)
         n_parameters = sum(p.numel() for p in model.parameters())
         if progress:
             print(

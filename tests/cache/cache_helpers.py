@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsae.backbones import Rows
+from mmsae.backbones import Backbone, Rows
 from mmsae.shards import ShardWriter
 from mmsae.types import InputError, Site
 
@@ -26,6 +26,8 @@ class FakeHost:
 
     def __init__(self, width=6, spoil=None):
         self.width, self.spoil, self.calls = width, spoil, 0
+
+    reading = Backbone.reading
 
     def transform(self, train=False):
         return lambda image: torch.from_numpy(np.array(image)).movedim(2, 0).float() / 255

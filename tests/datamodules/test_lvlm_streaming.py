@@ -1,0 +1,74 @@
+"""A vision-language host behind the datamodules and the store: nobody there knows that it is one."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules import StreamingActivations
+from mmsae.backbones import load_backbone
+from mmsae.cache import ActivationStore, MixingBuffer, extract
+from mmsae.shards import ShardWriter
+from mmsae.types import Tokens
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "backbones"))
+from lvlm_hosts import llava, picture
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A host's name, and shards of 24 pairs."""
+    root = tmp_path_factory.mktemp("lvlm")
+    words = "a red circle left of a blue square".split()
+    with ShardWriter(root / "shards", "s", per_shard=12) as w:
+        for i in range(24):
+            png = io.BytesIO()
+            picture(i).save(png, "PNG")
+            w.write(f"k{i}", {"png": png.getvalue(), "txt": " ".join(words[: 2 + i % 6])})
+    return llava(root / "host"), str(root / "shards")
+
+
+def test_streaming_mixes_both_kinds_of_tokens_and_holds_no_special_ones(world):
+    host, shards = world
+    data = StreamingActivations(
+        shards, host, sites={m: f"layers.1:out[{m}]" for m in ("image", "text")}, batch_size=16, val_shards=shards,
+        quotas={"image": 24, "text": 8}, buffer_pairs=64, read_batch=4, epoch_batches=6, workers=0,
+    )  # fmt: skip
+    assert data.d_in == 32 and data.modalities == ("image", "text")
+    batches = list(data.train_dataloader())
+    assert len(batches) == 6
+    assert all({m: len(x) for m, x in b.x.items()} == {"image": 24, "text": 8} for b in batches)
+    held = load_backbone(host)
+    every = [t for t in data.val_dataloader()]
+    assert sum(len(t.x["image"]) for t in every) == 24 * 9
+    assert not any(t.special["text"].any() for t in every)
+    bos = held.read(next(iter(data._pipeline(shards, train=False))), ["layers.1:out[text_all]"])[0]
+    bos = bos.x[bos.position == 0]
+    seen = torch.cat([b.x["text"] for b in batches])
+    assert torch.cdist(seen, bos).min() > 1e-3
+    default = StreamingActivations(shards, host, workers=0)
+    default.setup()
+    assert {s.tokens for s in default.sites.values()} == {"image", "text"}
+
+
+def test_extract_stores_means_as_pairs(world, tmp_path):
+    host, shards = world
+    sites = ["layers.2:in[image_mean]", "layers.2:in[text_mean]"]
+    store = ActivationStore(extract(host, shards, tmp_path / "store", sites=sites, batch_size=5, workers=0,
+                                    device="cpu", progress=False))  # fmt: skip
+    assert len(store) == 24 and list(store.modalities) == ["image", "text"] and store.d_in == 32
+    held = load_backbone(host)
+    assert {m: str(s.tokens) for m, s in store.sites.items()} == {"image": "image_mean", "text": "text_mean"}
+    assert all(s.same(held.site(s)) for s in store.sites.values())
+
+
+def test_equal_numbers_of_rows_are_no_pairs():
+    def tokens(items):
+        item = torch.tensor(items)
+        return Tokens({m: torch.randn(len(item), 3) for m in ("image", "text")}, {"image": item, "text": item})
+
+    uneven = tokens([0, 0, 1])._replace(item={"image": torch.tensor([0, 0, 1]), "text": torch.tensor([0, 1, 1])})
+    out = list(MixingBuffer(12, 2).mix([uneven, tokens([0, 0, 1, 1]), uneven]))
+    assert sum(len(t.x["image"]) for t in out) == 10
