@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from mmsae.backbones.base import Backbone, Sites
 from mmsae.backbones.hooks import Port
 from mmsae.backbones.lvlm_grid import ImageGrid, layouts, place
-from mmsae.backbones.lvlm_kinds import PATCH, POLICIES, TEMPLATE, Vocabulary, select
+from mmsae.backbones.lvlm_kinds import PATCH, POLICIES, Vocabulary, select
+from mmsae.backbones.lvlm_load import decoder_path, plain_config
 from mmsae.backbones.lvlm_prompt import Collator, TextChoice
-from mmsae.backbones.lvlm_reading import Where, read, tap
+from mmsae.backbones.lvlm_reading import read, tap
 from mmsae.backbones.reading import Rows
 from mmsae.backbones.sites import _SPEC, Target, find_port
 from mmsae.backbones.tokens import Marks
@@ -67,7 +68,7 @@ class LVLMBackbone(Backbone):
 
     def __init__(self, model: nn.Module, processor: Any, hint: str = "", device: str | torch.device | None = None):
         self.processor, self._known = processor, None
-        self.decoder = _decoder_path(model)
+        self.decoder = decoder_path(model)
         super().__init__(model, hint, model.device if device is None else device)
         image = getattr(model.config, "image_token_id", None)
         image = processor.image_token_id if image is None else image
@@ -91,7 +92,7 @@ class LVLMBackbone(Backbone):
 
     def config(self) -> dict[str, Any]:
         """The model's configuration without names of folders and versions."""
-        return _plain(self.model.config.to_dict())
+        return plain_config(self.model.config.to_dict())
 
     def to(self, device: str | torch.device) -> Backbone:
         """Move the host; one that a device map has spread stays where it is."""
@@ -289,22 +290,3 @@ class LVLMBackbone(Backbone):
 
     def _has_cls(self, modality: str) -> bool:
         return False
-
-
-def _decoder_path(model: nn.Module) -> str:
-    """Module path of the language model (in transformers 4 it is not inside ``model``)."""
-    decoder = model.get_decoder()
-    return next(name for name, module in model.named_modules() if module is decoder)
-
-
-def _plain(config: Any) -> Any:
-    """A configuration without what does not change outputs: folders, versions, and dtypes (weights have them)."""
-    if isinstance(config, dict):
-        drop = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_internal")
-        return {str(k): _plain(v) for k, v in config.items() if k not in drop}
-    if isinstance(config, (list, tuple)):
-        return [_plain(v) for v in config]
-    return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
-
-
-__all__ = ["TEMPLATE", "LVLMBackbone", "TextLoss", "Where", "recovered"]

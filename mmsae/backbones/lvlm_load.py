@@ -102,3 +102,19 @@ def load_model(folder: str, device: Any, precision: str, random: bool, **options
     if "device_map" not in options:
         model = model.to(device)
     return model, transformers.AutoProcessor.from_pretrained(folder, **shared)
+
+
+def decoder_path(model: Any) -> str:
+    """Module path of the language model (in transformers 4 it is not inside ``model``)."""
+    decoder = model.get_decoder()
+    return next(name for name, module in model.named_modules() if module is decoder)
+
+
+def plain_config(config: Any) -> Any:
+    """A configuration without what does not change outputs: folders, versions, and dtypes (weights have them)."""
+    if isinstance(config, dict):
+        drop = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_internal")
+        return {str(k): plain_config(v) for k, v in config.items() if k not in drop}
+    if isinstance(config, (list, tuple)):
+        return [plain_config(v) for v in config]
+    return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
