@@ -93,19 +93,26 @@ def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> Callable[
 def save_edit(
     faithful: Tensor, hallucination: Tensor, gamma: float, alpha: float | None = None
 ) -> Callable[[Tensor, Where], Tensor]:
-    """All tokens but special ones gain ``faithful - hallucination``, times ``alpha``, or ``gamma |x|`` without one."""
+    """All tokens but the first gain ``faithful - hallucination``, times ``alpha``, or ``gamma |x|`` without one.
+
+    The first token's state is many times larger than others; those of the template are moved, for the last one of them
+    is where an answer begins.
+    """
 
     def edit(rows: Tensor, where: Where) -> Tensor:
         size = gamma * rows.norm(dim=1, keepdim=True) if alpha is None else torch.full_like(rows[:, :1], alpha)
         if not size.any():
             return rows
-        return rows + ~where.special[:, None] * size * (faithful - hallucination).to(rows)
+        return rows + (where.position > 0)[:, None] * size * (faithful - hallucination).to(rows)
 
     return edit
 
 
 def steered(host: LVLMBackbone, site: str, edit: Callable[[Tensor, Where], Tensor]) -> AbstractContextManager[None]:
-    """While the context is open, the edit holds at all tokens of a module (``layers.2:out``), decoding included."""
+    """While the context is open, the edit holds at all tokens of a module (``layers.2:out``), decoding included.
+
+    What is done to image tokens after the last block reaches nothing: no block reads them there.
+    """
     return host.edit(f"{site.partition('[')[0]}[all]", edit, where=True)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsae.backbones.lvlm import LVLMBackbone, recovered
+from mmsae.backbones.lvlm_kinds import ANSWER, select
 from mmsae.backbones.lvlm_reading import Where
 from mmsae.sae import SAE
 from mmsae.tasks.sae_v import segment_sites
@@ -50,7 +51,8 @@ def ce_recovered(
         host: The host.
         sae: An SAE on its tokens.
         batches: Of the host's collate; ``collator("question+answer")`` has answers to predict.
-        targets: Policy of the predicted tokens, ``text`` or ``text_all``.
+        targets: Predicted tokens: ``text`` (question and answer), ``text_all``, or ``answer``: a model that was trained
+            on answers alone predicts questions so badly that any damage helps.
         special: Whether BOS and template tokens are reconstructed too; SAEs here are not trained on them.
         allow_other_site: Accept an SAE of another host.
     """
@@ -67,13 +69,22 @@ def ce_recovered(
             out[own] = sae.decode(sae.encode(rows[own], name), name).to(out)
         return out
 
+    def loss(batch: ImageTextBatch) -> Tensor:
+        policy = "text" if targets == "answer" else targets
+        found = host.loss(batch, targets=policy)
+        if targets != "answer":
+            return found.ce.double()
+        position = batch.inputs["attention_mask"].long().cumsum(1) - 1
+        kinds = batch.inputs["kinds"][:, 1:][(select(policy, batch.inputs["kinds"]) & (position > 0))[:, 1:]]
+        return found.ce[(kinds == ANSWER).to(found.ce.device)].double()
+
     sums, tokens = [0.0, 0.0, 0.0], 0
     for batch in batches:
-        ce = host.loss(batch, targets=targets).ce
-        sums[0] += ce.double().sum().item()
+        ce = loss(batch)
+        sums[0] += ce.sum().item()
         tokens += len(ce)
         for i, fn in ((1, reconstruct), (2, lambda rows, where: torch.zeros_like(rows))):
             with host.edit(site, fn, where=True):
-                sums[i] += host.loss(batch, targets=targets).ce.double().sum().item()
+                sums[i] += loss(batch).sum().item()
     original, made, zeroed = (s / max(tokens, 1) for s in sums)
     return Recovered(original, made, zeroed, recovered(original, made, zeroed), tokens)

@@ -158,7 +158,7 @@ def test_direction_edits(world):
     torch.testing.assert_close((moved - x)[1], 0.5 * x[1].norm() * f)
     torch.testing.assert_close(ssl_edit(f, h, 0.5)(x, decode) - x, -0.5 * x.norm(dim=1, keepdim=True) * h)
     save = save_edit(f, h, 0.2)(x, prefill) - x
-    assert not save[0].any()
+    assert not save[0].any()  # the first token
     torch.testing.assert_close(save[1:], 0.2 * x[1:].norm(dim=1, keepdim=True) * (f - h))
     torch.testing.assert_close(save_edit(f, h, 0.2, alpha=5.0)(x, prefill)[1] - x[1], 5 * (f - h))
     assert ssl_edit(f, h, 0.0)(x, prefill) is x and save_edit(f, h, 0.0)(x, prefill) is x

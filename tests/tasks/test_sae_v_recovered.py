@@ -50,6 +50,16 @@ def test_an_untrained_sae_recovers_less_and_leaves_special_tokens(host):
     assert content.original == every.original
 
 
+def test_answers_alone(host):
+    """The answer of every sample is one word."""
+    got = ce_recovered(host, perfect(host), batches(host), targets="answer", special=True)
+    assert got.tokens == 4 and got.recovered == pytest.approx(1, abs=1e-4)
+    loss = host.loss(batches(host)[0])
+    last = [loss.ce[loss.item == i][-1] for i in (0, 1)]
+    alone = ce_recovered(host, perfect(host), batches(host)[:1], targets="answer")
+    assert alone.original == pytest.approx(torch.stack(last).mean().item(), abs=1e-6)
+
+
 def test_published_figures():
     assert recovered(2.610, 2.776, 10.375) == pytest.approx(0.97862, abs=1e-4)
     assert recovered(2.045, 2.867, 10.375) == pytest.approx(0.90136, abs=1e-4)
