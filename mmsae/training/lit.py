@@ -66,17 +66,20 @@ class LitSAE(pl.LightningModule):
             InputError: The data's width or site is another than the SAE's.
         """
         data = getattr(self.trainer, "datamodule", None)
+        widths: dict[str, int] = {}
+        if data is not None:
+            given = data.d_in if isinstance(data.d_in, dict) else dict.fromkeys(self.sae.modalities, data.d_in)
+            widths = {m: given[m] for m in self.sae.modalities if m in given}
         if not self.sae.d_in:
             if data is None:
                 raise InputError("the SAE has no d_in and the trainer no datamodule to take it from")
-            self.sae.build(data.d_in)
+            self.sae.build(widths)
             self._allocate()
         # Every buffer is the same on all ranks already: fitted or counted over all of them. DDP would send rank 0's in
         # every forward, in validation too, where ranks may have different numbers of batches: they would wait forever.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         if data is None:
             return
-        widths = data.d_in if isinstance(data.d_in, dict) else {m: data.d_in for m in self.sae.modalities}
         for m in self.sae.modalities:
             if widths.get(m) != self.sae.d_in[m]:
                 raise InputError(

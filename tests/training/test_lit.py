@@ -165,9 +165,11 @@ def test_the_schedule_takes_its_length_from_the_trainer(tmp_path):
 
 
 def test_an_sae_of_one_modality_trains_on_pairs(tmp_path):
-    module = LitSAE(SAE(ratio=4, modalities=["image"], selector=TopK(4)))
+    module, data = LitSAE(SAE(ratio=4, modalities=["image"], selector=TopK(4))), Data()
+    data.d_in = {"image": 10, "text": 8}
+    data.x["text"] = data.x["text"][:, :8]
     t = trainer(tmp_path, 12, val_check_interval=10, check_val_every_n_epoch=None)
-    t.fit(module, datamodule=Data())
+    t.fit(module, datamodule=data)
     assert {"val/fvu/image", "val/l0/image"} <= set(t.callback_metrics)
     assert not any("text" in k or "cosine/pair" in k for k in t.callback_metrics)
     assert module.usage.tokens.tolist() == [12 * 40]

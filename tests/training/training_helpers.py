@@ -44,14 +44,14 @@ def fit(store, run, *args, **kw):
     return mmsae("fit", "--data.store", store, "--trainer.default_root_dir", run, *SMALL, *args, **kw)
 
 
-def mmsae(*args, recipe=RECIPE, timeout=120, **kw):
+def mmsae(*args, recipe=RECIPE, timeout=300, **kw):
     """Any of Lightning's subcommands to its end."""
     return subprocess.run(
         command(*args, recipe=recipe), env=environment(), capture_output=True, text=True, timeout=timeout, **kw
     )
 
 
-def kill_when(process, ready, timeout=60):
+def kill_when(process, ready, timeout=200):
     """SIGKILL a process once ``ready()``; returns whether it was killed rather than finished."""
     import time
 
