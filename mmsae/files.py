@@ -1,14 +1,73 @@
-"""Folders and files that are either whole or not there."""
+"""Folders and files that are either whole or not there, and one clear sentence where the disk is full."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mmsae.types import InputError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# torch and safetensors write files by themselves and report the operating system's error in their message only
+_FULL_TEXT = re.compile(rf"No space left|Disk quota exceeded|File too large|os error ({'|'.join(map(str, _FULL))})\b")
+
+
+def nbytes(n: float) -> str:
+    """``1.5 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def free_bytes(path: str | Path) -> int:
+    """Free space where ``path`` is, or will be once it exists."""
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
+def _full(e: BaseException | None) -> str | None:
+    while e is not None:
+        if getattr(e, "errno", None) in _FULL:
+            return e.strerror
+        if found := _FULL_TEXT.search(str(e)):
+            return found[0]
+        e = e.__cause__ or e.__context__
+    return None
+
+
+@contextmanager
+def disk_errors(path: str | Path, needed: int | None = None) -> Iterator[None]:
+    """Turn a full disk (or quota, or file size limit) inside the block into one sentence.
+
+    Args:
+        path: What was being written.
+        needed: Bytes that still had to be written, where that is known.
+
+    Raises:
+        InputError: The disk is full.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as e:
+        reason = _full(e)
+        if reason is None:
+            raise
+        more = "" if needed is None else f"about {nbytes(needed)} more are needed and "
+        raise InputError(
+            f"{path}: no space left to write to ({reason}): {more}{nbytes(free_bytes(path))} are free; "
+            "what is finished is kept, make room and run the same command again"
+        ) from e
 
 
 @contextmanager
@@ -23,6 +82,9 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     temp.mkdir()
     try:
         yield temp
+        for file in temp.rglob("*"):  # safetensors makes files that nobody else may read; the folder follows the umask
+            if file.is_file():
+                file.chmod(temp.stat().st_mode & 0o666)
         old = None
         if target.exists():
             old = target.parent / f".{target.name}.old-{uuid.uuid4().hex[:8]}"

@@ -11,7 +11,7 @@ BASE = {"types", "files"}  # shapes, and files that are whole or absent
 ALLOWED = {
     # Codes.decode_with is the one upward import: a method of a shape that everything passes around
     "types": {"kernels"},
-    "files": set(),
+    "files": {"types"},
     "recipes": {"types"},
     "kernels": BASE,
     "sae": BASE | {"kernels"},

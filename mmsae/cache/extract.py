@@ -19,11 +19,11 @@ import torch
 from tqdm import tqdm
 
 from mmsae.backbones import Backbone, Rows, load_backbone
-from mmsae.cache.files import nbytes
 from mmsae.cache.plan import Plan, announce, host_batches
 from mmsae.cache.spec import DTYPES, StoreSpec, name_sites
 from mmsae.cache.uids import SeenUids
 from mmsae.cache.writer import PartWriter, StoreWriter
+from mmsae.files import nbytes
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand
 from mmsae.types import ImageTextBatch, InputError, Site, Tokens
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmsae.cache.files import Spool, write_whole
 from mmsae.cache.spec import DTYPES, has_item_column, shard_stem
+from mmsae.files import disk_errors
 from mmsae.types import Faults, InputError, Tokens
 
 if TYPE_CHECKING:

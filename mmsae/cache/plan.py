@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 
 from mmsae.backbones import Backbone
-from mmsae.cache.files import free_bytes, nbytes
 from mmsae.cache.spec import DTYPES, has_item_column
 from mmsae.cache.writer import StoreWriter
+from mmsae.files import free_bytes, nbytes
 from mmsae.shards import FaultLog, UnitBatch, unit_batches
 from mmsae.shards.tar import groups
 from mmsae.types import InputError, Site

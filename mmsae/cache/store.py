@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mmsae.cache.files import file_hash, map_safetensors, nbytes, release
+from mmsae.cache.files import file_hash, map_safetensors, release
 from mmsae.cache.spec import StoreSpec, shard_stem, site_label
+from mmsae.files import nbytes
 from mmsae.types import InputError, Site, Tokens
 
 AUTO_VERIFY_BYTES = 2 * 10**9  # about two seconds of hashing

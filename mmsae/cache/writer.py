@@ -15,6 +15,7 @@ from mmsae.cache.files import write_whole
 from mmsae.cache.part import PartWriter, part_meta
 from mmsae.cache.spec import DTYPES, JOB_FILE, SPEC_FILE, ShardInfo, StoreSpec, digest, shard_stem
 from mmsae.cache.uids import find_duplicate
+from mmsae.files import disk_errors
 from mmsae.types import Faults, InputError, Site
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmsae.files import disk_errors
 from mmsae.interop import vlsae
 from mmsae.sae import SAE
 from mmsae.types import InputError
@@ -38,5 +39,6 @@ def convert(checkpoint: str, out: str, k: int | None = None, strict: bool = Fals
     Returns:
         The folder.
     """
-    folder = load(checkpoint, k, strict).save_pretrained(out, {"converted_from": Path(checkpoint).name})
-    return str(folder)
+    sae = load(checkpoint, k, strict)
+    with disk_errors(out):
+        return str(sae.save_pretrained(out, {"converted_from": Path(checkpoint).name}))

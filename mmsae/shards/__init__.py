@@ -1,9 +1,9 @@
 """Image-text shards: sources, decoding, uids, faults, units of work, loaders and a writer."""
 
+from mmsae.files import disk_errors
 from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
-from mmsae.shards.files import disk_errors
 from mmsae.shards.pipeline import FAULT_LIMIT, ExactLoader, TrainLoader, make_pipeline, unit_batches
 from mmsae.shards.read import Sample, UidSet, make_uid, read_shard, with_image
 from mmsae.shards.sources import Source, Sources, as_sources, expand

@@ -11,8 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from mmsae.files import atomic_file
-from mmsae.shards.files import disk_errors
+from mmsae.files import atomic_file, disk_errors
 
 Part = bytes | Callable[[Path], None]
 """The content of a part file, or a function that writes it to the path it is given."""

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmsae.shards.files import disk_errors, hidden
+from mmsae.files import disk_errors
+from mmsae.shards.files import hidden
 from mmsae.types import InputError
 
 

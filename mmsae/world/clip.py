@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmsae.files import atomic_folder
+from mmsae.files import atomic_folder, disk_errors
 from mmsae.shards import FAULT_LIMIT
 from mmsae.types import InputError
 from mmsae.world.contrastive import Recipe, train
@@ -173,7 +173,7 @@ def pretrain_clip(
         "faults": pairs.faults.to_dict(),
         "seconds": {"wall": time.perf_counter() - clock[0], "cpu": time.process_time() - clock[1]},
     }
-    with atomic_folder(target) as folder:
+    with disk_errors(target), atomic_folder(target) as folder:
         tokenizer.save_pretrained(folder)
         _save(folder, model, config, stats)
     partial.unlink(missing_ok=True)

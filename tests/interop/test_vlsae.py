@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmsae import SAE, InputError
@@ -103,3 +104,15 @@ def test_parameter_counts_of_the_published_sizes(d, params):
     dictionaries = {m: Dictionary(norm="free") for m in ("image", "text")}
     sae = SAE(d, ratio=8, encoder=DistanceEncoder(), selector=TopK(256), dictionaries=dictionaries)
     assert sum(p.numel() for p in sae.parameters()) == params
+
+
+def test_converting_onto_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    torch.save(published("shared"), tmp_path / "x_shared_3_2_best.pth")
+
+    def full(*a, **k):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mmsae.sae.io.save_file", full)
+    with pytest.raises(InputError, match="out: no space left"):
+        convert(str(tmp_path / "x_shared_3_2_best.pth"), str(tmp_path / "out"))
+    assert [p.name for p in tmp_path.iterdir()] == ["x_shared_3_2_best.pth"]
