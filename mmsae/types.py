@@ -150,7 +150,7 @@ class Codes(NamedTuple):
         """``(N, len(ids))`` code values of the latents ``ids (L,)``, which may repeat."""
         if self.indices is None:
             return self.values[:, ids]
-        ids, back = ids.unique(return_inverse=True)
+        ids, back = ids.to(self.indices.device).unique(return_inverse=True)
         slot = torch.full((self.d_sae,), -1, dtype=torch.long, device=ids.device)
         slot[ids] = torch.arange(len(ids), device=ids.device)
         col = slot[self.indices]

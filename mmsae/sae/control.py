@@ -18,7 +18,8 @@ def random_control(sae: SAE, seed: int = 0) -> SAE:
     fresh = copy.deepcopy(sae)
     statistics = copy.deepcopy(sae.normaliser.state_dict())
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         fresh.build(sae.d_in, sae.d_sae)
     fresh.normaliser.load_state_dict(statistics)
-    return fresh.eval()
+    like = next(sae.parameters())
+    return fresh.to(like.device, like.dtype).eval()

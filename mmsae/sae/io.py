@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -131,11 +132,11 @@ def _locate(path: str | Path) -> Path:
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise InputError(f"no SAE at {path}: expected a folder with {CFG}, or a hub id like user/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(path), allow_patterns=[CFG, WEIGHTS]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise InputError(
             f"no SAE at {path}: neither a folder here nor reachable on the hub ({type(e).__name__})"
         ) from e
@@ -154,12 +155,28 @@ def load(path: str | Path, device: str = "cpu") -> SAE:
         raise InputError(f"no {CFG} in {folder}: this is not an SAE folder") from e
     except ValueError as e:
         raise InputError(f"{folder / CFG} is not valid JSON: {e}") from e
-    if "mmsae" not in cfg:
-        raise InputError(f"{folder / CFG} was written by another library (architecture {cfg.get('architecture')!r})")
-    block = cfg["mmsae"]
+    if not isinstance(cfg, dict) or "mmsae" not in cfg:
+        name = cfg.get("architecture") if isinstance(cfg, dict) else None
+        raise InputError(f"{folder / CFG} was written by another library (architecture {name!r})")
+    try:
+        sae = _rebuild(cfg["mmsae"], folder / CFG)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise InputError(f"{folder / CFG} is not what mmsae writes: {type(e).__name__} {e}") from e
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except FileNotFoundError as e:
+        raise InputError(f"no {WEIGHTS} in {folder}: the SAE's weights are missing") from e
+    except SafetensorError as e:
+        raise InputError(f"{folder / WEIGHTS} is damaged: {e}") from e
+    _fill(sae, tensors, folder / WEIGHTS)
+    return sae.to(device).eval()
+
+
+def _rebuild(block: Mapping[str, Any], file: Path) -> SAE:
+    """The SAE that the ``mmsae`` block of ``cfg.json`` describes, weights still random."""
     if block["format"] > FORMAT:
         raise InputError(
-            f"{folder / CFG} has format {block['format']}, written by mmsae {block.get('version')}; "
+            f"{file} has format {block['format']}, written by mmsae {block.get('version')}; "
             f"this version reads up to {FORMAT}: upgrade mmsae"
         )
     sae = SAE(
@@ -172,8 +189,7 @@ def load(path: str | Path, device: str = "cpu") -> SAE:
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: loading draws nothing
         sae.build(block["d_in"], block["d_sae"])
     sae.sites = {m: Site(**s) for m, s in block["sites"].items()}
-    _fill(sae, load_file(folder / WEIGHTS), folder / WEIGHTS)
-    return sae.to(device).eval()
+    return sae
 
 
 @torch.no_grad()

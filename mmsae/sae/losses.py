@@ -110,7 +110,8 @@ class AuxK(LossTerm):
             atoms = ctx.sae.dictionary(m).rows()[dead]
             error = (residual - sparse_decode(values, indices, atoms)).square().sum(1).mean()
             scale = (residual - residual.mean(0)).square().sum(1).mean()
-            total = total + torch.nan_to_num(error / scale, nan=0.0, posinf=0.0)
+            # a residual without variance (one row) has no unit: no term, and no gradient (0 / 0 would be NaN)
+            total = total + torch.where(scale > 0, error / scale.clamp(min=1e-30), 0.0)
         return self.coefficient * total / len(outputs)
 
 

@@ -69,10 +69,16 @@ class SAE(nn.Module):
             self.build(d_in)
 
     def build(self, d_in: int | Mapping[str, int], d_sae: int | None = None) -> SAE:
-        """Size and initialise every part (draws from torch's global generator); returns self."""
-        self.d_in = {m: d_in for m in self.modalities} if isinstance(d_in, int) else dict(d_in)
-        if set(self.d_in) != set(self.modalities):
-            raise InputError(f"d_in names {sorted(self.d_in)}, the SAE has modalities {sorted(self.modalities)}")
+        """Size and initialise every part (draws from torch's global generator); returns self.
+
+        Args:
+            d_in: Width of the activations: one number, or one for each modality of the SAE (others are ignored).
+            d_sae: Number of latents; default: what the constructor was given.
+        """
+        widths = {m: d_in for m in self.modalities} if isinstance(d_in, int) else dict(d_in)
+        if missing := set(self.modalities) - set(widths):
+            raise InputError(f"d_in names {sorted(widths)}, the SAE also has {', '.join(sorted(missing))}")
+        self.d_in = {m: widths[m] for m in self.modalities}
         if d_sae is None:
             d_sae = self.d_sae
         if d_sae is None:
@@ -120,8 +126,8 @@ class SAE(nn.Module):
             InputError: A wrong width, or no modality where the SAE has several.
         """
         m = self._modality(modality)
-        if isinstance(x, np.ndarray):
-            x = torch.from_numpy(x)
+        if isinstance(x, np.ndarray):  # copied only where torch cannot share it: a reversed view, a read-only map
+            x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
         return self._encode(x.to(self.dictionary(m).weight.device), m)[2]
 
     def decode(self, codes: Codes, modality: str | None = None) -> Tensor:
@@ -140,9 +146,15 @@ class SAE(nn.Module):
             return out if dictionary.bias is None else out + dictionary.bias
 
     def forward(self, tokens: Tokens | Mapping[str, Tensor]) -> dict[str, SAEOutput]:
-        """Outputs for every modality in ``tokens`` (or in ``{modality: (N, d)}``)."""
+        """Outputs for every modality in ``{modality: (N, d)}``, or for those of the SAE in a batch of a store.
+
+        Raises:
+            InputError: A modality that the SAE has not, or tokens of none that it has.
+        """
+        if isinstance(tokens, Tokens):  # a one-modality SAE trains on one side of a paired store
+            tokens = {m: x for m, x in tokens.x.items() if m in self.modalities} or tokens.x
         outputs = {}
-        for m, x in (tokens.x if isinstance(tokens, Tokens) else tokens).items():
+        for m, x in tokens.items():
             target, pre, codes = self._encode(x, self._modality(m))
             recon = self._decode(codes, m)
             outputs[m] = SAEOutput(self.normaliser.invert(recon, m, codes.info), codes, target, recon, pre)

@@ -160,6 +160,15 @@ def train(terms, steps=5):
     return sae
 
 
+def test_auxk_of_one_row_has_no_unit_and_so_no_gradient():
+    sae, x = model()
+    usage = UsageTracker(sae.d_sae, sae.modalities)
+    usage.since += 10
+    loss = AuxK(dead_after=10)(sae({m: v[:1] for m, v in x.items()}), LossContext(sae, usage))
+    loss.backward()
+    assert loss == 0 and all(p.grad is None or not p.grad.any() for p in sae.parameters())
+
+
 def test_coefficient_zero_equals_plain_topk_bitwise():
     plain, zero = train([Reconstruction()]), train([Reconstruction(), AuxK(0.0, dead_after=1)])
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), zero.parameters(), strict=True))

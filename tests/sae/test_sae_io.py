@@ -2,14 +2,15 @@
 
 import copy
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmsae import SAE, InputError, Site
-from mmsae.sae import AffineEncoder, Dictionary, DistanceEncoder, Normaliser, PerModalityEncoder, TopK
+from mmsae import SAE, InputError, Site, Tokens
+from mmsae.sae import AffineEncoder, Dictionary, DistanceEncoder, Normaliser, PerModalityEncoder, TopK, random_control
 
 
 def per_modality(norm="unit"):
@@ -116,6 +117,42 @@ def test_bad_folders_are_refused(tmp_path):
         SAE.from_pretrained(folder)
 
 
+def test_damaged_folders_are_refused_in_one_sentence(tmp_path):
+    folder = make("topk")[0].save_pretrained(tmp_path / "sae")
+    weights, cfg = folder / "sae_weights.safetensors", folder / "cfg.json"
+    whole, text = weights.read_bytes(), cfg.read_text()
+    for n in (0, 100, len(whole) - 1):
+        weights.write_bytes(whole[:n])
+        with pytest.raises(InputError, match=r"sae_weights\.safetensors is damaged"):
+            SAE.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(InputError, match="weights are missing"):
+        SAE.from_pretrained(folder)
+    for edit in (
+        lambda c: c["mmsae"].pop("format"),
+        lambda c: c["mmsae"]["encoder"].update(colour="red"),
+        lambda c: c.update(mmsae=[]),
+    ):
+        cfg.write_text(text)
+        edit_cfg(folder, edit)
+        with pytest.raises(InputError, match=r"cfg\.json is not what mmsae writes"):
+            SAE.from_pretrained(folder)
+    cfg.write_text("[]")
+    with pytest.raises(InputError, match="written by another library"):
+        SAE.from_pretrained(folder)
+    with pytest.raises(InputError, match="no SAE at"):
+        SAE.from_pretrained("me/no such name")
+
+
+def test_files_of_a_saved_folder_may_be_read_by_those_who_may_read_the_folder(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = make("topk")[0].save_pretrained(tmp_path / "sae")
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o640}
+
+
 def test_saving_replaces_a_folder_as_a_whole_and_leaves_nothing_beside_it(tmp_path):
     sae, _ = make("topk")
     sae.save_pretrained(tmp_path / "sae")
@@ -151,6 +188,43 @@ def test_wrong_width_and_modality_are_named():
         SAE(8)
     with pytest.raises(InputError, match="dictionaries must be"):
         SAE(8, 32, dictionaries={"image": Dictionary()})
+
+
+def test_numpy_views_that_torch_cannot_share(recwarn):
+    sae, x = make("paired_topk")
+    reverse, frozen = x["image"].numpy()[::-1], x["image"].numpy().copy()
+    frozen.flags.writeable = False
+    want = sae.encode(x["image"], "image").to_dense()
+    assert torch.equal(sae.encode(reverse, "image").to_dense(), want.flip(0))
+    assert torch.equal(sae.encode(frozen, "image").to_dense(), want) and not recwarn.list
+
+
+def test_a_one_modality_sae_takes_its_side_of_a_paired_batch():
+    sae, x = make("topk")
+    batch = Tokens.pooled({"image": x["image"], "text": torch.zeros(len(x["image"]), 5)})
+    out = sae(batch)
+    assert list(out) == ["image"] and torch.equal(out["image"].x_hat, sae(x)["image"].x_hat)
+    assert SAE(d_sae=32, modalities=["image"]).build({"text": 5, "image": 8}).d_in == {"image": 8}
+    with pytest.raises(InputError, match="not 'text'"):  # a mapping was made for this SAE: nothing is passed over
+        sae(batch.x)
+    with pytest.raises(InputError, match="not 'text'"):
+        sae(Tokens.pooled({"text": batch.x["text"]}))
+    with pytest.raises(InputError, match="also has text"):
+        SAE(d_sae=32).build({"image": 8})
+
+
+def test_the_random_control_has_the_same_parts_and_fresh_weights():
+    sae, x = make("dual")
+    sae.double()
+    state = torch.get_rng_state()
+    control = random_control(sae, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {p.dtype for p in control.parameters()} == {torch.float64}
+    assert torch.equal(control.normaliser.variance("text"), sae.normaliser.variance("text"))
+    weight = control.dictionaries["image"].weight
+    assert not torch.allclose(weight, sae.dictionaries["image"].weight)
+    assert torch.equal(weight, random_control(sae, seed=3).dictionaries["image"].weight)
+    assert control.encode(x["image"], "image").values.dtype == torch.float64
 
 
 class Host:
