@@ -87,7 +87,7 @@ class FVU(Reconstruction):
 
 
 def fvu(x_hat: Tensor, x: Tensor) -> float:
-    """FVU of one ``(N, d)`` tensor about the mean of its rows."""
+    """FVU of one ``(N, d)`` tensor about the mean of its rows; the two may lie on different devices."""
     metric = FVU(x.shape[1]).to(x.device)
-    metric.update(x_hat, x)
+    metric.update(x_hat.to(x.device), x)
     return metric.compute().item()

@@ -68,12 +68,13 @@ def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
 
 def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
     """Mean over the classes that occur of the top-1 accuracy within the class."""
+    labels = labels.to(scores.device)
     hit, n = (torch.bincount(labels, w, scores.shape[1]) for w in (_hits(scores, labels, 1).double(), None))
     return (hit[n > 0] / n[n > 0]).mean().item()
 
 
 def _hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    right = torch.nn.functional.one_hot(labels, scores.shape[1]).bool()
+    right = torch.nn.functional.one_hot(labels.to(scores.device), scores.shape[1]).bool()
     return pessimistic_ranks(scores, right, tie=0.0) < k
 
 
@@ -90,13 +91,14 @@ def zero_shot_scores(sae: Sae, x: Tensor, classes: Tensor, chunk: int = 8192) ->
     Returns:
         ``raw`` (embeddings), ``recon`` (reconstructions of both sides) and ``code`` (codes), each ``(N, C)``.
     """
+    classes = classes.to(x.device)  # and so are all scores, wherever the SAE is
     h = sae.encode(classes, TEXT)
     to = {"raw": cosine_to(classes), "recon": cosine_to(sae.decode(h, TEXT)), "code": cosine_to_few(h)}
     out: dict[str, list[Tensor]] = {name: [] for name in to}
     for part in x.split(chunk):
         z = sae.encode(part, IMAGE)
         for name, q in (("raw", part), ("recon", sae.decode(z, IMAGE)), ("code", z)):
-            out[name].append(to[name](q))
+            out[name].append(to[name](q).to(x.device))
     return {name: torch.cat(v) for name, v in out.items()}
 
 
