@@ -115,7 +115,7 @@ def write_filter_report(root: Path, results: dict[str, Any]) -> Path:
             "What the scores find",
             "AUROC: chance that an undamaged sample scores higher than a damaged one of the same task; 0.5 is blind. "
             "Scores named `/question` read the prompt alone, as the published ones do, and so never see an answer.",
-            tables=[Table(*_detection_rows(results), "Detection of each kind of damage; ρ is Spearman's, among captions")],
+            tables=[Table(*_detection_rows(results), "Detection of each kind of damage; ρ is Spearman's")],
         ),
     ]
     meta = {"damaged share": results["damage"], "seeds": results["seeds"], "CPU seconds": results["cpu_seconds"]}

@@ -32,6 +32,7 @@ COMMANDS = {
     "demo": Command("mmsae.demo:demo", "train and compare SAEs on a generated world, end to end, and write a report"),
     "pretrain-clip": Command("mmsae.world.clip:pretrain_clip", "train a small open_clip model on image-text shards"),
     "extract": Command("mmsae.cache.command:extract_command", "run a host over shards and store its activations"),
+    "bench": Command("mmsae.bench:bench", "test a published claim on a generated world", positional=True),
     "filter": Command("mmsae.interpret.filter_report:filter_command", "keep the best image-text samples, and say why"),
     "sweep": Command("mmsae.training.sweep:sweep", "train a recipe at several k and sizes, and draw FVU over L0"),
     "info": Command("mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards", positional=True),

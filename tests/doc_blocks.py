@@ -27,7 +27,7 @@ SMALLER = {
     "convert": "",
 }
 #: Commands that other tests run; here their arguments are parsed only.
-ELSEWHERE = {"demo": "tests/test_demo.py"}
+ELSEWHERE = {"demo": "tests/test_demo.py", "bench": "tests/world/test_bench_filter.py"}
 #: Replacements in Python blocks.
 FEWER = {"5000": "60"}
 

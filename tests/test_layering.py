@@ -26,7 +26,7 @@ ALLOWED = {
     "world": BASE | {"shards", "backbones", "metrics", "tasks"},
     "datamodules": BASE | {"shards", "cache", "backbones", "world"},
 }
-EVERYTHING = {"demo", "demo_report", "cli", "info", "__init__"}
+EVERYTHING = {"demo", "demo_report", "bench", "bench_report", "bench_scores", "cli", "info", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
 

@@ -1,8 +1,8 @@
 """An alignment set with known damage, and what the tiny LLaVA becomes when it is fine-tuned on a part of it.
 
-Half of the samples are captions (``describe the image.``), half are yes/no questions about objects. Damage is recorded:
-``swapped``: the caption of another picture; ``attribute``: one attribute of the caption is wrong; ``answer``: yes and no
-exchanged.
+Half of the samples are captions (``describe the image.``), half are yes/no questions about objects. Damage is
+recorded: ``swapped``: the caption of another picture; ``attribute``: one attribute of the caption is wrong; ``answer``:
+yes and no exchanged.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ class Classroom:
         """``(B, L, V)``."""
         inner = model.model
         x = inner.language_model.embed_tokens(ids)
-        x = x.masked_scatter((ids == self.image)[..., None], inner.multi_modal_projector(features.float()).flatten(0, 1))
+        projected = inner.multi_modal_projector(features.float()).flatten(0, 1)
+        x = x.masked_scatter((ids == self.image)[..., None], projected)
         return model.lm_head(inner.language_model(inputs_embeds=x, use_cache=False).last_hidden_state)
 
     def answer_scores(self, batch_size: int = 200) -> np.ndarray:
