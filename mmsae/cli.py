@@ -37,6 +37,7 @@ COMMANDS = {
     "sweep": Command("mmsae.training.sweep:sweep", "train a recipe at several k and sizes, and draw FVU over L0"),
     "info": Command("mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards", positional=True),
     "weights": Command("mmsae.tasks.weights:weights", "cross-modal weights of an SAE on a vision-language model"),
+    "align": Command("mmsae.tasks.concept_decoding_align:align", "aligned states of a store, for VL-SAE on an LVLM"),
     "pope": Command("mmsae.tasks.pope_run:pope", "yes/no questions about objects, several ways of answering"),
     "chair": Command("mmsae.tasks.chair:chair_command", "objects that captions invent, several ways of decoding"),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),

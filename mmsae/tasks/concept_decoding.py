@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from mmsae.backbones.lvlm import LVLMBackbone
 from mmsae.backbones.lvlm_reading import Where
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
+from mmsae.tasks.concept_decoding_align import aligned_host
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError
 
 
@@ -224,6 +226,8 @@ class ConceptDecoder:
         named = (site or f"{trained.module}:{trained.io}").partition("[")[0]
         self.site = host.site(f"{named}[all]")
         if trained is not None and not allow_tap_mismatch:
+            if aligner is not None and trained.host == aligned_host(host.fingerprint, aligner):
+                trained = replace(trained, host=host.fingerprint, width=0)
             own = host.check_site(trained)
             if (own.module, own.io) != (self.site.module, self.site.io):
                 raise InputError(
