@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import lightning
 
 from mmsae.backbones import Backbone, embed_width, host_modalities, load_backbone, site_width
@@ -35,6 +37,8 @@ class StreamingActivations(lightning.LightningDataModule):
         precision: ``fp32`` or ``bf16`` autocast of the host.
         seed: Of all orders.
         caption_field: Field of json that holds the caption; empty: ``txt``, or json's ``caption``.
+        text: Of vision-language hosts: ``question``: json's ``question`` (else the caption), the answer's turn empty;
+            ``question+answer``: whole conversations.
         fault_limit: Largest share of samples that may be unusable.
         allow_random: Accept a host without weights.
     """
@@ -57,6 +61,7 @@ class StreamingActivations(lightning.LightningDataModule):
         precision: str = "fp32",
         seed: int = 0,
         caption_field: str = "",
+        text: Literal["question", "question+answer"] = "question",
         fault_limit: float = FAULT_LIMIT,
         allow_random: bool = False,
     ) -> None:
@@ -68,6 +73,7 @@ class StreamingActivations(lightning.LightningDataModule):
         self.epoch_samples, self.epoch_batches = epoch_samples, epoch_batches
         self.workers, self.shuffle, self.precision, self.seed = workers, shuffle, precision, seed
         self.caption_field, self.fault_limit, self.allow_random = caption_field, fault_limit, allow_random
+        self.text = text
         self.backbone: Backbone | None = None
 
     @property
@@ -136,6 +142,7 @@ class StreamingActivations(lightning.LightningDataModule):
         """Every validation sample once; ranks may have different numbers of batches."""
         if self.val_shards is None:
             return []
+        self.setup()
         return CaptureLoader(self.backbone, self._pipeline(self.val_shards, train=False), self.chosen_sites)
 
     test_dataloader = predict_dataloader = val_dataloader
@@ -159,5 +166,13 @@ class StreamingActivations(lightning.LightningDataModule):
             fault_limit=self.fault_limit,
             caption_field=self.caption_field,
             pin_memory=self.backbone.device.type == "cuda",
-            **self.backbone.reading(self.modalities),
+            **self._reading(),
         )
+
+    def _reading(self) -> dict[str, Any]:
+        reading = self.backbone.reading(self.modalities)
+        if self.text != "question":
+            if reading["collate"] is None:
+                raise InputError(f"text is {self.text}, but host {self.host} reads captions; it has no conversations")
+            reading["collate"] = self.backbone.collator(self.text)
+        return reading

@@ -16,7 +16,14 @@ DATA = sorted(ROOT.glob("data/*.yaml"))
 
 def test_there_are_recipes_of_every_kind():
     names = {p.stem for p in COMPLETE}
-    assert {"vl_sae_store", "paired_topk_store", "vl_sae_openclip_b32", "shared_topk_store", "dual_topk_store"} <= names
+    assert {
+        "vl_sae_store",
+        "paired_topk_store",
+        "vl_sae_openclip_b32",
+        "shared_topk_store",
+        "dual_topk_store",
+        "llava_tokens",
+    } <= names
     assert FRAGMENTS and DATA
 
 
@@ -49,3 +56,10 @@ def test_overrides_reach_k_and_ratio(tmp_path):
     args = ["-c", str(path), "--model.sae.init_args.ratio", "3", "--model.sae.init_args.selector.init_args.k", "5"]
     cli = build_cli([*args, "--trainer.default_root_dir", str(tmp_path)], run=False)
     assert cli.model.sae.ratio == 3 and cli.model.sae.selector.k == 5
+
+
+def test_the_tokens_of_a_7b_llava_are_streamed_at_their_published_place():
+    cli = build_cli(["-c", str(ROOT / "train" / "llava_tokens.yaml")], run=False)
+    data = cli.datamodule
+    assert data.d_in == 4096 and data.modalities == ("image", "text") and data.text == "question+answer"
+    assert cli.model.sae.ratio == 16 and sum(data.quotas.values()) == 4096

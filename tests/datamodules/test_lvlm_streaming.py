@@ -10,7 +10,9 @@ import torch
 from datamodules import StreamingActivations
 from mmsae.backbones import load_backbone
 from mmsae.cache import ActivationStore, MixingBuffer, extract
+from mmsae.sae import SAE, TopK
 from mmsae.shards import ShardWriter
+from mmsae.training.lit import LitSAE
 from mmsae.types import Tokens
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "backbones"))
@@ -72,3 +74,27 @@ def test_equal_numbers_of_rows_are_no_pairs():
     uneven = tokens([0, 0, 1])._replace(item={"image": torch.tensor([0, 0, 1]), "text": torch.tensor([0, 1, 1])})
     out = list(MixingBuffer(12, 2).mix([uneven, tokens([0, 0, 1, 1]), uneven]))
     assert sum(len(t.x["image"]) for t in out) == 10
+
+
+def test_conversations_have_their_answers(world, tmp_path):
+    host, _ = world
+    png = io.BytesIO()
+    picture(0).save(png, "PNG")
+    meta = {"question": "a red circle", "answer": "left of a blue square"}
+    with ShardWriter(tmp_path, "c", per_shard=4) as w:
+        w.write("k0", {"png": png.getvalue(), "txt": "a", "json": meta})
+    rows = {}
+    for text in ("question", "question+answer"):
+        data = StreamingActivations(
+            str(tmp_path), host, val_shards=str(tmp_path), batch_size=1, workers=0, text=text,
+            sites={m: f"layers.1:out[{m}]" for m in ("image", "text")},
+        )  # fmt: skip
+        (tokens,) = list(data.val_dataloader())
+        rows[text] = {m: len(x) for m, x in tokens.x.items()}
+    assert rows == {"question": {"image": 9, "text": 3}, "question+answer": {"image": 9, "text": 8}}
+    model = LitSAE(SAE(32, 48, selector=TopK(4)))
+    model.sae.fit_normaliser({m: torch.randn(64, 32) for m in ("image", "text")})
+    model.validation_step(tokens, 0)
+    report = model.validation.compute()
+    assert {"fvu/image", "fvu/text", "l0/text", "dead/text", "dead/image"} <= set(report)
+    assert not any(k.startswith("code_cosine") for k in report)
