@@ -20,7 +20,7 @@ from mmsae.world.llava_build import build_model, build_processor, build_tokenize
 from mmsae.world.llava_data import DESCRIBE, YES, Lessons, object_questions, pictures, shard_lessons, world_lessons
 from mmsae.world.llava_train import Dialogues, LlavaRecipe, image_features, train
 
-STEPS = 200
+STEPS = 300
 
 
 def train_llava(
@@ -33,7 +33,7 @@ def train_llava(
     base: str | None = None,
     batch_size: int = 32,
     lr: float = 0.02,
-    adam_lr: float = 2e-3,
+    adam_lr: float = 5e-3,
     hidden: int = 128,
     layers: int = 3,
     checkpoint_every: int = 100,

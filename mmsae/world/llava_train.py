@@ -41,7 +41,7 @@ class LlavaRecipe(NamedTuple):
     batch_size: int = 32
     seed: int = 0
     lr: float = 0.02
-    adam_lr: float = 2e-3
+    adam_lr: float = 5e-3
     weight_decay: float = 0.05
     p_caption: float = 0.2
     caption_weight: float = 0.5
