@@ -81,8 +81,7 @@ def write_filter_report(result: Result) -> None:
         if len(rows):
             pairs = [_pair(examples[i], score) for i in rows.tolist() if i in examples]
             sections.append(Section(title, how if "Dropped" in title else "", pairs=pairs))
-    if result.weights is not None:
-        sections.append(_concepts(result, [examples[i].row for i in examples]))
+    sections.append(_concepts(result, [examples[i].row for i in examples]))
     render_report(
         result.folder / "report.html",
         f"Filtered by {score}",

@@ -18,14 +18,13 @@ from mmsae.files import atomic_file
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, expand
 from mmsae.tasks import filter_merge as merge
-from mmsae.tasks.filter_fit import WEIGHTS, digest, identity, prepare_weights
+from mmsae.tasks.filter_fit import WEIGHTS, digest, identity, prepare_cross_modal, prepare_weights
 from mmsae.tasks.filter_folder import RESULTS, JobFolder
 from mmsae.tasks.filter_passes import Target, part_faults
 from mmsae.tasks.filter_run import Pass, Processes, judged, run_pass, sole_owner
 from mmsae.tasks.filter_select import SMOOTH, Choice, choose_set, quality_bins
 from mmsae.tasks.filter_weights import PairWeights
 from mmsae.tasks.pair_scorer import (
-    LVLM_SCORES,
     ClipScorer,
     PairReader,
     Scorer,
@@ -33,6 +32,7 @@ from mmsae.tasks.pair_scorer import (
     check_score,
     host_name,
     make_scorer,
+    pairs_up,
 )
 from mmsae.tasks.selection import Objective, distribution
 from mmsae.types import InputError
@@ -46,7 +46,7 @@ class Result(NamedTuple):
         paths: The input shards.
         scored: All samples.
         kept: ``(N,)`` bool.
-        weights: Labels of the latents; None where the scorer has none.
+        weights: Weights and labels of the latents.
         results: What ``results.json`` will hold.
         caption_field: Field of json with the caption.
     """
@@ -55,7 +55,7 @@ class Result(NamedTuple):
     paths: list[str]
     scored: merge.Scored
     kept: np.ndarray
-    weights: PairWeights | None
+    weights: PairWeights
     results: dict[str, Any]
     caption_field: str
 
@@ -104,7 +104,8 @@ def filter_shards(
         keep: Share of the usable samples that is kept, above 0 and at most 1.
         host: Name of the host (``local-dir:DIR``, ``ViT-B-32/laion2b_s34b_b79k``, ...). Default: the one that the SAE
             was trained on, where that can be found again.
-        weights: File of fitted weights (an earlier OUT/weights.safetensors), or ``auto``: fit them on a sample.
+        weights: File of fitted weights (an earlier OUT/weights.safetensors; for the ``cos`` scores a folder that
+            ``mmsae weights`` wrote), or ``auto``: fit them on a sample.
         calibration: Clean shards to fit weights on instead of a sample of the input; needed for pair_calibrated.
         select: ``top``: the highest scores. ``match``: the set whose concepts are distributed as in ``target``.
             ``cover``: the set that covers most concepts.
@@ -144,7 +145,8 @@ def filter_shards(
         "calibration": [] if calibration is None else expand(calibration),
         "target": [] if target is None else expand(target),
     }
-    worker = make_scorer(spec) if score in LVLM_SCORES else PairReader(spec)
+    # of the scores of a vision-language LLM this one needs no weights, which may have to be fitted first
+    worker = PairReader(spec) if pairs_up(spec) else make_scorer(spec._replace(score="l0"))
     job = {
         "score": score,
         "keep": keep,
@@ -208,11 +210,14 @@ def _filter(
     """The stages of a job whose folder this process owns."""
     draft, spec = folder.draft, run.spec
     draft.mkdir(parents=True, exist_ok=True)
-    fitted = None
     if isinstance(worker, PairReader):
         fitted = prepare_weights(folder, run, worker, given["calibration"], weights, names, processes)
         run = run._replace(spec=spec._replace(weights=str(draft / WEIGHTS)))
         worker = ClipScorer(run.spec, reader=worker)
+    else:
+        where, fitted = prepare_cross_modal(folder, run, worker, weights, names, processes)
+        run = run._replace(spec=spec._replace(weights=where))
+        worker = make_scorer(run.spec) if where else worker
     goal = None
     if given["target"]:
         goal_run = run._replace(kind="target", paths=given["target"], folder=str(folder.work / "target"))
@@ -227,8 +232,7 @@ def _filter(
     rows, about = _choose(folder, run, parts, scored, goal, b)
     kept, order = np.zeros(len(scored.uids), dtype=bool), np.full(len(scored.uids), -1)
     kept[rows], order[rows] = True, np.arange(len(rows))
-    label = fitted.label if fitted else "#{}".format
-    merge.write_scores(draft / "scores.parquet", parts, scored, kept, order, label)
+    merge.write_scores(draft / "scores.parquet", parts, scored, kept, order, fitted.label)
     merge.write_uids(draft / "uids.npy", scored.uids[kept].tolist())
     written = merge.reshard(
         run.paths, scored, kept, draft / "shards", folder.job["per_shard"], folder.job["compress"], run.progress
@@ -242,7 +246,7 @@ def _filter(
         "scores": {c: merge.summary(v) for c, v in scored.numbers.items()},
         "scores_kept": {c: merge.summary(v[kept]) for c, v in scored.numbers.items()},
         "spearman": merge.spearman(scored.numbers),
-        "weights": fitted.about if fitted else {},
+        "weights": fitted.about,
         "faults": log.to_dict(),
         "job": folder.job,
     }

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mmsae.metrics.correlation import PairScorer
 from mmsae.tasks.filter_folder import JobFolder
 from mmsae.tasks.filter_run import Pass, Processes, judged, run_pass
-from mmsae.tasks.filter_weights import FitSample, PairWeights, fit_weights
-from mmsae.tasks.pair_scorer import PairReader
+from mmsae.tasks.filter_weights import FitSample, PairWeights, fit_weights, name_concepts
+from mmsae.tasks.pair_scorer import PairReader, Scorer
 from mmsae.tasks.selection import draw
 from mmsae.types import InputError
 
@@ -26,9 +29,10 @@ def identity(paths: Sequence[str]) -> list[list[Any]]:
 
 
 def digest(path: str) -> str:
-    """Hash of a small file."""
+    """Hash of a small file, or of the weights in a folder."""
+    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     try:
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
     except OSError as e:
         raise InputError(f"{path} cannot be read: {e.strerror}") from e
 
@@ -101,3 +105,39 @@ def sample_tars(paths: Sequence[str], n: int, seed: int) -> list[str]:
             chosen.add(path)
             have += count_samples(path)
     return [p for p in paths if p in chosen]
+
+
+def prepare_cross_modal(
+    folder: JobFolder, run: Pass, scorer: Scorer, weights: str, names: str | None, processes: Processes
+) -> tuple[str, PairWeights]:
+    """The folder of cross-modal weights for the scores that need them (else empty), and what to call the latents.
+
+    Args:
+        folder: Of the job.
+        run: The ``score`` pass that is to follow.
+        scorer: A scorer of the same host and SAE that needs no weights.
+        weights: A folder that ``mmsae weights`` wrote, or ``auto``.
+        names: JSON file of names, or None.
+        processes: Who does the pass for the names.
+    """
+    from mmsae.tasks.weights import cross_modal_weights
+    from mmsae.tasks.weights_file import CFG, TENSORS, load_weights
+
+    n, seed, where = folder.job["fit_samples"], run.spec.seed, ""
+    paths = sample_tars(run.paths, n, seed)
+    if run.spec.score.startswith("cos"):
+        where = weights
+        if weights == "auto":
+            where = str(folder.work / "cross_modal")
+            cross_modal_weights(
+                scorer.host, scorer.sae, paths, where, samples=n, batch_size=run.batch_size, workers=run.workers,
+                seed=seed, fault_limit=run.fault_limit, allow_other_site=run.spec.other_site, progress=run.progress,
+            )  # fmt: skip
+        for name in (CFG, TENSORS):
+            shutil.copyfile(Path(where) / name, folder.draft / name)
+    fit_run = run._replace(kind="fit", paths=paths, folder=str(folder.work / "fit"))
+    sample, faults = FitSample.read(run_pass(fit_run, processes, scorer))
+    judged(faults, run.fault_limit)
+    found = load_weights(where).weights.nan_to_num(0).clamp(min=0) if where else torch.ones(scorer.sae.d_sae)
+    about = {**scorer.fingerprints, "pairs": len(sample.uids), "shards": len(paths), "seed": seed}
+    return where, PairWeights(PairScorer(found), name_concepts(sample, _names(names)), about)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmsae.shards import FaultLog
-from mmsae.tasks.filter_weights import FitSample
+from mmsae.tasks.filter_weights import FitSample, stack_codes
 from mmsae.tasks.pair_scorer import PairReader, Scorer
 from mmsae.tasks.selection import Items, draw
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
@@ -40,24 +40,30 @@ def _pick(column: Sequence[str], good: Tensor) -> list[str]:
 
 
 class FitPass:
-    """Codes and embeddings of one tar."""
+    """Codes and embeddings of one tar; codes pooled over tokens alone where the host has no joint space."""
 
-    def __init__(self, reader: PairReader) -> None:
+    def __init__(self, reader: PairReader | Scorer) -> None:
         self.reader = reader
         self.codes: dict[str, list[Codes]] = {IMAGE: [], TEXT: []}
         self.x: dict[str, list[Tensor]] = {IMAGE: [], TEXT: []}
         self.uids: list[str] = []
         self.captions: list[str] = []
+        self.d_sae = 0
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
         """Add a batch."""
-        x, codes = self.reader.read(batch)
+        if isinstance(self.reader, PairReader):
+            x, codes = self.reader.read(batch)
+        else:
+            x, codes = {}, self.reader.evidence(batch).codes
+        self.d_sae = codes[IMAGE].d_sae
         good = not_finite(batch, [*x.values(), *(c.values for c in codes.values())], log)
         for m in (IMAGE, TEXT):
             c = codes[m]
             ids = None if c.indices is None else c.indices.cpu()[good]
             self.codes[m].append(c._replace(values=c.values.detach().cpu()[good], indices=ids, info=None))
-            self.x[m].append(x[m].cpu()[good])
+            if m in x:
+                self.x[m].append(x[m].cpu()[good])
         self.uids += _pick(batch.uids, good)
         self.captions += _pick(batch.captions, good)
 
@@ -65,16 +71,11 @@ class FitPass:
         """The part file."""
         faults = log.to_dict()
         if not self.uids:
-            empty = Codes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), self.reader.sae.d_sae)
+            empty = Codes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), self.d_sae)
             return FitSample({IMAGE: empty, TEXT: empty}, {}, [], []).to_bytes(faults)
-        codes = {
-            m: parts[0]._replace(
-                values=torch.cat([c.values for c in parts]),
-                indices=None if parts[0].indices is None else torch.cat([c.indices for c in parts]),
-            )
-            for m, parts in self.codes.items()
-        }
-        return FitSample(codes, {m: torch.cat(v) for m, v in self.x.items()}, self.uids, self.captions).to_bytes(faults)
+        codes = {m: stack_codes(parts) for m, parts in self.codes.items()}
+        x = {m: torch.cat(v) for m, v in self.x.items() if v}
+        return FitSample(codes, x, self.uids, self.captions).to_bytes(faults)
 
 
 class TargetPass:
@@ -136,10 +137,11 @@ class ScorePass:
     Args:
         scorer: Scores.
         modality: Whose codes to keep for choosing a set; empty: none.
+        random: Seed of the score ``random``, where that is asked for.
     """
 
-    def __init__(self, scorer: Scorer, modality: str = "") -> None:
-        self.scorer, self.modality = scorer, modality
+    def __init__(self, scorer: Scorer, modality: str = "", random: int | None = None) -> None:
+        self.scorer, self.modality, self.random = scorer, modality, random
         self.tables: list[pa.Table] = []
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
@@ -151,6 +153,8 @@ class ScorePass:
         columns["caption"] = pa.array(captions, pa.string())
         columns["words"] = pa.array([len(c.split()) for c in captions], pa.int32())
         numbers = {c: scores[c] for c in self.scorer.columns} | why.counts
+        if self.random is not None:
+            numbers["random"] = torch.tensor([draw(u, self.random) for u in batch.uids], dtype=torch.float64)
         columns |= {c: pa.array(v.detach().cpu()[good].float().numpy()) for c, v in numbers.items()}
         for side in ("text_only", "image_only"):
             latents, strengths = (t.detach().cpu()[good] for t in getattr(why, side))
@@ -210,8 +214,10 @@ def to_items(codes: Codes, uids: np.ndarray) -> Items:
     return Items(uids, np.concatenate([[0], on.sum(1).cumsum()]), ids[on].astype(np.int64), v[on])
 
 
-def make_pass(kind: str, scorer: Scorer | PairReader, modality: str) -> FitPass | TargetPass | ScorePass:
+def make_pass(
+    kind: str, scorer: Scorer | PairReader, modality: str, random: int | None = None
+) -> FitPass | TargetPass | ScorePass:
     """A fresh pass over one tar."""
     if kind == "fit":
         return FitPass(scorer)
-    return TargetPass(scorer, modality) if kind == "target" else ScorePass(scorer, modality)
+    return TargetPass(scorer, modality) if kind == "target" else ScorePass(scorer, modality, random)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mmsae.shards import FaultLog, UnitBatch, done, part_path, unit_batches, units, write_part
 from mmsae.shards.tar import groups
 from mmsae.tasks.filter_passes import make_pass
-from mmsae.tasks.pair_scorer import LVLM_SCORES, ClipScorer, PairReader, Scorer, ScorerSpec, make_scorer
+from mmsae.tasks.pair_scorer import ClipScorer, PairReader, Scorer, ScorerSpec, make_scorer, pairs_up
 from mmsae.types import Faults, InputError
 
 LOCK = "workers.lock"
@@ -56,6 +56,11 @@ class Pass(NamedTuple):
     caption_field: str
     fault_limit: float
     progress: bool
+
+    @property
+    def random(self) -> int | None:
+        """Seed of the score ``random``, where that is asked for."""
+        return self.spec.seed if self.spec.score == "random" else None
 
     def missing(self) -> list[int]:
         """Tars whose part is not there."""
@@ -133,6 +138,7 @@ def batches(job: Pass, worker: Scorer | PairReader, todo: Sequence[int], workers
         workers=workers,
         need=("image", "caption"),
         caption_field=job.caption_field,
+        collate=worker.collate,
     )
 
 
@@ -146,7 +152,7 @@ def _work(job: Pass, worker: Scorer | PairReader, todo: list[int], lead: bool) -
             if _stop is not None and _stop.is_set():
                 return  # the job failed elsewhere
             if path not in passes:
-                passes[path], logs[path] = make_pass(job.kind, worker, job.modality), FaultLog()
+                passes[path], logs[path] = make_pass(job.kind, worker, job.modality, job.random), FaultLog()
             log = FaultLog()
             log.merge(batch.faults)
             if batch.uids:
@@ -179,7 +185,7 @@ def _announce(job: Pass, worker: Scorer | PairReader, todo: list[int], devices: 
     if first.uids:
         for _ in range(2):  # the first pass allocates and compiles
             start = time.perf_counter()
-            make_pass(job.kind, worker, job.modality).add(first._replace(), FaultLog())
+            make_pass(job.kind, worker, job.modality, job.random).add(first._replace(), FaultLog())
         run = time.perf_counter() - start
         each = max(run, decode / job.workers) if job.workers else run + decode
         text += f", about {duration(n / len(first.uids) / devices * each)} on {devices} x {worker.device}"
@@ -213,8 +219,9 @@ def _share(job: Pass, todo: list[int], lead: bool) -> None:
     global _reader
     with open(Path(job.folder) / LOCK, "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if job.spec.score in LVLM_SCORES:
-            worker = make_scorer(job.spec, _rank)
+        if not pairs_up(job.spec):
+            spec = job.spec._replace(score="l0") if job.kind == "fit" else job.spec  # there are no weights yet
+            worker = make_scorer(spec, _rank)
         else:
             _reader = _reader or PairReader(job.spec, _rank)
             worker = _reader if job.kind == "fit" else ClipScorer(job.spec, reader=_reader)

@@ -154,16 +154,31 @@ class FitSample(NamedTuple):
             with safe_open(path, "pt") as f:
                 metas.append(json.loads(f.metadata()["mmsae"]))
                 parts.append({k: f.get_tensor(k) for k in f.keys()})
-        full = [p for p in parts if "x.image" in p]
+        full = [p for p, meta in zip(parts, metas, strict=True) if meta["uids"]]
         if not full:
             raise InputError(f"no usable pair in the {len(paths)} shards that weights are fitted on")
-        joined = {k: torch.cat([p[k] for p in full]) for k in full[0]}
-        codes = {}
+        d_sae, codes = max(meta["d_sae"] for meta in metas), {}
         for m in (IMAGE, TEXT):
-            ids = joined.get(f"indices.{m}")
-            codes[m] = Codes(joined[f"values.{m}"], None if ids is None else ids.long(), metas[0]["d_sae"], m)
+            ids = [p[f"indices.{m}"].long() if f"indices.{m}" in p else None for p in full]
+            codes[m] = stack_codes([Codes(p[f"values.{m}"], i, d_sae, m) for p, i in zip(full, ids, strict=True)])
+        x = {m: torch.cat([p[f"x.{m}"] for p in full]) for m in (IMAGE, TEXT) if f"x.{m}" in full[0]}
         uids, captions = ([v for meta in metas for v in meta[f]] for f in ("uids", "captions"))
-        return cls(codes, {m: joined[f"x.{m}"] for m in (IMAGE, TEXT)}, uids, captions), [m["faults"] for m in metas]
+        return cls(codes, x, uids, captions), [meta["faults"] for meta in metas]
+
+
+def stack_codes(parts: Sequence[Codes]) -> Codes:
+    """Codes of several batches below each other; pooled ones have as many entries as their fullest row.
+
+    What is filled up has the value 0 and latent ids that the row may have already.
+    """
+    if parts[0].indices is None:
+        return parts[0]._replace(values=torch.cat([c.values for c in parts]))
+    k = max(c.values.shape[1] for c in parts)
+    values, ids = (
+        torch.cat([torch.nn.functional.pad(t, (0, k - t.shape[1])) for t in column])
+        for column in zip(*((c.values, c.indices) for c in parts), strict=True)
+    )
+    return parts[0]._replace(values=values, indices=ids)
 
 
 def fit_weights(

@@ -14,7 +14,6 @@ from mmsae.kernels.pairs import code_norm
 from mmsae.metrics.sample_scores import SCORES as LVLM_SCORES
 from mmsae.sae import SAE
 from mmsae.tasks.filter_weights import PairWeights
-from mmsae.tasks.selection import draw
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
 
 ALWAYS = ("clip", "clip_centred", "pair_code", "pair_weighted")
@@ -55,18 +54,20 @@ class Scorer(Protocol):
     """What filtering needs of a score.
 
     Attributes:
-        name: The score to keep by, one of ``columns``.
+        name: The score to keep by: one of ``columns``, or ``random``, which is nobody's.
         columns: All scores that it tabulates.
         transform: Image to tensor, in the decoding workers; the host's own.
-        tokenize: Captions to ids, there too; None where the host wants the captions as they are.
+        tokenize: Captions to ids, there too.
+        collate: Samples to a batch, in place of both, where the host sees image and text together.
         fingerprints: ``{"sae": ..., "host": ...}``, hashes of what scores.
         device: Kind of device, ``cpu`` or ``cuda``.
     """
 
     name: str
     columns: tuple[str, ...]
-    transform: Callable
+    transform: Callable | None
     tokenize: Callable | None
+    collate: Callable | None
     fingerprints: dict[str, str]
     device: str
 
@@ -135,7 +136,7 @@ class PairReader:
         if spec.other_site:
             self.sites = {m: self.host.site(s, allow_mismatch=True) for m, s in self.sites.items()}
         self.embeds = {m: self.host.site(f"{m}.embed") for m in (IMAGE, TEXT)}
-        self.transform, self.tokenize = self.host.transform(train=False), self.host.tokenize
+        self.transform, self.tokenize, self.collate = self.host.transform(train=False), self.host.tokenize, None
         self.device = torch.device(device).type
         self.fingerprints = {"sae": sae_fingerprint(self.sae), "host": self.host.fingerprint}
 
@@ -157,10 +158,10 @@ class ClipScorer:
     def __init__(self, spec: ScorerSpec, rank: int = 0, reader: PairReader | None = None) -> None:
         self.reader = reader or PairReader(spec, rank)
         self.weights = PairWeights.load(spec.weights).to(self.reader.host.device)
-        self.name, self.seed = spec.score, spec.seed
+        self.name = spec.score
         calibrated = ("pair_calibrated",) * (self.weights.calibrator is not None)
-        self.columns = (*ALWAYS, *calibrated, *(("random",) * (spec.score == "random")))
-        self.transform, self.tokenize = self.reader.transform, self.reader.tokenize
+        self.columns = (*ALWAYS, *calibrated)
+        self.transform, self.tokenize, self.collate = self.reader.transform, self.reader.tokenize, None
         self.fingerprints, self.device = self.reader.fingerprints, self.reader.device
         self._last: tuple[ImageTextBatch, Pairs] | None = None
 
@@ -177,8 +178,6 @@ class ClipScorer:
         out = scorer.embeddings(x[IMAGE], x[TEXT]) | scorer.codes(codes[IMAGE], codes[TEXT])
         if self.weights.calibrator is not None:
             out["pair_calibrated"] = self.weights.calibrator(codes[IMAGE], codes[TEXT], out)
-        if self.name == "random":
-            out["random"] = torch.tensor([draw(u, self.seed) for u in batch.uids], dtype=torch.float64)
         return out
 
     @torch.no_grad()
@@ -244,7 +243,7 @@ def is_clip(host: str) -> bool:
     kind, _, rest = host.partition(":")
     if kind == "local-dir":
         return (Path(rest) / "open_clip_config.json").is_file()
-    return kind != "hf-hub"
+    return kind not in ("hf-hub", "lvlm")
 
 
 def check_score(score: str, host: str) -> None:
@@ -255,6 +254,11 @@ def check_score(score: str, host: str) -> None:
     """
     if score not in SCORES:
         raise InputError(f"no score {score!r}; there are {', '.join(SCORES)}")
+    if host.startswith("lvlm:") and score in PAIR_SCORES[:-1]:
+        raise InputError(
+            f"score {score} is that of a CLIP-like host and host {host} is a vision-language LLM; "
+            f"there are {', '.join(LVLM_SCORES)} and random for it"
+        )
     if score in LVLM_SCORES and is_clip(host):
         raise InputError(
             f"score {score} is that of a vision-language LLM and host {host} is CLIP-like; "
@@ -264,8 +268,13 @@ def check_score(score: str, host: str) -> None:
 
 def make_scorer(spec: ScorerSpec, rank: int = 0) -> Scorer:
     """The scorer of a spec, on this process's device."""
-    if spec.score in LVLM_SCORES:
-        from mmsae.tasks import sae_v
+    if not pairs_up(spec):
+        from mmsae.tasks.sae_v import SaeVScorer
 
-        return sae_v.filter_scorer(spec, rank)
+        return SaeVScorer(spec._replace(score="l0") if spec.score == "random" else spec, rank)
     return ClipScorer(spec, rank)
+
+
+def pairs_up(spec: ScorerSpec) -> bool:
+    """Whether pairs are scored under a CLIP-like host, rather than tokens under a vision-language LLM."""
+    return spec.score not in LVLM_SCORES and not spec.host.startswith("lvlm:")
