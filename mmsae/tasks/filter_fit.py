@@ -66,7 +66,7 @@ def prepare_weights(
         fitted.save(file)
         return fitted
     if not (file.exists() and file.with_suffix(".json").exists()):
-        paths = clean or sample_tars(run.paths, folder.job["fit_samples"], run.spec.seed)
+        paths = sample_tars(clean or run.paths, folder.job["fit_samples"], run.spec.seed)
         fit_run = run._replace(kind="fit", paths=paths, folder=str(folder.work / "fit"))
         sample, faults = FitSample.read(run_pass(fit_run, processes, reader))
         judged(faults, run.fault_limit)
