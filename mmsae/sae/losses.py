@@ -79,7 +79,7 @@ class AuxK(LossTerm):
     """Dead latents are trained to explain the residual (arXiv 2406.04093, appendix A.2).
 
     ``coefficient * ||e - z_dead D||^2 / E||e - mean(e)||^2`` with ``e = stopgrad(target - recon)`` and no decoder bias:
-    the target is a residual. Only dead latents get gradients.
+    the target is a residual. Of the latents, only dead ones get gradients (so does the bias taken off the input).
 
     Args:
         coefficient: Weight of the term.
@@ -120,21 +120,25 @@ class CodeCosine(LossTerm):
 
     Published coefficients sit on mean-squared-error losses and do not carry over: this one is in FVU units, where .1 to
     .3 is a plateau on the generated world and 1 collapses onto hub latents (one latent that fires on everything makes
-    every pair agree). Watch the cosine of shuffled pairs.
+    every pair agree). Watch the cosine of shuffled pairs. Where text is poor (ten class names) and k is large, .1 and
+    .03 collapsed too: a slot of the code is free to hold a constant that the decoder's bias takes away again.
+    ``shuffled=1`` ends that, because a constant then gains nothing (docs/first-results.md).
 
     Args:
         coefficient: Weight of the term.
         mask_top: 1 zeroes, in both codes, the largest latent of each of the two before comparing (arXiv 2602.06218).
         ramp: Share of the training over which the coefficient rises linearly from 0.
+        shuffled: Weight, within the term, of the mean cosine of shuffled pairs (each row with the next row's partner),
+            which is added. 0: pairs only.
     """
 
     name = "code_cosine"
 
-    def __init__(self, coefficient: float = 0.1, mask_top: int = 0, ramp: float = 0.1):
+    def __init__(self, coefficient: float = 0.1, mask_top: int = 0, ramp: float = 0.1, shuffled: float = 0.0):
         super().__init__()
         if mask_top not in (0, 1):
             raise InputError(f"mask_top must be 0 or 1, not {mask_top}")
-        self.coefficient, self.mask_top, self.ramp = coefficient, mask_top, ramp
+        self.coefficient, self.mask_top, self.ramp, self.shuffled = coefficient, mask_top, ramp, shuffled
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss.
@@ -147,4 +151,8 @@ class CodeCosine(LossTerm):
             raise InputError(f"code_cosine needs pairs: two modalities with equal counts, not {counts}")
         a, b = (out.codes for out in outputs.values())
         weight = self.coefficient * (min(1.0, ctx.progress / self.ramp) if self.ramp else 1.0)
-        return weight * (1.0 - code_cosine(a, b, mask_top=self.mask_top).mean())
+        apart = 1.0 - code_cosine(a, b, mask_top=self.mask_top).mean()
+        if self.shuffled:
+            other = b.rows(torch.arange(b.n, device=b.values.device).roll(1))
+            apart = apart + self.shuffled * code_cosine(a, other, mask_top=self.mask_top).mean()
+        return weight * apart
