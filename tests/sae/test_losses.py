@@ -197,3 +197,25 @@ def test_cosine_ramps_masks_and_needs_pairs():
         CodeCosine()({"image": out["image"]}, LossContext(sae))
     with pytest.raises(InputError, match="'image': 64, 'text': 60"):
         CodeCosine()(sae({"image": x["image"], "text": x["text"][:60]}), LossContext(sae))
+
+
+def test_shuffled_cosine_is_added_and_codes_that_are_alike_gain_nothing():
+    sae, x = model()
+    out = sae(x)
+    z = {m: F.normalize(o.codes.to_dense(), dim=1) for m, o in out.items()}
+    pair = (z["image"] * z["text"]).sum(1).mean()
+    shuffled = (z["image"] * z["text"].roll(1, 0)).sum(1).mean()
+    terms = [CodeCosine(0.2, ramp=0.0, shuffled=s)(out, LossContext(sae)) for s in (0.0, 0.5)]
+    torch.testing.assert_close(torch.stack(terms), 0.2 * torch.stack([1 - pair, 1 - pair + 0.5 * shuffled]))
+    terms[1].backward()
+    sparse = sae.encoder.weight.grad.clone()
+    sae.zero_grad()
+    z = {m: F.normalize(dense_forward(sae, x[m], m)[2], dim=1) for m in x}
+    a, b = z["image"], z["text"]
+    (0.2 * (1 - (a * b).sum(1).mean() + 0.5 * (a * b.roll(1, 0)).sum(1).mean())).backward()
+    torch.testing.assert_close(sparse, sae.encoder.weight.grad)
+
+    same = sae({m: x["image"][:1].expand(8, -1) for m in x})
+    same["text"] = same["image"]  # the worst hub: all codes are the same
+    assert float(CodeCosine(0.2, ramp=0.0)(same, LossContext(sae))) == pytest.approx(0.0, abs=1e-6)
+    assert float(CodeCosine(0.2, ramp=0.0, shuffled=1.0)(same, LossContext(sae))) == pytest.approx(0.2)
