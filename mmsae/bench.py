@@ -23,7 +23,7 @@ PAIR = ("pair_code", "pair_weighted", "clip", "clip_centred")
 BLIND = "cos_code/question"
 LIKELIHOOD = "answer_likelihood"
 CONTROLS = ("all", "random", "oracle")
-ARMS = (*CONTROLS, *SAE_V, BLIND, *PAIR, LIKELIHOOD)
+ARMS = (*CONTROLS, LIKELIHOOD, *PAIR, *SAE_V, BLIND)
 QUICK = ("all", "random", "cos_code", "oracle")
 #: Of the base model, written down so that it stays half-trained when the defaults get better.
 BASE = {"batch_size": 32, "lr": 0.02, "adam_lr": 2e-3, "hidden": 128, "layers": 3}
