@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from argparse import ArgumentError
@@ -137,6 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             from mmsae.types import InputError
 
             raise InputError(f"no command {args[0]!r}; there are {', '.join((*LIGHTNING, *COMMANDS))}")
+    except BrokenPipeError:  # the reader of our output has seen enough, as in `mmsae info X | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Exception as e:
         message = _user_error(e, args[0])
         if message is None:

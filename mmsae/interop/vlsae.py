@@ -66,14 +66,14 @@ def from_state(state: dict[str, Tensor], k: int, strict: bool = False) -> SAE:
         sae.dictionaries[key].bias.copy_(state[name + ".bias"])
     if kind == "vl_sae":
         encoder.weight.copy_(state["encoder"])
-        return sae.eval()
+        return sae.eval().requires_grad_(False)
     parts = {"encoder": encoder}
     if kind == "dual":
         parts = {"v_encoder": encoder.encoders["image"], "t_encoder": encoder.encoders["text"]}
     for name, part in parts.items():
         part.weight.copy_(state[name + ".weight"])
         part.bias.copy_(state[name + ".bias"])
-    return sae.eval()
+    return sae.eval().requires_grad_(False)
 
 
 def load_file(path: Path, k: int | None, strict: bool) -> SAE:

@@ -169,7 +169,7 @@ def load(path: str | Path, device: str = "cpu") -> SAE:
     except SafetensorError as e:
         raise InputError(f"{folder / WEIGHTS} is damaged: {e}") from e
     _fill(sae, tensors, folder / WEIGHTS)
-    return sae.to(device).eval()
+    return sae.to(device).eval().requires_grad_(False)
 
 
 def _rebuild(block: Mapping[str, Any], file: Path) -> SAE:

@@ -204,7 +204,10 @@ class SAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> SAE:
-        """Load a folder that :meth:`save_pretrained` wrote, or a Hugging Face hub id; see :mod:`mmsae.sae.io`."""
+        """Load a folder that :meth:`save_pretrained` wrote, or a Hugging Face hub id; see :mod:`mmsae.sae.io`.
+
+        The SAE is frozen and in eval mode, so that its outputs are plain tensors; ``requires_grad_()`` trains it on.
+        """
         from mmsae.sae.io import load
 
         return load(path, device)

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mmsae.files import atomic_file, remove_leftovers
 from mmsae.training.checkpoint import disk_errors
+from mmsae.types import InputError
 
 
 class RunProgress(TQDMProgressBar):
@@ -82,6 +83,12 @@ class ExportSAE(Callback):
         return last, last.with_name(last.name + "-best")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
+        for name, p in module.sae.named_parameters():
+            if not torch.isfinite(p).all():
+                raise InputError(
+                    f"the training diverged: {name} is no longer finite after {trainer.global_step} steps, no SAE "
+                    "is written; lower the learning rate or check the activations"
+                )
         seen = {m: int(n) for m, n in zip(module.usage.modalities, module.usage.tokens, strict=True)}
         with disk_errors(folder.parent):
             module.sae.save_pretrained(

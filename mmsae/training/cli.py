@@ -41,6 +41,9 @@ class RunCLI(LightningCLI):
                 CSVLogger(root, name="logs"),
                 TensorBoardLogger(root, name="logs", version="tensorboard"),
             ]
+        steps, interval = config.get("max_steps") or -1, config.get("val_check_interval")
+        if isinstance(interval, int) and 0 < steps < interval:
+            kwargs["val_check_interval"] = steps  # a short run is validated once, at its end, rather than never
         if config.get("enable_progress_bar") is not False:
             kwargs["callbacks"] = [*(config.get("callbacks") or []), RunProgress()]
         return super().instantiate_trainer(**kwargs)
@@ -150,6 +153,25 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
     )
 
 
+def configs_first(args: list[str]) -> list[str]:
+    """The arguments with every ``-c`` right behind the subcommand: options override recipes wherever they stand.
+
+    Otherwise what stands before ``-c`` would be overridden by the recipe without a word.
+    """
+    command, *rest = args
+    recipes, options = [], []
+    at = iter(rest)
+    for value in at:
+        if value in ("-c", "--config"):
+            name = next(at, None)
+            recipes += [value] if name is None else [value, find_recipe(name)]
+        elif value.startswith("--config="):
+            recipes += ["--config", find_recipe(value.split("=", 1)[1])]
+        else:
+            options.append(value)
+    return [command, *recipes, *options]
+
+
 def run(args: list[str]) -> None:
     """Run one of Lightning's subcommands; recipes are resolved before parsing.
 
@@ -157,14 +179,7 @@ def run(args: list[str]) -> None:
         InputError: Something that was asked for cannot be had.
     """
     tidy_messages()
-    resolved = []
-    for previous, value in zip(["", *args], args, strict=False):
-        if previous in ("-c", "--config"):
-            value = find_recipe(value)
-        elif value.startswith("--config="):
-            value = "--config=" + find_recipe(value.split("=", 1)[1])
-        resolved.append(value)
     try:
-        build_cli(resolved)
+        build_cli(configs_first(args))
     except MisconfigurationException as e:  # Lightning's word for settings that do not go together
         raise InputError(" ".join(str(e).split())) from e

@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmsae.metrics.validation import ValidationMetrics
-from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.sae import SAE, AuxK, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.training.schedule import Schedule
 from mmsae.types import InputError, SAEOutput, Tokens
 
@@ -46,7 +47,7 @@ class LitSAE(pl.LightningModule):
         dead_after: int = 1_000_000,
     ):
         super().__init__()
-        self.sae = sae
+        self.sae = sae.requires_grad_(True)  # loaded SAEs are frozen
         self.losses = nn.ModuleList(losses or [Reconstruction()])
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.normaliser_rows, self.dead_after = normaliser_rows, dead_after
@@ -124,6 +125,18 @@ class LitSAE(pl.LightningModule):
     def on_train_start(self) -> None:
         """Remember the length of the training, which ramps need."""
         self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        self._said = False
+
+    def _say_if_auxk_is_idle(self, rows: int) -> None:
+        """AuxK with a bound beyond the whole run does nothing, and nothing else would tell."""
+        self._said = True
+        tokens = rows * self.trainer.world_size * self.total_steps
+        for term in self.losses:
+            if isinstance(term, AuxK) and term.coefficient and term.dead_after >= tokens:
+                rank_zero_info(
+                    f"auxk does nothing in this run: latents count as dead after {term.dead_after:,} tokens, the run "
+                    f"has about {tokens:,}; lower losses.auxk.dead_after"
+                )
 
     def forward(self, batch: Tokens) -> dict[str, SAEOutput]:
         """Outputs for the modalities of the SAE; a store may hold others too."""
@@ -135,6 +148,8 @@ class LitSAE(pl.LightningModule):
         ctx = LossContext(self.sae, self.usage, self.global_step / self.total_steps)
         terms = {term.name: term(outputs, ctx) for term in self.losses}
         loss = torch.stack(list(terms.values())).sum()
+        if not self._said:
+            self._say_if_auxk_is_idle(max(out.codes.n for out in outputs.values()))
         self.usage.update({m: out.codes for m, out in outputs.items()})
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_training(outputs, terms, loss, next(iter(outputs.values())).codes.n)
