@@ -1,105 +1,23 @@
-"""``mmsae demo``: a world with known concepts, a tiny CLIP trained on it, SAEs on the CLIP, and what they found.
+"""``mmsae demo``: a world with known concepts, a tiny CLIP and a tiny LLaVA, SAEs on both, and what for.
 
 Every stage writes its result whole or not at all and is skipped when it is there, so an interrupted demo goes on where
-it stopped. Training goes through ``mmsae fit``.
+it stopped. Training goes through ``mmsae fit``. What concerns the LLaVA runs in a second process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
+from mmsae.demo_stages import METHODS, PROFILES, SEEDS, Profile, Stages, fit_method
 from mmsae.files import atomic_file
-from mmsae.recipes import find_recipe
 from mmsae.types import IMAGE, TEXT, InputError
 
-METHODS = ("paired_topk", "vl_sae", "shared_topk")
 RANDOM = "random"
-
-
-class Profile(NamedTuple):
-    """Sizes of a demo.
-
-    Attributes:
-        train: Training samples.
-        test: Held-out samples.
-        clip_steps: Steps of the CLIP.
-        sae_steps: Steps of each SAE.
-        minutes: About how long it takes on two cores.
-    """
-
-    train: int
-    test: int
-    clip_steps: int
-    sae_steps: int
-    minutes: float
-
-
-PROFILES = {"tiny": Profile(8000, 1500, 120, 300, 1.0), "default": Profile(20000, 3000, 400, 800, 2.5)}
-SEEDS = {"train": 1, "test": 2, "damage": 3}  # of the world; the demo's own seed is that of the models
-
-
-class Stages:
-    """Runs stages once, and remembers in ``DIR/demo.json`` which are done and how long they took.
-
-    Raises:
-        InputError: The folder holds a demo of another profile, seed or version of the demo.
-    """
-
-    def __init__(self, out: Path, recipe: dict[str, Any]):
-        self.file = out / "demo.json"
-        key = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
-        self.state: dict[str, Any] = {"recipe": recipe, "key": key, "seconds": {}}
-        if self.file.exists():
-            found = json.loads(self.file.read_text())
-            if found["key"] != key:
-                raise InputError(
-                    f"{out} holds a demo of {found['recipe']}, this one is {recipe}: give another --out, or remove it"
-                )
-            self.state = found
-
-    def run(self, name: str, work: Callable[[], Any]) -> None:
-        """Run ``work`` unless it is done; its seconds are added up over interruptions that it survives."""
-        if name in self.state["seconds"]:
-            print(f"[{name}] done before ({self.state['seconds'][name]:.0f} s)")
-            return
-        print(f"[{name}]", flush=True)
-        start = time.perf_counter()
-        work()
-        self.state["seconds"][name] = round(time.perf_counter() - start, 2)
-        with atomic_file(self.file) as temp:
-            temp.write_text(json.dumps(self.state, indent=2))
-
-
-def fit_method(
-    name: str, store: Path, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()
-) -> None:
-    """``mmsae fit`` of one of the world's recipes, going on from its last checkpoint if there is one.
-
-    Args:
-        name: ``configs/train/world_NAME.yaml``.
-        store: Activation store.
-        run: Run folder; the SAE comes to ``run/sae``.
-        steps: Training steps.
-        seed: Of weights.
-        progress: Show the bar.
-        extra: More command-line arguments.
-    """
-    from mmsae.training.cli import run as lightning
-
-    args = ["fit", "-c", find_recipe(f"configs/train/world_{name}.yaml"), "--data.store", str(store)]
-    args += ["--trainer.default_root_dir", str(run), "--trainer.max_steps", str(steps), "--seed_everything", str(seed)]
-    args += ["--trainer.val_check_interval", str(min(200, steps))]
-    args += ["--trainer.enable_progress_bar", str(progress).lower(), *extra]
-    if (run / "checkpoints" / "last.ckpt").exists():
-        args += ["--ckpt_path", "last"]
-    lightning(args)
 
 
 def world_pairs(store: Path, n: int, seed: int):
@@ -169,7 +87,7 @@ def _score(out: Path, profile: Profile, seed: int) -> dict[str, Any]:
 def demo(
     out: str = "runs/demo", profile: Literal["default", "tiny"] = "default", seed: int = 0, progress: bool = True
 ) -> str:
-    """Train and compare multimodal SAEs on a generated world, end to end, on the CPU.
+    """Train, compare and use multimodal SAEs on a generated world, end to end, on the CPU.
 
     Args:
         out: Folder for everything; the same command goes on where it was interrupted.
@@ -181,16 +99,22 @@ def demo(
         The path of the report.
     """
     from mmsae.cache import extract
+    from mmsae.demo_filter import RESULTS as FILTERED
+    from mmsae.demo_filter import filter_damaged, write_damaged
+    from mmsae.demo_llava import RESULTS as ANSWERED
+    from mmsae.demo_llava import STATE, SecondProcess
     from mmsae.demo_report import write_report
+    from mmsae.interpret import names_of
     from mmsae.world.clip import pretrain_clip
     from mmsae.world.shards import write_world
 
     p, root = PROFILES[profile], Path(out)
     root.mkdir(parents=True, exist_ok=True)
-    stages = Stages(root, {"profile": profile, "seed": seed, **p._asdict(), "format": 1})
+    stages = Stages(root / "demo.json", {"profile": profile, "seed": seed, **p._asdict(), "format": 2})
     print(
         f"mmsae demo, profile {profile}: {p.train:,} generated image-text pairs -> a tiny CLIP -> {len(METHODS)} SAEs "
-        f"-> report. About {p.minutes:g} minutes on two cores and 150 MB in {root}.",
+        "-> a damaged set filtered; a tiny LLaVA -> 2 SAEs -> its hallucination; report. "
+        f"About {p.minutes:g} minutes on two cores and 250 MB in {root}.",
         flush=True,
     )
     for split, n in (("train", p.train), ("test", p.test)):
@@ -203,22 +127,41 @@ def demo(
         "clip",
         lambda: pretrain_clip(train_shards, str(root / "clip"), steps=p.clip_steps, seed=seed, progress=progress),
     )
-    for split in ("train", "test"):
-        stages.run(
-            f"extract_{split}",
-            lambda split=split: extract(
-                f"local-dir:{root / 'clip'}", str(root / "shards" / split), root / "store" / split, progress=progress
-            ),
-        )
-    for name in METHODS:
-        stages.run(
-            f"fit_{name}",
-            lambda name=name: fit_method(name, root / "store" / "train", root / name, p.sae_steps, seed, progress),
-        )
-    results: dict[str, Any] = {}
-    start = time.perf_counter()
-    results = _score(root, p, seed)
-    seconds = stages.state["seconds"] | {"score": round(time.perf_counter() - start, 2)}
+    second = None
+    if not (root / ANSWERED).exists():
+        second = SecondProcess(root, profile, seed)
+        print(f"[llava] and what follows from it: in a second process, see {second.log}", flush=True)
+    try:
+        for split in ("train", "test"):
+            stages.run(
+                f"extract_{split}",
+                lambda split=split: extract(
+                    f"local-dir:{root / 'clip'}",
+                    str(root / "shards" / split),
+                    root / "store" / split,
+                    progress=progress,
+                ),
+            )
+        for name in METHODS:
+            stages.run(
+                f"fit_{name}",
+                lambda name=name: fit_method(name, root / "store" / "train", root / name, p.sae_steps, seed, progress),
+            )
+        start = time.perf_counter()
+        results = _score(root, p, seed)
+        scored = round(time.perf_counter() - start, 2)
+        stages.run("damaged", lambda: write_damaged(root, p.damaged))
+        names = names_of(results["methods"]["paired_topk"]["concepts"])
+        stages.run("filter", lambda: filter_damaged(root, "paired_topk", names, progress))
+        if second:
+            stages.run("waiting_for_llava", second.wait)
+    finally:
+        if second:
+            second.stop()
+    results["filter"] = json.loads((root / FILTERED).read_text())
+    took = json.loads((root / STATE).read_text())["seconds"]
+    results["hallucination"] = json.loads((root / ANSWERED).read_text()) | {"seconds": took}
+    seconds = stages.state["seconds"] | {"score": scored}
     results |= {"seconds": seconds, "profile": profile, "seed": seed}
     with atomic_file(root / "results.json") as temp:
         temp.write_text(json.dumps(results, indent=2))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mmsae.demo_uses import filter_section, llava_sections
 from mmsae.interpret import (
     Fact,
     Gallery,
@@ -200,13 +201,19 @@ def write_report(out: Path, results: dict[str, Any]) -> Path:
     seconds = results["seconds"]
     timing = Section(
         "Time",
-        tables=[Table(["stage", "seconds"], [*seconds.items(), ["all", sum(seconds.values())]])],
+        "What concerns the LLaVA runs in a second process, beside the stages from `extract_train` on.",
+        tables=[
+            Table(["stage", "seconds"], [*seconds.items(), ["all", sum(seconds.values())]]),
+            Table(["stage of the second process", "seconds"], list(results["hallucination"]["seconds"].items())),
+        ],
     )
     sections = [
         _overview(results),
         *_examples(out, results),
         _methods(results),
         _uses(results),
+        *filter_section(out, results),
+        *llava_sections(results),
         _curves(out, trained),
         timing,
     ]

@@ -1,11 +1,13 @@
 """The demo, end to end at the tiny profile: killed in the middle, started again, and its figures beside random ones."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,17 @@ def command(out, log):
     return subprocess.Popen(args, stdout=log.open("w"), stderr=subprocess.STDOUT, env=env)
 
 
+def second_processes(out):
+    """Processes for the vision-language part of this demo."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            args = file.read_bytes().split(b"\0")
+            if b"mmsae.demo_llava" in args and str(out).encode() in args:
+                found.append(file)
+    return found
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A demo that was killed while its second SAE trained (or soon after) and started again."""
@@ -27,8 +40,13 @@ def finished(tmp_path_factory):
     while process.poll() is None and not (out / "vl_sae").exists():
         time.sleep(0.05)
     assert process.poll() is None, log.read_text()
+    assert second_processes(out)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    end = time.monotonic() + 20
+    while second_processes(out) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not second_processes(out), "the second process outlives the demo"
     assert not (out / "results.json").exists() and not (out / "report.html").exists()
     code, text = command(out, log).wait(), log.read_text()
     assert code == 0, text
@@ -74,6 +92,40 @@ def test_results_have_the_promised_fields_and_are_far_from_random(finished):
     assert paired["recall_at_1"] > chance["recall_at_1"]
     assert paired["code_cosine"]["pair"] - paired["code_cosine"]["shuffled"] > 0.5
     assert paired["mismatch"]["swap"]["pair_code"] > 0.95
+
+
+@pytest.mark.slow
+def test_a_damaged_set_is_filtered_and_the_reasons_name_what_is_wrong(finished):
+    out, _, results = finished
+    f = results["filter"]
+    assert f["samples"] == 600 and f["kept"] == 420 and f["damaged"] == {"swap": 90, "attribute": 90}
+    assert f["damaged_share"]["before"] == pytest.approx(0.3)
+    assert f["damaged_share"]["kept"] < 0.1 < 0.7 < f["damaged_share"]["dropped"]
+    for kind, least in (("swap", 0.98), ("attribute", 0.85)):
+        assert set(f["auroc"][kind]) >= {"clip", "clip_centred", "pair_code", "pair_weighted"}
+        assert min(f["auroc"][kind].values()) > least
+    assert f["reason_named"]["share"] > 0.5
+    assert all(e["truth"] for e in f["examples"]["One wrong word, dropped"])
+    assert (out / "filter" / "report.html").exists() and (out / "filter" / "scores.parquet").exists()
+
+
+@pytest.mark.slow
+def test_the_llava_is_asked_with_and_without_concepts(finished):
+    out, _, results = finished
+    h = results["hallucination"]
+    assert set(h["pope"]) == {"random", "adversarial"}
+    for methods in h["pope"].values():
+        assert list(methods) == ["greedy", "beta", "concept"]
+        assert all(m["n"] == 80 and {"accuracy", "f1", "yes_ratio"} <= set(m) for m in methods.values())
+    assert {f"{k}/{m}" for k in ("fvu", "l0", "dead") for m in ("image", "text")} <= set(h["token_sae"])
+    assert h["token_sae"]["fvu/image"] < 0.6 and h["token_sae"]["fvu/text"] < 0.6
+    ce = h["ce_recovered"]["image_text"]
+    assert ce["original"] < ce["reconstructed"] < ce["zeroed"] and ce["recovered"] > 0.5
+    assert h["weights"]["weighted"] > 50 and len(h["latents"]) == 12
+    assert set(h["seconds"]) >= {"llava", "fit_llava_tokens", "weights", "fit_llava_concepts", "hallucination"}
+    html = (out / "report.html").read_text()
+    for title in ("Filtering a damaged set", "why</h2>", "A vision-language model", "Does it see what it says?"):
+        assert title in html
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ ALLOWED = {
     "world": BASE | {"shards", "backbones", "metrics", "tasks"},
     "datamodules": BASE | {"shards", "cache", "backbones", "world"},
 }
-EVERYTHING = {"demo", "demo_report", "bench", "bench_report", "bench_scores", "cli", "info", "__init__"}
+DEMO = {"demo", "demo_filter", "demo_llava", "demo_report", "demo_stages", "demo_uses"}
+EVERYTHING = DEMO | {"bench", "bench_report", "bench_scores", "cli", "info", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
 

@@ -1,0 +1,119 @@
+"""What the processes of ``mmsae demo`` share: sizes, stages that run once, and training by recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmsae.files import atomic_file
+from mmsae.recipes import find_recipe
+from mmsae.types import InputError
+
+METHODS = ("paired_topk", "vl_sae", "shared_topk")
+
+
+class Profile(NamedTuple):
+    """Sizes of a demo.
+
+    Attributes:
+        train: Training samples.
+        test: Held-out samples.
+        clip_steps: Steps of the CLIP.
+        sae_steps: Steps of each SAE.
+        damaged: Samples of the set that is filtered.
+        llava_images: Pictures that the LLaVA learns from.
+        llava_steps: Its steps.
+        token_steps: Steps of the SAE on its tokens.
+        talk: Conversations that SAE is trained on.
+        questions: Pictures that are asked about, two questions each.
+        minutes: About how long it takes on two cores.
+    """
+
+    train: int
+    test: int
+    clip_steps: int
+    sae_steps: int
+    damaged: int
+    llava_images: int
+    llava_steps: int
+    token_steps: int
+    talk: int
+    questions: int
+    minutes: float
+
+
+PROFILES = {
+    "tiny": Profile(8000, 1500, 120, 300, 600, 1000, 40, 40, 400, 40, 1.2),
+    "default": Profile(20000, 3000, 400, 800, 2000, 8000, 200, 300, 3000, 300, 3.5),
+}
+SEEDS = {"train": 1, "test": 2, "damage": 3, "filter": 4, "talk": 5, "talk_test": 6}  # of the world, not of the models
+
+
+class Stages:
+    """Runs stages once, and remembers in a JSON file which are done and how long they took.
+
+    Args:
+        file: The file, in the folder of the demo.
+        recipe: What the stages depend on.
+
+    Raises:
+        InputError: The folder holds a demo of another profile, seed or version of the demo.
+    """
+
+    def __init__(self, file: Path, recipe: dict[str, Any]):
+        self.file = file
+        key = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
+        self.state: dict[str, Any] = {"recipe": recipe, "key": key, "seconds": {}}
+        if self.file.exists():
+            found = json.loads(self.file.read_text())
+            if found["key"] != key:
+                raise InputError(
+                    f"{file.parent} holds a demo of {found['recipe']}, this one is {recipe}: give another --out, or "
+                    "remove it"
+                )
+            self.state = found
+
+    def run(self, name: str, work: Callable[[], Any]) -> None:
+        """Run ``work`` unless it is done; its seconds are added up over interruptions that it survives."""
+        if name in self.state["seconds"]:
+            print(f"[{name}] done before ({self.state['seconds'][name]:.0f} s)")
+            return
+        print(f"[{name}]", flush=True)
+        start = time.perf_counter()
+        work()
+        self.state["seconds"][name] = round(time.perf_counter() - start, 2)
+        with atomic_file(self.file) as temp:
+            temp.write_text(json.dumps(self.state, indent=2))
+
+
+def fit_recipe(recipe: str, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()) -> None:
+    """``mmsae fit`` of one of the world's recipes, going on from its last checkpoint if there is one.
+
+    Args:
+        recipe: ``configs/train/world_RECIPE.yaml``.
+        run: Run folder; the SAE comes to ``run/sae``.
+        steps: Training steps.
+        seed: Of weights.
+        progress: Show the bar.
+        extra: More command-line arguments.
+    """
+    from mmsae.training.cli import run as lightning
+
+    args = ["fit", "-c", find_recipe(f"configs/train/world_{recipe}.yaml")]
+    args += ["--trainer.default_root_dir", str(run), "--trainer.max_steps", str(steps), "--seed_everything", str(seed)]
+    args += ["--trainer.val_check_interval", str(min(200, steps))]
+    args += ["--trainer.enable_progress_bar", str(progress).lower(), *extra]
+    if (run / "checkpoints" / "last.ckpt").exists():
+        args += ["--ckpt_path", "last"]
+    lightning(args)
+
+
+def fit_method(
+    name: str, store: Path, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()
+) -> None:
+    """:func:`fit_recipe` of an SAE on an activation store."""
+    fit_recipe(name, run, steps, seed, progress, ["--data.store", str(store), *extra])
