@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import lightning
 
@@ -166,13 +166,5 @@ class StreamingActivations(lightning.LightningDataModule):
             fault_limit=self.fault_limit,
             caption_field=self.caption_field,
             pin_memory=self.backbone.device.type == "cuda",
-            **self._reading(),
+            **self.backbone.reading(self.modalities, self.text),
         )
-
-    def _reading(self) -> dict[str, Any]:
-        reading = self.backbone.reading(self.modalities)
-        if self.text != "question":
-            if reading["collate"] is None:
-                raise InputError(f"text is {self.text}, but host {self.host} reads captions; it has no conversations")
-            reading["collate"] = self.backbone.collator(self.text)
-        return reading

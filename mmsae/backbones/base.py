@@ -74,8 +74,18 @@ class Backbone(ABC):
     def transform(self, train: bool = False) -> Callable:
         """The host's own transform, PIL image -> ``(3, H, W)``; ``train`` adds its augmentation."""
 
-    def reading(self, modalities: Collection[str]) -> dict[str, Any]:
-        """``transform``, ``tokenize`` and ``collate`` for the pipelines of ``mmsae.shards``: what makes its batches."""
+    def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
+        """``transform``, ``tokenize`` and ``collate`` for the pipelines of ``mmsae.shards``: what makes its batches.
+
+        Args:
+            modalities: That are read.
+            text: ``question+answer`` asks for whole conversations, which only vision-language hosts have.
+
+        Raises:
+            InputError: This host has none.
+        """
+        if text != "question":
+            raise InputError(f"text is {text}, but host {self.hint} reads captions: it has no conversations")
         return {
             "transform": self.transform(train=False) if IMAGE in modalities else None,
             "tokenize": self.tokenize if TEXT in modalities else None,

@@ -82,9 +82,9 @@ class LVLMBackbone(Backbone):
         """What makes batches; holds no weights. ``text``: whether answers are part of the sequence."""
         return Collator(self.processor, self.vocabulary, self.context_length, text, padding_side)
 
-    def reading(self, modalities: Collection[str]) -> dict[str, Any]:
+    def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
         """As :meth:`Backbone.reading`: its own collate, which needs image and caption."""
-        return {"transform": None, "tokenize": None, "collate": self.collate}
+        return {"transform": None, "tokenize": None, "collate": self.collator(text)}
 
     def prompt(self, question: str, answer: str | None = None, images: int = 1) -> str:
         """The text of a prompt, by the processor's chat template where it has one."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -45,6 +45,7 @@ def extract(
     precision: str = "fp32",
     fault_limit: float = FAULT_LIMIT,
     caption_field: str = "",
+    text: Literal["question", "question+answer"] = "question",
     progress: bool = True,
 ) -> Path:
     """Store a host's activations of all samples of some shards.
@@ -66,6 +67,8 @@ def extract(
         precision: ``fp32`` or ``bf16`` autocast of the host.
         fault_limit: Largest share of samples that may be unusable.
         caption_field: Field of the samples' json that holds the caption; empty: ``txt``, or json's ``caption``.
+        text: Of vision-language hosts: ``question``: json's ``question`` (else the caption), the answer's turn empty;
+            ``question+answer``: whole conversations.
         progress: Whether to print and show bars.
 
     Returns:
@@ -83,7 +86,7 @@ def extract(
     workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if workers is None else workers
     specs = [sites] if isinstance(sites, (str, Site)) else sites
     specs = None if specs is None else list(specs.values() if isinstance(specs, Mapping) else specs)
-    plan = Plan(paths, str(out), specs, batch_size, workers, dtype, fault_limit, caption_field, progress)
+    plan = Plan(paths, str(out), specs, batch_size, workers, dtype, fault_limit, caption_field, progress, text)
     if devices > 1 and not isinstance(host, str):
         raise InputError(f"devices is {devices}, but a host that is loaded already runs on 1; give the host's name")
     backbone = _load(host, device, precision, 0)
@@ -126,6 +129,8 @@ def _writer(host: Backbone, plan: Plan) -> StoreWriter:
         "caption_field": plan.caption_field,
         "shards": [[Path(p).name, os.path.getsize(p)] for p in plan.paths],
     }
+    if plan.text != "question":  # stores that were begun before there was a choice go on
+        job["text"] = plan.text
     return StoreWriter(plan.out, sites, dtype=plan.dtype, units=len(plan.paths), job=job)
 
 

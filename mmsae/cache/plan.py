@@ -32,6 +32,7 @@ class Plan(NamedTuple):
         fault_limit: Share of dropped samples that is tolerated.
         caption_field: Field of json with the caption.
         progress: Whether to show bars and print.
+        text: What vision-language hosts read of a sample.
     """
 
     paths: list[str]
@@ -43,6 +44,7 @@ class Plan(NamedTuple):
     fault_limit: float
     caption_field: str
     progress: bool
+    text: str = "question"
 
 
 def host_batches(
@@ -55,7 +57,7 @@ def host_batches(
         batch_size=plan.batch_size,
         workers=workers,
         caption_field=plan.caption_field,
-        **host.reading(modalities),
+        **host.reading(modalities, plan.text),
     )
 
 

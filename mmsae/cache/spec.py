@@ -232,7 +232,7 @@ class StoreSpec:
 
 def has_item_column(site: Site) -> bool:
     """Whether a site has several rows per item, so that its shards carry an ``item`` column."""
-    return site.tokens in ("patches", "all", "mask")
+    return site.tokens in ("patches", "all", "mask", "image", "text", "text_all")  # the last three of LVLMs
 
 
 def _why_not_a_store(folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import StreamingActivations
+from datamodules import CachedActivations, StreamingActivations
 from mmsae.backbones import load_backbone
 from mmsae.cache import ActivationStore, MixingBuffer, extract
 from mmsae.sae import SAE, TopK
@@ -92,6 +92,12 @@ def test_conversations_have_their_answers(world, tmp_path):
         (tokens,) = list(data.val_dataloader())
         rows[text] = {m: len(x) for m, x in tokens.x.items()}
     assert rows == {"question": {"image": 9, "text": 3}, "question+answer": {"image": 9, "text": 8}}
+    store = ActivationStore(extract(host, str(tmp_path), tmp_path / "store", text="question+answer", workers=0,
+                                    device="cpu", progress=False))  # fmt: skip
+    assert {m: len(store.load(modality=m)) for m in store.modalities} == rows["question+answer"]
+    cached = CachedActivations(str(tmp_path / "store"), 4, 0, quotas={"image": 4, "text": 3})
+    cached.setup()
+    assert {m: len(x) for m, x in next(iter(cached.train_dataloader())).x.items()} == {"image": 4, "text": 3}
     model = LitSAE(SAE(32, 48, selector=TopK(4)))
     model.sae.fit_normaliser({m: torch.randn(64, 32) for m in ("image", "text")})
     model.validation_step(tokens, 0)
