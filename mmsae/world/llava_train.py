@@ -40,8 +40,8 @@ class LlavaRecipe(NamedTuple):
     steps: int
     batch_size: int = 32
     seed: int = 0
-    lr: float = 0.02
-    adam_lr: float = 5e-3
+    lr: float = 0.01
+    adam_lr: float = 3e-3
     weight_decay: float = 0.05
     p_caption: float = 0.2
     caption_weight: float = 0.5
