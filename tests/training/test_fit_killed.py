@@ -32,7 +32,6 @@ def test_killed_and_resumed_until_done(tmp_path):
     for n in after:
         seen = set()
         assert kill_when(start(), lambda: writing(n, seen))  # noqa: B023
-    assert kill_when(start(), lambda: (run / "sae-best").exists() and len(list((run / "logs").glob("version_*"))) == 3)
     done = fit(store, run, *OPTIONS, "--ckpt_path", "last")
     assert done.returncode == 0, done.stderr
     for name in ("sae/sae_weights.safetensors", "sae/cfg.json", "sae-best/sae_weights.safetensors", "latents.json"):
