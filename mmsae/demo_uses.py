@@ -16,11 +16,12 @@ SCORES = {
     "pair_weighted": "weighted codes",
 }
 DECODING = {
-    "greedy": "the model alone, greedy",
-    "beta": "control: sampling above β, no concepts",
-    "concept": "concept decoding",
+    "greedy": "greedy: the model alone",
+    "beta": "beta: sampling above β, the control",
+    "concept": "concept: concept decoding",
 }
 BARS = 6  # reasons shown of a pair
+LEAST_LOSS = 0.2  # nats that zeroed states must cost, or there is nothing to recover
 
 
 def filter_section(out: Path, results: dict[str, Any]) -> list[Section]:
@@ -85,7 +86,11 @@ def llava_sections(results: dict[str, Any]) -> list[Section]:
     recovered = Table(
         ["prompt", "as it is", "reconstructed", "zeroed", "recovered"],
         [
-            [label, *(ce[k][c] for c in ("original", "reconstructed", "zeroed", "recovered"))]
+            [
+                label,
+                *(ce[k][c] for c in ("original", "reconstructed", "zeroed")),
+                ce[k]["recovered"] if ce[k]["zeroed"] - ce[k]["original"] > LEAST_LOSS else None,
+            ]
             for k, label in (("image_text", "picture and text"), ("text", "text alone"))
         ],
         "Cross-entropy of the text, nats per token, with the states of that layer replaced",
@@ -103,15 +108,16 @@ The same world also teaches a tiny LLaVA: the CLIP's frozen image trunk, a proje
 that answers yes/no questions and describes pictures. One SAE was trained on its image and text tokens, streamed from
 conversations. A latent's **cross-modal weight** is the mean cosine between the states of the text tokens and of the
 image tokens on which it fires most. The model was taught with pictures only, so without one it knows little that
-reconstruction could lose: where zeroed states cost next to nothing, the share recovered means nothing.
+reconstruction could lose: no share is given where zeroed states cost next to nothing.
 """
     columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
     rows = [[kind, DECODING[m], *(f[c] for c in columns)] for kind, own in r["pope"].items() for m, f in own.items()]
     pope = Table(["absent objects", "decoding", *columns], rows, "Yes/no questions about held-out pictures, half true")
     chart = bar_chart(
-        {DECODING[m]: {k: own[m]["accuracy"] for k, own in r["pope"].items()} for m in DECODING},
-        y_label="accuracy", caption="By kind of absent object: any, or near misses of colour or shape",
-    )  # fmt: skip
+        {m: {k: own[m]["accuracy"] for k, own in r["pope"].items()} for m in DECODING},
+        y_label="accuracy",
+        caption="By kind of absent object: any, or near misses of colour or shape; .5 is chance",
+    )
     n = next(iter(r["pope"].values()))["greedy"]["n"]
     about = f"""
 Objects that are not there were drawn at random, or as near misses (*adversarial*): right in colour or in shape. Concept
