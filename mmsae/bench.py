@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
 
     scenes: int = 6000
     clip_steps: int = 300
-    base_steps: int = 240
+    base_steps: int = 150
     samples: int = 4000
     sae_steps: int = 400
     d_sae: int = 512
@@ -153,7 +153,7 @@ def bench_filter(
     if progress:
         print(
             f"mmsae bench filter: {len(arms)} arms, {len(seeds)} seeds, {sizes.samples} samples, {damage:.0%} of them"
-            f" damaged. About {2 + 8 * len(arms) * len(seeds) / 60:.0f} minutes of one core; {root}",
+            f" damaged. About {1.5 + 10 * len(arms) * len(seeds) / 60:.0f} minutes of one core; {root}",
             flush=True,
         )
     model_seed = SEEDS["models"]

@@ -42,6 +42,15 @@ def _detection_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]
     return columns, rows
 
 
+def _lead(summary: dict[str, Any], arm: str, n: int) -> float | None:
+    """How many standard errors of the difference of two means over ``n`` seeds an arm is above the random half."""
+    if n < 2 or "random" not in summary:
+        return None
+    a, b = summary[arm], summary["random"]
+    error = math.sqrt((a["accuracy_sd"] ** 2 + b["accuracy_sd"] ** 2) / n)
+    return (a["accuracy"] - b["accuracy"]) / error if error else None
+
+
 def verdict(results: dict[str, Any]) -> str:
     """What is seen of the claim, in a few sentences."""
     s, paper = results["summary"], results["paper"]
@@ -58,6 +67,12 @@ def verdict(results: dict[str, Any]) -> str:
         best = max(codes, key=lambda a: s[a]["accuracy"])
         text += f"Best half by an SAE-V score ({best}): {s[best]['accuracy']:.3f}, {s[best]['ratio']:.0%}. "
         text += f"Above {paper['result']:.0%}: {', '.join(held) if held else 'none'} of {len(codes)} SAE-V scores. "
+        lead = {a: _lead(s, a, len(results["seeds"])) for a in codes}
+        clear = [a for a in codes if lead[a] is not None and lead[a] > 2]
+        if lead[best] is not None:
+            text += f"More than 2 standard errors above the random half: {', '.join(clear) if clear else 'none'} "
+            text += f"({best}: {lead[best]:.1f}). "
+        text += f"Above the base model: {', '.join(a for a in codes if s[a]['gain'] > 0) or 'none'}. "
     others = [a for a in s if a not in codes and a not in ("all", "random", "oracle")]
     if others:
         best = max(others, key=lambda a: s[a]["accuracy"])
