@@ -1,6 +1,6 @@
 """Reading an activation store: samples a second, shuffled and in order, beside what a training step needs.
 
-    python benchmarks/loader.py --rows 200000 --width 512 --out /tmp/loader_store
+    python benchmarks/loader.py --rows 200000 --width 512 --out runs/loader_store
 
 Writes a bfloat16 store of pairs of random rows (kept for the next run), then times whole passes of the loader that
 ``mmsae fit`` uses (workers 0, batches of 512 pairs): medians of CPU time over the rounds, warm page cache. The step is

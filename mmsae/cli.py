@@ -84,8 +84,10 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
 
 
 def _command(name: str, args: list[str]) -> None:
+    from mmsae.recipes import configs_first
+
     parser, fn = command_parser(name)
-    values = parser.parse_args(args).as_dict()
+    values = parser.parse_args(configs_first(args)).as_dict()
     values.pop("config", None)
     result = fn(**values)
     if result is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,3 +26,21 @@ def find_recipe(name: str) -> str:
     raise InputError(
         f"no recipe {name}: not in the working folder, and mmsae has {', '.join(known) or 'none installed'}"
     )
+
+
+def configs_first(args: Sequence[str]) -> list[str]:
+    """The options of a command with every ``-c RECIPE`` in front, found and resolved.
+
+    So options override recipes wherever they stand; what stood before ``-c`` would be overridden without a word.
+    """
+    recipes, options = [], []
+    at = iter(args)
+    for value in at:
+        if value in ("-c", "--config"):
+            name = next(at, None)
+            recipes += [value] if name is None else [value, find_recipe(name)]
+        elif value.startswith("--config="):
+            recipes += ["--config", find_recipe(value.split("=", 1)[1])]
+        else:
+            options.append(value)
+    return recipes + options

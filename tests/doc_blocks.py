@@ -85,6 +85,7 @@ def run_command(words, skipped):
 def run_mmsae(args, parse_only):
     """Run an ``mmsae`` command in this process, smaller; or parse it and build what it configures, without loading."""
     from mmsae.cli import LIGHTNING, command_parser, main
+    from mmsae.recipes import configs_first
 
     name = args[0]
     if not parse_only:
@@ -103,7 +104,7 @@ def run_mmsae(args, parse_only):
         found = [find_recipe(a) if before == "-c" else a for before, a in itertools.pairwise(args)]
         build_cli(found, run=False)
     else:
-        command_parser(name)[0].parse_args(args[1:])
+        command_parser(name)[0].parse_args(configs_first(args[1:]))
 
 
 def run_block(block, namespace):

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from mmsae.recipes import find_recipe
+from mmsae.recipes import configs_first
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
 from mmsae.training.checkpoint import RunCheckpoint, disk_errors
 from mmsae.training.lit import LitSAE
@@ -153,25 +153,6 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
     )
 
 
-def configs_first(args: list[str]) -> list[str]:
-    """The arguments with every ``-c`` right behind the subcommand: options override recipes wherever they stand.
-
-    Otherwise what stands before ``-c`` would be overridden by the recipe without a word.
-    """
-    command, *rest = args
-    recipes, options = [], []
-    at = iter(rest)
-    for value in at:
-        if value in ("-c", "--config"):
-            name = next(at, None)
-            recipes += [value] if name is None else [value, find_recipe(name)]
-        elif value.startswith("--config="):
-            recipes += ["--config", find_recipe(value.split("=", 1)[1])]
-        else:
-            options.append(value)
-    return [command, *recipes, *options]
-
-
 def run(args: list[str]) -> None:
     """Run one of Lightning's subcommands; recipes are resolved before parsing.
 
@@ -180,6 +161,6 @@ def run(args: list[str]) -> None:
     """
     tidy_messages()
     try:
-        build_cli(configs_first(args))
+        build_cli([args[0], *configs_first(args[1:])])
     except MisconfigurationException as e:  # Lightning's word for settings that do not go together
         raise InputError(" ".join(str(e).split())) from e

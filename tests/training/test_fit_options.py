@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from mmsae.cli import main
+from mmsae.recipes import configs_first
 from mmsae.sae import SAE, TopK
 from mmsae.training import LitSAE
-from mmsae.training.cli import configs_first
 
 
 def test_recipes_are_read_before_options_wherever_they_stand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text("")
-    got = configs_first(["fit", "--trainer.max_steps", "7", "-c", "r.yaml", "--seed_everything=1", "--config=r.yaml"])
-    assert got == ["fit", "-c", "r.yaml", "--config", "r.yaml", "--trainer.max_steps", "7", "--seed_everything=1"]
+    got = configs_first(["--trainer.max_steps", "7", "-c", "r.yaml", "--seed_everything=1", "--config=r.yaml"])
+    assert got == ["-c", "r.yaml", "--config", "r.yaml", "--trainer.max_steps", "7", "--seed_everything=1"]
 
 
 def smoke(tmp_path, *options):
