@@ -39,14 +39,18 @@ from mmsae.world.evaluate import embed_texts
 DATA = Path("../shared/data/cifar10")
 SAE_ARGS = "--model.sae.init_args."
 CENTRED = [a for part in ("unit_in", "centre", "unit_out") for a in (f"{SAE_ARGS}normaliser.init_args.{part}", "true")]
-WEAK = [  # a list is replaced as a whole; all but the last number is as in the recipe
-    {"class_path": "mmsae.sae.Reconstruction"},
-    {"class_path": "mmsae.sae.AuxK", "init_args": {"dead_after": 200000}},
-    {"class_path": "mmsae.sae.CodeCosine", "init_args": {"coefficient": 0.03}},
-]
+
+
+def coupling(**arguments: float) -> list[str]:
+    """Other arguments of PairedTopK's coupling. A list is replaced as a whole; the rest of it is the recipe's."""
+    terms = {"Reconstruction": {}, "AuxK": {"dead_after": 200000}, "CodeCosine": arguments}
+    return ["--model.losses", json.dumps([{"class_path": f"mmsae.sae.{c}", "init_args": a} for c, a in terms.items()])]
+
+
 METHODS = {  # row of the table: recipe, and what it needs beyond sizes
     "paired_topk": ("paired_topk", []),
-    "paired_topk λ .03": ("paired_topk", ["--model.losses", json.dumps(WEAK)]),
+    "paired_topk λ .03": ("paired_topk", coupling(coefficient=0.03)),
+    "paired_topk shuffled": ("paired_topk", coupling(coefficient=0.1, shuffled=0.5)),
     "vl_sae": ("vl_sae", CENTRED),
     "shared_topk": ("shared_topk", []),
     "dual_topk": ("dual_topk", []),
@@ -145,7 +149,7 @@ def fit(name: str, store: Path, run: Path, size: tuple[int, int], lr: float, ste
 def trained(out: Path, name: str, size: tuple[int, int], setting: dict[str, Any], seed: int) -> tuple[SAE, list[str]]:
     """The SAE of one run, trained unless it is there, and the command that trains it."""
     lr, steps = setting["lr"], setting["steps"]
-    run = out / "sae" / f"{name.replace(' λ ', '_')}_{size[0]}_{size[1]}_{lr:g}_{steps}_{seed}"
+    run = out / "sae" / f"{name.replace(' λ', '').replace(' ', '_')}_{size[0]}_{size[1]}_{lr:g}_{steps}_{seed}"
     command = fit(name, out / "store" / "train", run, size, lr, steps, seed)
     return SAE.from_pretrained(run / "sae"), command
 

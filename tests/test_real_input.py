@@ -7,7 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "cifar10"
-METHODS = {"paired_topk", "paired_topk λ .03", "vl_sae", "shared_topk", "dual_topk", "random weights"}
+METHODS = {
+    "paired_topk",
+    "paired_topk λ .03",
+    "paired_topk shuffled",
+    "vl_sae",
+    "shared_topk",
+    "dual_topk",
+    "random weights",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def test_from_photographs_to_a_table_and_nothing_is_done_twice(real_input, comma
             assert s["recall"]["caption"][way]["1"] <= s["recall"]["class"][way]["1"]
     text = table.read_text()
     assert all(text.count(f"| {name} |") == 4 + (name != "random weights") for name in METHODS)
-    assert text.count("mmsae fit -c configs/train/") == 5
+    assert text.count("mmsae fit -c configs/train/") == 6
 
     monkeypatch.setattr(real_input, "pretrain_clip", None)  # must not be called again
     written = {f: f.stat().st_mtime_ns for f in table.parent.glob("sae/*/sae/*")}
