@@ -22,8 +22,10 @@ ALLOWED = {
     "metrics": BASE | {"sae", "kernels"},
     "training": BASE | {"sae", "metrics", "kernels", "recipes"},
     "tasks": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics"},
-    "interpret": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
-    "world": BASE | {"shards", "backbones", "metrics", "tasks"},
+    "steering": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
+    "heads": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
+    "interpret": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks", "steering", "heads"},
+    "world": BASE | {"shards", "backbones", "metrics", "tasks", "steering", "heads"},
     "datamodules": BASE | {"shards", "cache", "backbones", "world"},
 }
 DEMO = {"demo", "demo_filter", "demo_llava", "demo_report", "demo_stages", "demo_uses"}

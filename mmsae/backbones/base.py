@@ -220,7 +220,7 @@ class Backbone(ABC):
 
     # Reading and replacing.
 
-    def edit(self, site: Site | str, fn: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+    def edit(self, site: Site | str, fn: Callable[..., Tensor], *, where: bool = False) -> AbstractContextManager[None]:
         """Context manager: while it is open, the host computes with ``fn(x)`` in place of ``x`` at ``site``.
 
         Holds for :meth:`encode_image`, :meth:`encode_text`, :meth:`capture` and direct calls of ``self.model``.
@@ -229,8 +229,9 @@ class Backbone(ABC):
             site: Where.
             fn: ``(N, d)`` float32 rows, in the order in which :meth:`capture` returns them, to rows of the same
                 shape. It must not change its argument in place. Returning the same object changes nothing at all.
+            where: Call ``fn(rows, where)`` with a :class:`~mmsae.backbones.where.Where`.
         """
-        return tap(self, self._target(site), lambda rows, keep, marks: fn(rows))
+        return tap(self, self._target(site), lambda rows, at: fn(rows, at) if where else fn(rows))
 
     def _target(self, site: Site | str) -> Target:
         s = self.site(site)

@@ -226,7 +226,7 @@ class LVLMBackbone(Backbone):
         Args:
             site: Where.
             fn: ``fn(rows)``; it must not change them in place. The same object changes nothing at all.
-            where: Call ``fn(rows, where)`` with a :class:`~mmsae.backbones.lvlm_reading.Where`.
+            where: Call ``fn(rows, where)`` with a :class:`~mmsae.backbones.where.Where`.
         """
         return tap(self, self._target(site), lambda rows, at, span: fn(rows, at) if where else fn(rows))
 

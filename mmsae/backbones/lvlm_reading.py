@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,28 +14,11 @@ from mmsae.backbones.lvlm_kinds import MEANS, PATCH, Span, flagged, select, span
 from mmsae.backbones.reading import Rows
 from mmsae.backbones.sites import Target, find_port
 from mmsae.backbones.tokens import from_tokens, put, to_tokens
+from mmsae.backbones.where import Where
 from mmsae.types import ImageTextBatch, InputError
 
 if TYPE_CHECKING:
     from mmsae.backbones.lvlm import LVLMBackbone
-
-
-class Where(NamedTuple):
-    """What an edit may ask about its rows.
-
-    Attributes:
-        item: ``(N,)`` row of the batch (of batch times beams while beams are searched).
-        position: ``(N,)`` place in the item's own sequence, padding not counted; None for means.
-        image: ``(N,) bool``, image tokens.
-        special: ``(N,) bool``, special or template tokens and line breaks; None for means.
-        start: Tokens in the cache: 0 in a prefill, more while decoding.
-    """
-
-    item: Tensor
-    position: Tensor | None
-    image: Tensor
-    special: Tensor | None
-    start: int
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmsae.backbones.hooks import Done, watch_input
 from mmsae.backbones.sites import Target, find_port
 from mmsae.backbones.tokens import Marks, from_tokens, keep_mask, put, take, to_tokens
+from mmsae.backbones.where import Where
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError
 
 if TYPE_CHECKING:
@@ -35,11 +36,10 @@ class Rows(NamedTuple):
 
 
 @contextmanager
-def tap(host: Backbone, target: Target, fn: Callable[[Tensor, Tensor | None, Marks | None], Tensor]) -> Iterator[None]:
-    """While the context is open, send the rows of a site through ``fn(rows, keep, marks)``.
+def tap(host: Backbone, target: Target, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
+    """While the context is open, send the rows of a site through ``fn(rows, where)``.
 
-    ``rows (N, d)`` are float32; ``keep (B, T)`` says which tokens they are, None for all; ``marks`` is None for tensors
-    without tokens. If ``fn`` returns the same object, the host's tensor stays the same object.
+    ``rows (N, d)`` are float32. If ``fn`` returns the same object, the host's tensor stays the same object.
     """
     ids: list[Tensor] = []
 
@@ -52,7 +52,7 @@ def tap(host: Backbone, target: Target, fn: Callable[[Tensor, Tensor | None, Mar
             marks = host._marks(target.modality, tokens, ids[0] if ids else None, target.layout.ndim == 4)
             keep = None if target.tokens == "all" else keep_mask(target.tokens, marks)
         rows = take(tokens.float(), keep, target.pooled)
-        new = fn(rows, keep, marks)
+        new = fn(rows, _where(x, target, keep, marks))
         if new is rows:
             return x
         if new.shape != rows.shape:
@@ -67,6 +67,20 @@ def tap(host: Backbone, target: Target, fn: Callable[[Tensor, Tensor | None, Mar
         yield
 
 
+def _where(x: Tensor, target: Target, keep: Tensor | None, marks: Marks | None) -> Where:
+    """What the rows of :func:`tap` are."""
+    n = x.shape[target.layout.batch]
+    if target.pooled or marks is None:
+        return Where(torch.arange(n, device=x.device))
+    kept = torch.ones_like(marks.content) if keep is None else keep
+    item, position = kept.nonzero(as_tuple=True)
+    grid = None
+    if target.layout.ndim == 4:
+        h, w = x.movedim((target.layout.batch, target.layout.channel), (0, -1)).shape[1:3]
+        grid = (h, w)
+    return Where(item, position, special=marks.special[kept], grid=grid)
+
+
 def read(host: Backbone, batch: ImageTextBatch, targets: list[Target]) -> list[Rows]:
     """Rows at several sites, in their order, with one forward pass per modality that stops when all are read."""
     got: dict[int, Rows] = {}
@@ -77,22 +91,17 @@ def read(host: Backbone, batch: ImageTextBatch, targets: list[Target]) -> list[R
         wanted = [i for i, t in enumerate(targets) if t.modality == modality]
         with suppress(Done), ExitStack() as stack:
             for i in wanted:
-                stack.enter_context(tap(host, targets[i], _recorder(targets[i], i, got, wanted)))
+                stack.enter_context(tap(host, targets[i], _recorder(i, got, wanted)))
             host._run(modality, x)
     return [got[i] for i in range(len(targets))]
 
 
-def _recorder(target: Target, i: int, got: dict[int, Rows], wanted: list[int]) -> Callable[..., Tensor]:
+def _recorder(i: int, got: dict[int, Rows], wanted: list[int]) -> Callable[..., Tensor]:
     """A function for :func:`tap` that keeps the rows, and stops the forward pass after the last site."""
 
-    def record(rows: Tensor, keep: Tensor | None, marks: Marks | None) -> Tensor:
-        x = rows.clone()  # at once: the host may go on in place (ReLU) on this very memory
-        if target.pooled:
-            got[i] = Rows(x, torch.arange(len(x), device=x.device))
-        else:
-            kept = torch.ones_like(marks.content) if keep is None else keep
-            item, position = kept.nonzero(as_tuple=True)
-            got[i] = Rows(x, item, position, marks.special[kept])
+    def record(rows: Tensor, where: Where) -> Tensor:
+        # cloned at once: the host may go on in place (ReLU) on this very memory
+        got[i] = Rows(rows.clone(), where.item, where.position, where.special)
         if all(j in got for j in wanted):
             raise Done
         return rows

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmsae.backbones.lvlm import LVLMBackbone
-from mmsae.backbones.lvlm_reading import Where
+from mmsae.backbones.where import Where
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
 from mmsae.tasks.concept_decoding_align import aligned_host

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.backbones.lvlm import LVLMBackbone
-from mmsae.backbones.lvlm_reading import Where
+from mmsae.backbones.where import Where
 from mmsae.sae import SAE
 from mmsae.tasks.concept_decoding import ConceptDecoder, Settings
 from mmsae.types import TEXT, Codes, ImageTextBatch, InputError

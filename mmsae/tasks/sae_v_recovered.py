@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmsae.backbones.lvlm import LVLMBackbone, recovered
 from mmsae.backbones.lvlm_kinds import ANSWER, select
-from mmsae.backbones.lvlm_reading import Where
+from mmsae.backbones.where import Where
 from mmsae.sae import SAE
 from mmsae.tasks.sae_v import segment_sites
 from mmsae.types import IMAGE, TEXT, ImageTextBatch
