@@ -9,6 +9,7 @@ from mmsae.metrics.hallucination import PopeReport, parse_answer, pope_report, s
 from mmsae.metrics.hallucination_chair import ChairReport, Objects, chair
 from mmsae.metrics.item_codes import ItemCodes, content_rows, entries, max_pool
 from mmsae.metrics.modality import CoActivation, Lift, modality_class, modality_index
+from mmsae.metrics.ood import OODMetrics, OODScores, ood_metrics
 from mmsae.metrics.pairs import derangement, modality_score, pair_report, warnings_of
 from mmsae.metrics.ranking import auroc
 from mmsae.metrics.reconstruction import FVU, Reconstruction, fvu
@@ -28,6 +29,8 @@ __all__ = [
     "ItemCodes",
     "LatentEvidence",
     "Lift",
+    "OODMetrics",
+    "OODScores",
     "Objects",
     "PairScorer",
     "PopeReport",
@@ -53,6 +56,7 @@ __all__ = [
     "modality_class",
     "modality_index",
     "modality_score",
+    "ood_metrics",
     "pair_report",
     "pair_weight",
     "parse_answer",
