@@ -41,7 +41,10 @@ class WorldData(NamedTuple):
     uids: list[str]
 
     def meta(self, i: int) -> dict[str, Any]:
-        """What sample ``i`` carries as JSON: uid, captions, sibling number, attributes, the concepts that are true."""
+        """What sample ``i`` carries as JSON: uid, captions, sibling number, attributes, the concepts that are true.
+
+        ``class`` is colour and shape of a lone object ("red circle"), None where there are two.
+        """
         s = self.scenes
         objects = [
             {name: values[v] for (name, values), v in zip(OBJECT_ATTRIBUTES.items(), row, strict=True)}
@@ -54,6 +57,7 @@ class WorldData(NamedTuple):
             "captions": [self.full[i], self.partial[i]],
             "pair": int(s.pair[i]),
             "objects": objects,
+            "class": "{colour} {shape}".format(**objects[0]) if len(objects) == 1 else None,
             "background": BACKGROUNDS[s.background[i]],
             "position": POSITIONS[s.position[i]] if s.position[i] >= 0 else None,
             "relation": RELATIONS[s.relation[i]] if s.relation[i] >= 0 else None,

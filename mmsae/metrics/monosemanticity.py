@@ -1,0 +1,133 @@
+"""Do the samples that a feature answers to look alike to an independent encoder? Exact, in one streaming pass.
+
+Monosemanticity score of Pach et al. (arXiv 2504.02821): with activations ``a`` scaled to [0, 1] per feature over the
+samples and unit embeddings ``e`` of an encoder that is not the host,
+``MS = sum_{n<m} a_n a_m <e_n, e_m> / sum_{n<m} a_n a_m``. The published code loops over pairs; the closed form
+``(|sum a_n e_n|^2 - sum a_n^2) / ((sum a_n)^2 - sum a_n^2)`` is equal.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torchmetrics import Metric
+
+from mmsae.types import Codes, InputError
+
+KINDS = ("scored", "dead", "constant", "single")
+
+
+class MonosemanticityScores(NamedTuple):
+    """What :class:`Monosemanticity` computes.
+
+    Attributes:
+        score: ``(F,)`` float64; NaN where it is undefined.
+        kind: ``(F,)`` int64 positions in ``KINDS``: ``dead`` is 0 on every sample, ``constant`` another value on every
+            sample, ``single`` above its minimum on one sample only; these three have no score.
+        chance: Mean cosine of all pairs of samples: the score of a feature that knows nothing.
+        samples: Number of samples.
+    """
+
+    score: Tensor
+    kind: Tensor
+    chance: float
+    samples: int
+
+    def summary(self) -> dict[str, float]:
+        """Mean and deviation over the scored features, ``above_chance`` (mean minus chance), and the counts."""
+        on = self.score[self.kind == 0]
+        mean = on.mean().item() if len(on) else float("nan")
+        return {
+            "mean": mean,
+            "sd": on.std().item() if len(on) > 1 else float("nan"),
+            "chance": self.chance,
+            "above_chance": mean - self.chance,
+            **{name: int((self.kind == i).sum()) for i, name in enumerate(KINDS)},
+            "samples": self.samples,
+        }
+
+
+class Monosemanticity(Metric):
+    """Streaming monosemanticity of every feature; float64 sums, equal over batches and ranks.
+
+    Scaling to [0, 1] needs the extremes of all samples, but the sums of scaled values follow from sums of raw ones, so
+    one pass is enough. Embeddings should come from another encoder than the features (else the score is circular), on
+    samples without near-duplicates (which raise it).
+
+    Args:
+        features: Number of features F.
+        width: Width of the judge's embeddings.
+    """
+
+    full_state_update = False
+
+    def __init__(self, features: int, width: int, **kwargs):
+        super().__init__(**kwargs)
+        zero = torch.zeros(features, dtype=torch.float64)
+        self.add_state("n", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(width, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weighted", torch.zeros(features, width, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sum_a", zero.clone(), dist_reduce_fx="sum")
+        self.add_state("sum_aa", zero.clone(), dist_reduce_fx="sum")
+        self.add_state("low", zero + torch.inf, dist_reduce_fx="min")
+        self.add_state("high", zero - torch.inf, dist_reduce_fx="max")
+
+    @torch.no_grad()
+    def update(self, features: Tensor | Codes, embeddings: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            features: ``(N, F)`` activations of any sign, or codes.
+            embeddings: ``(N, width)`` of the judge for the same samples; normalised here.
+
+        Raises:
+            InputError: Different numbers of rows.
+        """
+        a = features.to_dense() if isinstance(features, Codes) else features
+        if len(a) != len(embeddings):
+            raise InputError(f"{len(a)} rows of features for {len(embeddings)} embeddings of the judge")
+        if not len(a):
+            return
+        a, e = a.detach().double(), normalize(embeddings.detach().double(), dim=1)
+        self.n = self.n + len(a)
+        self.total = self.total + e.sum(0)
+        self.weighted = self.weighted + a.T @ e
+        self.sum_a = self.sum_a + a.sum(0)
+        self.sum_aa = self.sum_aa + a.square().sum(0)
+        self.low = torch.minimum(self.low, a.amin(0))
+        self.high = torch.maximum(self.high, a.amax(0))
+
+    def compute(self) -> MonosemanticityScores:
+        """Scores over everything that all ranks have seen."""
+        n, span = self.n.double(), self.high - self.low
+        safe = torch.where(span > 0, span, 1.0)
+        first = (self.sum_a - n * self.low) / safe  # sums of scaled activations and of their squares
+        second = (self.sum_aa - 2 * self.low * self.sum_a + n * self.low.square()) / safe.square()
+        g = (self.weighted - self.low[:, None] * self.total) / safe[:, None]
+        pairs = first.square() - second
+        # one sample at 1 and the rest at 0 leaves 0, up to the rounding of sums whose terms were of the size of low
+        floor = 1e-12 * n * (1 + (self.low / safe).square())
+        kind = torch.where(pairs > floor, 0, KINDS.index("single"))
+        flat = torch.where(self.high == 0, KINDS.index("dead"), KINDS.index("constant"))
+        kind = torch.where(span > 0, kind, flat)
+        score = torch.where(kind == 0, (g.square().sum(1) - second) / pairs, torch.nan)
+        chance = (self.total.square().sum() - n) / (n * n - n)
+        return MonosemanticityScores(score, kind, chance.item(), int(self.n))
+
+
+@torch.no_grad()
+def monosemanticity(features: Tensor | Codes, embeddings: Tensor, chunk: int = 4096) -> MonosemanticityScores:
+    """:class:`Monosemanticity` of features that are at hand, ``chunk`` rows at a time."""
+    codes = isinstance(features, Codes)
+    width = features.d_sae if codes else features.shape[1]
+    rows = features.n if codes else len(features)
+    if rows != len(embeddings):
+        raise InputError(f"{rows} rows of features for {len(embeddings)} embeddings of the judge")
+    metric = Monosemanticity(width, embeddings.shape[1]).to((features.values if codes else features).device)
+    for lo in range(0, rows, chunk):
+        part = slice(lo, lo + chunk)
+        metric.update(features.rows(part) if codes else features[part], embeddings[part])
+    return metric.compute()

@@ -1,0 +1,78 @@
+"""How much of a host's zero-shot classification survives when its embeddings are replaced by reconstructions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, normalize
+
+
+class ZeroShotRecovered(NamedTuple):
+    """Cross-entropies in nats per image, and what is recovered of them.
+
+    Attributes:
+        clean: Cross-entropy of the host.
+        reconstructed: With reconstructions.
+        zero: With zeros, ``ln C``.
+        mean: With the mean embedding in place of every one.
+        recovered_zero: ``(zero - reconstructed) / (zero - clean)``; 1 is the host, 0 as bad as zeros.
+        recovered_mean: Likewise against the mean.
+        recovered_kl: ``1 - KL(clean, reconstructed) / KL(clean, mean)``.
+        top1_clean: Accuracy of the host.
+        top1_reconstructed: Accuracy with reconstructions.
+        agreement: Share of images whose class is the host's, right or wrong.
+        images: Number of images.
+    """
+
+    clean: float
+    reconstructed: float
+    zero: float
+    mean: float
+    recovered_zero: float
+    recovered_mean: float
+    recovered_kl: float
+    top1_clean: float
+    top1_reconstructed: float
+    agreement: float
+    images: int
+
+
+@torch.no_grad()
+def zero_shot_recovered(
+    x: Tensor, x_hat: Tensor, classes: Tensor, labels: Tensor, logit_scale: float
+) -> ZeroShotRecovered:
+    """Loss recovered of zero-shot classification.
+
+    The logits are the host's own: unit vectors times its logit scale. Without that scale every cross-entropy is close
+    to ``ln C`` and the ratios are noise.
+
+    Args:
+        x: ``(N, d)`` image embeddings.
+        x_hat: ``(N, d)`` their reconstructions.
+        classes: ``(C, d)`` class embeddings.
+        labels: ``(N,)`` int64.
+        logit_scale: Factor of cosines in the host's logits, e.g. 100.
+    """
+    w = normalize(classes.double(), dim=1).T * logit_scale
+
+    def logits(v: Tensor) -> Tensor:
+        return normalize(v.double(), dim=1) @ w  # a zero vector stays zero: all logits 0
+
+    sides = (x, x_hat, torch.zeros_like(x[:1]), x.double().mean(0, keepdim=True))
+    out = [logits(v).expand(len(x), -1) for v in sides]
+    clean, rec, zero, mean = (cross_entropy(v, labels).item() for v in out)
+    logp = [v.log_softmax(1) for v in out]
+    kl = [kl_div(q, logp[0], reduction="batchmean", log_target=True).item() for q in (logp[1], logp[3])]
+    best = [v.argmax(1) for v in out[:2]]
+    return ZeroShotRecovered(
+        clean, rec, zero, mean,
+        (zero - rec) / (zero - clean) if zero != clean else float("nan"),
+        (mean - rec) / (mean - clean) if mean != clean else float("nan"),
+        1 - kl[0] / kl[1] if kl[1] else float("nan"),
+        (best[0] == labels).double().mean().item(),
+        (best[1] == labels).double().mean().item(),
+        (best[0] == best[1]).double().mean().item(),
+        len(x),
+    )  # fmt: skip

@@ -1,0 +1,81 @@
+"""Do features show different samples, and samples that belong together? From the top samples of each feature."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmsae.types import Codes
+
+
+@torch.no_grad()
+def top_rows(features: Tensor | Codes, n: int = 16, chunk: int = 1024) -> Tensor:
+    """``(F, n)`` int64 rows of the n highest activations above 0 of each feature, -1 where there are fewer.
+
+    For codes and channels that are at hand; :class:`mmsae.metrics.TopN` streams. Ties go to the lower row.
+
+    Args:
+        features: ``(N, F)`` activations, or codes.
+        n: Rows per feature.
+        chunk: Features at a time.
+    """
+    codes = isinstance(features, Codes)
+    width = features.d_sae if codes else features.shape[1]
+    device = (features.values if codes else features).device
+    out = []
+    for ids in torch.arange(width, device=device).split(chunk):
+        a = features.gather(ids) if codes else features[:, ids]
+        v, row = a.T.contiguous().sort(dim=1, descending=True, stable=True)
+        v, row = v[:, :n], row[:, :n]
+        row = torch.where(v > 0, row, -1)
+        out.append(torch.nn.functional.pad(row, (0, n - row.shape[1]), value=-1))
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def uniqueness(rows: Tensor, close: float = 0.5, chunk: int = 2048) -> dict[str, float]:
+    """How much the top samples of different features overlap (lower is more unique; arXiv 2504.02821).
+
+    Args:
+        rows: ``(F, n)`` int64 ids of each feature's top samples, -1 for none (:func:`top_rows`, ``TopTable.rows_in``).
+        close: Jaccard index above which two features count as the same.
+        chunk: Features at a time; memory is ``chunk * F``.
+
+    Returns:
+        ``jaccard``: mean over pairs of live features of the Jaccard index of their sets; ``close``: share of pairs
+        above the bound; ``features``: live ones. NaN for fewer than two.
+    """
+    rows = rows[(rows >= 0).any(1)]
+    f = len(rows)
+    if f < 2:
+        return {"jaccard": float("nan"), "close": float("nan"), "features": f}
+    on = rows >= 0
+    which, samples = on.nonzero()[:, 0], rows[on].unique(return_inverse=True)[1]
+    member = torch.zeros(f, int(samples.max()) + 1, device=rows.device)
+    member[which, samples] = 1
+    size, total, near = member.sum(1), 0.0, 0
+    for lo in range(0, f, chunk):
+        common = member[lo : lo + chunk] @ member.T
+        jaccard = common / (size[lo : lo + chunk, None] + size[None] - common)
+        total += jaccard.double().sum().item()
+        near += int((jaccard > close).sum())
+    pairs = f * (f - 1)
+    return {"jaccard": (total - f) / pairs, "close": (near - f) / pairs, "features": f}
+
+
+@torch.no_grad()
+def coherence(rows: Tensor, embeddings: Tensor) -> Tensor:
+    """``(F,)`` float64 mean pairwise cosine of each feature's top samples; NaN for fewer than two.
+
+    Args:
+        rows: As for :func:`uniqueness`, positions in ``embeddings``.
+        embeddings: ``(N, d)`` of a judge.
+    """
+    e = normalize(embeddings.double(), dim=1)
+    on = (rows >= 0).to(e.device)
+    total = torch.nn.functional.embedding_bag(
+        rows.clamp(min=0).to(e.device), e, mode="sum", per_sample_weights=on.double()
+    )
+    k = on.sum(1).double()
+    return torch.where(k > 1, (total.square().sum(1) - k) / (k.square() - k), torch.nan)
