@@ -87,7 +87,9 @@ def linear_probe(f: Tensor, y: Tensor, n_classes: int, l2: float = 1e-3, steps: 
 
     optimiser.step(loss)
     weight = w.detach().double() / scale
-    return Head(weight, b.detach().double() - weight @ mean)
+    weight -= weight.mean(0)  # what all classes share changes no probability, but the pseudo-inverse
+    bias = b.detach().double() - weight @ mean
+    return Head(weight, bias - bias.mean())
 
 
 def ledoit_wolf(x: Tensor) -> tuple[Tensor, float]:
@@ -232,7 +234,7 @@ class ViM(NamedTuple):
     def fit(cls, head: Head, f: Tensor, dim: int = 256) -> ViM:
         """Fit on training features ``(n, D)``; ``dim`` is cut below D so that a residual is left."""
         x = head.space(f)
-        origin = -torch.linalg.pinv(head.weight) @ head.bias
+        origin = -torch.linalg.pinv(head.weight, rtol=1e-6) @ head.bias  # rank C - 1 where rows sum to 0
         centred = x - origin
         vectors = torch.linalg.eigh(centred.T @ centred / len(x)).eigenvectors.flip(1)
         return cls(head, origin, vectors, 0, 0.0).at(dim, f)

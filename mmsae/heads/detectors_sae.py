@@ -106,8 +106,8 @@ class Profiles(NamedTuple):
         for c, rows in _by_class(predicted):
             p, order = self.mean[c].clamp(min=0).sort(descending=True)
             p = p / p.sum().clamp(min=1e-300)
-            core = int((p.cumsum(0) < CORE).sum()) + 1
-            p = torch.cat([p[:core], (1 - p[:core].sum(keepdim=True)).clamp(min=REST)])
+            core = int((p.cumsum(0) < CORE - 1e-9).sum()) + 1
+            p = torch.cat([p[:core], (1 - p[:core].sum()).clamp(min=REST)[None]])
             part = z.rows(rows)
             total = part.values.double().clamp(min=0).sum(1, keepdim=True)
             inside = part.gather(order[:core]).double().clamp(min=0) / total.clamp(min=1e-300)

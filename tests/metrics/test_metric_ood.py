@@ -58,13 +58,17 @@ def test_scikit_learn_agrees_on_tied_scores():
 
 
 def test_pytorch_ood_agrees():
-    utils = pytest.importorskip("pytorch_ood.utils")
+    theirs = pytest.importorskip("pytorch_ood.metrics")
     g = torch.Generator().manual_seed(1)
     a, b = torch.randn(500, generator=g) + 1, torch.randn(300, generator=g)
-    metrics = utils.OODMetrics()
+    metrics = theirs.OODMetrics()
     metrics.update(-torch.cat([a, b]), torch.cat([torch.zeros(500), -torch.ones(300)]))
-    theirs = metrics.compute()
-    assert ood_metrics(a, b).auroc == pytest.approx(theirs["AUROC"], abs=1e-6)
+    want = metrics.compute()
+    m = ood_metrics(a, b)
+    assert m.auroc == pytest.approx(want["AUROC"], abs=1e-6)
+    assert m.fpr95_ood_positive == pytest.approx(want["FPR95TPR"], abs=1e-6)
+    for name in ("in", "out"):
+        assert getattr(m, f"aupr_{name}") == pytest.approx(want[f"AUPR-{name.upper()}"], abs=1e-5)
 
 
 def test_leaving_collinear_points_out_would_move_the_rate():
