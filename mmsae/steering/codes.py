@@ -58,7 +58,7 @@ def origin(sae: SAE, modality: str, x: Tensor) -> Tensor:
 def difference(new: Codes, old: Codes) -> Codes:
     """``new - old`` as sparse codes; features with the same value in both are exactly 0."""
     values = torch.cat([new.values, -old.values], 1)
-    indices, order = torch.cat([new.indices, old.indices], 1).sort(1, stable=True)
+    indices, order = torch.cat([new.indices, old.indices], 1).sort(dim=1, stable=True)
     values = values.gather(1, order)
     twice = indices[:, :-1] == indices[:, 1:]  # in both: the two entries are neighbours now
     values = values.clone()
@@ -114,7 +114,7 @@ def within_budget(codes: Codes, dz: Tensor, ids: Tensor, k: int) -> Codes:
     l0 = codes.l0() - (before != 0).sum(1) + (before + dz != 0).sum(1)
     free = (codes.values != 0) & ~torch.isin(codes.indices, ids)
     size = torch.where(free, codes.values.abs(), torch.inf)
-    rank = size.argsort(1, stable=True).argsort(1)
+    rank = size.argsort(dim=1, stable=True).argsort(dim=1)
     drop = free & (rank < (l0 - k)[:, None])
     values = torch.cat([torch.where(drop, -codes.values, 0), dz.to(codes.values)], 1)
     return codes._replace(values=values, indices=torch.cat([codes.indices, ids.expand(len(dz), -1)], 1))

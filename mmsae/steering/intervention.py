@@ -113,6 +113,7 @@ class Intervention:
         """
         return Steer(self, sae, modality, dtype)
 
+    @torch.no_grad()
     def apply(self, sae: SAE, x: Tensor, modality: str | None = None) -> Tensor:
         """Edited activations ``x (N, d)`` of a pooled site that were read before, one row per item."""
         return self.bind(sae, modality)(x.float(), Where(torch.arange(len(x), device=x.device)))
