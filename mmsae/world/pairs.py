@@ -5,8 +5,9 @@ Everything random derives from (seed, epoch) or (seed, step), so that training c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -50,6 +51,7 @@ def load_pairs(
     caption_field: str = "",
     max_gigabytes: float = 4.0,
     fault_limit: float = FAULT_LIMIT,
+    keep: Callable[[dict[str, Any]], bool] | None = None,
     progress: bool = True,
 ) -> Pairs:
     """Decode all pairs of some shards, once, into memory.
@@ -64,6 +66,7 @@ def load_pairs(
         caption_field: Field of ``json`` that holds the caption; empty: ``captions``, ``txt`` or ``caption``.
         max_gigabytes: Refuse data that needs more memory than this.
         fault_limit: Largest share of unreadable samples.
+        keep: Says of a sample's ``json`` whether it is wanted; all are where None.
         progress: Show a bar of shards.
 
     Raises:
@@ -79,6 +82,8 @@ def load_pairs(
     for path in tqdm(paths, desc="reading shards", disable=not progress, leave=False):
         for s in read_shard(path, faults, caption_field=caption_field):
             uids.add(s.uid, s.shard, s.key)
+            if keep and not keep(s.meta):
+                continue
             if len(images) == limit:
                 raise InputError(
                     f"{shards} has more than the {limit} images of {image_size} x {image_size} that fit into"
@@ -95,7 +100,8 @@ def load_pairs(
         faults.check(fault_limit)
     faults.check(fault_limit, final=True)
     if len(images) < 2:
-        raise InputError(f"{shards} holds {len(images)} readable pairs: at least 2 are needed")
+        wanted = "readable pairs of the wanted kind" if keep else "readable pairs"
+        raise InputError(f"{shards} holds {len(images)} {wanted}: at least 2 are needed")
     widest = max(map(len, rows))
     return Pairs(
         images=np.stack(images),
