@@ -7,6 +7,7 @@ from mmsae.backbones.load import HostName, embed_width, host_modalities, load_ba
 
 __all__ = [
     "Backbone",
+    "DiffusionBackbone",
     "HostName",
     "LVLMBackbone",
     "OpenCLIPBackbone",
@@ -26,6 +27,8 @@ def __getattr__(name: str) -> Any:
         from mmsae.backbones.open_clip import OpenCLIPBackbone as found
     elif name == "TimmBackbone":
         from mmsae.backbones.timm import TimmBackbone as found
+    elif name == "DiffusionBackbone":
+        from mmsae.backbones.diffusion import DiffusionBackbone as found
     elif name == "LVLMBackbone":
         from mmsae.backbones.lvlm import LVLMBackbone as found
     else:

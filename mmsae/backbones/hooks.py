@@ -41,16 +41,21 @@ def _slot(output: Any) -> Any:
     raise InputError(f"a module that returns {type(output).__name__} without a tensor in it cannot be a site.")
 
 
-def unwrap(output: Any) -> Tensor:
-    """The main tensor of a module's output: the tensor itself, the first one of a tuple, or a ModelOutput's state."""
-    return output if isinstance(output, Tensor) else output[_slot(output)]
+def unwrap(output: Any, key: Any = None) -> Tensor:
+    """The main tensor of a module's output: the tensor itself, the first one of a tuple, or a ModelOutput's state.
+
+    Args:
+        output: What the module returned.
+        key: Index or key of the tensor in a container, where it is another one.
+    """
+    return output if isinstance(output, Tensor) else output[_slot(output) if key is None else key]
 
 
-def rewrap(output: Any, new: Tensor) -> Any:
-    """``output`` with its main tensor replaced; the same object if ``new`` is that tensor."""
+def rewrap(output: Any, new: Tensor, key: Any = None) -> Any:
+    """``output`` with its main tensor (or that at ``key``) replaced; the same object if ``new`` is that tensor."""
     if isinstance(output, Tensor):
         return new
-    key = _slot(output)
+    key = _slot(output) if key is None else key
     if output[key] is new:
         return output
     if isinstance(output, Mapping):
@@ -74,10 +79,13 @@ class ModulePort(NamedTuple):
     Attributes:
         module: The host's module.
         io: ``in``, ``out`` or ``update``. Replacing an update ``u`` by ``v`` makes the output ``out + (v - u)``.
+        key: Which element of a returned container, where it is not the first tensor (blocks of diffusion transformers
+            return text before image).
     """
 
     module: nn.Module
     io: str = "out"
+    key: Any = None
 
     @contextmanager
     def attach(self, fn: Edit) -> Iterator[None]:
@@ -97,7 +105,7 @@ class ModulePort(NamedTuple):
             return args, {**kwargs, where: new}
 
         def after(_: nn.Module, args: tuple, output: Any) -> Any:
-            x = out = unwrap(output)
+            x = out = unwrap(output, self.key)
             if self.io == "update":
                 start = held.pop()
                 if start.shape != out.shape:
@@ -107,7 +115,7 @@ class ModulePort(NamedTuple):
             new = fn(x)
             if new is x:
                 return None
-            return rewrap(output, out + (new - x) if self.io == "update" else new)
+            return rewrap(output, out + (new - x) if self.io == "update" else new, self.key)
 
         handles = []
         try:
@@ -115,10 +123,22 @@ class ModulePort(NamedTuple):
                 handles.append(self.module.register_forward_pre_hook(before, with_kwargs=True))
             if self.io != "in":
                 handles.append(self.module.register_forward_hook(after))
+                _recorders_last(self.module)
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _recorders_last(module: nn.Module) -> None:
+    """Let the hooks by which transformers collects ``hidden_states`` see what edits return, not what they are given.
+
+    They stay on a module once they were asked for, so they may be older than an edit; a pipeline that reads
+    ``hidden_states[-2]`` (SDXL, LLaVA) would never see it.
+    """
+    for key, hook in list(module._forward_hooks.items()):
+        if "output_capturing_hook" in getattr(hook, "__qualname__", ""):
+            module._forward_hooks.move_to_end(key)
 
 
 class Shadow:

@@ -2,7 +2,7 @@
 
 Names: an open_clip architecture with the tag or file of its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``,
 ``local-dir:DIR`` (open_clip's own folder format), ``timm:NAME``, ``lvlm:ID-or-FOLDER`` (vision-language models of
-transformers).
+transformers), ``diffusers:ID-or-FOLDER`` (text-to-image pipelines).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
+from mmsae.backbones import diffusion_load
 from mmsae.backbones.base import Backbone, check_device
 from mmsae.backbones.lvlm_load import check_folder, layer_width, load_model
 from mmsae.backbones.sites import resolve
@@ -32,7 +33,7 @@ class HostName(NamedTuple):
     """A parsed host name.
 
     Attributes:
-        kind: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm`` or ``lvlm``.
+        kind: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm``, ``lvlm`` or ``diffusers``.
         model: Architecture, hub id, folder or timm name.
         weights: Pretrained tag or checkpoint file of an open_clip architecture; None if none is named.
     """
@@ -54,13 +55,15 @@ def parse(name: str) -> HostName:
         InputError: No such open_clip architecture (with near matches) or folder.
     """
     kind, sep, rest = name.partition(":")
-    if sep and kind in ("hf-hub", "local-dir", "timm", "lvlm"):
+    if sep and kind in ("hf-hub", "local-dir", "timm", "lvlm", "diffusers"):
         if not rest:
             raise InputError(f"host {name!r} names nothing after '{kind}:'.")
         if kind == "local-dir" and not (Path(rest) / "open_clip_config.json").is_file():
             raise InputError(f"host {name!r}: {Path(rest) / 'open_clip_config.json'} does not exist.")
         if kind == "lvlm":
             check_folder(name, rest)
+        if kind == "diffusers":
+            diffusion_load.check_folder(name, rest)
         return HostName(kind, rest)
     import open_clip
 
@@ -71,7 +74,7 @@ def parse(name: str) -> HostName:
             return HostName("open_clip", model, "/".join(parts[n:]) or None)
     near = difflib.get_close_matches(parts[0], known, n=5, cutoff=0.5)
     hint = f"near matches: {', '.join(near)}" if near else "open_clip.list_models() lists them"
-    kinds = "hf-hub:ID, local-dir:DIR, timm:NAME or lvlm:ID-or-FOLDER"
+    kinds = "hf-hub:ID, local-dir:DIR, timm:NAME, lvlm:ID-or-FOLDER or diffusers:ID-or-FOLDER"
     raise InputError(f"host {name!r} is no open_clip architecture, {kinds}; {hint}.")
 
 
@@ -108,8 +111,8 @@ def _model_config(host: HostName) -> dict[str, Any]:
 
 
 def host_modalities(name: str) -> tuple[str, ...]:
-    """What a host encodes, without loading it."""
-    return (IMAGE,) if parse(name).kind == "timm" else (IMAGE, TEXT)
+    """What a host encodes (of a pipeline: what captions give), without loading it."""
+    return {"timm": (IMAGE,), "diffusers": (TEXT,)}.get(parse(name).kind, (IMAGE, TEXT))
 
 
 def embed_width(name: str) -> int:
@@ -121,6 +124,8 @@ def embed_width(name: str) -> int:
     host = parse(name)
     if host.kind == "lvlm":
         return layer_width(host.model, "layers.0")
+    if host.kind == "diffusers":
+        return site_width(name, "text_encoder.layers.0")
     return site_width(name, "image.embed") if host.kind == "timm" else int(_model_config(host)["embed_dim"])
 
 
@@ -129,6 +134,8 @@ def site_width(name: str, site: str) -> int:
     host = parse(name)
     if host.kind == "lvlm":
         return layer_width(host.model, site)
+    if host.kind == "diffusers":
+        return diffusion_load.site_width(host.model, site)
     host = _architecture(host)
     load: Callable[..., Backbone] = _load_timm if host.kind == "timm" else _load_open_clip
     with torch.device("meta"):
@@ -154,7 +161,8 @@ def load_backbone(
             its pretrained weights, unless this is set.
         seed: Of random weights; the global generator is left alone.
         **options: For ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...), ``timm.create_model``, or
-            ``from_pretrained`` of transformers (``dtype``: the checkpoint's own by default; ``device_map``, ...).
+            ``from_pretrained`` of transformers (``dtype``: the checkpoint's own by default; ``device_map``, ...) or of
+            diffusers (``dtype``, ``variant``, ``scheduler``, ...).
 
     Raises:
         InputError: Unknown name, weights that cannot be had or do not fit, or no weights without ``allow_random``.
@@ -171,7 +179,8 @@ def load_backbone(
         raise InputError(f"host {name!r} names no weights: write {name}/TAG (tags: {tags}), or pass allow_random=True.")
     elif host.kind in ("local-dir", "lvlm") and not _has_weights(host):
         raise InputError(f"host {name!r}: no *.safetensors, *.bin or *.pth in the folder; pass allow_random=True.")
-    load: Callable[..., Backbone] = {"timm": _load_timm, "lvlm": _load_lvlm}.get(host.kind, _load_open_clip)
+    kinds = {"timm": _load_timm, "lvlm": _load_lvlm, "diffusers": _load_diffusers}
+    load: Callable[..., Backbone] = kinds.get(host.kind, _load_open_clip)
     with torch.random.fork_rng(devices=[], enabled=random):
         if random:
             torch.default_generator.manual_seed(seed)
@@ -184,7 +193,7 @@ def _has_weights(host: HostName) -> bool:
         return any(p.suffix in (".safetensors", ".bin", ".pth") for p in Path(host.model).iterdir())
     if host.kind == "lvlm" and Path(host.model).is_dir():
         return any(p.suffix in (".safetensors", ".bin") for p in Path(host.model).iterdir())
-    return host.kind in ("hf-hub", "lvlm") or host.weights is not None
+    return host.kind in ("hf-hub", "lvlm", "diffusers") or host.weights is not None
 
 
 def _load_open_clip(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
@@ -241,3 +250,13 @@ def _load_lvlm(host: HostName, hint: str, device: Any, precision: str, random: b
     except (*_LOAD_ERRORS, ImportError) as e:
         raise e if isinstance(e, InputError) else InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
     return LVLMBackbone(model, processor, hint, None if "device_map" in options else device)
+
+
+def _load_diffusers(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
+    from mmsae.backbones.diffusion import DiffusionBackbone
+
+    try:
+        pipeline = diffusion_load.load_pipeline(host.model, device, precision, **options)
+    except (*_LOAD_ERRORS, ImportError) as e:
+        raise e if isinstance(e, InputError) else InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
+    return DiffusionBackbone(pipeline, hint)

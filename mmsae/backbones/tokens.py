@@ -8,6 +8,8 @@ Policies (which tokens are the rows, in order of item and position):
     cls: The class token.
     patches: Image tokens without class and register tokens.
     mask: Text tokens without padding; BOS and EOS are among them and flagged as special.
+    content: Text tokens without padding, BOS and EOS.
+    pad: Padding of text, which diffusion models read like any other token.
     eos: The text token that the host pools, where the sentence's state ends up.
     pooled: One row per item: the tensor itself where it has no tokens, else the mean of ``patches`` or ``mask``.
         Editing such a mean adds the difference to every token that was averaged.
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from mmsae.types import TEXT, InputError
 
-POLICIES = ("pooled", "cls", "patches", "eos", "mask", "all")
+POLICIES = ("pooled", "cls", "patches", "eos", "mask", "content", "pad", "all")
 
 
 class Layout(NamedTuple):
@@ -116,7 +118,9 @@ def keep_mask(policy: str, marks: Marks) -> Tensor:
     if policy in ("cls", "eos"):
         at = marks.eos[:, None] if policy == "eos" else marks.cls
         return (torch.arange(marks.content.shape[1], device=marks.content.device) == at).expand_as(marks.content)
-    return marks.content
+    if policy == "pad":
+        return ~marks.content
+    return marks.content & ~marks.special if policy == "content" else marks.content
 
 
 def check_policy(policy: str, layout: Layout, modality: str, has_cls: bool, where: str) -> None:
@@ -130,7 +134,7 @@ def check_policy(policy: str, layout: Layout, modality: str, has_cls: bool, wher
         why = f"is not one of {', '.join(POLICIES)}"
     elif layout.ndim == 2 and policy != "pooled":
         why = "needs tokens, but the site has one row per item (use 'pooled')"
-    elif policy in ("eos", "mask") and modality != TEXT:
+    elif policy in ("eos", "mask", "content", "pad") and modality != TEXT:
         why = "is for text, but the site is an image site"
     elif policy == "patches" and modality == TEXT:
         why = "is for images, but the site is a text site"

@@ -1,0 +1,113 @@
+"""Loading diffusers pipelines from the hub or a folder, from safetensors and without anybody's code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmsae.backbones.lvlm_load import plain_config, quiet
+from mmsae.types import InputError
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+DENOISERS = ("unet", "transformer")
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def check_folder(name: str, folder: str) -> None:
+    """Refuse a folder that is none of diffusers; a name that is no folder is a hub id.
+
+    Raises:
+        InputError: Naming what is missing.
+    """
+    path = Path(folder)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise InputError(f"host {name!r}: {path / 'model_index.json'} does not exist.")
+    if not path.exists() and (path.is_absolute() or folder.startswith(".") or folder.count("/") > 1):
+        raise InputError(f"host {name!r}: the folder {folder} does not exist.")
+
+
+def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> Any:
+    """The pipeline, on its device.
+
+    Args:
+        folder: Hub id or folder.
+        device: Where it goes; not used with a ``device_map``.
+        precision: ``bf16`` and ``fp16`` load weights of that type, ``fp32`` of theirs.
+        **options: For ``from_pretrained``: ``variant``, ``revision``, ``cache_dir``, ``device_map``, ``scheduler``, ...
+
+    Raises:
+        InputError: ``trust_remote_code`` or pickled weights are asked for.
+    """
+    from diffusers import DiffusionPipeline
+
+    _know_own_classes()
+    for option, only in (("trust_remote_code", False), ("use_safetensors", True)):
+        if options.get(option, only) != only:
+            raise InputError(f"host diffusers:{folder}: {option} is {options[option]}, but only {only} is allowed.")
+        options.pop(option, None)
+    dtype = options.pop("dtype", options.pop("torch_dtype", None))
+    dtype = _DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    dtype = _DTYPES[precision] if dtype is None and precision != "fp32" else dtype
+    if dtype is not None:
+        options["torch_dtype"] = dtype
+    with quiet(folder):
+        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
+    return pipeline if "device_map" in options else pipeline.to(device)
+
+
+def _know_own_classes() -> None:
+    # diffusers loads a component of another package only if its module is imported already
+    import mmsae.backbones.patch_autoencoder  # noqa: F401
+
+
+def denoiser_name(pipeline: Any) -> str:
+    """``unet`` or ``transformer``.
+
+    Raises:
+        InputError: The pipeline has neither.
+    """
+    found = next((n for n in DENOISERS if isinstance(getattr(pipeline, n, None), nn.Module)), None)
+    if found is None:
+        raise InputError(f"{type(pipeline).__name__} has no denoiser ({' or '.join(DENOISERS)}).")
+    return found
+
+
+def parts(pipeline: Any) -> nn.ModuleDict:
+    """Text encoders and denoiser by their names, without wrappers of ``torch.compile``."""
+    names = [*(n for n in TEXT_ENCODERS if getattr(pipeline, n, None) is not None), denoiser_name(pipeline)]
+    return nn.ModuleDict({n: getattr(m := getattr(pipeline, n), "_orig_mod", m) for n in names})
+
+
+def part_config(module: nn.Module) -> dict[str, Any]:
+    """Configuration of a component without what says where it came from."""
+    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    drop = ("architectures", "model_type")
+    return {k: v for k, v in plain_config(config).items() if not k.startswith("_") and k not in drop}
+
+
+def site_width(folder: str, site: str) -> int:
+    """Width of a text encoder's layer, from its configuration alone.
+
+    Raises:
+        InputError: Another kind of site, whose width only the pipeline knows.
+    """
+    part, *rest = site.partition("[")[0].partition(":")[0].split(".")
+    config = Path(folder) / part / "config.json"
+    is_layer = len(rest) > 1 and rest[-2] in ("layers", "block") and rest[-1].isdigit()
+    if part in TEXT_ENCODERS and (is_layer or rest == ["final_layer_norm"]) and config.is_file():
+        values = json.loads(config.read_text())
+        return int(values.get("hidden_size") or values["d_model"])
+    raise InputError(f"the width of site {site!r} cannot be told without loading host diffusers:{folder}; give d_in.")
+
+
+def layer_paths(root: str, rest: str) -> list[str]:
+    """Where a text encoder's module may be, by the names of several releases of transformers."""
+    for prefix in ("text_model.encoder.", "text_model.", "encoder."):
+        rest = rest.removeprefix(prefix)
+    names = [rest, rest.replace("layers.", "block.", 1)]
+    prefixes = ("", "text_model.", "encoder.", "text_model.encoder.")
+    return [f"{root}.{p}{n}" for p in prefixes for n in names]

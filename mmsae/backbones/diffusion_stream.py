@@ -1,0 +1,1 @@
+"""Activations of generations, as a stream."""
