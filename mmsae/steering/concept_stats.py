@@ -134,7 +134,7 @@ def concept_stats(
             return rows
 
         with host.edit(site, record, where=True):
-            host.generate(list(texts), steps=steps, seed=[seed + i for i in number], **options)
+            host.generate(list(texts), steps=steps, seed=[seed + i for i in number], batch_size=len(texts), **options)
         bar.update(len(texts))
     bar.close()
     counts = torch.tensor([len(p) for p in prompts.values()])

@@ -21,10 +21,11 @@ class ToyDiffusion:
     a colour, axes 3 to 7 are noise that no picture shows but axis 3, which is brightness.
     """
 
-    fingerprint, hint, modalities = "toyhost", "toy", ("image",)
+    fingerprint, hint, modalities, precision = "toyhost", "toy", ("image",), "fp32"
 
     def __init__(self):
-        self.fns = []
+        self.fns, self.calls = [], []
+        self.model = torch.nn.Linear(1, 1)
 
     def site(self, spec, allow_mismatch=False):
         if isinstance(spec, Site) or spec.startswith("block"):
@@ -35,13 +36,14 @@ class ToyDiffusion:
         return [SITE] * len(self.fns)
 
     @contextmanager
-    def edit(self, site, fn, *, where=False):
+    def edit(self, site, fn, *, where=False, steps=None):
         self.site(site)
-        self.fns.append(fn)
+        assert where
+        self.fns.append((fn, steps or (0, 10**9)))
         try:
             yield
         finally:
-            self.fns.remove(fn)
+            self.fns.pop()
 
     def _states(self, prompts):
         out = torch.zeros(len(prompts), SIDE, SIDE, WIDTH)
@@ -53,7 +55,10 @@ class ToyDiffusion:
                     out[i, :, columns, c] = 1.0
         return out.flatten(1, 2)
 
-    def generate(self, prompts, *, negative=None, steps=4, guidance=1.0, seed=0):
+    def generate(self, prompts, *, negative=None, steps=4, guidance=1.0, seed=0, batch_size=8):
+        if late := [s for _, s in self.fns if steps < s[1] < 10**9]:
+            raise InputError(f"the edit holds at steps {late[0]}, but the schedule has {steps} steps")
+        self.calls.append((list(prompts), seed, steps, guidance))
         n = len(prompts)
         seeds = [seed] * n if isinstance(seed, int) else seed
         noise = torch.stack([torch.rand(16, WIDTH, generator=torch.Generator().manual_seed(s)) for s in seeds]) * 0.1
@@ -66,8 +71,8 @@ class ToyDiffusion:
             branch = torch.tensor([UNCOND, COND])[-halves:].repeat_interleave(n * 16)
             item = torch.arange(n).repeat_interleave(16).repeat(halves)
             where = Where(item, torch.arange(16).repeat(n * halves), grid=(4, 4), branch=branch, step=step)
-            for fn in self.fns:
-                rows = fn(rows, where)
+            for fn, (start, end) in self.fns:
+                rows = fn(rows, where) if start <= step < end else rows
             h = rows.view(-1, 16, WIDTH)
             if halves == 2:
                 h = h[:n] + guidance * (h[n:] - h[:n])

@@ -73,7 +73,8 @@ class ToyHost:
         yield
         self.fns.remove(fn)
 
-    def generate(self, prompts, *, steps, seed, twice=False):
+    def generate(self, prompts, *, steps, seed, batch_size, twice=False):
+        assert batch_size >= len(prompts)
         self.seeds += seed
         n, p = len(prompts), 4
         for step in range(steps):
