@@ -5,7 +5,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs notebooks clean
 
 demo: $(READY)  ## train and compare multimodal SAEs on a generated world; report in runs/demo/report.html
 	$(BIN)/mmsae demo --out runs/demo
@@ -15,6 +15,9 @@ test: $(READY)  ## the whole test suite
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+notebooks: $(READY)  ## execute notebooks/*.ipynb and write their outputs back
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
 
 docs: $(READY)  ## docs/cli.md from the code
 	$(BIN)/python docs/make_cli.py

@@ -29,7 +29,7 @@ ALLOWED = {
     "datamodules": BASE | {"shards", "cache", "backbones", "world"},
 }
 DEMO = {"demo", "demo_filter", "demo_llava", "demo_report", "demo_stages", "demo_uses"}
-EVERYTHING = DEMO | {"bench", "bench_report", "bench_scores", "cli", "info", "__init__"}
+EVERYTHING = DEMO | {"bench", "bench_report", "bench_scores", "cli", "info", "tiny_hosts", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
 
