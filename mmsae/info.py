@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmsae.files import nbytes
 from mmsae.types import InputError
 
 
@@ -35,8 +36,26 @@ def _host(folder: Path) -> dict[str, Any]:
     return {"kind": "host (open_clip folder)", "fingerprint": host.fingerprint, "sites": sites}
 
 
+def _pipeline(folder: Path) -> dict[str, Any]:
+    parts = json.loads((folder / "model_index.json").read_text())
+    size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+    found: dict[str, Any] = {
+        "kind": "host (diffusers folder)",
+        "pipeline": parts["_class_name"],
+        "components": {k: v[1] for k, v in parts.items() if isinstance(v, list) and v[1]},
+        "weights": nbytes(size),
+    }
+    if size < 2**29:  # larger ones take long to load
+        from mmsae.backbones import load_backbone
+
+        host = load_backbone(f"diffusers:{folder}")
+        found |= {"fingerprint": host.fingerprint, "sites": {m: str(s) for m, s in host.default_sites().items()}}
+    return found
+
+
 def describe(path: str, verify: bool = False) -> dict[str, Any]:
-    """What is at ``path``: an SAE folder, a run, an activation store, an open_clip folder or image-text shards.
+    """What is at ``path``: an SAE folder, a run, an activation store, an open_clip or diffusers folder or
+    image-text shards.
 
     Raises:
         InputError: Nothing there that mmsae knows.
@@ -53,13 +72,15 @@ def describe(path: str, verify: bool = False) -> dict[str, Any]:
         }
     if (folder / "open_clip_config.json").is_file():
         return _host(folder)
+    if (folder / "model_index.json").is_file():
+        return _pipeline(folder)
     if folder.is_dir() and not any(folder.glob("*.tar*")):
         from mmsae.cache import describe_store
 
         if not any((folder / name).is_file() for name in ("spec.json", "job.json")):
             raise InputError(
-                f"{path} is no SAE (cfg.json), run (sae/), store (spec.json) or open_clip host (open_clip_config.json) "
-                "and holds no .tar shards"
+                f"{path} is no SAE (cfg.json), run (sae/), store (spec.json), open_clip host (open_clip_config.json) "
+                "or pipeline (model_index.json) and holds no .tar shards"
             )
         return describe_store(folder, verify)
     from mmsae.shards import describe as describe_shards
@@ -89,7 +110,8 @@ def info(path: str, verify: bool = False, as_json: bool = False) -> str:
     """Describe a path.
 
     Args:
-        path: SAE folder, run folder, activation store, open_clip folder, or shards (file, folder, glob, brace pattern).
+        path: SAE folder, run folder, activation store, open_clip or diffusers folder, or shards (file, folder, glob,
+            brace pattern).
         verify: Hash every file of a store, however large it is.
         as_json: Print JSON.
 

@@ -11,9 +11,8 @@ The pipeline's own call runs; what branch, step and prompt a row belongs to is l
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -21,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsae.backbones.base import Backbone, Sites, check_device
-from mmsae.backbones.diffusion_call import Call, n_steps, run_call
+from mmsae.backbones.base import Sites, check_device
+from mmsae.backbones.diffusion_base import NO_IMAGES, TextToImage
+from mmsae.backbones.diffusion_call import Call, check_edits, run_call
 from mmsae.backbones.diffusion_load import TEXT_ENCODERS, denoiser_name, part_config, parts
 from mmsae.backbones.diffusion_probe import Consumed, accept, consumed, look
 from mmsae.backbones.diffusion_prompts import PromptTokenizer, check_pipeline
@@ -32,14 +32,13 @@ from mmsae.backbones.diffusion_tap import Edit, Seen, tap
 from mmsae.backbones.hooks import ModulePort, Port
 from mmsae.backbones.reading import Rows
 from mmsae.backbones.sites import Target, find_port
-from mmsae.backbones.tokens import Layout, Marks, find_layout
+from mmsae.backbones.tokens import Layout, find_layout
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
 
 Steps = tuple[int, int]
-_NO_IMAGES = "a diffusion pipeline reads no images"
 
 
-class DiffusionBackbone(Backbone):
+class DiffusionBackbone(TextToImage):
     """A frozen text-to-image pipeline.
 
     Args:
@@ -93,30 +92,19 @@ class DiffusionBackbone(Backbone):
     @cached_property
     def tokenize(self) -> PromptTokenizer:
         """``tokenize(texts) -> (B, L)`` ids of all text encoders, side by side."""
-        parameters = inspect.signature(self.pipeline.encode_prompt).parameters
-        t5 = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else 512
-        lengths = {
-            n: t5 if getattr(self.model[n].config, "model_type", "") == "t5" else int(t.model_max_length)
-            for n, t in self.tokenizers.items()
-        }
-        return PromptTokenizer(self.tokenizers, lengths)
+        return PromptTokenizer.of(self.pipeline, self.tokenizers)
 
     @property
     def context_length(self) -> int:
         """Token ids of one text, over all encoders."""
         return self.tokenize.context_length
 
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """None: sites are modules."""
-        return ()
-
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
         """As :meth:`Backbone.reading`: captions; activations of the denoiser come from :meth:`stream`."""
         if IMAGE in modalities:
             raise InputError(
-                f"{_NO_IMAGES}: sites of {self.denoiser} are read while it generates (host.stream, "
-                "datamodules.GenerationActivations)."
+                f"{NO_IMAGES}: sites of {self.denoiser} are read while it generates (host.stream, "
+                "datamodules.GenerationDataModule)."
             )
         return super().reading(modalities, text)
 
@@ -150,13 +138,13 @@ class DiffusionBackbone(Backbone):
             self._consumed[key] = consumed(self, target, options)
         return self._consumed[key]
 
-    def check_consumed(self, site: Site | str, pooled: bool = False, **options: Any) -> Consumed:
+    def check_consumed(self, site: Site | str, pooled: bool | None = None, **options: Any) -> Consumed:
         """Refuse a text site that cannot reach what the denoiser attends to.
 
         Args:
-            site: Of a text encoder.
+            site: Of a text encoder (what the denoiser computes is always consumed).
             pooled: Accept one that changes only the pooled vector (the last block of SDXL's second encoder, the CLIP
-                encoder of Flux).
+                encoder of Flux); None: where the site itself is a pooled one (``text_encoder_2.text_projection:out``).
             **options: Of the call that change what is consumed: ``clip_skip``.
 
         Returns:
@@ -269,26 +257,13 @@ class DiffusionBackbone(Backbone):
         """
         call = Call.of(prompts, negative, seed, num_images_per_prompt, options)
         options |= {"guidance": guidance, "steps": steps, "height": height, "width": width, "output_type": output_type}
-        self._check_edits(options)
+        check_edits(self, options)
         out = []
         for lo in range(0, len(call.items), batch_size):
             made = run_call(self, call.part(lo, lo + batch_size), options, progress)
             self._count_blanked(getattr(made, "nsfw_content_detected", None))
             out.append(made.images.float().cpu())
         return torch.cat(out)
-
-    def _check_edits(self, options: Mapping[str, Any]) -> None:
-        n = n_steps(options)
-        for e in self._edits:
-            if e.steps and e.steps[1] > n:
-                raise InputError(f"the edit of {e.target} holds at steps {e.steps}, but the schedule has {n} steps.")
-            if e.target.modality != TEXT:
-                continue
-            if options.get("prompt_embeds") is not None:
-                raise InputError(f"{e.target} is edited, but prompt_embeds are given: no text encoder will run.")
-            skip = {k: options[k] for k in ("clip_skip",) if options.get(k) is not None}
-            if not any(self.consumed(str(e.target), **skip)):
-                self.check_consumed(str(e.target), **skip)
 
     def _count_blanked(self, flags: Sequence[bool] | None) -> None:
         n = sum(map(bool, flags or ()))
@@ -322,29 +297,3 @@ class DiffusionBackbone(Backbone):
                 masked = getattr(encoder.config, "use_attention_mask", False)
                 states = encoder(ids, attention_mask=mask.long() if masked else None)[0]
         return states
-
-    # What the base class asks of hosts with one encoder per modality.
-
-    def transform(self, train: bool = False) -> Callable:
-        """Refused."""
-        raise InputError(f"{_NO_IMAGES}: host {self.hint} has no image transform.")
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Refused."""
-        raise InputError(f"{_NO_IMAGES}: host {self.hint} has no image encoder.")
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Refused: there is no embedding of a text here, only states of its tokens."""
-        raise InputError(f"host {self.hint} has no text embedding: read a site like text_encoder.final_layer_norm:out.")
-
-    def _endpoint(self, name: str) -> Port:
-        raise NotImplementedError("there are no endpoints")
-
-    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
-        raise NotImplementedError("taps mark their tokens themselves")
-
-    def _has_cls(self, modality: str) -> bool:
-        return False
-
-    def _probe_input(self, modality: str, n: int) -> Tensor:
-        return self.tokenize([""] * n)

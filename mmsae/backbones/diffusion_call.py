@@ -97,9 +97,39 @@ def n_steps(options: Mapping[str, Any]) -> int:
     return options["steps"] if own is None else len(own)
 
 
-def run_call(host: DiffusionBackbone, call: Call, options: Mapping[str, Any], progress: bool = False) -> Any:
-    """What the pipeline returns for the images of ``call``, with the edits of ``host`` that are open."""
-    pipeline, run = host.pipeline, Run(call.items)
+def check_edits(host: DiffusionBackbone, options: Mapping[str, Any]) -> None:
+    """Refuse edits that are open and cannot act in a call with these options.
+
+    Raises:
+        InputError: A window outside of the schedule, a text site that the pipeline does not consume, or embeddings are
+            given, so that no text will be encoded.
+    """
+    n = n_steps(options)
+    for e in host._edits:
+        if e.steps and e.steps[1] > n:
+            raise InputError(f"the edit of {e.target} holds at steps {e.steps}, but the schedule has {n} steps.")
+        if e.target.modality != TEXT:
+            continue
+        if options.get("prompt_embeds") is not None:
+            raise InputError(f"{e.target} is edited, but prompt_embeds are given: no text encoder will run.")
+        skip = {k: options[k] for k in ("clip_skip",) if options.get(k) is not None}
+        if not any(host.consumed(str(e.target), **skip)):
+            host.check_consumed(str(e.target), **skip)
+
+
+def run_call(
+    host: DiffusionBackbone,
+    call: Call,
+    options: Mapping[str, Any],
+    progress: bool = False,
+    last: int | None = None,
+) -> Any:
+    """What the pipeline returns for the images of ``call``, with the edits of ``host`` that are open.
+
+    Raises:
+        Done: The denoiser is called after step ``last``.
+    """
+    pipeline, run = host.pipeline, Run(call.items, last)
     options = {**options, **call.options}
     run.windows = {e: e.steps for e in host._edits if e.steps and e.target.modality == TEXT}
     known = inspect.signature(type(pipeline).__call__).parameters

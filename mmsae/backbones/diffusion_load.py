@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> A
         InputError: ``trust_remote_code`` or pickled weights are asked for.
     """
     from diffusers import DiffusionPipeline
+    from diffusers.utils import is_accelerate_available
 
     _know_own_classes()
     for option, only in (("trust_remote_code", False), ("use_safetensors", True)):
@@ -54,9 +57,28 @@ def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> A
     dtype = _DTYPES[precision] if dtype is None and precision != "fp32" else dtype
     if dtype is not None:
         options["torch_dtype"] = dtype
-    with quiet(folder):
+    if not is_accelerate_available():
+        options.setdefault("low_cpu_mem_usage", False)  # what it falls back to, with a warning
+    with quiet(folder), _quiet(folder):
         pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
     return pipeline if "device_map" in options else pipeline.to(device)
+
+
+@contextmanager
+def _quiet(folder: str) -> Iterator[None]:
+    """Without diffusers' progress bar for folders under 200 MB."""
+    from diffusers.utils import logging
+
+    path = Path(folder)
+    small = path.is_dir() and sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) < 2e8
+    hide = small and logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
 
 
 def _know_own_classes() -> None:

@@ -108,13 +108,9 @@ def _side(host: DiffusionBackbone) -> int:
 
 
 def consumed(host: DiffusionBackbone, target: Target, options: dict[str, Any]) -> Consumed:
-    """Whether noise at a text site reaches the context and the pooled vector.
-
-    Raises:
-        InputError: It is no text site.
-    """
+    """Whether noise at a text site reaches the context and the pooled vector; the denoiser's own sites count so."""
     if target.modality != TEXT:
-        raise InputError(f"site {target} is none of a text encoder: what the denoiser computes is always consumed.")
+        return Consumed(context=True, pooled=False)
 
     def encoded() -> tuple[Tensor, Tensor | None]:
         run = Run(torch.arange(1))
@@ -132,8 +128,9 @@ def consumed(host: DiffusionBackbone, target: Target, options: dict[str, Any]) -
     return Consumed(*(a is not None and not torch.equal(a, b) for a, b in zip(clean, changed, strict=True)))
 
 
-def accept(host: DiffusionBackbone, target: Target, found: Consumed, pooled: bool) -> Consumed:
+def accept(host: DiffusionBackbone, target: Target, found: Consumed, pooled: bool | None) -> Consumed:
     """``found``, or a refusal that says what it lacks; see ``DiffusionBackbone.check_consumed``."""
+    pooled = not target.has_tokens if pooled is None else pooled
     if found.context or (pooled and found.pooled):
         return found
     moves = "only the pooled vector changes, not" if found.pooled else "neither the pooled vector changes nor"

@@ -154,6 +154,14 @@ class PromptTokenizer:
         self.tokenizers, self.lengths = tokenizers, lengths
         self.context_length = sum(lengths.values())
 
+    @classmethod
+    def of(cls, pipeline: Any, tokenizers: dict[str, Any]) -> PromptTokenizer:
+        """Of a pipeline: CLIP's context, and what its ``encode_prompt`` gives a T5."""
+        parameters = inspect.signature(pipeline.encode_prompt).parameters
+        t5 = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else 512
+        kinds = {n: getattr(getattr(pipeline, n).config, "model_type", "") for n in tokenizers}
+        return cls(tokenizers, {n: t5 if kinds[n] == "t5" else int(t.model_max_length) for n, t in tokenizers.items()})
+
     def __call__(self, texts: list[str]) -> Tensor:
         """``(B, sum of lengths)`` int64 ids, padded and truncated as the pipeline does it."""
         return torch.cat([self._ids(n, list(texts), self.lengths[n]) for n in self.tokenizers], 1)

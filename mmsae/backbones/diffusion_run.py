@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmsae.backbones.hooks import Done
 from mmsae.backbones.where import COND, UNCOND
 from mmsae.types import InputError
 
@@ -23,6 +24,7 @@ class Run:
 
     Attributes:
         items: ``(n,)`` index of the prompt behind each image of the call.
+        last: After this step the call is broken off (:class:`~mmsae.backbones.hooks.Done`); None: never.
         branch: Of the prompts that are being encoded; None otherwise.
         branches: One branch per block of ``n`` rows of the denoiser's batch, ``[UNCOND, COND]`` with guidance.
         step: Id of the step under way, from 0; None before the first.
@@ -33,8 +35,8 @@ class Run:
         negative: The embeddings of the negative prompts that the pipeline was given, if any.
     """
 
-    def __init__(self, items: Tensor):
-        self.items = items
+    def __init__(self, items: Tensor, last: int | None = None):
+        self.items, self.last = items, last
         self.branch: int | None = None
         self.branches: tuple[int, ...] = ()
         self.step: int | None = None
@@ -74,6 +76,8 @@ class Run:
         """Read the arguments of a call of the denoiser."""
         t = kwargs["timestep"] if "timestep" in kwargs else args[1]
         self._tick(pipeline.scheduler, float(torch.as_tensor(t).flatten()[0]))
+        if self.last is not None and self.step > self.last:
+            raise Done
         sample = kwargs.get("hidden_states", kwargs.get("sample"))
         sample = args[0] if sample is None else sample
         self.branches = self._split(pipeline, len(sample), kwargs.get("encoder_hidden_states"))
