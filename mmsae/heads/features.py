@@ -137,6 +137,7 @@ def load_features(
     shards: str | Sequence[str],
     *,
     label: str = "cls",
+    labelled: bool = True,
     classes: Sequence[Any] | None = None,
     exclude: Sequence[str] = (),
     limit: int | None = None,
@@ -158,6 +159,7 @@ def load_features(
         sae: An SAE of one of its sites (:meth:`SAE.attach` was called); any image site, ``image.pooled`` too.
         shards: Path, folder, glob or brace pattern, or several.
         label: ``cls``, or a field of the samples' json; empty: no labels.
+        labelled: Whether some image must have a label.
         classes: Label values in the order of their numbers; default: those that occur, sorted. Others get -1.
         exclude: Images whose label value or class name is among these are left out.
         limit: At most so many images, chosen by a hash of their uid.
@@ -178,7 +180,7 @@ def load_features(
     if pool not in POOLS:
         raise InputError(f"pool is {pool!r}, it must be one of {', '.join(POOLS)}")
     paths = expand(shards)
-    known = read_labels(paths, label).without(exclude)
+    known = read_labels(paths, label, labelled).without(exclude)
     wanted = {u for u in known.value if keep is None or keep(u)}
     if limit is not None and len(wanted) > limit:
         wanted = set(sorted(wanted, key=draw)[:limit])

@@ -59,15 +59,16 @@ def plain(name: Any) -> str:
     return " ".join(str(name).lower().replace("_", " ").replace("-", " ").split())
 
 
-def read_labels(paths: Sequence[str], field: str = "cls") -> Labels:
+def read_labels(paths: Sequence[str], field: str = "cls", must: bool = True) -> Labels:
     """Labels of all samples of some shards; pictures are not decoded.
 
     Args:
         paths: The tars.
         field: ``cls`` (the class number), or a field of json; empty: no labels.
+        must: Whether there must be labels.
 
     Raises:
-        InputError: No sample has that field.
+        InputError: No sample has that field, and there must be labels.
     """
     value, name, log = {}, {}, FaultLog()
     for path in paths:
@@ -76,7 +77,7 @@ def read_labels(paths: Sequence[str], field: str = "cls") -> Labels:
             value[s.uid] = v if isinstance(v, (str, int, float)) else None
             said = s.meta.get("class")
             name[s.uid] = v if isinstance(v, str) else said if isinstance(said, str) else ""
-    if field and value and all(v is None for v in value.values()):
+    if must and field and value and all(v is None for v in value.values()):
         raise InputError(f"no sample of {paths[0]} has {'cls' if field == 'cls' else f'json field {field!r}'}")
     return Labels(value, name)
 

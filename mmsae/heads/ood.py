@@ -64,6 +64,7 @@ def ood_head(
     scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE),
     controls: Sequence[str] = CONTROLS,
     random: Callable[[str, Features], Features] | None = None,
+    random_heads: Mapping[str, d.Head] = {},
     modality: str = IMAGE,
     seed: int = 0,
 ) -> Scored:
@@ -80,6 +81,7 @@ def ood_head(
         controls: ``random``, ``pca`` (as many components as the code has entries), ``statistics`` (a Gaussian on plain
             picture statistics).
         random: ``(set name, features) -> features`` of the random SAE where they cannot be computed from ``x``.
+        random_heads: Its classifiers, where ``setup.heads`` are not linear probes either.
         modality: Whose SAE.
         seed: Of the random SAE.
     """
@@ -91,7 +93,7 @@ def ood_head(
         fresh = random_control(sae, seed)
         change = random or (lambda _, f: with_sae(f, fresh, modality))
         named = iter(("train", "val", "val_ood"))
-        again = setup.same_sae(lambda f: change(next(named), f))
+        again = setup.same_sae(lambda f: change(next(named), f))._replace(heads=random_heads)
         changed = {name: change(name, f) for name, f in sets.items()}
         _score(out, "random", fit_detectors(again, coded, scores), changed)
     if "pca" in controls:

@@ -52,7 +52,7 @@ class Setup(NamedTuple):
     def same_sae(self, change: Callable[[Features], Features]) -> Setup:
         """The same images through something else than the SAE."""
         sets = {s: change(getattr(self, s)) for s in ("train", "val", "val_ood")}
-        return self._replace(**sets, heads={k: h for k, h in self.heads.items() if k in ("raw", EMBED)})
+        return self._replace(**sets, heads={})
 
 
 class Fitted(NamedTuple):

@@ -63,17 +63,18 @@ def class_embeddings(
 
 def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
     """Share of rows of ``scores (N, C)`` whose label is among the k best; exact ties count against the label."""
-    return _hits(scores, labels, k).double().mean().item()
+    return hits(scores, labels, k).double().mean().item()
 
 
 def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
     """Mean over the classes that occur of the top-1 accuracy within the class."""
     labels = labels.to(scores.device)
-    hit, n = (torch.bincount(labels, w, scores.shape[1]) for w in (_hits(scores, labels, 1).double(), None))
+    hit, n = (torch.bincount(labels, w, scores.shape[1]) for w in (hits(scores, labels, 1).double(), None))
     return (hit[n > 0] / n[n > 0]).mean().item()
 
 
-def _hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """``(N,)`` bool: whose label is among the k best scores; exact ties count against the label."""
     right = torch.nn.functional.one_hot(labels.to(scores.device), scores.shape[1]).bool()
     return pessimistic_ranks(scores, right, tie=0.0) < k
 
@@ -105,6 +106,21 @@ def zero_shot_scores(sae: Sae, x: Tensor, classes: Tensor, chunk: int = 8192) ->
 def enhance(raw: Tensor, concept: Tensor, alpha: float) -> Tensor:
     """``cos(x, c) + alpha cos(h_x, h_c)``; at ``alpha = 0`` exactly ``raw`` (VL-SAE, arXiv 2510.21323)."""
     return raw + alpha * concept if alpha else raw
+
+
+def tune_alpha(
+    scores: dict[str, Tensor], labels: Tensor, concept: str = "code", alphas: Sequence[float] = ALPHAS
+) -> tuple[float, dict[float, float]]:
+    """The alpha with the best top-1 (the smallest among equals), and ``{alpha: top-1}``; 0 is always tried.
+
+    Args:
+        scores: Of the tuning images, from :func:`zero_shot_scores`.
+        labels: ``(N,)`` their classes.
+        concept: Which of the scores enhances ``raw``.
+        alphas: Grid.
+    """
+    tuning = {a: accuracy(enhance(scores["raw"], scores[concept], a), labels) for a in sorted({0.0, *alphas})}
+    return max(tuning, key=lambda a: (tuning[a], -a)), tuning
 
 
 def zero_shot(
@@ -140,9 +156,7 @@ def zero_shot(
     for name, y in (("test", labels), ("tuning", tune[1])):
         if len(y) and int(y.max()) >= len(classes):
             raise InputError(f"{name} labels go up to {int(y.max())} but there are {len(classes)} classes")
-    held = zero_shot_scores(sae, tune[0], classes)
-    tuning = {a: accuracy(enhance(held["raw"], held[concept], a), tune[1]) for a in sorted({0.0, *alphas})}
-    alpha = max(tuning, key=lambda a: (tuning[a], -a))
+    alpha, tuning = tune_alpha(zero_shot_scores(sae, tune[0], classes), tune[1], concept, alphas)
     scores = zero_shot_scores(sae, x, classes)
     scores["enhanced"] = enhance(scores["raw"], scores[concept], alpha)
     return {

@@ -1,0 +1,163 @@
+"""``mmsae ood``: does the model notice what it has never seen? Every detector, on raw features and through an SAE."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsae.files import atomic_file
+from mmsae.heads.classifier import at_embedding, text_classes, zero_shot_heads
+from mmsae.heads.features import KINDS, open_host
+from mmsae.heads.labels import read_classes, read_labels, read_lines, read_templates
+from mmsae.heads.ood import CONTROLS, Scored, ood_head
+from mmsae.heads.ood_figures import markdown, plot_ood
+from mmsae.heads.ood_fit import DISTANCES, EMBED, LOGITS, NATIVE, Setup
+from mmsae.heads.ood_sets import Sources, keep_names, load_sets, named_shards, shared_classes
+from mmsae.heads.rows import write_results
+from mmsae.sae import random_control
+from mmsae.shards import expand
+from mmsae.types import IMAGE, InputError
+
+SCORES = (*LOGITS, *DISTANCES, *NATIVE)
+
+
+def ood(
+    sae: str,
+    id: str | list[str],
+    ood: list[str],
+    out: str,
+    host: str = "",
+    near: list[str] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
+    train: str = "",
+    ood_val: list[str] = [],  # noqa: B006
+    label: str = "cls",
+    ood_label: str = "",
+    exclude: str = "",
+    classes: str = "",
+    templates: str = "simple",
+    features: list[str] = list(KINDS),  # noqa: B006
+    scores: list[str] = list(SCORES),  # noqa: B006
+    controls: list[str] = list(CONTROLS),  # noqa: B006
+    pool: str = "max",
+    limit: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "fp32",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Detect out-of-distribution images with every detector on raw features, codes, reconstruction and residual.
+
+    Args:
+        sae: SAE folder or hub id; of any image site, e.g. image.pooled or image.embed.
+        id: In-distribution shards with labels; split by uid into train, validation and test, or with ``train``
+            the test alone.
+        ood: OOD test sets as NAME=SHARDS, one or more.
+        out: Folder to write.
+        host: Host by name; default: the one that the SAE's site names.
+        near: Names of the near-OOD sets; the others are far.
+        train: ID shards for fitting and choosing settings.
+        ood_val: OOD validation set as NAME=SHARDS, on which settings are chosen; default: scrambled and noise
+            pictures made from ID validation images.
+        label: ``cls``, or the field of json that holds the ID label; empty: no labels, detectors without classes.
+        ood_label: Field of json that ``exclude`` is about, in the OOD sets; default: ``label``.
+        exclude: File with label values or class names to leave out of the OOD sets, one a line.
+        classes: File of class names; then logits are zero-shot where the site allows, else those of a linear probe.
+        templates: ``simple``, ``openai``, or a file of prompt templates.
+        features: Of raw, code, recon, resid.
+        scores: Detectors.
+        controls: Of random (an untrained SAE), pca (as many components as latents are on), statistics (of pixels).
+        pool: Of token sites: ``max`` or ``mean`` over an image's tokens.
+        limit: At most so many images per set, chosen by a hash of their uid.
+        batch_size: Images per forward pass.
+        workers: Decoding processes.
+        seed: Of the random SAE.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        precision: Of the host: ``fp32``, ``bf16`` or ``fp16``.
+        progress: Whether to print and show bars.
+
+    Returns:
+        ``rows``, ``notes``, ``warnings``, and the folder as ``out``.
+
+    Raises:
+        InputError: No image of a set, labels or names that do not fit, unknown names in a list.
+    """
+    for flag, given, known in (("features", features, KINDS), ("scores", scores, SCORES),
+                               ("controls", controls, CONTROLS)):  # fmt: skip
+        if odd := [g for g in given if g not in known]:
+            raise InputError(f"--{flag} has {odd[0]!r}, there are {', '.join(known)}")
+    sets_of, named_val = named_shards(ood, "--ood"), named_shards(ood_val, "--ood-val")
+    near = keep_names(near, list(sets_of))
+    model, backbone = open_host(sae, host, device, precision)
+    if IMAGE not in model.modalities:
+        raise InputError(f"SAE {sae} has no image modality, only {', '.join(model.modalities)}")
+    named = read_classes(classes, read_labels(expand(train or id)[:1], label)) if classes else None
+    zero = bool(named) and label != ""
+    what = Sources(
+        id, sets_of, train, named_val, label, named.values if named else None, ood_label,
+        read_lines(exclude) if exclude else (), limit, pool, batch_size, workers, zero and not at_embedding(model),
+        progress,
+    )  # fmt: skip
+    if progress:
+        print(f"ood: {len(sets_of)} sets against {id}; {len(scores)} detectors, controls {', '.join(controls)}")
+    sets = load_sets(backbone, model, what)
+    heads, random_heads = {}, {}
+    fresh = random_control(model, seed)
+    if zero:
+        names = [named.names[named.values.index(v)] for v in sets.train.values]
+        vectors = text_classes(backbone, names, read_templates(templates))
+        heads = zero_shot_heads(model, vectors, backbone.logit_scale)
+        random_heads = zero_shot_heads(fresh, vectors, backbone.logit_scale)
+    again = None
+    if "random" in controls and sets.test.pool != "one":  # tokens are not held: read once more
+        other = load_sets(backbone, fresh, what).by_name()
+        again = lambda name, _: other[name]  # noqa: E731
+    kinds = [*features, *([EMBED] if EMBED in heads else [])]
+    scored = ood_head(
+        Setup(sets.train, sets.val, sets.val_ood, heads), sets.test, sets.ood, sae=model, near=near, kinds=kinds,
+        scores=scores, controls=controls, random=again, random_heads=random_heads, seed=seed,
+    )  # fmt: skip
+    warnings = [
+        f"OOD set {name} has classes of the ID set: {', '.join(shared[:10])}; --exclude FILE leaves them out"
+        for name, shared in shared_classes(sets).items()
+    ]
+    kind_of = {k: "zero-shot" if k in heads else "linear probe" for k in kinds}
+    about = {
+        "head": "ood", "sae": str(sae), "sae_training": sae_training(sae), "site": str(model.sites[IMAGE]),
+        "host": backbone.hint, "id": id, "ood": sets_of, "near": near, "train": train, "label": label,
+        "ood_validation": sets.val_ood_is, "classes": sets.train.names, "pool": sets.test.pool, "seed": seed,
+        "logits": kind_of if len(sets.train.names) > 1 else {},
+        "images": {name: f.n for name, f in sets.by_name().items()}, "chosen": scored.chosen,
+        "notes": [*sets.notes, *scored.notes], "warnings": warnings,
+    }  # fmt: skip
+    folder = write_ood(out, scored, about, list(sets_of))
+    if progress:
+        print("\n".join([*(f"warning: {w}" for w in warnings), markdown(scored.rows, list(sets_of))]))
+    return {"rows": scored.rows, "notes": about["notes"], "warnings": warnings, "out": str(folder)}
+
+
+def sae_training(sae: str) -> dict[str, Any]:
+    """What the SAE's folder says about its training: conclusions from ``recon`` depend on what it has seen."""
+    file = Path(sae) / "cfg.json"
+    return json.loads(file.read_text())["mmsae"]["training"] if file.is_file() else {}
+
+
+def write_ood(out: str | Path, scored: Scored, about: dict[str, Any], names: list[str]) -> Path:
+    """``results.json``, ``tables.md``, ``scores.npz`` (``control|features|score|set``) and ``ood.png``."""
+    folder = Path(out)
+    write_results(folder, scored.rows, about)
+    with atomic_file(folder / "tables.md") as temp:
+        temp.write_text(markdown(scored.rows, names, about["notes"], about["warnings"]))
+    arrays = {
+        f"{control}|{kind}|{score}|{name}": values.numpy()
+        for (control, score, kind), sets in scored.conf.items()
+        for name, values in sets.items()
+    }
+    with atomic_file(folder / "scores.npz") as temp, temp.open("wb") as handle:
+        np.savez_compressed(handle, **arrays)
+    plot_ood(scored, names, folder / "ood.png")
+    return folder

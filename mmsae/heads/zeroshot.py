@@ -1,0 +1,109 @@
+"""Zero-shot classification as a head: raw, reconstruction, code and concept-enhanced scores, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsae.heads.rows import row, wilson
+from mmsae.tasks.zero_shot import ALPHAS, CONCEPTS, enhance, hits, tune_alpha
+from mmsae.types import InputError
+
+SCORES = ("top1", "top5", "balanced")
+DRAWS = 1000  # of the bootstrap
+
+
+class Split(NamedTuple):
+    """Scores of some labelled images.
+
+    Attributes:
+        scores: ``{features: (N, C)}`` with ``raw`` and whatever of ``recon``, ``code`` there is.
+        labels: ``(N,)`` int64 classes.
+    """
+
+    scores: Mapping[str, Tensor]
+    labels: Tensor
+
+
+class ZeroShot(NamedTuple):
+    """What the head returns.
+
+    Attributes:
+        rows: Uniform rows: ``top1``, ``top5`` and ``balanced`` of every kind of features, with 95% intervals.
+        alpha: Weight of the concepts in ``enhanced``; None without concepts.
+        tuning: ``{alpha: top-1 on the tuning split}``.
+        per_class: ``{features: (C,) top-1 within the class, NaN without images}``.
+        counts: ``(C,)`` images per class.
+    """
+
+    rows: list[dict[str, Any]]
+    alpha: float | None
+    tuning: dict[float, float]
+    per_class: dict[str, Tensor]
+    counts: Tensor
+
+
+def zero_shot_head(
+    test: Split,
+    tune: Split,
+    *,
+    concept: str = "code",
+    alphas: Sequence[float] = ALPHAS,
+    name: str = "test",
+    control: str = "",
+    seed: int = 0,
+) -> ZeroShot:
+    """Accuracies of scores that are there already.
+
+    Args:
+        test: Images to report on.
+        tune: Other images, on which alone alpha is chosen.
+        concept: What enhances the raw scores: ``code`` or ``recon``; without such scores there is no ``enhanced``.
+        alphas: Grid; 0, which is plain CLIP to the bit, is always tried.
+        name: Of the test set, for the rows.
+        control: Of the rows.
+        seed: Of the bootstrap of ``balanced``.
+
+    Raises:
+        InputError: An unknown concept, no images, or a label that no class has.
+    """
+    if concept not in CONCEPTS:
+        raise InputError(f"concept is {concept!r}, it must be one of {', '.join(CONCEPTS)}")
+    n_classes = test.scores["raw"].shape[1]
+    for split, said in ((test, name), (tune, "tuning")):
+        if not len(split.labels):
+            raise InputError(f"the {said} split has 0 images with a label")
+        if int(split.labels.min()) < 0 or int(split.labels.max()) >= n_classes:
+            bad = int(((split.labels < 0) | (split.labels >= n_classes)).sum())
+            raise InputError(f"{bad} of {len(split.labels)} {said} images have none of the {n_classes} classes")
+    scores, alpha, tuning = dict(test.scores), None, {}
+    if concept in scores:
+        alpha, tuning = tune_alpha(dict(tune.scores), tune.labels, concept, alphas)
+        scores["enhanced"] = enhance(scores["raw"], scores[concept], alpha)
+    counts = torch.bincount(test.labels, minlength=n_classes)
+    rows, per_class = [], {}
+    for kind, s in scores.items():
+        right = {"top1": hits(s, test.labels), "top5": hits(s, test.labels, 5)}
+        for score, hit in right.items():
+            low, high = wilson(int(hit.sum()), len(hit))
+            value = hit.double().mean().item()
+            rows.append(row("zeroshot", name, score, kind, value, len(hit), control, low=low, high=high))
+        own = torch.bincount(test.labels, right["top1"].double(), n_classes)
+        per_class[kind] = own / counts
+        low, high = balanced_interval(own, counts, seed)
+        rows.append(row("zeroshot", name, "balanced", kind, per_class[kind].nanmean().item(), len(test.labels), control,
+                        low=low, high=high, classes=int((counts > 0).sum())))  # fmt: skip
+    return ZeroShot(rows, alpha, tuning, per_class, counts)
+
+
+def balanced_interval(hit: Tensor, n: Tensor, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of the mean over classes of ``hit / n``, images drawn anew within their class."""
+    own = n > 0
+    n, p = n[own].numpy(), (hit[own] / n[own]).numpy().clip(0, 1)
+    draws = np.random.default_rng(seed).binomial(n, p, (DRAWS, len(n))) / n
+    low, high = np.percentile(draws.mean(1), [2.5, 97.5])
+    return float(low), float(high)

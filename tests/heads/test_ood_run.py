@@ -1,0 +1,231 @@
+"""``mmsae ood`` end to end on a tiny host: what it writes, its splits, its warnings, and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from heads_helpers import COLOURS, save_host, save_sae, write_colours, write_noise
+
+from mmsae.backbones import load_backbone
+from mmsae.cli import main
+from mmsae.heads.features import encode_features, load_features, open_host
+from mmsae.heads.ood import ID, Setup, ood_head
+from mmsae.heads.ood_run import ood
+from mmsae.heads.ood_sets import Sources, generated, load_sets, split_of
+from mmsae.heads.rows import find
+from mmsae.types import InputError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ood")
+    host = save_host(folder / "host")
+    return {
+        "host": host,
+        "sae": save_sae(folder / "sae", host),
+        "embed": save_sae(folder / "embed", host, "image.embed", ("image", "text")),
+        "tokens": save_sae(folder / "tokens", host, "visual.transformer.resblocks.1:out[patches]"),
+        "id": write_colours(folder / "id", 240, 0),
+        "noise": write_noise(folder / "noise", 50),
+        "grey": write_colours(folder / "grey", 50, 3, "g", {"grey": (120, 120, 120), "Red": (200, 60, 60)}, wnid="n1"),
+    }
+
+
+def run(place, out, **more):
+    args = {"sae": place["sae"], "id": place["id"], "ood": [f"noise={place['noise']}", f"grey={place['grey']}"]}
+    return ood(**{**args, "out": str(out), "near": ["grey"], "progress": False, **more})
+
+
+@pytest.fixture(scope="module")
+def done(place, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "run"
+    result = run(place, out)
+    return result, out, json.loads((out / "results.json").read_text())
+
+
+def test_every_detector_runs_on_every_feature_with_every_control(done):
+    _, out, results = done
+    rows = results["rows"]
+    assert {r["set"] for r in rows} == {ID, "noise", "grey", "near", "far"}
+    assert {r["control"] for r in rows} == {"", "random", "pca", "statistics"}
+    have = {(r["features"], r["score"]) for r in rows if not r["control"] and r["set"] == "noise"}
+    dense = ("msp", "max_logit", "energy", "vim", "react", "mds", "rmds", "knn")
+    native = ("recon", "cap_spearman", "cap_energy", "rarity", "support")
+    assert have == {(k, s) for k in ("raw", "code", "recon", "resid") for s in dense} | {("codes", s) for s in native}
+    for r in rows:
+        assert {"head", "set", "score", "features", "value", "n", "control"} <= set(r) and r["n"] > 0
+        if "auroc" in r:
+            assert 0 <= r["fpr95_ood_positive"] <= 1 and 0 <= r["fpr95_id_positive"] <= 1 and r["value"] == r["auroc"]
+    for file in ("tables.md", "ood.png", "scores.npz"):
+        assert (out / file).stat().st_size > 100
+    with np.load(out / "scores.npz", allow_pickle=False) as saved:
+        assert all(np.isfinite(saved[k]).all() for k in saved.files) and "|raw|mds|id" in saved.files
+
+
+def test_means_are_unweighted_and_grouped(done):
+    rows = done[2]["rows"]
+    pick = lambda s: find(rows, set=s, score="mds", features="raw", control="")[0]  # noqa: E731
+    assert pick("near")["value"] == pick("grey")["value"] and pick("far")["value"] == pick("noise")["value"]
+
+
+def test_shared_classes_are_named(done):
+    result, _, results = done
+    assert result["warnings"] == results["warnings"]
+    assert len(result["warnings"]) == 1 and "grey" in result["warnings"][0] and "Red" in result["warnings"][0]
+
+
+def test_the_record_says_what_was_done(done):
+    results = done[2]
+    assert "generated" in results["ood_validation"] and results["images"]["noise"] == 50
+    assert sum(results["images"][s] for s in ("train", "val", ID)) == 240
+    assert results["chosen"][""]["knn/raw"] and any("Ledoit-Wolf" in n for n in results["notes"])
+    assert results["logits"]["raw"] == "linear probe"
+
+
+def test_noise_is_found_and_colours_are_known(done):
+    rows = done[2]["rows"]
+    assert find(rows, score="id_accuracy", features="raw", control="")[0]["value"] > 0.95
+    assert find(rows, set="noise", score="mds", features="raw", control="")[0]["value"] > 0.9
+
+
+def test_excluded_classes_are_gone_and_so_is_the_warning(place, tmp_path):
+    (tmp_path / "out.txt").write_text("red\n")
+    r = run(place, tmp_path / "run", exclude=str(tmp_path / "out.txt"), ood_label="class", scores=["mds", "recon"],
+            controls=[], features=["raw"])  # fmt: skip
+    assert r["warnings"] == []
+    assert find(r["rows"], set="grey", score="mds")[0]["n_ood"] == 25
+
+
+def test_class_names_make_zero_shot_logits(place, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(COLOURS))
+    for sae, kinds in ((place["embed"], {"raw", "recon", "code"}), (place["sae"], {"embed"})):
+        run(place, tmp_path / "run", sae=sae, classes=str(tmp_path / "names.txt"), scores=["msp", "mds", "support"])
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert {k for k, v in results["logits"].items() if v == "zero-shot"} == kinds
+        assert find(results["rows"], set="noise", score="msp", control="random", features="code")
+
+
+def test_token_sites_are_pooled_and_their_control_is_read_again(place, tmp_path):
+    r = run(place, tmp_path / "run", sae=place["tokens"], scores=["mds", "recon", "rarity"], features=["raw", "code"])
+    assert find(r["rows"], control="random", score="recon", set="noise")
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["pool"] == "max"
+
+
+def test_without_labels_detectors_without_classes_run(place, tmp_path):
+    r = run(place, tmp_path / "run", label="", controls=["pca"])
+    scores = {x["score"] for x in r["rows"]}
+    assert {"mds", "knn", "recon", "cap_energy"} <= scores and not {"msp", "rmds", "id_accuracy"} & scores
+    assert any("1 class" in n for n in r["notes"])
+
+
+def test_fewer_samples_than_features_are_said(place, tmp_path):
+    r = run(place, tmp_path / "run", limit=40, scores=["mds"], controls=[], features=["raw"])
+    assert any("mds on raw: covariance shrunk" in n and "samples for 32 features" in n for n in r["notes"])
+
+
+def test_empty_codes_give_no_nan(place):
+    sae, host = open_host(place["sae"], "")
+    f = load_features(host, sae, place["id"], progress=False)
+    dead = f._replace(z=f.z._replace(values=torch.zeros_like(f.z.values)))
+    noise = load_features(host, sae, place["noise"], label="", progress=False)
+    half = torch.arange(f.n) % 2 == 0
+    for some in (f, dead):  # codes that are empty in the test only, and everywhere
+        setup = Setup(some.rows(half), some.rows(half), noise.rows(torch.arange(20)))
+        scored = ood_head(setup, dead.rows(~half), {"noise": noise}, sae=sae)
+        assert all(v.isfinite().all() for sets in scored.conf.values() for v in sets.values())
+    assert any("no latent fires" in n for n in scored.notes)
+
+
+def test_settings_are_chosen_without_the_test_sets(place):
+    sae, host = open_host(place["sae"], "")
+    sets = load_sets(host, sae, Sources(place["id"], {"noise": place["noise"]}, progress=False))
+    setup = Setup(sets.train, sets.val, sets.val_ood)
+    a = ood_head(setup, sets.test, sets.ood, controls=())
+    b = ood_head(setup, sets.val_ood, {"noise": sets.train}, controls=())
+    assert a.chosen == b.chosen and set(a.chosen[""]) >= {"knn/raw", "react/code", "vim/resid", "cap_spearman/codes"}
+
+
+def test_splits_are_disjoint_and_the_generated_set_is_of_the_validation_images(place):
+    sae, host = open_host(place["sae"], "")
+    sets = load_sets(host, sae, Sources(place["id"], {"noise": place["noise"]}, progress=False))
+    uids = [set(f.uids) for f in (sets.train, sets.val, sets.test)]
+    assert not uids[0] & uids[1] and not uids[1] & uids[2] and not uids[0] & uids[2]
+    assert set(sets.val_ood.uids) == uids[1]
+    assert split_of("0" * 32, ("train", "val")) in ("train", "val")
+    other = load_sets(host, sae, Sources(place["grey"], {"noise": place["noise"]}, place["id"], progress=False,
+                                         classes=[0, 1]))  # fmt: skip
+    assert other.test.n == 50 and other.train.n + other.val.n == 160
+    assert any("have no class" in n for n in other.notes)
+
+
+def test_generated_pictures_keep_their_colours():
+    x = torch.rand(6, 3, 33, 32)
+    y = generated(x)
+    assert y.shape == x.shape and torch.equal(y, generated(x)) and not torch.equal(y, x)
+    torch.testing.assert_close(y[::2].flatten(2).sort().values, x[::2].flatten(2).sort().values)
+    torch.testing.assert_close(y[1::2].mean((2, 3)), x[1::2].mean((2, 3)), atol=0.05, rtol=0)
+
+
+def test_features_of_a_store_equal_those_of_the_shards(place):
+    sae, host = open_host(place["sae"], "")
+    f = load_features(host, sae, place["id"], progress=False)
+    g = encode_features(sae, f.x, f.labels, f.names, f.uids)
+    torch.testing.assert_close(g.recon, f.recon, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(g.error, f.error, atol=1e-6, rtol=1e-4)
+    assert f.names == ["red", "green", "blue"] and f.n == 240 and f.values == [0, 1, 2]
+    assert torch.equal(f.resid, f.x - f.recon)
+    part = load_features(host, sae, place["id"], limit=30, progress=False)
+    assert part.n == 30 and set(part.uids) < set(f.uids)
+
+
+def test_pooling_tokens(place):
+    sae, host = open_host(place["tokens"], place["host"])
+    one = load_features(host, sae, place["noise"], label="", limit=7, progress=False)
+    mean = load_features(host, sae, place["noise"], label="", limit=7, pool="mean", progress=False)
+    site = sae.sites["image"]
+    from mmsae.shards import expand, unit_batches
+
+    batch = next(unit_batches(expand(place["noise"]), batch_size=100, **host.reading({"image"}))).batch
+    rows = host.read(batch, [site])[0]
+    z = sae.encode(rows.x, "image").to_dense()
+    for i, u in enumerate(one.uids):
+        own = z[rows.item == batch.uids.index(u)]
+        torch.testing.assert_close(one.z.to_dense()[i], own.amax(0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(mean.z.to_dense()[i], own.mean(0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ood": ["noise"]}, "is not NAME=SHARDS"),
+        ({"near": ["x"]}, "--near names 'x'"),
+        ({"scores": ["odin"]}, "--scores has 'odin'"),
+        ({"label": "species"}, "json field 'species'"),
+        ({"host": "local-dir:nowhere"}, "does not exist"),
+        ({"pool": "sum"}, "pool is 'sum'"),
+    ],
+)
+def test_bad_input(place, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        run(place, tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command(place, tmp_path, capsys):
+    args = ["ood", "--sae", place["sae"], "--host", place["host"], "--id", place["id"], "--out", str(tmp_path / "o")]
+    more = ["--ood", f"noise={place['noise']}", f"grey={place['grey']}", "--near", "grey", "--features", "raw", "code"]
+    main([*args, *more, "--scores", "mds", "recon", "--limit", "100"])
+    said = capsys.readouterr().out
+    assert said.strip().splitlines()[-1] == str(tmp_path / "o") and "warning: OOD set grey" in said
+    with pytest.raises(SystemExit) as e:
+        main([*args, "--ood", "noise"])
+    assert e.value.code == 2
+
+
+def test_an_sae_of_another_host_is_refused(place, tmp_path):
+    from backbone_hosts import MODELS, save_local
+
+    other = save_local(tmp_path / "other", MODELS["vit"], seed=5)
+    with pytest.raises(InputError, match="not on host"):
+        open_host(place["sae"], load_backbone(other))
