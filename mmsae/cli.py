@@ -41,6 +41,8 @@ COMMANDS = {
     "align": Command("mmsae.tasks.concept_decoding_align:align", "aligned states of a store, for VL-SAE on an LVLM"),
     "pope": Command("mmsae.tasks.pope_run:pope", "yes/no questions about objects, several ways of answering"),
     "chair": Command("mmsae.tasks.chair:chair_command", "objects that captions invent, several ways of decoding"),
+    "zeroshot": Command("mmsae.heads.zeroshot_run:zeroshot", "classify images by class names, with and without an SAE"),
+    "ood": Command("mmsae.heads.ood_run:ood", "detect images unlike the training ones, on features and on codes"),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
 
