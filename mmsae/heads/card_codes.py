@@ -1,0 +1,216 @@
+"""Heads of the card that need no classes: reconstruction, monosemanticity, redundancy, pairs, stability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmsae.heads.features import Features
+from mmsae.heads.rows import TRAINED, row, wilson
+from mmsae.heads.spaces import RANDOM, principal
+from mmsae.heads.suite import NotApplicable, head
+from mmsae.heads.suite_data import Data, Found
+from mmsae.metrics.bridge import bridge, energy, modality_share, stability
+from mmsae.metrics.intervals import bootstrap_mean, bootstrap_ratio
+from mmsae.metrics.modality import CoActivation
+from mmsae.metrics.monosemanticity import monosemanticity
+from mmsae.metrics.similarity import concept_similarity
+from mmsae.metrics.sparsity import sparsity
+from mmsae.metrics.uniqueness import coherence, top_rows, uniqueness
+from mmsae.sae import SAE
+from mmsae.types import IMAGE, TEXT, Tokens
+
+PCA = "pca"
+
+
+def _reconstruction(name: str, x: Tensor, recon: Tensor, control: str) -> list[dict[str, Any]]:
+    x, recon = x.double(), recon.double()
+    error, spread = (x - recon).square().sum(1), (x - x.mean(0)).square().sum(1)
+    dot, norm = (x * recon).sum(1), recon.square().sum(1)
+    figures = {
+        "fvu": (error.sum() / spread.sum(), *bootstrap_ratio(error, spread)),
+        "cosine": ((c := torch.cosine_similarity(x, recon)).mean(), *bootstrap_mean(c)),
+        "norm ratio": ((r := recon.norm(dim=1) / x.norm(dim=1).clamp(min=1e-12)).mean(), *bootstrap_mean(r)),
+        "bias ratio": (norm.sum() / dot.sum(), *bootstrap_ratio(norm, dot)),
+    }
+    return [
+        row("core", name, score, "recon", float(v), len(x), control, low=low, high=high)
+        for score, (v, low, high) in figures.items()
+    ]
+
+
+def _sparsity(name: str, f: Features, control: str) -> list[dict[str, Any]]:
+    s, l0 = sparsity(f.z), f.z.l0().double()
+    out = [row("core", name, "L0", "code", s.l0.item(), f.n, control, **_ends(bootstrap_mean(l0)))]
+    for score, share in (("dead share", s.dead_fraction), ("dense share", s.hub_fraction)):
+        out.append(row("core", name, score, "code", share.item(), f.n, control, latents=f.z.d_sae))
+    return out
+
+
+def _ends(interval: tuple[float, float]) -> dict[str, float]:
+    return {"low": interval[0], "high": interval[1]}
+
+
+def _weights(sae: SAE, control: str) -> list[dict[str, Any]]:
+    out = []
+    for m in [IMAGE, *(m for m in sae.modalities if m != IMAGE and "shared" not in sae.dictionaries)]:
+        atoms = normalize(sae.dictionary(m).rows().detach().double(), dim=1)
+        top = torch.cat([(part @ atoms.T).sort(1).values[:, -2] for part in atoms.split(2048)])
+        about = {"low": None, "high": None, **_ends(bootstrap_mean(top))}
+        out.append(row("core", m, "nearest atom cosine", "atoms", top.mean().item(), len(atoms), control, **about))
+        encoder = getattr(sae.encoder, "encoders", {})
+        weight = getattr(encoder[m] if m in encoder else sae.encoder, "weight", None)
+        if weight is not None and weight.shape == atoms.shape:
+            cos = (normalize(weight.detach().double(), dim=1) * atoms).sum(1)
+            value = cos.mean().item()
+            about = _ends(bootstrap_mean(cos))
+            out.append(row("core", m, "encoder atom cosine", "atoms", value, len(atoms), control, **about))
+    return out
+
+
+@head
+def core(data: Data, modalities: Sequence[str] = (IMAGE, TEXT)) -> Found:
+    """Reconstruction and sparsity on held-out images (and texts), of the SAE, of random weights, and of components."""
+    rows = []
+    for m in modalities:
+        if m not in data.sae.modalities or m not in data.host.modalities:
+            continue
+        test, name = data.features("test", m), "test" if m == IMAGE else f"test {m}"
+        rows += _reconstruction(name, test.x, test.recon, TRAINED) + _sparsity(name, test, TRAINED)
+        if test.pool == "one":
+            other = data.control("test", m)
+            rows += _reconstruction(name, other.x, other.recon, RANDOM) + _sparsity(name, other, RANDOM)
+            mean, axes, _ = principal(data.features("train", m).x)
+            axes = axes[:, : max(1, round(test.z.l0().double().mean().item()))]
+            recon = mean + (test.x.double() - mean) @ axes @ axes.T
+            rows += _reconstruction(name, test.x, recon, PCA)
+        rows += [row("core", name, "fvu of the mean", "recon", 1.0, test.n, "mean")]
+    rows += _weights(data.sae, TRAINED) + _weights(data.random, RANDOM)
+    return Found(rows, notes=["pca: as many principal components of training images as the code has active latents"])
+
+
+@head
+def monosemantic(data: Data, set: str = "test") -> Found:
+    """Monosemanticity of features and of raw channels, with the counts of those that have none."""
+    f = data.features(set)
+    embeddings, judge = data.judge(set)
+    rows, curves = [], {}
+    for s in data.spaces([data.features("train"), f]):
+        m = monosemanticity(s.sets[1], embeddings)
+        summary = m.summary()
+        about = {k: v for k, v in summary.items() if k not in ("mean", "samples")}
+        low, high = bootstrap_mean(m.score)
+        name = {"features": s.features, "control": s.control, "n": f.n}
+        rows.append(row("monosemanticity", set, "MS", value=summary["mean"], low=low, high=high, **name, **about))
+        above = summary["above_chance"]
+        rows.append(
+            row(
+                "monosemanticity", set, "MS above chance", value=above, low=low - m.chance, high=high - m.chance, **name
+            )
+        )
+        curves[s.name] = m.score[m.kind == 0].sort(descending=True).values.tolist()
+    note = (
+        f"The judge is {judge}; intervals are over features. Chance, the mean cosine of all pairs, is {m.chance:.3f}."
+    )
+    return Found(rows, {"scores": curves, "judge": judge}, [note])
+
+
+@head
+def unique(data: Data, set: str = "test", top: int = 16) -> Found:
+    """Overlap of the features' top images, and how alike these images are to the judge."""
+    f = data.features(set)
+    embeddings, judge = data.judge(set)
+    rows = []
+    for s in data.spaces([data.features("train"), f]):
+        own = top_rows(s.sets[1], top)
+        u, c = uniqueness(own), coherence(own, embeddings)
+        about = {"features": s.features, "control": s.control, "n": f.n, "of": u["features"]}
+        rows.append(row("uniqueness", set, f"Jaccard of top {top}", value=u["jaccard"], **about))
+        rows.append(row("uniqueness", set, "share of near copies", value=u["close"], **about))
+        value = c.nanmean().item()
+        rows.append(row("uniqueness", set, f"coherence of top {top}", value=value, **_ends(bootstrap_mean(c)), **about))
+    return Found(rows, notes=[f"Coherence is by {judge}. Raw channels count by their positive values."])
+
+
+def _aligned(data: Data, set: str) -> tuple[Features, Features]:
+    image, text = data.features(set), data.features(set, TEXT)
+    at = {u: i for i, u in enumerate(text.uids)}
+    both = [i for i, u in enumerate(image.uids) if u in at]
+    if len(both) < 2:
+        raise NotApplicable(f"{set} has {len(both)} pairs of image and text")
+    return image.rows(torch.tensor(both)), text.rows(torch.tensor([at[image.uids[i]] for i in both]))
+
+
+@head
+def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, latents: int = 100) -> Found:
+    """Modality, co-activation, bridges, and whether a feature's top images and texts mean the same."""
+    if TEXT not in data.sae.modalities or TEXT not in data.host.modalities:
+        raise NotApplicable("the SAE or its host has no text side")
+    rows, more = [], {}
+    for control, sae in ((TRAINED, data.sae), (RANDOM, data.random)):
+        image, text = _aligned(data, set)
+        if control:
+            if image.pool != "one":
+                continue
+            image, text = (data.control(set, m).rows(torch.arange(image.n)) for m in (IMAGE, TEXT))
+            image, text = _match(image, text)
+        about = {"features": "code", "control": control, "n": image.n}
+        e = {IMAGE: energy(image.z), TEXT: energy(text.z)}
+        share = modality_share(e[IMAGE], e[TEXT])
+        alive = int((~share.isnan()).sum())
+        kinds = {"image only": share > 0.95, "text only": share < 0.05, "shared": (share >= 0.05) & (share <= 0.95)}
+        for kind, on in kinds.items():
+            low, high = wilson(int(on.sum()), alive)
+            value = on.sum().item() / max(1, alive)
+            rows.append(row("pairs", set, f"latents {kind}", value=value, low=low, high=high, of=alive, **about))
+        total = e[IMAGE] + e[TEXT]
+        value = (total[kinds["shared"]].sum() / total.sum()).item()
+        rows.append(row("pairs", set, "energy in shared latents", value=value, **about))
+        lift = CoActivation(image.z.d_sae)
+        lift.update({IMAGE: image.z, TEXT: text.z}, Tokens.pooled({IMAGE: image.x, TEXT: text.x}, image.uids))
+        on = lift.compute()
+        value = (kinds["shared"] & (on.lift > 2)).sum().item() / max(1, alive)
+        rows.append(row("pairs", set, "shared with lift above 2", value=value, of=alive, **about))
+        b = bridge(image.z, text.z, sae.dictionary(IMAGE).rows(), sae.dictionary(TEXT).rows(), bridges)
+        rows.append(row("pairs", set, "bridge mass off the diagonal", value=b.off_diagonal, **about))
+        rows.append(row("pairs", set, "bridge mass image to text", value=b.cross_modal, **about))
+        judge = data.judge(set)[0]
+        tops = [top_rows(side.z, top) for side in (image, text)]
+        alike = concept_similarity(*tops, judge, judge, latents, data.seed)
+        for score in ("intra", "inter_sym"):
+            rows.append(row("pairs", set, score, value=alike[score], of=alike["latents"], **about))
+        rows.append(row("pairs", set, "intra - inter", value=alike["intra"] - alike["inter_sym"], **about))
+        if not control:
+            more["bridges"] = [list(v) for v in zip(b.image.tolist(), b.text.tolist(), b.value.tolist(), strict=True)]
+            more["modality"] = share[~share.isnan()].tolist()
+    return Found(rows, more, [f"intra and inter are by {data.judge(set)[1]}; lower inter is better."])
+
+
+def _match(image: Features, text: Features) -> tuple[Features, Features]:
+    at = {u: i for i, u in enumerate(text.uids)}
+    both = [i for i, u in enumerate(image.uids) if u in at]
+    return image.rows(torch.tensor(both)), text.rows(torch.tensor([at[image.uids[i]] for i in both]))
+
+
+@head
+def stable(data: Data, modality: str = IMAGE) -> Found:
+    """How well atoms match those of other SAEs (other seeds), against random directions."""
+    if not data.suite.others:
+        raise NotApplicable("the suite names no others to compare with")
+    atoms = data.sae.dictionary(modality).rows().detach().cpu()
+    weight = energy(data.features("test").z)
+    rows = []
+    g = torch.Generator().manual_seed(data.seed)
+    for name, folder in data.suite.others.items():
+        other = SAE.from_pretrained(data.suite.find(folder)).dictionary(modality).rows().detach()
+        if other.shape[1] != atoms.shape[1]:
+            raise NotApplicable(f"{name} has atoms of width {other.shape[1]}, this SAE of {atoms.shape[1]}")
+        for control, against in ((TRAINED, other), (RANDOM, torch.randn(other.shape, generator=g))):
+            for score, value in stability(atoms, against, weight).items():
+                about = {"features": "atoms", "control": control, "n": len(atoms)}
+                rows.append(row("stability", name, score, value=value, **about))
+    return Found(rows)

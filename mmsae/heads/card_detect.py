@@ -1,0 +1,93 @@
+"""Heads of the card that classify by text, and that detect what is out of distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmsae.heads.classifier import at_embedding, zero_shot_heads
+from mmsae.heads.features import KINDS, Features, load_features
+from mmsae.heads.ood import CONTROLS, ood_head
+from mmsae.heads.ood_fit import DISTANCES, LOGITS, NATIVE, Setup
+from mmsae.heads.ood_sets import generated
+from mmsae.heads.rows import TRAINED
+from mmsae.heads.spaces import RANDOM
+from mmsae.heads.suite import NotApplicable, head
+from mmsae.heads.suite_data import Data, Found
+from mmsae.heads.zeroshot import Split, zero_shot_head
+from mmsae.metrics.ood import roc
+from mmsae.sae import SAE
+from mmsae.tasks.zero_shot import zero_shot_scores
+from mmsae.types import TEXT
+
+SHOWN = ("energy", "mds", "recon")  # detectors whose curves are drawn
+
+
+@head
+def zeroshot(data: Data, concept: str = "code") -> Found:
+    """Zero-shot classification: raw, reconstructions, codes, and concepts added with a weight chosen elsewhere."""
+    prompts = data.prompts
+    if TEXT not in data.sae.modalities:
+        raise NotApplicable("the SAE has no text side, so classes have no codes")
+    test, val = data.labelled("test"), data.labelled("val" if data.has("val") else "train")
+    rows, more = [], {}
+    cases: list[tuple[str, SAE]] = [(TRAINED, data.sae), (RANDOM, data.random)]
+    for control, sae in cases:
+        at, tune = (Split(zero_shot_scores(sae, f.x, prompts), f.labels) for f in (test, val))
+        found = zero_shot_head(at, tune, concept=concept, name="test", control=control, seed=data.seed)
+        rows += [r for r in found.rows if not control or r["features"] != "raw"]
+        more[control or "trained"] = {"alpha": found.alpha, "tuning": {str(k): v for k, v in found.tuning.items()}}
+    note = (
+        f"{len(test.names)} classes; alpha of *enhanced*, chosen on {val.n:,} other images: {more['trained']['alpha']}."
+    )
+    return Found(rows, more, [note])
+
+
+def _ood_validation(data: Data, val: Features) -> tuple[Features, str]:
+    if names := data.named("val_ood"):
+        return data.features(names[0]), f"the set {names[0]}"
+    keep = set(val.uids)
+    made = load_features(
+        data.host, data.sae, data.paths("val"), label="", keep=keep.__contains__, change=generated,
+        batch_size=data.batch_size, progress=data.progress, desc="ood validation",
+    )  # fmt: skip
+    return made, "ID validation pictures scrambled, and noise of their colours"
+
+
+@head
+def ood(
+    data: Data, scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE), kinds: Sequence[str] = KINDS,
+    controls: Sequence[str] = CONTROLS, logits: str = "probe",
+) -> Found:  # fmt: skip
+    """OOD detection: every detector on raw features, code, reconstruction and residual, beside its controls."""
+    far, near = data.named("ood"), data.named("near_ood")
+    if not far + near:
+        raise NotApplicable("the suite has no data with role ood or near_ood")
+    if not data.has("val"):
+        raise NotApplicable("the suite has no val set, on which settings are chosen")
+    train, val, test = (data.labelled(n) for n in ("train", "val", "test"))
+    val_ood, said = _ood_validation(data, val)
+    heads: dict[str, Any] = {}
+    if logits == "zeroshot" and at_embedding(data.sae):
+        heads = zero_shot_heads(data.sae, data.prompts, data.host.logit_scale)
+    if data.quick:
+        scores = [s for s in scores if s in ("msp", "energy", "mds", "knn", "recon", "cap_spearman", "rarity")]
+    sets = {n: data.features(n) for n in far + near}
+    found = ood_head(Setup(train, val, val_ood, heads), test, sets, sae=data.sae, near=near, kinds=kinds, scores=scores,
+                     controls=controls, seed=data.seed)  # fmt: skip
+    notes = [f"value is the AUROC. Settings were chosen on {said}.", *found.notes]
+    return Found(found.rows, {"chosen": found.chosen, "roc": _curves(found.conf, far + near)}, notes)
+
+
+def _curves(conf: Any, names: Sequence[str]) -> dict[str, dict[str, list[list[float]]]]:
+    """``{set: {detector: [fpr, tpr]}}`` of a few detectors, at 100 points."""
+    shown = {k: conf[k] for k in (("", s, kind) for kind in ("raw", "code", "codes") for s in SHOWN) if k in conf}
+    return {n: {f"{s} on {k}": _thin(roc(c["id"], c[n])) for (_, s, k), c in shown.items()} for n in names}
+
+
+def _thin(curve: tuple[Tensor, Tensor], most: int = 100) -> list[list[float]]:
+    at = torch.linspace(0, len(curve[0]) - 1, min(most, len(curve[0]))).long()
+    return [c[at].tolist() for c in curve]

@@ -1,0 +1,89 @@
+"""The feature spaces that every probe reads: the SAE's four, and controls of equal size.
+
+Controls: the code of the same SAE with random weights; the leading principal components, as many as the code has
+active latents per image; all components at equal variance (whitening). Principal components are fitted on the source
+rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.heads.features import KINDS, Features, encode_features
+from mmsae.heads.rows import TRAINED
+from mmsae.sae import SAE, random_control
+from mmsae.types import Codes, InputError
+
+RANDOM, PCA, WHITENED = "random", "pca", "whitened"
+CONTROLS = (RANDOM, PCA, WHITENED)
+
+
+class Space(NamedTuple):
+    """One kind of features of several sets of images.
+
+    Attributes:
+        features: ``raw``, ``code``, ``recon`` or ``resid``.
+        control: Empty, or which control (``mmsae.heads.rows``).
+        sets: Per set ``(n, F)`` rows or codes.
+    """
+
+    features: str
+    control: str
+    sets: list[Tensor | Codes]
+
+    @property
+    def name(self) -> str:
+        """``code``, or ``code (random)``."""
+        return f"{self.features} ({self.control})" if self.control else self.features
+
+
+def spaces(
+    sets: Sequence[Features], sae: SAE, kinds: Sequence[str] = KINDS, controls: Sequence[str] = CONTROLS, seed: int = 0
+) -> list[Space]:
+    """Every kind of features of some sets; what is fitted is fitted on the first.
+
+    Args:
+        sets: Features of the source set first.
+        sae: The SAE, for its random control.
+        kinds: Of :data:`mmsae.heads.features.KINDS`.
+        controls: Of :data:`CONTROLS`; ``random`` is left out for token sites, whose tokens are not held.
+        seed: Of the random weights.
+
+    Raises:
+        InputError: An unknown kind or control.
+    """
+    for what, given, known in (("features", kinds, KINDS), ("controls", controls, CONTROLS)):
+        if odd := sorted(set(given) - set(known)):
+            raise InputError(f"{what} has {odd[0]!r}, it can have {', '.join(known)}")
+    pick = {"raw": "x", "code": "z", "recon": "recon", "resid": "resid"}
+    out = [Space(k, TRAINED, [getattr(f, pick[k]) for f in sets]) for k in kinds]
+    if RANDOM in controls and sets[0].pool == "one":
+        control = random_control(sae, seed)
+        out.append(Space("code", RANDOM, [encode_features(control, f.x).z for f in sets]))
+    if {PCA, WHITENED} & set(controls):
+        mean, axes, spread = principal(sets[0].x)
+        k = max(1, round(sets[0].z.l0().double().mean().item()))
+        projected = [(f.x.double() - mean) @ axes for f in sets]
+        if PCA in controls:
+            out.append(Space("raw", PCA, [p[:, :k].float() for p in projected]))
+        if WHITENED in controls:
+            out.append(Space("raw", WHITENED, [(p / spread).float() for p in projected]))
+    return out
+
+
+def principal(x: Tensor, least: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, ``(d, r)`` principal axes in falling order, and ``(r,)`` standard deviations, in float64.
+
+    Axes with less than ``least`` of the largest variance are left out: they are rounding.
+    """
+    x = x.double()
+    mean = x.mean(0)
+    c = x - mean
+    value, vector = torch.linalg.eigh(c.T @ c / max(1, len(x) - 1))
+    value, vector = value.flip(0), vector.flip(1)
+    keep = value > least * value[0]
+    return mean, vector[:, keep], value[keep].sqrt()

@@ -1,0 +1,161 @@
+"""A suite: which data, which heads with which options. Read from YAML and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mmsae.types import InputError
+
+SETS = ("train", "val", "test")
+HEADS: dict[str, Callable] = {}  # filled by @head
+
+
+class NotApplicable(Exception):
+    """This head cannot run here; the message is the reason that the card gives."""
+
+
+def head(fn: Callable) -> Callable:
+    """Register a head: ``fn(data, **options) -> Found``; its keyword arguments are its options."""
+    HEADS[fn.__name__] = fn
+    return fn
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Images of a suite.
+
+    Attributes:
+        shards: Path, folder, glob or brace pattern, or several, relative to the suite's root.
+        label: ``cls`` or a json field; None: the suite's.
+        limit: At most so many images, by a hash of their uid.
+        part: Only images whose hash lies in ``[low, high)``, so that one set of shards gives disjoint sets.
+        change: ``{shift: strength}`` (:mod:`mmsae.heads.shifts`).
+        exclude: Classes that are left out.
+        relabel: ``{label value: class of the training set}``, or the json field that names it.
+        role: ``shift`` (same classes: a target of generalisation), ``ood``, ``near_ood`` or ``val_ood``; empty for
+            ``train``, ``val`` and ``test``.
+        unlabelled: Only images that have no label.
+    """
+
+    shards: str | list[str]
+    label: str | None = None
+    limit: int | None = None
+    part: tuple[float, float] | None = None
+    change: dict[str, float] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    relabel: dict[str, Any] | str | None = None
+    role: str = ""
+    unlabelled: bool = False
+
+
+ROLES = ("", "shift", "ood", "near_ood", "val_ood")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What :func:`mmsae.interpret.evaluate.evaluate` runs.
+
+    Attributes:
+        data: ``train``, ``val``, ``test`` and any others by name.
+        heads: ``{head: options}``, in the order of the card.
+        root: Folder that data paths are relative to; empty: the working folder.
+        host: Name; empty: the host of the SAE's site.
+        label: Of all sets that do not say otherwise.
+        classes: File of class names, for prompts; empty: the names in the data.
+        templates: File of prompt templates, or ``simple`` or ``openai``.
+        judge: Whose embeddings judge likeness: ``json:FIELD`` (truths in the data), the name of a host, or ``host``
+            (the SAE's own: circular, and said so).
+        concepts: ``json:FIELD`` of a list of true concepts, for probes; empty: the classes.
+        trees: ``{name: file}`` or ``{name: wordnet}``.
+        others: ``{name: SAE folder}`` of other seeds, relative to the root, for stability.
+        title: Of the page.
+        path: The file.
+    """
+
+    data: dict[str, DataSet]
+    heads: dict[str, dict[str, Any]]
+    root: str = ""
+    host: str = ""
+    label: str = "cls"
+    classes: str = ""
+    templates: str = "simple"
+    judge: str = "host"
+    concepts: str = ""
+    trees: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+    title: str = ""
+    path: str = ""
+
+    def find(self, name: str) -> str:
+        """A file that the suite names: in the working folder, under the root, beside the suite."""
+        for place in (Path(name), Path(self.root) / name, Path(self.path).parent / name):
+            if place.exists():
+                return str(place)
+        raise InputError(
+            f"{self.path}: {name} is neither in the working folder nor in {self.root or '.'} nor beside it"
+        )
+
+
+def _checked(cls: type, given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where} is {type(given).__name__}, expected fields and values")
+    known = {f.name for f in fields(cls)} - {"path"}
+    if odd := sorted(set(map(str, given)) - known):
+        raise InputError(f"{where} has the field {odd[0]!r}, it can have {', '.join(sorted(known))}")
+    return {k: v for k, v in given.items() if v is not None}
+
+
+def parse_suite(content: Any, path: str = "suite", root: str = "", host: str = "") -> Suite:
+    """A suite from what its YAML holds; ``root`` and ``host``, where given, win over it.
+
+    Raises:
+        InputError: A field, head, option or role that does not exist, or no ``train`` or ``test``.
+    """
+    given = _checked(Suite, content, path)
+    data = {}
+    for name, one in dict(given.get("data") or {}).items():
+        own = _checked(DataSet, {"shards": one} if isinstance(one, str | list) else one, f"{path}: data.{name}")
+        if "shards" not in own:
+            raise InputError(f"{path}: data.{name} has no shards")
+        part = own.get("part")
+        if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1] <= 1):
+            raise InputError(f"{path}: data.{name}.part is {part}, expected two numbers from 0 to 1, rising")
+        if own.get("role", "") not in ROLES:
+            raise InputError(f"{path}: data.{name}.role is {own['role']!r}, it can be {', '.join(filter(None, ROLES))}")
+        if name not in SETS and not own.get("role"):
+            raise InputError(f"{path}: data.{name} needs a role: {', '.join(filter(None, ROLES))}")
+        data[name] = DataSet(**{**own, "exclude": tuple(own.get("exclude", ())), "part": part and tuple(part)})
+    if lacking := [s for s in ("train", "test") if s not in data]:
+        raise InputError(f"{path}: data has no {lacking[0]}")
+    heads = given.get("heads") or list(HEADS)
+    heads = dict.fromkeys(heads) if isinstance(heads, list) else dict(heads)
+    for name, options in heads.items():
+        if name not in HEADS:
+            raise InputError(f"{path}: no head {name!r}, there are {', '.join(HEADS)}")
+        known = list(inspect.signature(HEADS[name]).parameters)[1:]
+        if odd := sorted(set(options or {}) - set(known)):
+            raise InputError(
+                f"{path}: heads.{name} has the option {odd[0]!r}, it can have {', '.join(known) or 'none'}"
+            )
+    rest = {k: v for k, v in given.items() if k not in ("data", "heads")}
+    rest |= {k: v for k, v in {"root": root, "host": host}.items() if v}
+    return Suite(data, {k: dict(v or {}) for k, v in heads.items()}, path=path, **rest)
+
+
+def load_suite(path: str, root: str = "", host: str = "") -> Suite:
+    """Read a suite from a YAML file.
+
+    Raises:
+        InputError: Not readable, not YAML, or see :func:`parse_suite`.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(e).split())}") from e
+    return parse_suite(content, str(path), root, host)
