@@ -180,6 +180,7 @@ def clock(pipeline: Any, denoiser: nn.Module, run: Run) -> Iterator[None]:
         return step(*args, **kwargs)
 
     scheduler = pipeline.scheduler
+    own = scheduler.__dict__.get("step")
     handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
     scheduler.__dict__["step"] = counted
     try:
@@ -187,3 +188,5 @@ def clock(pipeline: Any, denoiser: nn.Module, run: Run) -> Iterator[None]:
     finally:
         handle.remove()
         del scheduler.__dict__["step"]
+        if own is not None:
+            scheduler.step = own
