@@ -221,7 +221,9 @@ class Edit:
                 raise InputError(f"edit: op {kind} takes {', '.join(ARGUMENTS[kind])}, not {', '.join(sorted(args))}")
             try:
                 edit = edit.then(getattr(cls, kind)(ids, **args))
-            except TypeError as e:
+            except InputError:
+                raise
+            except (TypeError, ValueError) as e:
                 raise InputError(f"edit: op {kind} of features {ids}: {e}") from e
         return edit
 

@@ -193,7 +193,9 @@ class Intervention:
         stats = stats or (FeatureStats.load(path) if path else None)
         try:
             return cls(Edit.from_dict(values.pop("edit", ())), stats=stats, **values)
-        except (TypeError, AttributeError) as e:
+        except InputError:
+            raise
+        except (TypeError, AttributeError, ValueError) as e:
             raise InputError(f"intervention: {e}") from e
 
 

@@ -215,9 +215,9 @@ class FeatureStats:
             return cls(about["n"], **tensors, modality=about["modality"], sae=about["sae"], path=str(folder))
         except FileNotFoundError as e:
             raise InputError(f"no statistics of features in {folder}: {Path(e.filename or '').name} is missing") from e
+        except InputError:
+            raise
         except (SafetensorError, ValueError, KeyError, TypeError) as e:
-            if isinstance(e, InputError):
-                raise
             raise InputError(f"the statistics in {folder} are damaged: {e}") from e
 
 
