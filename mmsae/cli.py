@@ -43,6 +43,7 @@ COMMANDS = {
     "chair": Command("mmsae.tasks.chair:chair_command", "objects that captions invent, several ways of decoding"),
     "zeroshot": Command("mmsae.heads.zeroshot_run:zeroshot", "classify images by class names, with and without an SAE"),
     "ood": Command("mmsae.heads.ood_run:ood", "detect images unlike the training ones, on features and on codes"),
+    "steer": Command("mmsae.interpret.steer_report:steer_command", "steer a diffusion model, beside random features"),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
 
