@@ -186,7 +186,7 @@ def test_bad_names(place, tmp_path, text, message):
 
 
 def test_bad_input(place, tmp_path):
-    with pytest.raises(InputError, match="no sample of .* has cls"):
+    with pytest.raises(InputError, match=r"no sample of .* has cls"):
         run(place, tmp_path / "run", shards=place["noise"])
     with pytest.raises(InputError, match=r"names.txt|cannot be read"):
         run(place, tmp_path / "run", classes=str(tmp_path / "names.txt"))
