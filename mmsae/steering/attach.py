@@ -120,9 +120,8 @@ def attach(
         yield log
     for s in log:
         if s.relative > LARGE:
-            warnings.warn(
-                f"{s.site}: |dx| is {s.relative:.2g} |x| in the mean; images and texts may break", stacklevel=3
-            )
+            text = f"{s.site}: |dx| exceeds {LARGE} |x| in the mean (the log says by how much): outputs may break"
+            warnings.warn(text, stacklevel=3)
 
 
 def _edit(host: Backbone, a: Attachment) -> Any:
