@@ -226,8 +226,8 @@ def run(root: Path, profile: str, seed: int) -> None:
     stages.run("fit_llava_tokens", lambda: fit_recipe("llava_tokens", tokens, p.token_steps, seed, False, extra))
     stages.run(
         "weights",
-        lambda: weights(str(tokens / "sae"), str(root / "talk" / "train"), str(root / "weights"), host,
-                        "question+answer", samples=500, batch_size=50, device="cpu", progress=False),
+        lambda: weights(str(tokens / "sae"), str(root / "talk" / "train"), str(root / "weights"), host=host,
+                        text="question+answer", samples=500, batch_size=50, device="cpu", progress=False),
     )  # fmt: skip
     means = expand(str(root / "shards" / "train"))[: max(2, p.talk // 1000)]
     stages.run("fit_llava_concepts", lambda: fit_concepts(host, means, root, p.sae_steps // 2, seed))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from mmsae.types import InputError
 
@@ -44,3 +46,21 @@ def configs_first(args: Sequence[str]) -> list[str]:
         else:
             options.append(value)
     return recipes + options
+
+
+def job_of(path: str) -> dict[str, Any] | None:
+    """The module that a recipe names for ``mmsae predict``, as ``class_path`` and ``init_args``; None without one."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # whoever parses it will say what is wrong
+    model = found.get("model") if isinstance(found, dict) else None
+    return model if isinstance(model, dict) and "class_path" in model else None
+
+
+def command_recipe(path: str) -> str:
+    """A recipe as a plain command takes it: its path, or the arguments of the job that it names as options."""
+    job = job_of(path)
+    return path if job is None else json.dumps(job.get("init_args") or {})

@@ -60,6 +60,15 @@ img.tiny{image-rendering:pixelated}
 .card ol{list-style:none;padding:0;margin:.7rem 0 0;font-size:.86rem;line-height:1.35}
 .card li{display:flex;justify-content:space-between;gap:.75rem;padding:.28rem 0;border-top:1px solid var(--line)}
 .card li span{color:var(--soft);font-variant-numeric:tabular-nums}
+.heat{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.2rem,1fr));gap:.5rem}
+.heat figure{margin:0;display:flex;flex-wrap:wrap;gap:3px;align-items:end}
+.heat img{image-rendering:pixelated;border-radius:4px;width:4rem}
+.heat img:first-child{width:5.4rem}
+.heat figcaption{width:100%;font-size:.78rem;font-variant-numeric:tabular-nums}
+.tokens q{quotes:none}
+.tokens q span{color:inherit;background:color-mix(in srgb,var(--text) var(--heat),transparent);border-radius:3px}
+.tokens q .peak{font-weight:600;text-decoration:underline}
+.tokens b{font-weight:400;color:var(--soft);font-variant-numeric:tabular-nums}
 .pairs{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,28rem),1fr));gap:1rem;margin:1rem 0}
 .pair{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:1rem;min-width:0}
 .pair h4{margin:0 0 .6rem;display:flex;justify-content:space-between;gap:1rem;font-size:1rem}

@@ -75,7 +75,7 @@ class CrossCorrelation(Metric):
 @torch.no_grad()
 def cross_correlation(image: Codes, text: Codes) -> Tensor:
     """:class:`CrossCorrelation` of one set of pairs, ``(d_sae,)`` float64."""
-    metric = CrossCorrelation(image.d_sae).to(image.values.device)
+    metric = CrossCorrelation(image.d_sae, sync_on_compute=False).to(image.values.device)  # of these pairs alone
     metric.update(image, text)
     return metric.compute()
 

@@ -6,7 +6,7 @@ The result depends only on the set of samples seen, not on batches, their order 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,7 @@ class TopTable(NamedTuple):
         n_fired: ``(d_sae,)`` int64 rows in which the latent fired.
         mean_active: ``(d_sae,)`` float64 mean value over those rows; 0 for latents that never fired.
         rows: Rows seen.
+        extra: ``(d_sae, n, e)`` int64 what was said of each sample beside its uid: the position of a token, say.
     """
 
     values: Tensor
@@ -63,6 +64,7 @@ class TopTable(NamedTuple):
     n_fired: Tensor
     mean_active: Tensor
     rows: int
+    extra: Tensor | None = None
 
     def top(self, latent: int) -> list[tuple[str, float]]:
         """``(uid, value)`` of a latent's top samples, best first; empty for a dead latent."""
@@ -105,26 +107,31 @@ class TopN(Metric):
     Args:
         d_sae: Number of latents.
         n: Samples kept per latent.
+        extra: Integers kept with each sample beside its uid.
     """
 
     full_state_update = False
 
-    def __init__(self, d_sae: int, n: int = 10, **kwargs):
+    def __init__(self, d_sae: int, n: int = 10, extra: int = 0, **kwargs):
         super().__init__(**kwargs)
         self.d_sae, self.n_top = d_sae, n
         self.add_state("values", torch.zeros(d_sae, n), dist_reduce_fx=None)
-        self.add_state("ids", torch.zeros(d_sae, n, 3, dtype=torch.long), dist_reduce_fx=None)  # uid words, key
+        # uid words, key, extra
+        self.add_state("ids", torch.zeros(d_sae, n, 3 + extra, dtype=torch.long), dist_reduce_fx=None)
         self.add_state("fired", torch.zeros(d_sae, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(d_sae, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rows", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, codes: Codes, uids: Sequence[str] | Tensor, key: Tensor | None = None) -> None:
+    def update(
+        self, codes: Codes, uids: Sequence[str] | Tensor, key: Tensor | None = None, extra: Tensor | None = None
+    ) -> None:
         """Add one batch.
 
         Args:
             codes: Codes of N rows.
             uids: The N sample ids, repeated where a sample has several rows; or packed ``(N, 2)``.
             key: ``(N,)`` int64 what to deduplicate by, e.g. :func:`text_keys` of the captions; None: the uid.
+            extra: ``(N, e)`` int64 what to keep with each row; decides between equal values of one key.
         """
         v = codes.values.detach().float()
         uid = (uids if isinstance(uids, Tensor) else pack_uids(uids)).to(v.device)
@@ -132,7 +139,7 @@ class TopN(Metric):
             raise InputError(f"{len(uid)} uids for {codes.n} rows of codes")
         if key is None:  # any mixing of the two words that keeps distinct uids apart
             key = uid[:, 0] * -7046029254386353131 + uid[:, 1]
-        ids = torch.cat([uid, key.to(v.device)[:, None]], 1)
+        ids = torch.cat([uid, key.to(v.device)[:, None], *([] if extra is None else [extra.to(v.device)])], 1)
         latent = torch.arange(codes.d_sae, device=v.device).expand_as(v) if codes.indices is None else codes.indices
         self.rows = self.rows + codes.n
         self.fired = self.fired.scatter_add(0, latent.flatten(), (v != 0).flatten().long())
@@ -148,7 +155,7 @@ class TopN(Metric):
         ids = torch.cat([self.ids[touched].flatten(0, 1), ids])
         keep = value > 0
         latent, value, ids = latent[keep], value[keep], ids[keep]
-        order = _lexsort(latent, -value, ids[:, 0], ids[:, 1])
+        order = _lexsort(latent, -value, *ids[:, :2].unbind(1), *ids[:, 3:].unbind(1))
         latent, value, ids = latent[order], value[order], ids[order]
         # of each (latent, key) the first in this order stays; stable sorting by key leaves the best one first
         by_key = _lexsort(latent, ids[:, 2])
@@ -164,6 +171,20 @@ class TopN(Metric):
         table[latent[top], place[top]] = ids[top]
         self.values, self.ids = values, table
 
+    def part(self) -> dict[str, Tensor]:
+        """What was seen, compact, for a file; :meth:`merge` takes it."""
+        latent, place = (self.values > 0).nonzero(as_tuple=True)
+        table = {"latent": latent, "value": self.values[latent, place], "id": self.ids[latent, place]}
+        return table | {name: getattr(self, name).clone() for name in ("fired", "total", "rows")}
+
+    def merge(self, part: Mapping[str, Tensor]) -> None:
+        """Add what another metric of the same sizes has seen (:meth:`part`)."""
+        self._update_count += 1
+        part = {k: v.to(self.values.device) for k, v in part.items()}
+        for name in ("fired", "total", "rows"):
+            setattr(self, name, getattr(self, name) + part[name])
+        self._insert(part["latent"], part["value"], part["id"])
+
     def compute(self) -> TopTable:
         """The tables over everything that all ranks have seen."""
         if self.values.dim() == 3:  # gathered: one table per rank, merged here
@@ -177,14 +198,14 @@ class TopN(Metric):
         else:
             values, ids = self.values, self.ids
         mean = self.total / self.fired.clamp(min=1)
-        return TopTable(values, ids[..., :2], self.fired, mean, int(self.rows))
+        return TopTable(values, ids[..., :2], self.fired, mean, int(self.rows), ids[..., 3:])
 
 
 def top_evidence(
     codes: Codes, uids: Sequence[str], n: int = 10, key: Tensor | None = None, chunk: int = 8192
 ) -> TopTable:
     """:class:`TopN` of codes that are at hand already, ``chunk`` rows at a time."""
-    metric = TopN(codes.d_sae, n).to(codes.values.device)
+    metric = TopN(codes.d_sae, n, sync_on_compute=False).to(codes.values.device)  # of these codes alone
     packed = pack_uids(uids)
     for lo in range(0, codes.n, chunk):
         part = slice(lo, lo + chunk)

@@ -63,21 +63,26 @@ def prepare_weights(
         fitted.check(weights, _about(reader))
         if run.spec.score == "pair_calibrated" and fitted.calibrator is None:
             raise InputError(f"{weights} was not fitted on a clean calibration set, so it has no pair_calibrated")
-        fitted.save(file)
+        if processes.lead:
+            fitted.save(file)
+        processes.wait()
         return fitted
-    if not (file.exists() and file.with_suffix(".json").exists()):
+    if not processes.agree(file.exists() and file.with_suffix(".json").exists()):
         paths = sample_tars(clean or run.paths, folder.job["fit_samples"], run.spec.seed)
         fit_run = run._replace(kind="fit", paths=paths, folder=str(folder.work / "fit"))
-        sample, faults = FitSample.read(run_pass(fit_run, processes, reader))
-        judged(faults, run.fault_limit)
-        about = _about(reader) | {
-            "data": hashlib.blake2b(json.dumps(identity(paths)).encode(), digest_size=16).hexdigest(),
-            "shards": len(paths),
-            "clean": bool(clean),
-            "seed": run.spec.seed,
-        }
-        fit_weights(sample, about, calibrate=bool(clean), seed=run.spec.seed, names=_names(names)).save(file)
-        shutil.rmtree(folder.work / "fit", ignore_errors=True)
+        parts = run_pass(fit_run, processes, reader)
+        if processes.lead:
+            sample, faults = FitSample.read(parts)
+            judged(faults, run.fault_limit)
+            about = _about(reader) | {
+                "data": hashlib.blake2b(json.dumps(identity(paths)).encode(), digest_size=16).hexdigest(),
+                "shards": len(paths),
+                "clean": bool(clean),
+                "seed": run.spec.seed,
+            }
+            fit_weights(sample, about, calibrate=bool(clean), seed=run.spec.seed, names=_names(names)).save(file)
+            shutil.rmtree(folder.work / "fit", ignore_errors=True)
+        processes.wait()
     return PairWeights.load(file)
 
 
@@ -129,12 +134,14 @@ def prepare_cross_modal(
         where = weights
         if weights == "auto":
             where = str(folder.work / "cross_modal")
-            cross_modal_weights(
-                scorer.host, scorer.sae, paths, where, samples=n, batch_size=run.batch_size, workers=run.workers,
-                seed=seed, fault_limit=run.fault_limit, allow_other_site=run.spec.other_site, progress=run.progress,
-            )  # fmt: skip
-        for name in (CFG, TENSORS):
+            if processes.lead:
+                cross_modal_weights(
+                    scorer.host, scorer.sae, paths, where, samples=n, batch_size=run.batch_size, workers=run.workers,
+                    seed=seed, fault_limit=run.fault_limit, allow_other_site=run.spec.other_site, progress=run.progress,
+                )  # fmt: skip
+        for name in (CFG, TENSORS) if processes.lead else ():
             shutil.copyfile(Path(where) / name, folder.draft / name)
+        processes.wait()
     fit_run = run._replace(kind="fit", paths=paths, folder=str(folder.work / "fit"))
     sample, faults = FitSample.read(run_pass(fit_run, processes, scorer))
     judged(faults, run.fault_limit)

@@ -76,7 +76,12 @@ class Processes:
 
     Args:
         devices: Their number; with one, everything is done in the process that leads.
+
+    Attributes:
+        lead: Whether this process is the one that merges and writes; here it always is.
     """
+
+    lead = True
 
     def __init__(self, devices: int) -> None:
         self.devices = devices
@@ -91,8 +96,18 @@ class Processes:
             self._stop.set()
             self._pool.shutdown()
 
-    def run(self, job: Pass, todo: list[int]) -> None:
+    def agree(self, value: Any) -> Any:
+        """What the leading process says, here itself."""
+        return value
+
+    def wait(self) -> None:
+        """Until all processes are here; the others only work while this one waits for them."""
+
+    def run(self, job: Pass, worker: Scorer | PairReader, todo: list[int]) -> None:
         """Do some tars of a pass, dealt out among the processes; the first failure of one ends all."""
+        if min(self.devices, len(todo)) == 1:
+            TarWork(job, worker, todo, lead=True).run()
+            return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
             self._stop = context.Event()
@@ -116,15 +131,12 @@ def run_pass(job: Pass, processes: Processes, worker: Scorer | PairReader) -> li
     Raises:
         InputError: Too many samples are unusable, or what the scorer refuses.
     """
-    todo = job.missing()
+    todo = processes.agree(job.missing())
     if todo:
         Path(job.folder).mkdir(parents=True, exist_ok=True)
-        devices = min(processes.devices, len(todo))
-        _announce(job, worker, todo, devices)
-        if devices == 1:
-            _work(job, worker, todo, lead=True)
-        else:
-            processes.run(job, todo)
+        if processes.lead:
+            announce(job, worker, todo, min(processes.devices, len(todo)))
+        processes.run(job, worker, todo)
     return job.parts()
 
 
@@ -142,33 +154,57 @@ def batches(job: Pass, worker: Scorer | PairReader, todo: Sequence[int], workers
     )
 
 
-def _work(job: Pass, worker: Scorer | PairReader, todo: list[int], lead: bool) -> None:
-    """Write the parts of this process's tars; the leading process shows its progress."""
-    unit_of = {u.path: u for u in units(job.paths)}
-    total, passes, logs, finished = FaultLog(), {}, {}, 0
-    bar = tqdm(desc=job.kind, unit="sample", disable=not (job.progress and lead))
-    with bar, closing(batches(job, worker, todo, job.workers)) as stream:
-        for path, batch, last, _ in stream:
-            if _stop is not None and _stop.is_set():
-                return  # the job failed elsewhere
-            if path not in passes:
-                passes[path], logs[path] = make_pass(job.kind, worker, job.modality, job.random), FaultLog()
-            log = FaultLog()
-            log.merge(batch.faults)
-            if batch.uids:
-                passes[path].add(batch, log)
-            faults = log.take()
-            logs[path].merge(faults)
-            total.merge(faults)
-            bar.update(len(batch.uids))
-            if last:
-                write_part(job.folder, unit_of[path], passes.pop(path).part(logs.pop(path)))
-                finished += 1
-                bar.set_postfix(tars=f"{finished}/{len(todo)}", dropped=total.dropped)
-            total.check(job.fault_limit)
+class TarWork:
+    """Writes the parts of some tars, batch by batch.
+
+    Args:
+        job: The pass.
+        worker: What computes.
+        todo: The tars of this process.
+        lead: Whether it shows its progress.
+    """
+
+    def __init__(self, job: Pass, worker: Scorer | PairReader, todo: list[int], lead: bool) -> None:
+        self.job, self.worker, self.todo = job, worker, todo
+        self._unit_of = {u.path: u for u in units(job.paths)}
+        self._total, self._passes, self._logs, self._finished = FaultLog(), {}, {}, 0
+        self._bar = tqdm(desc=job.kind, unit="sample", disable=not (job.progress and lead))
+
+    def stream(self) -> Iterator[UnitBatch]:
+        """The batches of its tars."""
+        with closing(batches(self.job, self.worker, self.todo, self.job.workers)) as stream:
+            yield from stream
+
+    def add(self, step: UnitBatch) -> None:
+        """Add a batch; after the last of a tar its part is written."""
+        path, batch, job = step.path, step.batch, self.job
+        if path not in self._passes:
+            self._passes[path] = make_pass(job.kind, self.worker, job.modality, job.random)
+            self._logs[path] = FaultLog()
+        log = FaultLog()
+        log.merge(batch.faults)
+        if batch.uids:
+            self._passes[path].add(batch, log)
+        faults = log.take()
+        self._logs[path].merge(faults)
+        self._total.merge(faults)
+        self._bar.update(len(batch.uids))
+        if step.last:
+            write_part(job.folder, self._unit_of[path], self._passes.pop(path).part(self._logs.pop(path)))
+            self._finished += 1
+            self._bar.set_postfix(tars=f"{self._finished}/{len(self.todo)}", dropped=self._total.dropped)
+        self._total.check(job.fault_limit)
+
+    def run(self) -> None:
+        """All of it, unless the job fails elsewhere."""
+        with self._bar, closing(self.stream()) as stream:
+            for step in stream:
+                if _stop is not None and _stop.is_set():
+                    return
+                self.add(step)
 
 
-def _announce(job: Pass, worker: Scorer | PairReader, todo: list[int], devices: int) -> None:
+def announce(job: Pass, worker: Scorer | PairReader, todo: list[int], devices: int) -> None:
     """Say what will be done and about how long; samples are counted in at most four tars, the time is one batch's."""
     if not job.progress:
         return
@@ -217,15 +253,22 @@ def _follow(parent: int) -> None:
 def _share(job: Pass, todo: list[int], lead: bool) -> None:
     """One process's tars of a pass."""
     global _reader
-    with open(Path(job.folder) / LOCK, "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with at_work(job.folder):
         if not pairs_up(job.spec):
             spec = job.spec._replace(score="l0") if job.kind == "fit" else job.spec  # there are no weights yet
             worker = make_scorer(spec, _rank)
         else:
             _reader = _reader or PairReader(job.spec, _rank)
             worker = _reader if job.kind == "fit" else ClipScorer(job.spec, reader=_reader)
-        _work(job, worker, todo, lead)
+        TarWork(job, worker, todo, lead).run()
+
+
+@contextmanager
+def at_work(folder: str) -> Iterator[None]:
+    """Mark the folder of a pass as being written to by a process that does not lead."""
+    with open(Path(folder) / LOCK, "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 @contextmanager

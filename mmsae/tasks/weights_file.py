@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from mmsae.files import atomic_folder
 from mmsae.metrics.cross_modal import CrossModal
+from mmsae.metrics.evidence import TopTable, unpack_uids
 from mmsae.metrics.modality import CLASSES, Lift, modality_class, modality_index
 from mmsae.types import IMAGE, TEXT, InputError
 
 FORMAT = 1
-CFG, TENSORS = "weights.json", "weights.safetensors"
+CFG, TENSORS, TOKENS = "weights.json", "weights.safetensors", "top_tokens.parquet"
 
 
 class CrossModalFile(NamedTuple):
@@ -54,8 +56,24 @@ class CrossModalFile(NamedTuple):
                 )
 
 
-def save_weights(folder: str | Path, found: CrossModal, lift: Lift, info: dict[str, Any]) -> Path:
-    """Write the folder; ``info`` names the SAE, host, site, data and definition."""
+def save_weights(
+    folder: str | Path,
+    found: CrossModal,
+    lift: Lift,
+    info: dict[str, Any],
+    top: Mapping[str, TopTable] | None = None,
+    more: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write the folder.
+
+    Args:
+        folder: Where to.
+        found: The weights.
+        lift: Co-activation of the pairs.
+        info: Names the SAE, host, site, data and definition.
+        top: ``{modality: strongest tokens}``, for ``top_tokens.parquet``.
+        more: Called with the folder before it appears.
+    """
     rate = {m: found.fired[m].double() / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
     mean = {m: found.energy[m] / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
     index = modality_index(rate[IMAGE], rate[TEXT])
@@ -81,7 +99,27 @@ def save_weights(folder: str | Path, found: CrossModal, lift: Lift, info: dict[s
     with atomic_folder(folder) as temp:
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temp / TENSORS)
         (temp / CFG).write_text(json.dumps(report, indent=2) + "\n")
+        if top is not None:
+            save_top(temp / TOKENS, top, [name for name, _ in info["data"]])
+        if more is not None:
+            more(temp)
     return Path(folder)
+
+
+def save_top(path: Path, top: Mapping[str, TopTable], tars: Sequence[str]) -> None:
+    """``top_tokens.parquet``: latent, modality, rank, value, uid, position in the sequence, shard."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for m, t in top.items():
+        latent, rank = (v.cpu() for v in (t.values > 0).nonzero(as_tuple=True))
+        position, tar = t.extra.cpu()[latent, rank].unbind(1)
+        columns = {"latent": latent.int().numpy(), "modality": [m] * len(latent), "rank": rank.int().numpy()}
+        columns |= {"value": t.values.cpu()[latent, rank].numpy(), "uid": unpack_uids(t.ids.cpu()[latent, rank])}
+        columns |= {"position": position.int().numpy(), "shard": [tars[i] for i in tar.tolist()]}
+        tables.append(pa.table(columns))
+    pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path, compression="zstd")
 
 
 def load_weights(folder: str | Path) -> CrossModalFile:

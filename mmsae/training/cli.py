@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mmsae.recipes import configs_first
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
 from mmsae.training.checkpoint import RunCheckpoint, disk_errors
+from mmsae.training.cli_jobs import build_job, names_a_module
 from mmsae.training.lit import LitSAE
 from mmsae.training.messages import tidy_messages
 from mmsae.types import InputError
@@ -156,11 +157,14 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
 def run(args: list[str]) -> None:
     """Run one of Lightning's subcommands; recipes are resolved before parsing.
 
+    ``predict`` also runs jobs: where a recipe names the module (``model.class_path``), that one takes LitSAE's place.
+
     Raises:
         InputError: Something that was asked for cannot be had.
     """
     tidy_messages()
+    args = [args[0], *configs_first(args[1:])]
     try:
-        build_cli([args[0], *configs_first(args[1:])])
+        build_job(args) if args[0] == "predict" and names_a_module(args) else build_cli(args)
     except MisconfigurationException as e:  # Lightning's word for settings that do not go together
         raise InputError(" ".join(str(e).split())) from e

@@ -1,10 +1,10 @@
 import json
 
 import lightning.pytorch as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lvlm_helpers import QUESTIONS, make_host, make_sae, sample, shard
-from torch.utils.data import DataLoader
 
 from mmsae.metrics import sample_scores
 from mmsae.sae import SAE, TopK
@@ -145,19 +145,45 @@ def test_a_subset_is_chosen_by_uid(world, tmp_path):
     assert 0 < found["pairs"] < 18
 
 
-def test_lightning_predict_gives_the_same(world, tmp_path):
+def test_lightning_predict_gives_the_same_files(world, tmp_path):
     root, host, sae = world
-    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "a", definition={"n_side": 3}, **QUIET)
-
-    paths = sorted(str(p) for p in (root / "shards").iterdir())
-    batches = [s.batch for s in unit_batches(paths, None, None, 8, collate=host.collate)]
-    model = LitWeights(str(root / "sae"), host.hint, str(tmp_path / "b"), {"n_side": 3})
+    definition = {"n_side": 3, "selection": "per_modality"}
+    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "a", definition=definition, **QUIET)
     options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(accelerator="cpu", **options)
-    trainer.predict(model, DataLoader([b for b in batches if b.uids], batch_size=None), return_predictions=False)
-    a, b = load_weights(tmp_path / "a"), load_weights(tmp_path / "b")
-    assert torch.equal(a.weights.nan_to_num(9), b.weights.nan_to_num(9))
-    assert a.info["coverage"] == b.info["coverage"]
+    for _ in range(2):  # the second time there is nothing to do
+        model = LitWeights(str(root / "sae"), str(root / "shards"), str(tmp_path / "b"), n_side=3, samples=None)
+        pl.Trainer(accelerator="cpu", **options).predict(model, return_predictions=False)
+    for name in ("weights.json", "weights.safetensors", "top_tokens.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted(p.name for p in (tmp_path / "a").iterdir())
+
+
+def test_top_tokens_are_those_of_the_naive_search(world, tmp_path):
+    root, host, sae = world
+    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "w", **QUIET)
+    best = {}
+    for step in unit_batches(sorted(str(p) for p in (root / "shards").iterdir()), None, None, 8, collate=host.collate):
+        if not step.batch.uids:
+            continue
+        tokens = host.capture(step.batch, "layers.1:out")
+        for m, codes in encode_tokens(sae, tokens).items():
+            for z, item, at in zip(codes.to_dense(), tokens.item[m], tokens.position[m], strict=True):
+                for j in (z > 0).nonzero()[:, 0].tolist():
+                    samples = best.setdefault((j, m), {})
+                    own = (z[j].item(), -int(at), step.batch.shards[item])
+                    uid = step.batch.uids[item]
+                    samples[uid] = max(samples.get(uid, own), own)
+    table = pq.read_table(tmp_path / "w" / "top_tokens.parquet").to_pylist()
+    got = {}
+    for row in table:
+        place = (row["value"], -row["position"], row["shard"])
+        got.setdefault((row["latent"], row["modality"]), []).append((row["uid"], place))
+    assert got.keys() == best.keys()
+    for key, samples in best.items():
+        want = sorted(samples.items(), key=lambda kv: (-kv[1][0], kv[0]))[:6]
+        assert [u for u, _ in got[key]] == [u for u, _ in want], key
+        for (_, a), (_, b) in zip(got[key], want, strict=True):
+            assert a[0] == pytest.approx(b[0], rel=1e-5) and a[1:] == b[1:]
 
 
 def test_bad_files(tmp_path):

@@ -1,0 +1,59 @@
+"""``mmsae predict`` of jobs: any LightningModule that a recipe names by ``class_path``, run by ``Trainer.predict``.
+
+The module brings its own batches and files; Lightning brings processes, devices and machines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningCLI
+
+from mmsae.recipes import job_of
+from mmsae.training.callbacks import RunProgress
+
+
+def names_a_module(args: Sequence[str]) -> bool:
+    """Whether a recipe among the options (or the options themselves) says which module to run."""
+    named = any(re.match(r"--model(\.class_path)?(=|$)", a) for a in args)
+    recipes = [value for option, value in pairwise(args) if option in ("-c", "--config")]
+    return named or any(job_of(path) for path in recipes)
+
+
+class JobCLI(LightningCLI):
+    """LightningCLI for one job: no logs, no checkpoints, nothing but what the module writes."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """A trainer whose ranks may wait long for each other: tars are not equally large."""
+        config = self._get(self.config_init, "trainer", default={})
+        if config.get("enable_progress_bar") is not False:
+            kwargs["callbacks"] = [*(config.get("callbacks") or []), RunProgress()]
+        trainer = super().instantiate_trainer(**kwargs)
+        if hasattr(trainer.strategy, "_timeout"):  # of DDP: 30 minutes, and no other way that leaves strategy: auto
+            trainer.strategy._timeout = timedelta(days=7)
+        return trainer
+
+    def predict(self, model: pl.LightningModule, **kwargs: Any) -> None:
+        """Run; what the module returns for each batch is not kept."""
+        self.trainer.predict(model, **{**kwargs, "return_predictions": False})
+
+
+def build_job(args: list[str] | None, run: bool = True) -> JobCLI:
+    """The configured CLI; ``run=False`` only instantiates (then ``args`` has no subcommand)."""
+    return JobCLI(
+        pl.LightningModule,
+        subclass_mode_model=True,
+        seed_everything_default=False,
+        save_config_callback=None,
+        parser_kwargs={"prog": "mmsae", "exit_on_error": False}
+        | {c: {"exit_on_error": False} for c in LightningCLI.subcommands()},
+        auto_configure_optimizers=False,
+        trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+        args=args,
+        run=run,
+    )
