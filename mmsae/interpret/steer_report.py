@@ -14,13 +14,13 @@ from mmsae.interpret.report import Fact, Section, Table, render_report
 from mmsae.steering.command import Result, steer
 
 
-def steer_command(host: str, sae: str, prompts: str | list[str], out: str = "runs/steer", **options: Any) -> Path:
+def steer_command(host: str, sae: str, prompts: list[str], out: str = "runs/steer", **options: Any) -> Path:
     """Steer a diffusion model with SAE features and write what changed.
 
     Args:
         host: Diffusion pipeline, ``diffusers:FOLDER`` or ``diffusers:HUB_ID``.
         sae: SAE folder or hub id.
-        prompts: Text file with one prompt a line (.txt), or prompts.
+        prompts: Prompts, or text files (.txt) with one a line.
         out: Folder for pictures, tables, ``results.json`` and ``report.html``.
         **options: The other arguments of ``mmsae.steering.command.steer``.
 

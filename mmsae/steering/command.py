@@ -55,7 +55,7 @@ class Result(NamedTuple):
 def steer(
     host: str,
     sae: str,
-    prompts: str | list[str],
+    prompts: list[str],
     out: str = "runs/steer",
     features: list[int] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
     op: str = "add",
@@ -102,7 +102,7 @@ def steer(
     Args:
         host: Diffusion pipeline, ``diffusers:FOLDER`` or ``diffusers:HUB_ID``.
         sae: SAE folder or hub id.
-        prompts: Text file with one prompt a line (.txt), or prompts.
+        prompts: Prompts, or text files (.txt) with one a line.
         out: Folder for the pictures, ``table.parquet``, ``table.csv``, ``results.json`` and ``report.html``.
         features: Latents to edit.
         op: What is done to them: add, set or scale, by the strength.
@@ -234,14 +234,15 @@ def _draw(
 
     tables, pictures, start, drawn = [], {}, time.monotonic(), 0
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(batches) * (len(arms) + 1), disable=not progress, unit="generation", desc="steering") as bar:
+    total = len(batches) * (len(arms) + 1)
+    bars = {"disable": not progress, "unit": "generation", "desc": "steering"}
+    with warnings.catch_warnings(), tqdm(total=total, **bars) as bar:
+        warnings.filterwarnings("once", message=".*may break")
         for i, batch in enumerate(batches):
             file, shown = folder / f"{i:05d}.parquet", folder / f"{i:05d}.safetensors"
             if not file.exists():
                 own: dict[tuple[str, float, int], dict[Item, Tensor]] = {}
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("once", message=".*images and texts may break")
-                    rows = run_batch(host, batch, arms, metrics, collect(items, own), bar.update, **options)
+                rows = run_batch(host, batch, arms, metrics, collect(items, own), bar.update, **options)
                 _save_pictures(own, shown)
                 with atomic_file(file) as temp:
                     rows.to_parquet(temp)

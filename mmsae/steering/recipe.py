@@ -141,7 +141,7 @@ def make_way(
         if not own:
             raise InputError(f"none of the anchors has the word {old!r}.")
         pair = word_pair(target.host, target.sae, at, own, [replace_word(p, old, new) for p in own])
-        given = {k: v for k, v in gates.items() if k not in ("unit", "writeback")}
+        given = {k: v for k, v in gates.items() if k not in ("unit", "writeback", "active")}
         return f"{old} to {new}", lambda s: {at: (target.sae, substitute(pair, asked.top, s, **given))}
     found = _concepts(asked, target, folder, seed, progress)
     forget(found, asked.forget, asked.percentile)

@@ -20,7 +20,7 @@ LEFT = torch.tensor([[1.0, 1, 0, 0]] * 4)
 @pytest.fixture(autouse=True)
 def large_changes_are_wanted_here():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*images and texts may break")
+        warnings.filterwarnings("ignore", ".*may break")
         yield
 
 
