@@ -232,7 +232,8 @@ class StoreSpec:
 
 def has_item_column(site: Site) -> bool:
     """Whether a site has several rows per item, so that its shards carry an ``item`` column."""
-    return site.tokens in ("patches", "all", "mask", "image", "text", "text_all")  # the last three of LVLMs
+    # "content" and "pad" are of text encoders, the last three of LVLMs
+    return site.tokens in ("patches", "all", "mask", "content", "pad", "image", "text", "text_all")
 
 
 def _why_not_a_store(folder: Path) -> str:
