@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> A
     Raises:
         InputError: ``trust_remote_code`` or pickled weights are asked for.
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
     from diffusers.utils import is_accelerate_available
 
     _know_own_classes()
@@ -55,12 +56,13 @@ def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> A
     dtype = options.pop("dtype", options.pop("torch_dtype", None))
     dtype = _DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     dtype = _DTYPES[precision] if dtype is None and precision != "fp32" else dtype
-    if dtype is not None:
-        options["torch_dtype"] = dtype
+    if dtype is not None:  # diffusers 0.42 renamed the option, and earlier ones do not know the new name
+        options["torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"] = dtype
     if not is_accelerate_available():
         options.setdefault("low_cpu_mem_usage", False)  # what it falls back to, with a warning
-    with quiet(folder), _quiet(folder):
-        pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
+    with quiet(folder), _quiet(folder), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
     return pipeline if "device_map" in options else pipeline.to(device)
 
 

@@ -57,8 +57,8 @@ def tap(host: DiffusionBackbone, edit: Edit, fn: Callable[[Tensor, Where], Tenso
             return x
         if target.modality != TEXT and (run is None or run.step is None):
             raise InputError(f"site {target} is edited, but the pipeline was called directly: call host.generate.")
-        if not edit.holds(run):
-            return x
+        if not edit.holds(run) or (target.modality == TEXT and run is not None and run.branch is None):
+            return x  # the latter: inside of the pipeline's call, which was given what we encoded
         tokens = to_tokens(x, target.layout)
         marks = _marks(host, target, tokens, ids)
         keep = None if marks is None or target.tokens == "all" else keep_mask(target.tokens, marks)
