@@ -17,7 +17,7 @@ from mmsae.world.diffusion_train import DiffusionRecipe, Examples, train
 from mmsae.world.pairs import Pairs, load_pairs
 from mmsae.world.tokenizer import token_ids, vocabulary, words_of
 
-STEPS = 600
+STEPS = 500
 _PATCH = 4
 
 
