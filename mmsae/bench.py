@@ -104,6 +104,7 @@ def bench(
     quick: bool = False,
     clip: str | None = None,
     seeds: list[int] = [0, 1, 2],  # noqa: B006 (jsonargparse shows it)
+    arms: list[str] = list(ARMS),  # noqa: B006
     damage: float = 0.4,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -118,6 +119,7 @@ def bench(
         quick: Four arms and one seed.
         clip: Folder of ``mmsae pretrain-clip`` on the generated world; default: one is trained.
         seeds: Of the fine-tunings and of the random halves; ``quick`` takes the first.
+        arms: What to fine-tune on: ``all``, ``random``, ``oracle`` and halves by any of the scores.
         damage: Share of damaged samples, above 0 and at most .5.
         progress: Say what is done.
 
@@ -128,7 +130,11 @@ def bench(
         raise InputError(f"damage is {damage}; it must be above 0 and at most 0.5, so that half of the set is clean")
     if not seeds:
         raise InputError("seeds: at least 1 is needed, got 0")
-    seeds, arms = (seeds[:1], QUICK) if quick else (seeds, ARMS)
+    for arm in set(arms) - set(ARMS):
+        raise InputError(f"arms: there is no {arm}; there are {', '.join(ARMS)}")
+    if "all" not in arms:
+        raise InputError(f"arms: all must be among {', '.join(arms) or 'them'}: the others are compared with it")
+    seeds, arms = (seeds[:1], QUICK) if quick else (seeds, arms)
     return bench_filter(Path(out), Sizes(), arms, seeds, damage, clip, progress)
 
 

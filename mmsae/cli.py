@@ -96,12 +96,10 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
 
 
 def _command(name: str, args: list[str]) -> None:
-    from mmsae.recipes import command_recipe, configs_first
+    from mmsae.recipes import command_args
 
     parser, fn = command_parser(name)
-    args = configs_first(args)
-    pairs = zip(["", *args], args, strict=False)
-    values = parser.parse_args([command_recipe(a) if b in ("-c", "--config") else a for b, a in pairs]).as_dict()
+    values = parser.parse_args(command_args(args)).as_dict()
     values.pop("config", None)
     result = fn(**values)
     if result is not None:

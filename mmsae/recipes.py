@@ -64,3 +64,11 @@ def command_recipe(path: str) -> str:
     """A recipe as a plain command takes it: its path, or the arguments of the job that it names as options."""
     job = job_of(path)
     return path if job is None else json.dumps(job.get("init_args") or {})
+
+
+def command_args(args: Sequence[str]) -> list[str]:
+    """The options of a plain command, recipes first, each as :func:`command_recipe` reads it."""
+    args = configs_first(args)
+    return [
+        command_recipe(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args, strict=False)
+    ]

@@ -85,7 +85,7 @@ def run_command(words, skipped):
 def run_mmsae(args, parse_only):
     """Run an ``mmsae`` command in this process, smaller; or parse it and build what it configures, without loading."""
     from mmsae.cli import LIGHTNING, command_parser, main
-    from mmsae.recipes import configs_first
+    from mmsae.recipes import command_args
 
     name = args[0]
     if not parse_only:
@@ -99,12 +99,13 @@ def run_mmsae(args, parse_only):
     elif name in LIGHTNING:
         from mmsae.recipes import find_recipe
         from mmsae.training.cli import build_cli
+        from mmsae.training.cli_jobs import build_job, names_a_module
 
         assert "--ckpt_path" not in args
         found = [find_recipe(a) if before == "-c" else a for before, a in itertools.pairwise(args)]
-        build_cli(found, run=False)
+        (build_job if names_a_module(found) else build_cli)(found, run=False)
     else:
-        command_parser(name)[0].parse_args(configs_first(args[1:]))
+        command_parser(name)[0].parse_args(command_args(args[1:]))
 
 
 def run_block(block, namespace):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ class LitAligner(pl.LightningModule):
     def __init__(self, aligner: Aligner, lr: float = 5e-5, weight_decay: float = 0.01):
         super().__init__()
         self.aligner, self.lr, self.weight_decay = aligner, lr, weight_decay
+        self.register_buffer("best", torch.tensor(float("inf")))
 
     def setup(self, stage: str) -> None:
         """Size the aligner from the datamodule.
@@ -46,7 +49,7 @@ class LitAligner(pl.LightningModule):
         terms = self.aligner.losses(batch.x)
         loss = torch.stack(list(terms.values())).sum()
         values = {f"{stage}/loss": loss, **{f"{stage}/{n}": v for n, v in terms.items()}}
-        self.log_dict(values, batch_size=len(batch.x[IMAGE]), prog_bar=True)
+        self.log_dict(values, batch_size=len(batch.x[IMAGE]), prog_bar=True, sync_dist=stage == "val")
         return loss
 
     def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
@@ -56,6 +59,15 @@ class LitAligner(pl.LightningModule):
     def validation_step(self, batch: Tokens, batch_idx: int) -> None:
         """Log the losses."""
         self._step(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Write ``<default_root_dir>/aligner`` where the validation loss is the lowest so far."""
+        loss = float(self.trainer.callback_metrics["val/loss"])
+        if self.trainer.sanity_checking or not loss < float(self.best):
+            return
+        self.best.fill_(loss)
+        if self.trainer.is_global_zero:
+            self.aligner.save_pretrained(Path(self.trainer.default_root_dir) / "aligner")
 
     def configure_optimizers(self):
         """AdamW and a cosine per epoch."""

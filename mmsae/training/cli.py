@@ -157,7 +157,7 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
 def run(args: list[str]) -> None:
     """Run one of Lightning's subcommands; recipes are resolved before parsing.
 
-    ``predict`` also runs jobs: where a recipe names the module (``model.class_path``), that one takes LitSAE's place.
+    Where a recipe names another module than LitSAE (``model.class_path``), that one is run.
 
     Raises:
         InputError: Something that was asked for cannot be had.
@@ -165,6 +165,6 @@ def run(args: list[str]) -> None:
     tidy_messages()
     args = [args[0], *configs_first(args[1:])]
     try:
-        build_job(args) if args[0] == "predict" and names_a_module(args) else build_cli(args)
+        build_job(args) if names_a_module(args) else build_cli(args)
     except MisconfigurationException as e:  # Lightning's word for settings that do not go together
         raise InputError(" ".join(str(e).split())) from e

@@ -1,6 +1,7 @@
-"""``mmsae predict`` of jobs: any LightningModule that a recipe names by ``class_path``, run by ``Trainer.predict``.
+"""Other modules than LitSAE: any LightningModule that a recipe names by ``class_path``.
 
-The module brings its own batches and files; Lightning brings processes, devices and machines.
+``mmsae predict`` runs jobs over shards, whose modules bring their own batches and files; Lightning brings processes,
+devices and machines. ``mmsae fit`` trains what an SAE needs beside it (the aligner).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def names_a_module(args: Sequence[str]) -> bool:
 
 
 class JobCLI(LightningCLI):
-    """LightningCLI for one job: no logs, no checkpoints, nothing but what the module writes."""
+    """LightningCLI for one module: no logs and, unless asked for, no checkpoints; it writes its own files."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A trainer whose ranks may wait long for each other: tars are not equally large."""
