@@ -1,0 +1,74 @@
+"""Mean features of classes from a stream, and the accuracy of the nearest of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torchmetrics import Metric
+
+from mmsae.types import Codes
+
+
+class ClassMeans(Metric):
+    """Sums of features per class in float64, added over ranks.
+
+    Args:
+        classes: Number of classes C.
+        features: Number of features F.
+    """
+
+    full_state_update = False
+
+    def __init__(self, classes: int, features: int, **kwargs):
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(classes, features, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor | Codes, labels: Tensor) -> None:
+        """Add a batch: ``(N, F)`` features or codes, ``(N,)`` classes; rows of class -1 are left out."""
+        keep = labels >= 0
+        dense = (features.to_dense() if isinstance(features, Codes) else features)[keep].detach().double()
+        self.total = self.total.index_add(0, labels[keep], dense)
+        self.count = self.count + torch.bincount(labels[keep], minlength=len(self.count))
+
+    def compute(self) -> Tensor:
+        """``(C, F)`` float64 means; NaN for classes without rows."""
+        return self.total / self.count[:, None]
+
+
+class NearestMean(Metric):
+    """Accuracy of the class whose mean has the highest cosine with a row; float64 counts, added over ranks.
+
+    Args:
+        means: ``(C, F)`` from other rows; classes with NaN are never predicted.
+    """
+
+    full_state_update = False
+
+    def __init__(self, means: Tensor, **kwargs):
+        super().__init__(**kwargs)
+        self.register_buffer("unit", normalize(means.double(), dim=1))
+        zero = torch.zeros(len(means), dtype=torch.float64, device=means.device)
+        self.add_state("hit", zero, dist_reduce_fx="sum")
+        self.add_state("count", zero.clone(), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor | Codes, labels: Tensor) -> None:
+        """Add a batch of ``(N, F)`` features or codes and their classes; rows of class -1 are left out."""
+        keep = labels >= 0
+        dense = (features.to_dense() if isinstance(features, Codes) else features)[keep].double()
+        labels = labels[keep]
+        cos = (dense @ self.unit.T).nan_to_num(-torch.inf)  # the norm of a row does not change the order
+        hit = (cos.argmax(1) == labels).double()
+        self.hit = self.hit + torch.bincount(labels, hit, len(self.hit))
+        self.count = self.count + torch.bincount(labels, minlength=len(self.count))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``top1``, ``balanced`` (mean over classes) and ``images``; nothing before any row."""
+        if not self.count.sum():
+            return {}
+        return {
+            "top1": self.hit.sum() / self.count.sum(),
+            "balanced": (self.hit / self.count).nanmean(),
+            "images": self.count.sum(),
+        }

@@ -1,0 +1,161 @@
+"""``mmsae evaluate`` end to end on a tiny host: rows, controls, what is left out, the page, bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
+from heads_helpers import save_host, save_sae, write_colours, write_noise
+
+from mmsae.cli import main
+from mmsae.heads.suite import HEADS
+from mmsae.interpret.evaluate import evaluate, read_card
+from mmsae.types import InputError
+
+COLOURS = {"red": (220, 30, 30), "orange": (220, 140, 20), "green": (30, 200, 40), "blue": (30, 40, 220)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    host = save_host(folder / "host")
+    for name, n, seed in (("train", 240, 0), ("val", 80, 1), ("test", 160, 2)):
+        write_colours(folder / name, n, seed, name, COLOURS)
+    write_noise(folder / "noise", 60)
+    (folder / "tree.tsv").write_text("red\twarm\norange\twarm\ngreen\tcool\nblue\tcool\n")
+    suite = {
+        "title": "colours", "root": str(folder), "label": "class", "judge": "json:class", "templates": "simple",
+        "data": {
+            "train": "train", "val": "val", "test": "test",
+            "dark": {"shards": "test", "change": {"dim": 1.0}, "role": "shift"},
+            "same colours": {
+                "shards": "test", "label": "cls", "role": "shift", "relabel": {0: "red", 1: "orange", 2: "green"},
+            },
+            "noise": {"shards": "noise", "label": "", "role": "ood"},
+        },
+        "trees": {"warmth": "tree.tsv"},
+        "others": {"seed 1": "other"},
+        "heads": {"shifted": {"sparse": [1], "grid": [0.01, 1, 100]}, **{h: {} for h in HEADS if h != "shifted"}},
+    }  # fmt: skip
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    save_sae(folder / "other", host, "image.embed", ("image", "text"), seed=1)
+    save_sae(folder / "tokens", host, "visual.transformer.resblocks.1:out[patches]")
+    return folder, save_sae(folder / "sae", host, "image.embed", ("image", "text"))
+
+
+@pytest.fixture(scope="module")
+def card(place):
+    folder, sae = place
+    page = evaluate(sae, str(folder / "suite.yaml"), str(folder / "out"), progress=False)
+    return Path(page), read_card(folder / "out")
+
+
+def pick(card, **fields):
+    return [r for r in card[1]["rows"] if all(r[k] == v for k, v in fields.items())]
+
+
+def test_everything_applies_and_every_row_is_whole(card):
+    page, results = card
+    assert results["skipped"] == {} and page.name == "report.html" and {p.name for p in page.parent.iterdir()} == {
+        "report.html", "results.json"}  # fmt: skip
+    assert {r["head"] for r in results["rows"]} == {
+        "core", "recovered", "zeroshot", "monosemanticity", "uniqueness", "pairs", "stability", "probes", "ontology",
+        "generalisation", "ood"}  # fmt: skip
+    for r in results["rows"]:
+        assert {"head", "set", "score", "features", "value", "n", "control"} <= set(r)
+        assert r["n"] > 0 or r["value"] is None
+    assert results["images"] == {"train": 240, "val": 80, "test": 160, "dark": 160, "same colours": 120, "noise": 60}
+
+
+def test_figures_stand_beside_their_controls(card):
+    for head, score in (("monosemanticity", "MS"), ("probes", "1-sparse"), ("generalisation", "linear accuracy")):
+        kinds = {(r["features"], r["control"]) for r in pick(card, head=head, score=score)}
+        assert {("raw", ""), ("code", ""), ("recon", ""), ("resid", ""), ("code", "random"), ("raw", "pca")} <= kinds
+    for head in ("core", "recovered", "zeroshot", "pairs", "stability", "ontology", "ood"):
+        assert any(r["control"] == "random" for r in pick(card, head=head)), head
+
+
+def test_figures_are_what_they_should_be(card):
+    (fvu,) = pick(card, head="core", set="test", score="fvu", control="")
+    assert 0 < fvu["value"] and fvu["low"] < fvu["value"] < fvu["high"] and fvu["n"] == 160
+    (l0,) = pick(card, head="core", set="test", score="L0", control="")
+    assert l0["value"] <= 8
+    (same,) = pick(card, head="generalisation", set="same colours", score="linear accuracy", features="raw", control="")
+    (source,) = pick(card, head="generalisation", set="source", score="linear accuracy", features="raw", control="")
+    assert (
+        source["value"] > 0.9 and same["value"] > 0.9 and same["n"] == 120
+    )  # the relabelled set has its classes right
+    (far,) = pick(card, head="ood", set="noise", score="mds", features="raw", control="")
+    assert far["value"] > 0.9
+    (corr,) = pick(card, head="ontology", set="warmth", score="tree correlation", features="raw")
+    assert -1 <= corr["value"] <= 1 and 0 < corr["p"] <= 1 and corr["n"] == 6
+    assert {r["set"] for r in pick(card, head="stability")} == {"seed 1"}
+    (ms,) = pick(card, head="monosemanticity", score="MS", features="code", control="")
+    assert sum(ms[k] for k in ("scored", "dead", "constant", "single")) == 64
+
+
+def test_the_page_has_every_head_and_fetches_nothing(card):
+    html = card[0].read_text()
+    for title in (
+        "Reconstruction and sparsity",
+        "Monosemanticity",
+        "Ontology",
+        "Generalisation under shift",
+        "In short",
+    ):
+        assert title in html
+    assert "code (random)" in html and 'src="http' not in html and "<svg" in html
+
+
+def test_what_does_not_apply_is_said(place):
+    folder, _ = place
+    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    for gone in ("dark", "same colours", "noise"):
+        del suite["data"][gone]
+    suite |= {
+        "trees": {},
+        "others": {},
+        "heads": ["recovered", "ontology", "shifted", "ood", "stable", "unique", "pairs"],
+    }
+    (folder / "few.yaml").write_text(yaml.safe_dump(suite))
+    args = ["--sae", str(folder / "tokens"), "--suite", str(folder / "few.yaml"), "--out", str(folder / "few")]
+    main(["evaluate", *args, "--quick", "--progress", "false"])
+    card = read_card(folder / "few")
+    assert set(card["skipped"]) == {"recovered", "ontology", "shifted", "ood", "stable", "pairs"}
+    assert "trees" in card["skipped"]["ontology"] and "role shift" in card["skipped"]["shifted"]
+    assert {r["head"] for r in card["rows"]} == {"uniqueness"} and card["quick"]
+    assert "What does not apply" in (folder / "few" / "report.html").read_text()
+
+
+def test_a_folder_with_something_else_is_left_alone_and_an_old_card_is_replaced(place):
+    folder, sae = place
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match=r"holds notes\.txt"):
+        evaluate(sae, str(folder / "suite.yaml"), str(folder / "mine"), progress=False)
+    for seed in (0, 1):
+        evaluate(sae, str(folder / "suite.yaml"), str(folder / "again"), heads=["stable"], seed=seed, progress=False)
+    assert read_card(folder / "again")["seed"] == 1
+    assert not list(folder.glob(".again*"))
+
+
+def test_bad_input(place, capsys):
+    folder, sae = place
+    with pytest.raises(InputError, match="no head nope"):
+        evaluate(sae, str(folder / "suite.yaml"), str(folder / "x"), heads=["nope"], progress=False)
+    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    suite["data"]["same colours"]["relabel"] = {0: "violet"}
+    (folder / "bad.yaml").write_text(yaml.safe_dump(suite))
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "--sae", sae, "--suite", str(folder / "bad.yaml"), "--out", str(folder / "x"), "--heads",
+              "shifted", "--progress", "false"])  # fmt: skip
+    assert "gives none of 160 images a class" in capsys.readouterr().err and not (folder / "x").exists()
+    one = write_colours(folder / "one", 40, 3, "one", {"red": (220, 30, 30)})
+    suite = {"data": {"train": one, "test": one}, "label": "class", "heads": ["probes", "ontology"]}
+    (folder / "one.yaml").write_text(yaml.safe_dump(suite | {"trees": {"warmth": str(folder / "tree.tsv")}}))
+    evaluate(sae, str(folder / "one.yaml"), str(folder / "one_out"), progress=False)
+    skipped = json.loads((folder / "one_out" / "results.json").read_text())["skipped"]
+    assert set(skipped) == {"probes", "ontology"} and "1 classes" in skipped["ontology"]
