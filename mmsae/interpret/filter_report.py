@@ -159,10 +159,11 @@ def _spearman(r: dict[str, Any], score: str) -> Table:
 def _selection(s: dict[str, Any], job: dict[str, Any]) -> Section:
     columns = {"objective": "max", "kl": "min", "kl_held_out": "min", "latents_covered": "max"}
     have = {c: best for c, best in columns.items() if c in s}
-    rows = [[k, *(s[c][k] for c in have)] for k in ("selected", "modular", "random", "everything")]
+    more = f", and {s['swaps']:,} swaps after the greedy choice" if "swaps" in s else ""
+    rows = [[k, *(s[c][k] for c in have)] for k in s["objective"]]
     text = (
         f"`{job['select']}` over the codes of the {job['select_on']}s, from {s['candidates']:,} candidates of"
-        f" {s['tars']} tars. A log objective is nearly flat, so judge by the KL to the target"
+        f" {s['tars']} tars{more}. A log objective is nearly flat, so judge by the KL to the target"
         " (in nats; `kl_held_out` is to items of the target that the choice did not see)."
     )
     return Section("The chosen set", text, tables=[Table(["set", *have], rows)])

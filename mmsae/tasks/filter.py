@@ -181,6 +181,7 @@ def _choose(
         fired=goal is None,
         keep=job["keep"],
         seed=job["seed"],
+        swap=goal is not None and job["swap"],
     )
     if goal is not None:
         np.save(folder.draft / "target.npy", p)  # the target decides everything, so it goes with the result

@@ -48,6 +48,7 @@ def plan_job(
     target: str | list[str] | None = None,
     select_on: Literal["image", "text"] = "image",
     balance: float = 1.0,
+    swap: bool = True,
     names: str | None = None,
     fit_samples: int = 20_000,
     per_shard: int = 1000,
@@ -83,6 +84,7 @@ def plan_job(
         select_on: Whose codes are the concepts of a sample, for ``match`` and ``cover``.
         balance: For ``match`` and ``cover``: weight of the concepts; the rest goes to samples in the best third by
             ``score``.
+        swap: For ``match``: make the greedy choice better by swaps that lower the KL to the target.
         names: JSON file ``{latent: name}``; other latents are called by the words of their top captions.
         fit_samples: Samples that weights are fitted on, in whole tars drawn by ``seed``.
         per_shard: Samples in a written shard.
@@ -122,7 +124,7 @@ def plan_job(
         **{k: identity(v) for k, v in given.items()},
         "weights": "auto" if weights == "auto" else digest(weights),
         "names": None if names is None else digest(names),
-        **{"select": select, "select_on": select_on, "balance": balance, "fit_samples": fit_samples},
+        **{"select": select, "select_on": select_on, "balance": balance, "swap": swap, "fit_samples": fit_samples},
         **{"per_shard": per_shard, "compress": compress, "batch_size": batch_size, "precision": precision},
         **{"seed": seed, "caption_field": caption_field, "allow_other_site": allow_other_site},
     }

@@ -24,6 +24,7 @@ from mmsae.tasks.selection import (
     lazy_greedy,
     quota,
 )
+from mmsae.tasks.selection_exchange import exchange
 
 SMOOTH = 0.01  # of a target's distribution, spread evenly: a few hundred items leave latents without mass
 
@@ -40,6 +41,7 @@ class Choice(NamedTuple):
         fired: Whether codes count as 1 where they fired (coverage).
         keep: Share of all samples that will be chosen.
         seed: Of the random control.
+        swap: Whether the greedy choice is made better by swaps, for a target.
     """
 
     paths: list[str]
@@ -50,6 +52,7 @@ class Choice(NamedTuple):
     fired: bool
     keep: float
     seed: int
+    swap: bool = False
 
     def items(self) -> Iterator[tuple[int, Items]]:
         """``(number of its first sample, codes)`` of every tar in order; one tar in memory at a time."""
@@ -84,10 +87,16 @@ def choose_set(choice: Choice, goal: Target | None, b: int, folder: Path, progre
     starts = [lo for lo, _ in choice.items()]
     pool = concatenate([items.take(r - lo) for r, (lo, items) in zip(rows, choice.items(), strict=True)])
     found = lazy_greedy(pool, choice.objective, b, progress)
-    chosen = np.concatenate(rows)[found.rows]
-    sets = {"selected": chosen, **controls(choice, b), "everything": np.arange(len(choice.scored.uids))}
+    greedy = chosen = np.concatenate(rows)[found.rows]
+    about: dict[str, Any] = {}
+    if choice.swap:
+        better = exchange(pool, choice.objective, found.rows, progress=progress)
+        chosen = np.concatenate(rows)[better.rows]
+        about = {"swaps": better.swaps, "rounds": better.rounds}
+    sets = {"selected": chosen, **({"greedy": greedy} if choice.swap else {}), **controls(choice, b)}
+    sets["everything"] = np.arange(len(choice.scored.uids))
     states = states_of(choice, sets)
-    about: dict[str, Any] = {
+    about |= {
         "candidates": pool.n,
         "tars": len(starts),
         "objective": {k: s.value() for k, s in states.items()},

@@ -182,8 +182,9 @@ def test_workers_do_not_matter(root, whole):
 
 def test_the_choice_of_a_set_is_reported(root, plain):
     s = results(root / "plain")["selection"]
-    assert set(s["kl"]) == {"selected", "random", "modular", "everything"} == set(s["objective"])
-    assert s["kl"]["selected"] < s["kl"]["random"] and s["objective"]["selected"] >= s["objective"]["modular"]
+    assert set(s["kl"]) == {"selected", "greedy", "random", "modular", "everything"} == set(s["objective"])
+    assert s["kl"]["selected"] < s["kl"]["random"] and s["objective"]["greedy"] >= s["objective"]["modular"]
+    assert s["rounds"] > 0 and s["swaps"] >= 0
     assert s["target_items"]["matched"] + s["target_items"]["held_out"] == 48
     assert s["last_gain"] <= s["first_gain"] and s["candidates"] == 65  # four fifths of each tar of 16, rounded up
     assert np.load(root / "plain" / "target.npy").sum() == pytest.approx(1)
