@@ -27,10 +27,12 @@ P = PROFILES["default"]
 _CLIP = {"pairs": P.train, "data_seed": SEEDS["train"], "steps": P.clip_steps, "seed": 0, "format": 1}
 #: What each depends on; its hash is in the folder's name. ``format`` counts changes of the code that change the result.
 RECIPES: dict[str, dict[str, Any]] = {
-    "shards-train": {"n": P.train, "seed": SEEDS["train"], "format": 1},
-    "shards-test": {"n": P.test, "seed": SEEDS["test"], "format": 1},
+    "shards-train": {"n": P.train, "seed": SEEDS["train"], "format": 2},
+    "shards-test": {"n": P.test, "seed": SEEDS["test"], "format": 2},
     "clip": _CLIP,
     "llava": {"images": P.llava_images, "data_seed": SEEDS["train"], "steps": P.llava_steps, "seed": 0, "clip": _CLIP},
+    "diffusion": {"pairs": P.train, "data_seed": SEEDS["train"], "steps": 500, "seed": 0, "format": 1},
+    "probe": {"n": 12000, "steps": 250, "seed": 1000, "format": 1},
     "store-train": {"clip": _CLIP, "n": P.train, "format": 1},
     "store-test": {"clip": _CLIP, "n": P.test, "format": 1},
     **{f"sae-{name}": {"clip": _CLIP, "n": P.train, "steps": P.sae_steps, "seed": 0, "format": 1} for name in METHODS},
@@ -87,6 +89,29 @@ def llava() -> Path:
         train_llava(r["images"], str(clip()), str(target), r["steps"], r["seed"], r["data_seed"])
 
     return _made("llava", "a tiny LLaVA", 60, make)
+
+
+def diffusion() -> Path:
+    """A Stable Diffusion of 32 x 32 pixels that draws one object of the world; loads as ``diffusers:FOLDER``."""
+    from mmsae.world.diffusion import pretrain_diffusion
+
+    def make(target: Path) -> None:
+        r = RECIPES["diffusion"]
+        pretrain_diffusion(str(shards()), str(target), steps=r["steps"], seed=r["seed"])
+
+    return _made("diffusion", "a tiny Stable Diffusion", 120, make)
+
+
+def probe() -> Path:
+    """A classifier of what a picture shows, to judge generated pictures; a file for ``WorldProbe.load``."""
+    from mmsae.world.probe import train_probe
+
+    def make(target: Path) -> None:
+        r = RECIPES["probe"]
+        with atomic_folder(target) as temp:
+            train_probe(r["n"], r["steps"], r["seed"], progress=True).save(temp / "probe.safetensors")
+
+    return _made("probe", "a classifier of generated pictures", 15, make) / "probe.safetensors"
 
 
 def store(split: Split = "train") -> Path:
