@@ -45,12 +45,15 @@ def _full(e: BaseException | None) -> str | None:
 
 
 @contextmanager
-def disk_errors(path: str | Path, needed: int | None = None) -> Iterator[None]:
+def disk_errors(
+    path: str | Path, needed: int | None = None, then: str = "run the same command again"
+) -> Iterator[None]:
     """Turn a full disk (or quota, or file size limit) inside the block into one sentence.
 
     Args:
         path: What was being written.
         needed: Bytes that still had to be written, where that is known.
+        then: What to do once there is room.
 
     Raises:
         InputError: The disk is full.
@@ -66,7 +69,7 @@ def disk_errors(path: str | Path, needed: int | None = None) -> Iterator[None]:
         more = "" if needed is None else f"about {nbytes(needed)} more are needed and "
         raise InputError(
             f"{path}: no space left to write to ({reason}): {more}{nbytes(free_bytes(path))} are free; "
-            "what is finished is kept, make room and run the same command again"
+            f"what is finished is kept, make room and {then}"
         ) from e
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +14,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from mmsae import files
 from mmsae.files import atomic_file, remove_leftovers
 from mmsae.types import InputError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# torch and safetensors write files by themselves and report the operating system's error in their message only
-_FULL_TEXT = re.compile(rf"No space left|Disk quota exceeded|File too large|os error ({'|'.join(map(str, _FULL))})\b")
-
-
-def _is_full(e: BaseException | None) -> bool:
-    while e is not None:
-        if getattr(e, "errno", None) in _FULL or _FULL_TEXT.search(str(e)):
-            return True
-        e = e.__cause__ or e.__context__
-    return False
-
-
-@contextmanager
-def disk_errors(folder: str | Path) -> Iterator[None]:
-    """Turn a full disk (or quota, or file size limit) inside the block into one sentence.
-
-    Args:
-        folder: What was being written to.
-
-    Raises:
-        InputError: The disk is full.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as e:
-        if not _is_full(e):
-            raise
-        there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
-        free = shutil.disk_usage(there).free / 1e6
-        raise InputError(
-            f"no space left to write to {folder} ({free:.1f} MB are free there); what was written before is kept: "
-            "make room and go on with --ckpt_path last"
-        ) from e
+disk_errors = partial(files.disk_errors, then="go on with --ckpt_path last")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -73,7 +73,7 @@ def test_fit_with_explicit_callables_and_resume_in_the_middle_of_an_epoch(tmp_pa
     run.save_checkpoint(tmp_path / "x.ckpt")
     again = Model()
     trainer(tmp_path, max_steps=14, enable_checkpointing=False).fit(
-        again, data(), ckpt_path=tmp_path / "x.ckpt", weights_only=False
+        again, data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True
     )
     assert len(again.seen) == 6 and len(again.validated) == 16  # it ends the second epoch and begins the third
     assert again.seen != model.seen[:6]

@@ -169,7 +169,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(store, tmp_path, capsys, smal
     before = last.read_bytes()
     small_files(len(before) // 2)
     said = fails(capsys, "fit", store, tmp_path / "run", "--trainer.max_steps", 12, "--ckpt_path", "last")
-    assert f"no space left to write to {last.parent}" in said
+    assert f"{last.parent}: no space left to write to" in said and "--ckpt_path last" in said
     assert last.read_bytes() == before and [p.name for p in last.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -182,7 +182,7 @@ def test_a_full_disk_while_the_sae_is_written(store, tmp_path, capsys, small_fil
     shutil.rmtree(sae)
     small_files(len(before) // 2)
     said = fails(capsys, "fit", store, tmp_path / "run", *options)
-    assert f"no space left to write to {sae.parent}" in said
+    assert f"{sae.parent}: no space left to write to" in said
     assert not sae.exists() and last.exists() and not list(sae.parent.glob(".sae*"))
 
 
