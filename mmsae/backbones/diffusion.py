@@ -60,6 +60,7 @@ class DiffusionBackbone(TextToImage):
         check_pipeline(pipeline)
         self.pipeline, self.denoiser = pipeline, denoiser_name(pipeline)
         self.run: Run | None = None
+        self._reading = False
         self.blanked = 0
         self._edits: list[Edit] = []
         self._seen: dict[str, Seen] = {}
@@ -103,8 +104,8 @@ class DiffusionBackbone(TextToImage):
         """As :meth:`Backbone.reading`: captions; activations of the denoiser come from :meth:`stream`."""
         if IMAGE in modalities:
             raise InputError(
-                f"{NO_IMAGES}: sites of {self.denoiser} are read while it generates (host.stream, "
-                "datamodules.GenerationDataModule)."
+                f"{NO_IMAGES}: sites of {self.denoiser} are read while it generates: host.stream, or mmsae fit with "
+                "the datamodule GenerationDataModule."
             )
         return super().reading(modalities, text)
 

@@ -58,6 +58,8 @@ def read(host: DiffusionBackbone, batch: ImageTextBatch, targets: list[Target]) 
     got: dict[int, Rows] = {}
     with suppress(Done), ExitStack() as stack, torch.no_grad():
         stack.enter_context(eager(host))
+        stack.callback(setattr, host, "_reading", host._reading)
+        host._reading = True
         for i, target in enumerate(targets):
             stack.enter_context(tap(host, Edit(target), recorder(i, got, len(targets))))
         host._encode(TEXT, batch.texts, {t.module.split(".")[0] for t in targets})

@@ -47,7 +47,7 @@ def tap(host: DiffusionBackbone, edit: Edit, fn: Callable[[Tensor, Where], Tenso
     """While the context is open, send the rows of a site through ``fn(rows, where)``, as ``reading.tap`` does.
 
     Raises:
-        InputError: A site of the denoiser is reached outside of ``generate`` or ``stream``.
+        InputError: The site is reached outside of ``generate``, ``stream`` and ``read``, where nobody knows its branch.
     """
     target, ids = edit.target, []
 
@@ -55,7 +55,8 @@ def tap(host: DiffusionBackbone, edit: Edit, fn: Callable[[Tensor, Where], Tenso
         run = host.run
         if host._probing:
             return x
-        if target.modality != TEXT and (run is None or run.step is None):
+        unknown = run is None and not host._reading if target.modality == TEXT else run is None or run.step is None
+        if unknown:
             raise InputError(f"site {target} is edited, but the pipeline was called directly: call host.generate.")
         if not edit.holds(run) or (target.modality == TEXT and run is not None and run.branch is None):
             return x  # the latter: inside of the pipeline's call, which was given what we encoded

@@ -223,8 +223,9 @@ def test_edits_of_one_site_run_in_the_order_in_which_they_were_opened(hosts):
 
 def test_a_direct_call_of_the_pipeline_is_refused_where_its_rows_are_unknown(hosts):
     host = hosts("sd")
-    with host.edit(BLOCK["sd"], lambda rows: rows + 1), pytest.raises(InputError, match=r"call host\.generate"):
-        host.pipeline(PROMPTS[0], num_inference_steps=1, output_type="latent")
+    for site in (BLOCK["sd"], "text_encoder.layers.1:out"):
+        with host.edit(site, lambda rows: rows + 1), pytest.raises(InputError, match=r"call host\.generate"):
+            host.pipeline(PROMPTS[0], num_inference_steps=1, output_type="latent")
 
 
 @pytest.mark.parametrize(

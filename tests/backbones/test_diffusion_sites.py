@@ -11,6 +11,7 @@ import mmsae.backbones.diffusion_call as calls
 from mmsae.backbones import DiffusionBackbone, load_backbone, parse, site_width
 from mmsae.backbones.diffusion_prompts import text_marks
 from mmsae.cache import ActivationStore, extract
+from mmsae.info import describe
 from mmsae.shards import ShardWriter
 from mmsae.types import ImageTextBatch, InputError
 
@@ -263,6 +264,12 @@ def test_captions_are_captured_and_extracted(hosts, folder, tmp_path):
     store = ActivationStore(out)
     assert len(store) == 6 and len(store.load(modality="text")) == sum(range(2, 8))
     assert store.sites["text"].module == "text_encoder.encoder.layers.1"
+
+
+def test_info_on_a_pipeline(hosts, folder):
+    found = describe(str(folder))
+    assert found["pipeline"] == "StableDiffusionPipeline" and found["fingerprint"] == hosts("sd").fingerprint
+    assert found["components"]["unet"] == "UNet2DConditionModel" and "safety_checker" not in found["components"]
 
 
 def test_other_pipelines_are_refused():
