@@ -143,7 +143,9 @@ class Intervention:
         names = list(values)
         return [replace(self, **dict(zip(names, v, strict=True))) for v in itertools.product(*values.values())]
 
-    def at_kl(self, measure: Callable[[Intervention], float], unit: str = "raw", **search: Any) -> KLSearchResult:
+    def at_kl(
+        self, measure: Callable[[Intervention], float], unit: str = "raw", **search: Any
+    ) -> tuple[Intervention, KLSearch]:
         """Find the strength whose divergence is :attr:`strength` nats; for ``unit="kl"``.
 
         Args:
@@ -197,6 +199,3 @@ class Intervention:
             raise
         except (TypeError, AttributeError, ValueError) as e:
             raise InputError(f"intervention: {e}") from e
-
-
-KLSearchResult = tuple[Intervention, KLSearch]

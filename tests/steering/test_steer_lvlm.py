@@ -12,7 +12,7 @@ from mmsae.backbones.hooks import ModulePort
 from mmsae.backbones.tokens import Layout, from_tokens, to_tokens
 from mmsae.backbones.where import Where
 from mmsae.sae import TopK
-from mmsae.steering import Edit, Intervention, attach
+from mmsae.steering import Edit, Intervention, attach, next_token_kl
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "backbones"))
 from lvlm_hosts import llava, picture
@@ -169,3 +169,16 @@ def test_sites_of_means_and_of_another_width_are_refused_where_they_make_no_sens
     with pytest.raises(InputError, match="one row per item"):
         with attach(host, {"layers.1:out[text_mean]": (make_sae(), raw(Edit.add(1, 1.0), tokens=[0]))}):
             host.forward(batch)
+
+
+def test_a_strength_can_be_a_divergence(host, batch):  # T21 on a model
+    sae, site = make_sae(), "layers.1:out[text]"
+    clean = host.forward(batch).logits[:, -1]
+
+    def measure(iv):
+        with attach(host, {site: (sae, iv)}):
+            return next_token_kl(clean, host.forward(batch).logits[:, -1])
+
+    for target in (0.033, 0.1):
+        iv, report = Intervention(Edit.add(3, 1.0), unit="kl", strength=target).at_kl(measure, unit="rel_norm")
+        assert report.converged and measure(iv) == pytest.approx(target, rel=0.1) and iv.unit == "rel_norm"

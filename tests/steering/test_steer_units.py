@@ -31,6 +31,12 @@ def test_by_hand():
     assert stats.unit("raw", [2]).tolist() == [1]
 
 
+def test_of_signed_codes_only_positive_ones_count_as_active():
+    stats = FeatureStats.of_codes([codes([[2.0], [-4.0], [0.0], [1.0]])])
+    assert stats.fired.tolist() == [2] and stats.mean_active.tolist() == [1.5] and stats.max.tolist() == [2]
+    assert stats.mean_all.tolist() == [-0.25]
+
+
 def test_a_stream_equals_one_batch_and_percentiles_are_close():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(4000, 3, generator=g).exp() * torch.tensor([0.01, 1.0, 50.0])

@@ -219,6 +219,19 @@ def test_replace_puts_the_donor_where_the_feature_fires():
     assert raw(Edit.ablate(2), writeback="replace", donor="mean", active=2.0).bind(sae)(x, where) is x
 
 
+def test_replace_by_the_mean_keeps_what_the_sae_does_not_explain_and_goes_part_of_the_way():
+    sae = orthonormal(8, k=2)
+    x = torch.rand(6, 8)
+    x[2, 4] = 3.0
+    where = Where(torch.zeros(6, dtype=torch.long), torch.arange(6))
+    free = [0, 1, 3, 4, 5]
+    want = x[free].mean(0) + x[2] - sae.decode(sae.encode(x))[2]
+    iv = raw(Edit.ablate(4), writeback="replace", donor="mean", active=2.0)
+    full, half = (i.bind(sae)(x, where) for i in iv.vary(strength=[1.0, 0.5]))
+    assert torch.allclose(full[2], want, atol=1e-6) and not torch.allclose(want, x[free].mean(0), atol=0.1)
+    assert torch.allclose(half[2], (x[2] + want) / 2, atol=1e-6) and torch.equal(half[free], x[free])
+
+
 def test_every_active_feature_is_amplified():
     for name in COMPOSITIONS:
         sae, x = make(name)
