@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ from mmsae.world.scene import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES
 
 #: Prompts to pictures ``(n, 3, H, W)`` in [0, 1].
 Generate = Callable[[list[str]], Tensor]
-CENTRE = POSITIONS.index("center")
 
 
 class Prompts(NamedTuple):
@@ -48,22 +48,26 @@ def prompts_for(wanted: dict[str, np.ndarray]) -> Prompts:
 
 
 def draw_prompts(n: int, seed: int, colour: str | None = None, *, vary: bool = False) -> Prompts:
-    """Prompts in which colours, shapes and backgrounds are balanced.
+    """Prompts in random order, no combination twice before all have come.
 
     Args:
-        n: How many; 90 have every combination once, 15 with one colour.
-        seed: Of the order, and of sizes and places.
-        colour: The only colour.
-        vary: Draw size and place too; else all objects are large and in the center.
+        n: How many.
+        seed: Of the order.
+        colour: The only colour; else all six.
+        vary: Sizes and places too (900 prompts, 150 of one colour); else all objects are large and in the center (90
+            prompts, 15 of one colour).
     """
     rng = np.random.default_rng([seed, 50])
-    colours = range(len(COLOURS)) if colour is None else [COLOURS.index(colour)]
-    grid = np.array([(c, s, b) for c in colours for s in range(len(SHAPES)) for b in range(len(BACKGROUNDS))])
+    values = {
+        "colour": range(len(COLOURS)) if colour is None else [COLOURS.index(colour)],
+        "shape": range(len(SHAPES)),
+        "background": range(len(BACKGROUNDS)),
+        "size": range(len(SIZES)) if vary else [SIZES.index("large")],
+        "position": range(len(POSITIONS)) if vary else [POSITIONS.index("center")],
+    }
+    grid = np.array(list(product(*values.values())))
     order = np.concatenate([rng.permutation(len(grid)) for _ in range(-(-n // len(grid)))])[:n]
-    wanted = dict(zip(("colour", "shape", "background"), grid[order].T, strict=True))
-    wanted["size"] = rng.integers(0, len(SIZES), n) if vary else np.full(n, SIZES.index("large"))
-    wanted["position"] = rng.integers(0, len(POSITIONS), n) if vary else np.full(n, CENTRE)
-    return prompts_for(wanted)
+    return prompts_for(dict(zip(values, grid[order].T, strict=True)))
 
 
 def score_pictures(images: np.ndarray, wanted: dict[str, np.ndarray], probe: WorldProbe | None = None) -> dict:

@@ -1,0 +1,148 @@
+"""One colour for another in the tiny text-to-image pipeline: which latents of its text encoder's SAE, and how much."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsae.sae import SAE
+from mmsae.steering import Edit, FeatureStats, Intervention, attach
+from mmsae.types import TEXT, InputError
+from mmsae.world.diffusion_evaluate import Prompts
+from mmsae.world.probe import pixel_background, pixel_colour, to_uint8
+
+SITE = "text_encoder.final_layer_norm:out[mask]"
+KS, STRENGTHS = (2, 8, 16), (1.0, 2.0, 4.0)
+
+
+class Contrast(NamedTuple):
+    """What the latents do on prompts that differ in the colour alone, token by token.
+
+    Attributes:
+        source: ``(d_sae,)`` mean code of the prompts as they are, over all tokens where the two differ.
+        target: ``(d_sae,)`` of their recoloured twins.
+    """
+
+    source: Tensor
+    target: Tensor
+
+
+@torch.no_grad()
+def colour_contrast(host: Any, sae: SAE, prompts: Prompts, colour: str) -> Contrast:
+    """Mean codes of prompts and of the same prompts with another colour, on the tokens that know the colour.
+
+    Args:
+        host: The pipeline.
+        sae: Trained at :data:`SITE`.
+        prompts: Of one colour.
+        colour: The other one.
+    """
+    x = [
+        next(host.stream(p.texts, SITE, batch_size=len(p.texts))).x[TEXT] for p in (prompts, prompts.recoloured(colour))
+    ]
+    if len(x[0]) != len(x[1]):
+        raise InputError(f"the prompts and those with {colour} have {len(x[0])} and {len(x[1])} tokens")
+    differ = ~torch.isclose(x[0], x[1], atol=1e-5).all(1)  # what stands before the colour is the same in both
+    mean = [sae.encode(rows[differ], TEXT).pool(torch.zeros(int(differ.sum()), dtype=torch.long), 1)[0] for rows in x]
+    return Contrast(*mean)
+
+
+def substitution(contrast: Contrast, k: int, strength: float = 1.0, stats: FeatureStats | None = None) -> Intervention:
+    """Take the source's latents away and put the target's in, on the tokens where the source's fire.
+
+    ``z_i' = -strength z_i`` for the ``k`` latents that the source has more of, ``z_i' = z_i + strength m_i`` for the
+    ``k`` that the target has more of, ``m_i`` their mean there; written back as a difference (what the SAE does not
+    explain stays).
+
+    Args:
+        contrast: On prompts other than those that are reported.
+        k: Latents of either side.
+        strength: Of both.
+        stats: Of the latents; random controls draw from those that are live there.
+    """
+    gain = contrast.target - contrast.source
+    source, target = ((sign * gain).topk(min(k, int((sign * gain > 0).sum()))).indices for sign in (-1, 1))
+    edit = Edit.scale(source, -1.0) + Edit.add(target, contrast.target[target])
+    fires = [0.0 if i in set(source.tolist()) else torch.inf for i in edit.ids]
+    return Intervention(edit, "raw", stats, strength=strength, tokens="all", active=fires)
+
+
+class Outcome(NamedTuple):
+    """Shares of pictures, by pixels.
+
+    Attributes:
+        source: Show the source colour.
+        target: Show the target colour.
+        background: Show the background of the prompt.
+    """
+
+    source: float
+    target: float
+    background: float
+
+
+def outcome(pictures: Tensor, prompts: Prompts, target: int) -> Outcome:
+    """What pictures ``(n, 3, H, W)`` in [0, 1] of prompts show when ``target`` (an index into COLOURS) was wanted."""
+    images = to_uint8(pictures)
+    said, ground = pixel_colour(images), pixel_background(images)
+    right = (said == prompts.wanted["colour"], said == target, ground == prompts.wanted["background"])
+    return Outcome(*(float(np.mean(r)) for r in right))
+
+
+def draw_with(host: Any, sae: SAE, way: Any, texts: Sequence[str], **options: Any) -> tuple[Tensor, float]:
+    """Pictures of prompts ``(n, 3, H, W)``, and the mean ``|dx| / |x|`` of the tokens that were changed.
+
+    Args:
+        host: The pipeline.
+        sae: Trained at :data:`SITE`.
+        way: An intervention, a control, or None.
+        texts: The prompts; each has its own noise, the same for every way.
+        **options: Of ``host.generate``.
+    """
+    options = {"seed": range(len(texts)), "batch_size": 48} | options
+    if way is None:
+        return host.generate(texts, **options), 0.0
+    with warnings.catch_warnings(), attach(host, {SITE: (sae, way)}) as log:
+        warnings.simplefilter("ignore")  # of large changes: their size is returned
+        return host.generate(texts, **options), log.relative
+
+
+def tune(
+    host: Any,
+    sae: SAE,
+    contrast: Contrast,
+    prompts: Prompts,
+    target: int,
+    ks: Iterable[int] = KS,
+    strengths: Iterable[float] = STRENGTHS,
+    stats: FeatureStats | None = None,
+    **options: Any,
+) -> tuple[int, float, list[dict[str, float]]]:
+    """``k`` and strength that are best on tuning prompts: the target colour is seen, and the background is right.
+
+    Args:
+        host: The pipeline.
+        sae: Trained at :data:`SITE`.
+        contrast: See :func:`substitution`.
+        prompts: For tuning; report on others.
+        target: Index into COLOURS.
+        ks: To try.
+        strengths: To try.
+        stats: See :func:`substitution`.
+        **options: Of ``host.generate``.
+
+    Returns:
+        ``k``, strength (the gentlest among equals), and all that was tried.
+    """
+    tried = []
+    for k, strength in product(ks, strengths):
+        pictures, _ = draw_with(host, sae, substitution(contrast, k, strength, stats), prompts.texts, **options)
+        tried.append({"k": k, "strength": strength, **outcome(pictures, prompts, target)._asdict()})
+    best = max(tried, key=lambda t: (t["target"] + t["background"], -t["k"] * t["strength"]))
+    return best["k"], best["strength"], tried
