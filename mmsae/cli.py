@@ -50,9 +50,7 @@ COMMANDS = {
     "zeroshot": Command("mmsae.heads.zeroshot_run:zeroshot", "classify images by class names, with and without an SAE"),
     "ood": Command("mmsae.heads.ood_run:ood", "detect images unlike the training ones, on features and on codes"),
     "steer": Command("mmsae.interpret.steer_report:steer_command", "steer a diffusion model, beside random features"),
-    "evaluate": Command(
-        "mmsae.interpret.evaluate:evaluate", "the benchmark card of an SAE, with controls"
-    ),
+    "evaluate": Command("mmsae.interpret.evaluate:evaluate", "the benchmark card of an SAE, with controls"),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
 

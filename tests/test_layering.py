@@ -24,11 +24,24 @@ ALLOWED = {
     "tasks": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics"},
     "steering": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
     "heads": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
-    "interpret": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks", "steering", "heads"},
+    "interpret": BASE
+    | {"recipes", "sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks", "steering", "heads"},
     "world": BASE | {"shards", "backbones", "metrics", "tasks", "steering", "heads"},
     "datamodules": BASE | {"shards", "cache", "backbones", "world"},
 }
-DEMO = {"demo", "demo_filter", "demo_llava", "demo_report", "demo_stages", "demo_uses"}
+DEMO = {
+    "demo",
+    "demo_card",
+    "demo_filter",
+    "demo_diffusion",
+    "demo_drawing",
+    "demo_llava",
+    "demo_ood",
+    "demo_process",
+    "demo_report",
+    "demo_stages",
+    "demo_uses",
+}
 EVERYTHING = DEMO | {"bench", "bench_report", "bench_scores", "cli", "info", "tiny_hosts", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
