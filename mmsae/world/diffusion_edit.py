@@ -18,6 +18,7 @@ from mmsae.world.diffusion_evaluate import Prompts
 from mmsae.world.probe import pixel_background, pixel_colour, to_uint8
 
 SITE = "text_encoder.final_layer_norm:out[mask]"
+EDITED = "text_encoder.final_layer_norm:out[all]"  # the denoiser attends to padding too, and that knows the prompt
 KS, STRENGTHS = (2, 8, 16), (1.0, 2.0, 4.0)
 
 
@@ -108,7 +109,7 @@ def draw_with(host: Any, sae: SAE, way: Any, texts: Sequence[str], **options: An
     options = {"seed": range(len(texts)), "batch_size": 48} | options
     if way is None:
         return host.generate(texts, **options), 0.0
-    with warnings.catch_warnings(), attach(host, {SITE: (sae, way)}) as log:
+    with warnings.catch_warnings(), attach(host, {EDITED: (sae, way)}) as log:
         warnings.simplefilter("ignore")  # of large changes: their size is returned
         return host.generate(texts, **options), log.relative
 
