@@ -110,6 +110,21 @@ def test_a_damaged_set_is_filtered_and_the_reasons_name_what_is_wrong(finished):
 
 
 @pytest.mark.slow
+def test_pictures_from_elsewhere_are_detected_beside_controls(finished):
+    out, _, results = finished
+    o = results["ood"]
+    assert set(o["images"]) >= {"id", "digits", "noise", "checker"} and min(o["images"].values()) > 50
+    for figure in ("auroc", "fpr95_ood_positive"):
+        detectors = {"raw mds", "code mds", "codes recon", "random codes recon", "pca codes recon"}
+        assert detectors | {"statistics pixels mds"} <= set(o[figure])
+        assert all(set(v) == {"digits", "noise", "checker", "near", "far"} for v in o[figure].values())
+    assert o["auroc"]["codes recon"]["noise"] > 0.9
+    assert o["auroc"]["codes recon"]["far"] > o["auroc"]["random codes recon"]["far"]
+    html = (out / "report.html").read_text()
+    assert "Pictures from elsewhere" in html and (out / "ood" / "tables.md").exists()
+
+
+@pytest.mark.slow
 def test_the_llava_is_asked_with_and_without_concepts(finished):
     out, _, results = finished
     h = results["hallucination"]

@@ -31,7 +31,7 @@ def ood(
     out: str,
     host: str = "",
     near: list[str] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
-    train: str = "",
+    train: str | list[str] = "",
     ood_val: list[str] = [],  # noqa: B006
     label: str = "cls",
     ood_label: str = "",

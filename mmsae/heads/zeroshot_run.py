@@ -34,7 +34,7 @@ def zeroshot(
     classes: str = "",
     templates: str = "simple",
     label: str = "cls",
-    tune: str = "",
+    tune: str | list[str] = "",
     concept: str = "code",
     alphas: list[float] = list(ALPHAS),  # noqa: B006  jsonargparse shows it in the help; it is not changed
     control: bool = True,
