@@ -23,7 +23,7 @@ from mmsae.tasks.sae_v import encode_tokens
 from mmsae.tasks.selection import draw
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
 
-SCORES = ("cos", "l0", "l1", "co_l0", "random")
+SCORES = ("cos", "l0", "l1", "co_l0", "norm", "random")
 ALL = "all"
 
 
@@ -137,6 +137,7 @@ class PatchFilter(NamedTuple):
         on = (value > self.delta) & text[row]
         said[tokens.item[TEXT][row[on]], latent[on]] = True
         found = token_scores(codes[IMAGE], self.weights, said[tokens.item[IMAGE]], self.delta)
+        found["norm"] = tokens.x[IMAGE].double().norm(dim=1)  # the control that needs no SAE
         out = []
         for grid in self.host.grid(batch):
             place = tokens.position[IMAGE] - grid.start

@@ -47,7 +47,7 @@ def patches(
         out: Folder to write: results.json and patches.png. The same command goes on where it was stopped.
         host: Name of the host; default: the SAE's own.
         weights: Folder of ``mmsae weights``, needed for ``cos``.
-        scores: Of patches: cos, l0, l1, co_l0, random.
+        scores: Of patches: cos, l0, l1, co_l0; norm (of the state, without SAE) and random are controls.
         keep: Shares of the patches that stay.
         answers: Only samples with one of these answers; default: all that have one.
         samples: The first so many of every shard; null for all.

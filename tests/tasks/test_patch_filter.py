@@ -133,7 +133,7 @@ def test_the_command(tmp_path, capsys):
     main(["weights", *cli, "--out", str(tmp_path / "w"), "--samples", "null", "--n-side", "2", "--progress", "false"])
     main(["patches", *cli, "--weights", str(tmp_path / "w"), "--out", str(tmp_path / "p"), "--keep", "0.5", "0.25"])
     found = json.loads((tmp_path / "p" / "results.json").read_text())
-    assert found["questions"] == 8 and len(found["table"]) == 1 + 5 * 2
+    assert found["questions"] == 8 and len(found["table"]) == 1 + 6 * 2
     assert (tmp_path / "p" / "patches.png").stat().st_size > 1000 and "| 25% |" in capsys.readouterr().out
     again = patches(**args, weights=str(tmp_path / "w"), out=str(tmp_path / "p"), keep=[0.5, 0.25])
     assert again["table"] == found["table"]
