@@ -1,7 +1,8 @@
-"""``mmsae demo``: a world with known concepts, a tiny CLIP and a tiny LLaVA, SAEs on both, and what for.
+"""``mmsae demo``: a world with known concepts, a tiny CLIP, LLaVA and Stable Diffusion, SAEs on all, and what for.
 
 Every stage writes its result whole or not at all and is skipped when it is there, so an interrupted demo goes on where
-it stopped. Training goes through ``mmsae fit``. What concerns the LLaVA runs in a second process.
+it stopped. Training goes through ``mmsae fit``. What concerns the LLaVA and the diffusion pipeline runs in processes of
+their own.
 """
 
 from __future__ import annotations
@@ -98,12 +99,14 @@ def demo(
     Returns:
         The path of the report.
     """
-    from mmsae import tiny_hosts
+    from mmsae import demo_diffusion, demo_llava, tiny_hosts
     from mmsae.cache import extract
+    from mmsae.demo_card import make_card
     from mmsae.demo_filter import RESULTS as FILTERED
     from mmsae.demo_filter import filter_damaged, write_damaged
-    from mmsae.demo_llava import RESULTS as ANSWERED
-    from mmsae.demo_llava import STATE, SecondProcess
+    from mmsae.demo_ood import RESULTS as DETECTED
+    from mmsae.demo_ood import detect_ood
+    from mmsae.demo_process import SideProcess
     from mmsae.demo_report import write_report
     from mmsae.interpret import names_of
     from mmsae.world.clip import pretrain_clip
@@ -114,7 +117,8 @@ def demo(
     stages = Stages(root / "demo.json", {"profile": profile, "seed": seed, **p._asdict(), "format": 2})
     print(
         f"mmsae demo, profile {profile}: {p.train:,} generated image-text pairs -> a tiny CLIP -> {len(METHODS)} SAEs "
-        "-> a damaged set filtered; a tiny LLaVA -> 2 SAEs -> its hallucination; report. "
+        "-> a damaged set filtered; a tiny LLaVA -> 2 SAEs -> its hallucination; a tiny Stable Diffusion -> an SAE "
+        "-> steered; report. "
         f"About {p.minutes:g} minutes on two cores and 250 MB in {root}.",
         flush=True,
     )
@@ -124,15 +128,20 @@ def demo(
             lambda split=split, n=n: write_world(root / "shards" / split, n, SEEDS[split], split, progress=progress),
         )
     train_shards = str(root / "shards" / "train")
-    stages.run(
-        "clip",
-        lambda: pretrain_clip(train_shards, str(root / "clip"), steps=p.clip_steps, seed=seed, progress=progress),
-    )
-    second = None
-    if not (root / ANSWERED).exists():
-        second = SecondProcess(root, profile, seed)
-        print(f"[llava] and what follows from it: in a second process, see {second.log}", flush=True)
+    beside: dict[str, SideProcess] = {}
+
+    def start_beside(name: str, module: Any, what: str) -> None:
+        if not (root / module.RESULTS).exists():
+            beside[name] = SideProcess(module.MODULE, root / module.LOG, what, root, profile, seed)
+            print(f"[{name}] and what follows from it: in another process, see {root / module.LOG}", flush=True)
+
     try:
+        start_beside("diffusion", demo_diffusion, "drawing")
+        stages.run(
+            "clip",
+            lambda: pretrain_clip(train_shards, str(root / "clip"), steps=p.clip_steps, seed=seed, progress=progress),
+        )
+        start_beside("llava", demo_llava, "vision-language")
         for split in ("train", "test"):
             stages.run(
                 f"extract_{split}",
@@ -154,21 +163,25 @@ def demo(
         stages.run("damaged", lambda: write_damaged(root, p.damaged))
         names = names_of(results["methods"]["paired_topk"]["concepts"])
         stages.run("filter", lambda: filter_damaged(root, "paired_topk", names, progress))
-        if second:
-            stages.run("waiting_for_llava", second.wait)
+        stages.run("card", lambda: make_card(root, seed))
+        stages.run("ood", lambda: detect_ood(root, p.damaged, p.sae_steps * 5 // 8, seed, progress))
+        for name, process in beside.items():
+            stages.run(f"waiting_for_{name}", process.wait)
     finally:
-        if second:
-            second.stop()
+        for process in beside.values():
+            process.stop()
     results["filter"] = json.loads((root / FILTERED).read_text())
-    took = json.loads((root / STATE).read_text())["seconds"]
-    results["hallucination"] = json.loads((root / ANSWERED).read_text()) | {"seconds": took}
+    results["ood"] = json.loads((root / DETECTED).read_text())
+    for key, module in (("hallucination", demo_llava), ("steering", demo_diffusion)):
+        took = json.loads((root / module.STATE).read_text())["seconds"]
+        results[key] = json.loads((root / module.RESULTS).read_text()) | {"seconds": took}
     seconds = stages.state["seconds"] | {"score": scored}
     results |= {"seconds": seconds, "profile": profile, "seed": seed}
     with atomic_file(root / "results.json") as temp:
         temp.write_text(json.dumps(results, indent=2))
     report = write_report(root, results)
     if (profile, seed) == ("default", 0):
-        tiny_hosts.keep({name: root / name for name in ("clip", "llava")})
+        tiny_hosts.keep({name: root / name for name in ("clip", "llava", "diffusion", "probe")})
     total = sum(seconds.values())
     print(f"figures: {root / 'results.json'}   ({total:.0f} s in all)\nreport:  {report}")
     return str(report)

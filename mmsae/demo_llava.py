@@ -7,56 +7,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
+from mmsae.demo_process import main
 from mmsae.demo_stages import PROFILES, SEEDS, Profile, Stages, fit_method, fit_recipe
 from mmsae.files import atomic_file
 
 SITE = "layers.1:out"  # of three layers
-LOG, STATE, RESULTS = "llava.log", "llava.json", "llava_results.json"
+MODULE, LOG, STATE, RESULTS = "mmsae.demo_llava", "llava.log", "llava.json", "llava_results.json"
 KINDS = ("random", "adversarial")
 WORDS = 12  # latents whose words are listed
-
-
-class SecondProcess:
-    """The stages of this module in a process that ends with the one that started it.
-
-    Args:
-        root: Folder of the demo.
-        profile: Its name.
-        seed: Of the models.
-    """
-
-    def __init__(self, root: Path, profile: str, seed: int):
-        self.log = root / LOG
-        args = [sys.executable, "-m", "mmsae.demo_llava", str(root), profile, str(seed)]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                args, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
-
-    def wait(self) -> None:
-        """Until it is done.
-
-        Raises:
-            RuntimeError: It failed; with the end of its log.
-        """
-        if self.process.wait():
-            end = "\n".join(self.log.read_text().splitlines()[-12:])
-            raise RuntimeError(f"the vision-language part of the demo failed (all of it in {self.log}):\n{end}")
-
-    def stop(self) -> None:
-        """End it, if it runs."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
 
 
 def write_talk(out: Path, n: int, seed: int) -> None:
@@ -240,16 +202,5 @@ def run(root: Path, profile: str, seed: int) -> None:
     stages.run("hallucination", save)
 
 
-def _end_with_parent() -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(0.1)
-    os._exit(1)  # the demo was killed: whoever starts it again must not meet this process
-
-
 if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(run)

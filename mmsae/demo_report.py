@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from mmsae.demo_card import card_section
+from mmsae.demo_drawing import steering_section
+from mmsae.demo_ood import ood_section
 from mmsae.demo_uses import filter_section, llava_sections
 from mmsae.interpret import (
     Fact,
@@ -201,10 +204,12 @@ def write_report(out: Path, results: dict[str, Any]) -> Path:
     seconds = results["seconds"]
     timing = Section(
         "Time",
-        "What concerns the LLaVA runs in a second process, beside the stages from `extract_train` on.",
+        "The diffusion pipeline has a process of its own beside the stages from `clip` on, the LLaVA one from "
+        "`extract_train` on.",
         tables=[
             Table(["stage", "seconds"], [*seconds.items(), ["all", sum(seconds.values())]]),
-            Table(["stage of the second process", "seconds"], list(results["hallucination"]["seconds"].items())),
+            Table(["stage of the LLaVA's process", "seconds"], list(results["hallucination"]["seconds"].items())),
+            Table(["stage of the pipeline's process", "seconds"], list(results["steering"]["seconds"].items())),
         ],
     )
     sections = [
@@ -213,7 +218,10 @@ def write_report(out: Path, results: dict[str, Any]) -> Path:
         _methods(results),
         _uses(results),
         *filter_section(out, results),
+        ood_section(results),
+        card_section(out),
         *llava_sections(results),
+        steering_section(out, results),
         _curves(out, trained),
         timing,
     ]

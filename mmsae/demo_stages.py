@@ -27,9 +27,14 @@ class Profile(NamedTuple):
         damaged: Samples of the set that is filtered.
         llava_images: Pictures that the LLaVA learns from.
         llava_steps: Its steps.
-        token_steps: Steps of the SAE on its tokens.
+        token_steps: Steps of the SAEs on its tokens, and on those of the pipeline's text encoder.
         talk: Conversations that SAE is trained on.
         questions: Pictures that are asked about, two questions each.
+        diffusion_steps: Steps of the text-to-image pipeline.
+        probe_steps: Of the classifier of generated pictures.
+        drawn: Prompts that the pipeline is tried on.
+        steered: Prompts that steering is reported on.
+        controls: Random directions that steering is compared with.
         minutes: About how long it takes on two cores.
     """
 
@@ -43,14 +48,19 @@ class Profile(NamedTuple):
     token_steps: int
     talk: int
     questions: int
+    diffusion_steps: int
+    probe_steps: int
+    drawn: int
+    steered: int
+    controls: int
     minutes: float
 
 
 PROFILES = {
-    "tiny": Profile(8000, 1500, 120, 300, 600, 1000, 40, 40, 400, 40, 1.2),
-    "default": Profile(20000, 3000, 400, 800, 2000, 8000, 250, 300, 3000, 300, 3.0),
+    "tiny": Profile(8000, 1500, 120, 300, 600, 1000, 40, 40, 400, 40, 25, 25, 12, 6, 2, 1.5),
+    "default": Profile(20000, 3000, 400, 800, 2000, 8000, 250, 300, 3000, 300, 500, 250, 90, 36, 8, 4.5),
 }
-SEEDS = {"train": 1, "test": 2, "damage": 3, "filter": 4, "talk": 5, "talk_test": 6}  # of the world, not of the models
+SEEDS = {"train": 1, "test": 2, "damage": 3, "filter": 4, "talk": 5, "talk_test": 6, "ood": 7}  # of the world only
 
 
 class Stages:

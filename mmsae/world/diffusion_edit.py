@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsae.sae import SAE
+from mmsae import SAE
 from mmsae.steering import Edit, FeatureStats, Intervention, attach
 from mmsae.types import TEXT, InputError
 from mmsae.world.diffusion_evaluate import Prompts
