@@ -88,9 +88,14 @@ def core(data: Data, modalities: Sequence[str] = (IMAGE, TEXT)) -> Found:
             axes = axes[:, : max(1, round(test.z.l0().double().mean().item()))]
             recon = mean + (test.x.double() - mean) @ axes @ axes.T
             rows += _reconstruction(name, test.x, recon, PCA)
-        rows += [row("core", name, "fvu of the mean", "recon", 1.0, test.n, "mean")]
     rows += _weights(data.sae, TRAINED) + _weights(data.random, RANDOM)
-    return Found(rows, notes=["pca: as many principal components of training images as the code has active latents"])
+    notes = ["pca: as many principal components of training images as the code has active latents."]
+    if len(data.sae.dictionaries) > 1:
+        notes.append(
+            "This SAE has a dictionary per modality. In the control with random weights only the first is tied to the "
+            "random encoder: it says little about the reconstruction of texts."
+        )
+    return Found(rows, notes=notes)
 
 
 @head
@@ -136,12 +141,12 @@ def unique(data: Data, set: str = "test", top: int = 16) -> Found:
     return Found(rows, notes=[f"Coherence is by {judge}. Raw channels count by their positive values."])
 
 
-def _aligned(data: Data, set: str) -> tuple[Features, Features]:
-    image, text = data.features(set), data.features(set, TEXT)
+def _aligned(image: Features, text: Features) -> tuple[Features, Features]:
+    """The items that both sides have, in the order of the images."""
     at = {u: i for i, u in enumerate(text.uids)}
     both = [i for i, u in enumerate(image.uids) if u in at]
     if len(both) < 2:
-        raise NotApplicable(f"{set} has {len(both)} pairs of image and text")
+        raise NotApplicable(f"the set has {len(both)} pairs of image and text")
     return image.rows(torch.tensor(both)), text.rows(torch.tensor([at[image.uids[i]] for i in both]))
 
 
@@ -151,13 +156,11 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
     if TEXT not in data.sae.modalities or TEXT not in data.host.modalities:
         raise NotApplicable("the SAE or its host has no text side")
     rows, more = [], {}
-    for control, sae in ((TRAINED, data.sae), (RANDOM, data.random)):
-        image, text = _aligned(data, set)
-        if control:
-            if image.pool != "one":
-                continue
-            image, text = (data.control(set, m).rows(torch.arange(image.n)) for m in (IMAGE, TEXT))
-            image, text = _match(image, text)
+    cases = [(TRAINED, data.sae, data.features)]
+    if data.features(set).pool == "one":
+        cases.append((RANDOM, data.random, data.control))
+    for control, sae, view in cases:
+        image, text = _aligned(view(set), view(set, TEXT))
         about = {"features": "code", "control": control, "n": image.n}
         e = {IMAGE: energy(image.z), TEXT: energy(text.z)}
         share = modality_share(e[IMAGE], e[TEXT])
@@ -178,7 +181,8 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
         b = bridge(image.z, text.z, sae.dictionary(IMAGE).rows(), sae.dictionary(TEXT).rows(), bridges)
         rows.append(row("pairs", set, "bridge mass off the diagonal", value=b.off_diagonal, **about))
         rows.append(row("pairs", set, "bridge mass image to text", value=b.cross_modal, **about))
-        judge = data.judge(set)[0]
+        known = {u: i for i, u in enumerate(data.features(set).uids)}
+        judge = data.judge(set)[0][[known[u] for u in image.uids]]
         tops = [top_rows(side.z, top) for side in (image, text)]
         alike = concept_similarity(*tops, judge, judge, latents, data.seed)
         for score in ("intra", "inter_sym"):
@@ -188,12 +192,6 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
             more["bridges"] = [list(v) for v in zip(b.image.tolist(), b.text.tolist(), b.value.tolist(), strict=True)]
             more["modality"] = share[~share.isnan()].tolist()
     return Found(rows, more, [f"intra and inter are by {data.judge(set)[1]}; lower inter is better."])
-
-
-def _match(image: Features, text: Features) -> tuple[Features, Features]:
-    at = {u: i for i, u in enumerate(text.uids)}
-    both = [i for i, u in enumerate(image.uids) if u in at]
-    return image.rows(torch.tensor(both)), text.rows(torch.tensor([at[image.uids[i]] for i in both]))
 
 
 @head

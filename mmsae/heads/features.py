@@ -200,7 +200,7 @@ def load_features(
     log.check(fault_limit, final=True)
     if not rows.uids:
         raise InputError(f"{paths[0]} and {len(paths) - 1} other shards have no image that is usable and asked for")
-    return rows.features(known, classes)
+    return rows.features(known, classes, wanted)
 
 
 def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
@@ -238,12 +238,12 @@ class _Rows:
             p["embed"].append(got[1].x.cpu())
         self.uids += batch.uids
 
-    def features(self, known: Labels, classes: Sequence[Any] | None) -> Features:
-        """Everything as one."""
+    def features(self, known: Labels, classes: Sequence[Any] | None, wanted: set[str]) -> Features:
+        """Everything that is wanted as one (batches of texts and of vision-language hosts came whole)."""
         x, recon, error = (torch.cat(self.parts[k]) for k in ("x", "recon", "error"))
         stats, embed = (torch.cat(self.parts[k]) if self.parts[k] else None for k in ("stats", "embed"))
-        keep = torch.tensor([u in known.value for u in self.uids])
-        uids = [u for u in self.uids if u in known.value]
+        keep = torch.tensor([u in wanted for u in self.uids])
+        uids = [u for u in self.uids if u in wanted]
         values = known.values_of(uids) if classes is None else list(classes)
         pool = self.pool if self.token_site else "one"
         f = Features(

@@ -83,15 +83,15 @@ def tables_of(rows: Sequence[Mapping[str, Any]], most: int = 6) -> list[Table]:
         for lo in range(0, len(scores), most):
             some = scores[lo : lo + most]
             part = [r for r in own if r["score"] in some]
-            cells, n = {}, {}
-            for r in part:
-                cells[features_of(r), r["score"]] = cell(r)
-                n.setdefault(features_of(r), set()).add(r["n"])
-            body = [
-                [f, *(cells.get((f, s)) for s in some), ", ".join(f"{v:,}" for v in sorted(n[f]))]
-                for f in dict.fromkeys(map(features_of, part))
-            ]
-            out.append(Table(["features", *some, "n"], body, f"{name}, with 95% intervals"))
+            sizes = {r["n"] for r in part}
+            cells = {
+                (features_of(r), r["score"]): cell(r) if len(sizes) == 1 else f"{cell(r)} (n {r['n']:,})"
+                for r in part
+                if r["value"] is not None
+            }
+            body = [[f, *(cells.get((f, s)) for s in some)] for f in dict.fromkeys(map(features_of, part))]
+            of = f", n {sizes.pop():,}" if len(sizes) == 1 else ""
+            out.append(Table(["features", *some], body, f"{name}{of}; in brackets 95% intervals"))
     return out
 
 

@@ -110,6 +110,18 @@ def test_the_page_has_every_head_and_fetches_nothing(card):
     assert "code (random)" in html and 'src="http' not in html and "<svg" in html
 
 
+def test_limits_hold_for_texts_too(place):
+    folder, sae = place
+    from mmsae.heads.features import load_features, open_host
+
+    model, host = open_host(sae, "")
+    sides = [
+        load_features(host, model, str(folder / "test"), limit=40, modality=m, progress=False)
+        for m in ("image", "text")
+    ]
+    assert sides[0].n == sides[1].n == 40 and sides[0].uids == sides[1].uids
+
+
 def test_what_does_not_apply_is_said(place):
     folder, _ = place
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
