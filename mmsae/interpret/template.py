@@ -119,7 +119,8 @@ CARD = """
 
 PAIR = """
 {% macro pair_of(p) %}
-<article class="pair"><h4>{{ p.title }} <span>code cosine {{ '%.2f'|format(p.cosine) }}</span></h4>
+<article class="pair"><h4>{{ p.title }}
+{% if p.cosine == p.cosine %}<span>code cosine {{ '%.2f'|format(p.cosine) }}</span>{% endif %}</h4>
 <div class="portrait">{% if p.picture %}<img src="{{ p.picture.uri }}" alt="{{ p.picture.alt }}"
 {{ 'class=tiny' if p.picture.tiny }}>{% endif %}
 <p>{{ p.caption }}</p></div>

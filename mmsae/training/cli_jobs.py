@@ -21,9 +21,10 @@ from mmsae.training.callbacks import RunProgress
 
 def names_a_module(args: Sequence[str]) -> bool:
     """Whether a recipe among the options (or the options themselves) says which module to run."""
-    named = any(re.match(r"--model(\.class_path)?(=|$)", a) for a in args)
+    text = " ".join(args)  # --model alone may also name a file with LitSAE's arguments
+    named = re.search(r"(^| )--model(\.class_path[= ]|[= ][\w.]+\.[A-Z]\w*( |$))", text)
     recipes = [value for option, value in pairwise(args) if option in ("-c", "--config")]
-    return named or any(job_of(path) for path in recipes)
+    return bool(named) or any(job_of(path) for path in recipes)
 
 
 class JobCLI(LightningCLI):
