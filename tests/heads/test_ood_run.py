@@ -229,3 +229,13 @@ def test_an_sae_of_another_host_is_refused(place, tmp_path):
     other = save_local(tmp_path / "other", MODELS["vit"], seed=5)
     with pytest.raises(InputError, match="not on host"):
         open_host(place["sae"], load_backbone(other))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_figures_of_the_cpu(place, tmp_path):
+    one, two = (run(place, tmp_path / d, device=d, controls=["random"], scores=["mds", "recon", "msp"])["rows"]
+                for d in ("cpu", "cuda"))  # fmt: skip
+    for a, b in zip(one, two, strict=True):
+        assert all(a[k] == b[k] for k in ("set", "score", "features", "n"))
+        assert a["value"] == pytest.approx(b["value"], abs=0.02)
