@@ -20,13 +20,13 @@ def command(out, log):
     return subprocess.Popen(args, stdout=log.open("w"), stderr=subprocess.STDOUT, env=env)
 
 
-def second_processes(out):
-    """Processes for the vision-language part of this demo."""
+def side_processes(out):
+    """Processes for the vision-language and the drawing part of this demo."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             args = file.read_bytes().split(b"\0")
-            if b"mmsae.demo_llava" in args and str(out).encode() in args:
+            if {b"mmsae.demo_llava", b"mmsae.demo_diffusion"} & set(args) and str(out).encode() in args:
                 found.append(file)
     return found
 
@@ -40,13 +40,13 @@ def finished(tmp_path_factory):
     while process.poll() is None and not (out / "vl_sae").exists():
         time.sleep(0.05)
     assert process.poll() is None, log.read_text()
-    assert second_processes(out)
+    assert side_processes(out)
     process.send_signal(signal.SIGKILL)
     process.wait()
     end = time.monotonic() + 20
-    while second_processes(out) and time.monotonic() < end:
+    while side_processes(out) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not second_processes(out), "the second process outlives the demo"
+    assert not side_processes(out), "a process outlives the demo"
     assert not (out / "results.json").exists() and not (out / "report.html").exists()
     code, text = command(out, log).wait(), log.read_text()
     assert code == 0, text
@@ -141,6 +141,20 @@ def test_the_llava_is_asked_with_and_without_concepts(finished):
     html = (out / "report.html").read_text()
     for title in ("Filtering a damaged set", "why</h2>", "A vision-language model", "Does it see what it says?"):
         assert title in html
+
+
+@pytest.mark.slow
+def test_a_colour_is_steered_beside_random_directions(finished):
+    out, _, results = finished
+    r = results["steering"]
+    assert {"colour", "background", "probe", "n"} <= set(r["pipeline"]) and r["pipeline"]["n"] == 12
+    ways = {row["way"]: row for row in r["table"]}
+    assert list(ways) == ["unsteered", "target prompt", "SAE reconstruction", "substitution", "random 0", "random 1"]
+    assert ways["random 0"]["relative"] == pytest.approx(ways["substitution"]["relative"]) and r["edit"]["k"] > 0
+    assert ways["unsteered"]["relative"] == 0 and len(r["tried"]) == 9
+    assert len(set(r["prompts"]["reported"])) == 6 and r["text_sae"]["fvu/text"] < 0.5
+    assert set(r["seconds"]) == {"diffusion", "probe", "prompts", "fit_text", "steering"}
+    assert "Drawing, and steering what is drawn" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

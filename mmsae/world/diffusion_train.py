@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +96,7 @@ def train(
         scheduler: Of diffusers, with ``prediction_type`` ``v_prediction``.
         data: What to learn from.
         r: The recipe.
-        progress: Show a bar with loss and time left.
+        progress: Say about how long it takes, and show a bar with loss and time left.
 
     Returns:
         ``{"loss": running mean, "curve": [[step, loss], ...]}``.
@@ -110,14 +112,20 @@ def train(
     weights = list(parts.parameters())
     means = [p.detach().clone() for p in weights]
     mean, curve = math.nan, []
+
+    def loss_of(step: int) -> Tensor:
+        x, noise, times, ids = (t.to(device) for t in draw(data, r, step, scheduler.config.num_train_timesteps))
+        states = text_encoder(input_ids=ids).last_hidden_state
+        v = unet(scheduler.add_noise(x, noise, times), times, states).sample
+        return nn.functional.mse_loss(v, scheduler.get_velocity(x, noise, times))
+
+    if progress:
+        print(f"about {r.steps * _seconds(lambda: loss_of(0).backward()):.0f} s", flush=True)
     bar = tqdm(range(r.steps), desc="training diffusion", disable=not progress)
     for step in bar:
         for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * schedule(step, r.steps)
-        x, noise, times, ids = (t.to(device) for t in draw(data, r, step, scheduler.config.num_train_timesteps))
-        states = text_encoder(input_ids=ids).last_hidden_state
-        v = unet(scheduler.add_noise(x, noise, times), times, states).sample
-        loss = nn.functional.mse_loss(v, scheduler.get_velocity(x, noise, times))
+        loss = loss_of(step)
         for o in opts:
             o.zero_grad(set_to_none=True)
         loss.backward()
@@ -137,3 +145,11 @@ def train(
             p.copy_(m)
     parts.eval()
     return {"loss": mean, "curve": curve}
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """How long a step takes, from one without an update; the one before it warms up. Updates add a quarter."""
+    work()
+    start = time.perf_counter()
+    work()
+    return 1.25 * (time.perf_counter() - start)
