@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,10 @@ from mmsae.metrics.modality import CLASSES
 from mmsae.shards import FaultLog, Sample, read_shard, with_image
 from mmsae.tasks.weights import weights
 from mmsae.tasks.weights_job import Found
-from mmsae.types import IMAGE, TEXT
+from mmsae.types import IMAGE, TEXT, InputError
 
 PAGE = "gallery.html"
+ASKED = "Asked for"
 SHOWN = 4  # tokens of each modality on a card
 KINDS = {
     "Shared, highest weight": "Latents whose strongest image and text tokens have the most similar states.",
@@ -46,7 +48,13 @@ class Token(NamedTuple):
     value: float
 
 
-def weights_command(sae: str, shards: str | list[str], out: str, **options: Any) -> dict[str, Any]:
+def weights_command(
+    sae: str,
+    shards: str | list[str],
+    out: str,
+    latents: list[int] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
+    **options: Any,
+) -> dict[str, Any]:
     """Cross-modal weights of every latent: are its strongest text and image tokens alike?
 
     OUT holds weights.safetensors and weights.json, top_tokens.parquet (the strongest tokens of every latent) and
@@ -56,12 +64,15 @@ def weights_command(sae: str, shards: str | list[str], out: str, **options: Any)
         sae: SAE folder or hub id, trained on image and text tokens of a vision-language model.
         shards: Path, folder, glob or brace pattern of tars, or several.
         out: Folder to write.
+        latents: Latents that gallery.html is to show first; where the weights are there already, the page alone is
+            written anew.
         **options: The other arguments of ``mmsae.tasks.weights.weights``.
 
     Returns:
         ``weights.json``, with the folder as ``out``.
     """
-    return weights(sae, shards, out, present=write_gallery, **options)
+    page = partial(write_gallery, latents=latents)
+    return weights(sae, shards, out, present=page, again=bool(latents), **options)
 
 
 def choose(found: Found, most: int = 8) -> dict[str, list[int]]:
@@ -160,10 +171,20 @@ def card(found: Found, latent: int, drawn: dict[Token, Markup]) -> Markup:
     return Markup('<article class="card">{}{}</article>').format(head, body)
 
 
-def write_gallery(found: Found) -> Path:
-    """Write ``gallery.html`` into the folder of a finished ``mmsae weights``."""
+def write_gallery(found: Found, latents: Sequence[int] = ()) -> Path:
+    """Write ``gallery.html`` into the folder of a finished ``mmsae weights``; some latents may be asked for.
+
+    Raises:
+        InputError: A latent that the SAE does not have.
+    """
+    d_sae = found.job.sae.d_sae
+    for j in latents:
+        if not 0 <= j < d_sae:
+            raise InputError(f"there is no latent {j} in an SAE of {d_sae} latents")
     shown, info = choose(found), found.file.info
-    drawn = draw_tokens(found, tokens_of(found, [j for latents in shown.values() for j in latents]))
+    if latents:
+        shown = {ASKED: list(dict.fromkeys(latents)), **shown}
+    drawn = draw_tokens(found, tokens_of(found, list(dict.fromkeys(j for ids in shown.values() for j in ids))))
     text = (
         "Pictures: the latent's activation on the grid of the host's processor, grey where it is silent, red where it"
         " is strong (1st to 99th percentile of the picture), and what is around its strongest token. Sentences: the"
@@ -177,10 +198,10 @@ def write_gallery(found: Found) -> Path:
         Fact("pairs looked at", info["pairs"]),
     ]
     sections = [Section("Latents", text, facts=facts)]
-    for heading, latents in shown.items():
-        if latents:
-            cards = Markup("").join(card(found, j, drawn) for j in latents)
-            intro = Markup('<p>{}</p><div class="cards">{}</div>').format(escape(KINDS[heading]), cards)
+    for heading, ids in shown.items():
+        if ids:
+            cards = Markup("").join(card(found, j, drawn) for j in ids)
+            intro = Markup('<p>{}</p><div class="cards">{}</div>').format(escape(KINDS.get(heading, "")), cards)
             sections.append(Section(heading, intro))
     meta = {"site": str(next(iter(found.job.sites.values())).module), "text": info["text"], "delta": info["delta"]}
     lead = "Which image and text tokens of a vision-language model make a latent fire."

@@ -136,8 +136,9 @@ def prepare_cross_modal(
             where = str(folder.work / "cross_modal")
             if processes.lead:
                 cross_modal_weights(
-                    scorer.host, scorer.sae, paths, where, samples=n, batch_size=run.batch_size, workers=run.workers,
-                    seed=seed, fault_limit=run.fault_limit, allow_other_site=run.spec.other_site, progress=run.progress,
+                    scorer.host, scorer.sae, paths, where, definition={"selection": "per_modality"}, samples=n,
+                    batch_size=run.batch_size, workers=run.workers, seed=seed, fault_limit=run.fault_limit,
+                    allow_other_site=run.spec.other_site, progress=run.progress,
                 )  # fmt: skip
         for name in (CFG, TENSORS) if processes.lead else ():
             shutil.copyfile(Path(where) / name, folder.draft / name)

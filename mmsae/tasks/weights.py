@@ -90,6 +90,7 @@ def weights(
     out: str,
     progress: bool = True,
     present: Callable[[Found], None] | None = None,
+    again: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Cross-modal weights of every latent: are its strongest text and image tokens alike?
@@ -102,12 +103,13 @@ def weights(
         out: Folder to write.
         progress: Whether to show bars and print.
         present: Called with the result before it appears, to put a page beside it.
+        again: Whether to call it for a result that is there already, too.
         **options: The other arguments of :func:`open_job`.
 
     Returns:
         ``weights.json``, with the folder as ``out``.
     """
-    return run(open_job(sae, shards, out, **options), progress, present)
+    return run(open_job(sae, shards, out, **options), progress, present, again)
 
 
 def cross_modal_weights(
@@ -127,11 +129,15 @@ def cross_modal_weights(
     return run(WeightsJob(host, sae, shards, out, **options), progress)
 
 
-def run(job: WeightsJob, progress: bool = True, present: Callable[[Found], None] | None = None) -> dict[str, Any]:
+def run(
+    job: WeightsJob, progress: bool = True, present: Callable[[Found], None] | None = None, again: bool = False
+) -> dict[str, Any]:
     """Do a job in this process."""
     if job.finished:
+        if again and present is not None:
+            present(job.found())
         if progress:
-            print(f"{job.out}: finished before; nothing to do")
+            print(f"{job.out}: finished before; {'only the page is new' if again else 'nothing to do'}")
         return {**load_weights(job.out).info, "out": str(job.out)}
     job.begin()
     if progress:

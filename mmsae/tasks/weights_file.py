@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmsae.files import atomic_folder
 from mmsae.metrics.cross_modal import CrossModal
-from mmsae.metrics.evidence import TopTable, unpack_uids
+from mmsae.metrics.evidence import TopTable, pack_uids, unpack_uids
 from mmsae.metrics.modality import CLASSES, Lift, modality_class, modality_index
 from mmsae.types import IMAGE, TEXT, InputError
 
@@ -138,3 +138,32 @@ def load_weights(folder: str | Path) -> CrossModalFile:
     if info["format"] > FORMAT:
         raise InputError(f"{folder / CFG} has format {info['format']}; this version reads up to {FORMAT}")
     return CrossModalFile(tensors.pop("weights"), info["delta"], tensors, info)
+
+
+def load_top(folder: str | Path, d_sae: int, tars: Sequence[str]) -> dict[str, TopTable]:
+    """The strongest tokens that :func:`save_top` wrote, as tables; how often latents fired is not among them.
+
+    Raises:
+        InputError: No such file.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    path = Path(folder) / TOKENS
+    try:
+        rows = pq.read_table(path)
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: it was written by no mmsae weights, or by an old one") from e
+    number, out = {name: i for i, name in enumerate(tars)}, {}
+    width = 1 + max(rows["rank"].to_pylist(), default=0)
+    for m in (IMAGE, TEXT):
+        own = rows.filter(pc.equal(rows["modality"], m))
+        latent, rank = (torch.tensor(own[c].to_pylist(), dtype=torch.long) for c in ("latent", "rank"))
+        place = zip(own["position"].to_pylist(), own["shard"].to_pylist(), strict=True)
+        values, ids = torch.zeros(d_sae, width), torch.zeros(d_sae, width, 2, dtype=torch.long)
+        extra, none = torch.zeros(d_sae, width, 2, dtype=torch.long), torch.zeros(d_sae, dtype=torch.long)
+        values[latent, rank] = torch.tensor(own["value"].to_pylist())
+        ids[latent, rank] = pack_uids(own["uid"].to_pylist())
+        extra[latent, rank] = torch.tensor([[i, number[tar]] for i, tar in place], dtype=torch.long).reshape(-1, 2)
+        out[m] = TopTable(values, ids, none, none.double(), 0, extra)
+    return out

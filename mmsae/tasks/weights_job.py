@@ -40,7 +40,7 @@ from mmsae.shards import (
 )
 from mmsae.shards.units import Unit
 from mmsae.tasks.sae_v import encode_tokens, sae_fingerprint, segment_sites
-from mmsae.tasks.weights_file import CFG, CrossModalFile, load_weights, save_weights
+from mmsae.tasks.weights_file import CFG, CrossModalFile, load_top, load_weights, save_weights
 from mmsae.types import IMAGE, TEXT, Faults, ImageTextBatch, InputError, Tokens
 
 TextChoice = Literal["question", "question+answer"]
@@ -239,6 +239,11 @@ class WeightsJob:
         if step.last:
             faults, self._path = self._log.take(), ""
             write_part(self.parts, unit, lambda temp: self.evidence.save(temp, faults))
+
+    def found(self) -> Found:
+        """The result of a job that is finished."""
+        top = load_top(self.out, self.sae.d_sae, [name for name, _ in self.about["data"]])
+        return Found(self.out, load_weights(self.out), top, self)
 
     @torch.no_grad()
     def finish(self, present: Callable[[Found], None] | None = None) -> FaultLog:

@@ -116,3 +116,15 @@ def test_the_command_writes_the_page(tmp_path):
     assert {r["modality"] for r in top} == {"image", "text"} and {r["shard"] for r in top} == {"0.tar", "1.tar"}
     assert "Shared, highest weight" in page and "class=peak" in page and page.count("data:image/png") > 20
     assert "grid 3 x 3" in page and "modality index" in page and "lift" in page and "http" not in page.lower()
+    before = (tmp_path / "w" / "weights.json").stat().st_mtime_ns
+    asked = next(r["latent"] for r in top if r["modality"] == "image")
+    same = [*args, "--samples", "null", "--n-side", "3", "--progress", "false", "--device", "cpu"]
+    main(["weights", *same, "--latents", str(asked)])  # the page anew, nothing else
+    new = (tmp_path / "w" / "gallery.html").read_text()
+    assert "Asked for" in new and "Asked for" not in page and f"#{asked}<" in new
+    rest = new[new.index('id="shared-highest-weight"') :]
+    assert rest == page[page.index('id="shared-highest-weight"') :]  # top tokens come back from their file as they were
+    assert (tmp_path / "w" / "weights.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit) as e:
+        main(["weights", *same, "--latents", "48"])
+    assert e.value.code == 2
