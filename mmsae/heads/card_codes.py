@@ -178,7 +178,8 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
         on = lift.compute()
         value = (kinds["shared"] & (on.lift > 2)).sum().item() / max(1, alive)
         rows.append(row("pairs", set, "shared with lift above 2", value=value, of=alive, **about))
-        b = bridge(image.z, text.z, sae.dictionary(IMAGE).rows(), sae.dictionary(TEXT).rows(), bridges)
+        atoms = [sae.dictionary(m).rows().detach().cpu() for m in (IMAGE, TEXT)]
+        b = bridge(image.z, text.z, *atoms, bridges)
         rows.append(row("pairs", set, "bridge mass off the diagonal", value=b.off_diagonal, **about))
         rows.append(row("pairs", set, "bridge mass image to text", value=b.cross_modal, **about))
         known = {u: i for i, u in enumerate(data.features(set).uids)}

@@ -20,6 +20,8 @@ TITLES = {
     "stability": "Stability",
     "probes": "Sparse probing",
     "ontology": "Ontology",
+    "absorption": "Absorption",
+    "TPP": "Targeted probe perturbation",
     "generalisation": "Generalisation under shift",
     "ood": "OOD detection",
 }
@@ -43,6 +45,10 @@ INTRO = {
     "ontology": "A feature stands for the classes on at least half of whose images it fires above a tenth of its "
     "maximum. LCH height: how far above the classes their lowest common ancestor lies; it says something only where it "
     "is below that of the same sets with the classes exchanged at random (null).",
+    "absorption": "A probe reads a node of the tree; its main features are those of its k-sparse probe. Absorption: "
+    "share of the probe's projection that up to three other features carry in their place; full absorption: share of "
+    "images on which the main ones are silent and another carries it (SAEBench, adapted to trees of classes).",
+    "TPP": "The n features with the largest effect on a concept's probe are set to 0, the reconstruction error kept.",
     "generalisation": "Probes learn on source images and see no target. *Gain*: target accuracy minus that of the same "
     "probe on raw features, over the same images. *Effective robustness*: target accuracy minus what source accuracy "
     "predicts by the line through raw-feature probes. *Matched gain*: the same at the highest source "
@@ -212,6 +218,8 @@ COMMAND = {
     "unique": "uniqueness",
     "stable": "stability",
     "shifted": "generalisation",
+    "absorbed": "absorption",
+    "targeted": "TPP",
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import atomic_folder, remove_leftovers
-from mmsae.heads import card_classes, card_codes, card_detect  # noqa: F401  they register their heads
+from mmsae.heads import card_classes, card_codes, card_detect, card_split  # noqa: F401  they register their heads
 from mmsae.heads.features import open_host
 from mmsae.heads.rows import text_table, write_results
 from mmsae.heads.suite import HEADS, NotApplicable, Suite, load_suite
