@@ -107,6 +107,32 @@ def ledoit_wolf(x: Tensor) -> tuple[Tensor, float]:
     return (1 - shrinkage) * s + shrinkage * mean * torch.eye(d, dtype=x.dtype), shrinkage
 
 
+def class_covariance(
+    f: Tensor, y: Tensor | None = None, n_classes: int = 1, shrink: bool | None = None
+) -> tuple[Tensor, Tensor, float]:
+    """``(C, D)`` class means, ``(D, D)`` common covariance about them, and how far it was shrunk.
+
+    Arguments and errors are those of :meth:`Gaussians.fit`.
+    """
+    f = f.double()
+    y = torch.zeros(len(f), dtype=torch.long) if y is None else y
+    count = torch.bincount(y, minlength=n_classes)
+    if (count == 0).any():
+        raise InputError(f"class number {int((count == 0).nonzero()[0])} has no training sample to take a mean of")
+    means = f.new_zeros(n_classes, f.shape[1]).index_add_(0, y, f) / count[:, None]
+    x = f - means[y]
+    shrink = too_few(len(f), f.shape[1], n_classes) if shrink is None else shrink
+    cov, shrinkage = ledoit_wolf(x) if shrink else (x.T @ x / len(x), 0.0)
+    return means, cov, shrinkage
+
+
+def whitener(cov: Tensor) -> Tensor:
+    """``(D, r)`` map under which a covariance of rank r is the identity."""
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > values[-1].clamp(min=1e-300) * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] / values[kept].sqrt()
+
+
 class Gaussians(NamedTuple):
     """Means with one common covariance.
 
@@ -134,18 +160,8 @@ class Gaussians(NamedTuple):
         Raises:
             InputError: A class without a sample.
         """
-        f = f.double()
-        y = torch.zeros(len(f), dtype=torch.long) if y is None else y
-        count = torch.bincount(y, minlength=n_classes)
-        if (count == 0).any():
-            raise InputError(f"class number {int((count == 0).nonzero()[0])} has no training sample to take a mean of")
-        means = f.new_zeros(n_classes, f.shape[1]).index_add_(0, y, f) / count[:, None]
-        x = f - means[y]
-        shrink = too_few(len(f), f.shape[1], n_classes) if shrink is None else shrink
-        cov, shrinkage = ledoit_wolf(x) if shrink else (x.T @ x / len(x), 0.0)
-        values, vectors = torch.linalg.eigh(cov)
-        kept = values > values[-1].clamp(min=1e-300) * len(values) * torch.finfo(values.dtype).eps
-        white = vectors[:, kept] / values[kept].sqrt()
+        means, cov, shrinkage = class_covariance(f, y, n_classes, shrink)
+        white = whitener(cov)
         return cls(white, means @ white, shrinkage)
 
     def distances(self, f: Tensor) -> Tensor:
@@ -173,6 +189,21 @@ class RMDS(NamedTuple):
 
     classes: Gaussians
     whole: Gaussians
+
+    @classmethod
+    def fit(cls, f: Tensor, y: Tensor, n_classes: int, shrink: bool | None = None) -> RMDS:
+        """Fit ``f (n, D)`` with classes ``y (n,)``.
+
+        The covariance of everything is that within classes plus that of the class means. So both are shrunk alike;
+        shrunk apart, directions that training never used can count more against "everything" than against the class,
+        and OOD samples look normal.
+        """
+        means, cov, shrinkage = class_covariance(f, y, n_classes, shrink)
+        share = torch.bincount(y, minlength=n_classes).double() / len(y)
+        centre = share @ means
+        between = (means - centre).T @ ((means - centre) * share[:, None])
+        own, all_ = whitener(cov), whitener(cov + between)
+        return cls(Gaussians(own, means @ own, shrinkage), Gaussians(all_, centre[None] @ all_, shrinkage))
 
     def __call__(self, f: Tensor) -> Tensor:
         """``max_c [-d_c + d_0]``."""

@@ -173,7 +173,7 @@ def _distance_detectors(out, chosen: _Chosen, scores, kind, view, f, labels, n_c
         if "mds" in scores:
             out["mds", kind] = _on(d.MDS(classes), view)
         if "rmds" in scores and n_classes > 1:
-            out["rmds", kind] = _on(d.RMDS(classes, d.Gaussians.fit(f, shrink=shrink)), view)
+            out["rmds", kind] = _on(d.RMDS.fit(f, labels, n_classes, shrink), view)
     if "knn" in scores:
         bank = d.KNN.fit(f)
         out["knn", kind] = chosen("knn", kind, lambda k: _on(bank.at(int(k)), view), len(f))

@@ -38,9 +38,26 @@ def test_mahalanobis_does_not_depend_on_the_coordinates():
     x = torch.randn(50, 8).double()
     for make in (
         lambda f: d.MDS(d.Gaussians.fit(f, y, 4, False)),
-        lambda f: d.RMDS(d.Gaussians.fit(f, y, 4, False), d.Gaussians.fit(f)),
+        lambda f: d.RMDS.fit(f, y, 4, False),
     ):
         torch.testing.assert_close(make(f.double())(x), make(f.double() @ a)(x @ a), rtol=1e-6, atol=1e-6)
+
+
+def test_relative_mahalanobis_by_its_definition():
+    f, y = blobs()
+    mine = d.RMDS.fit(f, y, 4, False)
+    classes, whole = d.Gaussians.fit(f, y, 4, False), d.Gaussians.fit(f, shrink=False)
+    x = torch.randn(50, 8).double()
+    torch.testing.assert_close(mine(x), whole.distances(x)[:, 0] - classes.distances(x).amin(1), atol=1e-6, rtol=1e-6)
+
+
+def test_shrunk_relative_distances_do_not_invert_on_new_directions():
+    g = torch.Generator().manual_seed(0)
+    f, y = torch.zeros(120, 60), torch.arange(120) % 4
+    f[:, :20] = torch.randn(120, 20, generator=g) + 3 * torch.nn.functional.one_hot(y, 20)
+    new = torch.zeros(30, 60)
+    new[:, 30:] = torch.randn(30, 30, generator=g)
+    assert ood_metrics(d.RMDS.fit(f, y, 4, True)(f), d.RMDS.fit(f, y, 4, True)(new)).auroc > 0.5
 
 
 def test_knn_oracle():
@@ -65,7 +82,7 @@ def test_orientation_noise_is_less_confident_than_training(shrink):
     head = d.linear_probe(f, y, 4)
     gaussians = d.Gaussians.fit(f, y, 4, shrink)
     detectors = {
-        "mds": d.MDS(gaussians), "rmds": d.RMDS(gaussians, d.Gaussians.fit(f, shrink=shrink)),
+        "mds": d.MDS(gaussians), "rmds": d.RMDS.fit(f, y, 4, shrink),
         "knn": d.KNN.fit(f).at(20), "vim": d.ViM.fit(head, f, 4),
     }  # fmt: skip
     for name, detector in detectors.items():
@@ -158,7 +175,7 @@ class TestPytorchOod:
 
     def test_rmds(self, theirs):
         ref = theirs.RMD(None).fit_features(self.f, self.y)
-        mine = d.RMDS(d.Gaussians.fit(self.f, self.y, 4, False), d.Gaussians.fit(self.f))(self.x)
+        mine = d.RMDS.fit(self.f, self.y, 4, False)(self.x)
         self.same_order(mine, ref.predict_features(self.x))
 
     def test_knn(self, theirs):
