@@ -107,6 +107,10 @@ def test_bad_input(finished, tmp_path):
     root, _ = finished
     with pytest.raises(InputError, match=r"damage 0\.4, not 0\.3: give another --out"):
         bench_filter(root, TINY, ARMS, (0,), damage=0.3, progress=False)
+    with pytest.raises(InputError, match="there is no best; there are all, random"):
+        bench.bench("filter", out=str(tmp_path / "x"), arms=["all", "best"])
+    with pytest.raises(InputError, match="all must be among l1: the others"):
+        bench.bench("filter", out=str(tmp_path / "x"), arms=["l1"])
     with pytest.raises(InputError, match=r"damage is 0\.6"):
         bench.bench("filter", out=str(tmp_path / "x"), damage=0.6)
     with pytest.raises(InputError, match="at least 1"):
