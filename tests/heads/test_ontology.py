@@ -212,6 +212,50 @@ def test_containment_recovers_a_planted_tree_exactly():
     assert edges == want
 
 
+class Synset:
+    """As much of nltk's synsets as the tree needs."""
+
+    def __init__(self, offset, word, *paths):
+        self.number, self.word, self.paths = offset, word, paths
+
+    def hypernym_paths(self):
+        return [[*p, self] for p in self.paths] or [[self]]
+
+    def name(self):
+        return f"{self.word}.n.01"
+
+    def lemma_names(self):
+        return [self.word]
+
+    def pos(self):
+        return "n"
+
+    def offset(self):
+        return self.number
+
+
+def test_wordnet_keeps_the_longest_path_and_the_first_by_name(monkeypatch):
+    import sys
+    from types import ModuleType, SimpleNamespace
+
+    entity, pet, animal, canine, wolf = (
+        Synset(i, w) for i, w in enumerate(("entity", "pet", "animal", "canine", "zoo"))
+    )
+    dog = Synset(10, "dog", [entity, pet], [entity, animal, canine])
+    fox = Synset(11, "fox", [entity, animal, wolf], [entity, animal, canine])
+    cat = Synset(12, "cat", [entity, pet])
+    found = {s.offset(): s for s in (dog, fox, cat)}
+    corpus = ModuleType("nltk.corpus")
+    corpus.wordnet = SimpleNamespace(synset_from_pos_and_offset=lambda pos, offset: found[offset])
+    monkeypatch.setitem(sys.modules, "nltk", ModuleType("nltk"))
+    monkeypatch.setitem(sys.modules, "nltk.corpus", corpus)
+    tree = Tree.from_wordnet(["n00000010", "n00000011", "n00000012"], collapse=False)
+    names = {tree.name(i): tree.name(int(p)) for i, p in enumerate(tree.parent)}
+    assert names["dog"] == "canine" and names["fox"] == "canine" and names["cat"] == "pet" and "zoo" not in names
+    with pytest.raises(InputError, match="not a WordNet id"):
+        Tree.from_wordnet(["nope"])
+
+
 def test_wordnet_without_its_files_says_what_to_do(monkeypatch):
     pytest.importorskip("nltk")
     import nltk

@@ -154,6 +154,16 @@ def test_a_folder_with_something_else_is_left_alone_and_an_old_card_is_replaced(
     assert not list(folder.glob(".again*"))
 
 
+def test_a_run_that_dies_leaves_the_old_card_and_nothing_else(place, monkeypatch):
+    folder, sae = place
+    args = (sae, str(folder / "suite.yaml"), str(folder / "dies"))
+    evaluate(*args, heads=["stable"], seed=5, progress=False)
+    monkeypatch.setattr("mmsae.interpret.evaluate.write_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(*args, heads=["stable"], seed=6, progress=False)
+    assert read_card(folder / "dies")["seed"] == 5 and not list(folder.glob(".dies*"))
+
+
 def test_bad_input(place, capsys):
     folder, sae = place
     with pytest.raises(InputError, match="no head nope"):
