@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -127,10 +127,6 @@ class DiffusionBackbone(TextToImage):
                 return {TEXT: site}
         raise InputError(f"no text encoder of host {self.hint} reaches its denoiser as context.")
 
-    def width(self, spec: str | Site) -> int:
-        """Feature width d at a site."""
-        return self.site(spec).width
-
     def consumed(self, site: Site | str, **options: Any) -> Consumed:
         """Which inputs of the denoiser change when a text site does, found by trying; ``options``: ``clip_skip``."""
         target = self._target(site)
@@ -181,10 +177,9 @@ class DiffusionBackbone(TextToImage):
 
     # Editing and generating.
 
-    @contextmanager
     def edit(
         self, site: Site | str, fn: Callable[..., Tensor], *, where: bool = False, steps: Steps | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """As :meth:`Backbone.edit`; holds for :meth:`generate`, :meth:`stream` and, at text sites, :meth:`capture`.
 
         Args:
@@ -202,12 +197,16 @@ class DiffusionBackbone(TextToImage):
         if steps is not None and not 0 <= steps[0] < steps[1]:
             raise InputError(f"steps is {tuple(steps)}: a window (start, end) has 0 <= start < end.")
         opened = Edit(self._target(site), steps and (int(steps[0]), int(steps[1])))
-        with tap(self, opened, lambda rows, at: fn(rows, at) if where else fn(rows)):
-            self._edits.append(opened)
+        return self._open(opened, lambda rows, at: fn(rows, at) if where else fn(rows))
+
+    @contextmanager
+    def _open(self, edit: Edit, fn: Callable[..., Tensor]) -> Iterator[None]:
+        with tap(self, edit, fn):
+            self._edits.append(edit)
             try:
                 yield
             finally:
-                self._edits.remove(opened)
+                self._edits.remove(edit)
 
     def active_sites(self) -> list[str]:
         """Sites with an edit that is open."""

@@ -65,9 +65,9 @@ class Call(NamedTuple):
         lists |= {"seed": seed, "negative": negative}
         for name, value in lists.items():
             want = n * repeats if name == "latents" else n
-            if not isinstance(value, (str, int, type(None))) and len(value) != want:
+            if not isinstance(value, str) and hasattr(value, "__len__") and len(value) != want:
                 raise InputError(f"{name} has {len(value)} entries for {n} prompts with {repeats} images each.")
-        seeds = [seed] * n if isinstance(seed, int) else [int(s) for s in seed]
+        seeds = [int(s) for s in seed] if hasattr(seed, "__len__") else [int(seed)] * n
         negatives = [negative] * n if isinstance(negative, str) else negative and list(negative)
         row = torch.arange(n).repeat_interleave(repeats)
 

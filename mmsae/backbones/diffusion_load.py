@@ -43,13 +43,13 @@ def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> A
         **options: For ``from_pretrained``: ``variant``, ``revision``, ``cache_dir``, ``device_map``, ``scheduler``, ...
 
     Raises:
-        InputError: ``trust_remote_code`` or pickled weights are asked for.
+        InputError: Somebody's code or pickled weights are asked for.
     """
     import diffusers
     from diffusers.utils import is_accelerate_available
 
     _know_own_classes()
-    for option, only in (("trust_remote_code", False), ("use_safetensors", True)):
+    for option, only in (("trust_remote_code", False), ("use_safetensors", True), ("custom_pipeline", None)):
         if options.get(option, only) != only:
             raise InputError(f"host diffusers:{folder}: {option} is {options[option]}, but only {only} is allowed.")
         options.pop(option, None)

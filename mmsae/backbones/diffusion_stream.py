@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmsae.backbones.base import Sites
 from mmsae.backbones.diffusion_call import Call, check_edits, n_steps, run_call
+from mmsae.backbones.diffusion_tap import Edit
 from mmsae.backbones.hooks import Done
 from mmsae.backbones.where import COND, UNCOND, Where
 from mmsae.types import IMAGE, InputError, Site, Tokens
@@ -73,8 +74,9 @@ def stream(
         got: dict[str, list[tuple[Tensor, Where]]] = {m: [] for m in chosen}
         with suppress(Done), ExitStack() as stack:
             for m, site in chosen.items():
-                keep = _keeper(got[m], _BRANCHES[branch], wanted if m == IMAGE else None, positions, draw)
-                stack.enter_context(host.edit(site, keep, where=True))
+                keep = _keeper(got[m], _BRANCHES[branch], m == IMAGE, positions, draw)
+                read = Edit(host._target(site), at=wanted if m == IMAGE else None)
+                stack.enter_context(host._open(read, keep))
             run_call(host, part, options, last=max(wanted) if IMAGE in chosen else -1)
         for m, rows in got.items():
             if not rows:
@@ -102,19 +104,17 @@ def _steps(sample: int | Sequence[int] | None, n: int, draw: torch.Generator) ->
 
 
 def _keeper(
-    got: list, branches: tuple[int, ...], steps: set[int] | None, positions: int | None, draw: torch.Generator
+    got: list, branches: tuple[int, ...], maps: bool, positions: int | None, draw: torch.Generator
 ) -> Callable[[Tensor, Where], Tensor]:
     """An edit that changes nothing and keeps some of the rows in ``got``."""
 
     def keep(rows: Tensor, where: Where) -> Tensor:
-        if steps is not None and where.step not in steps:
-            return rows
         on_now = set(branches) & set(where.branch.unique().tolist())
-        again = steps is None and any(on_now <= set(w.branch.tolist()) for _, w in got)
+        again = not maps and any(on_now <= set(w.branch.tolist()) for _, w in got)
         if not on_now or again:  # text is encoded once more for an edit with a window of steps
             return rows
         on = torch.isin(where.branch, where.branch.new_tensor(branches))
-        if steps is not None and positions is not None and where.position is not None:
+        if maps and positions is not None and where.position is not None:
             n = int(where.position.max()) + 1
             on &= torch.isin(where.position, torch.randperm(n, generator=draw)[:positions].to(on.device))
         kept = Where(*(v[on] if isinstance(v, Tensor) else v for v in where))

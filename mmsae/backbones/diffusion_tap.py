@@ -28,13 +28,16 @@ class Edit:
     Attributes:
         target: Where.
         steps: ``(start, end)`` between which it holds, or None.
+        at: Steps of the denoiser at which it does, or None: what is not read is not even copied.
     """
 
-    def __init__(self, target: Target, steps: tuple[int, int] | None = None):
-        self.target, self.steps = target, steps
+    def __init__(self, target: Target, steps: tuple[int, int] | None = None, at: set[int] | None = None):
+        self.target, self.steps, self.at = target, steps, at
 
     def holds(self, run: Run | None) -> bool:
         """Whether it does, now."""
+        if self.at is not None and run.step not in self.at:
+            return False
         if self.steps is None or run is None:
             return True
         if self.target.modality == TEXT:

@@ -181,8 +181,9 @@ def test_names_and_folders_that_are_none(tmp_path, folder):
         parse(f"diffusers:{tmp_path / 'no'}")
     with pytest.raises(InputError, match="trust_remote_code is True"):
         load_backbone(f"diffusers:{folder}", trust_remote_code=True)
-    with pytest.raises(InputError, match="use_safetensors is False"):
-        load_backbone(f"diffusers:{folder}", use_safetensors=False)
+    for option, value in (("use_safetensors", False), ("custom_pipeline", "somebody/else")):
+        with pytest.raises(InputError, match=f"{option} is {value}"):
+            load_backbone(f"diffusers:{folder}", **{option: value})
 
 
 def test_pickled_weights_are_not_read(hosts, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from diffusion_hosts import MAKE, scheduler
 
 from mmsae.backbones.diffusion import DiffusionBackbone
+from mmsae.backbones.diffusion_run import Run
 from mmsae.backbones.where import COND, UNCOND
 from mmsae.types import InputError
 
@@ -156,6 +157,17 @@ def test_branches_are_told_from_what_is_encoded_and_not_from_the_order_of_calls(
     busy.__signature__ = __import__("inspect").signature(encode)
     monkeypatch.setattr(host.pipeline, "encode_prompt", busy)
     assert torch.equal(contexts(host, "sd", (only(COND, 1.0), None))[0][0], by_hand[COND])
+
+
+def test_guidance_with_other_branches_is_refused(hosts):
+    run, pipe = Run(torch.arange(2)), hosts("sd").pipeline
+    pipe._guidance_scale = 3.0
+    assert run._split(pipe, 2, None) == (COND,) and run._split(pipe, 4, None) == (UNCOND, COND)
+    with pytest.raises(InputError, match="6 rows for 2 images"):  # perturbed-attention guidance, say
+        run._split(pipe, 6, None)
+    pipe._guidance_scale = 1.0
+    with pytest.raises(InputError, match="4 rows for 2 images"):  # an even batch is no sign of two branches
+        run._split(pipe, 4, None)
 
 
 def test_zeros_in_place_of_a_negative_prompt_stay_zeros(hosts):
