@@ -101,6 +101,18 @@ def tables_of(rows: Sequence[Mapping[str, Any]], most: int = 6) -> list[Table]:
     return out
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of all heads, for documents."""
+    out = []
+    for name in dict.fromkeys(r["head"] for r in rows):
+        out.append(f"## {TITLES.get(name, name)}\n")
+        for table in tables_of([r for r in rows if r["head"] == name]):
+            head = [f"| {' | '.join(table.columns)} |", "|---" * len(table.columns) + "|"]
+            body = [f"| {' | '.join('' if c is None else str(c) for c in r)} |" for r in table.rows]
+            out.append("\n".join([f"{table.caption}:\n", *head, *body]) + "\n")
+    return "\n".join(out)
+
+
 def scatter(more: Mapping[str, Any], name: str) -> Figure:
     """Target over source accuracy of all probes on a target, with the raw-feature line."""
     import math

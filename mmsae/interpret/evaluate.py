@@ -14,12 +14,12 @@ from mmsae.heads.features import open_host
 from mmsae.heads.rows import text_table, write_results
 from mmsae.heads.suite import HEADS, NotApplicable, Suite, load_suite
 from mmsae.heads.suite_data import Data, Found
-from mmsae.interpret.card import write_card
+from mmsae.interpret.card import markdown, write_card
 from mmsae.recipes import find_recipe
 from mmsae.types import InputError
 
-RESULTS, PAGE = "results.json", "report.html"
-OWN = {RESULTS, PAGE}
+RESULTS, PAGE, TABLES = "results.json", "report.html", "tables.md"
+OWN = {RESULTS, PAGE, TABLES}
 
 
 def run_suite(data: Data, say: bool = True) -> tuple[dict[str, Found], dict[str, str], dict[str, float]]:
@@ -76,7 +76,7 @@ def evaluate(
     Args:
         sae: Folder or hub id of the SAE.
         suite: YAML file that says which data and which heads (configs/eval/world.yaml; docs/evaluation.md).
-        out: Folder to write: results.json and report.html. It appears when everything is done.
+        out: Folder to write: results.json, tables.md and report.html. It appears when everything is done.
         host: Name of the host; default: the suite's, else that of the SAE's site.
         root: Folder that the suite's data paths are relative to; default: the suite's.
         heads: Only these heads of the suite.
@@ -115,6 +115,7 @@ def evaluate(
     remove_leftovers(folder)
     with atomic_folder(folder) as temp:
         write_results(temp, rows, about)
+        (temp / TABLES).write_text(markdown(rows), encoding="utf-8")
         write_card(temp / PAGE, rows, about)
     if progress:
         shown = [[r["head"], r["set"], r["score"], r["features"], r["control"] or "", r["value"], r["n"]] for r in rows]

@@ -60,7 +60,7 @@ def pick(card, **fields):
 def test_everything_applies_and_every_row_is_whole(card):
     page, results = card
     assert results["skipped"] == {} and page.name == "report.html" and {p.name for p in page.parent.iterdir()} == {
-        "report.html", "results.json"}  # fmt: skip
+        "report.html", "results.json", "tables.md"}  # fmt: skip
     assert {r["head"] for r in results["rows"]} == {
         "core", "recovered", "zeroshot", "monosemanticity", "uniqueness", "pairs", "stability", "probes", "ontology",
         "generalisation", "ood", "absorption", "TPP"}  # fmt: skip
