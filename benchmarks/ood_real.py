@@ -12,7 +12,6 @@ The same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +19,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+from ood_real_table import write_tables
 
 from mmsae.cache import extract
-from mmsae.files import atomic_file
 from mmsae.heads.ood_run import ood
 from mmsae.heads.zeroshot_run import zeroshot
 from mmsae.shards import expand
@@ -137,7 +136,7 @@ def once(folder: Path, work: Callable[[str], object]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Run everything that is not done yet; returns the folder."""
+    """Run everything that is not done yet; returns the path of the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ood_real"))
     parser.add_argument("--data", type=Path, default=DATA)
@@ -150,10 +149,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     photographs(args.out, args.data, args.clip_steps, args.seed)
     if args.world_steps:
         world(args.out / "world", args.world_steps, args.seed)
-    with atomic_file(args.out / "time.json") as temp:
-        temp.write_text(json.dumps({"cpu_seconds": round(time.process_time() - start)}))
-    print(f"{time.process_time() - start:.0f} CPU-seconds: {args.out}")
-    return args.out
+    tables = write_tables(args.out, {"": "tiny_imagenet", **({"world": NEAR[0]} if args.world_steps else {})})
+    print(f"{time.process_time() - start:.0f} CPU-seconds: {tables}")
+    return tables
 
 
 if __name__ == "__main__":
