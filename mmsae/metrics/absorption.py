@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -40,6 +41,9 @@ def f1(said: Tensor, truth: Tensor) -> float:
 def main_features(codes: Codes, truth: Tensor, gain: float = 0.03, most: int = 10, l2: float = 1.0) -> Tensor:
     """``(k,)`` features of the k-sparse probe of a concept, k grown while its F1 gains more than ``gain``.
 
+    Only features that are larger with the concept than without count: SAEBench takes the largest absolute differences,
+    among which may be one that another concept has and this one never.
+
     Args:
         codes: Of N rows.
         truth: ``(N,)`` bool.
@@ -48,7 +52,9 @@ def main_features(codes: Codes, truth: Tensor, gain: float = 0.03, most: int = 1
         l2: Of the probe.
     """
     x, y = matrix(codes), truth.long().numpy()
-    order = most_different(x, y, 2, most)
+    rises = np.asarray(x[y == 1].mean(0)).ravel() > np.asarray(x[y == 0].mean(0)).ravel()
+    order = most_different(x, y, 2, x.shape[1])
+    order = order[rises[order]][:most]
     kept, best = 0, -1.0
     for k in range(1, len(order) + 1):
         score = f1(predictions(logistic(x, y, 2, l2, order[:k]), x).bool(), truth)

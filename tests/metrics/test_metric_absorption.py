@@ -63,6 +63,7 @@ def test_main_features_stop_where_f1_gains_no_more():
     half = torch.rand(400, generator=g) < 0.5
     z[truth & half, 2] = 1.0
     z[truth & ~half, 4] = 1.0
+    z[~truth, 5] = 2.0  # the largest difference, but of what is not the concept
     assert sorted(main_features(Codes(z, None, 6), truth).tolist()) == [2, 4]
     assert f1(truth, truth) == 1 and f1(~truth, truth) == 0
 
