@@ -98,7 +98,8 @@ def evaluate(
         plan = _only(plan, heads)
     if progress:
         images = "at most 1,500 images a set" if quick else "all images that the suite asks for"
-        print(f"mmsae evaluate: {len(plan.heads)} head{'s' * (len(plan.heads) != 1)} on {', '.join(plan.data)}, {images}; to {folder}", flush=True)
+        what = f"{len(plan.heads)} heads" if len(plan.heads) > 1 else "one head"
+        print(f"mmsae evaluate: {what} on {', '.join(plan.data)}, {images}; to {folder}", flush=True)
     model, backbone = open_host(sae, plan.host, device, precision)
     data = Data(plan, model, backbone, quick, batch_size, seed, progress)
     start = time.perf_counter()
