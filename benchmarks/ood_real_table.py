@@ -48,8 +48,8 @@ def ood_tables(results: Mapping[str, Any], near: str) -> list[str]:
             if (c, "codes", s, "far") in at
         ]
         body.append(["pixel statistics", *(at["statistics", "pixels", "mds", x][figure] for x in (*sets, "far"))])
-        out += [f"{name} of the scores of codes, and of plain pixel statistics:", "", *grid(["score", *sets, "far"], body)]
-        out.append("")
+        out += [f"{name} of the scores of codes, and of plain pixel statistics:", ""]
+        out += [*grid(["score", *sets, "far"], body), ""]
     best = sorted((k for k in at if k[3] == "far" and not k[0]), key=lambda k: -at[k]["auroc"])
     raw = next(k for k in best if k[1] in ("raw", "embed"))
     mine = next(k for k in best if k[1] not in ("raw", "embed"))
