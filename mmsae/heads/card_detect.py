@@ -75,6 +75,8 @@ def ood(
         heads = zero_shot_heads(data.sae, data.prompts, data.host.logit_scale)
     if data.quick:
         scores = [s for s in scores if s in ("msp", "energy", "mds", "knn", "recon", "cap_spearman", "rarity")]
+    if train.pool != "one":  # the tokens are not held, so they cannot be encoded again
+        controls = [c for c in controls if c != RANDOM]
     sets = {n: data.features(n) for n in far + near}
     found = ood_head(Setup(train, val, val_ood, heads), test, sets, sae=data.sae, near=near, kinds=kinds, scores=scores,
                      controls=controls, seed=data.seed)  # fmt: skip

@@ -19,6 +19,10 @@ from mmsae.recipes import find_recipe
 from mmsae.types import InputError
 
 RESULTS, PAGE, TABLES = "results.json", "report.html", "tables.md"
+TOKENS = (
+    "This SAE reads tokens; a picture's code is the largest value over its tokens. The tokens are not held, so the "
+    "control with random weights is left out, except for the atoms."
+)
 OWN = {RESULTS, PAGE, TABLES}
 
 
@@ -112,6 +116,8 @@ def evaluate(
         "skipped": skipped, "seconds": seconds, "notes": {k: list(f.notes) for k, f in found.items()},
         "more": {k: f.more for k, f in found.items()},
     }  # fmt: skip
+    if any(s.tokens not in ("pooled", "cls", "eos") for s in model.sites.values()):
+        about["notes"]["core"] = [*about["notes"].get("core", ()), TOKENS]
     rows = [r for f in found.values() for r in f.rows]
     remove_leftovers(folder)
     with atomic_folder(folder) as temp:

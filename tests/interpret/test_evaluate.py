@@ -110,6 +110,17 @@ def test_the_page_has_every_head_and_fetches_nothing(card):
     assert "code (random)" in html and 'src="http' not in html and "<svg" in html
 
 
+def test_an_sae_on_tokens_has_everything_but_the_random_control(place):
+    folder, _ = place
+    heads = ["core", "monosemantic", "unique", "probes", "ontology", "shifted", "ood"]
+    evaluate(str(folder / "tokens"), str(folder / "suite.yaml"), str(folder / "of_tokens"), heads=heads, progress=False)
+    card = read_card(folder / "of_tokens")
+    assert card["skipped"] == {} and "left out" in " ".join(card["notes"]["core"])
+    random = {(r["head"], r["features"]) for r in card["rows"] if r["control"] == "random"}
+    assert random == {("core", "atoms")}
+    assert {r["control"] for r in card["rows"] if r["head"] == "ood"} == {"", "pca", "statistics"}
+
+
 def test_limits_hold_for_texts_too(place):
     folder, sae = place
     from mmsae.heads.features import load_features, open_host
