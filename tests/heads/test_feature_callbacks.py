@@ -28,14 +28,7 @@ from mmsae.types import Codes, InputError
 RECIPE = str(Path(__file__).parents[2] / "configs" / "train" / "paired_topk_store.yaml")
 COLOURS = {"red": (220, 30, 30), "orange": (220, 140, 20), "green": (30, 200, 40), "blue": (30, 40, 220)}
 TREE = "red\twarm\norange\twarm\ngreen\tcool\nblue\tcool\n"
-YAML = """
-trainer:
-  callbacks:
-    - class_path: mmsae.heads.callbacks_features.MonosemanticityTest
-      init_args: {{shards: {test}, label: class}}
-    - class_path: mmsae.heads.callbacks_features.ClassMeansTest
-      init_args: {{shards: {test}, tree: {tree}, train: {store}, train_shards: {train}, label: class, draws: 20}}
-"""
+EVAL = Path(__file__).parents[2] / "configs" / "eval" / "test_features.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +49,10 @@ def place(tmp_path_factory):
 
 def test_the_callbacks_say_what_the_plain_measures_say(place, capsys):
     folder, small = place
-    text = YAML.format(
-        test=folder / "test", tree=folder / "tree.tsv", store=folder / "store_train", train=folder / "train"
-    )
+    text = EVAL.read_text()
+    places = {"TRAIN_SHARDS": "train", "TRAIN_STORE": "store_train", "TREE": "tree.tsv", "SHARDS": "test"}
+    for name, path in places.items():
+        text = text.replace(f": {name}", f": {folder / path}")
     (folder / "heads.yaml").write_text(text)
     capsys.readouterr()
     main(["test", "-c", RECIPE, "-c", str(folder / "heads.yaml"), "--data.store", str(folder / "store_test"),
@@ -83,7 +77,7 @@ def test_the_callbacks_say_what_the_plain_measures_say(place, capsys):
         assert said[f"test/monosemanticity/{kind}/dead"] == want["dead"]
         dense = f(test).to_dense() if kind == "code" else f(test)
         means = torch.stack([dense[test.labels == c].double().mean(0) for c in range(4)])
-        correlation = tree_correlation(tree, means, 20)
+        correlation = tree_correlation(tree, means)
         assert said[f"test/tree/{kind}"] == pytest.approx(correlation["value"], abs=1e-3)
         probe = nearest_mean(matrix(f(train)), train.labels.numpy(), 4)
         right = (predictions(probe, matrix(f(test))) == test.labels).double().mean().item()
