@@ -151,10 +151,22 @@ def test_a_colour_is_steered_beside_random_directions(finished):
     ways = {row["way"]: row for row in r["table"]}
     assert list(ways) == ["unsteered", "target prompt", "SAE reconstruction", "substitution", "random 0", "random 1"]
     assert ways["random 0"]["relative"] == pytest.approx(ways["substitution"]["relative"]) and r["edit"]["k"] > 0
-    assert ways["unsteered"]["relative"] == 0 and len(r["tried"]) == 9
+    assert ways["unsteered"]["relative"] == 0 and len(r["tried"]) == 16
     assert len(set(r["prompts"]["reported"])) == 6 and r["text_sae"]["fvu/text"] < 0.5
     assert set(r["seconds"]) == {"diffusion", "probe", "prompts", "fit_text", "steering"}
     assert "Drawing, and steering what is drawn" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_benchmark_card_is_there_and_linked(finished):
+    out, _, _ = finished
+    card = json.loads((out / "evaluation" / "results.json").read_text())
+    assert card["skipped"] == {} and (out / "evaluation" / "report.html").exists()
+    assert {r["head"] for r in card["rows"]} >= {"core", "probes", "ontology", "monosemanticity", "pairs", "stability"}
+    fvu = {r["control"]: r["value"] for r in card["rows"] if (r["score"], r["set"]) == ("fvu", "test")}
+    assert fvu[""] < fvu["pca"] < fvu["random"]
+    html = (out / "report.html").read_text()
+    assert "Benchmark card" in html and 'href="evaluation/report.html"' in html
 
 
 @pytest.mark.slow
