@@ -64,19 +64,28 @@ def text_batch(host: Any, prompts: Sequence[str]) -> ImageTextBatch:
 
 
 class WordPair(NamedTuple):
-    """What changes in the codes when one word of a prompt is exchanged.
+    """Codes of prompts that differ in one word, content tokens only; row i of both is the same place of one prompt.
 
     Attributes:
-        delta: ``(F,)`` mean code of the target's prompts minus the source's, over content tokens.
-        source: ``(F,)`` mean code of the source's prompts.
+        source: With the word that is there.
+        target: With the word that should be.
     """
 
-    delta: Tensor
-    source: Tensor
+    source: Codes
+    target: Codes
 
-    def top(self, n: int) -> Tensor:
-        """The ``n`` features that change most, ascending ids."""
-        return self.delta.abs().topk(min(n, int((self.delta != 0).sum()))).indices.sort().values
+    @property
+    def delta(self) -> Tensor:
+        """``(F,)`` mean change of the codes from source to target."""
+        means = [c.pool(torch.zeros(c.n, dtype=torch.long, device=c.values.device), 1)[0] for c in self]
+        return means[1] - means[0]
+
+    def top(self, n: int) -> tuple[Tensor, Tensor]:
+        """At most ``n // 2`` features that go away with the source word, and as many that come; most change first."""
+        delta = self.delta
+        order = delta.argsort(stable=True)
+        going, coming = order[: n // 2], order.flip(0)[: n // 2]
+        return going[delta[going] < 0], coming[delta[coming] > 0]
 
 
 def word_pair(host: Any, sae: SAE, site: Any, source: Sequence[str], target: Sequence[str]) -> WordPair:
@@ -90,36 +99,42 @@ def word_pair(host: Any, sae: SAE, site: Any, source: Sequence[str], target: Seq
         target: The same prompts with the word that should be.
 
     Raises:
-        InputError: Different numbers of prompts.
+        InputError: Different numbers of prompts, or of tokens.
     """
     if len(source) != len(target) or not source:
         raise InputError(f"word pairs need as many prompts of both words, not {len(source)} and {len(target)}.")
-    means = []
+    found = []
     for prompts in (source, target):
         codes, tokens = text_codes(host, sae, site, prompts)
         [special] = (tokens.special or {"": torch.zeros(codes.n, dtype=torch.bool)}).values()
-        content = codes.rows(~special.to(codes.values.device))
-        means.append(content.pool(torch.zeros(content.n, dtype=torch.long, device=content.values.device), 1)[0])
-    return WordPair(means[1] - means[0], means[0])
+        found.append(codes.rows(~special.to(codes.values.device)))
+    if found[0].n != found[1].n:
+        raise InputError(f"the two words take other numbers of tokens: {found[0].n} and {found[1].n} in all prompts.")
+    return WordPair(*found)
 
 
-def substitute(pair: WordPair, n: int = 16, strength: float = 6.0, **gates: Any) -> Intervention:
-    """Exchange one word for another: on tokens where a feature of the source fires, its difference is added.
+def substitute(pair: WordPair, n: int = 16, strength: float = 1.0, **gates: Any) -> Intervention:
+    """Exchange one word for another in the codes of a prompt.
+
+    On tokens where a feature of the source word fires, the mean difference of such tokens is added, in the features
+    that change most. Strength 1 is what the other word does in the mean.
 
     Args:
         pair: From :func:`word_pair`, of other prompts than those that are reported.
-        n: Features that change most.
-        strength: Multiples of the mean difference, which is small: it is a mean over all content tokens.
+        n: Features, half of them going and half of them coming.
+        strength: Multiple of the difference.
         **gates: Of the intervention.
 
     Raises:
         InputError: Nothing of the source's goes away.
     """
-    ids = pair.top(n)
-    delta = pair.delta[ids]
-    if not (delta < 0).any():
+    going, coming = pair.top(n)
+    if not len(going):
         raise InputError("the source word has no feature that the target lacks: there is nothing to exchange.")
-    tau = torch.where(delta < 0, 0.0, torch.inf)  # only features that go away say where the source is
+    ids = torch.cat([going, coming]).sort().values
+    at = (pair.source.gather(going) > 0).any(1)
+    delta = pair.target.rows(at).gather(ids).mean(0) - pair.source.rows(at).gather(ids).mean(0)
+    tau = torch.where(torch.isin(ids, going), 0.0, torch.inf)  # what comes does not say where the source is
     return Intervention(
         Edit.add(ids, delta), unit="raw", strength=strength, active=tau, **{"tokens": "content", **gates}
     )  # fmt: skip

@@ -96,33 +96,41 @@ def test_a_text_feature_changes_content_tokens_of_the_positive_prompt_only(host,
 def test_a_word_for_a_word_by_hand(host, sae):
     source, target = ["a red cat", "a photo of a red dog"], ["a blue cat", "a photo of a blue dog"]
     pair = word_pair(host, sae, SPEC, source, target)
-    dense, special = [], []
+    dense = []
     for prompts in (source, target):
         codes, tokens = text_codes(host, sae, SPEC, prompts)
-        dense.append(codes.to_dense())
-        special.append(tokens.special["text"])
-    want = [d[~s].mean(0) for d, s in zip(dense, special, strict=True)]
-    torch.testing.assert_close(pair.delta, want[1] - want[0])
-    torch.testing.assert_close(pair.source, want[0])
-    iv = substitute(pair, n=5, strength=2.0)
-    assert list(iv.edit.ids) == pair.delta.abs().topk(5).indices.sort().values.tolist()
+        dense.append(codes.to_dense()[~tokens.special["text"]])
+    assert [len(d) for d in dense] == [9, 9]
+    delta = dense[1].mean(0) - dense[0].mean(0)
+    torch.testing.assert_close(pair.delta, delta)
+    going, coming = pair.top(6)
+    assert going.tolist() == delta.argsort()[:3].tolist() and coming.tolist() == delta.argsort().flip(0)[:3].tolist()
+    iv = substitute(pair, n=6, strength=2.0)
+    ids = sorted([*going.tolist(), *coming.tolist()])
+    at = (dense[0][:, going] > 0).any(1)
+    want = (dense[1] - dense[0])[at][:, ids].mean(0)
+    assert list(iv.edit.ids) == ids and iv.edit.ops[0].args["v"] == pytest.approx(want.tolist(), abs=1e-6)
     before = states(host, ["a red circle"])
     with attach(host, {SPEC: (sae, iv)}):
         after = states(host, ["a red circle"])
-    touched = (before != after).any(2)[0]
-    z = dense_codes = sae.encode(before[0], "text").to_dense()[:, list(iv.edit.ids)]
-    going = pair.delta[list(iv.edit.ids)] < 0
-    fires = (dense_codes[:, going] > 0).any(1)
+    z = sae.encode(before[0], "text").to_dense()
+    fires = (z[:, going] > 0).any(1)
     fires[0] = False
     fires[4:] = False  # "a red circle" are tokens 1 to 3
-    assert fires.any() and torch.equal(touched, fires)
-    new = (z + 2 * pair.delta[list(iv.edit.ids)]).clamp(min=0)
-    dx = ((new - z) @ sae.dictionary("text").rows()[list(iv.edit.ids)])[fires]
+    assert fires.any() and torch.equal((before != after).any(2)[0], fires)
+    new = (z[:, ids] + 2 * want).clamp(min=0)
+    dx = ((new - z[:, ids]) @ sae.dictionary("text").rows()[ids])[fires]
     torch.testing.assert_close((after - before)[0][fires], dx, rtol=1e-4, atol=1e-5)
+
+
+def test_bad_word_pairs_are_refused(host, sae):
     with pytest.raises(InputError, match="as many prompts of both words, not 2 and 1"):
-        word_pair(host, sae, SPEC, source, target[:1])
+        word_pair(host, sae, SPEC, ["a red cat", "red"], ["a blue cat"])
+    with pytest.raises(InputError, match="other numbers of tokens: 3 and 4"):
+        word_pair(host, sae, SPEC, ["a red cat"], ["a blue green cat"])
+    same = word_pair(host, sae, SPEC, ["a red cat"], ["a red cat"])
     with pytest.raises(InputError, match="nothing to exchange"):
-        substitute(pair._replace(delta=pair.delta.abs()))
+        substitute(same)
 
 
 def test_a_concept_vector_is_the_decoded_positive_precodes_without_bias(host, sae):

@@ -1,0 +1,314 @@
+"""The claims about steering, measured on the tiny text-to-image pipeline of the generated world.
+
+    python benchmarks/steering.py --out runs/steering
+
+Text encoder, one block of the denoiser under a mask, unlearning, detect-and-replace, attribute discovery, and VS2 on
+the world's CLIP. Features, strengths and thresholds are chosen on tuning prompts and a tuning seed; figures are of
+other prompts and three other seeds. Success is scored by pixel arithmetic and by a classifier that saw renders only.
+About ten CPU-minutes with the hosts in the cache; parts that are done are read from OUT.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from steering_forget import detect_and_replace, unlearn
+from steering_saes import TEXT_SITE, block_rows, captions, fvu, load_or_train, text_rows, train
+
+from mmsae import tiny_hosts
+from mmsae.backbones import load_backbone
+from mmsae.files import atomic_file
+from mmsae.sae.control import random_control
+from mmsae.steering import FeatureStats, Intervention, attach
+from mmsae.steering.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
+from mmsae.steering.bootstrap import interval
+from mmsae.steering.concept_stats import concept_stats, selection_score
+from mmsae.steering.controls import controls
+from mmsae.steering.edit import Edit
+from mmsae.steering.plots import before_after, dose_plot, save
+from mmsae.steering.scorers import CLIPJudge, after, inside, kept, towards
+from mmsae.steering.sweep import Item, collect, doses, sweep, verdicts
+from mmsae.steering.text_steer import substitute, text_codes, word_pair
+from mmsae.steering.unet import paint
+from mmsae.steering.vs2 import vs2, zero_shot_steered
+from mmsae.world.diffusion_evaluate import draw_prompts
+from mmsae.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from mmsae.world.scorers import asked, colour, probed
+
+BLOCK = "unet.up_blocks.1.attentions.1:update"  # of all attention updates the one that carries the colour
+PAIRS = (("red", "blue"), ("green", "purple"), ("yellow", "cyan"))
+SEEDS, TUNING = (1, 2, 3), 900
+DRAW = {"steps": 20, "guidance": 3.0}
+PUSH = 1.0  # |dx| / |x| of single features in attribute discovery
+LEFT = torch.tensor([[1.0, 0.0]])
+
+
+def prompts(colour_name, n, seed, used=()):
+    """Different prompts of a colour (None: all colours balanced), none of those that are used."""
+    texts = draw_prompts(6 * n, seed, colour_name, vary=True).texts
+    return [t for t in dict.fromkeys(texts) if t not in set(used)][:n]
+
+
+class Bench:
+    """The hosts, the SAEs and the folder."""
+
+    def __init__(self, out, diffusion):
+        self.out, self.t0, self._plain = out, time.process_time(), {}
+        self.host = load_backbone(f"diffusers:{diffusion or tiny_hosts.diffusion()}")
+        self.clip = load_backbone(f"local-dir:{tiny_hosts.clip()}")
+        self.judge, self.probe = CLIPJudge(self.clip), str(tiny_hosts.probe())
+        self.text_site, self.block_site = self.host.site(TEXT_SITE), self.host.site(BLOCK)
+        self.captions = captions(5000, 11)
+        rows = text_rows(self.host, self.captions)
+        self.text = load_or_train(out / "sae-text", lambda: train(rows, self.text_site))
+        drawn = block_rows(self.host, BLOCK, captions(256, 12), **DRAW)
+        self.block = load_or_train(out / "sae-block", lambda: train(drawn, self.block_site, steps=1200))
+        self.text_stats = FeatureStats.of_codes([self.text.encode(rows)])
+        self.block_stats = FeatureStats.of_codes([self.block.encode(drawn)])
+        self.saes = {"fvu text": fvu(self.text, rows), "fvu block": fvu(self.block, drawn)}
+        anchors = {c: prompts(c, 16, 21) for c in COLOURS}
+        self.concepts = concept_stats(self.host, self.block, self.block_site, anchors, seed=500, batch_size=48, **DRAW)
+
+    def plain(self, texts, seeds):
+        """Unsteered pictures, drawn once."""
+        key = (tuple(texts), tuple(seeds))
+        if key not in self._plain:
+            self._plain[key] = self.host.generate(texts, seed=seeds, batch_size=len(texts), **DRAW)
+        return self._plain[key]
+
+    def draw(self, texts, way=(), seed=TUNING):
+        """Pictures under what ``attach`` takes, and its log; every prompt has its own noise."""
+        with attach(self.host, list(way.items() if hasattr(way, "items") else way)) as log:
+            seeds = [seed + i for i in range(len(texts))]
+            return self.host.generate(texts, seed=seeds, batch_size=len(texts), **DRAW), log
+
+
+def rates(pictures, texts, source, target):
+    """Shares of pictures that show the source colour, the target colour and the background asked for."""
+    found = {"source": colour(source), "target": colour(target), "background": asked("background")}
+    return {k: f(pictures, texts).mean().item() for k, f in found.items()}
+
+
+def text_encoder(b):
+    """One word for another in the text encoder's codes."""
+    pairs, tuned = {}, {}
+    for source, target in PAIRS:
+        own = [t for t in b.captions if f" {source} " in t][:300]
+        pairs[source] = word_pair(b.host, b.text, b.text_site, own, [t.replace(source, target) for t in own])
+        texts = prompts(source, 8, 7)
+        for n in (4, 8, 16, 32):
+            for s in (1.0, 1.5, 2.0, 3.0):
+                pictures, _ = b.draw(texts, {b.text_site: (b.text, substitute(pairs[source], n, s))})
+                tuned.setdefault((n, s), []).append(rates(pictures, texts, source, target))
+    score = {k: np.mean([r["target"] + 0.5 * r["background"] for r in v]) for k, v in tuned.items()}
+    n, best = max(score, key=lambda k: (score[k], -k[1], -k[0]))
+    out = {"n": n, "strength": best, "tuning": {f"{k}": float(v) for k, v in score.items()}}
+    for source, target in PAIRS:
+        pair, texts = pairs[source], prompts(source, 12, 8, prompts(source, 8, 7))
+        arms = doses(
+            "swap",
+            sorted({0.5, 1.0, 1.5, 2.0, 3.0, best}),
+            lambda s, p=pair: {b.text_site: (b.text, substitute(p, n, s))},
+        )
+        arms += controls([a for a in arms if a.strength == best], 20, b.text_stats.live())
+        metrics = {
+            "target": after(colour(target)), "source": after(colour(source)), "background": after(asked("background")),
+            "classifier": after(probed(b.probe, "colour", target)), "shape kept": _same_shape(b.probe),
+            "towards": towards(b.judge, lambda p, s=source, t=target: p.replace(s, t)), "kept": kept(b.judge),
+        }  # fmt: skip
+        pictures = {}
+        seen = collect([Item(p, SEEDS[0]) for p in texts[:4]], pictures)
+        table = sweep(b.host, texts, arms, metrics, SEEDS, 36, seen=seen, **DRAW)
+        table.to_parquet(b.out / f"text-{source}.parquet")
+        if source == PAIRS[0][0]:
+            save(
+                before_after(pictures, "swap", f"{source} to {target}: {n} features of the text encoder"),
+                b.out / "text.png",
+            )
+            save(dose_plot(table, ["target", "source", "background"], f"{source} to {target}"), b.out / "dose.png")
+        out[f"{source} to {target}"] = report(table, best, "target") | baselines(b, pair, texts, source, target)
+    return out
+
+
+def _same_shape(file):
+    shape = {s: probed(file, "shape", s) for s in SHAPES}
+    return lambda before, steered, p: sum(f(before, p) * f(steered, p) for f in shape.values())
+
+
+def report(table, strength, metric):
+    """Means with intervals, the dose response and the comparison with random features at one strength."""
+    at = table[(table.strength == strength) & (table.control < 0)]
+    pool = table[(table.strength == strength) & (table.control >= 0)]
+    v = verdicts(table, metric)
+    row = v[v.strength == strength].iloc[0]
+    out = {"means": {}, "control means": pool.groupby("metric").value.mean().to_dict(), "rho": float(row.rho)}
+    for m, own in at.groupby("metric"):
+        i = interval(own.value.to_numpy(), own.prompt.to_numpy())
+        out["means"][m] = [i.mean, i.low, i.high]
+    curve = table[(table.metric == metric) & (table.control < 0)].groupby("strength").value.mean()
+    highest = pool[pool.metric == metric].groupby("control").value.mean().max()
+    out |= {"size": float(row["size"]), "win rate": float(row.win_rate), "beaten": float(row.beaten)}
+    out |= {"dose": {f"{s:g}": float(x) for s, x in curve.items()}, "highest control": float(highest)}
+    return out | {"controls": int(row.controls), "|dx|/|x|": float(at.relative.mean()), "share": float(at.share.mean())}
+
+
+def baselines(b, pair, texts, source, target):
+    """Reconstruction alone, the mean difference of states without an SAE, and the prompt with the other word."""
+    x = [b.text.decode(c, "text").mean(0) for c in pair]
+    both = texts * len(SEEDS)
+    nothing, _ = b.draw(both, {b.text_site: (b.text, Intervention(Edit(), unit="raw", writeback="splice"))})
+
+    def pushed(rows, where):
+        cond = where.branch == 1 if where.branch is not None else torch.ones(len(rows), dtype=torch.bool)
+        return torch.where((cond & ~where.special)[:, None], rows + 2 * (x[1] - x[0]), rows)
+
+    with b.host.edit(b.text_site, pushed, where=True):
+        vector, _ = b.draw(both)
+    ceiling, _ = b.draw([t.replace(source, target) for t in both])
+    found = {"reconstruction only": nothing, "mean difference x2": vector, "target prompt": ceiling}
+    return {"baselines": {k: rates(v, both, source, target) for k, v in found.items()}}
+
+
+def attributes(b):
+    """What single features of the text encoder draw where the prompt names no colour, found without a person."""
+    texts = [t.replace(" red", "") for t in prompts("red", 16, 31)]
+    found, held = texts[:8], texts[8:]
+    base = {k: b.draw(v)[0] for k, v in (("found", found), ("held", held))}
+
+    def pair(i, which, v):
+        push = Intervention(Edit.add(i, 1.0), unit="rel_norm", strength=PUSH)
+        return Pairs(base[which], b.draw(v, {b.text_site: (b.text, push)})[0], v)
+
+    live = b.text_stats.live(0.002).tolist()
+    codes, tokens = text_codes(b.host, b.text, b.text_site, b.captions)
+    named = {}  # the feature that tells a colour's tokens best, by difference of means
+    words = np.array([[c in t for c in COLOURS] for t in b.captions])
+    means = codes.pool(tokens.item["text"])
+    for j, c in enumerate(COLOURS):
+        on = torch.from_numpy(words[:, j])
+        named[c] = int((means[on].mean(0) - means[~on].mean(0)).argmax())
+    draw = np.random.default_rng(0).permutation([i for i in live if i not in named.values()])[:20]
+    random = [pair(int(i), "found", found) for i in draw]
+    vocabulary = [f"a {w} shape" for w in (*COLOURS, *SIZES)] + [f"a {s}" for s in SHAPES]
+    vocabulary += [f"a shape on a {g} background" for g in BACKGROUNDS]
+    out = {}
+    table = torch.stack([gains(b.judge, r, vocabulary) for r in random])
+    for c, i in named.items():
+        own = pair(i, "found", found)
+        words_found = discover(b.judge, own, random, vocabulary)
+        checked = confirm(words_found, pair(i, "held", held), clip_choice(b.judge))
+        z = [v.tolist() for v in score_words(gains(b.judge, own, vocabulary), table)]
+        ranked = sorted(zip(vocabulary, *z, strict=True), key=lambda w: -w[1])[:3]
+        out[c] = {
+            "feature": i, "found": [[a.word, a.z_words, a.z_random, a.choice.mean, a.confirmed] for a in checked],
+            "highest": ranked, "pixels before": colour(c)(own.before, found).mean(),
+            "pixels after": colour(c)(own.after, found).mean(),
+        }  # fmt: skip
+    return out
+
+
+def block(b):
+    """A colour painted into the left half by one block's update."""
+    out = {}
+    for c in ("yellow", "green", "red"):
+        target, others = b.concepts.split(c)
+        i = int(selection_score(target, others).mean(0).argmax())
+        other = {"yellow": "blue", "green": "purple", "red": "cyan"}[c]
+        texts = prompts(other, 8, 41)
+        tuned = {}
+        for beta in (2.0, 5.0, 10.0, 20.0):
+            pictures, _ = b.draw(texts, {b.block_site: (b.block, paint(i, b.block_stats, LEFT, beta))})
+            tuned[beta] = amount(pictures[..., :16], c) - amount(pictures[..., 16:], c)
+        best = max(tuned, key=lambda k: tuned[k].mean())
+        new = prompts(other, 8, 42, texts)
+        arms = doses(
+            "paint",
+            [1.0, 2.0, 5.0, 10.0, 20.0],
+            lambda s, i=i: {b.block_site: (b.block, paint(i, b.block_stats, LEFT, s))},
+        )
+        arms += controls([a for a in arms if a.strength == best], 20)
+        metrics = {
+            "inside": inside(LEFT), "colour left": lambda x, y, p, c=c: amount(y[..., :16], c),
+            "colour right": lambda x, y, p, c=c: amount(y[..., 16:], c),
+        }  # fmt: skip
+        pictures = {}
+        table = sweep(
+            b.host, new, arms, metrics, SEEDS, 36, seen=collect([Item(p, 1) for p in new[:3]], pictures), **DRAW
+        )
+        table.to_parquet(b.out / f"block-{c}.parquet")
+        save(before_after(pictures, "paint", f"{c} painted left: feature {i} of one block"), b.out / f"block-{c}.png")
+        base = table[(table.strength == 0)].groupby("metric").value.mean().to_dict()
+        out[c] = {"feature": i, "beta": best, "prompts": other, "unsteered": base} | report(table, best, "colour left")
+    return out
+
+
+def amount(pictures, name):
+    """``(B,)`` share of pixels whose chroma is strong and nearest to a colour of the palette."""
+    from mmsae.world.render import PALETTE
+
+    x = pictures.permute(0, 2, 3, 1) * 255
+    chroma = x - x.mean(-1, keepdim=True)
+    palette = torch.from_numpy(PALETTE - PALETTE.mean(1, keepdims=True)).float()
+    nearest = (chroma @ torch.nn.functional.normalize(palette, dim=1).T).argmax(-1)
+    return ((chroma.norm(dim=-1) > 30) & (nearest == COLOURS.index(name))).double().mean((1, 2))
+
+
+def clip_vs2(b):
+    """VS2 on the world's CLIP: 30 classes of colour and shape; gamma is chosen on training renders."""
+    from mmsae import SAE
+    from mmsae.world.data import generate
+
+    sae = SAE.from_pretrained(tiny_hosts.sae("paired_topk"))
+    classes = b.clip.encode_text(b.clip.tokenize([f"a {c} {s}" for c in COLOURS for s in SHAPES]))
+    transform, out = b.clip.transform(), {}
+
+    def accuracy(model, gamma, guard, seed):
+        from PIL import Image
+
+        data = generate(1500, seed, siblings=False)
+        rows = np.flatnonzero(~data.scenes.two)
+        images = torch.stack([transform(Image.fromarray(data.images[i])) for i in rows])
+        shape, col = (torch.from_numpy(data.scenes.objects[rows, 0, i]).long() for i in (0, 1))
+        found = zero_shot_steered(b.clip, images.split(500), classes, model, vs2(gamma, guard), "image.embed")
+        return [*found.accuracy(col * len(SHAPES) + shape), found.share, found.relative]
+
+    tuned = {f"{g}, guard {q}": accuracy(sae, g, q, 101)[1] for g in (0.5, 1.5, 2.0, 4.0) for q in (None, 0.5)}
+    best = max(tuned, key=tuned.get)
+    gamma, guard = best.split(", guard ")
+    args = float(gamma), None if guard == "None" else float(guard)
+    for name, model in (("sae", sae), ("random sae", random_control(sae))):
+        clean, steered, share, relative = np.mean([accuracy(model, *args, s) for s in (201, 202, 203)], 0)
+        out[name] = {"clean": clean, "steered": steered, "share": share, "|dx|/|x|": relative}
+    return out | {"setting": best, "tuning": tuned}
+
+
+PARTS = {"text": text_encoder, "attributes": attributes, "block": block, "unlearn": unlearn,
+         "replace": detect_and_replace, "vs2": clip_vs2}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/steering"))
+    parser.add_argument("--diffusion", help="pipeline folder; default: the cached tiny one")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", ".*may break")
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    b = Bench(args.out, args.diffusion)
+    for name in args.parts:
+        file, start = args.out / f"{name}.json", time.process_time()
+        if not file.exists():
+            found = PARTS[name](b) | {"seconds": time.process_time() - start, "saes": b.saes}
+            with atomic_file(file) as temp:
+                temp.write_text(json.dumps(found, indent=1, default=float))
+        print(f"{name}: {file.read_text()}")
+    print(f"{time.process_time() - b.t0:.0f} CPU-seconds")
+
+
+if __name__ == "__main__":
+    main()
