@@ -31,8 +31,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "shards-test": {"n": P.test, "seed": SEEDS["test"], "format": 2},
     "clip": _CLIP,
     "llava": {"images": P.llava_images, "data_seed": SEEDS["train"], "steps": P.llava_steps, "seed": 0, "clip": _CLIP},
-    "diffusion": {"pairs": P.train, "data_seed": SEEDS["train"], "steps": 500, "seed": 0, "format": 1},
-    "probe": {"n": 12000, "steps": 250, "seed": 1000, "format": 1},
+    "diffusion": {"pairs": P.train, "data_seed": SEEDS["train"], "steps": P.diffusion_steps, "seed": 0, "format": 1},
+    "probe": {"n": 48 * P.probe_steps, "steps": P.probe_steps, "seed": 1000, "format": 1},
     "store-train": {"clip": _CLIP, "n": P.train, "format": 1},
     "store-test": {"clip": _CLIP, "n": P.test, "format": 1},
     **{f"sae-{name}": {"clip": _CLIP, "n": P.train, "steps": P.sae_steps, "seed": 0, "format": 1} for name in METHODS},
@@ -99,7 +99,7 @@ def diffusion() -> Path:
         r = RECIPES["diffusion"]
         pretrain_diffusion(str(shards()), str(target), steps=r["steps"], seed=r["seed"])
 
-    return _made("diffusion", "a tiny Stable Diffusion", 120, make)
+    return _made("diffusion", "a tiny Stable Diffusion", 90, make)
 
 
 def probe() -> Path:

@@ -62,7 +62,7 @@ def test_what_is_committed_was_executed_in_order_and_shows_pictures(path, run):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_it_asserts_its_figures_and_says_what_to_change_for_a_real_host(path):
-    """Names that are set in the cell after that heading are those that its example sets."""
+    """Names that are set (or functions defined) in the cell after that heading are those that its example sets."""
     found = cells(path)
     last = ast.parse(source(found[-1]))
     assert sum(isinstance(n, ast.Assert) for n in ast.walk(last)) >= 2
@@ -71,8 +71,10 @@ def test_it_asserts_its_figures_and_says_what_to_change_for_a_real_host(path):
     example = re.search(r"```python\n(.+?)```", source(found[at[0]]), re.S)[1]
 
     def names(text):
-        tree = ast.parse(text)
-        return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        body = ast.parse(text).body
+        targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
+        set_here = {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+        return set_here | {node.name for node in body if isinstance(node, ast.FunctionDef)}
 
     assert names(example) == names(source(found[at[0] + 1])) != set()
 
