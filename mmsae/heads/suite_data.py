@@ -253,7 +253,11 @@ class Data:
         def embed(texts: list[str]) -> Tensor:
             return self.host.encode_text(self.host.tokenize(texts)).cpu()
 
-        return class_embeddings(embed, self.classes.names, templates)
+        found = class_embeddings(embed, self.classes.names, templates)
+        if torch.allclose(found, found[:1].expand_as(found)):
+            named = ", ".join(self.classes.names[:3])
+            raise NotApplicable(f"the host knows no word of the class names ({named}, ...): all prompts are alike")
+        return found
 
     def tree(self, name: str) -> Tree:
         """A tree of the suite over the classes of the training set."""

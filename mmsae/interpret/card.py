@@ -72,7 +72,7 @@ def cell(r: Mapping[str, Any]) -> str | float | None:
     text = f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
     low, high = r.get("low"), r.get("high")
     if low is not None and high is not None and low == low:
-        text += f" [{low:.3f}, {high:.3f}]"
+        text += f" [{round(low, 3) + 0.0:.3f}, {round(high, 3) + 0.0:.3f}]"  # no -0.000
     if r.get("null") is not None and r.get("null") == r.get("null"):
         text += f"; null {r['null']:.3f}"
     if r.get("p") is not None:

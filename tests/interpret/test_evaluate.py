@@ -121,6 +121,17 @@ def test_an_sae_on_tokens_has_everything_but_the_random_control(place):
     assert {r["control"] for r in card["rows"] if r["head"] == "ood"} == {"", "pca", "statistics"}
 
 
+def test_class_names_that_the_host_does_not_know_are_no_figure(place):
+    folder, sae = place
+    (folder / "odd.json").write_text(json.dumps({c: f"qq{i}" for i, c in enumerate(COLOURS)}))
+    suite = yaml.safe_load((folder / "suite.yaml").read_text()) | {"classes": "odd.json"}
+    (folder / "odd.yaml").write_text(yaml.safe_dump(suite))
+    heads = ["recovered", "zeroshot"]
+    evaluate(sae, str(folder / "odd.yaml"), str(folder / "odd"), heads=heads, progress=False)
+    skipped = read_card(folder / "odd")["skipped"]
+    assert set(skipped) == set(heads) and "qq0" in skipped["zeroshot"]
+
+
 def test_limits_hold_for_texts_too(place):
     folder, sae = place
     from mmsae.heads.features import load_features, open_host
