@@ -44,14 +44,18 @@ def train(root: Path, out: Path, seed: int) -> None:
     stages.run("sae", lambda: fit_recipe("diffusion_text", out / "text", p.token_steps, seed, True, extra))
 
 
-def substitute(host, sae, stats, source: str, target: str, controls: int) -> list[list]:
+def substitute(host, sae, stats, probe, source: str, target: str, controls: int) -> list[list]:
     prompts, wanted = draw_prompts(150, PROMPTS, source, vary=True), COLOURS.index(target)
     contrast = colour_contrast(host, sae, prompts.rows(slice(0, CHOOSE)), target)
     tuning = prompts.rows(slice(CHOOSE, CHOOSE + TUNE))
     reported = prompts.rows(slice(CHOOSE + TUNE, CHOOSE + TUNE + REPORTED))
-    k, strength, _ = tune(host, sae, contrast, tuning, wanted, stats=stats, **DRAW)
+    k, strength, _ = tune(host, sae, contrast, tuning, wanted, probe, stats=stats, **DRAW)
     edit = substitution(contrast, k, strength, stats)
-    shown = lambda way, texts: (*outcome((d := draw_with(host, sae, way, texts, **DRAW))[0], reported, wanted), d[1])  # noqa: E731
+
+    def shown(way, texts):
+        pictures, size = draw_with(host, sae, way, texts, **DRAW)
+        return *outcome(pictures, reported, wanted, probe), size
+
     random = [shown(Control(edit, seed=j), reported.texts) for j in range(controls)]
     pair = f"{source} to {target}"
     return [
@@ -89,9 +93,11 @@ def main() -> None:
         live = draw_prompts(300, PROMPTS, vary=True).texts
         usage = FeatureStats.collect(sae, host.stream(live, SITE, batch_size=100), tokens="all")
         for source, target in PAIRS:
-            rows += [[seed, *row] for row in substitute(host, sae, usage, source, target, args.controls)]
+            rows += [[seed, *row] for row in substitute(host, sae, usage, probe, source, target, args.controls)]
     table(["seed", "CPU-s", "colour", "background", *(f"{a} (classifier)" for a in found["probe"])], drawn)
-    table(["seed", "pair", "way", "source seen", "target seen", "background right", "relative size"], rows)
+    table(
+        ["seed", "pair", "way", "source seen", "target seen", "background right", "size right", "relative change"], rows
+    )
     (root / "results.json").write_text(json.dumps({"drawn": drawn, "edits": rows}, indent=1))
 
 

@@ -63,7 +63,7 @@ def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
     choosing, tuning = prompts.rows(slice(0, CHOOSE)), prompts.rows(slice(CHOOSE, CHOOSE + min(TUNE, p.steered)))
     reported = prompts.rows(slice(CHOOSE + TUNE, CHOOSE + TUNE + p.steered))
     contrast = colour_contrast(host, sae, choosing, TARGET)
-    k, strength, tried = tune(host, sae, contrast, tuning, target, stats=stats, **DRAW)
+    k, strength, tried = tune(host, sae, contrast, tuning, target, probe, stats=stats, **DRAW)
     edit = substitution(contrast, k, strength, stats)
     ways: dict[str, Any] = {
         "unsteered": (None, reported.texts),
@@ -74,7 +74,7 @@ def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
     table, kept = [], {}
     for name, (way, texts) in ways.items():
         pictures, relative = draw_with(host, sae, way, texts, **DRAW)
-        table.append({"way": name, **outcome(pictures, reported, target)._asdict(), "relative": relative})
+        table.append({"way": name, **outcome(pictures, reported, target, probe)._asdict(), "relative": relative})
         kept[name] = pictures[:SHOWN].contiguous()
     with atomic_file(root / PICTURES) as temp:
         save_file({n: torch.as_tensor(x) for n, x in kept.items()}, temp)

@@ -18,7 +18,9 @@ def steering_section(out: Path, results: dict[str, Any]) -> Section:
     rows = {row["way"]: row for row in r["table"]}
     drawn, edited = r["pipeline"], rows["substitution"]
     random = [row for way, row in rows.items() if way.startswith("random")]
-    mean = {k: statistics.fmean(row[k] for row in random) for k in ("source", "target", "background", "relative")}
+    mean = {
+        k: statistics.fmean(row[k] for row in random) for k in ("source", "target", "background", "size", "relative")
+    }
     facts = [
         Fact("colour as prompted", drawn["colour"], f"{drawn['n']} prompts, by pixels"),
         Fact("background as prompted", drawn["background"]),
@@ -27,7 +29,7 @@ def steering_section(out: Path, results: dict[str, Any]) -> Section:
         Fact("background kept", edited["background"]),
     ]
     table = Table(
-        ["way", f"{source} is seen", f"{target} is seen", "background is right", "|dx| / |x|"],
+        ["way", f"{source} is seen", f"{target} is seen", "background is right", "size is right", "|dx| / |x|"],
         [[w, *(row[k] for k in mean)] for w, row in rows.items() if not w.startswith("random")]
         + [[f"random directions, mean of {len(random)}", *mean.values()]]
         + [[f"the most {target} of them", *(max(random, key=lambda row: row["target"])[k] for k in mean)]],

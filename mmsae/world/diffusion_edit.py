@@ -15,11 +15,11 @@ from mmsae import SAE
 from mmsae.steering import Edit, FeatureStats, Intervention, attach
 from mmsae.types import TEXT, InputError
 from mmsae.world.diffusion_evaluate import Prompts
-from mmsae.world.probe import pixel_background, pixel_colour, to_uint8
+from mmsae.world.probe import WorldProbe, pixel_background, pixel_colour, to_uint8
 
 SITE = "text_encoder.final_layer_norm:out[mask]"
 EDITED = "text_encoder.final_layer_norm:out[all]"  # the denoiser attends to padding too, and that knows the prompt
-KS, STRENGTHS = (2, 8, 16), (1.0, 2.0, 4.0)
+KS, STRENGTHS = (2, 4, 8, 16), (1.0, 1.5, 2.0, 3.0)
 
 
 class Contrast(NamedTuple):
@@ -75,24 +75,27 @@ def substitution(contrast: Contrast, k: int, strength: float = 1.0, stats: Featu
 
 
 class Outcome(NamedTuple):
-    """Shares of pictures, by pixels.
+    """Shares of pictures.
 
     Attributes:
-        source: Show the source colour.
-        target: Show the target colour.
-        background: Show the background of the prompt.
+        source: Show the source colour, by pixels.
+        target: Show the target colour, by pixels.
+        background: Show the background of the prompt, by pixels.
+        size: Show the size of the prompt, by the classifier.
     """
 
     source: float
     target: float
     background: float
+    size: float
 
 
-def outcome(pictures: Tensor, prompts: Prompts, target: int) -> Outcome:
+def outcome(pictures: Tensor, prompts: Prompts, target: int, probe: WorldProbe) -> Outcome:
     """What pictures ``(n, 3, H, W)`` in [0, 1] of prompts show when ``target`` (an index into COLOURS) was wanted."""
     images = to_uint8(pictures)
     said, ground = pixel_colour(images), pixel_background(images)
-    right = (said == prompts.wanted["colour"], said == target, ground == prompts.wanted["background"])
+    right = [said == prompts.wanted["colour"], said == target, ground == prompts.wanted["background"]]
+    right.append(probe.predict(images)["size"] == prompts.wanted["size"])
     return Outcome(*(float(np.mean(r)) for r in right))
 
 
@@ -120,12 +123,15 @@ def tune(
     contrast: Contrast,
     prompts: Prompts,
     target: int,
+    probe: WorldProbe,
     ks: Iterable[int] = KS,
     strengths: Iterable[float] = STRENGTHS,
     stats: FeatureStats | None = None,
     **options: Any,
 ) -> tuple[int, float, list[dict[str, float]]]:
-    """``k`` and strength that are best on tuning prompts: the target colour is seen, and the background is right.
+    """``k`` and strength that are best on tuning prompts: target colour, background and size are right.
+
+    Size is asked because strong edits blow small objects up, which pixels of colour and background do not show.
 
     Args:
         host: The pipeline.
@@ -133,6 +139,7 @@ def tune(
         contrast: See :func:`substitution`.
         prompts: For tuning; report on others.
         target: Index into COLOURS.
+        probe: Tells sizes.
         ks: To try.
         strengths: To try.
         stats: See :func:`substitution`.
@@ -144,6 +151,6 @@ def tune(
     tried = []
     for k, strength in product(ks, strengths):
         pictures, _ = draw_with(host, sae, substitution(contrast, k, strength, stats), prompts.texts, **options)
-        tried.append({"k": k, "strength": strength, **outcome(pictures, prompts, target)._asdict()})
-    best = max(tried, key=lambda t: (t["target"] + t["background"], -t["k"] * t["strength"]))
+        tried.append({"k": k, "strength": strength, **outcome(pictures, prompts, target, probe)._asdict()})
+    best = max(tried, key=lambda t: (t["target"] + t["background"] + t["size"], -t["strength"], -t["k"]))
     return best["k"], best["strength"], tried
