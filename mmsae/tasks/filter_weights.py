@@ -27,6 +27,7 @@ from mmsae.types import IMAGE, TEXT, Codes, InputError
 FORMAT = 1
 SHOWN = 3  # captions kept per concept
 _WORD = re.compile(r"\w+")
+_FUNCTION_WORDS = frozenset("a an and are as at by for from in is it its of on or that the this to with".split())
 
 
 class Concept(NamedTuple):
@@ -231,7 +232,8 @@ def shared_words(captions: Sequence[str], common: Mapping[str, int], n: int, mos
         if share >= 0.6 and lift >= 1.5:
             gain[word] = share * math.log(lift)
     first = captions[0].lower().split()
-    chosen = sorted(gain, key=lambda w: (-gain[w], w))[:most]
+    telling = {w: g for w, g in gain.items() if w not in _FUNCTION_WORDS} or gain
+    chosen = sorted(telling, key=lambda w: (-telling[w], w))[:most]
     chosen.sort(key=lambda w: first.index(w) if w in first else len(first))  # in the order of speech
     text = " ".join(chosen) or captions[0]
     return text if len(text) <= 60 else text[:57] + "..."

@@ -66,6 +66,7 @@ def test_concepts_are_called_by_what_their_captions_share(fitted):
     assert named.label(3) == "#3 cat" and named.calibrator is None
     common = {"a": 100, "red": 10, "circle": 30}
     assert shared_words(["a red circle", "a red circle on it"], common | {"on": 50, "it": 50}, 100) == "red circle"
+    assert shared_words(["the cat", "the cat"], {"the": 10, "cat": 10}, 100) == "cat"  # says what, not how
     assert shared_words(["a thing"], {"a": 100, "thing": 100}, 100) == "a thing"
 
 
