@@ -17,7 +17,8 @@ class ZeroShotRecovered(NamedTuple):
         reconstructed: With reconstructions.
         zero: With zeros, ``ln C``.
         mean: With the mean embedding in place of every one.
-        recovered_zero: ``(zero - reconstructed) / (zero - clean)``; 1 is the host, 0 as bad as zeros.
+        recovered_zero: ``(zero - reconstructed) / (zero - clean)``; 1 is the host, 0 as bad as zeros. NaN where the
+            host itself is no better than zeros (an overconfident one): there is nothing to recover.
         recovered_mean: Likewise against the mean.
         recovered_kl: ``1 - KL(clean, reconstructed) / KL(clean, mean)``.
         top1_clean: Accuracy of the host.
@@ -68,8 +69,8 @@ def zero_shot_recovered(
     best = [v.argmax(1) for v in out[:2]]
     return ZeroShotRecovered(
         clean, rec, zero, mean,
-        (zero - rec) / (zero - clean) if zero != clean else float("nan"),
-        (mean - rec) / (mean - clean) if mean != clean else float("nan"),
+        (zero - rec) / (zero - clean) if zero > clean else float("nan"),
+        (mean - rec) / (mean - clean) if mean > clean else float("nan"),
         1 - kl[0] / kl[1] if kl[1] else float("nan"),
         (best[0] == labels).double().mean().item(),
         (best[1] == labels).double().mean().item(),

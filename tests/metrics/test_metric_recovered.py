@@ -42,3 +42,10 @@ def test_without_the_logit_scale_everything_is_the_logarithm_of_the_classes(data
     assert (
         abs(flat.clean - math.log(5)) < 0.01 < abs(zero_shot_recovered(x, x, classes, labels, 20.0).clean - math.log(5))
     )
+
+
+def test_a_host_that_is_worse_than_zeros_has_nothing_to_recover(data):
+    x, classes, labels = data
+    wrong = zero_shot_recovered(x, x, classes, (labels + 1) % 5, 50.0)
+    assert wrong.clean > wrong.zero and math.isnan(wrong.recovered_zero)
+    assert wrong.agreement == 1
