@@ -12,17 +12,18 @@ import argparse
 import json
 import time
 import warnings
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from steering_clip import clip_vs2
 from steering_forget import detect_and_replace, unlearn
 from steering_saes import TEXT_SITE, block_rows, captions, fvu, load_or_train, text_rows, train
 
 from mmsae import tiny_hosts
 from mmsae.backbones import load_backbone
 from mmsae.files import atomic_file
-from mmsae.sae.control import random_control
 from mmsae.steering import FeatureStats, Intervention, attach
 from mmsae.steering.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
 from mmsae.steering.bootstrap import interval
@@ -34,7 +35,6 @@ from mmsae.steering.scorers import CLIPJudge, after, inside, kept, towards
 from mmsae.steering.sweep import Item, collect, doses, sweep, verdicts
 from mmsae.steering.text_steer import substitute, text_codes, word_pair
 from mmsae.steering.unet import paint
-from mmsae.steering.vs2 import vs2, zero_shot_steered
 from mmsae.world.diffusion_evaluate import draw_prompts
 from mmsae.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from mmsae.world.scorers import asked, colour, probed
@@ -65,13 +65,22 @@ class Bench:
         self.captions = captions(5000, 11)
         rows = text_rows(self.host, self.captions)
         self.text = load_or_train(out / "sae-text", lambda: train(rows, self.text_site))
-        drawn = block_rows(self.host, BLOCK, captions(256, 12), **DRAW)
-        self.block = load_or_train(out / "sae-block", lambda: train(drawn, self.block_site, steps=1200))
         self.text_stats = FeatureStats.of_codes([self.text.encode(rows)])
-        self.block_stats = FeatureStats.of_codes([self.block.encode(drawn)])
-        self.saes = {"fvu text": fvu(self.text, rows), "fvu block": fvu(self.block, drawn)}
+        self.saes = {"fvu text": fvu(self.text, rows)}
+
+    @cached_property
+    def block(self):
+        """The SAE of the block."""
+        rows = block_rows(self.host, BLOCK, captions(256, 12), **DRAW)
+        sae = load_or_train(self.out / "sae-block", lambda: train(rows, self.block_site, steps=1200))
+        self.block_stats, self.saes["fvu block"] = FeatureStats.of_codes([sae.encode(rows)]), fvu(sae, rows)
+        return sae
+
+    @cached_property
+    def concepts(self):
+        """Mean codes of the block by colour and step, of sixteen anchors each."""
         anchors = {c: prompts(c, 16, 21) for c in COLOURS}
-        self.concepts = concept_stats(self.host, self.block, self.block_site, anchors, seed=500, batch_size=48, **DRAW)
+        return concept_stats(self.host, self.block, self.block_site, anchors, seed=500, batch_size=48, **DRAW)
 
     def plain(self, texts, seeds):
         """Unsteered pictures, drawn once."""
@@ -151,7 +160,8 @@ def report(table, strength, metric):
         out["means"][m] = [i.mean, i.low, i.high]
     curve = table[(table.metric == metric) & (table.control < 0)].groupby("strength").value.mean()
     highest = pool[pool.metric == metric].groupby("control").value.mean().max()
-    out |= {"size": float(row["size"]), "win rate": float(row.win_rate), "beaten": float(row.beaten)}
+    size = float(row["size"])  # infinite where all controls score the same
+    out |= {"size": size if np.isfinite(size) else None, "win rate": float(row.win_rate), "beaten": float(row.beaten)}
     out |= {"dose": {f"{s:g}": float(x) for s, x in curve.items()}, "highest control": float(highest)}
     return out | {"controls": int(row.controls), "|dx|/|x|": float(at.relative.mean()), "share": float(at.share.mean())}
 
@@ -255,35 +265,6 @@ def amount(pictures, name):
     palette = torch.from_numpy(PALETTE - PALETTE.mean(1, keepdims=True)).float()
     nearest = (chroma @ torch.nn.functional.normalize(palette, dim=1).T).argmax(-1)
     return ((chroma.norm(dim=-1) > 30) & (nearest == COLOURS.index(name))).double().mean((1, 2))
-
-
-def clip_vs2(b):
-    """VS2 on the world's CLIP: 30 classes of colour and shape; gamma is chosen on training renders."""
-    from mmsae import SAE
-    from mmsae.world.data import generate
-
-    sae = SAE.from_pretrained(tiny_hosts.sae("paired_topk"))
-    classes = b.clip.encode_text(b.clip.tokenize([f"a {c} {s}" for c in COLOURS for s in SHAPES]))
-    transform, out = b.clip.transform(), {}
-
-    def accuracy(model, gamma, guard, seed):
-        from PIL import Image
-
-        data = generate(1500, seed, siblings=False)
-        rows = np.flatnonzero(~data.scenes.two)
-        images = torch.stack([transform(Image.fromarray(data.images[i])) for i in rows])
-        shape, col = (torch.from_numpy(data.scenes.objects[rows, 0, i]).long() for i in (0, 1))
-        found = zero_shot_steered(b.clip, images.split(500), classes, model, vs2(gamma, guard), "image.embed")
-        return [*found.accuracy(col * len(SHAPES) + shape), found.share, found.relative]
-
-    tuned = {f"{g}, guard {q}": accuracy(sae, g, q, 101)[1] for g in (0.5, 1.5, 2.0, 4.0) for q in (None, 0.5)}
-    best = max(tuned, key=tuned.get)
-    gamma, guard = best.split(", guard ")
-    args = float(gamma), None if guard == "None" else float(guard)
-    for name, model in (("sae", sae), ("random sae", random_control(sae))):
-        clean, steered, share, relative = np.mean([accuracy(model, *args, s) for s in (201, 202, 203)], 0)
-        out[name] = {"clean": clean, "steered": steered, "share": share, "|dx|/|x|": relative}
-    return out | {"setting": best, "tuning": tuned}
 
 
 PARTS = {"text": text_encoder, "attributes": attributes, "block": block, "unlearn": unlearn,

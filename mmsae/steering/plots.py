@@ -108,7 +108,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
 
 
 def before_after(kept: Mapping[tuple[str, float, int], Mapping[Any, Tensor]], name: str, title: str = "") -> Figure:
-    """Unsteered pictures, an intervention at its strengths, and its first control at the largest strength.
+    """Unsteered pictures, an intervention at its strengths, and two controls at their largest strength.
 
     Args:
         kept: What :func:`~mmsae.steering.sweep.collect` kept.
@@ -117,7 +117,7 @@ def before_after(kept: Mapping[tuple[str, float, int], Mapping[Any, Tensor]], na
     """
     strengths = sorted({s for n, s, c in kept if n == name and c < 0}, key=lambda s: (abs(s), s))
     columns = {"before": kept[UNSTEERED, 0.0, -1]} | {f"{s:g}": kept[name, s, -1] for s in strengths}
-    top = max(strengths, key=abs)
+    top = max((s for n, s, c in kept if n == name and c >= 0), key=abs, default=0.0)
     first = [c for n, s, c in kept if n == name and s == top and c >= 0][:2]
     columns |= {f"random {c} at {top:g}": kept[name, top, c] for c in first}
     items = list(columns["before"])
