@@ -68,17 +68,26 @@ def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> A
 
 @contextmanager
 def _quiet(folder: str) -> Iterator[None]:
-    """Without diffusers' progress bar for folders under 200 MB."""
+    """Without diffusers' progress bar for folders under 200 MB, nor its doubts about classes that fit by their form."""
+    import logging as standard
+
     from diffusers.utils import logging
+
+    log = standard.getLogger("diffusers.pipelines.pipeline_utils")
+
+    def wanted(record: standard.LogRecord) -> bool:
+        return not record.getMessage().startswith("Expected types for")
 
     path = Path(folder)
     small = path.is_dir() and sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) < 2e8
     hide = small and logging.is_progress_bar_enabled()
     if hide:
         logging.disable_progress_bar()
+    log.addFilter(wanted)
     try:
         yield
     finally:
+        log.removeFilter(wanted)
         if hide:
             logging.enable_progress_bar()
 
