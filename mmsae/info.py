@@ -53,6 +53,15 @@ def _pipeline(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _results(file: Path) -> dict[str, Any]:
+    """Plain figures of a result, and the names of what else is in the file."""
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is no result of mmsae: it holds a {type(content).__name__}, not an object")
+    plain = {k: v for k, v in content.items() if not isinstance(v, (dict, list))}
+    return {"kind": f"result ({file.name})", **plain, "also": ", ".join(k for k in content if k not in plain)}
+
+
 def describe(path: str, verify: bool = False) -> dict[str, Any]:
     """What is at ``path``: an SAE folder, a run, an activation store, an open_clip or diffusers folder or
     image-text shards.
@@ -74,13 +83,16 @@ def describe(path: str, verify: bool = False) -> dict[str, Any]:
         return _host(folder)
     if (folder / "model_index.json").is_file():
         return _pipeline(folder)
+    for name in ("results.json", "weights.json"):  # of mmsae filter, pope, chair, patches, evaluate and weights
+        if (folder / name).is_file():
+            return _results(folder / name)
     if folder.is_dir() and not any(folder.glob("*.tar*")):
         from mmsae.cache import describe_store
 
         if not any((folder / name).is_file() for name in ("spec.json", "job.json")):
             raise InputError(
-                f"{path} is no SAE (cfg.json), run (sae/), store (spec.json), open_clip host (open_clip_config.json) "
-                "or pipeline (model_index.json) and holds no .tar shards"
+                f"{path} is no SAE (cfg.json), run (sae/), store (spec.json), open_clip host (open_clip_config.json), "
+                "pipeline (model_index.json) or result (results.json, weights.json) and holds no .tar shards"
             )
         return describe_store(folder, verify)
     from mmsae.shards import describe as describe_shards

@@ -120,3 +120,13 @@ def test_nonsense(tmp_path, capsys):
     assert "another library" in fails(capsys, tmp_path / "empty")
     (tmp_path / "empty" / "cfg.json").write_text("{")
     assert "not valid JSON" in fails(capsys, tmp_path / "empty")
+
+
+def test_results(tmp_path, capsys):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "job.json").write_text("{}")  # not to be taken for an unfinished store
+    (tmp_path / "kept" / "results.json").write_text(json.dumps({"kept": 12, "dropped": 13, "scores": {"clip": 1}}))
+    said = info(capsys, tmp_path / "kept")
+    assert "kept: 12" in said and "also: scores" in said
+    (tmp_path / "kept" / "results.json").write_text("[1]")
+    assert "it holds a list, not an object" in fails(capsys, tmp_path / "kept")

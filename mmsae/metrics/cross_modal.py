@@ -108,6 +108,8 @@ class CrossModalWeights(Metric):
         for name, value, known in (("mode", mode, MODES), ("selection", selection, SELECTIONS)):
             if value not in known:
                 raise InputError(f"{name} of cross-modal weights must be one of {', '.join(known)}, not {value!r}")
+        if n_side < 1:
+            raise InputError(f"n_side is {n_side}; it must be at least 1")
         if selection == "pooled" and n_pool < 2 * n_side:
             raise InputError(f"n_pool is {n_pool}, but two sides of n_side {n_side} need at least {2 * n_side}")
         if delta_quantile is not None and not 0 <= delta_quantile < 1:

@@ -13,7 +13,7 @@ from mmsae.metrics.hallucination_chair import Objects, chair, hallucinated
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, read_shard
 from mmsae.tasks.concept_decoding import PRESETS, Settings
 from mmsae.tasks.pope import TEMPLATE, build_pope, names_of, read_objects
-from mmsae.tasks.pope_answers import Prompt, ask_all, probe_batches, same_job, set_up
+from mmsae.tasks.pope_answers import Prompt, ask_all, at_least_one, probe_batches, same_job, set_up
 from mmsae.types import InputError
 
 PROMPT = "Please describe this image in detail."
@@ -77,6 +77,7 @@ def chair_command(
     Returns:
         ``{method: figures}`` under ``table``, and the folder as ``out``.
     """
+    at_least_one(batch_size=batch_size, images=images)
     folder = Path(out)
     annotated, references = {}, {}
     for path in expand(shards):

@@ -50,6 +50,21 @@ class Settings(NamedTuple):
     top_p: float = 1.0
     do_sample: bool = True
 
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            InputError: Names the field.
+        """
+        for name in ("alpha_c", "beta_c"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if self.max_new_tokens < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"max_new_tokens {self.max_new_tokens} must be at least 1, temperature {self.temperature} above 0, "
+                f"top_p {self.top_p} above 0 and at most 1"
+            )
+
     def control(self) -> Settings:
         """The same cut without concepts (``alpha_c`` 0): what the concepts have to beat."""
         return self._replace(alpha_c=0.0)

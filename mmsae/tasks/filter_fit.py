@@ -43,7 +43,7 @@ def prepare_weights(
     reader: PairReader,
     clean: list[str],
     weights: str,
-    names: str | None,
+    names: dict[int, str],
     processes: Processes,
 ) -> PairWeights:
     """Fitted weights, in the draft of the result.
@@ -54,7 +54,7 @@ def prepare_weights(
         reader: Host and SAE.
         clean: Calibration shards, if any.
         weights: A file, or ``auto``.
-        names: JSON file of names, or None.
+        names: ``{latent: name}``.
         processes: Who does the pass.
     """
     file = folder.draft / WEIGHTS
@@ -80,7 +80,7 @@ def prepare_weights(
                 "clean": bool(clean),
                 "seed": run.spec.seed,
             }
-            fit_weights(sample, about, calibrate=bool(clean), seed=run.spec.seed, names=_names(names)).save(file)
+            fit_weights(sample, about, calibrate=bool(clean), seed=run.spec.seed, names=names).save(file)
             shutil.rmtree(folder.work / "fit", ignore_errors=True)
         processes.wait()
     return PairWeights.load(file)
@@ -91,7 +91,12 @@ def _about(reader: PairReader) -> dict[str, Any]:
     return {**reader.fingerprints, "sites": sites}
 
 
-def _names(path: str | None) -> dict[int, str]:
+def read_names(path: str | None) -> dict[int, str]:
+    """``{latent: name}`` of a JSON file, or of none.
+
+    Raises:
+        InputError: Not such a file.
+    """
     if path is None:
         return {}
     try:
@@ -113,7 +118,7 @@ def sample_tars(paths: Sequence[str], n: int, seed: int) -> list[str]:
 
 
 def prepare_cross_modal(
-    folder: JobFolder, run: Pass, scorer: Scorer, weights: str, names: str | None, processes: Processes
+    folder: JobFolder, run: Pass, scorer: Scorer, weights: str, names: dict[int, str], processes: Processes
 ) -> tuple[str, PairWeights]:
     """The folder of cross-modal weights for the scores that need them (else empty), and what to call the latents.
 
@@ -122,7 +127,7 @@ def prepare_cross_modal(
         run: The ``score`` pass that is to follow.
         scorer: A scorer of the same host and SAE that needs no weights.
         weights: A folder that ``mmsae weights`` wrote, or ``auto``.
-        names: JSON file of names, or None.
+        names: ``{latent: name}``.
         processes: Who does the pass for the names.
     """
     from mmsae.tasks.weights import cross_modal_weights
@@ -138,7 +143,7 @@ def prepare_cross_modal(
                 cross_modal_weights(
                     scorer.host, scorer.sae, paths, where, definition={"selection": "per_modality"}, samples=n,
                     batch_size=run.batch_size, workers=run.workers, seed=seed, fault_limit=run.fault_limit,
-                    allow_other_site=run.spec.other_site, progress=run.progress,
+                    allow_other_site=run.spec.other_site, progress=run.progress, text=run.spec.text,
                 )  # fmt: skip
         for name in (CFG, TENSORS) if processes.lead else ():
             shutil.copyfile(Path(where) / name, folder.draft / name)
@@ -148,4 +153,4 @@ def prepare_cross_modal(
     judged(faults, run.fault_limit)
     found = load_weights(where).weights.nan_to_num(0).clamp(min=0) if where else torch.ones(scorer.sae.d_sae)
     about = {**scorer.fingerprints, "pairs": len(sample.uids), "shards": len(paths), "seed": seed}
-    return where, PairWeights(PairScorer(found), name_concepts(sample, _names(names)), about)
+    return where, PairWeights(PairScorer(found), name_concepts(sample, names), about)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, expand
-from mmsae.tasks.filter_fit import digest, identity
+from mmsae.tasks.filter_fit import digest, identity, read_names
 from mmsae.tasks.filter_folder import JobFolder
 from mmsae.tasks.filter_run import Pass, sole_owner
 from mmsae.tasks.pair_scorer import PairReader, Scorer, ScorerSpec, check_score, host_name, make_scorer, pairs_up
@@ -24,7 +24,7 @@ class Plan(NamedTuple):
         worker: Host and SAE, loaded.
         given: Shards of the calibration set and of the target.
         weights: ``auto`` or a file.
-        names: File of names, or None.
+        names: ``{latent: name}``.
     """
 
     folder: JobFolder
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     worker: PairReader | Scorer
     given: dict[str, list[str]]
     weights: str
-    names: str | None
+    names: dict[int, str]
 
 
 def plan_job(
@@ -61,6 +61,7 @@ def plan_job(
     seed: int = 0,
     fault_limit: float = FAULT_LIMIT,
     caption_field: str = "",
+    text: Literal["question", "question+answer"] = "question",
     allow_other_site: bool = False,
     progress: bool = True,
 ) -> Plan:
@@ -97,6 +98,8 @@ def plan_job(
         seed: Of the sample that weights are fitted on, of the calibrator and of ``random``.
         fault_limit: Largest share of samples that may be unusable.
         caption_field: Field of the samples' json that holds the caption; empty: ``txt``, or json's ``caption``.
+        text: Of vision-language LLMs, which text is scored: ``question``: the prompt alone (json's ``question``, or the
+            caption), as published; ``question+answer``: with json's ``answer``.
         allow_other_site: Accept an SAE that was trained on another host of equal width.
         progress: Whether to print and show bars.
 
@@ -104,11 +107,18 @@ def plan_job(
         InputError: An argument, a shard, the SAE or the folder is not usable; one sentence says why.
     """
     _check(score, keep, select, target, calibration, weights, balance, batch_size, devices, per_shard, fit_samples)
+    if workers is not None and workers < 0:
+        raise InputError(f"workers is {workers}; it must be at least 0")
+    if not 0 <= fault_limit <= 1:
+        raise InputError(f"fault_limit is {fault_limit}; it is a share between 0 and 1")
     paths = expand(shards)
     model = SAE.from_pretrained(sae)
-    spec = ScorerSpec(sae, host, score, "", device, precision, seed, allow_other_site)
+    spec = ScorerSpec(sae, host, score, "", device, precision, seed, allow_other_site, text)
     spec = spec._replace(host=host_name(spec, model))
     check_score(score, spec.host)
+    if text != "question" and pairs_up(spec):
+        raise InputError(f"text is {text}, but host {spec.host} is CLIP-like and reads the caption; leave --text out")
+    called = read_names(names)
     given = {
         "calibration": [] if calibration is None else expand(calibration),
         "target": [] if target is None else expand(target),
@@ -126,13 +136,13 @@ def plan_job(
         "names": None if names is None else digest(names),
         **{"select": select, "select_on": select_on, "balance": balance, "swap": swap, "fit_samples": fit_samples},
         **{"per_shard": per_shard, "compress": compress, "batch_size": batch_size, "precision": precision},
-        **{"seed": seed, "caption_field": caption_field, "allow_other_site": allow_other_site},
+        **{"seed": seed, "caption_field": caption_field, "text": text, "allow_other_site": allow_other_site},
     }
     folder = JobFolder(out, job)
     workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if workers is None else workers
     run = Pass("score", paths, str(folder.work / "score"), spec, "", batch_size, workers, caption_field, fault_limit,
                progress)  # fmt: skip
-    return Plan(folder, run._replace(modality=select_on if select != "top" else ""), worker, given, weights, names)
+    return Plan(folder, run._replace(modality=select_on if select != "top" else ""), worker, given, weights, called)
 
 
 def owner(folder: JobFolder) -> AbstractContextManager[None]:

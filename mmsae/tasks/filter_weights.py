@@ -157,7 +157,9 @@ class FitSample(NamedTuple):
                 parts.append({k: f.get_tensor(k) for k in f.keys()})
         full = [p for p, meta in zip(parts, metas, strict=True) if meta["uids"]]
         if not full:
-            raise InputError(f"no usable pair in the {len(paths)} shards that weights are fitted on")
+            wrong: Counter = sum((Counter(meta["faults"]["counts"]) for meta in metas), Counter())
+            why = ", ".join(f"{kind} {n}" for kind, n in wrong.most_common()) or "no samples"
+            raise InputError(f"no usable pair in the {len(paths)} shards that weights are fitted on: {why}")
         d_sae, codes = max(meta["d_sae"] for meta in metas), {}
         for m in (IMAGE, TEXT):
             ids = [p[f"indices.{m}"].long() if f"indices.{m}" in p else None for p in full]

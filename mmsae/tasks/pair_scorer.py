@@ -90,6 +90,7 @@ class ScorerSpec(NamedTuple):
         precision: ``fp32`` or ``bf16``.
         seed: Of the score ``random``.
         other_site: Whether an SAE of another host is accepted.
+        text: Under a vision-language LLM: ``question``, or ``question+answer``.
     """
 
     sae: str
@@ -100,6 +101,22 @@ class ScorerSpec(NamedTuple):
     precision: str
     seed: int
     other_site: bool
+    text: str = "question"
+
+
+def pick_device(device: str, rank: int = 0) -> str:
+    """Where to compute: ``auto`` and ``cuda`` become this rank's GPU, or ``auto`` the CPU where there is none.
+
+    Raises:
+        InputError: No such device.
+    """
+    found = torch.cuda.is_available()
+    device = ("cuda" if found else "cpu") if device == "auto" else device
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}; it must be cpu, cuda or auto")
+    if device.startswith("cuda") and not found:
+        raise InputError(f"device is {device}, and torch finds no such GPU here; there is cpu")
+    return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
 
 
 class Pairs(NamedTuple):
@@ -122,11 +139,7 @@ class PairReader:
     """
 
     def __init__(self, spec: ScorerSpec, rank: int = 0) -> None:
-        device = spec.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda":
-            device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
+        device = pick_device(spec.device, rank)
         self.sae = SAE.from_pretrained(spec.sae, device).eval()
         self.host = load_backbone(host_name(spec, self.sae), device, spec.precision)
         for have, what in ((self.sae.modalities, f"SAE {spec.sae}"), (self.host.modalities, f"host {self.host.hint}")):

@@ -7,14 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmsae.backbones import load_backbone
 from mmsae.files import atomic_file
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, read_shard, run_units, with_image
+from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.patch_filter import ALL, SCORES, PatchFilter
-from mmsae.tasks.pope_answers import same_job
+from mmsae.tasks.pope_answers import at_least_one, same_job
 from mmsae.tasks.sae_v import sae_fingerprint, segment_sites
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import InputError
@@ -63,6 +62,7 @@ def patches(
     Returns:
         ``{arm: {"accuracy", "error"}}`` under ``table``, and the folder as ``out``.
     """
+    at_least_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
     unknown = [s for s in scores if s not in SCORES]
     if unknown or not scores:
         raise InputError(f"no score {unknown[0] if unknown else ''!r} of patches; there are {', '.join(SCORES)}")
@@ -74,7 +74,7 @@ def patches(
     name = host or next((s.hint for s in model.sites.values() if s.hint), "")
     if not name:
         raise InputError(f"SAE {sae} names no host: give --host")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = pick_device(device)
     backbone = load_backbone(name, device=device, precision=precision)
     model = model.to(device).eval()
     file = None if weights is None else load_weights(weights)

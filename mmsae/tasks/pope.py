@@ -40,7 +40,10 @@ class Question(NamedTuple):
 
 def ask(thing: str, template: str = TEMPLATE) -> str:
     """The question about an object; ``{a}`` becomes "an" before a vowel."""
-    return template.format(a="an" if thing[:1].lower() in "aeiou" else "a", object=thing)
+    try:
+        return template.format(a="an" if thing[:1].lower() in "aeiou" else "a", object=thing)
+    except (LookupError, ValueError) as e:
+        raise InputError(f"template {template!r} has something else in braces than a and object: {e}") from e
 
 
 def names_of(objects: Any, fields: Sequence[str] = ()) -> list[str]:
@@ -129,12 +132,10 @@ def build_pope(
     out: list[Question] = []
     for k in sorted(pictures.permutation(len(fit))[:images].tolist()):
         own = sets[fit[k]]
-        there = [own[j] for j in pictures.permutation(len(own))[:per_image]]
         left = [o for o in names if o not in own]
+        there = [own[j] for j in pictures.permutation(len(own))[: min(per_image, len(left))]]
         for thing in there:
             out.append(Question(len(out) + 1, fit[k], ask(thing, template), YES, thing))
-            if not left:
-                continue
             if strategy == "random":
                 absent = left[int(rng.integers(len(left)))]
             else:
@@ -167,7 +168,10 @@ def load_questions(path: str | Path) -> list[Question]:
     for n, line in enumerate(lines, 1):
         try:
             q = json.loads(line)
-            out.append(Question(q["question_id"], str(q["image"]), q["text"], q["label"], q.get("object", "")))
+            label = str(q["label"]).strip().lower()
+            out.append(Question(q["question_id"], str(q["image"]), str(q["text"]), label, q.get("object", "")))
         except (ValueError, KeyError, TypeError) as e:
             raise InputError(f"line {n} of {path} is no question with question_id, image, text and label") from e
+        if label not in (YES, NO):
+            raise InputError(f"line {n} of {path} has the label {q['label']!r}, which is neither yes nor no")
     return out

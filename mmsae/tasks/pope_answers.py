@@ -29,6 +29,7 @@ from mmsae.tasks.concept_decoding_methods import (
     ssl_edit,
     unit_direction,
 )
+from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.pope import Question
 from mmsae.tasks.sae_v import TokenScorer, sae_fingerprint
 from mmsae.types import Faults, ImageTextBatch, InputError
@@ -103,6 +104,17 @@ def ask_all(
     return found
 
 
+def at_least_one(**given: int) -> None:
+    """Refuse counts below 1.
+
+    Raises:
+        InputError: Names the first.
+    """
+    for name, n in given.items():
+        if n < 1:
+            raise InputError(f"{name} is {n}; it must be at least 1")
+
+
 class Setup(NamedTuple):
     """What a run of hallucination measures needs.
 
@@ -132,7 +144,8 @@ def set_up(
     precision: str,
 ) -> Setup:
     """Load host and SAEs, find directions where they are asked for, and make the methods."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    settings.check()
+    device = pick_device(device)
     backbone = load_backbone(host, device=device, precision=precision)
     if not isinstance(backbone, LVLMBackbone):
         raise InputError(f"host {host} answers no questions: a vision-language model is needed (lvlm:...)")
@@ -203,6 +216,10 @@ def probe_batches(
     """Batches of questions in their order, for finding directions."""
     wanted, log = {q.image for q in questions}, FaultLog()
     pictures = {s.uid: s.image for p in expand(shards) for s in read_shard(p, log, need=("image",)) if s.uid in wanted}
+    if lost := sorted(wanted - set(pictures)):
+        raise InputError(f"{len(lost)} of {len(wanted)} pictures of the probe {shards} cannot be read, {lost[0]} say")
     for i in range(0, len(questions), batch_size):
         part = questions[i : i + batch_size]
-        yield host.collate.batch([prompt.format(question=q.text) for q in part], [pictures[q.image] for q in part])
+        yield host.collate.batch(
+            [prompt.replace("{question}", q.text) for q in part], [pictures[q.image] for q in part]
+        )

@@ -15,7 +15,7 @@ from mmsae.metrics.hallucination import PARSERS, score_answers
 from mmsae.shards import FAULT_LIMIT, Sample, expand
 from mmsae.tasks.concept_decoding import PRESETS, Settings
 from mmsae.tasks.pope import STRATEGIES, TEMPLATE, Question, build_pope, load_questions, read_objects, save_questions
-from mmsae.tasks.pope_answers import Prompt, ask_all, probe_batches, same_job, set_up
+from mmsae.tasks.pope_answers import Prompt, ask_all, at_least_one, probe_batches, same_job, set_up
 from mmsae.types import InputError
 
 
@@ -87,6 +87,9 @@ def pope(
     folder = Path(out)
     if parser not in PARSERS:
         raise InputError(f"parser {parser!r} is not one of {', '.join(PARSERS)}")
+    at_least_one(batch_size=batch_size, images=images, per_image=per_image)
+    if "{question}" not in prompt:
+        raise InputError(f"prompt {prompt!r} has no {{question}} in it, so nothing would be asked")
     build = partial(build_pope, per_image=per_image, min_objects=min_objects, seed=seed, template=template)
     read = partial(read_objects, field=object_field, fields=object_names)
     if questions is None:
@@ -145,7 +148,7 @@ def _by_image(sets: Mapping[str, Sequence[Question]]) -> dict[str, list[tuple[st
 
 def _prompts(sample: Sample, about: Mapping[str, list[tuple[str, Question]]], prompt: str) -> list[Prompt]:
     own = [*about.get(sample.uid, []), *about.get(sample.key, [])]
-    return [Prompt(f"{s}/{q.question_id}", prompt.format(question=q.text)) for s, q in own]
+    return [Prompt(f"{s}/{q.question_id}", prompt.replace("{question}", q.text)) for s, q in own]
 
 
 def score_methods(

@@ -11,7 +11,7 @@ from mmsae.metrics.item_codes import content_rows, max_pool
 from mmsae.metrics.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
 from mmsae.sae.io import config
-from mmsae.tasks.pair_scorer import Evidence, ScorerSpec, host_name, only
+from mmsae.tasks.pair_scorer import Evidence, ScorerSpec, host_name, only, pick_device
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
 
@@ -116,11 +116,7 @@ class SaeVScorer(TokenScorer):
     transform = tokenize = None
 
     def __init__(self, spec: ScorerSpec, rank: int = 0):
-        device = spec.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda":
-            device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
+        device = pick_device(spec.device, rank)
         sae = SAE.from_pretrained(spec.sae, device).eval()
         host = load_backbone(host_name(spec, sae), device, spec.precision)
         file = load_weights(spec.weights) if spec.weights else None
@@ -130,7 +126,7 @@ class SaeVScorer(TokenScorer):
         super().__init__(host, sae, file and file.weights, file.delta if file else 0.0, spec.other_site)
         if spec.score not in self.columns:
             raise InputError(f"score {spec.score} needs cross-modal weights: give the folder that mmsae weights wrote")
-        self.name, self.device, self.collate = spec.score, torch.device(device).type, host.collate
+        self.name, self.device, self.collate = spec.score, torch.device(device).type, host.collator(spec.text)
 
     def evidence(self, batch: ImageTextBatch) -> Evidence:
         """Latents that text and image of each sample do not share, by their part in its code and their weight."""

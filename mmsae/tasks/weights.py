@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from mmsae.backbones import Backbone, load_backbone
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, UnitBatch
 from mmsae.tasks.lit_units import LitUnits
+from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.weights_file import load_weights
 from mmsae.tasks.weights_job import Found, Subset, TextChoice, WeightsJob
 from mmsae.types import InputError
@@ -74,7 +74,7 @@ def open_job(
     name = host or next((s.hint for s in model.sites.values() if s.hint), "")
     if not name:
         raise InputError(f"SAE {sae} names no host: give --host")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = pick_device(device)
     backbone = load_backbone(name, device=device, precision=precision)
     definition = {"mode": mode, "selection": selection, "n_pool": n_pool, "n_side": n_side, "delta": delta}
     definition |= {"delta_quantile": delta_quantile, "center": center}

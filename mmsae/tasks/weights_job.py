@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmsae.backbones import Backbone
-from mmsae.files import atomic_file
+from mmsae.files import atomic_file, remove_leftovers
 from mmsae.metrics.cross_modal import CrossModalWeights
 from mmsae.metrics.evidence import TopN, TopTable, pack_uids
 from mmsae.metrics.item_codes import content_rows
@@ -176,6 +176,9 @@ class WeightsJob:
         fault_limit: float = FAULT_LIMIT,
         allow_other_site: bool = False,
     ):
+        for name, n, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if n is not None and n < least:
+                raise InputError(f"{name} is {n}; it must be at least {least}")
         self.host, self.sae, self.paths, self.out = host, sae, expand(shards), Path(out)
         self.batch_size, self.workers, self.fault_limit = batch_size, workers, fault_limit
         self.evidence = Evidence(sae.d_sae, next(iter(sae.d_in.values())), **(definition or {})).to(host.device)
@@ -197,6 +200,8 @@ class WeightsJob:
             _same_job(self.about, load_weights(self.out).info, self.out / CFG)
         elif (self.out / JOB).exists():
             _same_job(self.about, json.loads((self.out / JOB).read_text()), self.out / JOB)
+        elif _holds_other(self.out):  # it would be replaced as a whole
+            raise InputError(f"{self.out} exists and holds no result of mmsae weights; choose another --out")
         counted = 0 if samples is None else sum(count_samples(p) for p in self.paths)
         self.share = 1.0 if samples is None else min(1.0, samples / max(1, counted))
         self.collate = Subset(host.collator(text), self.share, seed)
@@ -271,7 +276,12 @@ class WeightsJob:
         found, lift = self.evidence.weights.compute(), self.evidence.lift.compute()
         save_weights(self.out, found, lift, {**self.about, "faults": log.to_dict()}, top, page)
         shutil.rmtree(self.parts, ignore_errors=True)
+        remove_leftovers(self.out)  # of killed runs
         return log
+
+
+def _holds_other(out: Path) -> bool:
+    return out.is_file() or (out.is_dir() and any(not p.name.startswith(f".{JOB}") for p in out.iterdir()))
 
 
 def _faults(path: Path) -> Faults:

@@ -222,6 +222,7 @@ def test_matched_pairs_outweigh_shuffled_ones():
         ({"mode": "mean"}, "mode of cross-modal weights must be one of"),
         ({"selection": "all"}, "selection of cross-modal weights"),
         ({"n_pool": 8}, "n_pool is 8, but two sides of n_side 5 need at least 10"),
+        ({"n_side": 0}, "n_side is 0"),
         ({"delta_quantile": 1.0}, "delta_quantile must be in"),
     ],
 )

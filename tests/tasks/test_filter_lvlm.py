@@ -1,5 +1,6 @@
 """Filtering by SAE-V's scores on a tiny LLaVA with random weights."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -35,6 +36,17 @@ def test_kept_by_cross_modal_weights_with_reasons(job, tmp_path):
     # the weights that were fitted, given: the same scores
     again = filter_shards(**job, out=str(tmp_path / "b"), score="cos_code", weights=str(out))
     assert tree(again)["scores.parquet"] == tree(out)["scores.parquet"]
+
+
+def test_answers_are_scored_only_where_asked(job, tmp_path):
+    tables = {}
+    for text in ("question", "question+answer"):
+        out = filter_shards(**job, out=str(tmp_path / text), score="cos_code", text=text)
+        tables[text] = pq.read_table(out / "scores.parquet").to_pydict()
+        assert json.loads((out / "weights.json").read_text())["text"] == text == results(out)["job"]["text"]
+    more = [b - a for a, b in zip(*(t["n_text"] for t in tables.values()), strict=True)]
+    assert more == [1.0] * 12  # "yes"
+    assert tables["question"]["l1"] != tables["question+answer"]["l1"]
 
 
 def test_counts_need_no_weights(job, tmp_path):

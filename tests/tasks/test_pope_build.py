@@ -57,8 +57,16 @@ def test_articles_names_and_files(tmp_path):
         load_questions(tmp_path / "bad.json")
     with pytest.raises(InputError, match="strategy 'hard'"):
         build_pope(PICTURES, "hard")
+    few = build_pope({"a": ["cat", "dog", "cow"], "b": ["cat", "pig", "hen"]})  # two are absent from each picture
+    assert Counter(q.label for q in few) == {"yes": 4, "no": 4}
     with pytest.raises(InputError, match="none of 12 pictures has at least 9 objects"):
         build_pope(PICTURES, min_objects=9)
+    line = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "Yes"}
+    (tmp_path / "q.json").write_text(json.dumps(line))
+    assert load_questions(tmp_path / "q.json")[0].label == "yes"
+    (tmp_path / "q.json").write_text(json.dumps(line | {"label": "maybe"}))
+    with pytest.raises(InputError, match=r"line 1 of .* has the label 'maybe'"):
+        load_questions(tmp_path / "q.json")
 
 
 @needs_data

@@ -13,6 +13,8 @@ from mmsae.sae import SAE, Dictionary, DistanceEncoder, TopK
 from mmsae.tasks.chair import chair_command
 from mmsae.tasks.concept_decoding import Settings
 from mmsae.tasks.concept_decoding_methods import find_latents, make_methods, save_edit, ssl_edit, unit_direction
+from mmsae.tasks.pope import Question
+from mmsae.tasks.pope_answers import probe_batches
 from mmsae.tasks.pope_run import pope
 from mmsae.types import Codes, InputError
 
@@ -120,6 +122,31 @@ def test_directions_are_found_on_other_shards(world, tmp_path, monkeypatch):
     off = run(root, host, tmp_path / "b", methods=["ssl", "save"], **{**options, "gamma": 0.0})
     same = json.loads((tmp_path / "b" / "answers.json").read_text())
     assert same["ssl"] == same["save"] == same["greedy"] == answers["greedy"] and off["gamma"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"template": "Is {x} there?"}, "something else in braces than a and object"),
+        ({"prompt": "Answer in one word."}, "has no {question} in it"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"settings": SHORT._replace(alpha_c=-3.0)}, "alpha_c is -3.0"),
+        ({"settings": SHORT._replace(temperature=0.0)}, "temperature 0.0"),
+        ({"device": "gpu"}, "device is 'gpu'"),
+    ],
+)
+def test_wrong_arguments_are_named_and_leave_nothing(world, tmp_path, options, words):
+    root, host = world
+    with pytest.raises(InputError, match=words):
+        run(root, host, tmp_path / "a", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_the_probe_that_is_broken_is_named(world):
+    root, host = world
+    lost = [Question(1, "f" * 32, "is there a dog ?", "no")]
+    with pytest.raises(InputError, match="1 of 1 pictures of the probe"):
+        next(probe_batches(host, str(root / "shards"), lost, "{question}", 1))
 
 
 def test_methods_that_lack_something(world):

@@ -122,10 +122,12 @@ def test_a_killed_job_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "killed", **options)
     assert len(list((tmp_path / "killed" / "parts").iterdir())) == 1
+    (tmp_path / ".killed.tmp-0123abcd").mkdir()  # what a kill while the result is written leaves
     cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "killed", **options)
     assert seen == ["0.tar", "1.tar", "1.tar", "2.tar"]
     for name in ("weights.json", "weights.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"]
 
 
 def test_answers_are_text_only_where_asked(world, tmp_path):
@@ -184,6 +186,27 @@ def test_top_tokens_are_those_of_the_naive_search(world, tmp_path):
         assert [u for u, _ in got[key]] == [u for u, _ in want], key
         for (_, a), (_, b) in zip(got[key], want, strict=True):
             assert a[0] == pytest.approx(b[0], rel=1e-5) and a[1:] == b[1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"samples": 0}, "samples is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"workers": -1}, "workers is -1"),
+     ({"definition": {"selection": "per_modality", "n_side": 0}}, "n_side is 0")],
+)  # fmt: skip
+def test_wrong_numbers_are_named_and_leave_nothing(world, tmp_path, options, words):
+    root, host, sae = world
+    with pytest.raises(InputError, match=words):
+        cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "w", **{**QUIET, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_stays_as_it_is(world, tmp_path):
+    root, host, sae = world
+    (tmp_path / "thesis.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(InputError, match="holds no result of mmsae weights"):
+            cross_modal_weights(host, sae, str(root / "shards"), out, **QUIET)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_bad_files(tmp_path):
