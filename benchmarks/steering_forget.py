@@ -13,6 +13,7 @@ from mmsae.steering.replace import from_prompts, replacement
 from mmsae.steering.sweep import Arm
 from mmsae.steering.unlearn import at_steps, forget, latents, tune
 from mmsae.world.diffusion_evaluate import draw_prompts
+from mmsae.world.scene import COLOURS
 from mmsae.world.scorers import asked, probed
 
 CONCEPTS = ("red", "green", "blue")
@@ -20,14 +21,19 @@ OPTIONS = {"steps": 20, "guidance": 3.0}
 REPORT = (1000, 2000, 3000)  # first seeds
 
 
-def mixed(n, seed, used=()):
-    """Different prompts with all colours balanced."""
-    texts = draw_prompts(3 * n, seed, vary=True).texts
-    texts = [t for t in dict.fromkeys(texts) if t not in set(used)]
-    by = {}
-    for t in texts:
-        by.setdefault(t.split()[2], []).append(t)
-    return [t for own in by.values() for t in own[: n // 6]]
+def mixed(concept, seed, used=(), n=12, others=3):
+    """``n`` different prompts of a concept, and ``others`` of every other colour; none of those that are used."""
+    out = []
+    for c in COLOURS:
+        texts = [t for t in dict.fromkeys(draw_prompts(200, seed, c, vary=True).texts) if t not in set(used)]
+        out += texts[: n if c == concept else others]
+    return out
+
+
+def prompts_of(concept):
+    """Prompts for tuning, and others for the report: twelve of the concept in each."""
+    texts = mixed(concept, 51)
+    return texts, mixed(concept, 52, texts, others=6)
 
 
 def judge(b, pictures, texts, concept, before=None):
@@ -65,32 +71,32 @@ def average(b, way, texts, concept, seeds=REPORT):
 
 def unlearn(b):
     """Setting by concept on a tuning seed, figures on three others, twenty random controls."""
-    out, texts = {}, mixed(18, 51)
-    new = mixed(36, 52, texts)
+    out = {}
     for c in CONCEPTS:
+        texts, new = prompts_of(c)
 
-        def measure(edits, c=c):
+        def measure(edits, c=c, texts=texts):
             return judge(b, b.draw(texts, at_steps(b.block_site, b.block, edits))[0], texts, c)
 
-        tried = tune(b.concepts, c, measure, (98.5, 99.0, 99.5), (-5.0, -10.0, -15.0, -20.0, -30.0))
+        tried = tune(b.concepts, c, measure, (98.5, 99.5), (-5.0, -10.0, -20.0, -30.0))
         best = tried[0]
         edits = forget(b.concepts, c, best.percentile, best.gamma)
         way = at_steps(b.block_site, b.block, edits)
         found = average(b, way, new, c)
         random = controls([Arm("forget", best.gamma, way)], 20, b.block_stats.live())
         pool = [average(b, a.way, new[::2], c, REPORT[:1]) for a in random]
-        out[c] = found | {
+        out[c] = found | {"unsteered": average(b, [], new, c)} | {
             "percentile": best.percentile, "gamma": best.gamma, "tuning objective": best.result.objective,
             "features": latents(edits), "random ua": [p["ua"] for p in pool], "random ira": [p["ira"] for p in pool],
         }  # fmt: skip
-    return out | {"unsteered": {c: average(b, [], new, c) for c in CONCEPTS}}
+    return out
 
 
 def detect_and_replace(b):
     """The same prompts with activations from a donor where the concept is detected; thresholds from the tuning seed."""
-    out, texts = {}, mixed(18, 51)
-    new = mixed(36, 52, texts)
+    out = {}
     for c in CONCEPTS:
+        texts, new = prompts_of(c)
         target, others = b.concepts.split(c)
         score = selection_score(target, others).mean(0)
         tuned = {}

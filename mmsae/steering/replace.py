@@ -102,14 +102,14 @@ def from_prompts(
         without: From a prompt to the same one without the concept.
         dilate: See :func:`replacement`.
         gates: See :func:`replacement`.
-        **options: Of ``host.generate``, as in the run that is steered.
+        **options: Of ``host.generate``, as in the run that is steered; all prompts are one batch if nothing is said.
     """
 
     @contextmanager
     def way(prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Log]:
         recording = Recording()
         with host.edit(site, recording, where=True):
-            host.generate([without(p) for p in prompts], seed=list(seeds), **options)
+            host.generate([without(p) for p in prompts], seed=list(seeds), **{"batch_size": len(prompts), **options})
         iv = replacement(ids, tau, recording.donor, dilate, **(gates or {}))
         with attach(host, {site: (sae, iv)}) as log:
             yield log
