@@ -73,6 +73,17 @@ def disk_errors(
         ) from e
 
 
+def refuse_foreign(target: str | Path, mark: str) -> None:
+    """Refuse to replace a folder that holds something, but not the file by which its kind is known.
+
+    Raises:
+        InputError: It would be lost.
+    """
+    target = Path(target)
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / mark).is_file()):
+        raise InputError(f"{target} holds other things and no {mark}; they would be lost: name a folder of its own")
+
+
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the block ends well.

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsae.files import atomic_folder
+from mmsae.files import atomic_folder, refuse_foreign
 from mmsae.types import IMAGE, TEXT, InputError, Tokens
 
 CFG, WEIGHTS = "aligner.json", "aligner.safetensors"
@@ -112,6 +112,7 @@ class Aligner(nn.Module):
             for key, value in getattr(self, part)[m].state_dict().items():
                 tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
         fields = {"format": FORMAT, "d_in": self.d_in, "width": self.width}
+        refuse_foreign(folder, CFG)
         with atomic_folder(folder) as temp:
             save_file(tensors, temp / WEIGHTS)
             (temp / CFG).write_text(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmsae.files import atomic_folder
+from mmsae.files import atomic_folder, refuse_foreign
 from mmsae.sae.encoder import AffineEncoder, PerModalityEncoder
 from mmsae.sae.registry import make_part, part_config
 from mmsae.sae.sae import SAE
@@ -109,9 +109,13 @@ def save(sae: SAE, folder: str | Path, training: Mapping[str, Any] | None = None
         sae: A built SAE.
         folder: Where to.
         training: JSON-able facts about the training data and run, kept in ``cfg.json``.
+
+    Raises:
+        InputError: The folder holds something else, which would be lost.
     """
     from mmsae.sae.card import model_card
 
+    refuse_foreign(folder, CFG)
     tensors = {}
     for name, (module, attribute, transposed) in _slots(sae).items():
         value = getattr(module, attribute).detach().cpu()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from mmsae import SAE, InputError, Site, Tokens
 from mmsae.sae import AffineEncoder, Dictionary, DistanceEncoder, Normaliser, PerModalityEncoder, TopK, random_control
+from mmsae.sae.aligner import Aligner
 
 
 def per_modality(norm="unit"):
@@ -159,6 +160,19 @@ def test_saving_replaces_a_folder_as_a_whole_and_leaves_nothing_beside_it(tmp_pa
     (tmp_path / "sae" / "stale").write_text("")
     sae.save_pretrained(tmp_path / "sae")
     assert [p.name for p in tmp_path.iterdir()] == ["sae"] and not (tmp_path / "sae" / "stale").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    sae, _ = make("topk")
+    (tmp_path / "thesis.txt").write_text("mine")
+    aligner = Aligner({"image": 8, "text": 8}, 4)
+    for what in (sae, aligner):
+        for out in (tmp_path, tmp_path / "thesis.txt"):
+            with pytest.raises(InputError, match="holds other things and no"):
+                what.save_pretrained(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    (tmp_path / "empty").mkdir()
+    assert SAE.from_pretrained(sae.save_pretrained(tmp_path / "empty")).d_sae == sae.d_sae
 
 
 def test_a_failed_save_keeps_the_old_folder(tmp_path, monkeypatch):
