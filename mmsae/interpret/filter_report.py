@@ -75,7 +75,12 @@ def write_filter_report(result: Result) -> None:
         sections.append(_selection(r["selection"], r["job"]))
     how = (
         "Bars: concepts that only the image (left) or only the text (right) has, strongest first; the length is the"
-        " share of the code's norm times how closely the concept's image and text values go together."
+        " share of the code's norm times "
+        + (
+            "how closely the concept's image and text values go together."
+            if "pair_code" in r["scores"]
+            else "the concept's cross-modal weight (1 where the score needs none)."
+        )
     )
     for title, rows in shown.items():
         if len(rows):

@@ -33,6 +33,7 @@ def test_kept_by_cross_modal_weights_with_reasons(job, tmp_path):
     table = pq.read_table(out / "scores.parquet").to_pydict()
     assert {"cos_code", "cos_algorithm", "cos_mean", "l0", "l1", "co_l0", "co_l1", "text_only"} <= set(table)
     assert sum(table["kept"]) == 6 == results(out)["kept"]
+    assert "cross-modal weight (1 where" in (out / "report.html").read_text()
     # the weights that were fitted, given: the same scores
     again = filter_shards(**job, out=str(tmp_path / "b"), score="cos_code", weights=str(out))
     assert tree(again)["scores.parquet"] == tree(out)["scores.parquet"]
@@ -64,3 +65,10 @@ def test_scores_of_pairs_are_refused(job, tmp_path):
     with pytest.raises(InputError, match="that of a CLIP-like host"):
         filter_shards(**job, out=str(tmp_path / "a"), score="pair_code")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_files_as_one(job, tmp_path):
+    given = {**job, "score": "cos_code", "text": "question+answer", "select": "cover"}
+    one, two = (filter_command(**given, out=str(tmp_path / str(n)), devices=n) for n in (1, 2))
+    assert tree(one) == tree(two)
