@@ -79,6 +79,17 @@ def test_it_asserts_its_figures_and_says_what_to_change_for_a_real_host(path):
     assert names(example) == names(source(found[at[0] + 1])) != set()
 
 
+def test_bars_and_warnings_are_no_output(run):
+    from nbformat import v4
+
+    bar = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "  0%|"}
+    outputs = [v4.new_output("display_data", bar), v4.new_output("stream", name="stderr", text="  0%|")]
+    cell = v4.new_code_cell("1", outputs=[*outputs, v4.new_output("stream", text="said")])
+    kernel = {"kernelspec": {"name": "python3"}, "widgets": {}}
+    tidied = run.tidy(v4.new_notebook(cells=[cell], metadata=kernel))
+    assert [o.text for o in tidied.cells[0].outputs] == ["said"] and "widgets" not in tidied.metadata
+
+
 def test_machine_paths_are_found(run):
     import nbformat
 
