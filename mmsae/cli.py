@@ -119,6 +119,8 @@ def _user_error(e: BaseException | None, command: str) -> str | None:
     while e is not None:
         if isinstance(e, InputError):
             return str(e)
+        if isinstance(e, (PermissionError, NotADirectoryError, IsADirectoryError)) and e.filename:
+            return f"{e.filename}: {e.strerror}"
         if isinstance(e, ArgumentError):
             lines = [line.strip() for line in str(e).splitlines()]
             reasons = [line for line in lines[1:] if line and not re.match(_NO_REASON, line)]

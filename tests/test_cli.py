@@ -139,6 +139,13 @@ def test_bad_input_of_a_command_is_one_sentence(capsys, tmp_path):
     assert not out.exists()
 
 
+def test_a_place_that_cannot_be_written_is_named(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("mmsae.info.describe", lambda path, verify: (Path(path) / "file" / "x").write_text("a"))
+    said = fails(capsys, "info", str(tmp_path))
+    assert said == f"mmsae: error: {tmp_path / 'file' / 'x'}: Not a directory\n"
+
+
 def test_faults_of_the_program_are_not_hidden(monkeypatch, tmp_path):
     def broken(path, verify):
         raise ValueError("a bug")
