@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,21 @@ def refuse_foreign(target: str | Path, mark: str) -> None:
     target = Path(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / mark).is_file()):
         raise InputError(f"{target} holds other things and no {mark}; they would be lost: name a folder of its own")
+
+
+def check_writable(target: str | Path) -> None:
+    """Refuse a place that cannot be written, before the work whose result goes there.
+
+    Raises:
+        InputError: Naming the folder and the reason.
+    """
+    parent = Path(target).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            return
+    except OSError as e:
+        raise InputError(f"{target} cannot be written: {e.strerror or e}") from e
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from mmsae import InputError
-from mmsae.files import atomic_folder, disk_errors
+from mmsae.files import atomic_folder, check_writable, disk_errors
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,11 @@ def test_a_folder_that_fails_leaves_the_old_one_and_no_trace(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     file = tmp_path / "x" / "deep" / "file"
     assert file.read_text() == "old" and file.stat().st_mode & 0o777 == (tmp_path / "x").stat().st_mode & 0o666
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "below" / "out")
+    check_writable(tmp_path / "new" / "out")
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["new"] and not any((tmp_path / "new").iterdir())

@@ -29,8 +29,12 @@ Sites = Mapping[str, Site | str] | Sequence[Site | str]
 
 
 def check_device(device: str | torch.device) -> None:
-    """Refuse a CUDA device where there is none."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    """Refuse what names no device, and a CUDA device where there is none."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as e:
+        raise InputError(f"device {str(device)!r} is not known to torch; there are cpu and cuda, as cuda:0.") from e
+    if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {str(device)!r} was asked for, but torch sees no CUDA device.")
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmsae.files import atomic_folder, disk_errors
+from mmsae.files import atomic_folder, check_writable, disk_errors
 from mmsae.shards import FAULT_LIMIT
 from mmsae.types import InputError
 from mmsae.world.contrastive import Recipe, train
@@ -100,6 +100,7 @@ def pretrain_clip(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
         raise InputError(f"{out} exists and is not empty: name another folder, or overwrite it with --overwrite true")
+    check_writable(target)
     if not timm.is_model(image_tower):
         raise InputError(f"timm has no model {image_tower!r} for the image tower")
     if steps < 1 or batch_size < 2 or text_width % 32:

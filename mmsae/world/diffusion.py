@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmsae.files import atomic_folder, disk_errors
+from mmsae.files import atomic_folder, check_writable, disk_errors
 from mmsae.shards import FAULT_LIMIT
 from mmsae.types import InputError
 from mmsae.world.clip import LONGEST, SHORTEST, _threads
@@ -93,6 +93,7 @@ def pretrain_diffusion(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
         raise InputError(f"{out} exists and is not empty: name another folder, or overwrite it with --overwrite true")
+    check_writable(target)
     cell = _PATCH * 2 ** (len(channels) - 1)
     if steps < 1 or batch_size < 1 or text_width % 32 or image_size % cell or any(c % 16 for c in channels):
         raise InputError(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmsae.backbones.lvlm_load import check_folder, load_model, quiet
-from mmsae.files import atomic_folder
+from mmsae.files import atomic_folder, check_writable
 from mmsae.types import InputError
 from mmsae.world.clip import _threads
 from mmsae.world.data import WorldData, generate
@@ -78,6 +78,7 @@ def train_llava(
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
         raise InputError(f"{out} exists and is not empty: name another folder, or overwrite it with --overwrite true")
+    check_writable(target)
     if steps < 1 or batch_size < 1:
         raise InputError(f"steps {steps} and batch_size {batch_size} must be at least 1")
     lessons = world_lessons(generate(data, data_seed)) if isinstance(data, int) else shard_lessons(data)
