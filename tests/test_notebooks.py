@@ -85,7 +85,7 @@ def test_bars_and_warnings_are_no_output(run):
     bar = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "  0%|"}
     outputs = [v4.new_output("display_data", bar), v4.new_output("stream", name="stderr", text="  0%|")]
     cell = v4.new_code_cell("1", outputs=[*outputs, v4.new_output("stream", text="said")])
-    kernel = {"kernelspec": {"name": "python3"}, "widgets": {}}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "widgets": {}}
     tidied = run.tidy(v4.new_notebook(cells=[cell], metadata=kernel))
     assert [o.text for o in tidied.cells[0].outputs] == ["said"] and "widgets" not in tidied.metadata
 
