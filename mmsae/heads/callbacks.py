@@ -84,7 +84,7 @@ def log_figures(module: pl.LightningModule, figures: Mapping[str, Any]) -> None:
 class ZeroShotTest(Callback):
     """Zero-shot accuracy on the test data: ``test/zeroshot/raw/top1``, ``recon``, ``code``, ``enhanced``.
 
-    The store must be of the embeddings of images and texts; labels are joined by uid.
+    The store must be of the embeddings of images and texts; labels are joined by uid, images without one left out.
 
     Args:
         shards: What the store was extracted from: labels are read there.
@@ -140,6 +140,9 @@ class ZeroShotTest(Callback):
         if batch.uids is None:
             raise InputError("ZeroShotTest needs the uids of the test data, which this datamodule does not give")
         labels = self.known.numbers(batch.uids, self.named.values).to(x.device)
+        known = self.known.value
+        some = torch.tensor([u not in known or known[u] is not None for u in batch.uids], device=x.device)
+        x, labels = x[some], labels[some]
         if bad := int((labels < 0).sum()):
             raise InputError(f"{bad} of {len(labels)} test images have no label in {self.shards} that is a class")
         scores = zero_shot_scores(module.sae, x, self.vectors)

@@ -12,7 +12,7 @@ from mmsae.heads.classifier import at_embedding, zero_shot_heads
 from mmsae.heads.features import KINDS, Features, load_features
 from mmsae.heads.ood import CONTROLS, ood_head
 from mmsae.heads.ood_fit import DISTANCES, LOGITS, NATIVE, Setup
-from mmsae.heads.ood_sets import generated
+from mmsae.heads.ood_sets import generated, shared_classes
 from mmsae.heads.rows import TRAINED
 from mmsae.heads.spaces import RANDOM
 from mmsae.heads.suite import NotApplicable, head
@@ -21,7 +21,7 @@ from mmsae.heads.zeroshot import Split, zero_shot_head
 from mmsae.metrics.ood import roc
 from mmsae.sae import SAE
 from mmsae.tasks.zero_shot import zero_shot_scores
-from mmsae.types import TEXT
+from mmsae.types import TEXT, InputError
 
 SHOWN = ("energy", "mds", "recon")  # detectors whose curves are drawn
 
@@ -48,6 +48,10 @@ def zeroshot(data: Data, concept: str = "code") -> Found:
 
 def _ood_validation(data: Data, val: Features) -> tuple[Features, str]:
     if names := data.named("val_ood"):
+        if len(names) > 1:
+            raise InputError(
+                f"{data.suite.path}: {len(names)} sets have the role val_ood ({', '.join(names)}), one is used"
+            )
         return data.features(names[0]), f"the set {names[0]}"
     keep = set(val.uids)
     made = load_features(
@@ -80,7 +84,11 @@ def ood(
     sets = {n: data.features(n) for n in far + near}
     found = ood_head(Setup(train, val, val_ood, heads), test, sets, sae=data.sae, near=near, kinds=kinds, scores=scores,
                      controls=controls, seed=data.seed)  # fmt: skip
-    notes = [f"value is the AUROC. Settings were chosen on {said}.", *found.notes]
+    notes = [f"Settings were chosen on {said}. AUPRs are in results.json.", *found.notes]
+    for name, shared in shared_classes(train, sets).items():
+        notes.append(
+            f"**OOD set {name} has classes of the ID set**: {', '.join(shared[:10])}; exclude leaves them out."
+        )
     return Found(found.rows, {"chosen": found.chosen, "roc": _curves(found.conf, far + near)}, notes)
 
 

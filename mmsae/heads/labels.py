@@ -34,6 +34,10 @@ class Labels(NamedTuple):
         gone = {u for u, v in self.value.items() if plain(v) in out or plain(self.name[u]) in out}
         return Labels(*({u: v for u, v in d.items() if u not in gone} for d in self)) if gone else self
 
+    def labelled(self) -> set[str]:
+        """The samples that have a label."""
+        return {u for u, v in self.value.items() if v is not None}
+
     def values_of(self, uids: Sequence[str]) -> list[Any]:
         """Label values that occur, sorted."""
         found = {v for u in uids if (v := self.value.get(u)) is not None}

@@ -100,7 +100,7 @@ def fit_detectors(
             continue
         if n_classes > 1:
             classifier[kind] = _classifier(setup, kind, f)
-            _logit_detectors(out, chosen, scores, kind, view, classifier[kind], f)
+            _logit_detectors(out, chosen, scores, kind, view, classifier[kind], f, notes)
         _distance_detectors(out, chosen, scores, kind, view, f, train.labels, n_classes, notes)
     if n_classes < 2:
         notes.append(f"the ID set has 1 class: {', '.join(s for s in (*LOGITS, 'rmds') if s in scores)} are left out")
@@ -137,9 +137,12 @@ class _Chosen:
     def __init__(self, setup: Setup):
         self.setup, self.settings = setup, {}
 
-    def __call__(self, name: str, kind: str, make: Callable[[Any], Detector], limit: int | None = None) -> Detector:
+    def __call__(
+        self, name: str, kind: str, make: Callable[[Any], Detector], limit: int | None = None,
+        grid: Sequence[float] | None = None,
+    ) -> Detector:  # fmt: skip
         """The best detector among those of the grid; values above ``limit`` are cut to it."""
-        grid = list(self.setup.grids[name])
+        grid = list(self.setup.grids[name] if grid is None else grid)
         grid = list(dict.fromkeys(min(g, limit) for g in grid)) if limit else grid
         found = {}
         for g in grid:
@@ -151,7 +154,7 @@ class _Chosen:
         return found[best][1]
 
 
-def _logit_detectors(out, chosen: _Chosen, scores, kind: str, view, head: d.Head, f: Tensor) -> None:
+def _logit_detectors(out, chosen: _Chosen, scores, kind: str, view, head: d.Head, f: Tensor, notes) -> None:
     for name, fn in (("msp", d.msp), ("max_logit", d.max_logit), ("energy", d.energy)):
         if name in scores:
             out[name, kind] = lambda s, fn=fn: fn(head(view(s)))
@@ -160,7 +163,12 @@ def _logit_detectors(out, chosen: _Chosen, scores, kind: str, view, head: d.Head
         out["vim", kind] = chosen("vim", kind, lambda dim: _on(vim.at(dim, f), view), f.shape[1] // 2)
     if "react" in scores:
         v = view(chosen.setup.val)
-        out["react", kind] = chosen("react", kind, lambda p: _on(d.ReAct.fit(head, v, p), view))
+        low = head.space(v).min()  # clipped there, as at a low percentile of codes that are mostly 0, nothing is left
+        grid = [p for p in chosen.setup.grids["react"] if d.ReAct.fit(head, v, p).threshold > low]
+        if grid:
+            out["react", kind] = chosen("react", kind, lambda p: _on(d.ReAct.fit(head, v, p), view), grid=grid)
+        else:
+            notes.append(f"react on {kind} is left out: every percentile is the smallest activation")
 
 
 def _distance_detectors(out, chosen: _Chosen, scores, kind, view, f, labels, n_classes, notes) -> None:

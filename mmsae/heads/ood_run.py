@@ -15,7 +15,7 @@ from mmsae.heads.labels import read_classes, read_labels, read_lines, read_templ
 from mmsae.heads.ood import CONTROLS, Scored, ood_head
 from mmsae.heads.ood_figures import markdown, plot_ood
 from mmsae.heads.ood_fit import DISTANCES, EMBED, LOGITS, NATIVE, Setup
-from mmsae.heads.ood_sets import Sources, keep_names, load_sets, named_shards, shared_classes
+from mmsae.heads.ood_sets import Sources, keep_names, load_sets, named_shards, shared_classes, shared_images
 from mmsae.heads.rows import write_results
 from mmsae.sae import random_control
 from mmsae.shards import expand
@@ -123,8 +123,10 @@ def ood(
     )  # fmt: skip
     warnings = [
         f"OOD set {name} has classes of the ID set: {', '.join(shared[:10])}; --exclude FILE leaves them out"
-        for name, shared in shared_classes(sets).items()
-    ]
+        for name, shared in shared_classes(sets.train, sets.ood).items()
+    ] + shared_images("ID test", sets.test, sets.train.uids + sets.val.uids, "training or validation")
+    if named_val:
+        warnings += [w for n, f in sets.ood.items() for w in shared_images(n, f, sets.val_ood.uids, "OOD validation")]
     kind_of = {k: "zero-shot" if k in heads else "linear probe" for k in kinds}
     about = {
         "head": "ood", "sae": str(sae), "sae_training": sae_training(sae), "site": str(model.sites[IMAGE]),

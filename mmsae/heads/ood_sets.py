@@ -177,12 +177,18 @@ def _compact(split: dict[str, Features], whole: Features, label: str) -> tuple[d
     return out, notes
 
 
-def shared_classes(sets: Sets) -> dict[str, list[str]]:
+def shared_classes(train: Features, ood: Mapping[str, Features]) -> dict[str, list[str]]:
     """``{OOD set: class names that the ID set has, too}``; names that are bare numbers do not count."""
-    named = {plain(n) for n in (*sets.train.names, *sets.train.said)}
+    named = {plain(n) for n in (*train.names, *train.said)}
     named = {n for n in named if n and not n.lstrip("-").isdigit()}
-    found = {name: sorted(n for n in f.said if plain(n) in named) for name, f in sets.ood.items()}
+    found = {name: sorted(n for n in f.said if plain(n) in named) for name, f in ood.items()}
     return {name: shared for name, shared in found.items() if shared}
+
+
+def shared_images(name: str, test: Features, seen: Sequence[str], what: str) -> list[str]:
+    """A warning where images of a test set are among those that were seen before."""
+    same = len(set(test.uids) & set(seen))
+    return [f"{same} of the {test.n} {name} images are {what} images, too (equal uids)"] if same else []
 
 
 def generated(images: Tensor) -> Tensor:

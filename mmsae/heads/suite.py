@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from mmsae.shards import expand
 from mmsae.types import InputError
 
 SETS = ("train", "val", "test")
@@ -46,12 +49,13 @@ class DataSet:
     limit: int | None = None
     part: tuple[float, float] | None = None
     change: dict[str, float] = field(default_factory=dict)
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str | int, ...] = ()
     relabel: dict[str, Any] | str | None = None
     role: str = ""
     unlabelled: bool = False
 
 
+RESERVED = ("id", "near", "far")  # what OOD tables call the ID set and the means
 ROLES = ("", "shift", "ood", "near_ood", "val_ood")
 
 
@@ -90,6 +94,11 @@ class Suite:
     title: str = ""
     path: str = ""
 
+    def paths(self, name: str) -> list[str]:
+        """The tars of a set."""
+        shards = self.data[name].shards
+        return expand([str(Path(self.root) / s) for s in ([shards] if isinstance(shards, str) else shards)])
+
     def find(self, name: str) -> str:
         """A file that the suite names: in the working folder, under the root, beside the suite."""
         for place in (Path(name), Path(self.root) / name, Path(self.path).parent / name):
@@ -106,7 +115,32 @@ def _checked(cls: type, given: Any, where: str) -> dict[str, Any]:
     known = {f.name for f in fields(cls)} - {"path"}
     if odd := sorted(set(map(str, given)) - known):
         raise InputError(f"{where} has the field {odd[0]!r}, it can have {', '.join(sorted(known))}")
+    hints = get_type_hints(cls) | {"data": Any, "heads": Any}  # these two are read piece by piece
+    for name, value in given.items():
+        if value is not None and not _fits(value, hints[name]):
+            kind = re.sub(r"typing\.| \| None", "", str(fields_of(cls)[name]))
+            raise InputError(f"{where}: {name} is {value!r}, expected {kind}")
     return {k: v for k, v in given.items() if v is not None}
+
+
+def fields_of(cls: type) -> dict[str, Any]:
+    """``{field: its type as it is written}``."""
+    return {f.name: f.type for f in fields(cls)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of YAML is of a type: lists count as tuples, whole numbers as floats."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(v, args[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(_fits(v, args[1]) for v in value.values())
+    kinds = (int, float) if hint is float else (hint,)
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
 
 
 def parse_suite(content: Any, path: str = "suite", root: str = "", host: str = "") -> Suite:
@@ -116,8 +150,10 @@ def parse_suite(content: Any, path: str = "suite", root: str = "", host: str = "
         InputError: A field, head, option or role that does not exist, or no ``train`` or ``test``.
     """
     given = _checked(Suite, content, path)
-    data = {}
-    for name, one in dict(given.get("data") or {}).items():
+    data, said = {}, given.get("data") or {}
+    if not isinstance(said, Mapping):
+        raise InputError(f"{path}: data is {said!r}, expected names of sets and what they are")
+    for name, one in said.items():
         own = _checked(DataSet, {"shards": one} if isinstance(one, str | list) else one, f"{path}: data.{name}")
         if "shards" not in own:
             raise InputError(f"{path}: data.{name} has no shards")
@@ -128,19 +164,31 @@ def parse_suite(content: Any, path: str = "suite", root: str = "", host: str = "
             raise InputError(f"{path}: data.{name}.role is {own['role']!r}, it can be {', '.join(filter(None, ROLES))}")
         if name not in SETS and not own.get("role"):
             raise InputError(f"{path}: data.{name} needs a role: {', '.join(filter(None, ROLES))}")
+        if own.get("limit", 1) < 1:
+            raise InputError(f"{path}: data.{name}.limit is {own['limit']}, expected at least 1")
+        if name in RESERVED:
+            raise InputError(f"{path}: data.{name}: choose another name, {', '.join(RESERVED)} stand in the tables")
         data[name] = DataSet(**{**own, "exclude": tuple(own.get("exclude", ())), "part": part and tuple(part)})
     if lacking := [s for s in ("train", "test") if s not in data]:
         raise InputError(f"{path}: data has no {lacking[0]}")
     heads = given.get("heads") or list(HEADS)
+    if not isinstance(heads, Mapping) and not _fits(heads, list[str]):
+        raise InputError(f"{path}: heads is {heads!r}, expected names of heads, or names and options")
     heads = dict.fromkeys(heads) if isinstance(heads, list) else dict(heads)
     for name, options in heads.items():
         if name not in HEADS:
             raise InputError(f"{path}: no head {name!r}, there are {', '.join(HEADS)}")
+        if not isinstance(options or {}, Mapping):
+            raise InputError(f"{path}: heads.{name} is {options!r}, expected options and values")
         known = list(inspect.signature(HEADS[name]).parameters)[1:]
         if odd := sorted(set(options or {}) - set(known)):
             raise InputError(
                 f"{path}: heads.{name} has the option {odd[0]!r}, it can have {', '.join(known) or 'none'}"
             )
+        hints = get_type_hints(HEADS[name])
+        if bad := [k for k, v in (options or {}).items() if not _fits(v, hints[k])]:
+            kind = inspect.signature(HEADS[name]).parameters[bad[0]].annotation
+            raise InputError(f"{path}: heads.{name}.{bad[0]} is {options[bad[0]]!r}, expected {kind}")
     rest = {k: v for k, v in given.items() if k not in ("data", "heads")}
     rest |= {k: v for k, v in {"root": root, "host": host}.items() if v}
     return Suite(data, {k: dict(v or {}) for k, v in heads.items()}, path=path, **rest)

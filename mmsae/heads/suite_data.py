@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from mmsae.heads.spaces import CONTROLS, Space, spaces
 from mmsae.heads.suite import NotApplicable, Suite
 from mmsae.heads.tree import Tree
 from mmsae.sae import SAE, random_control
-from mmsae.shards import FaultLog, expand, read_shard, unit_batches
+from mmsae.shards import FaultLog, read_shard, unit_batches
 from mmsae.tasks.selection import draw
 from mmsae.tasks.zero_shot import class_embeddings
 from mmsae.types import IMAGE, TEXT, InputError
@@ -72,9 +71,7 @@ class Data:
 
     def paths(self, name: str) -> list[str]:
         """The tars of a set."""
-        shards = self.suite.data[name].shards
-        shards = [shards] if isinstance(shards, str) else shards
-        return expand([str(Path(self.suite.root) / s) for s in shards])
+        return self.suite.paths(name)
 
     def has(self, name: str) -> bool:
         """Whether the suite has a set."""

@@ -12,7 +12,7 @@ from mmsae.backbones import Backbone
 from mmsae.files import atomic_file
 from mmsae.heads.classifier import at_embedding, text_classes
 from mmsae.heads.features import Features, load_features, open_host, with_sae
-from mmsae.heads.labels import Classes, read_classes, read_labels, read_templates
+from mmsae.heads.labels import Classes, Labels, read_classes, read_labels, read_templates
 from mmsae.heads.rows import row, text_table, write_results
 from mmsae.heads.zeroshot import Split, ZeroShot, zero_shot_head
 from mmsae.metrics.reconstruction import fvu
@@ -87,16 +87,25 @@ def zeroshot(
         named = Classes([known.name_of(v) for v in values], values)
         if len(values) < 2:
             raise InputError(f"{paths[0]} and {len(paths) - 1} other shards have {len(values)} class: 2 are needed")
+    tune_known = read_labels(expand(tune), label) if tune else known
+    for labels in (known, tune_known):
+        _refuse_unknown(labels, named)
     prompts = read_templates(templates)
     if progress:
         print(f"zeroshot: {len(named.names)} classes, {len(prompts)} templates, {len(paths)} shards")
     vectors = text_classes(backbone, named.names, prompts)
     job = _Job(backbone, named, vectors, label, limit, batch_size, workers, progress)
     saes = {"": model, **({"random": random_control(model, seed)} if control else {})}
-    held = (lambda u: draw(u, 6) < TUNE_SHARE) if not tune else None
-    test_of = job.scores(saes, paths, None if held is None else lambda u: not held(u), "test")
-    tune_of = job.scores(saes, tune or paths, held, "tuning")
+    held = {u for u in known.value if not tune and draw(u, 6) < TUNE_SHARE}
+    test_uids = known.labelled() - held
+    tune_uids = tune_known.labelled() if tune else known.labelled() & held
+    test_of = job.scores(saes, paths, test_uids, "test")
+    tune_of = job.scores(saes, tune or paths, tune_uids, "tuning")
     warnings = class_warnings(named, test_of[""].split.labels, classes or "the data")
+    if bare := len(known.value) - len(known.labelled()):
+        warnings.append(f"{bare} of the {len(known.value)} images have no label and are left out")
+    if same := len(test_uids & tune_uids):
+        warnings.append(f"{same} of the {len(test_uids)} test images are tuning images, too: alpha has seen them")
     results, rows = {}, []
     for name in saes:
         results[name] = zero_shot_head(
@@ -143,29 +152,23 @@ class _Job(NamedTuple):
     workers: int
     progress: bool
 
-    def load(self, sae: SAE, shards: Any, keep: Any, desc: str, embed: bool) -> Features:
-        f = load_features(
-            self.host, sae, shards, label=self.label, classes=self.classes.values, keep=keep, limit=self.limit,
-            embed=embed, batch_size=self.batch_size, workers=self.workers, progress=self.progress, desc=desc,
+    def load(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str, embed: bool) -> Features:
+        return load_features(
+            self.host, sae, shards, label=self.label, classes=self.classes.values, limit=self.limit, embed=embed,
+            keep=None if uids is None else uids.__contains__, batch_size=self.batch_size, workers=self.workers,
+            progress=self.progress, desc=desc,
         )  # fmt: skip
-        if bad := int((f.labels < 0).sum()):
-            said = ", ".join(list(f.said)[:3]) or "no name"
-            raise InputError(
-                f"{bad} of the {f.n} {desc} images have a label that none of the {len(self.classes.names)} classes has "
-                f"(the data says {said}, ...)"
-            )
-        return f
 
-    def through(self, sae: SAE, shards: Any, keep: Any, desc: str) -> Tensor:
+    def through(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str) -> Tensor:
         """``(n, e)`` embeddings of a host that goes on from the SAE's reconstruction."""
         with self.host.edit(sae.sites[IMAGE], lambda rows: sae.decode(sae.encode(rows, IMAGE), IMAGE)):
-            return self.load(sae, shards, keep, desc, True).embed
+            return self.load(sae, shards, uids, desc, True).embed
 
-    def scores(self, saes: dict[str, SAE], shards: Any, keep: Any, desc: str) -> dict[str, _Scores]:
+    def scores(self, saes: dict[str, SAE], shards: Any, uids: set[str], desc: str) -> dict[str, _Scores]:
         """Scores of every SAE: from one pass at the embeddings, else with the host run on from its reconstruction."""
         model = saes[""]
         joint = at_embedding(model)
-        f = self.load(model, shards, keep, desc, not joint)
+        f = self.load(model, shards, uids, desc, not joint)
         out = {}
         for name, sae in saes.items():
             x = f.x if joint else f.embed
@@ -173,11 +176,22 @@ class _Job(NamedTuple):
             if joint and TEXT in sae.modalities:
                 scores = zero_shot_scores(sae, x.to(self.host.device), self.vectors)
             else:
-                seen = recon if joint else self.through(sae, shards, keep, f"{desc}, {name or 'reconstructed'}")
+                seen = recon if joint else self.through(sae, shards, uids, f"{desc}, {name or 'reconstructed'}")
                 scores = {"raw": cosine_to(self.vectors)(x), "recon": cosine_to(self.vectors)(seen)}
             explained = float("nan") if recon is None else 1 - fvu(recon, f.x)
             out[name] = _Scores(Split({k: s.cpu() for k, s in scores.items()}, f.labels), explained)
         return out
+
+
+def _refuse_unknown(known: Labels, named: Classes) -> None:
+    """Refuse labels that no class has: they could only count as errors."""
+    values = set(named.values)
+    if odd := [v for v in known.value.values() if v is not None and v not in values]:
+        said = ", ".join(map(known.name_of, list(dict.fromkeys(odd))[:3]))
+        raise InputError(
+            f"{len(odd)} of the {len(known.value)} images have a label that none of the {len(values)} classes has, "
+            f"such as {said}"
+        )
 
 
 def class_warnings(named: Classes, labels: Tensor, source: str) -> list[str]:

@@ -54,7 +54,11 @@ INTRO = {
     "predicts by the line through raw-feature probes. *Matched gain*: the same at the highest source "
     "accuracy that both reach, over all linear probes.",
 }
-BEST = {"fvu": "min", "LCH height": "min", "inter_sym": "min"}
+BEST = dict.fromkeys(("fvu", "LCH height", "inter_sym", "absorption", "full absorption"), "min")
+RATES = {
+    "fpr95_ood_positive": "FPR95, OOD positive (share of ID flagged where 95% of OOD are)",
+    "fpr95_id_positive": "FPR95, ID positive (share of OOD accepted where 95% of ID are)",
+}
 BARS = {"probes": ("1-sparse", "One feature per concept; .5 is chance"), "zeroshot": ("top1", "Top-1 accuracy")}
 NOT_BETTER = ("L0", "dense share", "n", "zero", "mean", "norm ratio", "bias ratio")
 
@@ -101,12 +105,25 @@ def tables_of(rows: Sequence[Mapping[str, Any]], most: int = 6) -> list[Table]:
     return out
 
 
+def ood_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Tables of AUROC, then of both rates at 95%, by their names."""
+    rows = [r for r in rows if r.get("sets") != 1]  # the mean of one set is that set
+    own = [r for r in rows if "auroc" in r]
+    out = tables_of([r for r in rows if "auroc" not in r])
+    out += [t._replace(caption=f"AUROC, {t.caption}") for t in tables_of(own, 7)]
+    for field, text in RATES.items():
+        some = [{**r, "value": r[field], "low": None, "high": None} for r in own]
+        out += [t._replace(caption=f"{text}, {t.caption.split(';')[0]}") for t in tables_of(some, 7)]
+    return out
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The tables of all heads, for documents."""
     out = []
     for name in dict.fromkeys(r["head"] for r in rows):
         out.append(f"## {TITLES.get(name, name)}\n")
-        for table in tables_of([r for r in rows if r["head"] == name]):
+        own = [r for r in rows if r["head"] == name]
+        for table in ood_tables(own) if name == "ood" else tables_of(own):
             head = [f"| {' | '.join(table.columns)} |", "|---" * len(table.columns) + "|"]
             body = [f"| {' | '.join('' if c is None else str(c) for c in r)} |" for r in table.rows]
             out.append("\n".join([f"{table.caption}:\n", *head, *body]) + "\n")
@@ -205,9 +222,8 @@ def write_card(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str
         head = command.get(name, name)
         notes = " ".join(about["notes"].get(head, ()))
         intro = "\n\n".join(filter(None, (INTRO.get(name, ""), notes)))
-        sections.append(
-            Section(TITLES.get(name, name), intro, figures_of(name, own, more.get(head, {})), tables_of(own))
-        )
+        tables = ood_tables(own) if name == "ood" else tables_of(own)
+        sections.append(Section(TITLES.get(name, name), intro, figures_of(name, own, more.get(head, {})), tables))
     if about["skipped"]:
         table = Table(["head", "why"], [[k, v] for k, v in about["skipped"].items()])
         sections.append(Section("What does not apply", tables=[table]))
@@ -242,7 +258,9 @@ def _summary(by_head: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[
         for r in own:
             if r["features"] != "code" or r["control"] or r["value"] is None or r["score"] in NOT_BETTER:
                 continue
-            if re.search("gain|effective|share|latents|bridge|energy", r["score"]):
+            if re.search("gain|effective|share|latents|bridge|energy in", r["score"]):
+                continue
+            if name == "ood" and r["set"] in ("near", "far"):  # means of sets that are counted already
                 continue
             same = [o for o in own if (o["set"], o["score"]) == (r["set"], r["score"]) and o["value"] is not None]
             for against, match in (("raw", ("raw", "")), ("random", ("code", "random"))):
@@ -263,5 +281,9 @@ def _summary(by_head: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[
         "How often the code is better than raw features, and than the code of random weights, over all sets and scores."
     )
     return Section(
-        "In short", intro, facts=facts, tables=[Table(["head", "better than raw", "better than random"], table)]
+        "In short",
+        intro,
+        facts=facts,
+        warnings=about.get("warnings", ()),
+        tables=[Table(["head", "better than raw", "better than random"], table)],
     )

@@ -11,6 +11,8 @@ from typing import Any
 from mmsae.files import atomic_folder, remove_leftovers
 from mmsae.heads import card_classes, card_codes, card_detect, card_split  # noqa: F401  they register their heads
 from mmsae.heads.features import open_host
+from mmsae.heads.labels import TEMPLATE_SETS
+from mmsae.heads.ood_sets import shared_images
 from mmsae.heads.rows import text_table, write_results
 from mmsae.heads.suite import HEADS, NotApplicable, Suite, load_suite
 from mmsae.heads.suite_data import Data, Found
@@ -61,6 +63,32 @@ def check_out(out: str | Path) -> Path:
     return out
 
 
+def check_files(suite: Suite) -> None:
+    """Find everything that a suite names, before anything is computed.
+
+    Raises:
+        InputError: Shards, a tree, class names, templates or another SAE that are not there.
+    """
+    for name in suite.data:
+        suite.paths(name)
+    trees = [t for t in suite.trees.values() if t != "wordnet"]
+    templates = [] if suite.templates in TEMPLATE_SETS else [suite.templates]
+    for name in filter(None, [*trees, suite.classes, *templates, *suite.others.values()]):
+        suite.find(name)
+
+
+def overlaps(data: Data) -> list[str]:
+    """Warnings about sets that share images with those that probes and detectors learn from."""
+    held = {n: data.features(n) for n in data.suite.data if data.loaded(n)}
+    return [
+        warning
+        for fit in ("train", "val")
+        for name, f in held.items()
+        if fit in held and name not in ("train", fit)
+        for warning in shared_images(name, f, held[fit].uids, fit)
+    ]
+
+
 def evaluate(
     sae: str,
     suite: str,
@@ -100,6 +128,8 @@ def evaluate(
         if odd := [h for h in heads if h not in plan.heads]:
             raise InputError(f"{suite} has no head {odd[0]}, it has {', '.join(plan.heads)}")
         plan = _only(plan, heads)
+    else:
+        check_files(plan)
     if progress:
         images = "at most 1,500 images a set" if quick else "all images that the suite asks for"
         what = f"{len(plan.heads)} heads" if len(plan.heads) > 1 else "one head"
@@ -116,6 +146,7 @@ def evaluate(
         "skipped": skipped, "seconds": seconds, "notes": {k: list(f.notes) for k, f in found.items()},
         "more": {k: f.more for k, f in found.items()},
     }  # fmt: skip
+    about["warnings"] = overlaps(data)
     if any(s.tokens not in ("pooled", "cls", "eos") for s in model.sites.values()):
         about["notes"]["core"] = [*about["notes"].get("core", ()), TOKENS]
     rows = [r for f in found.values() for r in f.rows]
@@ -125,6 +156,7 @@ def evaluate(
         (temp / TABLES).write_text(markdown(rows), encoding="utf-8")
         write_card(temp / PAGE, rows, about)
     if progress:
+        print("\n".join(f"warning: {w}" for w in about["warnings"]))
         shown = [[r["head"], r["set"], r["score"], r["features"], r["control"] or "", r["value"], r["n"]] for r in rows]
         print(text_table(_headline(shown), ("head", "set", "score", "features", "control", "value", "n")))
         print(f"{len(rows)} figures in {time.perf_counter() - start:.0f} s: {folder / RESULTS}")

@@ -15,9 +15,10 @@ from mmsae.cli import main
 from mmsae.heads.callbacks import OODTest, ZeroShotAccuracy, ZeroShotTest
 from mmsae.heads.detectors_sae import firing_rates, rarity, recon
 from mmsae.heads.features import encode_features
+from mmsae.heads.labels import Classes, Labels
 from mmsae.metrics.ood import OODScores, ood_metrics
-from mmsae.sae import SAE
-from mmsae.types import InputError
+from mmsae.sae import SAE, TopK
+from mmsae.types import InputError, Tokens
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "configs" / "train" / "paired_topk_store.yaml")
@@ -112,6 +113,19 @@ def test_rates_are_those_of_the_training_codes():
     z = Codes(torch.tensor([[1.0], [2.0]]), torch.tensor([[0], [0]]), 2)
     assert firing_rates(z).tolist() == [0.75, 0.25]
     assert rarity(z, firing_rates(z))[0].item() == pytest.approx(2 * torch.tensor(0.75).log().item())
+
+
+def test_images_without_a_label_are_left_out(place):
+    g = torch.Generator().manual_seed(0)
+    sae = SAE(6, 12, modalities=("image", "text"), selector=TopK(4)).requires_grad_(False)
+    test = ZeroShotTest("shards")
+    test.named, test.vectors = Classes(["a", "b"], [0, 1]), torch.randn(2, 6, generator=g)
+    test.metric, test.known = ZeroShotAccuracy(("raw", "recon", "code", "enhanced"), 2), Labels({"u": 1, "v": None}, {})
+    x = torch.randn(2, 6, generator=g)
+    test.on_test_batch_end(None, SimpleNamespace(sae=sae), None, Tokens.pooled({"image": x}, ["u", "v"]), 0)
+    assert test.metric.compute()["images"] == 1
+    with pytest.raises(InputError, match="1 of 1 test images"):  # an image that the shards do not have
+        test.on_test_batch_end(None, SimpleNamespace(sae=sae), None, Tokens.pooled({"image": x}, ["w", "v"]), 0)
 
 
 def test_bad_input(place):

@@ -11,6 +11,7 @@ from mmsae.backbones import load_backbone
 from mmsae.cli import main
 from mmsae.heads.features import encode_features, load_features, open_host
 from mmsae.heads.ood import ID, Setup, ood_head
+from mmsae.heads.ood_fit import fit_detectors
 from mmsae.heads.ood_run import ood
 from mmsae.heads.ood_sets import Sources, generated, load_sets, split_of
 from mmsae.heads.rows import find
@@ -75,6 +76,21 @@ def test_shared_classes_are_named(done):
     assert len(result["warnings"]) == 1 and "grey" in result["warnings"][0] and "Red" in result["warnings"][0]
 
 
+def test_images_of_the_tests_that_were_seen_before_are_counted(place, tmp_path):
+    few = {
+        "scores": ["recon", "knn"],
+        "features": ["raw"],
+        "controls": [],
+        "ood": [f"noise={place['noise']}"],
+        "near": [],
+    }
+    r = run(place, tmp_path / "run", ood_val=[f"v={place['noise']}"], train=place["id"], **few)
+    assert r["warnings"] == [
+        "240 of the 240 ID test images are training or validation images, too (equal uids)",
+        "50 of the 50 noise images are OOD validation images, too (equal uids)",
+    ]
+
+
 def test_the_record_says_what_was_done(done):
     results = done[2]
     assert "generated" in results["ood_validation"] and results["images"]["noise"] == 50
@@ -135,6 +151,17 @@ def test_empty_codes_give_no_nan(place):
         scored = ood_head(setup, dead.rows(~half), {"noise": noise}, sae=sae)
         assert all(v.isfinite().all() for sets in scored.conf.values() for v in sets.values())
     assert any("no latent fires" in n for n in scored.notes)
+
+
+def test_react_does_not_clip_codes_to_nothing(place):
+    sae, host = open_host(place["sae"], "")
+    f = load_features(host, sae, place["id"], progress=False)
+    noise = load_features(host, sae, place["noise"], label="", progress=False)
+    few = {"kinds": ("code",), "scores": ("react",)}
+    setup = Setup(f, f, noise, grids={"react": (10.0, 99.0)})  # most entries of a code are 0
+    assert fit_detectors(setup, **few).chosen == {"react/code": 99.0}
+    none = fit_detectors(setup._replace(grids={"react": (10.0,)}), **few)
+    assert not none.detectors and any("react on code is left out" in n for n in none.notes)
 
 
 def test_settings_are_chosen_without_the_test_sets(place):

@@ -50,6 +50,26 @@ def test_every_suite_of_the_repository_is_valid(path):
         ({"data": DATA, "heads": {"nope": {}}}, "no head 'nope'"),
         ({"data": DATA, "heads": {"core": {"draws": 5}}}, r"heads\.core has the option 'draws'"),
         ([], "suite is list"),
+        (
+            {"data": {"train": {"shards": "a", "exclude": "dog"}, "test": "b"}},
+            r"data\.train: exclude is 'dog', expected",
+        ),
+        ({"data": {"train": {"shards": "a", "exclude": 5}, "test": "b"}}, "exclude is 5"),
+        (
+            {"data": {"train": {"shards": "a", "part": 0.5}, "test": "b"}},
+            r"part is 0\.5, expected tuple\[float, float\]",
+        ),
+        ({"data": {"train": {"shards": "a", "part": ["x", "y"]}, "test": "b"}}, "part is"),
+        ({"data": {"train": {"shards": "a", "limit": "many"}, "test": "b"}}, "limit is 'many', expected int"),
+        ({"data": {"train": {"shards": "a", "limit": 0}, "test": "b"}}, "limit is 0, expected at least 1"),
+        ({"data": {"train": {"shards": "a", "change": "blur"}, "test": "b"}}, "change is 'blur'"),
+        ({"data": {**DATA, "id": {"shards": "c", "role": "ood"}}}, r"data\.id: choose another name"),
+        ({"data": ["a"]}, r"data is \['a'\]"),
+        ({"data": DATA, "heads": "core"}, "heads is 'core'"),
+        ({"data": DATA, "heads": [{"core": {}}]}, "heads is"),
+        ({"data": DATA, "heads": {"core": 5}}, r"heads\.core is 5"),
+        ({"data": DATA, "heads": {"probes": {"ks": 5}}}, r"heads\.probes\.ks is 5, expected Sequence\[int\]"),
+        ({"data": DATA, "trees": "t.tsv"}, r"trees is 't\.tsv', expected dict"),
     ],
 )
 def test_bad_suites_are_named(content, said):

@@ -17,7 +17,7 @@ from mmsae.heads.rows import find, wilson
 from mmsae.heads.zeroshot import Split, balanced_interval, zero_shot_head
 from mmsae.heads.zeroshot_run import _Job, zeroshot
 from mmsae.shards import expand
-from mmsae.tasks.zero_shot import zero_shot, zero_shot_scores
+from mmsae.tasks.zero_shot import pool_templates, zero_shot, zero_shot_scores
 from mmsae.types import InputError
 
 
@@ -170,12 +170,34 @@ def test_a_class_without_images_is_named(place, tmp_path):
     assert find(r["rows"], score="balanced")[0]["classes"] == 3
 
 
+def test_images_without_a_label_are_left_out_and_said(place, tmp_path):
+    shards = [place["shards"], place["noise"]]  # the noise has no cls
+    r = run(place, tmp_path / "run", shards=shards, control=False)
+    assert r["warnings"] == ["20 of the 170 images have no label and are left out"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert sum(results["images"].values()) == 150
+
+
+def test_tuning_on_the_test_images_is_said(place, tmp_path):
+    r = run(place, tmp_path / "run", tune=place["shards"], control=False)
+    assert r["warnings"] == ["150 of the 150 test images are tuning images, too: alpha has seen them"]
+
+
+def test_what_templates_would_give_without_the_first_normalisation():
+    """spec/probing.md section 13: the longer vector would rule."""
+    t = torch.tensor([[1.0, 0], [0.6, 0.8]])
+    assert t.mean(0).norm().item() == pytest.approx(0.894427, abs=1e-6)
+    longer = torch.tensor([[1.0, 0], [6, 8]])
+    torch.testing.assert_close(normalize(longer.mean(0), dim=0), torch.tensor([0.6585, 0.7526]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(pool_templates(longer[None])[0], pool_templates(t[None])[0])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("red\n", "has 1 class, at least 2 are needed"),
         ("red\nred\n", "'red' 2 times"),
-        ("red\ngreen\n", "none of the 2 classes"),
+        ("red\ngreen\n", "50 of the 150 images have a label that none of the 2 classes has, such as blue"),
     ],
 )
 def test_bad_names(place, tmp_path, text, message):

@@ -11,7 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
 from heads_helpers import save_host, save_sae, write_colours, write_noise
 
 from mmsae.cli import main
+from mmsae.heads.rows import row
 from mmsae.heads.suite import HEADS
+from mmsae.interpret.card import _summary, ood_tables
 from mmsae.interpret.evaluate import evaluate, read_card
 from mmsae.types import InputError
 
@@ -184,6 +186,59 @@ def test_a_run_that_dies_leaves_the_old_card_and_nothing_else(place, monkeypatch
     with pytest.raises(ZeroDivisionError):
         evaluate(*args, heads=["stable"], seed=6, progress=False)
     assert read_card(folder / "dies")["seed"] == 5 and not list(folder.glob(".dies*"))
+
+
+def test_lower_absorption_is_better_and_the_energy_score_counts():
+    about = {"features": "code", "n": 9}
+    rows = [
+        row("absorption", "tree", s, value=v, control=c, **about)
+        for s in ("absorption", "full absorption")
+        for c, v in (("", 0.3), ("random", 0.1))
+    ]
+    rows += [row("ood", s, "energy", f, v, 9) for s in ("noise", "far") for f, v in (("raw", 0.5), ("code", 0.9))]
+    by_head = {h: [r for r in rows if r["head"] == h] for h in ("absorption", "ood")}
+    (table,) = _summary(by_head, {}).tables
+    assert table.rows == [["Absorption", None, "0 of 2"], ["OOD detection", "1 of 1", None]]
+
+
+def test_both_rates_stand_on_the_page_by_their_names(card):
+    (r,) = pick(card, head="ood", set="noise", score="mds", features="raw", control="")
+    made = ood_tables(pick(card, head="ood"))
+    tables = {f"{i} {t.caption}": t for i, t in enumerate(made)}
+    assert {t.caption.split(",")[0] for t in made} == {"id", "AUROC", "FPR95"}
+    assert not any("far" in c for c in tables)  # the mean of one set
+    for word, field in (("OOD positive", "fpr95_ood_positive"), ("ID positive", "fpr95_id_positive")):
+        own = [t for c, t in tables.items() if f"FPR95, {word}" in c and "noise" in c]
+        found = [dict(zip(t.columns, cells, strict=True)) for t in own for cells in t.rows]
+        assert [c["mds"] for c in found if c["features"] == "raw" and c.get("mds")] == [f"{r[field]:.3f}"]
+    assert "FPR95, ID positive" in card[0].read_text()
+
+
+def test_images_and_classes_that_sets_share_are_said(place):
+    folder, sae = place
+    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    suite["data"] = {k: suite["data"][k] for k in ("train", "val")} | {
+        "test": "train", "held": {"shards": "test", "role": "ood"}}  # fmt: skip
+    suite |= {"heads": {"ood": {"scores": ["recon"], "kinds": ["raw"], "controls": []}}}
+    (folder / "shared.yaml").write_text(yaml.safe_dump(suite))
+    evaluate(sae, str(folder / "shared.yaml"), str(folder / "shared"), progress=False)
+    card, page = read_card(folder / "shared"), (folder / "shared" / "report.html").read_text()
+    assert card["warnings"] == ["240 of the 240 test images are train images, too (equal uids)"]
+    assert card["warnings"][0] in page and "<strong>OOD set held has classes of the ID set</strong>" in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"trees": {"t": "none.tsv"}}, {"others": {"o": "none"}}, {"templates": "none.txt"}, {"classes": "none.json"},
+     {"data": {"train": "train", "test": "test", "sea": {"shards": "none", "role": "ood"}}}],
+)  # fmt: skip
+def test_files_that_are_not_there_are_found_before_anything_runs(place, change, monkeypatch):
+    folder, sae = place
+    monkeypatch.setattr("mmsae.interpret.evaluate.open_host", lambda *_: pytest.fail("the host was opened"))
+    suite = yaml.safe_load((folder / "suite.yaml").read_text()) | change
+    (folder / "lacks.yaml").write_text(yaml.safe_dump(suite))
+    with pytest.raises(InputError, match="none"):
+        evaluate(sae, str(folder / "lacks.yaml"), str(folder / "lacks"), progress=False)
 
 
 def test_bad_input(place, capsys):
