@@ -132,7 +132,8 @@ def zeroshot(
     if progress:
         shown = [[r["features"], r["control"] or "-", r["score"], r["value"], r.get("low"), r.get("high"), r["n"]]
                  for r in rows]  # fmt: skip
-        print("\n".join(f"warning: {w}" for w in warnings))
+        for warning in warnings:
+            print(f"warning: {warning}")
         print(text_table(shown, ["features", "control", "score", "value", "low", "high", "n"]))
     return {"rows": rows, "warnings": warnings, "out": str(folder)}
 

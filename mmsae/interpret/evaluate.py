@@ -156,7 +156,8 @@ def evaluate(
         (temp / TABLES).write_text(markdown(rows), encoding="utf-8")
         write_card(temp / PAGE, rows, about)
     if progress:
-        print("\n".join(f"warning: {w}" for w in about["warnings"]))
+        for warning in about["warnings"]:
+            print(f"warning: {warning}")
         shown = [[r["head"], r["set"], r["score"], r["features"], r["control"] or "", r["value"], r["n"]] for r in rows]
         print(text_table(_headline(shown), ("head", "set", "score", "features", "control", "value", "n")))
         print(f"{len(rows)} figures in {time.perf_counter() - start:.0f} s: {folder / RESULTS}")
