@@ -5,7 +5,7 @@
 Text encoder, one block of the denoiser under a mask, unlearning, detect-and-replace, attribute discovery, and VS2 on
 the world's CLIP. Features, strengths and thresholds are chosen on tuning prompts and a tuning seed; figures are of
 other prompts and three other seeds. Success is scored by pixel arithmetic and by a classifier that saw renders only.
-About ten CPU-minutes with the hosts in the cache; parts that are done are read from OUT.
+About eleven CPU-minutes with the hosts in the cache; parts that are done are read from OUT.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from mmsae.steering.controls import controls
 from mmsae.steering.edit import Edit
 from mmsae.steering.plots import before_after, dose_plot, save
 from mmsae.steering.scorers import CLIPJudge, after, inside, kept, towards
-from mmsae.steering.sweep import Item, collect, doses, sweep, verdicts
+from mmsae.steering.sweep import Item, collect, doses, noise, sweep, verdicts
 from mmsae.steering.text_steer import substitute, text_codes, word_pair
 from mmsae.steering.unet import paint
 from mmsae.world.diffusion_evaluate import draw_prompts
@@ -130,7 +130,7 @@ def text_encoder(b):
             "towards": towards(b.judge, lambda p, s=source, t=target: p.replace(s, t)), "kept": kept(b.judge),
         }  # fmt: skip
         pictures = {}
-        seen = collect([Item(p, SEEDS[0]) for p in texts[:4]], pictures)
+        seen = collect([Item(p, noise(SEEDS[0], i)) for i, p in enumerate(texts[:4])], pictures)
         table = sweep(b.host, texts, arms, metrics, SEEDS, 36, seen=seen, **DRAW)
         table.to_parquet(b.out / f"text-{source}.parquet")
         if source == PAIRS[0][0]:
@@ -247,8 +247,9 @@ def block(b):
         }  # fmt: skip
         pictures = {}
         table = sweep(
-            b.host, new, arms, metrics, SEEDS, 36, seen=collect([Item(p, 1) for p in new[:3]], pictures), **DRAW
-        )
+            b.host, new, arms, metrics, SEEDS, 36,
+            seen=collect([Item(p, noise(SEEDS[0], i)) for i, p in enumerate(new[:3])], pictures), **DRAW,
+        )  # fmt: skip
         table.to_parquet(b.out / f"block-{c}.parquet")
         save(before_after(pictures, "paint", f"{c} painted left: feature {i} of one block"), b.out / f"block-{c}.png")
         base = table[(table.strength == 0)].groupby("metric").value.mean().to_dict()

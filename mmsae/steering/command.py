@@ -21,7 +21,7 @@ from mmsae.steering.controls import CONTROLS, controls
 from mmsae.steering.plots import before_after, dose_plot, save
 from mmsae.steering.recipe import Asked, load_target, make_metrics, make_way, plain, read_mask, read_prompts
 from mmsae.steering.scorers import Metric
-from mmsae.steering.sweep import Arm, Item, check, collect, doses, run_batch, summary, verdicts
+from mmsae.steering.sweep import STRIDE, Arm, Item, check, collect, doses, noise, run_batch, summary, verdicts
 from mmsae.steering.units import FeatureStats, sae_fingerprint
 from mmsae.tasks.pope_answers import same_job
 from mmsae.types import InputError
@@ -126,7 +126,8 @@ def steer(
         active: Act only on tokens where a feature exceeds this raw code.
         mask: Grey picture, white where to act; then the share of the change inside is measured too.
         stats: Folder of feature statistics; default: they are measured on the anchors, or the prompts.
-        seeds: Of the noise, several values.
+        seeds: Of the noise of the first prompt, several values; prompt i, from 0, has each plus 1000003 i, so that
+            no two prompts share their noise. The table has the sums.
         controls: Random live features to compare with, at every strength; 0 for none.
         steps: Of the scheduler.
         guidance: Guidance scale.
@@ -153,6 +154,9 @@ def steer(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if len(window) not in (0, 2) or (window and not 0 <= window[0] < window[1] <= steps):
         raise InputError(f"window {window} is not the first and one after the last of {steps} steps.")
+    for name, number in {"steps": steps, "batch_size": batch_size, "top": top}.items():
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, not {number}.")
     texts, weights = read_prompts(prompts), read_mask(mask)
     metrics = make_metrics(scorers, judge, target, words, weights, device)
     options = {"steps": steps, "guidance": guidance} | ({} if negative is None else {"negative": negative})
@@ -165,9 +169,10 @@ def steer(
     batches = check(texts, seeds, plan, batch_size)
     job = {
         "host": to.host.fingerprint, "sae": sae_fingerprint(to.sae), "site": str(to.site), "prompts": texts,
-        "how": asked._asdict(), "strengths": strengths, "seeds": seeds, "controls": controls, "batch_size": batch_size,
-        "gates": {**gates, "space": None if weights is None else weights.tolist()}, "options": options, "shown": shown,
-        "metrics": [*scorers, judge, target], "stats": stats,
+        "how": asked._asdict(), "strengths": strengths, "seeds": seeds, "stride": STRIDE,
+        "controls": controls, "batch_size": batch_size, "options": options,
+        "gates": {**gates, "space": None if weights is None else weights.tolist()},
+        "shown": shown, "metrics": [*scorers, judge, target], "stats": stats,
     }  # fmt: skip
     with disk_errors(folder), _job(folder, plain(job)):
         if progress:
@@ -176,11 +181,12 @@ def steer(
                 f"{len(texts)} prompts, {len(seeds)} seeds: {n} generations of up to {batch_size} pictures in {steps} "
                 f"steps, {len(batches)} without steering and {len(batches) * len(strengths)} with; at {to.site.module}"
             )
-        known = _stats(to, stats, folder, anchors if method == "words" else None, texts, seeds[0])
-        name, way = make_way(asked, to, gates, known, folder, seeds[0], progress)
+        other = noise(seeds[0], len(texts))  # that of no picture that is reported
+        known = _stats(to, stats, folder, anchors if method == "words" else None, texts, other)
+        name, way = make_way(asked, to, gates, known, folder, other, progress)
         arms = doses(name, strengths, way)
         arms += _controls(arms, _drawn(method, controls), known)
-        items = [Item(p, seeds[0]) for p in texts[:shown]]
+        items = [Item(p, noise(seeds[0], i)) for i, p in enumerate(texts[:shown])]
         table, kept = _draw(to.host, batches, arms, metrics, items, folder / "parts", options, progress)
     return _write(Result(folder, name, table, ["moved", *metrics], kept, {"job": job, "name": name}), present, progress)
 

@@ -121,7 +121,7 @@ def before_after(kept: Mapping[tuple[str, float, int], Mapping[Any, Tensor]], na
     first = [c for n, s, c in kept if n == name and s == top and c >= 0][:2]
     columns |= {f"random {c} at {top:g}": kept[name, top, c] for c in first}
     items = list(columns["before"])
-    seeds = len({i.seed for i in items}) > 1
+    seeds = len({i.prompt for i in items}) < len(items)
     label = lambda i: f"{i.prompt} (seed {i.seed})" if seeds else i.prompt  # noqa: E731
     rows = [(label(i), [own.get(i) for own in columns.values()]) for i in items]
     return grid(rows, list(columns), title or name)

@@ -155,17 +155,28 @@ def _concepts(asked: Asked, target: Target, folder: Path, seed: int, progress: b
     file = folder / "concept_stats.safetensors"
     if file.exists():
         return ConceptStats.load(file)
-    anchors = asked.anchors
-    if isinstance(anchors, str):
-        anchors = yaml.safe_load(Path(anchors).read_text()) if Path(anchors).is_file() else None
-    if not isinstance(anchors, Mapping):
-        raise InputError("forget needs anchors by concept: a YAML file of {concept: [prompts]}.")
     found = concept_stats(
-        target.host, target.sae, target.site, anchors, modality=target.modality, seed=seed, progress=progress,
-        **target.options,
+        target.host, target.sae, target.site, read_anchors(asked.anchors), modality=target.modality, seed=seed,
+        progress=progress, **target.options,
     )  # fmt: skip
     found.save(file)
     return found
+
+
+def read_anchors(given: Any) -> dict[str, list[str]]:
+    """``{concept: prompts}``, as it is or from a YAML file.
+
+    Raises:
+        InputError: No such file, no YAML, or something else in it.
+    """
+    try:
+        found = yaml.safe_load(Path(given).read_text()) if isinstance(given, str) else given
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise InputError(f"anchors {given} cannot be read: {' '.join(str(e).split())}") from e
+    lists = found.values() if isinstance(found, Mapping) else [None]
+    if not all(isinstance(x, list) and x and all(isinstance(t, str) for t in x) for x in lists):
+        raise InputError(f"forget needs anchors by concept, a YAML file of {{concept: [prompts]}}, not {found!r:.80}.")
+    return {str(c): x for c, x in found.items()}
 
 
 def replace_word(prompt: str, old: str, new: str) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: What ``attach`` takes, or a function of a batch's prompts and seeds that opens a context with the host steered.
 Way = Mapping[Any, Any] | Sequence[Any] | Callable[[Sequence[str], Sequence[int]], AbstractContextManager[Any]]
 UNSTEERED = "none"
+#: Between the noises of neighbouring prompts; more than the seeds that anybody asks for are apart
+STRIDE = 1_000_003
 COLUMNS = ("intervention", "control", "strength", "prompt", "seed", "metric", "value", "relative", "share")
 
 
@@ -41,7 +43,7 @@ class Arm(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One picture of a sweep."""
+    """One picture of a sweep; ``seed`` is that of its noise, see :func:`noise`."""
 
     prompt: str
     seed: int
@@ -51,9 +53,18 @@ class Item(NamedTuple):
 Seen = Callable[[Arm, Sequence[Item], Tensor], None]
 
 
+def noise(seed: int, number: int) -> int:
+    """Seed of the noise of prompt ``number`` (from 0, which keeps ``seed``).
+
+    Prompts that share their noise give pictures that resemble each other, which intervals over prompts take for
+    independent; so every prompt has noise of its own. What is compared, before and after, has the same.
+    """
+    return seed + STRIDE * number
+
+
 def plan(prompts: Sequence[str], seeds: Sequence[int], batch_size: int) -> list[list[Item]]:
     """Batches of all prompts with all seeds; every arm sees the same ones."""
-    items = [Item(p, s) for p, s in product(prompts, seeds)]
+    items = [Item(p, noise(s, i)) for (i, p), s in product(enumerate(prompts), seeds)]
     return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
 
 
@@ -129,10 +140,10 @@ def sweep(
 
     Args:
         host: Diffusion host.
-        prompts: Every one is drawn with every seed.
+        prompts: Every one is drawn with as many noises as there are seeds.
         arms: From :func:`doses` (and :func:`~mmsae.steering.controls.controls` for their controls).
         metrics: ``{name: metric(before, after, prompts)}``, see :mod:`mmsae.steering.scorers`.
-        seeds: Of the noise.
+        seeds: Of the noise of the first prompt; others have their own (:func:`noise`), which the table names.
         batch_size: Pictures at a time.
         progress: Show a bar.
         seen: Is shown all pictures: ``seen(arm, items, pictures)``.

@@ -169,6 +169,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(made, capsys):
     raw = ["--unit", "raw", "--controls", "0"]
     update = "unet.down_blocks.1.attentions.0:update"
     forget = ("block", "--forget", "pink", "--anchors", str(made / "concepts.yaml"))
+    (made / "broken.yaml").write_text("red: [a")
+    (made / "number.yaml").write_text("red: 3")
     cases = [
         (("text", "--features", "99", *raw), "feature 99 is not one of the SAE's 48 latents"),
         (("text",), "say how to steer by one of features, edit, concept, words, forget: none was given"),
@@ -186,6 +188,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(made, capsys):
         (("block", "--forget", "red", "--strengths", "2"), "negative factors"),
         ((*forget, "--strengths", "-1"), "concept 'pink'"),
         (("text", "--features", "1", "--stats", str(made / "nothing")), "no statistics of features"),
+        ((*forget[:3], "--anchors", str(made / "broken.yaml"), "--strengths", "-1"), "broken.yaml cannot be read"),
+        ((*forget[:3], "--anchors", str(made / "number.yaml"), "--strengths", "-1"), "not {'red': 3}"),
+        (("text", "--features", "1", *raw, "--batch-size", "0"), "batch_size must be at least 1, not 0"),
+        (("text", "--features", "1", *raw, "--steps", "0"), "steps must be at least 1, not 0"),
     ]  # fmt: skip
     for args, message in cases:
         err = refused(capsys, made, *args, out="bad")

@@ -12,7 +12,7 @@ from mmsae.steering import Edit, Intervention
 from mmsae.steering.controls import controls
 from mmsae.steering.plots import before_after, dose_plot, save
 from mmsae.steering.scorers import after
-from mmsae.steering.sweep import COLUMNS, Item, collect, doses, plan, rows_of, summary, sweep, verdicts
+from mmsae.steering.sweep import COLUMNS, Item, collect, doses, noise, plan, rows_of, summary, sweep, verdicts
 from mmsae.types import InputError
 
 
@@ -24,7 +24,7 @@ def test_every_arm_sees_the_same_prompts_noise_and_schedule():
     host, kept = ToyDiffusion(), {}
     arms = doses("red", [0.5, -0.5], red)
     arms += controls(arms[:1], n=2, live=torch.arange(8))
-    seen = collect([Item("green", 1)], kept)
+    seen = collect([Item("blue left", noise(1, 1))], kept)
     table = sweep(
         host, ["green", "blue left"], arms, {"red": after(amount("red"))}, seeds=[1, 2], batch_size=3, seen=seen,
         steps=2, guidance=2.0,
@@ -32,14 +32,17 @@ def test_every_arm_sees_the_same_prompts_noise_and_schedule():
     assert tuple(table.columns) == COLUMNS
     assert len(table) == (1 + 2 + 2) * 4 * 2, "arms, pictures, metrics"
     for calls in (host.calls[:5], host.calls[5:]):
-        assert all(c == calls[0] for c in calls)
+        assert all(c == calls[0] for c in calls), "before and after have the same noise"
     assert [c[0] for c in host.calls[::5]] == [["green", "green", "blue left"], ["blue left"]]
+    assert [c[1] for c in host.calls[::5]] == [[1, 2, 1_000_004], [1_000_005]], "prompts have noise of their own"
+    green, blue = (set(table[table.prompt == p].seed) for p in ("green", "blue left"))
+    assert green == {1, 2} and blue == {1_000_004, 1_000_005}, "the table names the noise"
     base = table[table.intervention == "none"]
     assert (base.relative == 0).all() and (base[base.metric == "moved"].value == 0).all()
     mine = table[(table.intervention == "red") & (table.control < 0) & (table.strength == 0.5)]
     assert (mine.share == 0.5).all() and mine.relative.min() > 0, "the conditional half"
     assert set(kept) == {("none", 0.0, -1), ("red", 0.5, -1), ("red", -0.5, -1), ("red", 0.5, 0), ("red", 0.5, 1)}
-    assert all(list(v) == [Item("green", 1)] for v in kept.values())
+    assert all(list(v) == [Item("blue left", 1_000_004)] for v in kept.values())
 
 
 def test_a_pictures_row_does_not_depend_on_its_batch():
@@ -85,7 +88,8 @@ def test_summaries_by_hand():
 
 
 def test_plans_and_bad_sweeps():
-    assert plan(["a", "b"], [0, 1], 3) == [[("a", 0), ("a", 1), ("b", 0)], [("b", 1)]]
+    b = noise(0, 1)
+    assert plan(["a", "b"], [0, 1], 3) == [[("a", 0), ("a", 1), ("b", b)], [("b", b + 1)]] and noise(5, 0) == 5
     arms = doses("red", [1.0], red)
     for prompts, seeds, which, match in (
         ([], [0], arms, "different prompts"),
@@ -123,7 +127,7 @@ def test_pictures_are_written(tmp_path):
     host, kept = ToyDiffusion(), {}
     arms = doses("red", [0.5, 1.0], red)
     arms += controls(arms, n=3, live=torch.arange(8))
-    items = [Item("green", 0), Item("blue left", 0)]
+    items = [Item("green", 0), Item("blue left", noise(0, 1))]
     table = sweep(host, ["green", "blue left"], arms, seeds=[0], seen=collect(items, kept), steps=1)
     path = save(before_after(kept, "red"), tmp_path / "grid.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
