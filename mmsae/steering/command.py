@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mmsae.files import atomic_file, disk_errors
 from mmsae.steering.controls import CONTROLS, controls
 from mmsae.steering.plots import before_after, dose_plot, save
-from mmsae.steering.recipe import Asked, load_target, make_metrics, make_way, plain, read_mask, read_prompts
+from mmsae.steering.recipe import Asked, at_least, load_target, make_metrics, make_way, plain, read_mask, read_prompts
 from mmsae.steering.scorers import Metric
 from mmsae.steering.sweep import STRIDE, Arm, Item, check, collect, doses, noise, run_batch, summary, verdicts
 from mmsae.steering.units import FeatureStats, sae_fingerprint
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_CONTROLS = 2
+WRITTEN = ["parts", "stats", *(f"table.{e}" for e in ("parquet", "csv")), "results.json", "report.html"]
 
 
 class Result(NamedTuple):
@@ -154,9 +155,8 @@ def steer(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if len(window) not in (0, 2) or (window and not 0 <= window[0] < window[1] <= steps):
         raise InputError(f"window {window} is not the first and one after the last of {steps} steps.")
-    for name, number in {"steps": steps, "batch_size": batch_size, "top": top}.items():
-        if number < 1:
-            raise InputError(f"{name} must be at least 1, not {number}.")
+    at_least(1, steps=steps, batch_size=batch_size, top=top)
+    at_least(0, controls=controls)
     texts, weights = read_prompts(prompts), read_mask(mask)
     metrics = make_metrics(scorers, judge, target, words, weights, device)
     options = {"steps": steps, "guidance": guidance} | ({} if negative is None else {"negative": negative})
@@ -195,6 +195,8 @@ def steer(
 def _job(folder: Path, job: dict[str, Any]) -> Iterator[None]:
     """:func:`same_job`; a run that is refused before it has drawn anything leaves nothing behind."""
     fresh = not (folder / "job.json").exists()
+    if fresh and (own := [n for n in WRITTEN if (folder / n).exists()]):
+        raise InputError(f"{folder} has {own[0]}, which no run of mmsae steer there wrote: give another --out.")
     with same_job(folder, job):
         try:
             yield

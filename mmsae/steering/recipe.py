@@ -179,6 +179,13 @@ def read_anchors(given: Any) -> dict[str, list[str]]:
     return {str(c): x for c, x in found.items()}
 
 
+def at_least(least: int, **numbers: int) -> None:
+    """Refuse numbers below ``least``, by their names."""
+    for name, number in numbers.items():
+        if number < least:
+            raise InputError(f"{name} must be at least {least}, not {number}.")
+
+
 def replace_word(prompt: str, old: str, new: str) -> str:
     """The prompt with another word, every time that it occurs."""
     return re.sub(rf"\b{re.escape(old)}\b", new, prompt)

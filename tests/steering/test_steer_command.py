@@ -191,12 +191,20 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(made, capsys):
         ((*forget[:3], "--anchors", str(made / "broken.yaml"), "--strengths", "-1"), "broken.yaml cannot be read"),
         ((*forget[:3], "--anchors", str(made / "number.yaml"), "--strengths", "-1"), "not {'red': 3}"),
         (("text", "--features", "1", *raw, "--batch-size", "0"), "batch_size must be at least 1, not 0"),
+        (("text", "--features", "1", "--controls", "-1"), "controls must be at least 0, not -1"),
         (("text", "--features", "1", *raw, "--steps", "0"), "steps must be at least 1, not 0"),
     ]  # fmt: skip
     for args, message in cases:
         err = refused(capsys, made, *args, out="bad")
         assert message in err, (args, err)
         assert err.count("\n") == 1 and not (made / "bad").exists(), args
+
+
+def test_a_folder_of_something_else_keeps_its_files(made, capsys):
+    (made / "mine").mkdir()
+    (made / "mine" / "table.csv").write_text("mine")
+    assert "mine has table.csv" in refused(capsys, made, "text", "--features", "3", "--unit", "raw", out="mine")
+    assert [(p.name, p.read_text()) for p in (made / "mine").iterdir()] == [("table.csv", "mine")]
 
 
 def test_hosts_that_draw_nothing_are_refused(made, capsys):
