@@ -2,7 +2,8 @@
 
 One sequence holds image and text tokens, so a site here is a module of the language model and a token policy
 (:mod:`mmsae.backbones.lvlm_kinds`): ``layers.16:out[image]``, ``layers.16:out[text]``, ``layers.30:in[text_mean]``.
-``layers.N`` is short for the model's own path. Batches come from :attr:`LVLMBackbone.collate`.
+``layers.N`` is short for the model's own path. Modules of the vision tower are sites, too
+(:mod:`mmsae.backbones.lvlm_vision`). Batches come from :attr:`LVLMBackbone.collate`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmsae.backbones import lvlm_vision
 from mmsae.backbones.base import Backbone, Sites
 from mmsae.backbones.hooks import Port
 from mmsae.backbones.lvlm_grid import ImageGrid, layouts, place
@@ -138,13 +140,13 @@ class LVLMBackbone(Backbone):
         module, io, tokens = match["module"], match["io"] or "out", match["tokens"] or "all"
         if io not in ("in", "out", "update"):
             raise InputError(f"site {spec!r}: io {io!r} is not one of in, out, update.")
-        if tokens not in POLICIES:
-            raise InputError(f"site {spec!r}: token policy {tokens!r} is not one of {', '.join(POLICIES)}.")
         names = dict(self.model.named_modules())
         module = next((m for m in (module, f"{self.decoder}.{module}", f"model.{module}") if m in names), module)
         find_port(self, module, io)  # raises where there is none, with near matches
         if not f"{module}.".startswith(f"{self.decoder}."):
-            raise InputError(f"site {spec!r}: {module} is not part of the language model {self.decoder}.")
+            return lvlm_vision.resolve(self, module, io, tokens)
+        if tokens not in POLICIES:
+            raise InputError(f"site {spec!r}: token policy {tokens!r} is not one of {', '.join(POLICIES)}.")
         return Target(module, io, tokens, POLICIES[tokens], self._layout(module, io, TEXT))
 
     # Running it.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmsae.backbones import lvlm_vision
 from mmsae.backbones.hooks import Done
 from mmsae.backbones.lvlm_kinds import MEANS, PATCH, Span, flagged, select, span_of
 from mmsae.backbones.reading import Rows
@@ -63,6 +64,10 @@ def tap(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, Span], 
     ``rows (N, d)`` are float32. If ``fn`` returns the same object, the host's tensor stays the same object; calls
     without such rows (image tokens while decoding) pass by.
     """
+    if not f"{target.module}.".startswith(f"{host.decoder}."):
+        with lvlm_vision.tap(host, target, fn):
+            yield
+        return
     seen: list[Any] = []
     running = _Running()
 
@@ -118,4 +123,6 @@ def read(host: LVLMBackbone, batch: ImageTextBatch, targets: Sequence[Target]) -
         for i, target in enumerate(targets):
             stack.enter_context(tap(host, target, recorder(i)))
         host.forward(batch)
+    if unread := [str(t) for i, t in enumerate(targets) if i not in got]:
+        raise InputError(f"site {unread[0]} was not reached: these prompts have no picture.")
     return [got[i] for i in range(len(targets))]

@@ -8,9 +8,6 @@ import torch
 
 from mmsae import SAE, InputError
 from mmsae.backbones import load_backbone
-from mmsae.backbones.hooks import ModulePort
-from mmsae.backbones.tokens import Layout, from_tokens, to_tokens
-from mmsae.backbones.where import Where
 from mmsae.sae import TopK
 from mmsae.steering import Edit, Intervention, attach, next_token_kl
 
@@ -121,19 +118,10 @@ def test_positions_and_sources_by_token(host, batch):
 # T15: the vision tower. The projector reads hidden_states[-2] without CLS.
 
 
-def at_tower(host, layer, fn):
-    tower = host.model.model.vision_tower
-    layers = tower.vision_model.encoder.layers if hasattr(tower, "vision_model") else tower.encoder.layers
-    layout = Layout(3, 0, 2, 16)
-
-    def on(x):
-        tokens = to_tokens(x, layout)
-        rows = tokens.flatten(0, 1).float()
-        n, t = tokens.shape[:2]
-        new = fn(rows, torch.arange(n).repeat_interleave(t), torch.arange(t).repeat(n))
-        return x if new is rows else from_tokens(new.reshape_as(tokens), x, layout)
-
-    return ModulePort(layers[layer]).attach(on)
+def tower_site(host, layer, tokens="all"):
+    names = [n for n, _ in host.model.named_modules() if n.endswith(f"encoder.layers.{layer}") and "vision" in n]
+    assert len(names) == 1
+    return f"{names[0]}:out[{tokens}]"
 
 
 def test_the_tap_layer_reaches_the_projector_and_what_is_beyond_does_not(host, batch):  # T15
@@ -143,10 +131,9 @@ def test_the_tap_layer_reaches_the_projector_and_what_is_beyond_does_not(host, b
     handle = projector.register_forward_pre_hook(lambda m, a: seen.append(a[0].detach()))
 
     def run(layer, tokens):
-        steer = raw(Edit.add(3, 6.0), tokens=tokens).bind(sae)
-        with at_tower(host, layer, lambda x, item, position: steer(x, Where(item, position))):
+        with attach(host, {tower_site(host, layer, tokens): (sae, raw(Edit.add(3, 6.0)))}) as log:
             logits = host.forward(batch).logits
-        assert steer.log.share > 0
+        assert log.share > 0
         return logits, seen[-1]
 
     base = run(0, "all")
@@ -156,10 +143,27 @@ def test_the_tap_layer_reaches_the_projector_and_what_is_beyond_does_not(host, b
     n_layers = host.model.config.vision_config.num_hidden_layers
     assert n_layers == 2 and not torch.equal(base[1], clean_input) and not torch.allclose(base[0], clean, atol=1e-5)
     handle = projector.register_forward_pre_hook(lambda m, a: seen.append(a[0].detach()))
-    for layer, tokens in ((1, "all"), (0, [0])):  # one layer later; the class token alone
+    for layer, tokens in ((1, "all"), (0, "cls")):  # one layer later; the class token alone
         logits, given = run(layer, tokens)
         assert torch.equal(logits, clean) and torch.equal(given, clean_input)
     handle.remove()
+
+
+def test_states_of_the_tower_are_read_and_belong_to_their_prompts(host, batch):  # two of three have a picture
+    site = tower_site(host, 0, "patches")
+    tokens = host.capture(batch, [site])
+    assert tokens.x["image"].shape == (2 * 9, 16) and tokens.item["image"].tolist() == [0] * 9 + [1] * 9
+    assert tokens.position["image"].tolist() == [*range(1, 10)] * 2 and host.site(site).modality == "image"
+    alone = host.capture(host.collate.batch(QUESTIONS[1:2], [picture(1)]), [site])
+    assert torch.allclose(tokens.x["image"][9:], alone.x["image"], atol=1e-5)
+    with attach(host, {site: (make_sae(16, ("image",)), raw(Edit.add(3, 0.0)))}):
+        assert torch.equal(host.capture(batch, [site]).x["image"], tokens.x["image"])
+    with pytest.raises(InputError, match="no picture"):
+        host.capture(host.collate.batch(QUESTIONS[:1], [None]), [site])
+    with pytest.raises(InputError, match="'image' is not one of all, patches, cls"):
+        host.site(tower_site(host, 0, "image"))
+    with pytest.raises(InputError, match="part neither of"):  # its tokens have no class token any more
+        host.site("model.multi_modal_projector:out[all]")
 
 
 def test_sites_of_means_and_of_another_width_are_refused_where_they_make_no_sense(host, batch):
