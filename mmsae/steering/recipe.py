@@ -110,6 +110,24 @@ def load_target(
     return Target(backbone, model.to(backbone.device), at, modality, options)
 
 
+#: Options that some methods decide themselves: their defaults, and who takes them.
+_DEFAULTS = {"unit": "x_mean_active", "writeback": "delta", "policy": "post", "branch": "cond", "tokens": None}
+_DEFAULTS |= {"active": None, "steps": None}
+_TAKES = {
+    "features": set(_DEFAULTS),
+    "concept": {"steps"},
+    "words": {"policy", "branch", "tokens", "steps"},
+    "forget": {"policy", "writeback"},
+}
+
+
+def _refuse_unused(method: str, gates: Mapping[str, Any]) -> None:
+    for option, default in _DEFAULTS.items():
+        if gates.get(option, default) != default and option not in _TAKES[method]:
+            shown = {"steps": "window"}.get(option, option)
+            raise InputError(f"{shown} {gates[option]!r} has no meaning with {method}, which decides it itself.")
+
+
 def make_way(
     asked: Asked, target: Target, gates: Mapping[str, Any], stats: FeatureStats, folder: Path, seed: int, progress: bool
 ) -> tuple[str, Callable[[float], Way]]:
@@ -119,6 +137,7 @@ def make_way(
         InputError: Options that do not go together.
     """
     method, at = asked.method, target.site
+    _refuse_unused(method, gates)
     if method == "features":
         if asked.op not in OPS:
             raise InputError(f"op {asked.op!r} is not one of {', '.join(OPS)}; give others by --edit.")

@@ -191,6 +191,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(made, capsys):
         ((*forget[:3], "--anchors", str(made / "broken.yaml"), "--strengths", "-1"), "broken.yaml cannot be read"),
         ((*forget[:3], "--anchors", str(made / "number.yaml"), "--strengths", "-1"), "not {'red': 3}"),
         (("text", "--features", "1", *raw, "--batch-size", "0"), "batch_size must be at least 1, not 0"),
+        (("text", "--words", "red", "blue", "--anchors", "x", "--unit", "raw"), "unit 'raw' has no meaning with words"),
+        ((*forget, "--strengths", "-1", "--window", "0", "1"), "window (0, 1) has no meaning with forget"),
         (("text", "--features", "1", "--controls", "-1"), "controls must be at least 0, not -1"),
         (("text", "--features", "1", *raw, "--steps", "0"), "steps must be at least 1, not 0"),
     ]  # fmt: skip
