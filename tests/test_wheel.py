@@ -64,7 +64,7 @@ def test_the_wheel_is_complete(wheel, source):
     for folder in ("mmsae", "datamodules"):
         files = (p for p in (source / folder).rglob("*") if p.is_file())
         want |= {p.relative_to(source).as_posix() for p in files}
-    want |= {f"mmsae/{p.relative_to(source).as_posix()}" for p in (source / "configs").rglob("*.yaml")}
+    want |= {f"mmsae/{p.relative_to(source).as_posix()}" for p in (source / "configs").rglob("*.*")}
     assert len([n for n in want if n.endswith(".yaml")]) >= 10
     assert want - held == set()
     extra = {n for n in held - want if ".dist-info/" not in n}
