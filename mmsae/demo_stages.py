@@ -58,7 +58,7 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "tiny": Profile(8000, 1500, 120, 300, 600, 1000, 40, 40, 400, 40, 25, 25, 12, 6, 2, 1.5),
-    "default": Profile(20000, 3000, 400, 800, 2000, 8000, 250, 300, 3000, 300, 500, 250, 90, 36, 8, 4.5),
+    "default": Profile(20000, 3000, 400, 800, 2000, 8000, 250, 300, 3000, 300, 500, 250, 90, 36, 8, 5.0),
 }
 SEEDS = {"train": 1, "test": 2, "damage": 3, "filter": 4, "talk": 5, "talk_test": 6, "ood": 7}  # of the world only
 
