@@ -41,12 +41,15 @@ def find(rows: Sequence[Mapping[str, Any]], **fields: Any) -> list[Mapping[str, 
 
 
 def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of a share by Wilson's score (E. B. Wilson, JASA 1927); ``(nan, nan)`` of nothing."""
+    """95% interval of a share by Wilson's score (E. B. Wilson, JASA 1927); ``(nan, nan)`` of nothing.
+
+    It lies in [0, 1] and holds the share to the bit: by rounding alone that of n of n would often end below 1.
+    """
     if not n:
         return math.nan, math.nan
     p, s = hits / n, z * z / n
     centre, half = p + s / 2, z * math.sqrt(p * (1 - p) / n + s / (4 * n))
-    return (centre - half) / (1 + s), (centre + half) / (1 + s)
+    return max(0.0, min(p, (centre - half) / (1 + s))), min(1.0, max(p, (centre + half) / (1 + s)))
 
 
 def write_results(folder: str | Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Path:

@@ -15,6 +15,7 @@ from mmsae.heads.features import Features, load_features, open_host, with_sae
 from mmsae.heads.labels import Classes, Labels, read_classes, read_labels, read_templates
 from mmsae.heads.rows import row, text_table, write_results
 from mmsae.heads.zeroshot import Split, ZeroShot, zero_shot_head
+from mmsae.metrics.intervals import whiskers
 from mmsae.metrics.reconstruction import fvu
 from mmsae.metrics.retrieval import cosine_to
 from mmsae.sae import SAE, random_control
@@ -241,8 +242,8 @@ def plot(rows: list[dict[str, Any]], main: ZeroShot, path: Path, chance: float) 
         own = {r["features"]: r for r in rows if r["score"] == "top1" and r["control"] == control}
         for i, kind in enumerate(kinds):
             if r := own.get(kind):
-                error = [[r["value"] - r["low"]], [r["high"] - r["value"]]]
-                left.bar(i + 0.4 * j - 0.2, r["value"], 0.36, yerr=error, color=colour, capsize=2,
+                error = whiskers(r["value"], r["low"], r["high"])
+                left.bar(i + 0.4 * j - 0.2, r["value"], 0.36, yerr=[[e] for e in error], color=colour, capsize=2,
                          label=(control or "SAE") if i == 0 else None)  # fmt: skip
     left.axhline(chance, color="#4d4d4d", lw=0.8, ls=":", label="chance")
     left.set_xticks(range(len(kinds)), kinds)

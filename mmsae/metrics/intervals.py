@@ -40,6 +40,14 @@ def bootstrap_mean(values: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple[f
     return bootstrap_ratio(values, torch.ones_like(values), draws, seed)
 
 
+def whiskers(value: float, low: float, high: float) -> tuple[float, float]:
+    """How far an interval goes below and above its value, as error bars are drawn.
+
+    Never negative: rounding may put an end on the wrong side of the value, which matplotlib refuses. 0 for NaN.
+    """
+    return max(0.0, value - low), max(0.0, high - value)
+
+
 def paired_interval(a: Tensor, b: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """95% interval of ``mean(a) - mean(b)`` over the same samples, hits ``(n,)`` bool."""
     d = (a.double() - b.double()).numpy()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mmsae.files import atomic_file
+from mmsae.metrics.intervals import whiskers
 from mmsae.recipes import find_recipe
 from mmsae.training.cli import run as lightning
 from mmsae.types import InputError
@@ -185,9 +186,9 @@ def draw(rows: list[Row], path: Path) -> None:
             l0 = [_mean(g, f"l0/{m}") for g in groups]
             for ax, name in zip(column, (f"fvu/{m}", f"dead/{m}"), strict=True):
                 middle = [_mean(g, name) for g in groups]
-                low = [y - min(r[name] for r in g) for y, g in zip(middle, groups, strict=True)]
-                high = [max(r[name] for r in g) - y for y, g in zip(middle, groups, strict=True)]
-                ax.errorbar(l0, middle, (low, high), marker="o", markersize=4, capsize=2, label=label)
+                values = [[r[name] for r in g] for g in groups]
+                ends = [whiskers(y, min(v), max(v)) for y, v in zip(middle, values, strict=True)]
+                ax.errorbar(l0, middle, list(zip(*ends, strict=True)), marker="o", ms=4, capsize=2, label=label)
         column[0].set_title(m)
         column[1].set_xlabel("L0 (latents that fire per row)")
         column[1].set_xscale("log", base=2)

@@ -15,7 +15,7 @@ from mmsae.heads.features import load_features, open_host
 from mmsae.heads.labels import read_classes, read_labels, read_templates
 from mmsae.heads.rows import find, wilson
 from mmsae.heads.zeroshot import Split, balanced_interval, zero_shot_head
-from mmsae.heads.zeroshot_run import _Job, zeroshot
+from mmsae.heads.zeroshot_run import _Job, plot, zeroshot
 from mmsae.shards import expand
 from mmsae.tasks.zero_shot import pool_templates, zero_shot, zero_shot_scores
 from mmsae.types import InputError
@@ -82,6 +82,19 @@ def test_wilson_by_hand():
     assert wilson(0, 10) == pytest.approx((0, 0.27754), abs=1e-4)
     assert wilson(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-5)
     assert all(v != v for v in wilson(0, 0))
+    for n in range(1, 2001):
+        assert wilson(0, n)[0] == 0 < wilson(0, n)[1] and wilson(n, n)[0] < 1 == wilson(n, n)[1], n
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_perfect_score_is_drawn(tmp_path, right):
+    labels = torch.arange(24) % 3
+    scores = torch.nn.functional.one_hot(labels if right else (labels + 1) % 3).float()
+    found = zero_shot_head(*(Split({"raw": scores, "code": scores}, labels),) * 2)
+    assert {r["value"] for r in find(found.rows, score="top1")} == {float(right)}
+    assert all(r["low"] <= r["value"] <= r["high"] for r in found.rows)
+    plot(found.rows, found, tmp_path / "zeroshot.png", 1 / 3)
+    assert (tmp_path / "zeroshot.png").stat().st_size > 0
 
 
 def test_balanced_interval_covers_and_shrinks():

@@ -9,6 +9,7 @@ from training_helpers import ROOT, make_store
 
 from mmsae import SAE
 from mmsae.cli import command_parser, main
+from mmsae.training.sweep import draw
 
 OPTIONS = "--data.batch_size 32 --trainer.accelerator cpu --trainer.enable_progress_bar false"
 
@@ -46,6 +47,14 @@ def test_points_tables_and_picture(store, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in before} == before
     points = json.loads((out / "sweep.json").read_text())["points"]
     assert len(points) == 5 and points[0]["fvu/joint"] != points[1]["fvu/joint"] and points[1]["seed"] == 1
+
+
+def test_seeds_that_agree_are_drawn(tmp_path):
+    about = {"ratio": 2.0, "d_sae": 32, "l0/image": 2.0, "dead/image": 0.1, "fvu/image": 0.1}
+    rows = [{**about, "k": k, "seed": seed} for k in (2, 4) for seed in range(3)]
+    assert sum([0.1] * 3) / 3 > 0.1  # the mean of three equal values lies above all of them
+    draw(rows, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 0
 
 
 def test_a_killed_point_goes_on(store, tmp_path, monkeypatch):
