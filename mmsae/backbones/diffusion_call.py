@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmsae.backbones.diffusion_prompts import EMBEDS, SECOND, encode, guided, old_name
 from mmsae.backbones.diffusion_run import Run, clock
@@ -91,6 +92,20 @@ class Call(NamedTuple):
         )  # fmt: skip
 
 
+class FullNoise(TorchFunctionMode):
+    """While open, normal numbers of a generator are drawn in float32, whatever type they are wanted in.
+
+    torch draws half-precision normals as another sequence than float32's, and one seed is one picture.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """As the function; a half-precision ``torch.randn`` is a float32 one, cast."""
+        kwargs = kwargs or {}
+        if func is torch.randn and kwargs.get("dtype") in (torch.float16, torch.bfloat16):
+            return func(*args, **{**kwargs, "dtype": torch.float32}).to(kwargs["dtype"])
+        return func(*args, **kwargs)
+
+
 def n_steps(options: Mapping[str, Any]) -> int:
     """Steps of the schedule that options of a call ask for."""
     own = next((options[k] for k in ("timesteps", "sigmas") if options.get(k) is not None), None)
@@ -156,6 +171,7 @@ def run_call(
         if options.get("timesteps") is not None or options.get("sigmas") is not None:
             given["num_inference_steps"] = None
         given = {k: v for k, v in given.items() if k in known and v is not None}
+        stack.enter_context(FullNoise())
         return pipeline(**given, **{k: v for k, v in options.items() if k not in _OURS})
 
 
