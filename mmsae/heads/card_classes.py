@@ -15,6 +15,7 @@ from mmsae.heads.rows import TRAINED, row, wilson
 from mmsae.heads.spaces import CONTROLS, PCA, RANDOM, Space
 from mmsae.heads.suite import NotApplicable, head
 from mmsae.heads.suite_data import Data, Found
+from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.intervals import bootstrap_mean
 from mmsae.metrics.probing import L2, sparse_probing
 from mmsae.metrics.recovered import zero_shot_recovered
@@ -62,7 +63,7 @@ def shifted(
     found = generalisation(data.sae, train, val, source, sets, kinds, controls, sparse, grid, data.seed)
     n = {"train": train.n, "val": val.n, "test": source.n} | {k: v.n for k, v in sets.items()}
     note = "Images: " + ", ".join(f"{k} {v:,}" for k, v in n.items())
-    return Found(found.pop("rows"), found, [note])
+    return Found(found.pop("rows"), found, [note], edge_warning(found["edges"]))
 
 
 def _nonnegative(s: Space) -> list[Codes]:

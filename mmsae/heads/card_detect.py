@@ -18,6 +18,7 @@ from mmsae.heads.spaces import RANDOM
 from mmsae.heads.suite import NotApplicable, head
 from mmsae.heads.suite_data import Data, Found
 from mmsae.heads.zeroshot import Split, zero_shot_head
+from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.ood import roc
 from mmsae.sae import SAE
 from mmsae.tasks.zero_shot import zero_shot_scores
@@ -33,17 +34,18 @@ def zeroshot(data: Data, concept: str = "code") -> Found:
     if TEXT not in data.sae.modalities:
         raise NotApplicable("the SAE has no text side, so classes have no codes")
     test, val = data.labelled("test"), data.labelled("val" if data.has("val") else "train")
-    rows, more = [], {}
+    rows, more, edges = [], {}, []
     cases: list[tuple[str, SAE]] = [(TRAINED, data.sae), (RANDOM, data.random)]
     for control, sae in cases:
         at, tune = (Split(zero_shot_scores(sae, f.x, prompts), f.labels) for f in (test, val))
         found = zero_shot_head(at, tune, concept=concept, name="test", control=control, seed=data.seed)
         rows += [r for r in found.rows if not control or r["features"] != "raw"]
+        edges += found.edges
         more[control or "trained"] = {"alpha": found.alpha, "tuning": {str(k): v for k, v in found.tuning.items()}}
     note = (
         f"{len(test.names)} classes; alpha of *enhanced*, chosen on {val.n:,} other images: {more['trained']['alpha']}."
     )
-    return Found(rows, more, [note])
+    return Found(rows, more, [note], edge_warning(edges))
 
 
 def _ood_validation(data: Data, val: Features) -> tuple[Features, str]:
@@ -89,7 +91,8 @@ def ood(
         notes.append(
             f"**OOD set {name} has classes of the ID set**: {', '.join(shared[:10])}; exclude leaves them out."
         )
-    return Found(found.rows, {"chosen": found.chosen, "roc": _curves(found.conf, far + near)}, notes)
+    more = {"chosen": found.chosen, "roc": _curves(found.conf, far + near)}
+    return Found(found.rows, more, notes, edge_warning(found.edges))
 
 
 def _curves(conf: Any, names: Sequence[str]) -> dict[str, dict[str, list[list[float]]]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmsae.heads.features import KINDS, Features
 from mmsae.heads.rows import row, wilson
 from mmsae.heads.spaces import CONTROLS, Space, spaces
+from mmsae.metrics.choice import at_edge
 from mmsae.metrics.intervals import paired_interval
 from mmsae.metrics.probing import L2, Probe, choose_l2, logistic, matrix, most_different, nearest_mean, predictions
 from mmsae.sae import SAE
@@ -82,6 +83,11 @@ def at_source(points: Sequence[tuple[float, float]], source: float) -> float:
     return float(np.interp(source, xs, [float(np.mean(best[s])) for s in xs]))
 
 
+def few(grid: Sequence[float]) -> Sequence[float]:
+    """Every other L2 strength: what sparse probes, which depend on it little, are chosen from."""
+    return grid[1::2]
+
+
 def probe_space(
     space: Space, y: Sequence[Tensor], names: Sequence[str], classes: int, sparse: Sequence[int] = SPARSE,
     grid: Sequence[float] = L2, seed: int = 0,
@@ -117,7 +123,7 @@ def probe_space(
     order = most_different(x, labels, classes, max(sparse, default=0))
     for n in sparse:
         if n <= x.shape[1]:
-            probe, l2 = choose_l2(x, labels, (val, y_val), classes, grid[1::2], order[:n])
+            probe, l2 = choose_l2(x, labels, (val, y_val), classes, few(grid), order[:n])
             points.append(point(f"{n}-sparse", probe, l2))
     path = [point("", p) for _, p in fits]
     shuffled = np.random.default_rng(seed).permutation(len(labels))
@@ -151,7 +157,7 @@ def generalisation(
         ``rows`` (:func:`mmsae.heads.rows.row`): per probe and features ``NAME source``, ``NAME target`` (its accuracy),
         ``NAME gain`` (minus that of raw features, over the same images), ``NAME effective robustness``, and for linear
         probes ``matched gain`` (at the highest source accuracy that the features and raw ones reach); ``lines``,
-        ``spaces``.
+        ``spaces``, and ``edges``: chosen L2 strengths that are an end of their grid (:mod:`mmsae.metrics.choice`).
 
     Raises:
         InputError: Fewer than two classes, or a target that shares none of them.
@@ -185,7 +191,14 @@ def generalisation(
     scatter = {
         k: {"path": path, "points": [(p.probe, p.source, p.target) for p in pts]} for k, (_, pts, path) in found.items()
     }
-    return {"rows": rows, "lines": lines, "spaces": scatter, "classes": classes}
+    edges = [
+        edge
+        for k, (_, points, _) in found.items()
+        for p in points
+        if p.l2 is not None
+        for edge in at_edge(f"l2 of {p.probe} on {k}", p.l2, grid if p.probe == "linear" else few(grid))
+    ]
+    return {"rows": rows, "lines": lines, "spaces": scatter, "classes": classes, "edges": edges}
 
 
 def _labelled(f: Features, what: str) -> Features:

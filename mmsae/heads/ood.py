@@ -45,12 +45,14 @@ class Scored(NamedTuple):
         conf: ``{(control, score, features): {set: (n,) confidences}}``; the set ``id`` is the ID test set.
         chosen: ``{control: {"score/kind": setting}}``.
         notes: What a reader must know.
+        edges: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`).
     """
 
     rows: list[dict[str, Any]]
     conf: dict[tuple[str, str, str], dict[str, Tensor]]
     chosen: dict[str, dict[str, float]]
     notes: list[str]
+    edges: list[str]
 
 
 def ood_head(
@@ -86,7 +88,7 @@ def ood_head(
         seed: Of the random SAE.
     """
     sets = {ID: test, **ood}
-    out = Scored([], {}, {}, [])
+    out = Scored([], {}, {}, [], [])
     _score(out, "", fit_detectors(setup, kinds, scores), sets)
     coded = [k for k in kinds if k in ("code", "recon", "resid")]
     if "random" in controls and sae is not None:
@@ -114,6 +116,7 @@ def _score(out: Scored, control: str, fitted: Fitted, sets: Mapping[str, Feature
     """Confidences and rows of all detectors on all sets."""
     prefix = f"control {control}: " if control else ""
     out.notes.extend(prefix + note for note in dict.fromkeys(fitted.notes))
+    out.edges.extend(prefix + edge for edge in fitted.edges)
     out.chosen[control] = fitted.chosen
     known = sets[ID].labels >= 0
     for kind, classifier in fitted.classifiers.items():

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmsae.heads import detectors as d
 from mmsae.heads import detectors_sae as ds
 from mmsae.heads.features import KINDS, Features
+from mmsae.metrics.choice import at_edge
 from mmsae.metrics.ood import ood_metrics
 from mmsae.metrics.sparsity import latent_sums
 from mmsae.types import Codes
@@ -29,6 +30,9 @@ GRIDS = {
     "cap_spearman": (256, 64, 1024),
 }  # the first is the default and wins ties
 CODE_WIDTH, MIN_RATE = 1024, 1e-3
+# The k-th nearest of n tells how dense it is around an image only while k is a small part of n: the farthest of all
+# training images is nearer to a stranger in the middle of them than to most of themselves.
+KNN_SHARE = 0.1
 Detector = Callable[[Features], Tensor]
 
 
@@ -63,12 +67,14 @@ class Fitted(NamedTuple):
         chosen: ``{"score/kind": setting}`` of those that have one.
         classifiers: ``{kind: features -> (n, C) logits}``.
         notes: What a reader must know: shrinkage, what was left out.
+        edges: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`).
     """
 
     detectors: dict[tuple[str, str], Detector]
     chosen: dict[str, float]
     classifiers: dict[str, Detector]
     notes: list[str]
+    edges: list[str] = []
 
 
 def code_latents(z: Codes, width: int = CODE_WIDTH, rate: float = MIN_RATE) -> Tensor:
@@ -106,7 +112,7 @@ def fit_detectors(
         notes.append(f"the ID set has 1 class: {', '.join(s for s in (*LOGITS, 'rmds') if s in scores)} are left out")
     _native_detectors(out, chosen, scores, train, classifier.get("code"), n_classes)
     logits = {kind: _on(head, _view(kind, train, [])) for kind, head in classifier.items()}
-    return Fitted(out, chosen.settings, logits, notes)
+    return Fitted(out, chosen.settings, logits, notes, chosen.edges)
 
 
 def _classifier(setup: Setup, kind: str, f: Tensor) -> d.Head:
@@ -135,7 +141,7 @@ class _Chosen:
     """Chooses settings by AUROC on the validation sets."""
 
     def __init__(self, setup: Setup):
-        self.setup, self.settings = setup, {}
+        self.setup, self.settings, self.edges = setup, {}, []
 
     def __call__(
         self, name: str, kind: str, make: Callable[[Any], Detector], limit: int | None = None,
@@ -151,6 +157,7 @@ class _Chosen:
             found[g] = (value, detector)
         best = max(grid, key=lambda g: found[g][0])  # the first among equals: the default
         self.settings[f"{name}/{kind}"] = best
+        self.edges += at_edge(f"{name}/{kind}", best, grid)
         return found[best][1]
 
 
@@ -184,7 +191,7 @@ def _distance_detectors(out, chosen: _Chosen, scores, kind, view, f, labels, n_c
             out["rmds", kind] = _on(d.RMDS.fit(f, labels, n_classes, shrink), view)
     if "knn" in scores:
         bank = d.KNN.fit(f)
-        out["knn", kind] = chosen("knn", kind, lambda k: _on(bank.at(int(k)), view), len(f))
+        out["knn", kind] = chosen("knn", kind, lambda k: _on(bank.at(int(k)), view), max(1, int(KNN_SHARE * len(f))))
 
 
 def _on(detector: Callable[[Tensor], Tensor], view: Callable[[Features], Tensor]) -> Detector:

@@ -17,6 +17,7 @@ from mmsae.heads.ood_figures import markdown, plot_ood
 from mmsae.heads.ood_fit import DISTANCES, EMBED, LOGITS, NATIVE, Setup
 from mmsae.heads.ood_sets import Sources, keep_names, load_sets, named_shards, shared_classes, shared_images
 from mmsae.heads.rows import write_results
+from mmsae.metrics.choice import edge_warning
 from mmsae.sae import random_control
 from mmsae.shards import expand
 from mmsae.types import IMAGE, InputError
@@ -127,6 +128,7 @@ def ood(
     ] + shared_images("ID test", sets.test, sets.train.uids + sets.val.uids, "training or validation")
     if named_val:
         warnings += [w for n, f in sets.ood.items() for w in shared_images(n, f, sets.val_ood.uids, "OOD validation")]
+    warnings += edge_warning(scored.edges)
     kind_of = {k: "zero-shot" if k in heads else "linear probe" for k in kinds}
     about = {
         "head": "ood", "sae": str(sae), "sae_training": sae_training(sae), "site": str(model.sites[IMAGE]),

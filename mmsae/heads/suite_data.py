@@ -36,11 +36,13 @@ class Found(NamedTuple):
         rows: :func:`mmsae.heads.rows.row` each.
         more: Further figures, for plots and results.json.
         notes: What a reader must know.
+        warnings: What a reader must know before believing a figure; also printed.
     """
 
     rows: list[dict[str, Any]]
     more: dict[str, Any] = {}
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 class Data:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmsae.heads.rows import row, wilson
+from mmsae.metrics.choice import at_edge
 from mmsae.tasks.zero_shot import ALPHAS, CONCEPTS, enhance, hits, tune_alpha
 from mmsae.types import InputError
 
@@ -38,6 +39,7 @@ class ZeroShot(NamedTuple):
         tuning: ``{alpha: top-1 on the tuning split}``.
         per_class: ``{features: (C,) top-1 within the class, NaN without images}``.
         counts: ``(C,)`` images per class.
+        edges: Says so where alpha is the end of its grid (:mod:`mmsae.metrics.choice`).
     """
 
     rows: list[dict[str, Any]]
@@ -45,6 +47,7 @@ class ZeroShot(NamedTuple):
     tuning: dict[float, float]
     per_class: dict[str, Tensor]
     counts: Tensor
+    edges: list[str]
 
 
 def zero_shot_head(
@@ -97,7 +100,8 @@ def zero_shot_head(
         low, high = balanced_interval(own, counts, seed)
         rows.append(row("zeroshot", name, "balanced", kind, per_class[kind].nanmean().item(), len(test.labels), control,
                         low=low, high=high, classes=int((counts > 0).sum())))  # fmt: skip
-    return ZeroShot(rows, alpha, tuning, per_class, counts)
+    edges = at_edge(f"alpha{f' of control {control}' if control else ''}", alpha, tuning, (0.0,)) if tuning else []
+    return ZeroShot(rows, alpha, tuning, per_class, counts, edges)
 
 
 def balanced_interval(hit: Tensor, n: Tensor, seed: int = 0) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from mmsae.heads.features import Features, load_features, open_host, with_sae
 from mmsae.heads.labels import Classes, Labels, read_classes, read_labels, read_templates
 from mmsae.heads.rows import row, text_table, write_results
 from mmsae.heads.zeroshot import Split, ZeroShot, zero_shot_head
+from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.intervals import whiskers
 from mmsae.metrics.reconstruction import fvu
 from mmsae.metrics.retrieval import cosine_to
@@ -115,6 +116,7 @@ def zeroshot(
         rows += results[name].rows
         n = len(test_of[name].split.labels)
         rows.append(row("zeroshot", "test", "explained_variance", "recon", test_of[name].explained, n, name))
+    warnings += edge_warning([e for found in results.values() for e in found.edges])
     main = results[""]
     about = {
         "head": "zeroshot", "sae": str(sae), "site": str(model.sites[IMAGE]), "host": backbone.hint,

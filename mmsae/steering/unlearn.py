@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mmsae.metrics.choice import warn_at_edge
 from mmsae.sae import SAE
 from mmsae.steering.concept_stats import ConceptStats, above_percentile, selection_score
 from mmsae.steering.edit import Edit
@@ -94,6 +95,9 @@ def tune(
         percentiles: To try.
         gammas: To try; among equals the gentlest is first.
 
+    Warns:
+        UserWarning: The best setting is an end of what was tried.
+
     Raises:
         InputError: Nothing to try.
     """
@@ -102,7 +106,9 @@ def tune(
     ]
     if not tried:
         raise InputError("unlearning is tuned over at least one percentile and one gamma.")
-    return sorted(tried, key=lambda s: -s.result.objective)
+    tried.sort(key=lambda s: -s.result.objective)
+    warn_at_edge([s._asdict() for s in tried], tried[0]._asdict(), ("percentile", "gamma"))
+    return tried
 
 
 def latents(edits: Sequence[Edit]) -> dict[int, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmsae import SAE
+from mmsae.metrics.choice import warn_at_edge
 from mmsae.steering import Edit, FeatureStats, Intervention, attach
 from mmsae.types import TEXT, InputError
 from mmsae.world.diffusion_evaluate import Prompts
@@ -147,10 +148,14 @@ def tune(
 
     Returns:
         ``k``, strength (the gentlest among equals), and all that was tried.
+
+    Warns:
+        UserWarning: The best k or strength is an end of what was tried.
     """
     tried = []
     for k, strength in product(ks, strengths):
         pictures, _ = draw_with(host, sae, substitution(contrast, k, strength, stats), prompts.texts, **options)
         tried.append({"k": k, "strength": strength, **outcome(pictures, prompts, target, probe)._asdict()})
     best = max(tried, key=lambda t: (t["target"] + t["background"] + t["size"], -t["strength"], -t["k"]))
+    warn_at_edge(tried, best, ("k", "strength"))
     return best["k"], best["strength"], tried
