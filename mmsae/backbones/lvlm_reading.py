@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmsae.backbones import lvlm_vision
 from mmsae.backbones.hooks import Done
+from mmsae.backbones.lvlm_cache import cached
 from mmsae.backbones.lvlm_kinds import MEANS, PATCH, Span, flagged, select, span_of
 from mmsae.backbones.reading import Rows
 from mmsae.backbones.sites import Target, find_port
@@ -28,9 +29,8 @@ def watch(host: LVLMBackbone, seen: list[Any]) -> Iterator[None]:
 
     def before(_: Any, args: tuple, kwargs: dict) -> None:
         ids = args[0] if args else kwargs.get("input_ids")
-        cache = kwargs.get("past_key_values")
-        start = 0 if cache is None else int(cache.get_seq_length())  # now: the layers will fill it
-        mask = kwargs.get("attention_mask")
+        mask, known = kwargs.get("attention_mask"), host._known
+        start = cached(args, kwargs, None if known is None else known.shape[1])  # now: the layers will fill it
         seen[:] = [(ids, mask if isinstance(mask, Tensor) else None, start)]
 
     handle = host.model.register_forward_pre_hook(before, with_kwargs=True)
@@ -44,16 +44,26 @@ class _Running:
     """Sums over the tokens of each item that a mean has seen, so that decoding with a cache knows the whole mean."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.count: Tensor | None = None
+        self.total: Tensor | float = 0.0
+        self.count: Tensor | float = 0.0
+        self.seen = (0, 0)  # items and tokens
 
     def means(self, tokens: Tensor, keep: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """``(B, d)`` means over the item's tokens so far, and ``(B,) bool`` whose tokens are among these."""
+        """``(B, d)`` means over the item's tokens so far, and ``(B,) bool`` whose tokens are among these.
+
+        Raises:
+            InputError: The cache holds tokens that were not seen here, so the mean is not known.
+        """
         w = keep.to(tokens)
         total, count = torch.einsum("bt,btd->bd", w, tokens), w.sum(1)
-        if start and self.total is not None and len(self.total) == len(total):
+        if start:
+            if self.seen != (len(tokens), start):
+                raise InputError(
+                    f"a mean over tokens needs all of them: the cache holds {start} of each of {len(tokens)} items, "
+                    f"{self.seen[1]} of {self.seen[0]} were seen since the edit was opened."
+                )
             total, count = total + self.total, count + self.count
-        self.total, self.count = total, count
+        self.total, self.count, self.seen = total, count, (len(tokens), start + tokens.shape[1])
         return total / count.clamp(min=1)[:, None], keep.any(1)
 
 
@@ -77,7 +87,9 @@ def tap(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, Span], 
         ids, attention, start = seen[0] if seen else (None, None, 0)
         if ids is None:
             raise InputError(f"{target} cannot be read: the model was called without input_ids.")
-        span = span_of(ids, attention, start, host.vocabulary, host._known)
+        known = host._known
+        span = span_of(ids, attention, start, host.vocabulary, known)
+        prompt = known.shape[1] if known is not None else 0 if ids.shape[1] == 1 else None
         tokens = to_tokens(x, target.layout)
         keep = select(target.tokens, span.kinds).to(x.device)
         mean = target.tokens in MEANS
@@ -85,11 +97,11 @@ def tap(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, Span], 
             rows, has = running.means(tokens.float(), keep, start)
             item, rows = has.nonzero()[:, 0], rows[has]
             image = torch.full_like(item, target.tokens == "image_mean", dtype=torch.bool)
-            where = Where(item, None, image, None, start)
+            where = Where(item, None, image, None, start, prompt)
         else:
             item, rows = keep.nonzero()[:, 0], tokens[keep].float()
             kinds, position = span.kinds.to(x.device)[keep], span.position.to(x.device)[keep]
-            where = Where(item, position, kinds >= PATCH, flagged(kinds), start)
+            where = Where(item, position, kinds >= PATCH, flagged(kinds), start, prompt)
         if start and not len(rows):
             return x
         new = fn(rows, where, span)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mmsae.types import InputError
+
 UNCOND, COND = 0, 1  # the guidance branches of a diffusion pipeline
 
 
@@ -18,7 +20,9 @@ class Where(NamedTuple):
             row in maps; None for pooled sites and means.
         image: ``(N,) bool``, image tokens, where one sequence holds image and text; else None.
         special: ``(N,) bool``, class, register, BOS, EOS, padding or template tokens; None for pooled sites and means.
-        start: Tokens in the cache of a language model: 0 in a prefill and on all other hosts, more while decoding.
+        start: Tokens in the cache of a language model: 0 at the beginning of a prompt and on all other hosts.
+        prompt: Tokens of the prompt in a language model; None where that is not known and several tokens come onto a
+            cache, which a piece of a prompt and tokens on trial both do.
         grid: ``(H, W)`` where the tokens are the cells of a map, and ``position`` is ``y * W + x``.
         branch: ``(N,)`` :data:`COND` or :data:`UNCOND`, in a diffusion pipeline; else None.
         step: Which step of a generation is under way, counted from 0; None outside of one (text encoders too).
@@ -29,6 +33,20 @@ class Where(NamedTuple):
     image: Tensor | None = None
     special: Tensor | None = None
     start: int = 0
+    prompt: int | None = 0
     grid: tuple[int, int] | None = None
     branch: Tensor | None = None
     step: int | None = None
+
+    def prefill(self) -> bool:
+        """Whether the call reads the prompt (as it always is on hosts that do not decode) or what was generated.
+
+        Raises:
+            InputError: That cannot be told.
+        """
+        if self.start and self.prompt is None:
+            raise InputError(
+                f"several tokens at once come onto a cache of {self.start}, and whether they are the prompt's or were "
+                "generated cannot be told: run the model through the host's generate()."
+            )
+        return self.start < max(1, self.prompt or 0)

@@ -42,7 +42,7 @@ class Gate:
         branch: Of classifier-free guidance: ``all``, ``cond``, ``uncond``, or ``sign`` (+ on cond, - on uncond).
             Hosts without branches are all ``cond``.
         steps: Half-open window ``(start, end)`` of generation steps; ``range(a, b)`` does too. None: all.
-        phase: ``prefill``, ``decode`` (the cache already holds tokens) or ``both``.
+        phase: ``prefill``, ``decode`` (the call holds generated tokens) or ``both``.
         active: Act only on rows where one of the edit's features exceeds this raw code (one number, or one per id of
             the edit in ascending order).
         guard: :class:`FVU`, or its ``q``.
@@ -99,7 +99,7 @@ class Gate:
             InputError: A condition on something that this site does not have.
         """
         w = torch.ones(len(where.item), device=where.item.device)
-        if self.phase != "both" and (self.phase == "prefill") != (where.start == 0):
+        if self.phase != "both" and (self.phase == "prefill") != where.prefill():
             return torch.zeros_like(w)[:, None]
         if self.steps is not None:
             if where.step is None:

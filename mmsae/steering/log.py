@@ -36,7 +36,7 @@ class SiteLog:
             relative: ``(n,)`` ``|dx| / |x|`` of the rows that the edit changed; None for none.
             touched: How many rows that are.
         """
-        key = (where.step, "decode" if where.start else "prefill")
+        key = (where.step, "decode" if where.start >= max(1, where.prompt or 0) else "prefill")
         calls, rows, count, total, largest = self._sums.get(key, (0, 0, 0, 0.0, 0.0))
         if relative is not None and len(relative):  # kept as tensors: reading them would wait for the device
             total = total + relative.double().sum()

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmsae.backbones.lvlm import LVLMBackbone
+from mmsae.backbones.lvlm_cache import caches, length
 from mmsae.backbones.where import Where
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
@@ -78,6 +79,10 @@ class Settings(NamedTuple):
 #: As published for LLaVA-1.5-7B (seed 55).
 PRESETS = {"pope": Settings(), "chair": Settings(alpha_m=0.7, max_new_tokens=512)}
 GREEDY = Settings(alpha_c=0.0, beta_c=0.0, do_sample=False)
+_PIECES = (
+    "concept-level decoding needs the prompt in one call and without a cache that was filled before; "
+    "leave prefill_chunk_size and the cache out"
+)
 
 
 def mix_logits(clean: Tensor, steered: Tensor | None, alpha_c: float, beta_c: float) -> Tensor:
@@ -143,10 +148,13 @@ class WriteBack:
         self.image: Tensor | None = None
         self.total: Tensor | None = None
         self.count: Tensor | None = None
+        self.pictures: Tensor | None = None
 
     def __call__(self, rows: Tensor, where: Where) -> Tensor:
         """Edit of all tokens ``rows (N, d)`` of a call; image rows and those before the image stay as they are."""
-        if where.start == 0:
+        if where.prefill():
+            if where.start:
+                raise InputError(_PIECES)
             n = int(where.item.max()) + 1
             pictures = rows.new_zeros(n).index_add_(0, where.item, where.image.to(rows))
             image = rows.new_zeros(n, rows.shape[1]).index_add_(0, where.item[where.image], rows[where.image])
@@ -157,6 +165,8 @@ class WriteBack:
             after = ~where.image & (where.position > last[where.item]) & (pictures[where.item] > 0)
             self.total, self.count = torch.zeros_like(image), rows.new_zeros(n)
             self.pictures = pictures
+        elif self.pictures is None:
+            raise InputError(_PIECES)
         else:
             after = self.pictures[where.item] > 0
         item = where.item[after]
@@ -166,6 +176,9 @@ class WriteBack:
         return (
             rows if not len(item) or not moved.any() else rows.index_add(0, after.nonzero()[:, 0], moved[item].to(rows))
         )
+
+
+_OWN = object()  # where a call had a cache
 
 
 class _Mixer(LogitsProcessor):
@@ -183,10 +196,13 @@ class _Mixer(LogitsProcessor):
         if self.busy:
             return
         call = {**({"input_ids": args[0]} if args else {}), **kwargs}
-        cache = call.pop("past_key_values", None)
-        if cache is not None and not self.calls and not cache.get_seq_length():
-            self.cache = copy.deepcopy(cache)
-        self.calls.append({**call, "cached": cache is not None})
+        for place, cache in caches((), call):
+            if not length(cache):
+                self.cache = copy.deepcopy(cache)
+            elif self.cache is None:
+                raise InputError(_PIECES)
+            call[place] = _OWN
+        self.calls.append(call)
 
     def steered(self) -> Tensor:
         """``(B, V)`` logits of the second pass over what was called since the last step."""
@@ -194,10 +210,9 @@ class _Mixer(LogitsProcessor):
         try:
             with self.decoder.host.edit(self.decoder.site, self.edit, where=True):
                 for call in calls:
-                    cached = call.pop("cached")
-                    out = self.decoder.host.model(**call, past_key_values=self.cache if cached else None)
-                    if call.get("use_cache") and self.cache is None:
-                        self.cache = out.past_key_values
+                    own = {k: self.cache if v is _OWN else v for k, v in call.items()}
+                    out = self.decoder.host.model(**own)
+                    self.cache = next((c for _, c in caches((), out)), self.cache)
         finally:
             self.busy = False
         return out.logits[:, -1].float()

@@ -83,7 +83,7 @@ def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> Callable[
         if not gamma:
             return rows
         size = gamma * rows.norm(dim=1, keepdim=True)
-        if where.start:
+        if not where.prefill():
             return rows - size * hallucination.to(rows)
         return rows + where.image[:, None] * size * faithful.to(rows)
 

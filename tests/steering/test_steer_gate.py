@@ -98,6 +98,10 @@ def test_steps_and_phase():
     one = Where(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), start=0)
     assert kept(Gate(phase="prefill"), one) == [0] and not kept(Gate(phase="decode"), one)  # T16: one token, no cache
     assert kept(Gate(phase="decode"), one._replace(start=7)) == [0] == kept(Gate(), one._replace(start=7))
+    piece = one._replace(start=7, prompt=9)  # a prompt in pieces
+    assert kept(Gate(phase="prefill"), piece) == [0] and not kept(Gate(phase="decode"), piece)
+    with pytest.raises(InputError, match="cannot be told"):
+        kept(Gate(phase="decode"), piece._replace(prompt=None))
 
 
 GATES = {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lvlm_helpers import QUESTIONS, make_host, sample
 
+from mmsae.backbones.lvlm_cache import caches
 from mmsae.backbones.lvlm_reading import Where
 from mmsae.sae import SAE, Dictionary, DistanceEncoder, TopK
 from mmsae.sae.aligner import Aligner
@@ -220,3 +221,15 @@ def test_taps(host, parts):
         ConceptDecoder(host, sae, None, site=SITE)
     with pytest.raises(InputError, match="num_beams is 2"):
         ConceptDecoder(host, sae, aligner, site=SITE).generate(batch(host), num_beams=2)
+
+
+@pytest.mark.parametrize("how", ["prefill_chunk_size", "past"])
+def test_a_prompt_in_pieces_is_refused(host, parts, how):
+    decoder = ConceptDecoder(host, *parts, STRONG, site=SITE)
+    whole, options = host.collate.batch(["is there a red circle?"], [None]), {"prefill_chunk_size": 3}
+    if how == "past":
+        begun = {k: whole.inputs[k][:, :3] for k in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            options = dict(caches((), host.model(**begun, use_cache=True)))
+    with pytest.raises(InputError, match="needs the prompt in one call and without a cache that was filled before"):
+        decoder.generate(whole, **options)
