@@ -24,7 +24,7 @@ from mmsae.cache.spec import DTYPES, StoreSpec, name_sites
 from mmsae.cache.uids import SeenUids
 from mmsae.cache.writer import PartWriter, StoreWriter
 from mmsae.files import nbytes
-from mmsae.shards import FAULT_LIMIT, FaultLog, expand
+from mmsae.shards import FAULT_LIMIT, FaultLog, expand, identity, shard_name
 from mmsae.types import ImageTextBatch, InputError, Site, Tokens
 
 _stop: Any = None  # in the processes of a job on several devices: an event, set when one of them has failed
@@ -127,7 +127,7 @@ def _writer(host: Backbone, plan: Plan) -> StoreWriter:
         "device": torch.device(host.device).type,
         "batch_size": plan.batch_size,
         "caption_field": plan.caption_field,
-        "shards": [[Path(p).name, os.path.getsize(p)] for p in plan.paths],
+        "shards": identity(plan.paths),
     }
     if plan.text != "question":  # stores that were begun before there was a choice go on
         job["text"] = plan.text
@@ -145,7 +145,7 @@ def _work(host: Backbone, writer: StoreWriter, plan: Plan, todo: list[int], lead
                 if _stop is not None and (_stop.is_set() or os.getppid() != _parent):
                     return  # the job failed elsewhere, or was killed
                 if path not in parts:
-                    parts[path] = writer.open_part(unit_of[path], Path(path).name)
+                    parts[path] = writer.open_part(unit_of[path], shard_name(path))
                 _add(parts[path], host, batch, log)
                 bar.update(len(batch.uids))
                 if last:

@@ -57,6 +57,7 @@ def host_batches(
         batch_size=plan.batch_size,
         workers=workers,
         caption_field=plan.caption_field,
+        unique=False,
         **host.reading(modalities, plan.text),
     )
 

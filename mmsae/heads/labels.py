@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.shards import FaultLog, read_shard
+from mmsae.shards import FaultLog, read_shards
 from mmsae.types import InputError
 
 TEMPLATE_SETS = {"simple": "SIMPLE_IMAGENET_TEMPLATES", "openai": "OPENAI_IMAGENET_TEMPLATES"}
@@ -72,15 +72,14 @@ def read_labels(paths: Sequence[str], field: str = "cls", must: bool = True) -> 
         must: Whether there must be labels.
 
     Raises:
-        InputError: No sample has that field, and there must be labels.
+        InputError: No sample has that field, and there must be labels; or a uid occurs twice.
     """
     value, name, log = {}, {}, FaultLog()
-    for path in paths:
-        for s in read_shard(path, log, need=(), decode=False):
-            v = s.cls if field == "cls" and s.cls is not None else s.meta.get(field) if field else None
-            value[s.uid] = v if isinstance(v, (str, int, float)) else None
-            said = s.meta.get("class")
-            name[s.uid] = v if isinstance(v, str) else said if isinstance(said, str) else ""
+    for s in read_shards(paths, log, need=(), decode=False):
+        v = s.cls if field == "cls" and s.cls is not None else s.meta.get(field) if field else None
+        value[s.uid] = v if isinstance(v, (str, int, float)) else None
+        said = s.meta.get("class")
+        name[s.uid] = v if isinstance(v, str) else said if isinstance(said, str) else ""
     if must and field and value and all(v is None for v in value.values()):
         raise InputError(f"no sample of {paths[0]} has {'cls' if field == 'cls' else f'json field {field!r}'}")
     return Labels(value, name)

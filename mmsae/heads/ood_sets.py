@@ -188,7 +188,8 @@ def shared_classes(train: Features, ood: Mapping[str, Features]) -> dict[str, li
 def shared_images(name: str, test: Features, seen: Sequence[str], what: str) -> list[str]:
     """A warning where images of a test set are among those that were seen before."""
     same = len(set(test.uids) & set(seen))
-    return [f"{same} of the {test.n} {name} images are {what} images, too (equal uids)"] if same else []
+    why = "equal uids: one picture in both, or tars of one name whose keys repeat"
+    return [f"{same} of the {test.n} {name} images are {what} images, too ({why})"] if same else []
 
 
 def generated(images: Tensor) -> Tensor:

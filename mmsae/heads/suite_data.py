@@ -21,7 +21,7 @@ from mmsae.heads.spaces import CONTROLS, Space, spaces
 from mmsae.heads.suite import NotApplicable, Suite
 from mmsae.heads.tree import Tree
 from mmsae.sae import SAE, random_control
-from mmsae.shards import FaultLog, read_shard, unit_batches
+from mmsae.shards import FaultLog, read_shards, unit_batches
 from mmsae.tasks.selection import draw
 from mmsae.tasks.zero_shot import class_embeddings
 from mmsae.types import IMAGE, TEXT, InputError
@@ -161,9 +161,8 @@ class Data:
         """``{uid: value}`` of a json field of a set."""
 
         def read() -> dict[str, Any]:
-            found, log = {}, FaultLog()
-            for path in self.paths(name):
-                found |= {s.uid: s.meta.get(field) for s in read_shard(path, log, need=(), decode=False)}
+            samples = read_shards(self.paths(name), FaultLog(), need=(), decode=False)
+            found = {s.uid: s.meta.get(field) for s in samples}
             if all(v is None for v in found.values()):
                 raise InputError(f"no sample of {self.paths(name)[0]} has json field {field!r}")
             return found

@@ -5,8 +5,8 @@ from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
 from mmsae.shards.pipeline import FAULT_LIMIT, ExactLoader, TrainLoader, make_pipeline, unit_batches
-from mmsae.shards.read import Sample, UidSet, make_uid, read_shard, with_image
-from mmsae.shards.sources import Source, Sources, as_sources, expand
+from mmsae.shards.read import Sample, UidSet, make_uid, read_shard, read_shards, with_image
+from mmsae.shards.sources import Shard, Source, Sources, as_sources, expand, identity, shard_name
 from mmsae.shards.streams import UnitBatch
 from mmsae.shards.units import Unit, done, part_path, run_units, units, write_part
 from mmsae.shards.writer import ShardWriter
@@ -18,6 +18,7 @@ __all__ = [
     "ExactLoader",
     "FaultLog",
     "Sample",
+    "Shard",
     "ShardWriter",
     "Source",
     "Sources",
@@ -32,11 +33,14 @@ __all__ = [
     "disk_errors",
     "done",
     "expand",
+    "identity",
     "make_pipeline",
     "make_uid",
     "part_path",
     "read_shard",
+    "read_shards",
     "run_units",
+    "shard_name",
     "to_rgb",
     "unit_batches",
     "units",

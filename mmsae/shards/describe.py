@@ -11,7 +11,7 @@ from typing import Any
 from mmsae.shards.decode import find_image
 from mmsae.shards.faults import FaultLog
 from mmsae.shards.read import read_shard
-from mmsae.shards.sources import expand
+from mmsae.shards.sources import expand, shard_name
 from mmsae.shards.tar import groups
 
 
@@ -48,7 +48,7 @@ def describe(
             faults.seen()
             keys.update(found.keys())
             sizes.update(found)
-            _judge(found, faults, os.path.basename(path), key)
+            _judge(found, faults, shard_name(path), key)
     all_bytes = sum(os.path.getsize(p) for p in paths)
     scale = all_bytes / max(sum(os.path.getsize(p) for p in chosen), 1)
     shown = list(islice((s for p in chosen for s in read_shard(p, FaultLog(), need=())), examples))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import webdataset as wds
 from mmsae.shards.batches import Collate, Reader, Tokenize, Transform
 from mmsae.shards.faults import FaultLog
 from mmsae.shards.read import UidSet
-from mmsae.shards.sources import Source, Sources, as_sources, expand
+from mmsae.shards.sources import Source, Sources, expand_sources
 from mmsae.shards.streams import ExactStream, Mixed, TrainStream, UnitBatch
 from mmsae.types import ImageTextBatch, InputError
 
@@ -70,7 +71,7 @@ def make_pipeline(
     Raises:
         InputError: If no shard matches, training has fewer shards than ranks, or an epoch is less than one batch.
     """
-    expanded = [Mixed(s.name, s.weight, expand(s.pattern)) for s in as_sources(sources)]
+    expanded = [Mixed(s.name, s.weight, paths) for s, paths in expand_sources(sources)]
     if need is None:
         wanted = (("image", collate or transform), ("caption", collate or tokenize))
         need = [n for n, made_by in wanted if made_by is not None]
@@ -102,6 +103,7 @@ def unit_batches(
     caption_field: str = "",
     collate: Collate | None = None,
     pin_memory: bool = False,
+    unique: bool = True,
 ) -> Iterator[UnitBatch]:
     """Batches of the given tars, each marked with its tar and whether it is that tar's last.
 
@@ -121,6 +123,7 @@ def unit_batches(
         caption_field: As there.
         collate: As there.
         pin_memory: As there.
+        unique: Refuse a uid for the second time. Jobs whose parts outlive a kill look for that themselves.
 
     Yields:
         ``UnitBatch(path, batch, last)``.
@@ -129,8 +132,9 @@ def unit_batches(
         wanted = (("image", collate or transform), ("caption", collate or tokenize))
         need = [n for n, made_by in wanted if made_by is not None]
     reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field, collate)
-    stream = ExactStream(reader, [(source, str(path)) for path in paths])
-    return _packets(stream, min(workers, len(paths)), pin_memory)
+    stream = ExactStream(reader, [(source, path) for path in paths])
+    packets = _packets(stream, min(workers, len(paths)), pin_memory)
+    return _unique(packets) if unique else packets
 
 
 class ExactLoader:
@@ -158,8 +162,7 @@ class ExactLoader:
             batch = packet.batch
             self.faults.merge(batch.faults)
             self.faults.check(self.fault_limit)
-            for row in zip(batch.uids, batch.shards, batch.keys, strict=True):
-                uids.add(*row)
+            uids.add_batch(batch)
             if held is not None and batch.uids:
                 yield held._replace(faults=pending.take())
             pending.merge(batch.faults)
@@ -236,6 +239,14 @@ def _packets(stream: ExactStream | TrainStream, workers: int, pin_memory: bool) 
         if packet.error:
             raise InputError(packet.error)
         yield packet
+
+
+def _unique(packets: Iterator[UnitBatch]) -> Iterator[UnitBatch]:
+    uids = UidSet()
+    with closing(packets):
+        for packet in packets:
+            uids.add_batch(packet.batch)
+            yield packet
 
 
 def _same(packet: UnitBatch) -> UnitBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,9 @@ from PIL import Image
 
 from mmsae.shards.decode import BrokenImage, decode_image, find_caption, find_cls, find_image, parse_json
 from mmsae.shards.faults import FaultLog
+from mmsae.shards.sources import shard_name
 from mmsae.shards.tar import groups
-from mmsae.types import InputError
+from mmsae.types import ImageTextBatch, InputError
 
 _HEX32 = re.compile(r"[0-9a-fA-F]{32}")
 
@@ -24,7 +25,7 @@ class Sample(NamedTuple):
     Attributes:
         uid: 32 hex digits.
         key: webdataset key.
-        shard: File name of the shard.
+        shard: Name of the shard (``Shard.name``).
         image: RGB image, or None where it was not decoded.
         caption: Stripped caption; empty where the sample has none and none was needed.
         meta: The ``json`` field; empty where there is none.
@@ -47,7 +48,8 @@ def make_uid(source: str, shard: str, key: str, meta: Mapping[str, Any]) -> str:
 
     Args:
         source: Name of the source (``Source.name``).
-        shard: File name of the shard, without its folder: moving a data set does not change its uids.
+        shard: Name of the shard (``Shard.name``), without its folder where the name alone says which it is: moving a
+            data set does not change its uids.
         key: webdataset key.
         meta: The sample's ``json``.
 
@@ -84,8 +86,13 @@ class UidSet:
         if len(self._shard_of) == n:
             raise InputError(
                 f"uid {uid} of key {key} in shard {shard} was already taken by a sample of shard"
-                f" {list(self._shards)[first]}: remove one, or give sources with equal shard names different names."
+                f" {list(self._shards)[first]}: uids must differ, remove one of the two samples."
             )
+
+    def add_batch(self, batch: ImageTextBatch) -> None:
+        """Remember the uids of a batch; see :meth:`add`."""
+        for row in zip(batch.uids, batch.shards, batch.keys, strict=True):
+            self.add(*row)
 
 
 def read_shard(
@@ -112,7 +119,7 @@ def read_shard(
     Yields:
         Samples.
     """
-    shard = Path(path).name
+    shard = shard_name(path)
     for key, raw, _ in groups(path, faults):
         faults.seen()
         meta = parse_json(raw["json"]) if "json" in raw else None
@@ -130,6 +137,24 @@ def read_shard(
         if decode and "image" in need:
             sample = with_image(sample, faults)
         if sample is not None:
+            yield sample
+
+
+def read_shards(paths: Iterable[str | Path], faults: FaultLog, **options: Any) -> Iterator[Sample]:
+    """The good samples of several shards of one set, each uid once; for whatever joins by uid.
+
+    Args:
+        paths: The shards, as ``expand`` gives them.
+        faults: See ``read_shard``.
+        **options: The other arguments of ``read_shard``.
+
+    Raises:
+        InputError: If a uid occurs twice.
+    """
+    uids = UidSet()
+    for path in paths:
+        for sample in read_shard(path, faults, **options):
+            uids.add(sample.uid, sample.shard, sample.key)
             yield sample
 
 

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mmsae.types import InputError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+class Shard(str):
+    """The path of a tar that knows what the tar is called in its set.
+
+    Attributes:
+        name: The file name. Where another tar of the set has the same one (img2dataset calls the first tar of every set
+            ``00000.tar``), as many of the folders above it stand in front as tell the tars of that name apart:
+            ``cats/00000.tar``. It is part of the uids made here and does not depend on the order of the tars or on the
+            working folder.
+    """
+
+    name: str
+
+    def __new__(cls, path: str, name: str = "") -> Shard:
+        """A path and its name; without one, the file name."""
+        shard = super().__new__(cls, path)
+        shard.name = name or os.path.basename(path)
+        return shard
+
+
+def shard_name(path: str | os.PathLike[str]) -> str:
+    """What a tar is called in its set (``Shard.name``); the file name of a path that belongs to none."""
+    return path.name if isinstance(path, Shard) else os.path.basename(path)
+
+
+def identity(paths: Sequence[str]) -> list[list[Any]]:
+    """Names and sizes of shards, by which a job knows them again."""
+    return [[shard_name(p), os.path.getsize(p)] for p in paths]
 
 
 class Source(NamedTuple):
@@ -18,8 +47,7 @@ class Source(NamedTuple):
     Attributes:
         pattern: Path, folder, glob or brace pattern, or a list of those.
         weight: Probability, relative to the other sources, that a training sample comes from this one.
-        name: Goes into the uids made for samples without one; give different names to sources whose shards have
-            equal file names.
+        name: Goes into the uids made for samples without one.
     """
 
     pattern: str | list[str]
@@ -31,7 +59,7 @@ Sources = str | list[str] | list[Source] | dict[str, float]
 """A pattern, patterns, sources, or ``{pattern: weight}``."""
 
 
-def expand(pattern: str | Sequence[str]) -> list[str]:
+def expand(pattern: str | Sequence[str]) -> list[Shard]:
     """The shards that a pattern names.
 
     Braces come first (``{000..019}``, ``{a,b}``), then globs (sorted by name), then folders (all their tars, not those
@@ -41,15 +69,46 @@ def expand(pattern: str | Sequence[str]) -> list[str]:
         pattern: Path, folder, glob or brace pattern; or several.
 
     Returns:
-        Paths of ``.tar``, ``.tar.gz`` or ``.tgz`` files.
+        Paths of ``.tar``, ``.tar.gz`` or ``.tgz`` files; those that are ``Shard``s already keep their names.
 
     Raises:
-        InputError: If a pattern matches nothing, or a shard that it names is missing or is not a tar.
+        InputError: If a pattern matches nothing, a shard that it names is missing or is not a tar, or one file is named
+            by two paths.
     """
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
     if not patterns:
         raise InputError("No shards were given: the list of patterns is empty.")
-    return list(dict.fromkeys(path for p in patterns for path in _expand_one(os.path.expanduser(os.fspath(p)))))
+    return name_shards(path for p in patterns for path in _expand_one(os.path.expanduser(os.fspath(p))))
+
+
+def name_shards(paths: Iterable[str]) -> list[Shard]:
+    """The tars of one set, each once, under names that differ.
+
+    Raises:
+        InputError: If one file is named by two paths.
+    """
+    groups: dict[str, list[str]] = {}
+    unique = list(dict.fromkeys(paths))
+    for path in unique:
+        groups.setdefault(os.path.basename(path), []).append(path)
+    named = {}
+    for name, group in groups.items():
+        for path, own in zip(group, _told_apart(group) if len(group) > 1 else [name], strict=True):
+            named[path] = path if isinstance(path, Shard) else Shard(path, own)
+    return [named[path] for path in unique]
+
+
+def _told_apart(paths: list[str]) -> list[str]:
+    """The shortest ends of some paths of equal file names that differ, as long for all."""
+    files: dict[tuple[int, int], str] = {}
+    for path in paths:
+        stat = os.stat(path)
+        if first := files.get((stat.st_dev, stat.st_ino)):
+            raise InputError(f"{first} and {path} are the same file: name it once.")
+        files[stat.st_dev, stat.st_ino] = path
+    parts = [os.path.abspath(path).split(os.sep) for path in paths]
+    n = next(n for n in range(2, max(map(len, parts)) + 1) if len({tuple(p[-n:]) for p in parts}) == len(parts))
+    return ["/".join(p[-n:]) for p in parts]
 
 
 def _expand_one(pattern: str) -> list[str]:
@@ -110,3 +169,13 @@ def as_sources(sources: Sources | Source | Sequence[Source | str]) -> list[Sourc
         if not source.weight > 0:
             raise InputError(f"The weight of the shards {source.pattern} is {source.weight}; it must be above 0.")
     return found
+
+
+def expand_sources(sources: Sources | Source | Sequence[Source | str]) -> list[tuple[Source, list[Shard]]]:
+    """Sources with their shards; the names of shards differ within all sources of one name together."""
+    given = [(s, expand(s.pattern)) for s in as_sources(sources)]
+    named = {}
+    for name in {s.name for s, _ in given}:
+        together = name_shards(str(p) for s, paths in given if s.name == name for p in paths)
+        named |= {(name, p): p for p in together}
+    return [(s, [named[s.name, p] for p in paths]) for s, paths in given]

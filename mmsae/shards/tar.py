@@ -17,6 +17,7 @@ from pathlib import Path
 from webdataset.tariterators import base_plus_ext
 
 from mmsae.shards.faults import FaultLog
+from mmsae.shards.sources import shard_name
 
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own bookkeeping members
 
@@ -122,7 +123,7 @@ def groups(
     except ShardCut as cut:
         at = base_plus_ext(cut.name)[0] or key
         faults.seen()
-        faults.add(cut.kind, Path(path).name, at, cut.detail)
+        faults.add(cut.kind, shard_name(path), at, cut.detail)
         if at == key and not (before and before <= raw.keys()):
             return
     if raw:

@@ -6,12 +6,14 @@ So a killed job goes on where it stopped, and its result depends neither on kill
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from mmsae.files import atomic_file, disk_errors
+from mmsae.shards.sources import shard_name
 
 Part = bytes | Callable[[Path], None]
 """The content of a part file, or a function that writes it to the path it is given."""
@@ -22,7 +24,7 @@ class Unit(NamedTuple):
 
     Attributes:
         index: Its place in the job; parts are merged in this order.
-        path: The tar.
+        path: The tar, as it was given.
         name: Name of its part file without the suffix: place, file name, and a hash of name and size in bytes, so
             that the part of a shard that was replaced since is not taken for its part.
     """
@@ -36,9 +38,8 @@ def units(paths: Sequence[str]) -> list[Unit]:
     """The units of a job over these shards, in this order."""
     made = []
     for i, path in enumerate(paths):
-        file = Path(path)
-        tag = blake2b(f"{file.name}\0{file.stat().st_size}".encode(), digest_size=4).hexdigest()
-        made.append(Unit(i, str(path), f"{i:06d}-{file.name.split('.')[0]}-{tag}"))
+        tag = blake2b(f"{shard_name(path)}\0{os.path.getsize(path)}".encode(), digest_size=4).hexdigest()
+        made.append(Unit(i, path, f"{i:06d}-{os.path.basename(path).split('.')[0]}-{tag}"))
     return made
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmsae.files import atomic_file
 from mmsae.metrics.hallucination_chair import Objects, chair, hallucinated
-from mmsae.shards import FAULT_LIMIT, FaultLog, expand, read_shard
+from mmsae.shards import FAULT_LIMIT, FaultLog, expand, identity, read_shards
 from mmsae.tasks.concept_decoding import PRESETS, Settings
 from mmsae.tasks.pope import TEMPLATE, build_pope, names_of, read_objects
 from mmsae.tasks.pope_answers import Prompt, ask_all, at_least_one, probe_batches, same_job, set_up
@@ -80,11 +79,10 @@ def chair_command(
     at_least_one(batch_size=batch_size, images=images)
     folder = Path(out)
     annotated, references = {}, {}
-    for path in expand(shards):
-        for s in read_shard(path, FaultLog(), need=(), decode=False):
-            if object_field in s.meta:
-                annotated[s.uid] = names_of(s.meta[object_field], object_names)
-                references[s.uid] = s.meta.get("captions") or [s.caption]
+    for s in read_shards(expand(shards), FaultLog(), need=(), decode=False):
+        if object_field in s.meta:
+            annotated[s.uid] = names_of(s.meta[object_field], object_names)
+            references[s.uid] = s.meta.get("captions") or [s.caption]
     if not annotated:
         raise InputError(f"no sample of {shards} has the json field {object_field!r}, which names its objects")
     names = sorted({n for own in annotated.values() for n in own})
@@ -101,7 +99,7 @@ def chair_command(
         device, precision,
     )  # fmt: skip
     job = {**setup.about, "prompt": prompt, "images": sorted(chosen), "seed": seed, "batch_size": batch_size}
-    job |= {"shards": [[Path(p).name, os.path.getsize(p)] for p in expand(shards)]}
+    job |= {"shards": identity(expand(shards))}
     with same_job(folder, job):
         captions = ask_all(
             setup.host, setup.methods, shards, lambda s: [Prompt(s.uid, prompt)] * (s.uid in chosen), folder / "parts",

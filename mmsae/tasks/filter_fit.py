@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from mmsae.metrics.correlation import PairScorer
+from mmsae.shards import count_samples, identity, shard_name
 from mmsae.tasks.filter_folder import JobFolder
 from mmsae.tasks.filter_run import Pass, Processes, judged, run_pass
 from mmsae.tasks.filter_weights import FitSample, PairWeights, fit_weights, name_concepts
@@ -21,11 +21,6 @@ from mmsae.tasks.selection import draw
 from mmsae.types import InputError
 
 WEIGHTS = "weights.safetensors"
-
-
-def identity(paths: Sequence[str]) -> list[list[Any]]:
-    """Names and sizes of shards."""
-    return [[Path(p).name, os.path.getsize(p)] for p in paths]
 
 
 def digest(path: str) -> str:
@@ -106,11 +101,9 @@ def read_names(path: str | None) -> dict[int, str]:
 
 
 def sample_tars(paths: Sequence[str], n: int, seed: int) -> list[str]:
-    """Whole tars with at least n samples together, drawn by a hash of seed and file name, in the order of the job."""
-    from mmsae.shards import count_samples
-
+    """Whole tars with at least n samples together, drawn by a hash of seed and name, in the order of the job."""
     chosen, have = set(), 0
-    for path in sorted(paths, key=lambda p: (draw(Path(p).name, seed), p)):
+    for path in sorted(paths, key=lambda p: (draw(shard_name(p), seed), p)):
         if have < n:
             chosen.add(path)
             have += count_samples(path)

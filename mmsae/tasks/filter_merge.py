@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mmsae.files import atomic_file
 from mmsae.metrics.ranking import average_ranks
-from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors
+from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, shard_name
 from mmsae.shards.decode import parse_json
 from mmsae.shards.read import make_uid
 from mmsae.shards.tar import groups
@@ -141,7 +141,7 @@ def reshard(
         for path, lo, hi in zip(paths, scored.starts, scored.starts[1:], strict=False):
             wanted = set(scored.uids[lo:hi][kept[lo:hi]].tolist())
             for key, raw, _ in groups(path, FaultLog()) if wanted else ():
-                uid = make_uid("", Path(path).name, key, (parse_json(raw["json"]) if "json" in raw else None) or {})
+                uid = make_uid("", shard_name(path), key, (parse_json(raw["json"]) if "json" in raw else None) or {})
                 if uid not in wanted:
                     continue
                 wanted.discard(uid)

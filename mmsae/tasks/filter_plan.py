@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 from mmsae.sae import SAE
-from mmsae.shards import FAULT_LIMIT, expand
-from mmsae.tasks.filter_fit import digest, identity, read_names
+from mmsae.shards import FAULT_LIMIT, expand, identity
+from mmsae.tasks.filter_fit import digest, read_names
 from mmsae.tasks.filter_folder import JobFolder
 from mmsae.tasks.filter_run import Pass, sole_owner
 from mmsae.tasks.pair_scorer import PairReader, Scorer, ScorerSpec, check_score, host_name, make_scorer, pairs_up

@@ -151,6 +151,7 @@ def batches(job: Pass, worker: Scorer | PairReader, todo: Sequence[int], workers
         need=("image", "caption"),
         caption_field=job.caption_field,
         collate=worker.collate,
+        unique=False,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mmsae.backbones import load_backbone
 from mmsae.files import atomic_file
 from mmsae.sae import SAE
-from mmsae.shards import FAULT_LIMIT, FaultLog, expand, read_shard, run_units, with_image
+from mmsae.shards import FAULT_LIMIT, FaultLog, expand, identity, read_shard, run_units, with_image
 from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.patch_filter import ALL, SCORES, PatchFilter
 from mmsae.tasks.pope_answers import at_least_one, same_job
@@ -102,7 +102,7 @@ def patches(
     job = {"sae": sae_fingerprint(model), "host": backbone.fingerprint, "scores": list(scores), "keep": list(keep)}
     job |= {"weights": None if file is None else file.info, "answers": list(answers), "samples": samples, "seed": seed}
     job |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    job |= {"shards": [[Path(p).name, Path(p).stat().st_size] for p in paths]}
+    job |= {"shards": identity(paths)}
     with same_job(folder, job):
         parts = run_units(paths, folder / "parts", work, progress=progress, desc="patches")
     right: dict[str, list[bool]] = {}

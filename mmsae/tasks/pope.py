@@ -13,7 +13,7 @@ import numpy as np
 
 from mmsae.files import atomic_file
 from mmsae.metrics.hallucination import NO, YES
-from mmsae.shards import FaultLog, expand, read_shard
+from mmsae.shards import FaultLog, expand, read_shards
 from mmsae.types import InputError
 
 STRATEGIES = ("random", "popular", "adversarial")
@@ -78,10 +78,9 @@ def read_objects(
         InputError: No sample has the field.
     """
     out, log = {}, FaultLog()
-    for path in expand(shards):
-        for s in read_shard(path, log, need=(), decode=False):
-            if field in s.meta:
-                out[s.uid] = names_of(s.meta[field], fields)
+    for s in read_shards(expand(shards), log, need=(), decode=False):
+        if field in s.meta:
+            out[s.uid] = names_of(s.meta[field], fields)
     if not out:
         raise InputError(f"no sample of {shards} has the json field {field!r}, which names its objects")
     return out

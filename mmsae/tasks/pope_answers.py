@@ -19,7 +19,7 @@ from mmsae.backbones.lvlm import LVLMBackbone
 from mmsae.files import atomic_file
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
-from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, expand, read_shard, run_units
+from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, expand, read_shard, read_shards, run_units
 from mmsae.tasks.concept_decoding import ConceptDecoder, Settings
 from mmsae.tasks.concept_decoding_methods import (
     Answer,
@@ -215,7 +215,7 @@ def probe_batches(
 ) -> Iterator[ImageTextBatch]:
     """Batches of questions in their order, for finding directions."""
     wanted, log = {q.image for q in questions}, FaultLog()
-    pictures = {s.uid: s.image for p in expand(shards) for s in read_shard(p, log, need=("image",)) if s.uid in wanted}
+    pictures = {s.uid: s.image for s in read_shards(expand(shards), log, need=("image",)) if s.uid in wanted}
     if lost := sorted(wanted - set(pictures)):
         raise InputError(f"{len(lost)} of {len(wanted)} pictures of the probe {shards} cannot be read, {lost[0]} say")
     for i in range(0, len(questions), batch_size):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from mmsae.backbones.lvlm import LVLMBackbone
 from mmsae.files import atomic_file
 from mmsae.metrics.hallucination import PARSERS, score_answers
-from mmsae.shards import FAULT_LIMIT, Sample, expand
+from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, expand, identity, read_shards
 from mmsae.tasks.concept_decoding import PRESETS, Settings
 from mmsae.tasks.pope import STRATEGIES, TEMPLATE, Question, build_pope, load_questions, read_objects, save_questions
 from mmsae.tasks.pope_answers import Prompt, ask_all, at_least_one, probe_batches, same_job, set_up
@@ -97,6 +96,7 @@ def pope(
         sets = {s: build(objects, s, images) for s in strategies}
     else:
         sets = {Path(questions).stem: load_questions(questions)}
+        check_pictures(sets, shards)
 
     def probed(model: LVLMBackbone):
         own = build(read(probe), "random", min(images, 100))
@@ -112,7 +112,7 @@ def pope(
         "prompt": prompt,
         "seed": seed,
         "batch_size": batch_size,
-        "shards": [[Path(p).name, os.path.getsize(p)] for p in expand(shards)],
+        "shards": identity(expand(shards)),
     }
     with same_job(folder, job):
         for s, qs in sets.items():
@@ -144,6 +144,22 @@ def _by_image(sets: Mapping[str, Sequence[Question]]) -> dict[str, list[tuple[st
         for q in questions:
             out.setdefault(q.image, []).append((strategy, q))
     return out
+
+
+def check_pictures(sets: Mapping[str, Sequence[Question]], shards: str | Sequence[str]) -> None:
+    """Refuse questions about a key that several samples have: they would be asked about one and scored for another.
+
+    Raises:
+        InputError: Names the key and two of its shards.
+    """
+    asked, at = {q.image for questions in sets.values() for q in questions}, {}
+    for s in read_shards(expand(shards), FaultLog(), need=(), decode=False):
+        for image in {s.uid, s.key} & asked:
+            if first := at.get(image):
+                raise InputError(
+                    f"questions are about {image}, which is a sample of {first} and one of {s.shard}: name their uids"
+                )
+            at[image] = s.shard
 
 
 def _prompts(sample: Sample, about: Mapping[str, list[tuple[str, Question]]], prompt: str) -> list[Prompt]:

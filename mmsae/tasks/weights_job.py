@@ -33,6 +33,7 @@ from mmsae.shards import (
     count_samples,
     done,
     expand,
+    identity,
     part_path,
     unit_batches,
     units,
@@ -193,7 +194,7 @@ class WeightsJob:
             "samples": samples,
             "seed": seed,
             "batch_size": batch_size,
-            "data": [[Path(p).name, Path(p).stat().st_size] for p in self.paths],
+            "data": identity(self.paths),
         }
         self.parts, self.finished = self.out / PARTS, (self.out / CFG).exists()
         if self.finished:

@@ -1,11 +1,18 @@
-"""Hashes of uids: fixed for ever, because splits follow from them."""
+"""Hashes of uids: fixed for ever, because splits follow from them. Uids of tars with equal names."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
+from cache_helpers import FakeHost, contents, make_shards
 
+from mmsae.cache import ActivationStore, extract
 from mmsae.cache.uids import uid_hash
+from mmsae.cache.writer import PartWriter, StoreWriter
+
+QUIET = {"workers": 0, "progress": False}
 
 
 def test_hashes_are_what_they_were():
@@ -40,3 +47,24 @@ def test_similar_uids_spread_evenly():
     assert len(set(h.tolist())) == 20000
     counts = np.bincount((h >> np.uint64(60)).astype(int), minlength=16)
     assert (np.abs(counts - 1250) < 6 * 1250**0.5).all()
+
+
+def test_two_sets_whose_tars_have_equal_names(tmp_path, monkeypatch):
+    host = FakeHost()
+    a, b = (make_shards(tmp_path / n) for n in ("a", "b"))
+    s = ActivationStore(extract(host, [*a, *b], tmp_path / "s", batch_size=4, **QUIET))
+    alone = ActivationStore(extract(host, a, tmp_path / "alone", batch_size=4, **QUIET))
+    assert len(set(s.uids)) == s.spec.items == 2 * alone.spec.items
+    names = ["/".join(Path(p).parts[-2:]) for p in (*a, *b)]
+    assert [x.source for x in s.spec.shards] == [n for n, _ in s.spec.job["shards"]] == names
+
+    def stops(self, unit, source):
+        if unit == len(names) - 1:
+            raise KeyboardInterrupt
+        return PartWriter(self, unit, source)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(StoreWriter, "open_part", stops)
+        extract(host, [*a, *b], tmp_path / "t", batch_size=4, **QUIET)
+    # one tar is left, whose name no other of those that are read has
+    assert contents(extract(host, [*a, *b], tmp_path / "t", batch_size=4, **QUIET)) == contents(s.folder)

@@ -16,7 +16,7 @@ from mmsae.heads.labels import read_classes, read_labels, read_templates
 from mmsae.heads.rows import find, wilson
 from mmsae.heads.zeroshot import Split, balanced_interval, zero_shot_head
 from mmsae.heads.zeroshot_run import _Job, plot, zeroshot
-from mmsae.shards import expand
+from mmsae.shards import ShardWriter, expand
 from mmsae.tasks.zero_shot import pool_templates, zero_shot, zero_shot_scores
 from mmsae.types import InputError
 
@@ -189,6 +189,27 @@ def test_images_without_a_label_are_left_out_and_said(place, tmp_path):
     assert r["warnings"] == ["20 of the 170 images have no label and are left out"]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert sum(results["images"].values()) == 150
+
+
+def test_labels_of_tars_of_one_name_stay_apart(place, tmp_path):
+    """img2dataset calls the first tar of every set 00000.tar and its first sample 000000000."""
+    turned = dict(zip(COLOURS, [*list(COLOURS.values())[1:], next(iter(COLOURS.values()))], strict=True))
+    sets = [write_colours(tmp_path / "a", 60, 0), write_colours(tmp_path / "b", 60, 1, colours=turned)]
+    known = read_labels(expand(sets))
+    assert len(known.value) == 120
+    model, host = open_host(place["image"], "", "cpu", "fp32")
+    f = load_features(host, model, sets, batch_size=32, progress=False)
+    alone = [load_features(host, model, s, batch_size=32, progress=False) for s in sets]
+    assert f.labels.tolist() == [c for a in alone for c in a.labels.tolist()]
+    assert torch.equal(f.x, torch.cat([a.x for a in alone]))
+
+
+def test_a_label_that_two_samples_of_one_uid_would_share_is_refused(tmp_path):
+    for name, cls in (("a", 0), ("b", 1)):
+        with ShardWriter(tmp_path, name) as w:
+            w.write("k", {"txt": "t", "cls": cls, "json": {"uid": "ab" * 16}})
+    with pytest.raises(InputError, match=r"uid (ab){16} of key k in shard b-000000\.tar was already taken"):
+        read_labels(expand(str(tmp_path)))
 
 
 def test_tuning_on_the_test_images_is_said(place, tmp_path):

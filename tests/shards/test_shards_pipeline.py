@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsae.shards import FaultLog, Source, make_pipeline, unit_batches
+from mmsae.shards import FaultLog, Source, expand, make_pipeline, make_uid, unit_batches, units
 from mmsae.shards.streams import shard_order
 from mmsae.types import ImageTextBatch, InputError
 
@@ -105,15 +105,35 @@ def test_duplicate_uids_are_refused_by_name(tmp_path, make):
         list(pipeline(str(tmp_path), make))
 
 
-def test_sources_with_equal_shard_names_need_names(tmp_path, make):
+def test_shards_of_one_name_give_uids_that_differ_whatever_makes_them_sources(tmp_path, make):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         make.tar(tmp_path / name / "0.tar", make.pairs(2))
     patterns = [f"{tmp_path}/a", f"{tmp_path}/b"]
-    with pytest.raises(InputError, match="different names"):
-        list(pipeline(patterns, make))
-    named = [Source(p, name=p[-1]) for p in patterns]
-    assert sum(len(b.uids) for b in pipeline(named, make)) == 4
+    want = [make_uid("", f"{n}/0.tar", k, {}) for n in "ab" for k in ("00000", "00001")]
+    for sources in (patterns, dict.fromkeys(patterns, 1.0), [Source(p) for p in patterns]):
+        assert [u for b in pipeline(sources, make) for u in b.uids] == want
+    named = [Source(p, name=p[-1]) for p in patterns]  # told apart by the source already
+    assert next(iter(pipeline(named, make))).uids == [make_uid("a", "0.tar", k, {}) for k in ("00000", "00001")]
+
+
+def test_the_work_of_units_knows_the_names_of_the_whole_set(tmp_path, make):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        make.tar(tmp_path / name / "0.tar", make.pairs(2))
+    paths = expand(f"{tmp_path}/*/0.tar")
+    whole = [u for x in unit_batches(paths, make.transform, make.tokenize, 9) for u in x.batch.uids]
+    rest = [u for x in unit_batches(paths[1:], make.transform, make.tokenize, 9, workers=1) for u in x.batch.uids]
+    assert len(set(whole)) == 4 and rest == whole[2:]
+    assert [u.name for u in units(paths)] != [u.name for u in units(paths[::-1])][::-1]
+
+
+def test_batches_of_units_refuse_a_uid_for_the_second_time(tmp_path, make):
+    for name in ("a", "b"):
+        make.tar(tmp_path / f"{name}.tar", [("k", {"png": make.picture(), "txt": "t", "json": {"uid": "ab" * 16}})])
+    with pytest.raises(InputError, match=r"shard b\.tar .* shard a\.tar"):
+        list(unit_batches(expand(str(tmp_path)), make.transform, make.tokenize, 4))
+    assert len(list(unit_batches(expand(str(tmp_path)), make.transform, make.tokenize, 4, unique=False))) == 2
 
 
 def test_images_alone_and_texts_alone(tmp_path, make):

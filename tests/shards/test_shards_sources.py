@@ -1,6 +1,9 @@
+import os
+import pickle
+
 import pytest
 
-from mmsae.shards import Source, as_sources, expand
+from mmsae.shards import Source, as_sources, expand, identity, shard_name
 from mmsae.types import InputError
 
 
@@ -71,3 +74,46 @@ def test_as_sources():
         as_sources({"a.tar": 0})
     with pytest.raises(InputError, match="empty"):
         expand([])
+
+
+def made(root, *places):
+    for place in places:
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(place.encode())
+    return [str(root / p) for p in places]
+
+
+@pytest.mark.parametrize(
+    ("places", "named"),
+    [
+        (["a/0.tar", "b/1.tar"], ["0.tar", "1.tar"]),
+        (["a/0.tar", "b/0.tar", "b/1.tar"], ["a/0.tar", "b/0.tar", "1.tar"]),
+        (["x/train/0.tar", "y/train/0.tar", "z/0.tar"], ["x/train/0.tar", "y/train/0.tar", None]),
+    ],
+)
+def test_tars_of_one_name_are_told_apart_by_the_shortest_end_of_their_paths(tmp_path, monkeypatch, places, named):
+    paths = made(tmp_path, *places)
+    named = [n or f"{tmp_path.name}/z/0.tar" for n in named]
+    assert [shard_name(p) for p in expand(paths)] == named
+    assert [shard_name(p) for p in expand(paths[::-1])] == named[::-1]  # nor on the order
+    monkeypatch.chdir((tmp_path / places[0]).parent)
+    here = [os.path.relpath(p) for p in paths]  # nor on the working folder
+    assert [shard_name(p) for p in expand(here)] == named
+    assert identity(expand(here)) == [[n, len(p)] for n, p in zip(named, places, strict=True)]
+
+
+def test_a_part_of_a_set_keeps_its_names_and_so_does_a_copy_in_another_process(tmp_path):
+    paths = expand(made(tmp_path, "a/0.tar", "b/0.tar"))
+    assert [shard_name(p) for p in expand(paths[1:])] == ["b/0.tar"]
+    assert shard_name(pickle.loads(pickle.dumps(paths[1]))) == "b/0.tar"
+    assert shard_name(expand(str(paths[1]))[0]) == "0.tar"
+
+
+def test_one_file_under_two_paths_is_refused(tmp_path, monkeypatch):
+    made(tmp_path, "a/0.tar")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(InputError, match=r"a/0\.tar and .*b/0\.tar are the same file"):
+        expand([f"{tmp_path}/a", f"{tmp_path}/b"])
+    monkeypatch.chdir(tmp_path / "a")
+    with pytest.raises(InputError, match=r"0\.tar and \./0\.tar are the same file"):
+        expand(["0.tar", "./0.tar"])

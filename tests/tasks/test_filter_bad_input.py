@@ -12,7 +12,7 @@ from PIL import Image
 from mmsae import SAE
 from mmsae.cli import main
 from mmsae.sae import TopK
-from mmsae.shards import ShardWriter
+from mmsae.shards import FaultLog, ShardWriter, expand, read_shard
 from mmsae.tasks.filter import filter_shards
 from mmsae.types import InputError
 
@@ -124,6 +124,18 @@ def test_a_uid_that_occurs_twice_is_refused(run, tmp_path):
     with pytest.raises(InputError, match=f"uid {0:032x} of key 5"):
         run(shards=str(tmp_path / "in"))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_sets_whose_tars_have_equal_names(run, tmp_path):
+    for n in ("x", "y"):
+        with ShardWriter(tmp_path / n, "0", per_shard=4) as w:
+            for i in range(8):
+                w.write(f"{i}", {"png": image(seed=i + 10 * (n == "y")), "txt": f"a circle {n} {i}"})
+    out = run(shards=[str(tmp_path / "x"), str(tmp_path / "y")], keep=0.5)
+    table = pq.read_table(out / "scores.parquet").to_pydict()
+    assert len(set(table["uid"])) == 16 and set(table["shard"]) == {f"{n}/0-00000{i}.tar" for n in "xy" for i in "01"}
+    kept = [s.caption for p in expand(str(out / "shards")) for s in read_shard(p, FaultLog())]
+    assert kept == [c for c, k in zip(table["caption"], table["kept"], strict=True) if k]
 
 
 def test_weights_of_another_sae_are_refused(root, run, tmp_path):

@@ -93,6 +93,23 @@ def test_published_form_of_questions(world, tmp_path):
         run(root, host, tmp_path / "none", questions=str(tmp_path / "other.json"))
 
 
+def test_questions_about_a_key_that_two_pictures_have_are_refused(world, tmp_path):
+    root, host = world
+    for name in ("a", "b"):  # as img2dataset calls them
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tar").write_bytes((root / "shards" / "0.tar").read_bytes().replace(b'"uid"', b'"vid"'))
+    row = {"question_id": 1, "image": "00001", "text": "is there a red circle ?", "label": "no"}
+    (tmp_path / "q.json").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match=r"about 00001, which is a sample of a/0\.tar and one of b/0\.tar"):
+        pope(
+            host.hint,
+            [str(tmp_path / n) for n in "ab"],
+            str(tmp_path / "o"),
+            questions=str(tmp_path / "q.json"),
+            **QUIET,
+        )
+
+
 def test_chair_of_a_model(world, tmp_path):
     root, host = world
     options = {**QUIET, "prompt": "what is left of the picture ?", "sae": str(root / "vlsae"), "methods": ["concept"]}
