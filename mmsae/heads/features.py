@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmsae.backbones import Backbone, load_backbone
+from mmsae.backbones import Backbone
 from mmsae.heads.labels import Labels, read_labels
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, unit_batches
@@ -71,30 +71,6 @@ class Features(NamedTuple):
             x=self.x[at], z=self.z.rows(at), recon=self.recon[at], resid=self.resid[at], labels=self.labels[at],
             uids=[self.uids[i] for i in at.tolist()], error=self.error[at], **picked,
         )  # fmt: skip
-
-
-def open_host(sae: str | SAE, host: str | Backbone, device: str = "cpu", precision: str = "fp32"):
-    """``(sae, host)`` of a command: both loaded, the SAE on the host's device, its site checked.
-
-    Args:
-        sae: Folder or hub id, or a loaded SAE.
-        host: Name, or a loaded host; empty: the host that the SAE's site hints at.
-        device: ``cpu``, ``cuda`` or ``auto``.
-        precision: Of the host.
-
-    Raises:
-        InputError: No host is named anywhere, or the SAE was trained on another one.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    sae = SAE.from_pretrained(sae) if isinstance(sae, str) else sae
-    if isinstance(host, str):
-        name = host or next((s.hint for s in sae.sites.values() if s.hint), "")
-        if not name:
-            raise InputError("the SAE's sites name no host; give --host")
-        host = load_backbone(name, device=device, precision=precision)
-    sae.attach(host)
-    return sae.to(host.device), host
 
 
 def encode_features(

@@ -10,12 +10,13 @@ import numpy as np
 
 from mmsae.files import atomic_file
 from mmsae.heads.classifier import at_embedding, text_classes, zero_shot_heads
-from mmsae.heads.features import KINDS, open_host
+from mmsae.heads.features import KINDS
 from mmsae.heads.labels import read_classes, read_labels, read_lines, read_templates
 from mmsae.heads.ood import CONTROLS, Scored, ood_head
 from mmsae.heads.ood_figures import markdown, plot_ood
 from mmsae.heads.ood_fit import DISTANCES, EMBED, LOGITS, NATIVE, Setup
 from mmsae.heads.ood_sets import Sources, keep_names, load_sets, named_shards, shared_classes, shared_images
+from mmsae.heads.opening import open_pair
 from mmsae.heads.rows import write_results
 from mmsae.metrics.choice import edge_warning
 from mmsae.sae import random_control
@@ -49,6 +50,7 @@ def ood(
     seed: int = 0,
     device: str = "auto",
     precision: str = "fp32",
+    allow_other_site: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Detect out-of-distribution images with every detector on raw features, codes, reconstruction and residual.
@@ -79,6 +81,7 @@ def ood(
         seed: Of the random SAE.
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host: ``fp32``, ``bf16`` or ``fp16``.
+        allow_other_site: Accept an SAE that was trained on another host of equal width, such as a copy of its own.
         progress: Whether to print and show bars.
 
     Returns:
@@ -93,7 +96,7 @@ def ood(
             raise InputError(f"--{flag} has {odd[0]!r}, there are {', '.join(known)}")
     sets_of, named_val = named_shards(ood, "--ood"), named_shards(ood_val, "--ood-val")
     near = keep_names(near, list(sets_of))
-    model, backbone = open_host(sae, host, device, precision)
+    model, backbone, warnings = open_pair(sae, host, device, precision, allow_other_site)
     if IMAGE not in model.modalities:
         raise InputError(f"SAE {sae} has no image modality, only {', '.join(model.modalities)}")
     named = read_classes(classes, read_labels(expand(train or id)[:1], label)) if classes else None
@@ -122,7 +125,7 @@ def ood(
         Setup(sets.train, sets.val, sets.val_ood, heads), sets.test, sets.ood, sae=model, near=near, kinds=kinds,
         scores=scores, controls=controls, random=again, random_heads=random_heads, seed=seed,
     )  # fmt: skip
-    warnings = [
+    warnings += [
         f"OOD set {name} has classes of the ID set: {', '.join(shared[:10])}; --exclude FILE leaves them out"
         for name, shared in shared_classes(sets.train, sets.ood).items()
     ] + shared_images("ID test", sets.test, sets.train.uids + sets.val.uids, "training or validation")

@@ -11,8 +11,9 @@ from torch import Tensor
 from mmsae.backbones import Backbone
 from mmsae.files import atomic_file
 from mmsae.heads.classifier import at_embedding, text_classes
-from mmsae.heads.features import Features, load_features, open_host, with_sae
+from mmsae.heads.features import Features, load_features, with_sae
 from mmsae.heads.labels import Classes, Labels, read_classes, read_labels, read_templates
+from mmsae.heads.opening import open_pair
 from mmsae.heads.rows import row, text_table, write_results
 from mmsae.heads.zeroshot import Split, ZeroShot, zero_shot_head
 from mmsae.metrics.choice import edge_warning
@@ -46,6 +47,7 @@ def zeroshot(
     seed: int = 0,
     device: str = "auto",
     precision: str = "fp32",
+    allow_other_site: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Zero-shot classification: raw embeddings, reconstructions, codes, and embeddings enhanced by codes.
@@ -71,6 +73,7 @@ def zeroshot(
         seed: Of the random SAE and the bootstrap.
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host: ``fp32``, ``bf16`` or ``fp16``.
+        allow_other_site: Accept an SAE that was trained on another host of equal width, such as a copy of its own.
         progress: Whether to print and show bars.
 
     Returns:
@@ -79,7 +82,7 @@ def zeroshot(
     Raises:
         InputError: Names and labels that do not fit, one class only, no image, or a host without texts.
     """
-    model, backbone = open_host(sae, host, device, precision)
+    model, backbone, warnings = open_pair(sae, host, device, precision, allow_other_site)
     paths = expand(shards)
     known = read_labels(paths, label)
     if classes:
@@ -103,7 +106,7 @@ def zeroshot(
     tune_uids = tune_known.labelled() if tune else known.labelled() & held
     test_of = job.scores(saes, paths, test_uids, "test")
     tune_of = job.scores(saes, tune or paths, tune_uids, "tuning")
-    warnings = class_warnings(named, test_of[""].split.labels, classes or "the data")
+    warnings += class_warnings(named, test_of[""].split.labels, classes or "the data")
     if bare := len(known.value) - len(known.labelled()):
         warnings.append(f"{bare} of the {len(known.value)} images have no label and are left out")
     if same := len(test_uids & tune_uids):

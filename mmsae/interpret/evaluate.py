@@ -10,9 +10,9 @@ from typing import Any
 
 from mmsae.files import atomic_folder, remove_leftovers
 from mmsae.heads import card_classes, card_codes, card_detect, card_split  # noqa: F401  they register their heads
-from mmsae.heads.features import open_host
 from mmsae.heads.labels import TEMPLATE_SETS
 from mmsae.heads.ood_sets import shared_images
+from mmsae.heads.opening import open_pair
 from mmsae.heads.rows import text_table, write_results
 from mmsae.heads.suite import HEADS, NotApplicable, Suite, load_suite
 from mmsae.heads.suite_data import Data, Found
@@ -100,6 +100,7 @@ def evaluate(
     batch_size: int = 256,
     device: str = "auto",
     precision: str = "fp32",
+    allow_other_site: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> str:
@@ -116,6 +117,7 @@ def evaluate(
         batch_size: Images per forward pass.
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host.
+        allow_other_site: Accept an SAE that was trained on another host of equal width, such as a copy of its own.
         seed: Of random weights, permutations and draws.
         progress: Whether to show bars and print.
 
@@ -134,7 +136,7 @@ def evaluate(
         images = "at most 1,500 images a set" if quick else "all images that the suite asks for"
         what = f"{len(plan.heads)} heads" if len(plan.heads) > 1 else "one head"
         print(f"mmsae evaluate: {what} on {', '.join(plan.data)}, {images}; to {folder}", flush=True)
-    model, backbone = open_host(sae, plan.host, device, precision)
+    model, backbone, warnings = open_pair(sae, plan.host, device, precision, allow_other_site)
     data = Data(plan, model, backbone, quick, batch_size, seed, progress)
     start = time.perf_counter()
     found, skipped, seconds = run_suite(data, progress)
@@ -146,7 +148,7 @@ def evaluate(
         "skipped": skipped, "seconds": seconds, "notes": {k: list(f.notes) for k, f in found.items()},
         "more": {k: f.more for k, f in found.items()},
     }  # fmt: skip
-    about["warnings"] = [*overlaps(data), *(f"{k}: {w}" for k, f in found.items() for w in f.warnings)]
+    about["warnings"] = [*warnings, *overlaps(data), *(f"{k}: {w}" for k, f in found.items() for w in f.warnings)]
     if any(s.tokens not in ("pooled", "cls", "eos") for s in model.sites.values()):
         about["notes"]["core"] = [*about["notes"].get("core", ()), TOKENS]
     rows = [r for f in found.values() for r in f.rows]

@@ -188,7 +188,7 @@ class SAE(nn.Module):
             if not allow_other_site and site.host != host.fingerprint:
                 raise InputError(
                     f"this SAE was trained on {site}, not on host {host.fingerprint[:12]}; "
-                    "allow_other_site=True attaches it all the same"
+                    "--allow-other-site (in Python allow_other_site=True) attaches it all the same"
                 )
             if site.width != self.d_in[m]:
                 raise InputError(f"site {site} does not fit this SAE, which takes width {self.d_in[m]} for {m}")

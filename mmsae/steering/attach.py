@@ -72,12 +72,12 @@ def check_site(host: Backbone, site: Site | str, sae: SAE, allow_other_site: boo
         if trained.host and trained.host != at.host:
             raise InputError(
                 f"this SAE was trained on host {trained.host[:12]} ({trained.hint or 'no hint'}), this is host "
-                f"{at.host[:12]}; allow_other_site=True attaches it all the same"
+                f"{at.host[:12]}; --allow-other-site (in Python allow_other_site=True) attaches it all the same"
             )
         if (trained.module, trained.io) != (at.module, at.io):
             raise InputError(
                 f"this SAE was trained at {trained.module}:{trained.io}, not at {at.module}:{at.io}; "
-                "allow_other_site=True attaches it all the same"
+                "--allow-other-site (in Python allow_other_site=True) attaches it all the same"
             )
     return at, modality
 

@@ -10,11 +10,12 @@ from heads_helpers import COLOURS, save_host, save_sae, write_colours, write_noi
 from mmsae.backbones import load_backbone
 from mmsae.cli import main
 from mmsae.heads.detectors import KNN
-from mmsae.heads.features import Features, encode_features, load_features, open_host
+from mmsae.heads.features import Features, encode_features, load_features
 from mmsae.heads.ood import ID, Setup, ood_head
 from mmsae.heads.ood_fit import fit_detectors
 from mmsae.heads.ood_run import ood
 from mmsae.heads.ood_sets import Sources, generated, load_sets, split_of
+from mmsae.heads.opening import open_host
 from mmsae.heads.rows import find
 from mmsae.metrics.ood import ood_metrics
 from mmsae.types import Codes, InputError
@@ -279,8 +280,13 @@ def test_an_sae_of_another_host_is_refused(place, tmp_path):
     from backbone_hosts import MODELS, save_local
 
     other = save_local(tmp_path / "other", MODELS["vit"], seed=5)
-    with pytest.raises(InputError, match="not on host"):
+    with pytest.raises(InputError, match=r"not on host .*--allow-other-site"):
         open_host(place["sae"], load_backbone(other))
+    few = {"controls": [], "scores": ["recon"], "features": ["raw"]}
+    r = run(place, tmp_path / "run", host=other, allow_other_site=True, **few)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "trained on image:image.pooled" in r["warnings"][0] and r["warnings"] == found["warnings"]
+    assert load_backbone(other).fingerprint[:12] in found["site"]
 
 
 @pytest.mark.gpu

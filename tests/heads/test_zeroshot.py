@@ -11,8 +11,9 @@ from torch.nn.functional import normalize
 from mmsae.backbones import load_backbone
 from mmsae.cli import main
 from mmsae.heads.classifier import text_classes
-from mmsae.heads.features import load_features, open_host
+from mmsae.heads.features import load_features
 from mmsae.heads.labels import read_classes, read_labels, read_templates
+from mmsae.heads.opening import open_host
 from mmsae.heads.rows import find, wilson
 from mmsae.heads.zeroshot import Split, balanced_interval, zero_shot_head
 from mmsae.heads.zeroshot_run import _Job, plot, zeroshot

@@ -136,7 +136,8 @@ def test_class_names_that_the_host_does_not_know_are_no_figure(place):
 
 def test_limits_hold_for_texts_too(place):
     folder, sae = place
-    from mmsae.heads.features import load_features, open_host
+    from mmsae.heads.features import load_features
+    from mmsae.heads.opening import open_host
 
     model, host = open_host(sae, "")
     sides = [
@@ -234,7 +235,7 @@ def test_images_and_classes_that_sets_share_are_said(place):
 )  # fmt: skip
 def test_files_that_are_not_there_are_found_before_anything_runs(place, change, monkeypatch):
     folder, sae = place
-    monkeypatch.setattr("mmsae.interpret.evaluate.open_host", lambda *_: pytest.fail("the host was opened"))
+    monkeypatch.setattr("mmsae.interpret.evaluate.open_pair", lambda *_: pytest.fail("the host was opened"))
     suite = yaml.safe_load((folder / "suite.yaml").read_text()) | change
     (folder / "lacks.yaml").write_text(yaml.safe_dump(suite))
     with pytest.raises(InputError, match="none"):
