@@ -61,6 +61,7 @@ def from_state(state: dict[str, Tensor], k: int, strict: bool = False) -> SAE:
         raise InputError(f"not a published VL-SAE checkpoint ({kind or 'unknown layout'}); it has {sorted(state)[:6]}")
     width, d_sae = state[next(iter(decoders.values())) + ".weight"].shape
     sae = SAE(width, d_sae, encoder=encoder, selector=TopK(k, strict=strict), dictionaries=dictionaries)
+    sae.fresh = False
     for key, name in decoders.items():
         sae.dictionaries[key].weight.copy_(state[name + ".weight"].t())
         sae.dictionaries[key].bias.copy_(state[name + ".bias"])

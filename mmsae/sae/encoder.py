@@ -83,6 +83,9 @@ class Encoder(nn.Module):
         """Allocate for ``{modality: width}``; dictionaries are built already (tied initialisation reads them)."""
         raise NotImplementedError
 
+    def centre_(self, means: Mapping[str, Tensor]) -> None:
+        """Start with pre-codes that are about ``{modality: (d,) mean of the rows}``, where a bias can do that."""
+
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
         """Pre-codes of normalised rows ``x (N, d)``."""
         raise NotImplementedError
@@ -120,6 +123,13 @@ class AffineEncoder(Encoder):
         atoms = next(iter(dictionaries.values())).rows().detach()
         self.weight = nn.Parameter(F.normalize(atoms).clone())
         self.bias = nn.Parameter(torch.zeros(d_sae)) if self.use_bias else None
+
+    @torch.no_grad()
+    def centre_(self, means: Mapping[str, Tensor]) -> None:
+        """Move the bias, unless the decoder's, which holds the mean, is taken off the input anyway."""
+        if self.bias is not None and not self.subtract_decoder_bias:
+            mean = torch.stack(list(means.values())).mean(0)
+            self.bias.copy_(-self.weight @ mean.to(self.weight))
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
         """Pre-codes of normalised rows ``x (N, d)``."""
@@ -186,6 +196,11 @@ class PerModalityEncoder(Encoder):
             part = copy.deepcopy(self.template[0])
             part.build({m: d}, d_sae, {m: dictionaries[m if m in dictionaries else "shared"]})
             self.encoders[m] = part
+
+    def centre_(self, means: Mapping[str, Tensor]) -> None:
+        """Each copy about its modality's mean."""
+        for m, mean in means.items():
+            self.encoders[m].centre_({m: mean})
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
         """Pre-codes of normalised rows ``x (N, d)`` by the modality's own encoder."""

@@ -210,6 +210,7 @@ def _fill(sae: SAE, tensors: dict[str, Tensor], file: Path) -> None:
         target.copy_(value)
     if hasattr(sae.selector, "set_k"):
         sae.selector.set_k(int(sae.selector.k_))
+    sae.fresh = False
 
 
 def push(sae: SAE, repo_id: str, private: bool = False, token: str | None = None) -> str:

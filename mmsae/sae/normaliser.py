@@ -71,7 +71,7 @@ class Normaliser(nn.Module):
         return getattr(self, f"variance_{modality}")
 
     def mean(self, modality: str) -> Tensor:
-        """``(d,)`` mean that is subtracted (zeros without centring)."""
+        """``(d,)`` mean that is subtracted; without centring, the mean of the normalised rows (zeros before fit)."""
         return getattr(self, f"mean_{modality}")
 
     def forward(self, x: Tensor, modality: str) -> tuple[Tensor, RowInfo | None]:
@@ -140,6 +140,8 @@ class Normaliser(nn.Module):
                     f"the {m} activations do not vary (total variance {float(variance):.3g} over {int(n)} rows)"
                 )
             self.variance(m).copy_(variance)
+            if not self.centre:
+                mean.copy_(total / n)  # nothing subtracts it: decoders start there
 
     def _moments(self, parts: list[Tensor], modality: str, like: Tensor, stop: str) -> tuple[Tensor, Tensor, Tensor]:
         """Float64 sum of rows, sum of squared norms and count, of the rows before centring or at the end."""

@@ -34,6 +34,9 @@ class SAE(nn.Module):
         selector: Selector (default: the 32 largest pre-codes of a row).
         dictionaries: ``{"shared": Dictionary}`` or one per modality (default: one shared, unit norm).
 
+    Attributes:
+        fresh: Whether the weights are those that :meth:`build` drew (and a training has yet to begin).
+
     Raises:
         InputError: Both or neither of ``d_sae`` and ``ratio``, or dictionaries that do not fit the modalities.
     """
@@ -65,6 +68,7 @@ class SAE(nn.Module):
         self.d_sae, self.ratio = d_sae, ratio
         self.d_in: dict[str, int] = {}
         self.sites: dict[str, Site] = {}
+        self.fresh = True
         if d_in is not None:
             self.build(d_in)
 
@@ -94,6 +98,7 @@ class SAE(nn.Module):
         self.normaliser.build(self.d_in)
         self.encoder.build(self.d_in, d_sae, self.dictionaries)
         self.selector.build(d_sae)
+        self.fresh = True
         return self
 
     def dictionary(self, modality: str) -> Dictionary:
@@ -161,8 +166,31 @@ class SAE(nn.Module):
         return outputs
 
     def fit_normaliser(self, sample: Mapping[str, Tensor]) -> None:
-        """Fit the normaliser's statistics on ``{modality: (N, d) raw activations}``; once, before the first step."""
+        """Fit the normaliser's statistics on ``{modality: (N, d) raw activations}``; once, before the first step.
+
+        Where nothing centres, the decoders of an SAE that is not trained yet start at the mean (:meth:`start_at_`).
+        """
         self.normaliser.fit(sample)
+        if self.fresh and not self.normaliser.centre:
+            self.start_at_({m: self.normaliser.mean(m) for m in self.modalities})
+
+    @torch.no_grad()
+    def start_at_(self, means: Mapping[str, Tensor]) -> None:
+        """Put decoders' biases at ``{modality: (d,) mean of the normalised rows}`` and have the encoder code the rest.
+
+        With a bias of 0 and a large mean, latents whose atoms point away from the mean can never fire, nor can AuxK
+        revive them, and those that point along it fire on every row.
+        """
+        means = {m: mean for m, mean in means.items() if self.dictionary(m).bias is not None}
+        for key, dictionary in self.dictionaries.items():
+            if own := [mean for m, mean in means.items() if key in ("shared", m)]:
+                dictionary.bias.copy_(torch.stack(own).mean(0))
+        if means:
+            self.encoder.centre_(means)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.fresh = False
 
     def project_(self) -> None:
         """Put every dictionary back on its constraint; after each optimiser step."""

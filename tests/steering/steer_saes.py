@@ -27,7 +27,7 @@ AFFINE = [n for n in COMPOSITIONS if n != "vl_sae"]
 
 
 def make(name="topk", seed=0, d=D):
-    """``(sae, x (64, d))``, weights off their symmetric start."""
+    """``(sae, x (64, d))``, weights off their symmetric start; the last latent of affine encoders never fires."""
     torch.manual_seed(seed)
     sae = SAE(**({"d_in": d, "d_sae": F, "selector": TopK(K)} | COMPOSITIONS[name]()))
     x = torch.randn(64, d) + 0.5
@@ -35,6 +35,9 @@ def make(name="topk", seed=0, d=D):
     with torch.no_grad():
         for p in sae.parameters():
             p.add_(0.1 * torch.randn_like(p))
+        for part in sae.encoder.modules():
+            if isinstance(part, AffineEncoder):
+                part.bias[-1] = -100.0
     return sae.eval().requires_grad_(False), x
 
 

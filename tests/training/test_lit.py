@@ -52,10 +52,10 @@ class Data(pl.LightningDataModule):
         return Loader(self.x, 50, 1)
 
 
-def lit(seed=0, d_in=None, **kw):
+def lit(seed=0, d_in=None, centre=True, **kw):
     torch.manual_seed(seed)
     sae = SAE(
-        d_in, 48, normaliser=Normaliser(unit_in=True, centre=True, unit_out=True), selector=TopK(4),
+        d_in, 48, normaliser=Normaliser(unit_in=True, centre=centre, unit_out=True), selector=TopK(4),
         dictionaries={m: Dictionary() for m in ("image", "text")},
     )  # fmt: skip
     return LitSAE(sae, [Reconstruction(), AuxK(dead_after=200), CodeCosine()], **kw)
@@ -79,13 +79,13 @@ class StopAt(pl.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("stop", [3, 8, 17, 24])
-def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one(tmp_path, stop):
-    whole = lit()
+@pytest.mark.parametrize(("stop", "centre"), [(3, True), (8, True), (17, True), (24, True), (3, False), (8, False)])
+def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one(tmp_path, stop, centre):
+    whole = lit(centre=centre)
     trainer(tmp_path / "a", 30).fit(whole, datamodule=Data())
     with pytest.raises(BaseException):  # noqa: B017, Lightning turns the interrupt into SystemExit
-        trainer(tmp_path / "b", 30, callbacks=[StopAt(stop)]).fit(lit(), datamodule=Data())
-    again = lit(seed=0 if stop < 7 else 99)  # before the first checkpoint a resume is a new run
+        trainer(tmp_path / "b", 30, callbacks=[StopAt(stop)]).fit(lit(centre=centre), datamodule=Data())
+    again = lit(0 if stop < 7 else 99, centre=centre)  # before the first checkpoint a resume is a new run
     trainer(tmp_path / "b", 30).fit(again, datamodule=Data(), ckpt_path="last", weights_only=True)
     a, b = whole.state_dict(), again.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
