@@ -152,18 +152,9 @@ def recovered(data: Data, sets: Sequence[str] = ("test",)) -> Found:
 
 
 def _control_recons(data: Data, name: str) -> list[tuple[Space, Tensor]]:
-    """Reconstructions of the controls, of the labelled images of a set."""
-    from mmsae.heads.spaces import principal
-
-    f = data.features(name)
-    keep = f.labels >= 0
-    out = []
-    if f.pool == "one":
-        out.append((Space("recon", RANDOM, []), data.control(name).recon[keep]))
-    mean, axes, _ = principal(data.features("train").x)
-    axes = axes[:, : max(1, round(f.z.l0().double().mean().item()))]
-    out.append((Space("recon", PCA, []), (mean + (f.x.double() - mean) @ axes @ axes.T).float()[keep]))
-    return out
+    """Reconstructions of the controls, of the labelled images of a set (at an embedding: there are no tokens)."""
+    keep = data.features(name).labels >= 0
+    return [(Space("recon", c, []), data.control(name, control=c).recon[keep]) for c in (RANDOM, PCA)]
 
 
 __all__ = ["IMAGE", "ontology", "probes", "recovered", "shifted"]

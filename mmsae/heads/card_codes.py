@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from mmsae.heads.features import Features
 from mmsae.heads.rows import TRAINED, row, wilson
-from mmsae.heads.spaces import RANDOM, principal
+from mmsae.heads.spaces import PCA, RANDOM
 from mmsae.heads.suite import NotApplicable, head
 from mmsae.heads.suite_data import Data, Found
 from mmsae.metrics.bridge import bridge, energy, modality_share, stability
@@ -19,35 +19,46 @@ from mmsae.metrics.intervals import bootstrap_mean, bootstrap_ratio
 from mmsae.metrics.modality import CoActivation
 from mmsae.metrics.monosemanticity import monosemanticity
 from mmsae.metrics.similarity import concept_similarity
-from mmsae.metrics.sparsity import sparsity
+from mmsae.metrics.sparsity import latent_sums
 from mmsae.metrics.uniqueness import coherence, top_rows, uniqueness
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, Tokens
 
-PCA = "pca"
+DENSE = 0.1  # share of rows above which a latent that fires is dense
 
 
-def _reconstruction(name: str, x: Tensor, recon: Tensor, control: str) -> list[dict[str, Any]]:
-    x, recon = x.double(), recon.double()
-    error, spread = (x - recon).square().sum(1), (x - x.mean(0)).square().sum(1)
-    dot, norm = (x * recon).sum(1), recon.square().sum(1)
-    figures = {
-        "fvu": (error.sum() / spread.sum(), *bootstrap_ratio(error, spread)),
-        "cosine": ((c := torch.cosine_similarity(x, recon)).mean(), *bootstrap_mean(c)),
-        "norm ratio": ((r := recon.norm(dim=1) / x.norm(dim=1).clamp(min=1e-12)).mean(), *bootstrap_mean(r)),
-        "bias ratio": (norm.sum() / dot.sum(), *bootstrap_ratio(norm, dot)),
-    }
+def _of_sums(name: str, features: str, f: Features, control: str, figures: dict[str, tuple[Tensor, Tensor]]):
+    """Rows of ratios of sums over all rows (tokens, where there are several an image), resampled by image."""
+    rows = {"rows": int(f.sums.rows.sum())}
     return [
-        row("core", name, score, "recon", float(v), len(x), control, low=low, high=high)
-        for score, (v, low, high) in figures.items()
-    ]
+        row("core", name, score, features, (a.sum() / b.sum()).item(), f.n, control, **_ends(bootstrap_ratio(a, b)),
+            **rows)
+        for score, (a, b) in figures.items()
+    ]  # fmt: skip
+
+
+def _reconstruction(name: str, f: Features, control: str) -> list[dict[str, Any]]:
+    s = f.sums
+    figures = {
+        "fvu": (s.error, s.spread(f.x)),
+        "cosine": (s.cosine, s.rows),
+        "norm ratio": (s.ratio, s.rows),
+        "bias ratio": (s.recon, s.dot),
+    }
+    return _of_sums(name, "recon", f, control, figures)
 
 
 def _sparsity(name: str, f: Features, control: str) -> list[dict[str, Any]]:
-    s, l0 = sparsity(f.z), f.z.l0().double()
-    out = [row("core", name, "L0", "code", s.l0.item(), f.n, control, **_ends(bootstrap_mean(l0)))]
-    for score, share in (("dead share", s.dead_fraction), ("dense share", s.hub_fraction)):
-        out.append(row("core", name, score, "code", share.item(), f.n, control, latents=f.z.d_sae))
+    out = _of_sums(name, "code", f, control, {"L0": (f.sums.active, f.sums.rows)})
+    fired = latent_sums(f.z)[0]
+    if f.tokens is not None:
+        value, ends = f.z.l0().double(), _ends(bootstrap_mean(f.z.l0().double()))
+        out.append(row("core", name, "latents per image", "code", value.mean().item(), f.n, control, **ends))
+        fired = torch.zeros_like(fired).scatter_add_(0, f.z.indices.flatten(), f.tokens.fires.flatten().long())
+    density = fired.double() / f.sums.rows.sum()
+    for score, share in (("dead share", density == 0), ("dense share", density > DENSE)):
+        value = share.double().mean().item()
+        out.append(row("core", name, score, "code", value, f.n, control, latents=f.z.d_sae))
     return out
 
 
@@ -75,21 +86,21 @@ def _weights(sae: SAE, control: str) -> list[dict[str, Any]]:
 @head
 def core(data: Data, modalities: Sequence[str] = (IMAGE, TEXT)) -> Found:
     """Reconstruction and sparsity on held-out images (and texts), of the SAE, of random weights, and of components."""
-    rows = []
+    rows, notes = [], []
     for m in modalities:
         if m not in data.sae.modalities or m not in data.host.modalities:
             continue
         test, name = data.features("test", m), "test" if m == IMAGE else f"test {m}"
-        rows += _reconstruction(name, test.x, test.recon, TRAINED) + _sparsity(name, test, TRAINED)
-        if test.pool == "one":
-            other = data.control("test", m)
-            rows += _reconstruction(name, other.x, other.recon, RANDOM) + _sparsity(name, other, RANDOM)
-            mean, axes, _ = principal(data.features("train", m).x)
-            axes = axes[:, : max(1, round(test.z.l0().double().mean().item()))]
-            recon = mean + (test.x.double() - mean) @ axes @ axes.T
-            rows += _reconstruction(name, test.x, recon, PCA)
+        other, pca = data.control("test", m), data.control("test", m, PCA)
+        rows += _reconstruction(name, test, TRAINED) + _sparsity(name, test, TRAINED)
+        rows += _reconstruction(name, other, RANDOM) + _sparsity(name, other, RANDOM)
+        rows += _reconstruction(name, pca, PCA)
+        notes.append(f"pca on {name}: the {pca.z.d_sae} leading components of the training set's activations, as many "
+                     "as the code has active latents.")  # fmt: skip
+        if test.tokens is not None:
+            notes.append(f"{name}: sums over the {int(test.sums.rows.sum()):,} tokens of {test.n:,} images, which "
+                         "intervals resample; L0 and the dense share are per token.")  # fmt: skip
     rows += _weights(data.sae, TRAINED) + _weights(data.random, RANDOM)
-    notes = ["pca: as many principal components of training images as the code has active latents."]
     if len(data.sae.dictionaries) > 1:
         notes.append(
             "This SAE has a dictionary per modality. In the control with random weights only the first is tied to the "
@@ -156,10 +167,7 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
     if TEXT not in data.sae.modalities or TEXT not in data.host.modalities:
         raise NotApplicable("the SAE or its host has no text side")
     rows, more = [], {}
-    cases = [(TRAINED, data.sae, data.features)]
-    if data.features(set).pool == "one":
-        cases.append((RANDOM, data.random, data.control))
-    for control, sae, view in cases:
+    for control, sae, view in ((TRAINED, data.sae, data.features), (RANDOM, data.random, data.control)):
         image, text = _aligned(view(set), view(set, TEXT))
         about = {"features": "code", "control": control, "n": image.n}
         e = {IMAGE: energy(image.z), TEXT: energy(text.z)}

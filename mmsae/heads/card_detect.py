@@ -58,7 +58,7 @@ def _ood_validation(data: Data, val: Features) -> tuple[Features, str]:
     keep = set(val.uids)
     made = load_features(
         data.host, data.sae, data.paths("val"), label="", keep=keep.__contains__, change=generated,
-        batch_size=data.batch_size, progress=data.progress, desc="ood validation",
+        batch_size=data.batch_size, progress=data.progress, desc="ood validation", **data.controls("ood validation"),
     )  # fmt: skip
     return made, "ID validation pictures scrambled, and noise of their colours"
 
@@ -81,11 +81,10 @@ def ood(
         heads = zero_shot_heads(data.sae, data.prompts, data.host.logit_scale)
     if data.quick:
         scores = [s for s in scores if s in ("msp", "energy", "mds", "knn", "recon", "cap_spearman", "rarity")]
-    if train.pool != "one":  # the tokens are not held, so they cannot be encoded again
-        controls = [c for c in controls if c != RANDOM]
     sets = {n: data.features(n) for n in far + near}
+    again = (lambda _, f: f.through(f.others[RANDOM])) if data.token_site() else None
     found = ood_head(Setup(train, val, val_ood, heads), test, sets, sae=data.sae, near=near, kinds=kinds, scores=scores,
-                     controls=controls, seed=data.seed)  # fmt: skip
+                     controls=controls, random=again, seed=data.seed)  # fmt: skip
     notes = [f"Settings were chosen on {said}. AUPRs are in results.json.", *found.notes]
     for name, shared in shared_classes(train, sets).items():
         notes.append(

@@ -37,15 +37,17 @@ class Side(NamedTuple):
 
 @torch.no_grad()
 def _side(sae: SAE, f: Features) -> Side:
-    dictionary = sae.dictionary(IMAGE)
-    x = sae.normaliser(f.x.to(dictionary.weight), IMAGE)[0]
+    """At token sites means over the image's tokens, of activations and codes: decoding is linear, a maximum is not."""
+    dictionary, z = sae.dictionary(IMAGE), f.z
+    if f.tokens is None:
+        x = sae.normaliser(f.x.to(dictionary.weight), IMAGE)[0]
+    else:
+        x, z = f.tokens.x.to(dictionary.weight), f.z._replace(values=f.tokens.z)
     x = x if dictionary.bias is None else x - dictionary.bias
-    return Side(x.cpu(), f.z)
+    return Side(x.cpu(), z)
 
 
 def _cases(data: Data, name: str) -> list[tuple[str, SAE, Features]]:
-    if data.features(name).pool != "one":
-        raise NotApplicable("the tokens of a token site are not held")
     return [(TRAINED, data.sae, data.features(name)), (RANDOM, data.random, data.control(name))]
 
 

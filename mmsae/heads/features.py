@@ -5,7 +5,7 @@ Images are streamed, their features are held: ``(n, d)`` per kind, codes sparse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mmsae.backbones import Backbone
 from mmsae.heads.labels import Labels, read_labels
+from mmsae.heads.pooling import TINY, Moments, Sums, Through, TokenMeans, mean_rows, pool_codes, stack_codes
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, unit_batches
 from mmsae.tasks.selection import draw
@@ -22,7 +23,6 @@ from mmsae.types import IMAGE, Codes, ImageTextBatch, InputError
 
 KINDS = ("raw", "code", "recon", "resid")
 POOLS = ("max", "mean")
-TINY = 1e-12
 
 
 class Features(NamedTuple):
@@ -30,18 +30,21 @@ class Features(NamedTuple):
 
     Attributes:
         x: ``(n, d)`` raw activations (token sites: mean over the image's tokens).
-        z: Codes of n rows (token sites: largest or mean value over the tokens, see ``pool``).
-        recon: ``(n, d)`` reconstructions in the units of x.
+        z: See :class:`Through`.
+        recon: See :class:`Through`.
         resid: ``(n, d)`` ``x - recon``.
         labels: ``(n,)`` int64 classes, -1 where an image has none (or one that was not asked for).
         names: Class names by number.
         uids: The n sample ids.
-        error: ``(n,)`` relative error ``|x - recon|^2 / |x|^2``, over all tokens of the image.
+        sums: See :class:`Through`.
         values: Label values by class number; ``load_features(classes=other.values)`` numbers alike.
         stats: ``(n, s)`` plain statistics of the picture as the host sees it, or None (:func:`image_statistics`).
         embed: ``(n, e)`` the host's own image embeddings where asked for, or None.
         pool: How the tokens of an image became one row of codes: ``one`` (pooled site), ``max`` or ``mean``.
         said: ``{name of the class as the data says: images}``, labels asked for or not.
+        tokens: See :class:`Through`.
+        others: The same images through other SAEs, by name.
+        moments: Of all rows that were read, where asked for.
     """
 
     x: Tensor
@@ -51,25 +54,43 @@ class Features(NamedTuple):
     labels: Tensor
     names: list[str]
     uids: list[str]
-    error: Tensor
+    sums: Sums
     values: list[Any] = []
     stats: Tensor | None = None
     embed: Tensor | None = None
     pool: str = "one"
     said: dict[str, int] = {}
+    tokens: TokenMeans | None = None
+    others: Mapping[str, Through] = {}
+    moments: Moments | None = None
 
     @property
     def n(self) -> int:
         """Number of images."""
         return len(self.x)
 
+    @property
+    def error(self) -> Tensor:
+        """``(n,)`` relative error ``|x - recon|^2 / |x|^2``, over all tokens of the image."""
+        return self.sums.error / self.sums.square.clamp(min=TINY)
+
+    @property
+    def l0(self) -> float:
+        """Mean number of latents that fire per row: per image, at token sites per token."""
+        return float(self.sums.active.sum() / self.sums.rows.sum())
+
+    def through(self, other: Through) -> Features:
+        """The same images through another SAE."""
+        return self._replace(**other._asdict(), resid=self.x - other.recon)
+
     def rows(self, which: Tensor) -> Features:
         """The features of some images (bool mask or indices ``(m,)``)."""
         at = which.nonzero()[:, 0] if which.dtype == torch.bool else which
         picked = {f: None if (t := getattr(self, f)) is None else t[at] for f in ("stats", "embed")}
+        own = Through(self.z, self.recon, self.sums, self.tokens).rows(at)
         return self._replace(
-            x=self.x[at], z=self.z.rows(at), recon=self.recon[at], resid=self.resid[at], labels=self.labels[at],
-            uids=[self.uids[i] for i in at.tolist()], error=self.error[at], **picked,
+            x=self.x[at], resid=self.resid[at], labels=self.labels[at], uids=[self.uids[i] for i in at.tolist()],
+            others={k: o.rows(at) for k, o in self.others.items()}, **own._asdict(), **picked,
         )  # fmt: skip
 
 
@@ -89,9 +110,10 @@ def encode_features(
     z, recon = stack_codes([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     x = x.float().cpu()
     n = len(x)
+    sums = Sums.of(x, recon, z, torch.arange(n), n)
     return Features(
         x, z, recon, x - recon, torch.full((n,), -1) if labels is None else labels, list(names),
-        [f"{i:032x}" for i in range(n)] if uids is None else list(uids), _error(x, recon, torch.arange(n), n), **more,
+        [f"{i:032x}" for i in range(n)] if uids is None else list(uids), sums, **more,
     )  # fmt: skip
 
 
@@ -104,7 +126,7 @@ def with_sae(features: Features, sae: SAE, modality: str = IMAGE) -> Features:
     if features.pool != "one":
         raise InputError("features of a token site cannot be encoded again: load them with the other SAE")
     new = encode_features(sae, features.x, modality=modality)
-    return features._replace(z=new.z, recon=new.recon, resid=new.resid, error=new.error)
+    return features.through(Through(new.z, new.recon, new.sums))
 
 
 def load_features(
@@ -121,6 +143,8 @@ def load_features(
     change: Callable[[Tensor], Tensor] | None = None,
     embed: bool = False,
     pool: str = "max",
+    others: Mapping[str, Any] = {},
+    moments: bool = False,
     modality: str = IMAGE,
     batch_size: int = 256,
     workers: int = 0,
@@ -143,6 +167,9 @@ def load_features(
         change: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
         embed: Whether to keep the host's image embeddings as well.
         pool: Token sites: ``max`` (default) or ``mean`` over an image's tokens makes its code.
+        others: Other SAEs of the same site, by name, for :attr:`Features.others`: a token site's tokens are not held,
+            so what is to be known of them is computed in this pass.
+        moments: Whether to sum the moments of all rows (:attr:`Features.moments`).
         modality: Whose site.
         batch_size: Images per forward pass.
         workers: Decoding processes.
@@ -160,7 +187,7 @@ def load_features(
     wanted = {u for u in known.value if keep is None or keep(u)}
     if limit is not None and len(wanted) > limit:
         wanted = set(sorted(wanted, key=draw)[:limit])
-    rows, log = _Rows(sae, host, modality, pool, embed), FaultLog()
+    rows, log = _Rows({**others, "": sae}, host, modality, pool, embed, Moments() if moments else None), FaultLog()
     stream = unit_batches(paths, batch_size=batch_size, workers=workers, **host.reading({modality}))
     with closing(stream), tqdm(desc=desc, unit="image", disable=not progress) as bar:
         for unit in stream:
@@ -190,41 +217,52 @@ def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
 class _Rows:
     """Collects the rows of a stream."""
 
-    def __init__(self, sae: SAE, host: Backbone, modality: str, pool: str, embed: bool):
-        self.sae, self.host, self.modality, self.pool, self.uids = sae, host, modality, pool, []
-        self.sites = [sae.sites[modality], *(["image.embed"] if embed else [])]
-        self.token_site = sae.sites[modality].tokens not in ("pooled", "cls", "eos")
-        self.parts: dict[str, list] = {k: [] for k in ("x", "z", "recon", "error", "stats", "embed")}
+    def __init__(
+        self, saes: Mapping[str, SAE], host: Backbone, modality: str, pool: str, embed: bool, moments: Moments | None
+    ):  # fmt: skip
+        self.saes, self.host, self.modality, self.pool, self.uids = saes, host, modality, pool, []
+        site = saes[""].sites[modality]
+        self.sites, self.moments = [site, *(["image.embed"] if embed else [])], moments
+        self.token_site = site.tokens not in ("pooled", "cls", "eos")
+        self.parts: dict[str, list] = {k: [] for k in ("x", "stats", "embed")}
+        self.through: dict[str, list[Through]] = {name: [] for name in saes}
 
     @torch.no_grad()
     def add(self, batch: ImageTextBatch) -> None:
         """Add the images of a batch."""
         got = self.host.read(batch, self.sites)
-        x, item, n = got[0].x, got[0].item, len(batch.uids)
-        z, recon = _encode(self.sae, x, self.modality)
-        x, item = x.cpu(), item.cpu()
-        p = self.parts
-        p["error"].append(_error(x, recon, item, n))
-        if self.token_site:
-            z, x, recon = pool_codes(z, item, n, self.pool), _mean(x, item, n), _mean(recon, item, n)
-        p["x"].append(x), p["z"].append(z), p["recon"].append(recon)
+        rows, item, n = got[0].x, got[0].item.cpu(), len(batch.uids)
+        x = rows.cpu()
+        if self.token_site:  # controls have the SAE's normaliser
+            inner = mean_rows(self.saes[""].normaliser(rows.float(), self.modality)[0].cpu(), item, n)
+        for name, sae in self.saes.items():
+            z, recon = _encode(sae, rows, self.modality)
+            sums, means = Sums.of(x, recon, z, item, n), None
+            if self.token_site:
+                z, mean, fires = pool_codes(z, item, n, self.pool)
+                recon, means = mean_rows(recon, item, n), TokenMeans(inner, mean, fires)
+            self.through[name].append(Through(z, recon, sums, means))
+        if self.moments is not None:
+            self.moments.add(x)
+        self.parts["x"].append(mean_rows(x, item, n) if self.token_site else x)
         if batch.images is not None:
-            p["stats"].append(image_statistics(batch.images))
+            self.parts["stats"].append(image_statistics(batch.images))
         if len(got) > 1:
-            p["embed"].append(got[1].x.cpu())
+            self.parts["embed"].append(got[1].x.cpu())
         self.uids += batch.uids
 
     def features(self, known: Labels, classes: Sequence[Any] | None, wanted: set[str]) -> Features:
         """Everything that is wanted as one (batches of texts and of vision-language hosts came whole)."""
-        x, recon, error = (torch.cat(self.parts[k]) for k in ("x", "recon", "error"))
-        stats, embed = (torch.cat(self.parts[k]) if self.parts[k] else None for k in ("stats", "embed"))
+        x, stats, embed = (torch.cat(self.parts[k]) if self.parts[k] else None for k in ("x", "stats", "embed"))
+        others = {name: Through.stack(parts) for name, parts in self.through.items()}
+        own = others.pop("")
         keep = torch.tensor([u in wanted for u in self.uids])
         uids = [u for u in self.uids if u in wanted]
         values = known.values_of(uids) if classes is None else list(classes)
         pool = self.pool if self.token_site else "one"
         f = Features(
-            x, stack_codes(self.parts["z"]), recon, x - recon, known.numbers(self.uids, values),
-            [known.name_of(v) for v in values], self.uids, error, values, stats, embed, pool, known.said(uids),
+            x, own.z, own.recon, x - own.recon, known.numbers(self.uids, values), [known.name_of(v) for v in values],
+            self.uids, own.sums, values, stats, embed, pool, known.said(uids), own.tokens, others, self.moments,
         )  # fmt: skip
         return f if keep.all() else f.rows(keep)
 
@@ -234,55 +272,6 @@ def _encode(sae: SAE, x: Tensor, modality: str) -> tuple[Codes, Tensor]:
         z = sae.encode(x, modality)
         recon = sae.decode(z, modality).float().cpu()
     return z._replace(values=z.values.cpu(), indices=None if z.indices is None else z.indices.cpu(), info=None), recon
-
-
-def _error(x: Tensor, recon: Tensor, item: Tensor, n: int) -> Tensor:
-    """``(n,)`` squared error over squared norm, both summed over the rows of an item."""
-    total = torch.zeros(2, n, dtype=torch.float64)
-    for row, t in zip(total, (x - recon, x), strict=True):
-        row.index_add_(0, item, t.double().square().sum(1))
-    return total[0] / total[1].clamp(min=TINY)
-
-
-def _mean(x: Tensor, item: Tensor, n: int) -> Tensor:
-    count = torch.bincount(item, minlength=n).clamp(min=1).to(x)
-    return x.new_zeros(n, x.shape[1]).index_add_(0, item, x) / count[:, None]
-
-
-def pool_codes(z: Codes, item: Tensor, n: int, pool: str = "max") -> Codes:
-    """Codes of n items from those of their tokens: ``max`` or ``mean`` over the tokens ``item (N,)`` of each."""
-    if pool == "mean":
-        dense = z.pool(item, n)
-    else:
-        rows = z.to_dense() if z.indices is None else z.values
-        at = item[:, None].expand_as(rows)
-        dense = rows.new_zeros(n * z.d_sae)
-        latent = torch.arange(z.d_sae).expand_as(rows) if z.indices is None else z.indices
-        dense = dense.scatter_reduce_(0, (at * z.d_sae + latent).flatten(), rows.flatten(), "amax").view(n, z.d_sae)
-    k = max(1, int((dense != 0).sum(1).max()))
-    values, indices = dense.topk(k, dim=1)
-    return Codes(values, indices, z.d_sae, z.modality)
-
-
-def stack_codes(parts: Sequence[Codes]) -> Codes:
-    """Codes of several batches as one; rows with fewer entries are filled with zeros."""
-    first = parts[0]
-    if first.indices is None:
-        return first._replace(values=torch.cat([p.values for p in parts]), info=None)
-    k = max(p.values.shape[1] for p in parts)
-    pad = torch.nn.functional.pad
-    free = lambda p: _free_latents(p.indices, p.d_sae, k - p.indices.shape[1])  # noqa: E731
-    values = torch.cat([pad(p.values, (0, k - p.values.shape[1])) for p in parts])
-    indices = torch.cat([torch.cat([p.indices, free(p)], 1) for p in parts])
-    return first._replace(values=values, indices=indices, info=None)
-
-
-def _free_latents(indices: Tensor, d_sae: int, more: int) -> Tensor:
-    """``(N, more)`` latents that a row does not have yet: a latent stands once in a row."""
-    if not more:
-        return indices[:, :0]
-    taken = torch.zeros(len(indices), d_sae).scatter_(1, indices, 1.0)
-    return taken.topk(more, dim=1, largest=False).indices
 
 
 def image_statistics(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmsae.heads import detectors as d
 from mmsae.heads.features import KINDS, Features, with_sae
 from mmsae.heads.ood_fit import DISTANCES, LOGITS, NATIVE, Fitted, Setup, fit_detectors
+from mmsae.heads.pooling import Sums, Through
 from mmsae.heads.rows import row
 from mmsae.metrics.ood import OODMetrics, auroc_interval, ood_metrics
 from mmsae.sae import SAE, random_control
@@ -30,9 +31,8 @@ def pca_control(train: Features, k: int) -> Callable[[Features], Features]:
     def change(f: Features) -> Features:
         z = (f.x.double() - mean) @ basis
         recon = (mean + z @ basis.T).float()
-        resid = f.x - recon
-        error = resid.double().square().sum(1) / f.x.double().square().sum(1).clamp(min=1e-12)
-        return f._replace(z=Codes(z.float(), None, k, f.z.modality), recon=recon, resid=resid, error=error)
+        codes = Codes(z.float(), None, k, f.z.modality)
+        return f.through(Through(codes, recon, Sums.of(f.x, recon, codes, torch.arange(f.n), f.n)))
 
     return change
 
@@ -80,8 +80,8 @@ def ood_head(
         near: Names of the near-OOD sets; the others are far.
         kinds: Kinds of features.
         scores: Detectors.
-        controls: ``random``, ``pca`` (as many components as the code has entries), ``statistics`` (a Gaussian on plain
-            picture statistics).
+        controls: ``random``, ``pca`` (as many components as latents are on per row), ``statistics`` (a Gaussian on
+            plain picture statistics).
         random: ``(set name, features) -> features`` of the random SAE where they cannot be computed from ``x``.
         random_heads: Its classifiers, where ``setup.heads`` are not linear probes either.
         modality: Whose SAE.
@@ -99,12 +99,12 @@ def ood_head(
         changed = {name: change(name, f) for name, f in sets.items()}
         _score(out, "random", fit_detectors(again, coded, scores), changed)
     if "pca" in controls:
-        k = round(setup.train.z.l0().double().mean().item())
+        k = round(setup.train.l0)
         change = pca_control(setup.train, k)
         own = [s for s in scores if s not in NATIVE or s == "recon"]
         changed = {name: change(f) for name, f in sets.items()}
         _score(out, "pca", fit_detectors(setup.same_sae(change), coded, own), changed)
-        out.notes.append(f"control pca: {changed[ID].z.d_sae} components, the mean number of latents on per image")
+        out.notes.append(f"control pca: {changed[ID].z.d_sae} components, the mean number of latents on per row")
     if "statistics" in controls and all(f.stats is not None for f in (setup.train, *sets.values())):
         detector = d.MDS(d.Gaussians.fit(setup.train.stats))
         _score(out, "statistics", Fitted({("mds", "pixels"): lambda f: detector(f.stats)}, {}, {}, []), sets)

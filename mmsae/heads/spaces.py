@@ -1,8 +1,8 @@
 """The feature spaces that every probe reads: the SAE's four, and controls of equal size.
 
 Controls: the code of the same SAE with random weights; the leading principal components, as many as the code has
-active latents per image; all components at equal variance (whitening). Principal components are fitted on the source
-rows alone.
+active latents per row (per token at token sites: the largest values over an image's tokens belong to several times as
+many latents); all components at equal variance (whitening). Principal components are fitted on the source rows alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from mmsae.heads.features import KINDS, Features, encode_features
+from mmsae.heads.pooling import Moments
 from mmsae.heads.rows import TRAINED
 from mmsae.sae import SAE, random_control
-from mmsae.types import Codes, InputError
+from mmsae.types import IMAGE, Codes, InputError
 
 RANDOM, PCA, WHITENED = "random", "pca", "whitened"
 CONTROLS = (RANDOM, PCA, WHITENED)
@@ -50,7 +51,8 @@ def spaces(
         sets: Features of the source set first.
         sae: The SAE, for its random control.
         kinds: Of :data:`mmsae.heads.features.KINDS`.
-        controls: Of :data:`CONTROLS`; ``random`` is left out for token sites, whose tokens are not held.
+        controls: Of :data:`CONTROLS`; for token sites ``random`` is what the features hold of it
+            (:attr:`Features.others`), and left out where they hold nothing.
         seed: Of the random weights.
 
     Raises:
@@ -64,9 +66,11 @@ def spaces(
     if RANDOM in controls and sets[0].pool == "one":
         control = random_control(sae, seed)
         out.append(Space("code", RANDOM, [encode_features(control, f.x).z for f in sets]))
+    elif RANDOM in controls and all(RANDOM in f.others for f in sets):
+        out.append(Space("code", RANDOM, [f.others[RANDOM].z for f in sets]))
     if {PCA, WHITENED} & set(controls):
         mean, axes, spread = principal(sets[0].x)
-        k = max(1, round(sets[0].z.l0().double().mean().item()))
+        k = max(1, round(sets[0].l0))
         projected = [(f.x.double() - mean) @ axes for f in sets]
         if PCA in controls:
             out.append(Space("raw", PCA, [p[:, :k].float() for p in projected]))
@@ -75,15 +79,49 @@ def spaces(
     return out
 
 
-def principal(x: Tensor, least: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+def principal(x: Tensor | Moments, least: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, ``(d, r)`` principal axes in falling order, and ``(r,)`` standard deviations, in float64.
 
     Axes with less than ``least`` of the largest variance are left out: they are rounding.
+
+    Args:
+        x: Rows ``(N, d)``, or their moments.
+        least: Least share of the largest variance.
     """
-    x = x.double()
-    mean = x.mean(0)
-    c = x - mean
-    value, vector = torch.linalg.eigh(c.T @ c / max(1, len(x) - 1))
+    if isinstance(x, Moments):
+        mean, covariance = x.of()
+    else:
+        mean = x.double().mean(0)
+        c = x.double() - mean
+        covariance = c.T @ c / max(1, len(x) - 1)
+    value, vector = torch.linalg.eigh(covariance)
     value, vector = value.flip(0), vector.flip(1)
     keep = value > least * value[0]
     return mean, vector[:, keep], value[keep].sqrt()
+
+
+class Components(NamedTuple):
+    """Principal components in the place of an SAE: all of them are on in every row.
+
+    Attributes:
+        mean: ``(d,)`` float64.
+        axes: ``(d, k)`` float64.
+    """
+
+    mean: Tensor
+    axes: Tensor
+
+    @classmethod
+    def leading(cls, x: Tensor | Moments, l0: float) -> Components:
+        """The leading components of some rows, as many as a code has latents on."""
+        mean, axes, _ = principal(x)
+        return cls(mean, axes[:, : max(1, round(l0))])
+
+    def encode(self, x: Tensor, modality: str = IMAGE) -> Codes:
+        """Projections of rows ``(N, d)``."""
+        z = (x.double() - self.mean.to(x.device)) @ self.axes.to(x.device)
+        return Codes(z.float(), None, z.shape[1], modality)
+
+    def decode(self, z: Codes, modality: str = IMAGE) -> Tensor:
+        """``(N, d)`` reconstructions."""
+        return (self.mean + z.values.double().cpu() @ self.axes.T).float()

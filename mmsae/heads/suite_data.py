@@ -17,7 +17,7 @@ from mmsae.backbones import Backbone, load_backbone
 from mmsae.heads.features import Features, load_features, with_sae
 from mmsae.heads.labels import Classes, read_classes, read_templates
 from mmsae.heads.shifts import shift
-from mmsae.heads.spaces import CONTROLS, Space, spaces
+from mmsae.heads.spaces import CONTROLS, PCA, RANDOM, Components, Space, spaces
 from mmsae.heads.suite import NotApplicable, Suite
 from mmsae.heads.tree import Tree
 from mmsae.sae import SAE, random_control
@@ -97,6 +97,10 @@ class Data:
             raise NotApplicable(f"the SAE has no {modality} side")
         return self._once((name, modality), lambda: self._load(name, modality))
 
+    def token_site(self, modality: str = IMAGE) -> bool:
+        """Whether the SAE reads tokens, which are not held: then its controls read them in the same pass."""
+        return self.sae.sites[modality].tokens not in ("pooled", "cls", "eos")
+
     def _load(self, name: str, modality: str) -> Features:
         d, suite = self.suite.data[name], self.suite
         limit = min(d.limit or QUICK_LIMIT, QUICK_LIMIT) if self.quick else d.limit
@@ -110,10 +114,25 @@ class Data:
             keep=None if d.part is None else lambda uid: low <= draw(uid, 1) < high,
             change=shift(d.change) if d.change and modality == IMAGE else None,
             modality=modality, batch_size=self.batch_size, progress=self.progress, desc=name,
+            **self.controls(name, modality),
         )  # fmt: skip
         if d.unlabelled:
             features = features.rows(features.labels < 0)
         return features if d.relabel is None else self._relabelled(name, features)
+
+    def controls(self, name: str, modality: str = IMAGE) -> dict[str, Any]:
+        """What else reads the tokens of a set: random weights, and the components of the training tokens on others."""
+        if not self.token_site(modality):
+            return {}
+        if name == "train":
+            return {"others": {RANDOM: self.random}, "moments": True}
+        return {"others": {RANDOM: self.random, PCA: self.components(modality)}}
+
+    def components(self, modality: str = IMAGE) -> Components:
+        """The leading principal components of the training rows, as many as the code has active latents per row."""
+        train = self.features("train", modality)
+        make = lambda: Components.leading(train.x if train.moments is None else train.moments, train.l0)  # noqa: E731
+        return self._once(("components", modality), make)
 
     def _relabelled(self, name: str, f: Features) -> Features:
         """A set of other classes, in the classes of the training set."""
@@ -147,11 +166,16 @@ class Data:
         """The SAE with random weights."""
         return random_control(self.sae, self.seed)
 
-    def control(self, name: str, modality: str = IMAGE) -> Features:
-        """A set through the SAE with random weights."""
-        return self._once(
-            (name, modality, "random"), lambda: with_sae(self.features(name, modality), self.random, modality)
-        )
+    def control(self, name: str, modality: str = IMAGE, control: str = RANDOM) -> Features:
+        """A set through a control: the SAE with random weights, or (any set but the training set) components."""
+
+        def make() -> Features:
+            f = self.features(name, modality)
+            if self.token_site(modality):
+                return f.through(f.others[control])
+            return with_sae(f, self.random if control == RANDOM else self.components(modality), modality)
+
+        return self._once((name, modality, control), make)
 
     def spaces(self, sets: Sequence[Features], controls: Sequence[str] = CONTROLS, **kwargs: Any) -> list[Space]:
         """:func:`mmsae.heads.spaces.spaces` with the suite's SAE and seed."""

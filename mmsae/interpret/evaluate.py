@@ -22,8 +22,9 @@ from mmsae.types import InputError
 
 RESULTS, PAGE, TABLES = "results.json", "report.html", "tables.md"
 TOKENS = (
-    "This SAE reads tokens; a picture's code is the largest value over its tokens. The tokens are not held, so the "
-    "control with random weights is left out, except for the atoms."
+    "This SAE reads tokens. Where a head takes one code an image, that is the largest value of each latent over the "
+    "image's tokens (absorption and targeted perturbation: the mean), and raw features are means over them; so is the "
+    "control with random weights, while pca has as many components as latents are on per token."
 )
 OWN = {RESULTS, PAGE, TABLES}
 

@@ -5,16 +5,25 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
 from heads_helpers import save_host, save_sae, write_colours, write_noise
 
 from mmsae.cli import main
+from mmsae.heads.card_split import _side
+from mmsae.heads.features import Features, open_host
+from mmsae.heads.pooling import TokenMeans, mean_rows, pool_codes
 from mmsae.heads.rows import row
+from mmsae.heads.spaces import Components
 from mmsae.heads.suite import HEADS
 from mmsae.interpret.card import _summary, ood_tables
 from mmsae.interpret.evaluate import evaluate, read_card
+from mmsae.metrics.reconstruction import Reconstruction
+from mmsae.metrics.sparsity import sparsity
+from mmsae.sae import SAE, Normaliser, TopK, random_control
+from mmsae.shards import expand, unit_batches
 from mmsae.types import InputError
 
 COLOURS = {"red": (220, 30, 30), "orange": (220, 140, 20), "green": (30, 200, 40), "blue": (30, 40, 220)}
@@ -112,15 +121,76 @@ def test_the_page_has_every_head_and_fetches_nothing(card):
     assert "code (random)" in html and 'src="http' not in html and "<svg" in html
 
 
-def test_an_sae_on_tokens_has_everything_but_the_random_control(place):
+@pytest.fixture(scope="module")
+def token_card(place):
     folder, _ = place
-    heads = ["core", "monosemantic", "unique", "probes", "ontology", "shifted", "ood"]
+    heads = [h for h in HEADS if h not in ("recovered", "zeroshot", "pairs", "stable")]
     evaluate(str(folder / "tokens"), str(folder / "suite.yaml"), str(folder / "of_tokens"), heads=heads, progress=False)
-    card = read_card(folder / "of_tokens")
-    assert card["skipped"] == {} and "left out" in " ".join(card["notes"]["core"])
-    random = {(r["head"], r["features"]) for r in card["rows"] if r["control"] == "random"}
-    assert random == {("core", "atoms")}
-    assert {r["control"] for r in card["rows"] if r["head"] == "ood"} == {"", "pca", "statistics"}
+    return folder, read_card(folder / "of_tokens")
+
+
+def test_an_sae_on_tokens_has_every_control(token_card):
+    card = token_card[1]
+    assert card["skipped"] == {} and "reads tokens" in " ".join(card["notes"]["core"])
+    for head in ("core", "monosemanticity", "uniqueness", "probes", "ontology", "generalisation", "ood", "absorption",
+                 "TPP"):  # fmt: skip
+        own = [r for r in card["rows"] if r["head"] == head and r["features"] == "code"]
+        sets = {(r["set"], r["score"]) for r in own if not r["control"]}
+        assert sets and sets == {(r["set"], r["score"]) for r in own if r["control"] == "random"}, head
+    (dark,) = {r["n"] for r in card["rows"] if r["set"] == "dark" and r["score"] == "linear accuracy"}
+    assert dark == 160
+    assert {r["control"] for r in card["rows"] if r["head"] == "ood"} == {"", "random", "pca", "statistics"}
+    assert "8 components" in " ".join(card["notes"]["ood"])  # of 64: as many as latents are on per token
+
+
+@pytest.mark.parametrize("control", ["", "random", "pca"])
+def test_figures_of_token_sites_are_those_of_the_validation_over_all_tokens(token_card, control):
+    folder, card = token_card
+    model, host = open_host(str(folder / "tokens"), "")
+    read = lambda name: [  # noqa: E731
+        host.read(unit.batch, [model.sites["image"]])[0].x
+        for unit in unit_batches(expand(str(folder / name)), batch_size=50, **host.reading({"image"}))
+    ]
+    rows, sae = read("test"), model
+    if control == "random":
+        sae = random_control(model, 0)
+    if control == "pca":
+        sae = Components.leading(torch.cat(read("train")), 8)
+    metric = Reconstruction({"image": rows[0].shape[1]})
+    for x in rows:
+        metric.update({"image": sae.decode(sae.encode(x, "image"), "image")}, {"image": x})
+    own = {
+        r["score"]: r for r in card["rows"] if r["head"] == "core" and r["control"] == control and r["set"] == "test"
+    }
+    want, x = metric.compute(), torch.cat(rows)
+    assert own["fvu"]["value"] == pytest.approx(want["fvu/image"].item(), rel=1e-5)
+    assert own["cosine"]["value"] == pytest.approx(want["cosine/image"].item(), rel=1e-5)
+    assert own["fvu"]["low"] < own["fvu"]["value"] < own["fvu"]["high"]
+    assert own["fvu"]["n"] == 160 and own["fvu"]["rows"] == len(x) > 160
+    z = sae.encode(x, "image")
+    recon = sae.decode(z, "image")
+    assert own["norm ratio"]["value"] == pytest.approx((recon.norm(dim=1) / x.norm(dim=1)).mean().item(), rel=1e-4)
+    assert own["bias ratio"]["value"] == pytest.approx((recon.square().sum() / (x * recon).sum()).item(), rel=1e-4)
+    if control != "pca":
+        s = sparsity(z)
+        for score, figure in (("L0", s.l0), ("dead share", s.dead_fraction), ("dense share", s.hub_fraction)):
+            assert own[score]["value"] == pytest.approx(figure.item(), abs=1e-9), score
+        assert own["latents per image"]["value"] > own["L0"]["value"]
+
+
+def test_absorption_on_tokens_is_in_means_that_decode():
+    d, k = 6, 2
+    sae = SAE({"image": d}, 12, modalities=("image",), selector=TopK(k), normaliser=Normaliser(centre=True))
+    rows, item = torch.randn(40, d), torch.arange(40) % 5
+    sae.fit_normaliser({"image": rows})
+    z = sae.encode(rows, "image")
+    pooled, mean, fires = pool_codes(z._replace(info=None), item, 5)
+    side = _side(sae, Features(*[None] * 8)._replace(
+        z=pooled, tokens=TokenMeans(mean_rows(sae.normaliser(rows, "image")[0], item, 5), mean, fires)))  # fmt: skip
+    error = side.x - side.z.to_dense() @ sae.dictionary("image").rows()
+    recon = mean_rows(rows - sae.decode(z, "image"), item, 5)
+    assert torch.allclose(error, recon, atol=1e-5)
+    assert torch.equal(fires.sum(1), torch.bincount(item, (z.values != 0).sum(1)).int())
 
 
 def test_class_names_that_the_host_does_not_know_are_no_figure(place):

@@ -1,0 +1,194 @@
+"""From the rows of images to one row per image: sums over the rows, pooled codes, moments.
+
+At a pooled site an image has one row. At a token site it has many, which are not held: what figures need of them is
+summed here while they pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.types import Codes
+
+TINY = 1e-12
+CHUNK = 8192  # rows at a time in float64
+
+
+class Sums(NamedTuple):
+    """Sums over the rows of each of n images, all ``(n,)`` float64; x are activations, x_hat their reconstructions.
+
+    Attributes:
+        rows: Number of rows.
+        within: ``|x - mean|^2`` about the image's own mean.
+        square: ``|x|^2``.
+        error: ``|x - x_hat|^2``.
+        recon: ``|x_hat|^2``.
+        dot: ``x x_hat``.
+        cosine: Cosine of x and x_hat.
+        ratio: ``|x_hat| / |x|``.
+        active: Latents that fire.
+    """
+
+    rows: Tensor
+    within: Tensor
+    square: Tensor
+    error: Tensor
+    recon: Tensor
+    dot: Tensor
+    cosine: Tensor
+    ratio: Tensor
+    active: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, recon: Tensor, z: Codes, item: Tensor, n: int) -> Sums:
+        """Of rows ``(N, d)``, their reconstructions and codes, and the image ``item (N,)`` of each."""
+        rows = torch.bincount(item, minlength=n).double()
+        mean = _total(x, item, n) / rows.clamp(min=1)[:, None]
+        out = torch.zeros(len(cls._fields) - 1, n, dtype=torch.float64)
+        for at in (slice(lo, lo + CHUNK) for lo in range(0, len(x), CHUNK)):
+            a, b, own = x[at].double(), recon[at].double(), item[at]
+            norm = a.norm(dim=1).clamp(min=TINY)
+            figures = ((a - mean[own]).square().sum(1), a.square().sum(1), (a - b).square().sum(1),
+                       b.square().sum(1), (a * b).sum(1), torch.cosine_similarity(a, b), b.norm(dim=1) / norm,
+                       (z.values[at] != 0).sum(1).double())  # fmt: skip
+            for total, figure in zip(out, figures, strict=True):
+                total.index_add_(0, own, figure)
+        return cls(rows, *out)
+
+    def spread(self, mean: Tensor) -> Tensor:
+        """``(n,)`` sums of ``|x - m|^2`` about the mean m of all rows, from the images' means ``mean (n, d)``."""
+        mean = mean.double()
+        centre = (self.rows[:, None] * mean).sum(0) / self.rows.sum()
+        return self.within + self.rows * (mean - centre).square().sum(1)
+
+
+class TokenMeans(NamedTuple):
+    """What is held of the rows of n images at a token site, beside :class:`Sums`.
+
+    Attributes:
+        x: ``(n, d)`` mean of the normalised activations.
+        z: ``(n, k)`` mean of the codes, entry by entry of the pooled codes.
+        fires: ``(n, k)`` int32 number of rows in which each of these latents fires.
+    """
+
+    x: Tensor
+    z: Tensor
+    fires: Tensor
+
+
+class Through(NamedTuple):
+    """What an SAE makes of n images.
+
+    Attributes:
+        z: Codes of n rows (token sites: largest or mean value over the tokens, see ``Features.pool``).
+        recon: ``(n, d)`` reconstructions in the units of x (token sites: mean over the image's tokens).
+        sums: Sums over the rows of each image (pooled sites: one row).
+        tokens: Token sites: further means over the tokens; else None.
+    """
+
+    z: Codes
+    recon: Tensor
+    sums: Sums
+    tokens: TokenMeans | None = None
+
+    def rows(self, at: Tensor) -> Through:
+        """Of some images, by their indices."""
+        pick = lambda t: type(t)(*(v[at] for v in t))  # noqa: E731
+        return Through(self.z.rows(at), self.recon[at], pick(self.sums), self.tokens and pick(self.tokens))
+
+    @classmethod
+    def stack(cls, parts: Sequence[Through]) -> Through:
+        """Of several batches as one."""
+        z = stack_codes([p.z for p in parts])
+        sums = Sums(*(torch.cat(v) for v in zip(*(p.sums for p in parts), strict=True)))
+        recon = torch.cat([p.recon for p in parts])
+        if parts[0].tokens is None:
+            return cls(z, recon, sums)
+        wide = lambda t: torch.nn.functional.pad(t, (0, z.values.shape[1] - t.shape[1]))  # noqa: E731
+        columns = [(t.x, wide(t.z), wide(t.fires)) for t in (p.tokens for p in parts)]
+        return cls(z, recon, sums, TokenMeans(*(torch.cat(c) for c in zip(*columns, strict=True))))
+
+
+class Moments:
+    """Mean and covariance of rows, summed in float64."""
+
+    def __init__(self) -> None:
+        self.n, self.total, self.square = 0, 0.0, 0.0
+
+    def add(self, x: Tensor) -> None:
+        """Add rows ``(N, d)``."""
+        for part in x.split(CHUNK):
+            part = part.double()
+            self.n += len(part)
+            self.total = self.total + part.sum(0)
+            self.square = self.square + part.T @ part
+
+    def of(self) -> tuple[Tensor, Tensor]:
+        """``(d,)`` mean and ``(d, d)`` covariance, float64."""
+        mean = self.total / self.n
+        return mean, (self.square - self.n * mean[:, None] * mean) / max(1, self.n - 1)
+
+
+def mean_rows(x: Tensor, item: Tensor, n: int) -> Tensor:
+    """``(n, d)`` mean of the rows of each image, in the precision of x."""
+    return (_total(x, item, n) / torch.bincount(item, minlength=n).clamp(min=1)[:, None]).to(x.dtype)
+
+
+def _total(x: Tensor, item: Tensor, n: int) -> Tensor:
+    out = torch.zeros(n, x.shape[1], dtype=torch.float64)
+    for part, own in zip(x.split(CHUNK), item.split(CHUNK), strict=True):
+        out.index_add_(0, own, part.double())
+    return out
+
+
+def pool_codes(z: Codes, item: Tensor, n: int, pool: str = "max") -> tuple[Codes, Tensor, Tensor]:
+    """Codes of n images from those of their rows, ``item (N,)`` says whose.
+
+    Args:
+        z: Codes of the rows.
+        item: Image of each row.
+        n: Number of images.
+        pool: ``max`` or ``mean`` over the rows.
+
+    Returns:
+        The pooled codes, with an entry for every latent that fires on the image, the largest first; and for the same
+        entries the mean code and the number of rows that fire (:class:`TokenMeans`).
+    """
+    values = z.values
+    latent = torch.arange(z.d_sae).expand_as(values) if z.indices is None else z.indices
+    at = (item[:, None] * z.d_sae + latent).flatten()
+    fires = torch.bincount(at[values.flatten() != 0], minlength=n * z.d_sae).view(n, z.d_sae)
+    mean = z.pool(item, n)
+    if pool == "mean":
+        dense = mean
+    else:
+        dense = values.new_zeros(n * z.d_sae).scatter_reduce_(0, at, values.flatten(), "amax").view(n, z.d_sae)
+    k = max(1, int((fires != 0).sum(1).max()))
+    indices = dense.masked_fill(fires == 0, -torch.inf).topk(k, dim=1).indices
+    pooled = Codes(dense.gather(1, indices), indices, z.d_sae, z.modality)
+    return pooled, mean.gather(1, indices), fires.gather(1, indices).int()
+
+
+def stack_codes(parts: Sequence[Codes]) -> Codes:
+    """Codes of several batches as one; rows with fewer entries are filled with zeros."""
+    first = parts[0]
+    if first.indices is None:
+        return first._replace(values=torch.cat([p.values for p in parts]), info=None)
+    k = max(p.values.shape[1] for p in parts)
+    pad = torch.nn.functional.pad
+    free = lambda p: _free_latents(p.indices, p.d_sae, k - p.indices.shape[1])  # noqa: E731
+    values = torch.cat([pad(p.values, (0, k - p.values.shape[1])) for p in parts])
+    indices = torch.cat([torch.cat([p.indices, free(p)], 1) for p in parts])
+    return first._replace(values=values, indices=indices, info=None)
+
+
+def _free_latents(indices: Tensor, d_sae: int, more: int) -> Tensor:
+    """``(N, more)`` latents that a row does not have yet: a latent stands once in a row."""
+    if not more:
+        return indices[:, :0]
+    taken = torch.zeros(len(indices), d_sae).scatter_(1, indices, 1.0)
+    return taken.topk(more, dim=1, largest=False).indices
