@@ -38,7 +38,9 @@ class DataSet:
         part: Only images whose hash lies in ``[low, high)``, so that one set of shards gives disjoint sets.
         change: ``{shift: strength}`` (:mod:`mmsae.heads.shifts`).
         exclude: Classes that are left out.
-        relabel: ``{label value: class of the training set}``, or the json field that names it.
+        relabel: ``{label value: class of the training set}``, or the json field that names it. Several labels may be
+            one class. What the training set says makes its classes, and holds for the sets that say nothing (but for
+            OOD sets).
         role: ``shift`` (same classes: a target of generalisation), ``ood``, ``near_ood`` or ``val_ood``; empty for
             ``train``, ``val`` and ``test``.
         unlabelled: Only images that have no label.

@@ -26,6 +26,7 @@ from mmsae.tasks.selection import draw
 from mmsae.tasks.zero_shot import class_embeddings
 from mmsae.types import IMAGE, TEXT, InputError
 
+OOD_ROLES = ("ood", "near_ood", "val_ood")
 QUICK_LIMIT = 1500  # images per set
 
 
@@ -65,6 +66,7 @@ class Data:
         self.suite, self.sae, self.host, self.quick = suite, sae, host, quick
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
         self._cache: dict[Any, Any] = {}
+        self.warnings: list[str] = []  # about sets, as they are loaded
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._cache:
@@ -106,8 +108,8 @@ class Data:
         limit = min(d.limit or QUICK_LIMIT, QUICK_LIMIT) if self.quick else d.limit
         low, high = d.part or (0.0, 1.0)
         label = suite.label if d.label is None else d.label
-        # the classes of a set with labels of its own are numbered when they are translated, others as in training
-        alike = name != "train" and d.relabel is None and d.role not in ("ood", "near_ood", "val_ood")
+        relabel = self._relabel(name)  # then classes are numbered when they are translated, others as in training
+        alike = name != "train" and relabel is None and d.role not in OOD_ROLES
         classes = self.features("train").values if alike else None
         features = load_features(
             self.host, self.sae, self.paths(name), label=label, classes=classes, exclude=d.exclude, limit=limit,
@@ -118,7 +120,13 @@ class Data:
         )  # fmt: skip
         if d.unlabelled:
             features = features.rows(features.labels < 0)
-        return features if d.relabel is None else self._relabelled(name, features)
+        return features if relabel is None else self._relabelled(name, features, relabel)
+
+    def _relabel(self, name: str) -> dict[str, Any] | str | None:
+        """How the labels of a set become classes: as it says, else (but for OOD sets) as the training set says."""
+        d = self.suite.data[name]
+        own = d.relabel is not None or d.unlabelled or d.role in OOD_ROLES
+        return d.relabel if own else self.suite.data["train"].relabel
 
     def controls(self, name: str, modality: str = IMAGE) -> dict[str, Any]:
         """What else reads the tokens of a set: random weights, and the components of the training tokens on others."""
@@ -134,20 +142,29 @@ class Data:
         make = lambda: Components.leading(train.x if train.moments is None else train.moments, train.l0)  # noqa: E731
         return self._once(("components", modality), make)
 
-    def _relabelled(self, name: str, f: Features) -> Features:
-        """A set of other classes, in the classes of the training set."""
-        relabel, train = self.suite.data[name].relabel, self.features("train")
-        number = {str(v): i for i, v in enumerate(train.values)} | {n: i for i, n in enumerate(train.names)}
+    def _relabelled(self, name: str, f: Features, relabel: dict[str, Any] | str) -> Features:
+        """A set of other labels, in the classes of the training set, which for that set are all that occur."""
         if isinstance(relabel, str):
             said = self.field(name, relabel)
-            new = [number.get(str(said.get(u)), -1) for u in f.uids]
+            new = [said.get(u) for u in f.uids]
         else:
-            to = [number.get(str(relabel.get(v, relabel.get(str(v)))), -1) for v in f.values]
-            new = [to[c] if c >= 0 else -1 for c in f.labels.tolist()]
-        labels = torch.tensor(new)
+            to = [relabel.get(v, relabel.get(str(v))) for v in f.values]
+            new = [to[c] if c >= 0 else None for c in f.labels.tolist()]
+        if name == "train":
+            names = values = sorted({str(v) for v in new if v is not None})
+        else:
+            train = self.features("train")
+            names, values = train.names, train.values
+        number = {str(v): i for i, v in enumerate(values)} | {n: i for i, n in enumerate(names)}
+        labels = torch.tensor([number.get(str(v), -1) for v in new])
+        at = f"{self.suite.path}: data.{name}.relabel"
+        if self.suite.data[name].relabel is None:
+            at = f"{self.suite.path}: data.train.relabel, used for {name},"
         if not (labels >= 0).any():
-            raise InputError(f"{self.suite.path}: data.{name}.relabel gives none of {f.n} images a class of training")
-        return f._replace(labels=labels, names=train.names, values=train.values).rows(labels >= 0)
+            raise InputError(f"{at} gives none of {f.n} images a class of training")
+        if lost := int((labels < 0).sum()):
+            self.warnings.append(f"{at} gives {lost} of the {f.n} images no class of training: they are left out")
+        return f._replace(labels=labels, names=names, values=values).rows(labels >= 0)
 
     def labelled(self, name: str) -> Features:
         """The images of a set that have a class.

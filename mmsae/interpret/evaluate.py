@@ -149,7 +149,12 @@ def evaluate(
         "skipped": skipped, "seconds": seconds, "notes": {k: list(f.notes) for k, f in found.items()},
         "more": {k: f.more for k, f in found.items()},
     }  # fmt: skip
-    about["warnings"] = [*warnings, *overlaps(data), *(f"{k}: {w}" for k, f in found.items() for w in f.warnings)]
+    about["warnings"] = [
+        *warnings,
+        *data.warnings,
+        *overlaps(data),
+        *(f"{k}: {w}" for k, f in found.items() for w in f.warnings),
+    ]
     if any(s.tokens not in ("pooled", "cls", "eos") for s in model.sites.values()):
         about["notes"]["core"] = [*about["notes"].get("core", ()), TOKENS]
     rows = [r for f in found.values() for r in f.rows]

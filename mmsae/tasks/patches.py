@@ -7,14 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mmsae.backbones import load_backbone
+from mmsae.backbones import load_backbone, parse
 from mmsae.files import atomic_file
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, identity, read_shard, run_units, with_image
 from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.patch_filter import ALL, SCORES, PatchFilter
 from mmsae.tasks.pope_answers import at_least_one, same_job
-from mmsae.tasks.sae_v import sae_fingerprint, segment_sites
+from mmsae.tasks.sae_v import no_lvlm, sae_fingerprint, segment_sites
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import InputError
 
@@ -68,12 +68,14 @@ def patches(
         raise InputError(f"no score {unknown[0] if unknown else ''!r} of patches; there are {', '.join(SCORES)}")
     if any(not 0 < share <= 1 for share in keep):
         raise InputError(f"keep is {keep}; shares are above 0 and at most 1")
-    if "cos" in scores and weights is None:
-        raise InputError("score cos needs cross-modal weights: give --weights, the folder that mmsae weights wrote")
     model, paths = SAE.from_pretrained(sae), expand(shards)
     name = host or next((s.hint for s in model.sites.values() if s.hint), "")
     if not name:
         raise InputError(f"SAE {sae} names no host: give --host")
+    if parse(name).kind != "lvlm":
+        raise no_lvlm(name)
+    if "cos" in scores and weights is None:
+        raise InputError("score cos needs cross-modal weights: give --weights, the folder that mmsae weights wrote")
     device = pick_device(device)
     backbone = load_backbone(name, device=device, precision=precision)
     model = model.to(device).eval()

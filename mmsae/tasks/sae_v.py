@@ -16,6 +16,11 @@ from mmsae.tasks.weights_file import load_weights
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
 
 
+def no_lvlm(host: str) -> InputError:
+    """What is said of a host that has not both modalities in one sequence."""
+    return InputError(f"host {host} is no vision-language model: its image and text tokens are no one sequence")
+
+
 def segment_sites(sae: SAE, host: Backbone, allow_other_site: bool = False) -> dict[str, Site]:
     """Where the image tokens and the text tokens of an SAE on mixed tokens are read.
 
@@ -28,7 +33,7 @@ def segment_sites(sae: SAE, host: Backbone, allow_other_site: bool = False) -> d
     sites = {m: host.site(s, allow_mismatch=allow_other_site) for m, s in sae.sites.items()}
     first = next(iter(sites.values()))
     if not hasattr(host, "sites"):
-        raise InputError(f"host {host.hint} is no vision-language model: its image and text tokens are no one sequence")
+        raise no_lvlm(host.hint)
     if any(s.tokens.endswith(("mean", "pooled")) for s in sites.values()):
         raise InputError(f"this SAE reads {first}: scores of tokens need a site with tokens, not one row per item")
     if set(sites) != {IMAGE, TEXT}:

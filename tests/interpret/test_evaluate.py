@@ -300,6 +300,26 @@ def test_images_and_classes_that_sets_share_are_said(place):
     assert "<strong>OOD set held has classes of the ID set</strong>" in page
 
 
+def test_fine_labels_become_coarse_classes(place):
+    folder, sae = place
+    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    warmth = {"red": "warm", "orange": "warm", "green": "cool"}  # blue has none
+    sets = {k: {"shards": k, "relabel": warmth} if k == "train" else k for k in ("train", "val", "test")}
+    sets["again"] = {"shards": "test", "label": "cls", "relabel": {0: "warm", 2: "cool", 3: "cool"}, "role": "shift"}
+    sets["noise"] = {"shards": "noise", "label": "", "role": "ood"}
+    heads = {"shifted": {"sparse": [1], "kinds": ["raw"], "controls": []}, "probes": {"kinds": ["raw"]}, "ood": {}}
+    (folder / "coarse.yaml").write_text(yaml.safe_dump({**suite, "trees": {}, "data": sets, "heads": heads}))
+    evaluate(sae, str(folder / "coarse.yaml"), str(folder / "coarse"), progress=False)
+    card = read_card(folder / "coarse")
+    assert card["skipped"] == {} and set(card["more"]["probes"]["one feature"]["raw"]) == {"cool", "warm"}
+    assert card["images"] == {"train": 180, "val": 60, "test": 120, "again": 120, "noise": 60}
+    said = " ".join(card["warnings"])
+    assert "data.train.relabel gives 60 of the 240 images no class" in said
+    assert "data.train.relabel, used for test, gives 40 of the 160 images no class" in said
+    (again,) = [r for r in card["rows"] if r["set"] == "again" and r["score"] == "linear accuracy"]
+    assert again["value"] > 0.6 and again["n"] == 120  # red, green; blue is new
+
+
 @pytest.mark.parametrize(
     "change",
     [{"trees": {"t": "none.tsv"}}, {"others": {"o": "none"}}, {"templates": "none.txt"}, {"classes": "none.json"},

@@ -127,6 +127,8 @@ def test_the_command(tmp_path, capsys):
         patches(**args, out=str(tmp_path / "p"))
     with pytest.raises(InputError, match="no score 'x'"):
         patches(**args, out=str(tmp_path / "p"), scores=["x"])
+    with pytest.raises(InputError, match="host timm:resnet18 is no vision-language model"):  # not: give --weights
+        patches(**args | {"host": "timm:resnet18"}, out=str(tmp_path / "p"))
     with pytest.raises(InputError, match=r"no sample of .* has an answer of \['perhaps'\]"):
         patches(**args, out=str(tmp_path / "q"), scores=["l0"], answers=["perhaps"])
     cli = ["--sae", args["sae"], "--shards", args["shards"]]
