@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmsae.kernels import sparse_decode
 from mmsae.kernels.pairs import code_cosine
 from mmsae.sae.sae import SAE
-from mmsae.sae.usage import UsageTracker
+from mmsae.sae.usage import DEAD_AFTER, UsageTracker
 from mmsae.types import InputError, SAEOutput
 
 Outputs = Mapping[str, SAEOutput]
@@ -84,12 +84,13 @@ class AuxK(LossTerm):
     Args:
         coefficient: Weight of the term.
         k_aux: Dead latents used a row (default: d_in / 2, at most the number of dead ones).
-        dead_after: Tokens without firing on any modality after which a latent counts as dead.
+        dead_after: Tokens without firing on any modality after which a latent counts as dead; default: the bound of
+            the training (``model.dead_after``), 1,000,000 where there is none.
     """
 
     name = "auxk"
 
-    def __init__(self, coefficient: float = 1 / 32, k_aux: int | None = None, dead_after: int = 1_000_000):
+    def __init__(self, coefficient: float = 1 / 32, k_aux: int | None = None, dead_after: int | None = None):
         super().__init__()
         self.coefficient, self.k_aux, self.dead_after = coefficient, k_aux, dead_after
 
@@ -98,7 +99,7 @@ class AuxK(LossTerm):
         zero = next(iter(outputs.values())).recon.new_zeros(())
         if self.coefficient == 0 or ctx.usage is None:
             return zero
-        dead = ctx.usage.dead(self.dead_after).nonzero()[:, 0]
+        dead = ctx.usage.dead(self.dead_after or DEAD_AFTER).nonzero()[:, 0]
         if len(dead) == 0:
             return zero
         total = zero

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mmsae.sae.normaliser import all_reduce
 from mmsae.types import Codes
 
+DEAD_AFTER = 1_000_000  # tokens without firing after which a latent counts as dead, where nothing else is said
+
 
 def fired_counts(codes: Codes) -> Tensor:
     """``(d_sae,)`` int64: in how many rows each latent fired (value not 0, whatever its sign)."""
@@ -54,6 +56,10 @@ class UsageTracker(nn.Module):
         """Start new counts (tokens since fired go on)."""
         self.counts.zero_()
         self.tokens.zero_()
+
+    def known(self, tokens: int) -> bool:
+        """Whether enough rows were seen of every modality that a latent could count as dead after ``tokens``."""
+        return bool((self.tokens >= tokens).all())
 
     def dead(self, tokens: int, modality: str | None = None) -> Tensor:
         """``(d_sae,)`` bool: not fired for ``tokens`` rows on a modality, or (None) on any modality."""

@@ -128,24 +128,30 @@ class ExportSAE(Callback):
 class DeadLatentReport(Callback):
     """Writes ``latents.json`` beside the SAE: which latents are dead, which are hubs, density per modality.
 
+    Dead are those that did not fire for the module's ``dead_after`` tokens, which is AuxK's bound too; a training that
+    saw fewer cannot know.
+
     Args:
-        dead_after: Tokens without firing on any modality after which a latent is dead; None takes the module's.
         hub_above: Share of tokens above which a latent is a hub.
         file: Where to; default ``<default_root_dir>/latents.json``.
     """
 
-    def __init__(self, dead_after: int | None = None, hub_above: float = 0.1, file: str | None = None):
-        self.dead_after, self.hub_above, self.file = dead_after, hub_above, file
+    def __init__(self, hub_above: float = 0.1, file: str | None = None):
+        self.hub_above, self.file = hub_above, file
 
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write the report and say its two shares."""
+        """Write the report and say its shares, and that of the last validation."""
         if not trainer.is_global_zero:
             return
-        usage = module.usage
-        dead = usage.dead(self.dead_after or module.dead_after)
-        report = {"d_sae": len(dead), "dead": dead.nonzero()[:, 0].tolist(), "modalities": {}}
-        lines = [f"dead latents {float(dead.float().mean()):.1%}"]
+        usage, bound = module.usage, module.dead_after
+        dead, known = usage.dead(bound), usage.known(bound)
+        report = {"d_sae": len(dead), "dead_after": bound, "modalities": {}}
+        report["dead"] = dead.nonzero()[:, 0].tolist() if known else None
+        lines = [f"dead latents (none of the last {bound:,} tokens) {float(dead.float().mean()):.1%}"]
+        if not known:
+            seen = int(usage.tokens.min())
+            lines = [f"dead latents not known: {seen:,} tokens were seen, latents count as dead after {bound:,}"]
         for m in usage.modalities:
             density = usage.density(m)
             hubs = (density > self.hub_above).nonzero()[:, 0].tolist()
@@ -156,6 +162,10 @@ class DeadLatentReport(Callback):
                 "density": [round(v, 6) for v in density.tolist()],
             }
             lines.append(f"{m}: {never} of {len(dead)} never fired, {len(hubs)} on over {self.hub_above:.0%} of tokens")
+        for m in usage.modalities:
+            share = trainer.callback_metrics.get(f"val/dead/{m}")
+            if share is not None:
+                lines.append(f"{float(share):.1%} never fired on the {m} rows of the last validation")
         file = Path(self.file or Path(trainer.default_root_dir) / "latents.json")
         with disk_errors(file.parent), atomic_file(file) as temp:
             temp.write_text(json.dumps(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, AuxK, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.sae.usage import DEAD_AFTER
 from mmsae.training.schedule import Schedule
 from mmsae.types import InputError, SAEOutput, Tokens
 
@@ -34,7 +36,11 @@ class LitSAE(pl.LightningModule):
         optimizer: Called with the parameters.
         scheduler: Called with the optimiser; stepped once a step. ``none`` keeps the rate constant.
         normaliser_rows: Rows of each modality and rank that the normaliser is fitted on.
-        dead_after: Tokens without firing after which the training log counts a latent as dead.
+        dead_after: Tokens without firing on any modality after which a latent counts as dead, for AuxK, in the log and
+            in ``latents.json``. Default: what AuxK was given, else 1,000,000.
+
+    Raises:
+        InputError: AuxK was given another ``dead_after``.
     """
 
     def __init__(
@@ -44,17 +50,30 @@ class LitSAE(pl.LightningModule):
         optimizer: Callable[[list[nn.Parameter]], Optimizer] = _adam,
         scheduler: Callable[[Optimizer], Schedule] | None = Schedule,
         normaliser_rows: int = 32_768,
-        dead_after: int = 1_000_000,
+        dead_after: int | None = None,
     ):
         super().__init__()
         self.sae = sae.requires_grad_(True)  # loaded SAEs are frozen
         self.losses = nn.ModuleList(losses or [Reconstruction()])
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.normaliser_rows, self.dead_after = normaliser_rows, dead_after
+        self.normaliser_rows, self.dead_after = normaliser_rows, self._one_bound(dead_after)
         self.usage: UsageTracker | None = None
         self.validation: ValidationMetrics | None = None
         if sae.d_in:
             self._allocate()
+
+    def _one_bound(self, dead_after: int | None) -> int:
+        terms = [t for t in self.losses if isinstance(t, AuxK)]
+        given = {n for n in (dead_after, *(t.dead_after for t in terms)) if n is not None}
+        if len(given) > 1:
+            numbers = " and ".join(f"{n:,}" for n in sorted(given))
+            raise InputError(
+                f"a latent counts as dead after one number of tokens, not {numbers}: give model.dead_after, not AuxK's"
+            )
+        bound = given.pop() if given else DEAD_AFTER
+        for term in terms:
+            term.dead_after = bound
+        return bound
 
     def _allocate(self) -> None:
         self.usage = UsageTracker(self.sae.d_sae, self.sae.modalities)
@@ -127,16 +146,23 @@ class LitSAE(pl.LightningModule):
         self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
         self._said = False
 
-    def _say_if_auxk_is_idle(self, rows: int) -> None:
-        """AuxK with a bound beyond the whole run does nothing, and nothing else would tell."""
+    def _say_what_is_too_short(self, rows: dict[str, int]) -> None:
+        """A run too short for AuxK's bound, or with too few rows for the latents; nothing else would tell."""
         self._said = True
-        tokens = rows * self.trainer.world_size * self.total_steps
-        for term in self.losses:
-            if isinstance(term, AuxK) and term.coefficient and term.dead_after >= tokens:
-                rank_zero_info(
-                    f"auxk does nothing in this run: latents count as dead after {term.dead_after:,} tokens, the run "
-                    f"has about {tokens:,}; lower losses.auxk.dead_after"
-                )
+        seen = {m: n * self.trainer.world_size * self.total_steps for m, n in rows.items()}
+        tokens = max(seen.values())
+        if self.dead_after >= tokens and any(isinstance(t, AuxK) and t.coefficient for t in self.losses):
+            rank_zero_info(
+                f"auxk does nothing in this run: latents count as dead after {self.dead_after:,} tokens, the run "
+                f"has about {tokens:,}; lower model.dead_after"
+            )
+        held = getattr(self.trainer.train_dataloader, "n_rows", {})  # of a store; a stream has no end
+        m, n = max(((m, min(n, held.get(m, n))) for m, n in seen.items()), key=lambda pair: pair[1])
+        if n < self.sae.d_sae:
+            rank_zero_info(
+                f"warning: {n:,} {m} rows to train on, fewer than the {self.sae.d_sae:,} latents, which can learn them "
+                "by heart: trust val/fvu, not train/fvu, and take fewer latents or more data"
+            )
 
     def forward(self, batch: Tokens) -> dict[str, SAEOutput]:
         """Outputs for the modalities of the SAE; a store may hold others too."""
@@ -149,7 +175,7 @@ class LitSAE(pl.LightningModule):
         terms = {term.name: term(outputs, ctx) for term in self.losses}
         loss = torch.stack(list(terms.values())).sum()
         if not self._said:
-            self._say_if_auxk_is_idle(max(out.codes.n for out in outputs.values()))
+            self._say_what_is_too_short({m: out.codes.n for m, out in outputs.items()})
         self.usage.update({m: out.codes for m, out in outputs.items()})
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_training(outputs, terms, loss, next(iter(outputs.values())).codes.n)
@@ -159,12 +185,13 @@ class LitSAE(pl.LightningModule):
     def _log_training(self, outputs, terms, loss, rows: int) -> None:
         values = {"train/loss": loss, **{f"train/{name}": v for name, v in terms.items()}}
         self.log_dict(values, batch_size=rows)
-        bar = {}
+        bar, known = {}, self.usage.known(self.dead_after)
         for m, out in outputs.items():
             error = (out.target - out.recon).square().sum(1).mean()
             bar[f"fvu/{m}"] = error / self.sae.normaliser.variance(m)
             bar[f"l0/{m}"] = out.codes.l0().float().mean()
-            bar[f"dead/{m}"] = self.usage.dead(self.dead_after, m).float().mean()
+            if known:
+                bar[f"dead/{m}"] = self.usage.dead(self.dead_after, m).float().mean()
         self.log_dict(bar, prog_bar=True, batch_size=rows)
 
     def validation_step(self, batch: Tokens, batch_idx: int) -> None:
@@ -186,7 +213,7 @@ class LitSAE(pl.LightningModule):
         self.validation.reset()
         # computed from states that are summed over ranks, so the value is the same everywhere
         self.log_dict(report, sync_dist=False, batch_size=1)
-        self.print("  ".join(f"{k} {v:.4g}" for k, v in report.items() if "fvu" in k or "cosine" in k))
+        self.print("  ".join(f"{k} {v:.4g}" for k, v in report.items() if re.search("fvu|cosine|dead", k)))
 
     def predict_step(self, batch: Tokens, batch_idx: int) -> dict:
         """Codes of a batch, ``{modality: Codes}``."""

@@ -1,12 +1,16 @@
 """LitSAE on a loader with state: resume equals the uninterrupted run, checkpoints hold valid atoms, ranks agree."""
 
+import json
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from training_helpers import RECIPE, SMALL, make_store
 
 from mmsae import SAE, InputError, Site
+from mmsae.cli import main
 from mmsae.sae import AuxK, CodeCosine, Dictionary, Normaliser, Reconstruction, TopK
-from mmsae.training import ExportSAE, LitSAE, RunCheckpoint, Schedule
+from mmsae.training import DeadLatentReport, ExportSAE, LitSAE, RunCheckpoint, Schedule
 from mmsae.training.schedule import multiplier
 from mmsae.types import Tokens
 
@@ -173,3 +177,44 @@ def test_an_sae_of_one_modality_trains_on_pairs(tmp_path):
     assert {"val/fvu/image", "val/l0/image"} <= set(t.callback_metrics)
     assert not any("text" in k or "cosine/pair" in k for k in t.callback_metrics)
     assert module.usage.tokens.tolist() == [12 * 40]
+
+
+def test_one_bound_says_when_a_latent_is_dead():
+    assert lit().dead_after == 200 and lit(dead_after=200).dead_after == 200
+    sae = SAE(8, 32, modalities=["image"])
+    term = AuxK()
+    assert LitSAE(sae, [Reconstruction(), term], dead_after=300).dead_after == 300 and term.dead_after == 300
+    assert LitSAE(sae, [Reconstruction(), AuxK()]).dead_after == 1_000_000
+    with pytest.raises(InputError, match="not 200 and 1,000"):
+        lit(dead_after=1000)
+
+
+@pytest.mark.parametrize(("steps", "known"), [(4, False), (8, True)])  # 40 rows a step
+def test_a_run_shorter_than_the_bound_does_not_know_its_dead_latents(tmp_path, capsys, steps, known):
+    module = lit()
+    with torch.no_grad():  # a latent that cannot fire
+        module.sae.build(10).encoder.bias[3] = -1e4
+    module._allocate()
+    trainer(tmp_path, steps, callbacks=[DeadLatentReport()], limit_val_batches=2).fit(module, datamodule=Data())
+    report, said = json.loads((tmp_path / "latents.json").read_text()), capsys.readouterr().out
+    assert report["dead_after"] == 200
+    if known:
+        assert 3 in report["dead"] and "dead latents (none of the last 200 tokens)" in said
+    else:
+        assert report["dead"] is None and "dead latents not known: 160 tokens were seen" in said
+
+
+def test_the_share_that_never_fires_on_the_validation_rows_is_said(tmp_path, capsys):
+    t = trainer(tmp_path, 10, callbacks=[DeadLatentReport()], val_check_interval=10, check_val_every_n_epoch=None)
+    t.fit(lit(), datamodule=Data())
+    share, said = float(t.callback_metrics["val/dead/text"]), capsys.readouterr().out
+    assert f"{share:.1%} never fired on the text rows of the last validation" in said and "val/dead/image" in said
+
+
+def test_fewer_rows_than_latents_are_said(tmp_path, capfd):
+    args = ["fit", *SMALL, "--trainer.max_steps", "3", "--data.store", make_store(tmp_path / "store", n=50)]
+    main([*args, "-c", RECIPE, "--trainer.default_root_dir", str(tmp_path / "few")])
+    assert "45 image rows to train on, fewer than the 48 latents" in capfd.readouterr().out
+    args[-1] = make_store(tmp_path / "more", n=60)
+    main([*args, "-c", RECIPE, "--trainer.default_root_dir", str(tmp_path / "enough")])
+    assert "fewer than" not in capfd.readouterr().out
