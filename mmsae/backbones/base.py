@@ -166,6 +166,11 @@ class Backbone(ABC):
         """``(B, d)`` float32 raw (un-normalised) embeddings of token ids ``(B, L)``."""
         return self._run(TEXT, ids)
 
+    @cached_property
+    def classifier(self) -> tuple[Tensor, Tensor] | None:
+        """``(C, d)`` weights and ``(C,)`` bias of the host's own linear classifier of ``image.embed``, or None."""
+        return None
+
     # Sites.
 
     def _layout(self, module: str, io: str, modality: str) -> Layout:

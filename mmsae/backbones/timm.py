@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from timm.data import create_transform, resolve_model_data_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsae.backbones.base import Backbone
 from mmsae.backbones.hooks import Port, Shadow, ShadowPort
@@ -47,6 +48,22 @@ class TimmBackbone(Backbone):
 
     def _encode(self, modality: str, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+    @cached_property
+    @torch.no_grad()
+    def classifier(self) -> tuple[Tensor, Tensor] | None:
+        """As in the base class; whether the classifier is linear in the embeddings is found by trying it."""
+        layer = self.model.get_classifier()
+        if not isinstance(layer, nn.Linear):
+            return None
+        x = torch.rand(self._probe_input(IMAGE, 2).shape, generator=torch.Generator().manual_seed(0))
+        features = self.model.forward_features(x.to(self.device))
+        logits, pooled = self.model.forward_head(features), self.model.forward_head(features, pre_logits=True)
+        linear = isinstance(logits, Tensor) and pooled.shape[1:] == layer.weight.shape[1:]
+        if not linear or not torch.allclose(layer(pooled), logits, rtol=1e-3, atol=1e-4):
+            return None
+        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        return layer.weight.float().cpu(), bias.float().cpu()
 
     def _endpoint(self, name: str) -> Port:
         return ShadowPort(self.model, "forward_head", HeadShadow)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsae.heads.classifier import at_embedding, zero_shot_heads
+from mmsae.heads.classifier import at_classifier, at_embedding, host_heads, logits_of, whose_logits, zero_shot_heads
+from mmsae.heads.detectors import Head
 from mmsae.heads.features import KINDS, Features, load_features
 from mmsae.heads.ood import CONTROLS, ood_head
 from mmsae.heads.ood_fit import DISTANCES, LOGITS, NATIVE, Setup
@@ -22,7 +23,7 @@ from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.ood import roc
 from mmsae.sae import SAE
 from mmsae.tasks.zero_shot import zero_shot_scores
-from mmsae.types import TEXT, InputError
+from mmsae.types import IMAGE, TEXT, InputError
 
 SHOWN = ("energy", "mds", "recon")  # detectors whose curves are drawn
 
@@ -66,7 +67,7 @@ def _ood_validation(data: Data, val: Features) -> tuple[Features, str]:
 @head
 def ood(
     data: Data, scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE), kinds: Sequence[str] = KINDS,
-    controls: Sequence[str] = CONTROLS, logits: str = "probe",
+    controls: Sequence[str] = CONTROLS, logits: str = "auto",
 ) -> Found:  # fmt: skip
     """OOD detection: every detector on raw features, code, reconstruction and residual, beside its controls."""
     far, near = data.named("ood"), data.named("near_ood")
@@ -76,22 +77,37 @@ def ood(
         raise NotApplicable("the suite has no val set, on which settings are chosen")
     train, val, test = (data.labelled(n) for n in ("train", "val", "test"))
     val_ood, said = _ood_validation(data, val)
-    heads: dict[str, Any] = {}
-    if logits == "zeroshot" and at_embedding(data.sae):
-        heads = zero_shot_heads(data.sae, data.prompts, data.host.logit_scale)
+    heads, of_controls = _classifiers(data, logits)
     if data.quick:
         scores = [s for s in scores if s in ("msp", "energy", "mds", "knn", "recon", "cap_spearman", "rarity")]
     sets = {n: data.features(n) for n in far + near}
     again = (lambda _, f: f.through(f.others[RANDOM])) if data.token_site() else None
     found = ood_head(Setup(train, val, val_ood, heads), test, sets, sae=data.sae, near=near, kinds=kinds, scores=scores,
-                     controls=controls, random=again, seed=data.seed)  # fmt: skip
+                     controls=controls, random=again, heads=of_controls, seed=data.seed)  # fmt: skip
     notes = [f"Settings were chosen on {said}. AUPRs are in results.json.", *found.notes]
     for name, shared in shared_classes(train, sets).items():
         notes.append(
             f"**OOD set {name} has classes of the ID set**: {', '.join(shared[:10])}; exclude leaves them out."
         )
-    more = {"chosen": found.chosen, "roc": _curves(found.conf, far + near)}
+    more = {
+        "logits": logits_of(kinds, heads, len(train.names)),
+        "chosen": found.chosen,
+        "roc": _curves(found.conf, far + near),
+    }
     return Found(found.rows, more, notes, edge_warning(found.edges))
+
+
+def _classifiers(data: Data, logits: str) -> tuple[dict[str, Head], dict[str, dict[str, Head]]]:
+    """Classifiers of the SAE's features and of its controls, where they are not linear probes."""
+    whose = whose_logits(logits, data.host, names=logits == "zeroshot")
+    if whose == "host" and at_classifier(data.sae, data.host):
+        return host_heads(data.sae, data.host)
+    if whose == "zeroshot" and at_embedding(data.sae):
+        of = [zero_shot_heads(sae, data.prompts, data.host.logit_scale) for sae in (data.sae, data.random)]
+        return of[0], {RANDOM: of[1]}
+    if logits in ("host", "zeroshot"):
+        raise NotApplicable(f"{data.sae.sites[IMAGE].module} is not what the classifier ({logits}) reads")
+    return {}, {}
 
 
 def _curves(conf: Any, names: Sequence[str]) -> dict[str, dict[str, list[list[float]]]]:

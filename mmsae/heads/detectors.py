@@ -39,11 +39,13 @@ class Head(NamedTuple):
         weight: ``(C, D)``.
         bias: ``(C,)``.
         unit: Whether features are normalised first, as zero-shot classifiers do.
+        known: Whether its classes are those of the ID set, in their order; a host's own classifier has its own.
     """
 
     weight: Tensor
     bias: Tensor
     unit: bool = False
+    known: bool = True
 
     def space(self, f: Tensor) -> Tensor:
         """The features that ``weight`` multiplies."""

@@ -66,7 +66,7 @@ def ood_head(
     scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE),
     controls: Sequence[str] = CONTROLS,
     random: Callable[[str, Features], Features] | None = None,
-    random_heads: Mapping[str, d.Head] = {},
+    heads: Mapping[str, Mapping[str, d.Head]] = {},
     modality: str = IMAGE,
     seed: int = 0,
 ) -> Scored:
@@ -83,7 +83,7 @@ def ood_head(
         controls: ``random``, ``pca`` (as many components as latents are on per row), ``statistics`` (a Gaussian on
             plain picture statistics).
         random: ``(set name, features) -> features`` of the random SAE where they cannot be computed from ``x``.
-        random_heads: Its classifiers, where ``setup.heads`` are not linear probes either.
+        heads: ``{control: classifiers}`` where ``setup.heads`` are not linear probes either.
         modality: Whose SAE.
         seed: Of the random SAE.
     """
@@ -95,15 +95,16 @@ def ood_head(
         fresh = random_control(sae, seed)
         change = random or (lambda _, f: with_sae(f, fresh, modality))
         named = iter(("train", "val", "val_ood"))
-        again = setup.same_sae(lambda f: change(next(named), f))._replace(heads=random_heads)
+        again = setup.same_sae(lambda f: change(next(named), f))._replace(heads=heads.get("random", {}))
         changed = {name: change(name, f) for name, f in sets.items()}
         _score(out, "random", fit_detectors(again, coded, scores), changed)
     if "pca" in controls:
         k = round(setup.train.l0)
         change = pca_control(setup.train, k)
+        again = setup.same_sae(change)._replace(heads=heads.get("pca", {}))
         own = [s for s in scores if s not in NATIVE or s == "recon"]
         changed = {name: change(f) for name, f in sets.items()}
-        _score(out, "pca", fit_detectors(setup.same_sae(change), coded, own), changed)
+        _score(out, "pca", fit_detectors(again, coded, own), changed)
         out.notes.append(f"control pca: {changed[ID].z.d_sae} components, the mean number of latents on per row")
     if "statistics" in controls and all(f.stats is not None for f in (setup.train, *sets.values())):
         detector = d.MDS(d.Gaussians.fit(setup.train.stats))

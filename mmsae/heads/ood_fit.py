@@ -43,7 +43,7 @@ class Setup(NamedTuple):
         train: Labelled ID images that detectors are fitted on.
         val: ID images for choosing settings.
         val_ood: Images of the OOD validation set.
-        heads: ``{kind: classifier}`` to use in place of a linear probe, e.g. zero-shot ones.
+        heads: ``{kind: classifier}`` to use in place of a linear probe: zero-shot ones, or the host's own.
         grids: ``{score: settings}``, the default first.
     """
 
@@ -65,7 +65,7 @@ class Fitted(NamedTuple):
     Attributes:
         detectors: ``{(score, kind): detector}``.
         chosen: ``{"score/kind": setting}`` of those that have one.
-        classifiers: ``{kind: features -> (n, C) logits}``.
+        classifiers: ``{kind: features -> (n, C) logits}`` of those whose classes are the ID set's.
         notes: What a reader must know: shrinkage, what was left out.
         edges: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`).
     """
@@ -104,14 +104,15 @@ def fit_detectors(
         if not f.shape[1]:
             notes.append(f"no latent fires in over {MIN_RATE:.1%} of the training images: no detector sees {kind}")
             continue
-        if n_classes > 1:
+        if n_classes > 1 or kind in setup.heads:
             classifier[kind] = _classifier(setup, kind, f)
             _logit_detectors(out, chosen, scores, kind, view, classifier[kind], f, notes)
         _distance_detectors(out, chosen, scores, kind, view, f, train.labels, n_classes, notes)
-    if n_classes < 2:
-        notes.append(f"the ID set has 1 class: {', '.join(s for s in (*LOGITS, 'rmds') if s in scores)} are left out")
+    if n_classes < 2 and (lost := [s for s in (*LOGITS, "rmds") if s in scores]):
+        where = f" but on {', '.join(classifier)}" if classifier else ""
+        notes.append(f"the ID set has 1 class: {', '.join(lost)} are left out{where}")
     _native_detectors(out, chosen, scores, train, classifier.get("code"), n_classes)
-    logits = {kind: _on(head, _view(kind, train, [])) for kind, head in classifier.items()}
+    logits = {kind: _on(head, _view(kind, train, [])) for kind, head in classifier.items() if head.known}
     return Fitted(out, chosen.settings, logits, notes, chosen.edges)
 
 

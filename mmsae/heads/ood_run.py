@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from mmsae.files import atomic_file
-from mmsae.heads.classifier import at_embedding, text_classes, zero_shot_heads
+from mmsae.heads.classifier import (
+    at_classifier,
+    at_embedding,
+    host_heads,
+    logits_of,
+    text_classes,
+    whose_logits,
+    zero_shot_heads,
+)
 from mmsae.heads.features import KINDS
 from mmsae.heads.labels import read_classes, read_labels, read_lines, read_templates
 from mmsae.heads.ood import CONTROLS, Scored, ood_head
@@ -40,6 +48,7 @@ def ood(
     exclude: str = "",
     classes: str = "",
     templates: str = "simple",
+    logits: str = "auto",
     features: list[str] = list(KINDS),  # noqa: B006
     scores: list[str] = list(SCORES),  # noqa: B006
     controls: list[str] = list(CONTROLS),  # noqa: B006
@@ -69,8 +78,11 @@ def ood(
         label: ``cls``, or the field of json that holds the ID label; empty: no labels, detectors without classes.
         ood_label: Field of json that ``exclude`` is about, in the OOD sets; default: ``label``.
         exclude: File with label values or class names to leave out of the OOD sets, one a line.
-        classes: File of class names; then logits are zero-shot where the site allows, else those of a linear probe.
+        classes: File of class names, for logits by text.
         templates: ``simple``, ``openai``, or a file of prompt templates.
+        logits: Whose logits detectors read: ``host`` (its own classifier, of raw features and reconstructions where it
+            reads them, else of its embeddings), ``zeroshot`` (by ``classes``), ``probe`` (linear, of the ID labels), or
+            ``auto``: the first of these that there is. Features without such a classifier get a linear probe.
         features: Of raw, code, recon, resid.
         scores: Detectors.
         controls: Of random (an untrained SAE), pca (as many components as latents are on), statistics (of pixels).
@@ -100,22 +112,25 @@ def ood(
     if IMAGE not in model.modalities:
         raise InputError(f"SAE {sae} has no image modality, only {', '.join(model.modalities)}")
     named = read_classes(classes, read_labels(expand(train or id)[:1], label)) if classes else None
-    zero = bool(named) and label != ""
+    whose = whose_logits(logits, backbone, bool(named) and label != "")
+    at_head = at_classifier(model, backbone) if whose == "host" else whose == "probe" or at_embedding(model)
     what = Sources(
         id, sets_of, train, named_val, label, named.values if named else None, ood_label,
-        read_lines(exclude) if exclude else (), limit, pool, batch_size, workers, zero and not at_embedding(model),
+        read_lines(exclude) if exclude else (), limit, pool, batch_size, workers, not at_head,
         progress,
     )  # fmt: skip
     if progress:
         print(f"ood: {len(sets_of)} sets against {id}; {len(scores)} detectors, controls {', '.join(controls)}")
     sets = load_sets(backbone, model, what)
-    heads, random_heads = {}, {}
+    heads, of_controls = {}, {}
     fresh = random_control(model, seed)
-    if zero:
+    if whose == "host":
+        heads, of_controls = host_heads(model, backbone)
+    elif whose == "zeroshot":
         names = [named.names[named.values.index(v)] for v in sets.train.values]
         vectors = text_classes(backbone, names, read_templates(templates))
         heads = zero_shot_heads(model, vectors, backbone.logit_scale)
-        random_heads = zero_shot_heads(fresh, vectors, backbone.logit_scale)
+        of_controls = {"random": zero_shot_heads(fresh, vectors, backbone.logit_scale)}
     again = None
     if "random" in controls and sets.test.pool != "one":  # tokens are not held: read once more
         other = load_sets(backbone, fresh, what).by_name()
@@ -123,7 +138,7 @@ def ood(
     kinds = [*features, *([EMBED] if EMBED in heads else [])]
     scored = ood_head(
         Setup(sets.train, sets.val, sets.val_ood, heads), sets.test, sets.ood, sae=model, near=near, kinds=kinds,
-        scores=scores, controls=controls, random=again, random_heads=random_heads, seed=seed,
+        scores=scores, controls=controls, random=again, heads=of_controls, seed=seed,
     )  # fmt: skip
     warnings += [
         f"OOD set {name} has classes of the ID set: {', '.join(shared[:10])}; --exclude FILE leaves them out"
@@ -132,12 +147,11 @@ def ood(
     if named_val:
         warnings += [w for n, f in sets.ood.items() for w in shared_images(n, f, sets.val_ood.uids, "OOD validation")]
     warnings += edge_warning(scored.edges)
-    kind_of = {k: "zero-shot" if k in heads else "linear probe" for k in kinds}
     about = {
         "head": "ood", "sae": str(sae), "sae_training": sae_training(sae), "site": str(model.sites[IMAGE]),
         "host": backbone.hint, "id": id, "ood": sets_of, "near": near, "train": train, "label": label,
         "ood_validation": sets.val_ood_is, "classes": sets.train.names, "pool": sets.test.pool, "seed": seed,
-        "logits": kind_of if len(sets.train.names) > 1 else {},
+        "logits": logits_of(kinds, heads, len(sets.train.names)),
         "images": {name: f.n for name, f in sets.by_name().items()}, "chosen": scored.chosen,
         "notes": [*sets.notes, *scored.notes], "warnings": warnings,
     }  # fmt: skip

@@ -82,3 +82,16 @@ def test_no_text_and_the_seed_decides_random_weights(timm_host, batch_for):
     with pytest.warns(UserWarning):
         assert load_backbone(b.hint, allow_random=True).fingerprint == b.fingerprint
         assert load_backbone(b.hint, allow_random=True, seed=1).fingerprint != b.fingerprint
+
+
+def test_the_classifier_is_the_models_own(timm_host, batch_for):
+    weight, bias = timm_host.classifier
+    images = batch_for(timm_host).images
+    torch.testing.assert_close(timm_host.encode_image(images) @ weight.T + bias, timm_host.model(images))
+
+
+def test_hosts_whose_logits_are_not_linear_in_their_embeddings_have_no_classifier():
+    assert TimmBackbone(timm.create_model("test_vit", num_classes=0), "none").classifier is None
+    model = timm.create_model("test_vit")
+    model.forward_head = lambda x, pre_logits=False: type(model).forward_head(model, x, pre_logits).tanh()
+    assert TimmBackbone(model, "bent").classifier is None
