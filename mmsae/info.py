@@ -86,7 +86,7 @@ def describe(path: str, verify: bool = False) -> dict[str, Any]:
     for name in ("results.json", "weights.json"):  # of mmsae filter, pope, chair, patches, evaluate and weights
         if (folder / name).is_file():
             return _results(folder / name)
-    if folder.is_dir() and not any(folder.glob("*.tar*")):
+    if folder.is_dir() and not any(".tar" in p.name.lower() for p in folder.iterdir()):
         from mmsae.cache import describe_store
 
         if not any((folder / name).is_file() for name in ("spec.json", "job.json")):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what files of those names hold in practice; never EPS or PSD
@@ -42,8 +46,10 @@ def decode_image(data: bytes) -> Image.Image:
     if not data:
         raise BrokenImage("0 bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return to_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below the bound
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return to_rgb(image)
     except Exception as e:  # decoders raise OSError, ValueError, SyntaxError, struct.error and others on damaged bytes
         reason = "not a known image format" if "cannot identify" in str(e) else str(e)
         raise BrokenImage(f"{len(data)} bytes: {reason}") from e
@@ -54,13 +60,30 @@ def find_image(raw: Mapping[str, Any]) -> str | None:
     return next((k for k in IMAGE_KEYS if k in raw), None)
 
 
-def parse_json(data: bytes) -> dict[str, Any] | None:
-    """The object in a ``json`` field, or None where it is not one."""
+def parse_json(data: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The object in a ``json`` field, or None and why there is none.
+
+    Halves of surrogate pairs, which JSON's escapes can write and no encoding can, become U+FFFD, as bytes that are not
+    UTF-8 do in a ``txt``.
+    """
     try:
         meta = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return meta if isinstance(meta, dict) else None
+        if not isinstance(meta, dict):
+            return None, f"it holds a {type(meta).__name__}, not an object"
+        if _HALF.search(json.dumps(meta, ensure_ascii=False)):
+            meta = _whole(meta)
+        return meta, ""
+    except (ValueError, RecursionError) as e:
+        return None, "nested too deeply" if isinstance(e, RecursionError) else str(e)
+
+
+def _whole(value: Any) -> Any:
+    """The same value with U+FFFD for every lone surrogate."""
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    return {_whole(k): _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def find_caption(raw: Mapping[str, bytes], meta: Mapping[str, Any], field: str = "") -> str | None:

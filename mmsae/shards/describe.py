@@ -14,6 +14,9 @@ from mmsae.shards.read import read_shard
 from mmsae.shards.sources import expand, shard_name
 from mmsae.shards.tar import groups
 
+MOST_KEYS = 30
+"""Fields that are shown; names with dots give as many as there are samples."""
+
 
 def count_samples(pattern: str | Sequence[str], progress: bool = False) -> int:
     """Number of samples in the shards, by their headers (good or bad; a plain tar is not read, a packed one is)."""
@@ -43,12 +46,12 @@ def describe(
     faults, per_shard, keys, sizes = FaultLog(), [], Counter(), Counter()
     for path in _bar(chosen, progress):
         per_shard.append(0)
-        for key, _, found in groups(path, faults, read=False):
+        for group in groups(path, faults, read=False):
             per_shard[-1] += 1
             faults.seen()
-            keys.update(found.keys())
-            sizes.update(found)
-            _judge(found, faults, shard_name(path), key)
+            keys.update(group.sizes.keys())
+            sizes.update(group.sizes)
+            _judge(group.sizes, faults, shard_name(path), group.key)
     all_bytes = sum(os.path.getsize(p) for p in paths)
     scale = all_bytes / max(sum(os.path.getsize(p) for p in chosen), 1)
     shown = list(islice((s for p in chosen for s in read_shard(p, FaultLog(), need=())), examples))
@@ -67,8 +70,8 @@ def describe(
             "mean": round(sum(per_shard) / len(per_shard), 1),
             "max": max(per_shard),
         },
-        "keys": dict(keys.most_common()),
-        "mean_bytes": {k: round(sizes[k] / n) for k, n in keys.most_common()},
+        "keys": dict(keys.most_common(MOST_KEYS)),
+        "mean_bytes": {k: round(sizes[k] / n) for k, n in keys.most_common(MOST_KEYS)},
         "json_fields": sorted({field for s in shown for field in s.meta}),
         "captions": [s.caption for s in shown],
         "image_sizes": _image_sizes(chosen, examples),

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmsae.types import Faults, InputError
 
-NOTES = frozenset({"long_caption", "broken_json", "bad_utf8"})
+NOTES = frozenset({"long_caption", "broken_json", "bad_utf8", "unsorted"})
 """Kinds that are worth telling but do not drop the sample; every other kind is a drop."""
 
 JUDGE_AFTER = 1000
@@ -92,8 +92,13 @@ class FaultLog:
         if self.share > limit and (final or self.n_seen >= JUDGE_AFTER):
             raise InputError(
                 f"{self.dropped} of {self.n_seen} samples ({self.share:.1%}) had to be dropped, more than the limit of"
-                f" {limit:.1%}: {self._counts(drops=True)}; the first was {self._first()}."
+                f" {limit:.1%}: {self._counts(drops=True)}; the first was {self._first()}.{self._advice()}"
             )
+
+    def _advice(self) -> str:
+        apart = self.counts["unsorted"]
+        how = "members of one sample must stand side by side, as tar --sort=name writes them."
+        return f" {apart} keys come again later in their tar: {how}" if apart else ""
 
     def _counts(self, drops: bool) -> str:
         return ", ".join(f"{kind} {n}" for kind, n in self.counts.most_common() if (kind not in NOTES) == drops)

@@ -16,6 +16,9 @@ from mmsae.shards.sources import shard_name
 from mmsae.shards.tar import groups
 from mmsae.types import ImageTextBatch, InputError
 
+FROM_JSON = ("missing_json", "missing_caption", "missing_text")
+"""Kinds of faults for which a broken json is the reason."""
+
 _HEX32 = re.compile(r"[0-9a-fA-F]{32}")
 
 
@@ -120,19 +123,19 @@ def read_shard(
         Samples.
     """
     shard = shard_name(path)
-    for key, raw, _ in groups(path, faults):
+    for key, raw, *_ in groups(path, faults):
         faults.seen()
-        meta = parse_json(raw["json"]) if "json" in raw else None
+        meta, wrong = parse_json(raw["json"]) if "json" in raw else (None, "")
         caption = find_caption(raw, meta or {}, caption_field)
         sample = Sample(
             make_uid(source, shard, key, meta or {}), key, shard, None, caption or "", meta or {}, find_cls(raw), raw
         )
         if lack := _lack(sample, need, caption is None, meta is None, caption_field):
-            faults.add(lack[0], shard, key, lack[1])
+            faults.add(lack[0], shard, key, f"broken json: {wrong}" if wrong and lack[0] in FROM_JSON else lack[1])
             continue
-        if "json" in raw and meta is None:
-            faults.add("broken_json", shard, key)
-        if "\ufffd" in sample.caption:
+        if wrong:
+            faults.add("broken_json", shard, key, wrong)
+        if "\ufffd" in sample.caption or (b"\\u" in raw.get("json", b"") and "\ufffd" in str(meta)):
             faults.add("bad_utf8", shard, key)
         if decode and "image" in need:
             sample = with_image(sample, faults)
@@ -162,18 +165,25 @@ def _lack(s: Sample, need: Collection[str], no_caption: bool, no_json: bool, fie
     """The first reason to drop the sample, as (kind, detail)."""
     image = find_image(s.raw)
     if "image" in need and image is None:
-        return "missing_image", f"has {', '.join(s.raw)}"
+        return "missing_image", _has(s.raw)
     if "image" in need and not s.raw[image]:
         return "broken_image", f"{image} has 0 bytes"
     if "json" in need and no_json:
-        return "missing_json", "not a JSON object" if "json" in s.raw else ""
+        return "missing_json", ""
     if "caption" in need and no_caption:
-        return "missing_caption", f"no field {field} in json" if field else f"has {', '.join(s.raw)}"
+        return "missing_caption", f"no field {field} in json" if field else _has(s.raw)
     if "caption" in need and not s.caption:
         return "empty_caption", ""
     if "cls" in need and s.cls is None:
         return "missing_cls", ""
     return None
+
+
+def _has(raw: Mapping[str, bytes], most: int = 6) -> str:
+    """The fields of a sample, in a few words."""
+    said = ", ".join(f if len(f) <= 40 else f"{f[:40]}..." for f in list(raw)[:most])
+    said = f"has {said} and {len(raw) - most} more" if len(raw) > most else f"has {said}"
+    return f"{said}; the key ends at the first dot of the file name" if any("." in f for f in raw) else said
 
 
 def with_image(sample: Sample, faults: FaultLog) -> Sample | None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
+from mmsae.shards.names import valid_name
 from mmsae.types import InputError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+OTHER_SUFFIXES = (".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
+
+log = logging.getLogger("mmsae.shards")
 
 
 class Shard(str):
@@ -27,13 +33,13 @@ class Shard(str):
     def __new__(cls, path: str, name: str = "") -> Shard:
         """A path and its name; without one, the file name."""
         shard = super().__new__(cls, path)
-        shard.name = name or os.path.basename(path)
+        shard.name = valid_name(name or os.path.basename(path))
         return shard
 
 
 def shard_name(path: str | os.PathLike[str]) -> str:
     """What a tar is called in its set (``Shard.name``); the file name of a path that belongs to none."""
-    return path.name if isinstance(path, Shard) else os.path.basename(path)
+    return path.name if isinstance(path, Shard) else valid_name(os.path.basename(path))
 
 
 def identity(paths: Sequence[str]) -> list[list[Any]]:
@@ -63,13 +69,14 @@ def expand(pattern: str | Sequence[str]) -> list[Shard]:
     """The shards that a pattern names.
 
     Braces come first (``{000..019}``, ``{a,b}``), then globs (sorted by name), then folders (all their tars, not those
-    of their subfolders). A name without wildcards must exist. A shard named twice is read once.
+    of their subfolders). Every name that braces give must match. Braces and wildcard characters in the names of folders
+    that exist are no wildcards. A shard named twice is read once.
 
     Args:
         pattern: Path, folder, glob or brace pattern; or several.
 
     Returns:
-        Paths of ``.tar``, ``.tar.gz`` or ``.tgz`` files; those that are ``Shard``s already keep their names.
+        Paths of ``.tar``, ``.tar.gz`` or ``.tgz`` files, in any case; ``Shard``s keep their names.
 
     Raises:
         InputError: If a pattern matches nothing, a shard that it names is missing or is not a tar, or one file is named
@@ -113,40 +120,68 @@ def _told_apart(paths: list[str]) -> list[str]:
 
 def _expand_one(pattern: str) -> list[str]:
     names = _braces(pattern)
-    missing = [n for n in names if not glob.has_magic(n) and not os.path.exists(n)]
-    if missing and len(missing) < len(names):
+    found = [_one_name(name) for name in names]
+    missing = [n for n, paths in zip(names, found, strict=True) if not paths]
+    if 0 < len(missing) < len(names):
         raise InputError(f"{len(missing)} of the {len(names)} shards of {pattern} do not exist; first: {missing[0]}.")
-    found: list[str] = []
-    for name in names:
-        if os.path.isdir(name):
-            found += _tars(os.path.join(glob.escape(name), "*"))
-        elif os.path.exists(name):
-            if not name.endswith(SUFFIXES):
-                raise InputError(f"{name} is not a shard: its name ends in none of {', '.join(SUFFIXES)}.")
-            found.append(name)
-        else:
-            found += _tars(name)
-    if not found:
-        folder = os.path.dirname(pattern.split("{")[0].split("*")[0]) or "."
-        tars = len(_tars(os.path.join(glob.escape(folder), "*")))
-        raise InputError(
-            f"No shard matches {pattern}: the folder {folder} "
-            + (f"holds {tars} other tars." if os.path.isdir(folder) else "does not exist.")
-        )
-    return found
+    if missing:
+        head, rest = _literal(pattern)
+        folder, more, _ = rest.partition("/")
+        if more and not glob.has_magic(folder) and "{" not in folder:
+            raise InputError(f"No shard matches {pattern}: the folder {head}{folder} does not exist.")
+        tars, others = _listed(os.path.join(glob.escape(head), "*"))
+        packed = f" and {len(others)} packed in another way, such as {others[0]}" if others else ""
+        raise InputError(f"No shard matches {pattern}: the folder {head or '.'} holds {len(tars)} other tars{packed}.")
+    return [path for paths in found for path in paths]
 
 
-def _tars(pattern: str) -> list[str]:
-    return sorted(p for p in glob.glob(pattern, recursive=True) if p.endswith(SUFFIXES) and os.path.isfile(p))
+def _one_name(name: str) -> list[str]:
+    """The shards of a name without braces: a file, a folder's tars, or what a glob matches."""
+    if os.path.isfile(name):
+        if not name.lower().endswith(SUFFIXES):
+            raise InputError(f"{name} is not a shard: its name ends in none of {', '.join(SUFFIXES)}.")
+        return [name]
+    head, rest = _literal(name)
+    magic = os.path.join(glob.escape(name), "*") if os.path.isdir(name) else glob.escape(head) + rest
+    tars, others = _listed(magic)
+    if tars and others:
+        _say_passed_over(len(others), others[0])
+    return tars
+
+
+def _listed(pattern: str) -> tuple[list[str], list[str]]:
+    """The tars that a glob matches, and the archives that are packed so that they cannot be read."""
+    files = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
+    tars, others = ([p for p in files if p.lower().endswith(ends)] for ends in (SUFFIXES, OTHER_SUFFIXES))
+    return tars, others
+
+
+@cache
+def _say_passed_over(n: int, first: str) -> None:
+    log.warning("%d archives are passed over, such as %s: shards end in %s.", n, first, ", ".join(SUFFIXES))
+
+
+def _literal(pattern: str) -> tuple[str, str]:
+    """The folders at the beginning of a pattern that are there as they are spelled, brackets and all, and the rest."""
+    at = 0
+    for i, letter in enumerate(pattern):
+        if letter == "/":
+            if not os.path.isdir(pattern[: i + 1]):
+                break
+            at = i + 1
+    return pattern[:at], pattern[at:]
 
 
 def _braces(pattern: str) -> list[str]:
-    if "{" not in pattern or os.path.exists(pattern):
+    if os.path.exists(pattern):
+        return [pattern]
+    head, rest = _literal(pattern)
+    if "{" not in rest:
         return [pattern]
     import braceexpand
 
     try:
-        return list(braceexpand.braceexpand(pattern))
+        return [head + name for name in braceexpand.braceexpand(rest)]
     except braceexpand.UnbalancedBracesError:
         raise InputError(f"The braces of the shard pattern {pattern} do not balance.") from None
 

@@ -8,18 +8,20 @@ file name is the key, the rest (in lower case) is the field.
 from __future__ import annotations
 
 import gzip
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
 from mmsae.shards.faults import FaultLog
+from mmsae.shards.names import is_hidden, valid_name
 from mmsae.shards.sources import shard_name
 
-_META = re.compile(r"__[^/]*__($|/)")  # webdataset's own bookkeeping members
+MOST_FIELDS = 256
+"""Fields of one sample; more are another way of naming members than webdataset's."""
 
 
 class ShardCut(Exception):
@@ -51,6 +53,8 @@ class _Info(tarfile.TarInfo):
 def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, bytes]]:
     """The regular files of a ``.tar`` or ``.tar.gz`` (told apart by content, not by name).
 
+    What follows an end-of-archive mark is read on, as ``tar -i`` does: concatenated archives are one.
+
     Args:
         path: The archive.
         read: Whether to read the contents; without, a plain tar is only hopped through.
@@ -65,10 +69,18 @@ def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, byt
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         stream = gzip.GzipFile(fileobj=file) if packed else file
+        ended = False  # whether the last block was an end-of-archive mark
         try:
-            tar = tarfile.TarFile(fileobj=stream, tarinfo=_Info)
-            while (info := tar.next()) is not None:
+            tar = tarfile.TarFile(fileobj=stream, tarinfo=_Info, encoding="utf-8")
+            while True:
+                info = tar.next()
                 tar.members = []  # else the headers of the whole archive stay in memory
+                if info is None and isinstance(tar.stopped, tarfile.EOFHeaderError):
+                    ended, tar.offset = True, tar.offset + tarfile.BLOCKSIZE
+                    continue
+                if info is None:
+                    break
+                ended = False
                 if not info.isreg() or info.issparse():
                     continue
                 data = b""
@@ -78,53 +90,92 @@ def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, byt
                         detail = f"{info.name} has {len(data)} of its {info.size} bytes"
                         raise ShardCut("truncated_shard", detail, info.name)
                 yield info.name, info.size, data
-            if not isinstance(stop := tar.stopped, tarfile.EOFHeaderError):
-                raise stop
+            if not (ended and _nothing_follows(tar)):
+                raise tar.stopped
         except EOFError as e:
             raise ShardCut("truncated_shard", f"gzip stream: {e}") from e
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as e:
             raise ShardCut("truncated_shard", "no end-of-archive mark") from e
         except tarfile.TarError as e:
-            ends = any(words in str(e) for words in ("unexpected end", "empty", "truncated"))
-            raise ShardCut("truncated_shard" if ends else "broken_shard", str(e)) from e
+            cut = any(words in str(e) for words in ("unexpected end", "empty", "truncated"))
+            detail = f"what follows the end-of-archive mark is no tar: {e}" if ended else str(e)
+            raise ShardCut("truncated_shard" if cut else "broken_shard", detail) from e
         except (zlib.error, gzip.BadGzipFile) as e:
             raise ShardCut("broken_shard", str(e)) from e
 
 
-def groups(
-    path: str | Path, faults: FaultLog, read: bool = True
-) -> Iterator[tuple[str, dict[str, bytes], dict[str, int]]]:
-    """The samples of a shard, undecoded: consecutive members of one key.
+def _nothing_follows(tar: tarfile.TarFile) -> bool:
+    """Whether an archive ends where its reader stopped, but for zeros."""
+    if isinstance(tar.stopped, tarfile.TruncatedHeaderError):
+        tar.fileobj.seek(tar.offset)
+        return not tar.fileobj.read().strip(b"\0")
+    return isinstance(tar.stopped, tarfile.EmptyHeaderError)
+
+
+class Group(NamedTuple):
+    """An undecoded sample: consecutive members of one key.
+
+    Attributes:
+        key: webdataset key.
+        raw: ``{field: content}``, fields in lower case.
+        sizes: ``{field: size in bytes}``.
+        spelled: ``{field: the field as the archive spells it}``.
+    """
+
+    key: str
+    raw: dict[str, bytes]
+    sizes: dict[str, int]
+    spelled: dict[str, str]
+
+
+def groups(path: str | Path, faults: FaultLog, read: bool = True) -> Iterator[Group]:
+    """The samples of a shard.
 
     Where the shard is cut, the samples before the cut are given and the cut is counted as one dropped sample. The
     last one read is given only if the next one had begun, or if it has every field that the sample before it had;
-    else it may be incomplete.
+    else it may be incomplete. A sample of more than ``MOST_FIELDS`` fields is dropped and counted, and not held
+    in memory.
 
     Args:
         path: The shard.
-        faults: Counts the cut (and the sample it cost); whole samples are for the caller to count.
+        faults: Counts the cut (and the sample it cost), samples of too many fields, keys that come again later
+            (``unsorted``) and names that are not UTF-8; whole samples are for the caller to count.
         read: Whether to read the contents.
-
-    Yields:
-        ``(key, {field: content}, {field: size in bytes})``.
     """
-    key, raw, sizes, before = "", {}, {}, None
+    shard, group, n, before = shard_name(path), Group("", {}, {}, {}), 0, None
+    known: dict[str, tuple[str, ...]] = {}  # fields of the keys so far
+
+    def usable() -> bool:
+        if n and group.sizes.keys().isdisjoint(known.setdefault(group.key, tuple(group.sizes)[:3])):
+            faults.add("unsorted", shard, group.key, f"first with {', '.join(known[group.key])}, and again later")
+        if n > MOST_FIELDS:
+            faults.seen()
+            detail = f"{n} members have this key, which ends at the first dot of the file name"
+            faults.add("too_many_fields", shard, group.key, detail)
+        return 0 < n <= MOST_FIELDS
+
     try:
         for name, size, data in members(path, read):
-            found, field = base_plus_ext(name)
-            if found is None or _META.match(name):
+            key, spelled = base_plus_ext(valid_name(name))
+            if key is None or is_hidden(name):
                 continue
-            field = field.lower()
-            if found != key or field in raw:  # a field for the second time is another sample of the same key
-                if raw:
-                    yield key, raw, sizes
-                key, raw, sizes, before = found, {}, {}, raw.keys()
-            raw[field], sizes[field] = data, size
+            field = spelled.lower()
+            if key != group.key or field in group.raw:  # a field for the second time is another sample of the same key
+                if usable():
+                    yield group
+                if valid_name(name) != name:
+                    faults.add("bad_utf8", shard, key, "the name of its members")
+                before, group, n = group.raw.keys(), Group(key, {}, {}, {}), 0
+            n += 1
+            if n <= MOST_FIELDS:
+                group.raw[field], group.sizes[field], group.spelled[field] = data, size, spelled
+            else:
+                group.raw.clear()
     except ShardCut as cut:
-        at = base_plus_ext(cut.name)[0] or key
+        at = base_plus_ext(valid_name(cut.name))[0] or group.key
         faults.seen()
-        faults.add(cut.kind, shard_name(path), at, cut.detail)
-        if at == key and not (before and before <= raw.keys()):
+        faults.add(cut.kind, shard, at, valid_name(cut.detail))
+        if at == group.key and not (before and before <= group.raw.keys()):
             return
-    if raw:
-        yield key, raw, sizes
+    if usable():
+        yield group

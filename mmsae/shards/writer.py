@@ -14,6 +14,7 @@ from typing import Any
 
 from mmsae.files import disk_errors
 from mmsae.shards.files import hidden
+from mmsae.shards.names import safe_key
 from mmsae.types import InputError
 
 
@@ -66,13 +67,14 @@ class ShardWriter:
         """Append one sample.
 
         Args:
-            key: webdataset key; no dot after its last slash, and not used before in this shard.
+            key: webdataset key; no dot after its last slash, and not used before in this shard. See ``safe_key``.
             fields: ``{field: content}``: bytes as they are, str as UTF-8, int as decimal, dict or list as JSON.
 
         Raises:
             InputError: If the key cannot be read back or was used already.
             TypeError: If a content is of another type.
         """
+        key = safe_key(key)
         if not key or key.endswith("/") or "." in key.rsplit("/", 1)[-1]:
             raise InputError(f"The key {key!r} cannot be read back from a shard: it is empty or has a dot.")
         contents = {f"{key}.{name}": _content(name, value) for name, value in fields.items()}

@@ -21,6 +21,7 @@ from mmsae.files import atomic_file
 from mmsae.metrics.ranking import average_ranks
 from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, shard_name
 from mmsae.shards.decode import parse_json
+from mmsae.shards.names import safe_key
 from mmsae.shards.read import make_uid
 from mmsae.shards.tar import groups
 from mmsae.types import InputError
@@ -128,8 +129,9 @@ def write_uids(path: Path, uids: Sequence[str]) -> None:
 def reshard(
     paths: Sequence[str], scored: Scored, kept: np.ndarray, out: Path, per_shard: int, compress: bool, progress: bool
 ) -> int:
-    """Write the kept samples, members unchanged, as ``out/kept-NNNNNN.tar``; returns the number of shards.
+    """Write the kept samples as ``out/kept-NNNNNN.tar``, and return how many there are. Members are unchanged.
 
+    A key that would unpack elsewhere is written as ``safe_key`` says.
     A shard ends after ``per_shard`` samples, or before a key that it has already (data sets often number their keys
     anew in every tar). A shard that is there is whole, so a killed job goes on after the last one.
     """
@@ -140,11 +142,12 @@ def reshard(
     with bar, ExitStack() as stack:
         for path, lo, hi in zip(paths, scored.starts, scored.starts[1:], strict=False):
             wanted = set(scored.uids[lo:hi][kept[lo:hi]].tolist())
-            for key, raw, _ in groups(path, FaultLog()) if wanted else ():
-                uid = make_uid("", shard_name(path), key, (parse_json(raw["json"]) if "json" in raw else None) or {})
-                if uid not in wanted:
+            for key, raw, _, spelled in groups(path, FaultLog()) if wanted else ():
+                meta = parse_json(raw["json"])[0] if "json" in raw else None
+                if (uid := make_uid("", shard_name(path), key, meta or {})) not in wanted:
                     continue
                 wanted.discard(uid)
+                key = safe_key(key)
                 if shard < 0 or len(keys) == per_shard or key in keys:
                     stack.close()  # the shard that is full takes its name
                     shard, keys, writer = shard + 1, set(), None
@@ -154,7 +157,7 @@ def reshard(
                         stack.enter_context(writer)
                 keys.add(key)
                 if writer is not None:
-                    writer.write(key, raw)
+                    writer.write(key, {spelled[field]: data for field, data in raw.items()})
                 bar.update()
             if wanted:
                 raise InputError(f"{path} has changed since it was scored: {len(wanted)} of its samples are not in it")

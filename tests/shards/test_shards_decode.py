@@ -68,3 +68,8 @@ def test_broken_images(make, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BrokenImage, match="decompression bomb"):
         decode_image(saved(noise, "PNG"))
+
+
+def test_a_large_picture_below_the_bound_is_decoded_without_a_word(monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    assert pixels(saved(Image.new("RGB", (64, 64)), "PNG")).shape == (64, 64, 3) and not recwarn.list

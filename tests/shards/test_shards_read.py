@@ -85,6 +85,25 @@ def test_captions_from_json(tmp_path, make):
     assert [s.caption for s in samples] == ["a long one"] and log.counts == {"missing_caption": 1}
 
 
+def test_halves_of_surrogate_pairs_in_json_become_a_mark_and_are_noted(tmp_path, make):
+    image = make.picture()
+    half = b'{"caption": "party \\ud83c time", "question": ["a\\udc00"], "\\ud800": {"n": 1, "class": "c\\ud83d"}}'
+    whole = b'{"caption": "party \\ud83c\\udf89 time \\u00e9"}'
+    rows = [("half", {"png": image, "json": half}), ("meta", {"png": image, "txt": "t", "json": half})]
+    samples, log = read(make.tar(tmp_path / "x.tar", [*rows, ("whole", {"png": image, "json": whole})]))
+    assert [s.caption for s in samples] == ["party \ufffd time", "t", "party \U0001f389 time \u00e9"]
+    assert samples[0].meta["question"] == ["a\ufffd"] and samples[0].meta["\ufffd"] == {"n": 1, "class": "c\ufffd"}
+    assert json.dumps(samples[0].meta, ensure_ascii=False).encode()
+    assert log.counts == {"bad_utf8": 2} and log.dropped == 0
+
+
+@pytest.mark.parametrize("data", [b'{"caption": "caf\xe9"}', b'{"caption": ', b'["caption"]', b"[" * 100_000])
+def test_a_json_that_held_the_caption_and_is_broken_is_called_broken(tmp_path, make, data):
+    _, log = read(make.tar(tmp_path / "x.tar", [("a", {"png": make.picture(), "json": data})]))
+    (kind, _, key, detail), *_ = log.take().examples
+    assert (kind, key) == ("missing_caption", "a") and detail.startswith("broken json: ") and len(detail) < 150
+
+
 def test_uids(tmp_path, make):
     uid = "0123456789abcdef" * 2
     assert make_uid("s", "x.tar", "k", {"uid": uid}) == make_uid("", "y", "z", {"uid": uid.upper()}) == uid

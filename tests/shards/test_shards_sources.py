@@ -25,6 +25,7 @@ def names(paths, folder):
     [
         ("", ["a-000.tar.gz", "b-000.tar", "b-001.tar", "c.tgz"]),
         ("b-{000..001}.tar", ["b-000.tar", "b-001.tar"]),
+        ("{sub,.}/*.tar", ["sub/d.tar", "./b-000.tar", "./b-001.tar"]),
         ("b-{001,000}.tar", ["b-001.tar", "b-000.tar"]),
         ("{b,a}-*", ["b-000.tar", "b-001.tar", "a-000.tar.gz"]),
         ("*.tar", ["b-000.tar", "b-001.tar"]),
@@ -56,6 +57,7 @@ def test_a_name_with_wildcard_characters_that_exists_is_that_file(tmp_path):
         ("notes.txt", "notes.txt is not a shard"),
         ("missing.tar", "No shard matches"),
         ("b-{000..001.tar", "braces"),
+        ("{b,z}-*.tar", r"1 of the 2 shards .* do not exist; first: .*z-\*\.tar"),
     ],
 )
 def test_what_matches_nothing_is_refused_in_one_sentence(folder, pattern, sentence):
@@ -117,3 +119,39 @@ def test_one_file_under_two_paths_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a")
     with pytest.raises(InputError, match=r"0\.tar and \./0\.tar are the same file"):
         expand(["0.tar", "./0.tar"])
+
+
+@pytest.mark.parametrize("place", ["set [0]", "a{1,2}b", "x*y", "p/q [1]{0..3}"])
+def test_wildcard_characters_of_folders_that_exist_are_none(tmp_path, place):
+    paths = made(tmp_path, f"{place}/s-000.tar", f"{place}/s-001.tar")
+    for pattern in ("", "*.tar", "s-*", "s-{000..001}.tar", "s-00[01].tar"):
+        assert expand(f"{tmp_path}/{place}/{pattern}".rstrip("/")) == paths
+    with pytest.raises(InputError, match=r"8 of the 10 shards .* do not exist; first: .*s-002\.tar"):
+        expand(f"{tmp_path}/{place}/s-{{000..009}}.tar")
+    with pytest.raises(InputError, match=r"holds 2 other tars"):
+        expand(f"{tmp_path}/{place}/t-*.tar")
+
+
+def test_names_with_brackets_of_which_some_are_missing_are_refused(tmp_path):
+    made(tmp_path, "s[1]-000.tar", "s[1]-002.tar")
+    with pytest.raises(InputError, match=r"1 of the 3 shards .* first: .*s\[1\]-001\.tar"):
+        expand(f"{tmp_path}/s[1]-{{000..002}}.tar")
+
+
+def test_upper_case_is_read_and_other_packing_is_said(tmp_path, caplog):
+    found = made(tmp_path, "a.TAR", "b.tar", "c.Tar.Gz")
+    assert expand(str(tmp_path)) == found and not caplog.records
+    made(tmp_path, "d.tar.zst", "e.txz", "notes.txt")
+    assert expand(str(tmp_path)) == found
+    assert "2 archives are passed over, such as" in caplog.text and "d.tar.zst" in caplog.text
+    with pytest.raises(InputError, match=r"d\.tar\.zst is not a shard"):
+        expand(f"{tmp_path}/d.tar.zst")
+    (tmp_path / "z").mkdir()
+    made(tmp_path, "z/f.tar.bz2")
+    with pytest.raises(InputError, match=r"holds 0 other tars and 1 packed in another way, such as .*f\.tar\.bz2"):
+        expand(f"{tmp_path}/z/*.tar")
+
+
+def test_a_file_name_that_is_not_utf8_gives_a_name_that_can_be_written(tmp_path):
+    (tmp_path / "caf\udce9.tar").touch()
+    assert shard_name(expand(str(tmp_path))[0]) == "caf\\xe9.tar"

@@ -1,6 +1,7 @@
 """Filtering of bad input: one sentence, nothing half-written; broken samples are counted, listed and survived."""
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,23 @@ def test_two_sets_whose_tars_have_equal_names(run, tmp_path):
     assert len(set(table["uid"])) == 16 and set(table["shard"]) == {f"{n}/0-00000{i}.tar" for n in "xy" for i in "01"}
     kept = [s.caption for p in expand(str(out / "shards")) for s in read_shard(p, FaultLog())]
     assert kept == [c for c, k in zip(table["caption"], table["kept"], strict=True) if k]
+
+
+def test_members_keep_their_spelling_but_lead_nowhere_else(run, tmp_path):
+    with ShardWriter(tmp_path / "in", "a") as w:
+        for i in range(6):
+            w.write(f"k{i}", {"PNG": image(seed=i), "Txt": f"a circle {i}", "Note": b"n"})
+    tar = tmp_path / "in" / "a-000000.tar"
+    inside = tarfile.open(tar).getnames()
+    with tarfile.open(tar) as old, tarfile.open(tmp_path / "in.tar", "w") as new:
+        for m in old.getmembers():
+            content = old.extractfile(m).read()
+            m.name = m.name.replace("k5.", "../../k5.").replace("k4.", "/k4.")
+            new.addfile(m, io.BytesIO(content))
+    assert inside[:3] == ["k0.PNG", "k0.Txt", "k0.Note"]
+    out = run(shards=str(tmp_path / "in.tar"), keep=1.0)
+    assert tarfile.open(next((out / "shards").iterdir())).getnames() == inside
+    assert "../../k5" in pq.read_table(out / "scores.parquet")["key"].to_pylist()
 
 
 def test_weights_of_another_sae_are_refused(root, run, tmp_path):
