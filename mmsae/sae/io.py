@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mmsae.files import atomic_folder, refuse_foreign
 from mmsae.sae.encoder import AffineEncoder, PerModalityEncoder
-from mmsae.sae.registry import make_part, part_config
+from mmsae.sae.registry import composition, make_part
 from mmsae.sae.sae import SAE
 from mmsae.types import InputError, Site
 
@@ -89,13 +89,7 @@ def config(sae: SAE, training: Mapping[str, Any] | None = None) -> dict[str, Any
         "mmsae": {
             "format": FORMAT,
             "version": version("mmsae"),
-            "modalities": list(sae.modalities),
-            "d_in": sae.d_in,
-            "d_sae": sae.d_sae,
-            "normaliser": part_config(sae.normaliser),
-            "encoder": part_config(sae.encoder),
-            "selector": part_config(sae.selector),
-            "dictionaries": {key: part_config(d) for key, d in sae.dictionaries.items()},
+            **composition(sae),
             "sites": {m: s.to_dict() for m, s in sae.sites.items()},
             "training": dict(training or {}),
         }

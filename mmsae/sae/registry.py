@@ -25,6 +25,19 @@ def part_config(part: nn.Module) -> dict[str, Any]:
     return {"name": part.name, **part.config()}
 
 
+def composition(sae: Any) -> dict[str, Any]:
+    """Sizes and parts of an SAE, without weights, sites or history; what two equal models have in common."""
+    return {
+        "modalities": list(sae.modalities),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "normaliser": part_config(sae.normaliser),
+        "encoder": part_config(sae.encoder),
+        "selector": part_config(sae.selector),
+        "dictionaries": {key: part_config(d) for key, d in sae.dictionaries.items()},
+    }
+
+
 def make_part(slot: str, config: dict[str, Any]) -> nn.Module:
     """Build an unsized part from :func:`part_config`'s dict.
 

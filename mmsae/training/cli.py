@@ -77,7 +77,7 @@ class RunCLI(LightningCLI):
             with disk_errors(root):
                 yield
         except (InputError, OSError) as e:
-            if self.trainer.is_global_zero and self.trainer.global_step == 0:
+            if self.trainer.is_global_zero and (self.trainer.global_step == 0 or self.model.total_steps is None):
                 for path in sorted(set(logs.rglob("*")) - before, reverse=True):  # what is in a folder comes first
                     path.rmdir() if path.is_dir() else path.unlink()
                 for folder in (logs, root) if new else (logs,):
@@ -91,6 +91,7 @@ class RunCLI(LightningCLI):
         """Say what an earlier run left in the folder, and whether this one goes on with it."""
         root = Path(self.trainer.default_root_dir)
         last = self._last_checkpoints()
+        self.model.seed = self.config_init[self.subcommand].get("seed_everything")
         options = self.config_init[self.subcommand]
         self._check(options)
         if options.get("ckpt_path") == "last" and not last:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, AuxK, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.sae.usage import DEAD_AFTER
+from mmsae.training.resume import check, recipe
 from mmsae.training.schedule import Schedule
 from mmsae.types import InputError, SAEOutput, Tokens
 
@@ -57,6 +59,10 @@ class LitSAE(pl.LightningModule):
         self.losses = nn.ModuleList(losses or [Reconstruction()])
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.normaliser_rows, self.dead_after = normaliser_rows, self._one_bound(dead_after)
+        self.seed: int | None = None  # that the initial weights were drawn from, where the command line knows
+        self.total_steps: int | None = None
+        self.recipe: dict[str, Any] | None = None
+        self.going_on: dict[str, Any] | None = None  # what a checkpoint says about its run
         self.usage: UsageTracker | None = None
         self.validation: ValidationMetrics | None = None
         if sae.d_in:
@@ -98,6 +104,8 @@ class LitSAE(pl.LightningModule):
         # Every buffer is the same on all ranks already: fitted or counted over all of them. DDP would send rank 0's in
         # every forward, in validation too, where ranks may have different numbers of batches: they would wait forever.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        if self.recipe is None:
+            self.recipe = recipe(self)
         if data is None:
             return
         for m in self.sae.modalities:
@@ -112,10 +120,10 @@ class LitSAE(pl.LightningModule):
         self.sae.sites = self.sae.sites or sites
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a checkpoint is one of this model.
+        """Check that a checkpoint is one of this run (see :mod:`mmsae.training.resume`), or at least of this model.
 
         Raises:
-            InputError: It was made by another recipe or with other sizes.
+            InputError: It was made by another recipe, with other sizes or with other options.
         """
         own, saved = self.state_dict(), checkpoint["state_dict"]
         odd = sorted(set(own) ^ set(saved))
@@ -128,6 +136,13 @@ class LitSAE(pl.LightningModule):
                     f"the checkpoint is of another recipe: its {name} has shape {tuple(value.shape)}, "
                     f"this run's {tuple(own[name].shape)}"
                 )
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.going_on = checkpoint.get("mmsae", {}) | {"step": checkpoint["global_step"]}
+        check(self.going_on.get("recipe", {}), self.recipe, fitting)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the run was asked for, to compare with whoever goes on with it."""
+        checkpoint["mmsae"] = {"recipe": self.recipe, "total_steps": self.total_steps}
 
     def transfer_batch_to_device(self, batch: Tokens, device: torch.device, dataloader_idx: int) -> Tokens:
         """Nothing where the activations are there already; Lightning's walk over the batch takes a tenth of a step."""
@@ -145,6 +160,15 @@ class LitSAE(pl.LightningModule):
         """Remember the length of the training, which ramps need."""
         self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
         self._said = False
+        if self.going_on is None:
+            return
+        said = f"going on after step {self.going_on['step']:,}"
+        total = self.going_on.get("total_steps", self.total_steps)
+        if total != self.total_steps:
+            said += f"; the training has {self.total_steps:,} steps now, not {total:,}: schedule and ramps follow that"
+        if "recipe" not in self.going_on:
+            said += "; the checkpoint of an earlier version does not say its options: its k and optimiser are kept"
+        rank_zero_info(said)
 
     def _say_what_is_too_short(self, rows: dict[str, int]) -> None:
         """A run too short for AuxK's bound, or with too few rows for the latents; nothing else would tell."""

@@ -59,6 +59,7 @@ class Schedule(LambdaLR):
         if kind not in ("linear", "cosine", "paper"):
             raise InputError(f"schedule kind must be linear, cosine or paper, not {kind!r}")
         self.total_steps = total_steps
+        self.options = {"kind": kind, "warmup": warmup, "decay": decay, "floor": floor, "epochs": epochs}
         args = (warmup, decay, floor, epochs)
         super().__init__(optimizer, lambda step: multiplier(kind, step, self.total_steps or 1, *args))
 
@@ -66,5 +67,16 @@ class Schedule(LambdaLR):
         """Tell how long the training is, where the configuration left it open."""
         if self.total_steps is None:
             self.total_steps = total
-            for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
-                group["lr"] = base * factor(self.last_epoch)
+            self._set_rates()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on at the saved step. The length of the training is this run's: it may go on for longer than it was to."""
+        total = self.total_steps
+        super().load_state_dict(state)
+        if self.total_steps != total:
+            self.total_steps = total
+            self._set_rates()
+
+    def _set_rates(self) -> None:
+        for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.last_epoch)
