@@ -16,6 +16,7 @@ TITLES = {
     "zeroshot": "Zero-shot classification",
     "monosemanticity": "Monosemanticity",
     "uniqueness": "Uniqueness and coherence",
+    "top images": "Top images",
     "pairs": "Images and texts",
     "stability": "Stability",
     "probes": "Sparse probing",
@@ -243,6 +244,7 @@ def write_card(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str
 #: ``{head: what its rows are called}`` where these differ.
 COMMAND = {
     "monosemantic": "monosemanticity",
+    "top_images": "top images",
     "unique": "uniqueness",
     "stable": "stability",
     "shifted": "generalisation",

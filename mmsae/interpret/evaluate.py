@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import atomic_folder, remove_leftovers
-from mmsae.heads import card_classes, card_codes, card_detect, card_split  # noqa: F401  they register their heads
+from mmsae.heads import card_classes, card_codes, card_detect, card_split, card_top  # noqa: F401  they register heads
 from mmsae.heads.labels import TEMPLATE_SETS
 from mmsae.heads.ood_sets import shared_images
 from mmsae.heads.opening import open_pair
@@ -17,16 +17,17 @@ from mmsae.heads.rows import text_table, write_results
 from mmsae.heads.suite import HEADS, NotApplicable, Suite, load_suite
 from mmsae.heads.suite_data import Data, Found
 from mmsae.interpret.card import markdown, write_card
+from mmsae.interpret.top_gallery import check_host, write_top_gallery
 from mmsae.recipes import find_recipe
 from mmsae.types import InputError
 
-RESULTS, PAGE, TABLES = "results.json", "report.html", "tables.md"
+RESULTS, PAGE, TABLES, GALLERY = "results.json", "report.html", "tables.md", "gallery.html"
 TOKENS = (
     "This SAE reads tokens. Where a head takes one code an image, that is the largest value of each latent over the "
     "image's tokens (absorption and targeted perturbation: the mean), and raw features are means over them; so is the "
     "control with random weights, while pca has as many components as latents are on per token."
 )
-OWN = {RESULTS, PAGE, TABLES}
+OWN = {RESULTS, PAGE, TABLES, GALLERY}
 
 
 def run_suite(data: Data, say: bool = True) -> tuple[dict[str, Found], dict[str, str], dict[str, float]]:
@@ -98,6 +99,7 @@ def evaluate(
     root: str = "",
     heads: list[str] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
     quick: bool = False,
+    gallery: int = 0,
     batch_size: int = 256,
     device: str = "auto",
     precision: str = "fp32",
@@ -115,6 +117,8 @@ def evaluate(
         root: Folder that the suite's data paths are relative to; default: the suite's.
         heads: Only these heads of the suite.
         quick: At most 1,500 images a set, fewer probes and permutations.
+        gallery: Write gallery.html, too: the training images that so many latents answer to most, of the purest and of
+            any, with the place where they fire at token sites, and the same of random weights.
         batch_size: Images per forward pass.
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host.
@@ -126,6 +130,8 @@ def evaluate(
         The path of the page.
     """
     folder = check_out(out)
+    if gallery < 0:
+        raise InputError(f"--gallery is {gallery}, it must be a number of latents, or 0 for no page")
     plan = load_suite(find_recipe(suite), root, host)
     if heads:
         if odd := [h for h in heads if h not in plan.heads]:
@@ -138,6 +144,8 @@ def evaluate(
         what = f"{len(plan.heads)} heads" if len(plan.heads) > 1 else "one head"
         print(f"mmsae evaluate: {what} on {', '.join(plan.data)}, {images}; to {folder}", flush=True)
     model, backbone, warnings = open_pair(sae, plan.host, device, precision, allow_other_site)
+    if gallery:
+        check_host(backbone)
     data = Data(plan, model, backbone, quick, batch_size, seed, progress)
     start = time.perf_counter()
     found, skipped, seconds = run_suite(data, progress)
@@ -163,6 +171,8 @@ def evaluate(
         write_results(temp, rows, about)
         (temp / TABLES).write_text(markdown(rows), encoding="utf-8")
         write_card(temp / PAGE, rows, about)
+        if gallery:
+            write_top_gallery(temp / GALLERY, data, gallery)
     if progress:
         for warning in about["warnings"]:
             print(f"warning: {warning}")

@@ -21,7 +21,7 @@ class Picture(NamedTuple):
     """One image on a card.
 
     Attributes:
-        uri: Data URI of a PNG.
+        uri: Data URI.
         alt: Text alternative.
         value: Activation, or None.
         tiny: Whether it has so few pixels that they should stay sharp when enlarged.
@@ -87,7 +87,7 @@ class CodePair(NamedTuple):
     bars: list[Bar]
 
 
-def picture(image: Any, alt: str, value: float | None = None, size: int = 128) -> Picture:
+def picture(image: Any, alt: str, value: float | None = None, size: int = 128, photo: bool = False) -> Picture:
     """An image as a data URI, scaled down to fit ``size`` pixels, never up.
 
     Args:
@@ -95,6 +95,7 @@ def picture(image: Any, alt: str, value: float | None = None, size: int = 128) -
         alt: Text alternative.
         value: Activation.
         size: Longest side in pixels.
+        photo: Kept as JPEG, a fifth of the bytes of a PNG of a photograph.
     """
     if isinstance(image, Tensor):
         image = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
@@ -103,8 +104,9 @@ def picture(image: Any, alt: str, value: float | None = None, size: int = 128) -
     image = image.convert("RGB")
     image.thumbnail((size, size))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    kind, options = ("jpeg", {"quality": 88}) if photo else ("png", {"optimize": True})
+    image.save(buffer, kind, **options)
+    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Picture(uri, alt, value, max(image.size) <= 64)
 
 

@@ -56,6 +56,7 @@ figure img{max-width:100%}
 .strip{display:grid;grid-template-columns:repeat(4,1fr);gap:4px}
 .strip img,.portrait img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:5px;display:block;
 background:var(--shade);outline:1px solid var(--line);outline-offset:-1px}
+.strip.three{grid-template-columns:repeat(3,1fr)}
 img.tiny{image-rendering:pixelated}
 .card ol{list-style:none;padding:0;margin:.7rem 0 0;font-size:.86rem;line-height:1.35}
 .card li{display:flex;justify-content:space-between;gap:.75rem;padding:.28rem 0;border-top:1px solid var(--line)}
@@ -108,7 +109,8 @@ CARD = """
 {% macro card_of(c) %}
 <article class="card"><h4>{{ c.name or 'latent' }} <small>#{{ c.latent }}</small></h4>
 <p class="small">{% for k, v in c.facts %}{{ k }} {{ v }}{{ ' · ' if not loop.last }}{% endfor %}</p>
-{% if c.images %}<div class="strip">{% for p in c.images %}
+{% set three = c.images|length % 4 and c.images|length % 3 == 0 %}
+{% if c.images %}<div class="strip{{ ' three' if three }}">{% for p in c.images %}
 <img src="{{ p.uri }}" alt="{{ p.alt }}" title="{{ p.alt }} ({{ p.value|number }})"{{ ' class=tiny' if p.tiny }}>
 {%- endfor %}</div>{% endif %}
 {% if c.captions %}<ol>{% for text, value in c.captions %}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsae.heads import card_classes, card_codes, card_detect, card_split  # noqa: F401  they register heads
+from mmsae.heads import card_classes, card_codes, card_detect, card_split, card_top  # noqa: F401  they register heads
 from mmsae.heads.shifts import SHIFTS, shift
 from mmsae.heads.suite import HEADS, load_suite, parse_suite
 from mmsae.types import InputError
@@ -16,7 +16,7 @@ DATA = {"train": "a", "test": {"shards": ["b", "c"], "limit": 5}}
 
 def test_all_heads_have_names_and_summaries():
     assert set(HEADS) == {"core", "recovered", "zeroshot", "monosemantic", "unique", "pairs", "stable", "probes",
-                          "ontology", "shifted", "ood", "absorbed", "targeted"}  # fmt: skip
+                          "ontology", "shifted", "ood", "absorbed", "targeted", "top_images"}  # fmt: skip
     assert all((h.__doc__ or "").strip().splitlines()[0][-1] in ".?" for h in HEADS.values())
 
 
