@@ -75,7 +75,7 @@ def test_everything_applies_and_every_row_is_whole(card):
         "report.html", "results.json", "tables.md"}  # fmt: skip
     assert {r["head"] for r in results["rows"]} == {
         "core", "recovered", "zeroshot", "monosemanticity", "uniqueness", "pairs", "stability", "probes", "ontology",
-        "generalisation", "ood", "absorption", "TPP"}  # fmt: skip
+        "generalisation", "ood", "absorption", "TPP", "top images"}  # fmt: skip
     for r in results["rows"]:
         assert {"head", "set", "score", "features", "value", "n", "control"} <= set(r)
         assert r["n"] > 0 or r["value"] is None
