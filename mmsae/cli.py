@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
@@ -54,6 +55,9 @@ COMMANDS = {
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
 
+SHARDS = ("shards", "val_shards", "train", "val", "calibration", "target")
+"""Arguments of datamodules and of jobs of ``mmsae predict`` that name one set of shards or several."""
+
 # lines in which jsonargparse lists types that it tried in vain
 _NO_REASON = r"Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
 
@@ -75,11 +79,16 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
     """
     from jsonargparse import ArgumentParser
 
+    class Parser(ArgumentParser):
+        def parse_args(self, args: Sequence[str] | None = None, **kwargs: Any) -> Any:
+            place = next((a.dest for a in self._actions if not a.option_strings and _takes(a)), "")
+            known = {**self._option_string_actions, **{a.dest: a for a in self._actions if a.dest == place}}
+            args = sys.argv[1:] if args is None else args
+            return super().parse_args(one_form(args, lambda option: _takes(known.get(option)), place), **kwargs)
+
     module, function = COMMANDS[name].target.split(":")
     fn: Callable = getattr(import_module(module), function)
-    parser = ArgumentParser(
-        prog=f"mmsae {name}", description=COMMANDS[name].summary, exit_on_error=False, allow_abbrev=False
-    )
+    parser = Parser(prog=f"mmsae {name}", description=COMMANDS[name].summary, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file with any of the options below")
     parser.add_function_arguments(fn, as_group=False, as_positional=COMMANDS[name].positional)
     for action in parser._actions:
@@ -91,6 +100,76 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
         if get_origin(getattr(action, "_typehint", None)) is list:
             action.nargs, (action._typehint,) = "+", get_args(action._typehint)  # --k 4 8 16
     return parser, fn
+
+
+def one_form(args: Sequence[str], takes: Callable[[str], str], place: str = "") -> list[str]:
+    """Arguments in which every option that takes several values stands once, with all of them.
+
+    They may be given one after the other (``--shards A B``, which an unquoted glob becomes), by saying the option again
+    (``--shards A --shards B``) or as a list (``--shards "[A, B]"``).
+
+    Args:
+        args: What stands behind the command.
+        takes: What an option takes: ``many`` values of one type; ``either`` one or a list, written as JSON; or neither.
+        place: What arguments without a name that stand first are.
+    """
+    given: dict[str, list[str]] = {}
+    spelled: dict[str, str] = {}  # --val-shards and --val_shards are one option
+    out: list[str] = []
+    at = place
+    for arg in args:
+        name, sep, value = arg.partition("=")
+        if arg.startswith("-") and not re.fullmatch(r"-[\d.][\d.e+-]*", arg):
+            at = spelled.setdefault(name.replace("_", "-"), name) if takes(name) else ""
+            if not at:
+                out.append(arg)
+            else:
+                given.setdefault(at, []).extend([value] if sep else [])
+        elif at:
+            given.setdefault(at, []).append(arg)
+        else:
+            out.append(arg)
+    for name, values in given.items():
+        either = takes(name) == "either"
+        if either or len(values) == 1:
+            values = [v for value in values for v in _listed(value)]
+        if either and len(values) > 1:
+            values = [json.dumps(values)]
+        out = [*values, *out] if name == place else [*out, name, *values]
+    return out
+
+
+def _takes(action: Action | None) -> str:
+    """What an option of a plain command takes, see ``one_form``."""
+    if any(get_origin(t) is list for t in get_args(getattr(action, "_typehint", None))):
+        return "either"
+    return "many" if getattr(action, "nargs", None) == "+" else ""
+
+
+def _takes_in_training(option: str) -> str:
+    """The same of Lightning's subcommands, where shards are arguments of datamodules and of jobs."""
+    return "either" if re.fullmatch(rf"--(data|model)\.(init_args\.)?({'|'.join(SHARDS)})", option) else ""
+
+
+def _listed(text: str) -> list[str]:
+    """The entries of ``[A, B]``, which may have brackets and commas in brackets; another text is one entry."""
+    inside = text.strip()
+    if not (inside.startswith("[") and inside.endswith("]")):
+        return [text]
+    entries, depth, quote = [""], 0, ""
+    for letter in inside[1:-1]:
+        if quote or letter in "'\"":
+            quote = "" if letter == quote else quote or letter
+        depth += 0 if quote else (letter in "[{") - (letter in "]}")
+        if depth < 0:  # [a]/x[1], a name
+            return [text]
+        if letter == "," and not depth and not quote:
+            entries.append("")
+        else:
+            entries[-1] += letter
+    entries = [e.strip() for e in entries]
+    entries = [e[1:-1] if len(e) > 1 and e[0] == e[-1] and e[0] in "'\"" else e for e in entries]
+    return [e for e in entries if e] or [text]
 
 
 def _command(name: str, args: list[str]) -> None:
@@ -145,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args[0] in LIGHTNING:
             from mmsae.training.cli import run
 
-            run(args)
+            run([args[0], *one_form(args[1:], _takes_in_training)])
         elif args[0] in COMMANDS:
             _command(args[0], args[1:])
         else:

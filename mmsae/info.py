@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,23 @@ def _results(file: Path) -> dict[str, Any]:
     return {"kind": f"result ({file.name})", **plain, "also": ", ".join(k for k in content if k not in plain)}
 
 
-def describe(path: str, verify: bool = False) -> dict[str, Any]:
+def _shards(pattern: str | Sequence[str]) -> dict[str, Any]:
+    from mmsae.shards import describe as describe_shards
+
+    return describe_shards(pattern, progress=sys.stderr.isatty())
+
+
+def describe(path: str | Sequence[str], verify: bool = False) -> dict[str, Any]:
     """What is at ``path``: an SAE folder, a run, an activation store, an open_clip or diffusers folder or
     image-text shards.
 
     Raises:
         InputError: Nothing there that mmsae knows.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        if len(path) > 1:
+            return _shards(path)
+        (path,) = path
     folder = Path(path)
     if (folder / "cfg.json").is_file():
         return _sae(folder)
@@ -95,9 +106,7 @@ def describe(path: str, verify: bool = False) -> dict[str, Any]:
                 "pipeline (model_index.json) or result (results.json, weights.json) and holds no .tar shards"
             )
         return describe_store(folder, verify)
-    from mmsae.shards import describe as describe_shards
-
-    return describe_shards(path, progress=sys.stderr.isatty())
+    return _shards(path)
 
 
 def _shown(value: Any) -> str:
@@ -118,12 +127,12 @@ def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
     return out
 
 
-def info(path: str, verify: bool = False, as_json: bool = False) -> str:
+def info(path: str | list[str], verify: bool = False, as_json: bool = False) -> str:
     """Describe a path.
 
     Args:
         path: SAE folder, run folder, activation store, open_clip or diffusers folder, or shards (file, folder, glob,
-            brace pattern).
+            brace pattern, or several).
         verify: Hash every file of a store, however large it is.
         as_json: Print JSON.
 

@@ -1,12 +1,14 @@
 """The command line: help for everything, errors in one sentence with exit code 2, options by either spelling."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmsae import InputError, __version__
-from mmsae.cli import COMMANDS, LIGHTNING, command_parser, main
+from mmsae.cli import COMMANDS, LIGHTNING, SHARDS, _takes, command_parser, main
 from mmsae.training.cli import build_cli
 from mmsae.world.shards import write_world
 
@@ -97,6 +99,77 @@ def test_sites_are_a_name_or_a_list():
     assert values("extract", *base, "[image.embed, text.pooled]")["sites"] == ["image.embed", "text.pooled"]
     spec = "visual.transformer.resblocks.5:out[patches]"
     assert values("extract", *base, spec)["sites"] == spec
+
+
+def options_of_shards():
+    """Every option of every command that takes one value or several."""
+    for name in COMMANDS:
+        for action in command_parser(name)[0]._actions:
+            if _takes(action) == "either" and action.option_strings:
+                yield name, action.option_strings[0], action.dest
+
+
+@pytest.mark.parametrize(("name", "option", "dest"), list(options_of_shards()))
+def test_several_values_stand_side_by_side_are_repeated_or_a_list(name, option, dest):
+    parser = command_parser(name)[0]
+    needed = [a for a in parser._actions if a.required and a.dest != dest]
+    rest = [w for a in needed for w in ((a.option_strings[0],) if a.option_strings else ()) + ("x",)]
+
+    def get(*args):
+        return parser.parse_args([*rest, *args]).as_dict()[dest]
+
+    want = ["p q/[1].tar", "layers.0:out[image]", "c{0,1}"]
+    assert get(option, *want) == want
+    assert get(option, want[0], f"{option}={want[1]}", option, want[2]) == want
+    assert get(option, want[0], "--seed", "3", option, *want[1:]) == want if "seed" in parser.get_defaults() else True
+    assert get(option, f"[{', '.join(want)}]") == want
+    assert get(option, json.dumps(want)) == want
+    assert [get(option, w) for w in want] == want  # one is not a list
+    assert get(option, "[a]/x[1]") == "[a]/x[1]"
+
+
+def test_several_values_of_yaml_and_of_lists_of_one_type(tmp_path):
+    file = tmp_path / "job.yaml"
+    for shards in ("a.tar", ["a.tar", "b.tar"]):
+        file.write_text(json.dumps({"host": "h", "out": "o", "shards": shards, "sites": ["x:out[image]"]}))
+        assert values("extract", "-c", str(file))["shards"] == shards
+        assert values("extract", "-c", str(file), "--shards", "c", "d")["shards"] == ["c", "d"]
+    base = ("--sae", "s", "--id", "i", "--out", "o")
+    want = ["a=x,y", "b={0,1}.tar"]
+    assert (
+        values("ood", *base, "--ood", *want)["ood"] == values("ood", *base, "--ood", want[0], "--ood", want[1])["ood"]
+    )
+    assert values("patches", "--sae", "s", "--shards", "x", "--out", "o", "--keep", "[.5, .25]")["keep"] == [0.5, 0.25]
+
+
+def test_shards_of_training_take_several_values_too(capsys, tmp_path):
+    import datamodules
+    from mmsae.tasks.filter_plan import plan_job
+
+    owners = [*(getattr(datamodules, n) for n in datamodules.__all__), plan_job]
+    named = {n for o in owners for n, p in inspect.signature(o).parameters.items() if "Sources" in str(p.annotation)}
+    lists = {n for n, p in inspect.signature(plan_job).parameters.items() if "str | list[str]" in str(p.annotation)}
+    assert named | lists == set(SHARDS)
+    recipe = ["fit", "-c", SMOKE, "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1"]
+    recipe += ["--data", "datamodules.ImageTextDataModule", "--data.val", "v", "--print_config"]
+    for given in (["a", "b"], ["a", "--data.train", "b"], ["[a, b]"]):
+        with pytest.raises(SystemExit):
+            main([*recipe[:-1], "--data.train", *given, "--print_config"])
+        said = yaml.safe_load(capsys.readouterr().out)
+        assert said["data"]["init_args"]["train"] == ["a", "b"] and said["data"]["init_args"]["val"] == "v"
+    recipe[recipe.index("--data") + 1] = "datamodules.StreamingDataModule"
+    with pytest.raises(SystemExit):
+        main([*recipe[:-3], "--data.host", "h", "--data.shards=a", "--data.val_shards", "v", "w", "--print_config"])
+    said = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    assert said["val_shards"] == ["v", "w"] and said["shards"] == "a"
+
+
+def test_shards_of_several_values_are_all_read(capsys, tmp_path):
+    for name, n in (("a", 3), ("b", 4)):
+        write_world(str(tmp_path / name), n, progress=False)
+    tars = sorted(map(str, tmp_path.rglob("*.tar")))
+    main(["info", *tars, "--as-json"])
+    assert json.loads(capsys.readouterr().out)["samples"] == 7
 
 
 def test_print_config_is_a_config(capsys, tmp_path):

@@ -19,7 +19,7 @@ def extract_command(
         shards: Path, folder, glob or brace pattern of tars, or several.
         out: The store to write.
         sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``, ``text.pooled``
-            or ``MODULE.PATH:io[tokens]``; several are given as a list, ``"[image.embed, text.pooled]"``.
+            or ``MODULE.PATH:io[tokens]``, or several.
         **options: The other arguments of ``extract``.
 
     Returns:

@@ -30,7 +30,7 @@ def chair_command(
     site: str | None = None,
     allow_tap_mismatch: bool = False,
     token_sae: str | None = None,
-    probe: str | None = None,
+    probe: str | list[str] | None = None,
     gamma: float = 0.2,
     prompt: str = PROMPT,
     question: str = TEMPLATE,

@@ -31,7 +31,7 @@ def pope(
     site: str | None = None,
     allow_tap_mismatch: bool = False,
     token_sae: str | None = None,
-    probe: str | None = None,
+    probe: str | list[str] | None = None,
     gamma: float = 0.2,
     parser: str = "official",
     images: int = 500,
