@@ -59,7 +59,8 @@ def _ood_validation(data: Data, val: Features) -> tuple[Features, str]:
     keep = set(val.uids)
     made = load_features(
         data.host, data.sae, data.paths("val"), label="", keep=keep.__contains__, change=generated,
-        batch_size=data.batch_size, progress=data.progress, desc="ood validation", **data.controls("ood validation"),
+        changed="generated", cache=data.cache, batch_size=data.batch_size, progress=data.progress,
+        desc="ood validation", **data.controls("ood validation"),
     )  # fmt: skip
     return made, "ID validation pictures scrambled, and noise of their colours"
 

@@ -6,20 +6,19 @@ Images are streamed, their features are held: ``(n, d)`` per kind, codes sparse.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mmsae.backbones import Backbone
+from mmsae.heads.images import Asked, Seen, read_images
 from mmsae.heads.labels import Labels, read_labels
 from mmsae.heads.pooling import TINY, Moments, Sums, Through, TokenMeans, mean_rows, pool_codes, stack_codes
 from mmsae.sae import SAE
-from mmsae.shards import FAULT_LIMIT, FaultLog, expand, unit_batches
+from mmsae.shards import FAULT_LIMIT, FaultLog, expand
 from mmsae.tasks.selection import draw
-from mmsae.types import IMAGE, Codes, ImageTextBatch, InputError
+from mmsae.types import IMAGE, Codes, InputError, Site
 
 KINDS = ("raw", "code", "recon", "resid")
 POOLS = ("max", "mean")
@@ -38,7 +37,7 @@ class Features(NamedTuple):
         uids: The n sample ids.
         sums: See :class:`Through`.
         values: Label values by class number; ``load_features(classes=other.values)`` numbers alike.
-        stats: ``(n, s)`` plain statistics of the picture as the host sees it, or None (:func:`image_statistics`).
+        stats: ``(n, s)`` plain statistics of the picture as the host sees it (:class:`Seen`), or None.
         embed: ``(n, e)`` the host's own image embeddings where asked for, or None.
         pool: How the tokens of an image became one row of codes: ``one`` (pooled site), ``max`` or ``mean``.
         said: ``{name of the class as the data says: images}``, labels asked for or not.
@@ -94,6 +93,11 @@ class Features(NamedTuple):
         )  # fmt: skip
 
 
+def token_site(site: Site) -> bool:
+    """Whether an image has many rows at a site, which are not held; else it has one."""
+    return site.tokens not in ("pooled", "cls", "eos")
+
+
 def encode_features(
     sae: SAE,
     x: Tensor,
@@ -141,6 +145,7 @@ def load_features(
     limit: int | None = None,
     keep: Callable[[str], bool] | None = None,
     change: Callable[[Tensor], Tensor] | None = None,
+    changed: str = "",
     embed: bool = False,
     pool: str = "max",
     others: Mapping[str, Any] = {},
@@ -149,6 +154,7 @@ def load_features(
     batch_size: int = 256,
     workers: int = 0,
     fault_limit: float = FAULT_LIMIT,
+    cache: str = "",
     progress: bool = True,
     desc: str = "features",
 ) -> Features:
@@ -165,6 +171,7 @@ def load_features(
         limit: At most so many images, chosen by a hash of their uid.
         keep: Only images whose uid it is true of.
         change: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
+        changed: What ``change`` is, for the cache.
         embed: Whether to keep the host's image embeddings as well.
         pool: Token sites: ``max`` (default) or ``mean`` over an image's tokens makes its code.
         others: Other SAEs of the same site, by name, for :attr:`Features.others`: a token site's tokens are not held,
@@ -174,6 +181,7 @@ def load_features(
         batch_size: Images per forward pass.
         workers: Decoding processes.
         fault_limit: Largest share of unusable samples.
+        cache: Folder in which what the host gives is kept, for other SAEs and commands (:mod:`mmsae.heads.images`).
         progress: Whether to show a bar.
         desc: Its name.
 
@@ -187,54 +195,32 @@ def load_features(
     wanted = {u for u in known.value if keep is None or keep(u)}
     if limit is not None and len(wanted) > limit:
         wanted = set(sorted(wanted, key=draw)[:limit])
-    rows, log = _Rows({**others, "": sae}, host, modality, pool, embed, Moments() if moments else None), FaultLog()
-    stream = unit_batches(paths, batch_size=batch_size, workers=workers, **host.reading({modality}))
-    with closing(stream), tqdm(desc=desc, unit="image", disable=not progress) as bar:
-        for unit in stream:
-            log.merge(unit.batch.faults)
-            if batch := _picked(unit.batch, wanted):
-                if change is not None:
-                    if batch.images is None:
-                        raise InputError(f"host {host.hint} has no plain images to change: give shards instead")
-                    batch = batch._replace(images=change(batch.images))
-                rows.add(batch)
-                bar.update(len(batch.uids))
-            log.check(fault_limit)
-    log.check(fault_limit, final=True)
+    asked = Asked(host, sae.sites[modality], modality, embed, change, changed, batch_size, workers)
+    rows, log = _Rows({**others, "": sae}, asked, pool, Moments() if moments else None), FaultLog()
+    for seen in read_images(asked, paths, wanted, log, fault_limit, cache, progress, desc):
+        rows.add(seen)
     if not rows.uids:
         raise InputError(f"{paths[0]} and {len(paths) - 1} other shards have no image that is usable and asked for")
     return rows.features(known, classes, wanted)
 
 
-def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
-    """The samples that are asked for; hosts with inputs of their own get whole batches (rows are chosen later)."""
-    at = [i for i, u in enumerate(batch.uids) if u in wanted]
-    if not at or batch.images is None or len(at) == len(batch.uids):
-        return batch if at else None
-    return batch._replace(images=batch.images[at], uids=[batch.uids[i] for i in at])
-
-
 class _Rows:
     """Collects the rows of a stream."""
 
-    def __init__(
-        self, saes: Mapping[str, SAE], host: Backbone, modality: str, pool: str, embed: bool, moments: Moments | None
-    ):  # fmt: skip
-        self.saes, self.host, self.modality, self.pool, self.uids = saes, host, modality, pool, []
-        site = saes[""].sites[modality]
-        self.sites, self.moments = [site, *(["image.embed"] if embed else [])], moments
-        self.token_site = site.tokens not in ("pooled", "cls", "eos")
+    def __init__(self, saes: Mapping[str, SAE], asked: Asked, pool: str, moments: Moments | None):
+        self.saes, self.device, self.modality, self.pool = saes, asked.host.device, asked.modality, pool
+        self.moments, self.uids = moments, []
+        self.token_site = token_site(asked.site)
         self.parts: dict[str, list] = {k: [] for k in ("x", "stats", "embed")}
         self.through: dict[str, list[Through]] = {name: [] for name in saes}
 
     @torch.no_grad()
-    def add(self, batch: ImageTextBatch) -> None:
-        """Add the images of a batch."""
-        got = self.host.read(batch, self.sites)
-        rows, item, n = got[0].x, got[0].item.cpu(), len(batch.uids)
-        x = rows.cpu()
+    def add(self, seen: Seen) -> None:
+        """Add what the host gave for some images."""
+        x, item, n = seen.x, seen.item, len(seen.uids)
+        rows = x.to(self.device)
         if self.token_site:  # controls have the SAE's normaliser
-            inner = mean_rows(self.saes[""].normaliser(rows.float(), self.modality)[0].cpu(), item, n)
+            inner = mean_rows(self.saes[""].normaliser(rows, self.modality)[0].cpu(), item, n)
         for name, sae in self.saes.items():
             z, recon = _encode(sae, rows, self.modality)
             sums, means = Sums.of(x, recon, z, item, n), None
@@ -245,11 +231,10 @@ class _Rows:
         if self.moments is not None:
             self.moments.add(x)
         self.parts["x"].append(mean_rows(x, item, n) if self.token_site else x)
-        if batch.images is not None:
-            self.parts["stats"].append(image_statistics(batch.images))
-        if len(got) > 1:
-            self.parts["embed"].append(got[1].x.cpu())
-        self.uids += batch.uids
+        for name in ("stats", "embed"):
+            if (value := getattr(seen, name)) is not None:
+                self.parts[name].append(value)
+        self.uids += seen.uids
 
     def features(self, known: Labels, classes: Sequence[Any] | None, wanted: set[str]) -> Features:
         """Everything that is wanted as one (batches of texts and of vision-language hosts came whole)."""
@@ -272,13 +257,3 @@ def _encode(sae: SAE, x: Tensor, modality: str) -> tuple[Codes, Tensor]:
         z = sae.encode(x, modality)
         recon = sae.decode(z, modality).float().cpu()
     return z._replace(values=z.values.cpu(), indices=None if z.indices is None else z.indices.cpu(), info=None), recon
-
-
-def image_statistics(images: Tensor) -> Tensor:
-    """``(B, 8)`` of images ``(B, 3, H, W)``: mean and spread of each channel, mean step between neighbours both ways.
-
-    What a trivial detector sees: brightness, contrast, colour, and sharpness (which tells resolution and JPEG).
-    """
-    x = images.detach().float().cpu()
-    steps = [(x.diff(dim=d)).abs().mean((1, 2, 3)) for d in (2, 3)]
-    return torch.cat([x.mean((2, 3)), x.std((2, 3)), torch.stack(steps, 1)], 1)

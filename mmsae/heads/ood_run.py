@@ -18,7 +18,7 @@ from mmsae.heads.classifier import (
     whose_logits,
     zero_shot_heads,
 )
-from mmsae.heads.features import KINDS
+from mmsae.heads.features import KINDS, token_site
 from mmsae.heads.labels import read_classes, read_labels, read_lines, read_templates
 from mmsae.heads.ood import CONTROLS, Scored, ood_head
 from mmsae.heads.ood_figures import markdown, plot_ood
@@ -26,6 +26,7 @@ from mmsae.heads.ood_fit import DISTANCES, EMBED, LOGITS, NATIVE, Setup
 from mmsae.heads.ood_sets import Sources, keep_names, load_sets, named_shards, shared_classes, shared_images
 from mmsae.heads.opening import open_pair
 from mmsae.heads.rows import write_results
+from mmsae.heads.spaces import RANDOM
 from mmsae.metrics.choice import edge_warning
 from mmsae.sae import random_control
 from mmsae.shards import expand
@@ -60,6 +61,7 @@ def ood(
     device: str = "auto",
     precision: str = "fp32",
     allow_other_site: bool = False,
+    cache: str = "",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Detect out-of-distribution images with every detector on raw features, codes, reconstruction and residual.
@@ -94,6 +96,8 @@ def ood(
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host: ``fp32``, ``bf16`` or ``fp16``.
         allow_other_site: Accept an SAE that was trained on another host of equal width, such as a copy of its own.
+        cache: Folder in which the host's activations are kept, so that another SAE of this site, or another of the
+            commands ``ood``, ``evaluate`` and ``zeroshot``, need not run the host again; empty: none.
         progress: Whether to print and show bars.
 
     Returns:
@@ -114,16 +118,18 @@ def ood(
     named = read_classes(classes, read_labels(expand(train or id)[:1], label)) if classes else None
     whose = whose_logits(logits, backbone, bool(named) and label != "")
     at_head = at_classifier(model, backbone) if whose == "host" else whose == "probe" or at_embedding(model)
+    fresh = random_control(model, seed)
+    tokens = token_site(model.sites[IMAGE])  # which are not held: what else is to read them does so in the same pass
+    others = {RANDOM: fresh} if RANDOM in controls and tokens else {}
     what = Sources(
         id, sets_of, train, named_val, label, named.values if named else None, ood_label,
-        read_lines(exclude) if exclude else (), limit, pool, batch_size, workers, not at_head,
-        progress,
+        read_lines(exclude) if exclude else (), limit, pool, batch_size, workers, not at_head, progress,
+        cache, others,
     )  # fmt: skip
     if progress:
         print(f"ood: {len(sets_of)} sets against {id}; {len(scores)} detectors, controls {', '.join(controls)}")
     sets = load_sets(backbone, model, what)
     heads, of_controls = {}, {}
-    fresh = random_control(model, seed)
     if whose == "host":
         heads, of_controls = host_heads(model, backbone)
     elif whose == "zeroshot":
@@ -131,10 +137,7 @@ def ood(
         vectors = text_classes(backbone, names, read_templates(templates))
         heads = zero_shot_heads(model, vectors, backbone.logit_scale)
         of_controls = {"random": zero_shot_heads(fresh, vectors, backbone.logit_scale)}
-    again = None
-    if "random" in controls and sets.test.pool != "one":  # tokens are not held: read once more
-        other = load_sets(backbone, fresh, what).by_name()
-        again = lambda name, _: other[name]  # noqa: E731
+    again = (lambda _, f: f.through(f.others[RANDOM])) if tokens else None
     kinds = [*features, *([EMBED] if EMBED in heads else [])]
     scored = ood_head(
         Setup(sets.train, sets.val, sets.val_ood, heads), sets.test, sets.ood, sae=model, near=near, kinds=kinds,

@@ -38,6 +38,8 @@ class Sources(NamedTuple):
         workers: Decoding processes.
         embed: Whether to keep the host's own embeddings.
         progress: Whether to show bars.
+        cache: See ``load_features``.
+        others: See ``load_features``.
     """
 
     id: Any
@@ -54,6 +56,8 @@ class Sources(NamedTuple):
     workers: int = 0
     embed: bool = False
     progress: bool = True
+    cache: str = ""
+    others: Mapping[str, Any] = {}
 
 
 class Sets(NamedTuple):
@@ -116,7 +120,7 @@ def load_sets(host: Backbone, sae: SAE, what: Sources) -> Sets:
         InputError: Fewer than two training images, or none of a set.
     """
     common = {"pool": what.pool, "batch_size": what.batch_size, "workers": what.workers, "embed": what.embed,
-              "progress": what.progress, "limit": what.limit}  # fmt: skip
+              "progress": what.progress, "limit": what.limit, "cache": what.cache, "others": what.others}  # fmt: skip
     fit_parts = ("train", "val") if what.train else ("train", "val", "test")
     fit_shards = what.train or what.id
     whole = load_features(host, sae, fit_shards, label=what.label, classes=what.classes, desc=ID, **common)
@@ -144,7 +148,15 @@ def load_sets(host: Backbone, sae: SAE, what: Sources) -> Sets:
     else:
         uids = set(split["val"].uids)
         val_ood = load_features(
-            host, sae, fit_shards, label="", keep=uids.__contains__, change=generated, desc="ood validation", **common
+            host,
+            sae,
+            fit_shards,
+            label="",
+            keep=uids.__contains__,
+            change=generated,
+            changed="generated",
+            desc="ood validation",
+            **common,
         )
         said = f"generated from the {val_ood.n} ID validation images: half scrambled pieces, half noise of equal colour"
     return Sets(split["train"], split["val"], split["test"], val_ood, ood, notes, said)

@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.backbones import Backbone, load_backbone
-from mmsae.heads.features import Features, load_features, with_sae
+from mmsae.heads.features import Features, load_features, token_site, with_sae
+from mmsae.heads.images import Asked, read_images
 from mmsae.heads.labels import Classes, read_classes, read_templates
 from mmsae.heads.shifts import shift
 from mmsae.heads.spaces import CONTROLS, PCA, RANDOM, Components, Space, spaces
 from mmsae.heads.suite import NotApplicable, Suite
 from mmsae.heads.tree import Tree
 from mmsae.sae import SAE, random_control
-from mmsae.shards import FaultLog, read_shards, unit_batches
+from mmsae.shards import FaultLog, read_shards
 from mmsae.tasks.selection import draw
 from mmsae.tasks.zero_shot import class_embeddings
 from mmsae.types import IMAGE, TEXT, InputError
@@ -57,14 +58,15 @@ class Data:
         batch_size: Images per forward pass.
         seed: Of controls and permutations.
         progress: Show bars.
+        cache: See :func:`load_features`.
     """
 
     def __init__(
         self, suite: Suite, sae: SAE, host: Backbone, quick: bool = False, batch_size: int = 256, seed: int = 0,
-        progress: bool = True,
+        progress: bool = True, cache: str = "",
     ):  # fmt: skip
         self.suite, self.sae, self.host, self.quick = suite, sae, host, quick
-        self.batch_size, self.seed, self.progress = batch_size, seed, progress
+        self.batch_size, self.seed, self.progress, self.cache = batch_size, seed, progress, cache
         self._cache: dict[Any, Any] = {}
         self.warnings: list[str] = []  # about sets, as they are loaded
 
@@ -101,7 +103,7 @@ class Data:
 
     def token_site(self, modality: str = IMAGE) -> bool:
         """Whether the SAE reads tokens, which are not held: then its controls read them in the same pass."""
-        return self.sae.sites[modality].tokens not in ("pooled", "cls", "eos")
+        return token_site(self.sae.sites[modality])
 
     def _load(self, name: str, modality: str) -> Features:
         d, suite = self.suite.data[name], self.suite
@@ -114,7 +116,7 @@ class Data:
         features = load_features(
             self.host, self.sae, self.paths(name), label=label, classes=classes, exclude=d.exclude, limit=limit,
             keep=None if d.part is None else lambda uid: low <= draw(uid, 1) < high,
-            change=shift(d.change) if d.change and modality == IMAGE else None,
+            change=shift(d.change) if d.change and modality == IMAGE else None, changed=str(d.change), cache=self.cache,
             modality=modality, batch_size=self.batch_size, progress=self.progress, desc=name,
             **self.controls(name, modality),
         )  # fmt: skip
@@ -253,15 +255,12 @@ class Data:
         host, uids = load_backbone(judge, device=str(self.host.device)), self.features(name).uids
         if host.fingerprint == self.host.fingerprint:
             raise InputError(f"{self.suite.path}: the judge {judge} is the SAE's own host; say judge: host")
-        at = {u: i for i, u in enumerate(uids)}
-        out: Tensor | None = None
-        for unit in unit_batches(self.paths(name), batch_size=self.batch_size, workers=0, **host.reading({IMAGE})):
-            rows = [i for i, u in enumerate(unit.batch.uids) if u in at]
-            if rows:
-                x = host.encode_image(unit.batch.images[rows]).cpu()
-                out = x.new_zeros(len(uids), x.shape[1]) if out is None else out
-                out[[at[unit.batch.uids[i]] for i in rows]] = x
-        return out
+        asked = Asked(host, host.site("image.embed"), batch_size=self.batch_size)
+        found = read_images(
+            asked, self.paths(name), set(uids), FaultLog(), 1.0, self.cache, self.progress, f"{name} by {judge}"
+        )
+        row = {u: x for seen in found for u, x in zip(seen.uids, seen.x, strict=True)}
+        return torch.stack([row[u] for u in uids])
 
     @cached_property
     def classes(self) -> Classes:

@@ -48,6 +48,7 @@ def zeroshot(
     device: str = "auto",
     precision: str = "fp32",
     allow_other_site: bool = False,
+    cache: str = "",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Zero-shot classification: raw embeddings, reconstructions, codes, and embeddings enhanced by codes.
@@ -74,6 +75,8 @@ def zeroshot(
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host: ``fp32``, ``bf16`` or ``fp16``.
         allow_other_site: Accept an SAE that was trained on another host of equal width, such as a copy of its own.
+        cache: Folder in which the host's activations are kept, so that another SAE of this site, or another of the
+            commands ``ood``, ``evaluate`` and ``zeroshot``, need not run the host again; empty: none.
         progress: Whether to print and show bars.
 
     Returns:
@@ -99,7 +102,7 @@ def zeroshot(
     if progress:
         print(f"zeroshot: {len(named.names)} classes, {len(prompts)} templates, {len(paths)} shards")
     vectors = text_classes(backbone, named.names, prompts)
-    job = _Job(backbone, named, vectors, label, limit, batch_size, workers, progress)
+    job = _Job(backbone, named, vectors, label, limit, batch_size, workers, progress, cache)
     saes = {"": model, **({"random": random_control(model, seed)} if control else {})}
     held = {u for u in known.value if not tune and draw(u, 6) < TUNE_SHARE}
     test_uids = known.labelled() - held
@@ -158,24 +161,25 @@ class _Job(NamedTuple):
     batch_size: int
     workers: int
     progress: bool
+    cache: str
 
-    def load(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str, embed: bool) -> Features:
+    def load(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str, embed: bool, cache: str) -> Features:
         return load_features(
             self.host, sae, shards, label=self.label, classes=self.classes.values, limit=self.limit, embed=embed,
             keep=None if uids is None else uids.__contains__, batch_size=self.batch_size, workers=self.workers,
-            progress=self.progress, desc=desc,
+            cache=cache, progress=self.progress, desc=desc,
         )  # fmt: skip
 
     def through(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str) -> Tensor:
         """``(n, e)`` embeddings of a host that goes on from the SAE's reconstruction."""
         with self.host.edit(sae.sites[IMAGE], lambda rows: sae.decode(sae.encode(rows, IMAGE), IMAGE)):
-            return self.load(sae, shards, uids, desc, True).embed
+            return self.load(sae, shards, uids, desc, True, "").embed
 
     def scores(self, saes: dict[str, SAE], shards: Any, uids: set[str], desc: str) -> dict[str, _Scores]:
         """Scores of every SAE: from one pass at the embeddings, else with the host run on from its reconstruction."""
         model = saes[""]
         joint = at_embedding(model)
-        f = self.load(model, shards, uids, desc, not joint)
+        f = self.load(model, shards, uids, desc, not joint, self.cache)
         out = {}
         for name, sae in saes.items():
             x = f.x if joint else f.embed

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmsae.files import atomic_folder, remove_leftovers
 from mmsae.heads import card_classes, card_codes, card_detect, card_split, card_top  # noqa: F401  they register heads
+from mmsae.heads.features import token_site
 from mmsae.heads.labels import TEMPLATE_SETS
 from mmsae.heads.ood_sets import shared_images
 from mmsae.heads.opening import open_pair
@@ -104,6 +105,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "fp32",
     allow_other_site: bool = False,
+    cache: str = "",
     seed: int = 0,
     progress: bool = True,
 ) -> str:
@@ -123,6 +125,8 @@ def evaluate(
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host.
         allow_other_site: Accept an SAE that was trained on another host of equal width, such as a copy of its own.
+        cache: Folder in which the host's activations are kept, so that another SAE of this site, or another of the
+            commands ``ood``, ``evaluate`` and ``zeroshot``, need not run the host again; empty: none.
         seed: Of random weights, permutations and draws.
         progress: Whether to show bars and print.
 
@@ -146,7 +150,7 @@ def evaluate(
     model, backbone, warnings = open_pair(sae, plan.host, device, precision, allow_other_site)
     if gallery:
         check_host(backbone)
-    data = Data(plan, model, backbone, quick, batch_size, seed, progress)
+    data = Data(plan, model, backbone, quick, batch_size, seed, progress, cache)
     start = time.perf_counter()
     found, skipped, seconds = run_suite(data, progress)
     about: dict[str, Any] = {
@@ -163,7 +167,7 @@ def evaluate(
         *overlaps(data),
         *(f"{k}: {w}" for k, f in found.items() for w in f.warnings),
     ]
-    if any(s.tokens not in ("pooled", "cls", "eos") for s in model.sites.values()):
+    if any(token_site(s) for s in model.sites.values()):
         about["notes"]["core"] = [*about["notes"].get("core", ()), TOKENS]
     rows = [r for f in found.values() for r in f.rows]
     remove_leftovers(folder)
