@@ -161,7 +161,7 @@ class _Job(NamedTuple):
     batch_size: int
     workers: int
     progress: bool
-    cache: str
+    cache: str = ""
 
     def load(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str, embed: bool, cache: str) -> Features:
         return load_features(
