@@ -157,7 +157,7 @@ def test_shards_of_training_take_several_values_too(capsys, tmp_path):
             main([*recipe[:-1], "--data.train", *given, "--print_config"])
         said = yaml.safe_load(capsys.readouterr().out)
         assert said["data"]["init_args"]["train"] == ["a", "b"] and said["data"]["init_args"]["val"] == "v"
-    recipe[recipe.index("--data") + 1] = "datamodules.StreamingDataModule"
+    recipe[recipe.index("--data") + 1] = "datamodules.StreamingActivations"
     with pytest.raises(SystemExit):
         main([*recipe[:-3], "--data.host", "h", "--data.shards=a", "--data.val_shards", "v", "w", "--print_config"])
     said = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
