@@ -28,7 +28,7 @@ TITLES = {
 }
 INTRO = {
     "core": "FVU is the share of variance that reconstructions miss; the norm ratio is `|x_hat| / |x|`. A latent is "
-    "dense where it fires on more than a tenth of the images.",
+    "dense where it fires on more than a tenth of the rows: images, at token sites tokens.",
     "recovered": "`recovered zero` is 1 where the host's cross-entropy is kept and 0 where it is as bad as with zeros; "
     "`recovered mean` the same against the mean embedding, `recovered kl` by the divergence of the predictions.",
     "monosemanticity": "The mean cosine of pairs of images by the judge, weighted by how strongly a feature answers to "
@@ -275,7 +275,8 @@ def _summary(by_head: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[
         for n in dict.fromkeys(n for n, _ in wins)
     ]
     core = {(r["score"], r["control"]): r["value"] for r in by_head.get("core", ()) if r["set"] == "test"}
-    for score, label in (("fvu", "FVU"), ("L0", "latents per image"), ("dead share", "dead latents")):
+    row = "token" if ("latents per image", "") in core else "image"
+    for score, label in (("fvu", "FVU"), ("L0", f"latents per {row}"), ("dead share", "dead latents")):
         if (score, "") in core:
             other = core.get((score, "random"))
             facts.append(Fact(label, core[score, ""], f"random weights {other:.3f}" if other is not None else ""))

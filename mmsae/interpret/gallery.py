@@ -95,7 +95,7 @@ def picture(image: Any, alt: str, value: float | None = None, size: int = 128, p
         alt: Text alternative.
         value: Activation.
         size: Longest side in pixels.
-        photo: Kept as JPEG, a fifth of the bytes of a PNG of a photograph.
+        photo: Kept as JPEG, a fifth of the bytes of a PNG of a photograph, unless it is tiny.
     """
     if isinstance(image, Tensor):
         image = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
@@ -104,7 +104,7 @@ def picture(image: Any, alt: str, value: float | None = None, size: int = 128, p
     image = image.convert("RGB")
     image.thumbnail((size, size))
     buffer = io.BytesIO()
-    kind, options = ("jpeg", {"quality": 88}) if photo else ("png", {"optimize": True})
+    kind, options = ("jpeg", {"quality": 88}) if photo and max(image.size) > 64 else ("png", {"optimize": True})
     image.save(buffer, kind, **options)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Picture(uri, alt, value, max(image.size) <= 64)

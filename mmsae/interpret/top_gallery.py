@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from mmsae.backbones import Backbone
-from mmsae.heads.card_top import TOP, Purity, purity
+from mmsae.heads.card_top import SAME, TOP, Purity, purity
 from mmsae.heads.features import Features
 from mmsae.heads.rows import TRAINED
 from mmsae.heads.shifts import shift
@@ -30,8 +30,8 @@ from mmsae.types import IMAGE, ImageTextBatch, InputError
 SIZE = 112  # pixels of a thumbnail
 DARK = 0.4  # brightness where a latent is silent
 INTRO = {
-    "best": "The latents whose nine strongest images agree most in class: a selection, to be compared with the same "
-    "selection among latents of random weights below.",
+    "best": "The latents whose nine strongest images agree most in class: a selection, the same for the SAE and for "
+    "random weights.",
     "strong": "The latents with the largest share of the code's energy.",
     "drawn": "Drawn among the latents that fire on at least nine images: what an ordinary latent looks like.",
 }
@@ -117,8 +117,9 @@ def card(s: Shown, p: Purity, f: Features, drawn: Mapping[tuple[Shown, str], Pic
         at = f.z.indices == s.latent
         facts.append(("and", f"{(f.tokens.fires * at).sum() / f.sums.rows.sum():.2%} of tokens"))
     if p.label[s.latent] >= 0:
-        name = f.names[p.label[s.latent]] if p.count[s.latent] > 1 else ""
-        facts.append((f"{int(p.count[s.latent])} of {TOP}", "of one class"))
+        count, label = int(p.count[s.latent]), f.names[p.label[s.latent]]
+        name = label if count >= SAME else ""
+        facts.append((f"{count} of {TOP}", label if count > 1 else "of one class"))
     images = [drawn[s, f.uids[r]] for r in p.rows[s.latent].tolist() if r >= 0 and (s, f.uids[r]) in drawn]
     return Card(s.latent, name, facts, images, [])
 

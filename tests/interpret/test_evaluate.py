@@ -132,6 +132,8 @@ def token_card(place):
 
 def test_an_sae_on_tokens_has_every_control(token_card):
     card = token_card[1]
+    page = (token_card[0] / "of_tokens" / "report.html").read_text()
+    assert "latents per token" in page and "latents per image</span>" not in page
     assert card["skipped"] == {} and "reads tokens" in " ".join(card["notes"]["core"])
     for head in ("core", "monosemanticity", "uniqueness", "probes", "ontology", "generalisation", "ood", "absorption",
                  "TPP"):  # fmt: skip

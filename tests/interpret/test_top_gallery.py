@@ -59,7 +59,9 @@ def test_tokens_are_lit_and_framed_beside_random_weights(place):
              "Latents at random of random weights"]  # fmt: skip
     assert [h for h in re.findall("<h2>(.*?)</h2>", html)] == heads and len(cards) == 16
     assert all(c.count("data:image/jpeg;base64") == 9 for c in cards) and 'src="http' not in html
-    assert all("of tokens" in c and "of one class" in c for c in cards) and "frame is around" in html
+    assert (
+        all("of tokens" in c and re.search(r"\d of 9 (red|green|blue)", c) for c in cards) and "frame is around" in html
+    )
     # the first image of the first card is the one that a look at all codes gives
     sae, host = open_host(str(place / "tokens"), "")
     best = {}
@@ -80,7 +82,7 @@ def test_pooled_sites_and_sets_without_classes(place):
     _, html, cards = run(place, "pooled", gallery=2)
     assert len(cards) == 8 and "frame" not in html and "of tokens" not in html
     _, html, cards = run(place, "pooled", "bare", 2)
-    assert "Strongest latents of the SAE" in html and "of one class" not in html and len(cards) == 8
+    assert "Strongest latents of the SAE" in html and " of 9 " not in html and len(cards) == 8
 
 
 def test_a_page_of_an_earlier_run_is_replaced(place):
