@@ -6,6 +6,7 @@ Batches are NamedTuples of tensors and dicts of tensors: Lightning moves those b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -127,6 +128,30 @@ class Codes(NamedTuple):
     def n(self) -> int:
         """Number of rows."""
         return self.values.shape[0]
+
+    @staticmethod
+    def stack(parts: Sequence[Codes]) -> Codes:
+        """Codes of several batches below each other; rows with fewer entries are filled with zeros.
+
+        What is filled up has latents that the row has not: ids are distinct within a row, or a product of two codes
+        might read the filling in place of a value.
+        """
+        first, info = parts[0], None
+        if all(p.info is not None for p in parts):
+            columns = zip(*(p.info for p in parts), strict=True)
+            info = RowInfo(*(None if any(t is None for t in column) else torch.cat(column) for column in columns))
+        if first.indices is None:
+            return first._replace(values=torch.cat([p.values for p in parts]), info=info)
+        k = max(p.values.shape[1] for p in parts)
+        values, indices = [], []
+        for p in parts:
+            missing = k - p.values.shape[1]
+            # of the first k latents a row has at most its own number, so enough are free
+            taken = p.indices.new_zeros(p.n, k + 1).scatter_(1, p.indices.clamp(max=k), 1)[:, :k]
+            free = taken.sort(dim=1, stable=True).indices[:, :missing]
+            values.append(torch.nn.functional.pad(p.values, (0, missing)))
+            indices.append(torch.cat([p.indices, free], 1))
+        return first._replace(values=torch.cat(values), indices=torch.cat(indices), info=info)
 
     def to_dense(self) -> Tensor:
         """``(N, d_sae)`` matrix."""

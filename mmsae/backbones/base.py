@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsae.backbones.fingerprint import fingerprint
 from mmsae.backbones.hooks import Port, autocast
 from mmsae.backbones.reading import Rows, read, tap
 from mmsae.backbones.sites import Target, probe, resolve
 from mmsae.backbones.tokenizer import HostTokenizer
 from mmsae.backbones.tokens import Layout, Marks
+from mmsae.fingerprint import fingerprint
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
 
 Sites = Mapping[str, Site | str] | Sequence[Site | str]

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmsae.backbones import Backbone
 from mmsae.heads.images import Asked, Seen, read_images
 from mmsae.heads.labels import Labels, read_labels
-from mmsae.heads.pooling import TINY, Moments, Sums, Through, TokenMeans, mean_rows, pool_codes, stack_codes
+from mmsae.heads.pooling import TINY, Moments, Sums, Through, TokenMeans, mean_rows, pool_codes
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand
 from mmsae.tasks.selection import draw
@@ -111,7 +111,7 @@ def encode_features(
 ) -> Features:
     """Features of activations that are in memory: ``x (n, d)`` of a pooled site."""
     parts = [_encode(sae, part, modality) for part in x.split(chunk)]
-    z, recon = stack_codes([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    z, recon = Codes.stack([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     x = x.float().cpu()
     n = len(x)
     sums = Sums.of(x, recon, z, torch.arange(n), n)

@@ -103,7 +103,7 @@ class Through(NamedTuple):
     @classmethod
     def stack(cls, parts: Sequence[Through]) -> Through:
         """Of several batches as one."""
-        z = stack_codes([p.z for p in parts])
+        z = Codes.stack([p.z for p in parts])
         sums = Sums(*(torch.cat(v) for v in zip(*(p.sums for p in parts), strict=True)))
         recon = torch.cat([p.recon for p in parts])
         if parts[0].tokens is None:
@@ -171,24 +171,3 @@ def pool_codes(z: Codes, item: Tensor, n: int, pool: str = "max") -> tuple[Codes
     indices = dense.masked_fill(fires == 0, -torch.inf).topk(k, dim=1).indices
     pooled = Codes(dense.gather(1, indices), indices, z.d_sae, z.modality)
     return pooled, mean.gather(1, indices), fires.gather(1, indices).int()
-
-
-def stack_codes(parts: Sequence[Codes]) -> Codes:
-    """Codes of several batches as one; rows with fewer entries are filled with zeros."""
-    first = parts[0]
-    if first.indices is None:
-        return first._replace(values=torch.cat([p.values for p in parts]), info=None)
-    k = max(p.values.shape[1] for p in parts)
-    pad = torch.nn.functional.pad
-    free = lambda p: _free_latents(p.indices, p.d_sae, k - p.indices.shape[1])  # noqa: E731
-    values = torch.cat([pad(p.values, (0, k - p.values.shape[1])) for p in parts])
-    indices = torch.cat([torch.cat([p.indices, free(p)], 1) for p in parts])
-    return first._replace(values=values, indices=indices, info=None)
-
-
-def _free_latents(indices: Tensor, d_sae: int, more: int) -> Tensor:
-    """``(N, more)`` latents that a row does not have yet: a latent stands once in a row."""
-    if not more:
-        return indices[:, :0]
-    taken = torch.zeros(len(indices), d_sae).scatter_(1, indices, 1.0)
-    return taken.topk(more, dim=1, largest=False).indices

@@ -5,7 +5,7 @@ from mmsae.steering.edit import Edit
 from mmsae.steering.gate import FVU, Gate
 from mmsae.steering.intervention import Intervention
 from mmsae.steering.kl import KLSearch, next_token_kl, search_kl
-from mmsae.steering.units import FeatureStats, sae_fingerprint
+from mmsae.steering.units import FeatureStats
 
 __all__ = [
     "FVU",
@@ -17,6 +17,5 @@ __all__ = [
     "active_sites",
     "attach",
     "next_token_kl",
-    "sae_fingerprint",
     "search_kl",
 ]

@@ -17,12 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmsae.files import atomic_file, disk_errors
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.steering.controls import CONTROLS, controls
 from mmsae.steering.plots import before_after, dose_plot, save
 from mmsae.steering.recipe import Asked, at_least, load_target, make_metrics, make_way, plain, read_mask, read_prompts
 from mmsae.steering.scorers import Metric
 from mmsae.steering.sweep import STRIDE, Arm, Item, check, collect, doses, noise, run_batch, summary, verdicts
-from mmsae.steering.units import FeatureStats, sae_fingerprint
+from mmsae.steering.units import FeatureStats
 from mmsae.tasks.pope_answers import same_job
 from mmsae.types import InputError
 

@@ -17,11 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmsae.backbones.fingerprint import fingerprint
 from mmsae.cache import ActivationStore
 from mmsae.files import atomic_folder
 from mmsae.sae import SAE
-from mmsae.sae.registry import part_config
+from mmsae.sae.fingerprint import is_of, sae_fingerprint
 from mmsae.types import Codes, InputError, Tokens
 
 UNITS = ("raw", "x_mean_active", "x_mean_all", "x_max", "x_pXX", "rel_norm", "kl")
@@ -29,13 +28,6 @@ PERCENTILES = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 _OCTAVES, _PER_OCTAVE = 14, 8  # bins of positive codes from 2^-14 to 2^14, each 9 % wide
 _BINS = 2 * _OCTAVES * _PER_OCTAVE
 FORMAT = 1
-
-
-def sae_fingerprint(sae: SAE) -> str:
-    """32 hex digits of what an SAE computes: its parts and weights."""
-    parts = {slot: part_config(getattr(sae, slot)) for slot in ("normaliser", "encoder", "selector")}
-    parts["dictionaries"] = {k: part_config(d) for k, d in sae.dictionaries.items()}
-    return fingerprint({"d_in": sae.d_in, "d_sae": sae.d_sae, **parts}, sae.state_dict())
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +104,8 @@ class FeatureStats:
         """
         if self.d_sae != sae.d_sae:
             raise InputError(f"the statistics are of {self.d_sae} features, the SAE has {sae.d_sae}")
-        if self.sae and self.sae != (own := sae_fingerprint(sae)):
-            raise InputError(f"the statistics are of SAE {self.sae[:12]}, not of this one, {own[:12]}")
+        if self.sae and not is_of(sae, self.sae):
+            raise InputError(f"the statistics are of SAE {self.sae[:12]}, not of this one, {sae_fingerprint(sae)[:12]}")
         if self.modality and self.modality != modality:
             raise InputError(f"the statistics are of {self.modality} codes, the site's codes are {modality}")
 

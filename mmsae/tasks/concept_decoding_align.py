@@ -7,9 +7,9 @@ from hashlib import blake2b
 
 import torch
 
-from mmsae.backbones.fingerprint import fingerprint
 from mmsae.cache import ActivationStore
 from mmsae.cache.memory import write_store
+from mmsae.fingerprint import fingerprint
 from mmsae.sae.aligner import Aligner
 from mmsae.types import IMAGE, TEXT, InputError, Site
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmsae.shards import FaultLog
-from mmsae.tasks.filter_weights import FitSample, stack_codes
+from mmsae.tasks.filter_weights import FitSample
 from mmsae.tasks.pair_scorer import PairReader, Scorer
 from mmsae.tasks.selection import Items, draw
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
@@ -73,7 +73,7 @@ class FitPass:
         if not self.uids:
             empty = Codes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), self.d_sae)
             return FitSample({IMAGE: empty, TEXT: empty}, {}, [], []).to_bytes(faults)
-        codes = {m: stack_codes(parts) for m, parts in self.codes.items()}
+        codes = {m: Codes.stack(parts) for m, parts in self.codes.items()}
         x = {m: torch.cat(v) for m, v in self.x.items() if v}
         return FitSample(codes, x, self.uids, self.captions).to_bytes(faults)
 

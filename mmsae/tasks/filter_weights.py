@@ -163,25 +163,10 @@ class FitSample(NamedTuple):
         d_sae, codes = max(meta["d_sae"] for meta in metas), {}
         for m in (IMAGE, TEXT):
             ids = [p[f"indices.{m}"].long() if f"indices.{m}" in p else None for p in full]
-            codes[m] = stack_codes([Codes(p[f"values.{m}"], i, d_sae, m) for p, i in zip(full, ids, strict=True)])
+            codes[m] = Codes.stack([Codes(p[f"values.{m}"], i, d_sae, m) for p, i in zip(full, ids, strict=True)])
         x = {m: torch.cat([p[f"x.{m}"] for p in full]) for m in (IMAGE, TEXT) if f"x.{m}" in full[0]}
         uids, captions = ([v for meta in metas for v in meta[f]] for f in ("uids", "captions"))
         return cls(codes, x, uids, captions), [meta["faults"] for meta in metas]
-
-
-def stack_codes(parts: Sequence[Codes]) -> Codes:
-    """Codes of several batches below each other; pooled ones have as many entries as their fullest row.
-
-    What is filled up has the value 0 and latent ids that the row may have already.
-    """
-    if parts[0].indices is None:
-        return parts[0]._replace(values=torch.cat([c.values for c in parts]))
-    k = max(c.values.shape[1] for c in parts)
-    values, ids = (
-        torch.cat([torch.nn.functional.pad(t, (0, k - t.shape[1])) for t in column])
-        for column in zip(*((c.values, c.indices) for c in parts), strict=True)
-    )
-    return parts[0]._replace(values=values, indices=ids)
 
 
 def fit_weights(

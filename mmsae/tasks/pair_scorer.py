@@ -13,6 +13,7 @@ from mmsae.backbones import load_backbone
 from mmsae.kernels.pairs import code_norm
 from mmsae.metrics.sample_scores import SCORES as LVLM_SCORES
 from mmsae.sae import SAE
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.tasks.filter_weights import PairWeights
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
 
@@ -240,15 +241,6 @@ def host_name(spec: ScorerSpec, sae: SAE) -> str:
     if not spec.host and not hints:
         raise InputError(f"SAE {spec.sae} does not say on which host it was trained; name it with --host")
     return spec.host or hints[0]
-
-
-def sae_fingerprint(sae: SAE) -> str:
-    """Hash of an SAE's architecture, weights and buffers."""
-    from mmsae.backbones.fingerprint import fingerprint
-    from mmsae.sae.io import config
-
-    parts = {k: v for k, v in config(sae)["mmsae"].items() if k not in ("version", "sites", "training")}
-    return fingerprint(parts, sae.state_dict())
 
 
 def is_clip(host: str) -> bool:

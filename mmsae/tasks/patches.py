@@ -10,11 +10,12 @@ from typing import Any
 from mmsae.backbones import load_backbone, parse
 from mmsae.files import atomic_file
 from mmsae.sae import SAE
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, identity, read_shard, run_units, with_image
 from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.patch_filter import ALL, SCORES, PatchFilter
 from mmsae.tasks.pope_answers import at_least_one, same_job
-from mmsae.tasks.sae_v import no_lvlm, sae_fingerprint, segment_sites
+from mmsae.tasks.sae_v import no_lvlm, segment_sites
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import InputError
 
@@ -81,7 +82,7 @@ def patches(
     model = model.to(device).eval()
     file = None if weights is None else load_weights(weights)
     if file is not None:
-        file.check(sae_fingerprint(model), backbone.fingerprint)
+        file.check(model, backbone.fingerprint)
     asker = PatchFilter(
         backbone, model, segment_sites(model, backbone, allow_other_site), file and file.weights,
         file.delta if file else 0.0, keep, scores, seed, max_new_tokens,

@@ -19,6 +19,7 @@ from mmsae.backbones.lvlm import LVLMBackbone
 from mmsae.files import atomic_file
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, expand, read_shard, read_shards, run_units
 from mmsae.tasks.concept_decoding import ConceptDecoder, Settings
 from mmsae.tasks.concept_decoding_methods import (
@@ -31,7 +32,7 @@ from mmsae.tasks.concept_decoding_methods import (
 )
 from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.pope import Question
-from mmsae.tasks.sae_v import TokenScorer, sae_fingerprint
+from mmsae.tasks.sae_v import TokenScorer
 from mmsae.types import Faults, ImageTextBatch, InputError
 
 

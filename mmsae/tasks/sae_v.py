@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from mmsae.backbones import Backbone, load_backbone
-from mmsae.backbones.fingerprint import fingerprint
 from mmsae.metrics.item_codes import content_rows, max_pool
 from mmsae.metrics.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
-from mmsae.sae.io import config
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.tasks.pair_scorer import Evidence, ScorerSpec, host_name, only, pick_device
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
@@ -45,12 +44,6 @@ def encode_tokens(sae: SAE, tokens: Tokens) -> dict[str, Codes]:
     """``{modality: codes}`` of both segments; an SAE of one modality encodes either with it."""
     only = sae.modalities[0]
     return {m: sae.encode(x, m if m in sae.modalities else only) for m, x in tokens.x.items()}
-
-
-def sae_fingerprint(sae: SAE) -> str:
-    """32 hex digits of what an SAE computes: parts, sizes, sites and tensors; not of its training record."""
-    block = {k: v for k, v in config(sae)["mmsae"].items() if k not in ("version", "training")}
-    return fingerprint(block, sae.state_dict())
 
 
 class TokenScorer:
@@ -127,7 +120,7 @@ class SaeVScorer(TokenScorer):
         file = load_weights(spec.weights) if spec.weights else None
         self.fingerprints = {"sae": sae_fingerprint(sae), "host": host.fingerprint}
         if file is not None:
-            file.check(self.fingerprints["sae"], self.fingerprints["host"])
+            file.check(sae, host.fingerprint)
         super().__init__(host, sae, file and file.weights, file.delta if file else 0.0, spec.other_site)
         if spec.score not in self.columns:
             raise InputError(f"score {spec.score} needs cross-modal weights: give the folder that mmsae weights wrote")

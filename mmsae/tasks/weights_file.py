@@ -16,6 +16,8 @@ from mmsae.files import atomic_folder
 from mmsae.metrics.cross_modal import CrossModal
 from mmsae.metrics.evidence import TopTable, pack_uids, unpack_uids
 from mmsae.metrics.modality import CLASSES, Lift, modality_class, modality_index
+from mmsae.sae import SAE
+from mmsae.sae.fingerprint import is_of, sae_fingerprint
 from mmsae.types import IMAGE, TEXT, InputError
 
 FORMAT = 1
@@ -38,18 +40,18 @@ class CrossModalFile(NamedTuple):
     tensors: dict[str, Tensor]
     info: dict[str, Any]
 
-    def check(self, sae: str, host: str) -> None:
+    def check(self, sae: SAE, host: str) -> None:
         """Refuse weights of another SAE or host.
 
         Args:
-            sae: Fingerprint of the SAE (:func:`mmsae.tasks.sae_v.sae_fingerprint`).
+            sae: The SAE.
             host: Fingerprint of the host.
 
         Raises:
             InputError: With the two fingerprints that disagree.
         """
-        for name, own in (("sae", sae), ("host", host)):
-            if self.info[name] != own:
+        for name, own in (("sae", sae_fingerprint(sae)), ("host", host)):
+            if self.info[name] != own and not (name == "sae" and is_of(sae, self.info[name])):
                 raise InputError(
                     f"these cross-modal weights belong to {name} {self.info[name][:12]}, not to {own[:12]}: "
                     "weights mean nothing on another SAE, layer or model; run mmsae weights"

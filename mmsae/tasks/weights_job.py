@@ -25,6 +25,7 @@ from mmsae.metrics.evidence import TopN, TopTable, pack_uids
 from mmsae.metrics.item_codes import content_rows
 from mmsae.metrics.modality import CoActivation
 from mmsae.sae import SAE
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import (
     FAULT_LIMIT,
     FaultLog,
@@ -40,7 +41,7 @@ from mmsae.shards import (
     write_part,
 )
 from mmsae.shards.units import Unit
-from mmsae.tasks.sae_v import encode_tokens, sae_fingerprint, segment_sites
+from mmsae.tasks.sae_v import encode_tokens, segment_sites
 from mmsae.tasks.weights_file import CFG, CrossModalFile, load_top, load_weights, save_weights
 from mmsae.types import IMAGE, TEXT, Faults, ImageTextBatch, InputError, Tokens
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mmsae.backbones.fingerprint import fingerprint
 from mmsae.backbones.tokens import (
     Layout,
     Marks,
@@ -15,6 +14,7 @@ from mmsae.backbones.tokens import (
     take,
     to_tokens,
 )
+from mmsae.fingerprint import fingerprint
 from mmsae.types import InputError
 
 

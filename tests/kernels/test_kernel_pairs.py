@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mmsae.kernels.pairs import code_cosine, mask_tops, paired_dot
-from mmsae.types import Codes
+from mmsae.kernels.pairs import code_cosine, code_dot, mask_tops, paired_dot
+from mmsae.types import Codes, RowInfo
 
 
 def sparse(n, k, d, seed, dtype=torch.float64):
@@ -87,3 +87,27 @@ def test_zero_rows_have_zero_cosine_and_finite_gradients():
     cos = code_cosine(Codes(v, i, 3), Codes(torch.ones_like(v), i, 3))
     cos.sum().backward()
     assert cos.tolist() == [0, 0] and torch.isfinite(v.grad).all()
+
+
+def test_codes_below_each_other_have_distinct_latents_in_each_row_by_hand():
+    narrow = Codes(torch.tensor([[3.0], [5.0]]), torch.tensor([[0], [2]]), 6)
+    wide = Codes(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[5, 0, 1]]), 6)
+    both = Codes.stack([narrow, wide])
+    assert both.values.tolist() == [[3, 0, 0], [5, 0, 0], [1, 2, 4]]
+    assert both.indices.tolist() == [[0, 1, 2], [2, 0, 1], [5, 0, 1]]
+    other = Codes(torch.tensor([[2.0], [7.0], [10.0]]), torch.zeros(3, 1, dtype=torch.long), 6)
+    for a, b in ((both, other), (other, both)):  # 3 * 2: the product of a true latent 0, which a filling with 0 lost
+        assert code_dot(a, b).tolist() == [6, 0, 20]
+    assert torch.equal(both.to_dense(), torch.cat([narrow.to_dense(), wide.to_dense()]))
+    full = Codes(torch.ones(1, 4), torch.tensor([[3, 1, 0, 2]]), 4)
+    last = Codes(torch.ones(1, 2), torch.tensor([[3, 0]]), 4)
+    assert Codes.stack([last, full]).indices.tolist() == [[3, 0, 1, 2], [3, 1, 0, 2]]
+
+
+def test_dense_codes_below_each_other_keep_the_scale_of_each_row():
+    parts = [
+        Codes(torch.full((n, 4), float(n)), None, 4, "image", RowInfo(torch.full((n, 1), 2.0 * n))) for n in (1, 2)
+    ]
+    both = Codes.stack(parts)
+    assert both.values[:, 0].tolist() == [1, 2, 2] and both.info.outer[:, 0].tolist() == [2, 4, 4]
+    assert both.info.inner is None and Codes.stack([parts[0], parts[1]._replace(info=None)]).info is None

@@ -10,7 +10,8 @@ from steer_saes import F, items, make
 from mmsae import InputError, Tokens
 from mmsae.cache import ActivationStore
 from mmsae.cache.memory import write_store
-from mmsae.steering import Edit, FeatureStats, Intervention, next_token_kl, sae_fingerprint, search_kl
+from mmsae.sae.fingerprint import sae_fingerprint
+from mmsae.steering import Edit, FeatureStats, Intervention, next_token_kl, search_kl
 from mmsae.steering.units import PERCENTILES
 from mmsae.types import Codes
 

@@ -10,7 +10,7 @@ from mmsae.metrics import sample_scores
 from mmsae.sae import SAE, TopK
 from mmsae.shards import unit_batches
 from mmsae.tasks.pair_scorer import ScorerSpec
-from mmsae.tasks.sae_v import SaeVScorer, TokenScorer, encode_tokens, sae_fingerprint
+from mmsae.tasks.sae_v import SaeVScorer, TokenScorer, encode_tokens
 from mmsae.tasks.weights import LitWeights, Subset, cross_modal_weights, weights
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import InputError
@@ -82,7 +82,7 @@ def test_weights_of_shards(world, tmp_path):
     assert found["out"] == str(tmp_path / "w") and found["pairs"] == 18 and found["tokens"]["image"] == 18 * 9
     assert 0 < found["coverage"] <= 1 and found["text"] == "question" and found["weighted"] > 0
     file = load_weights(tmp_path / "w")
-    file.check(sae_fingerprint(sae), host.fingerprint)
+    file.check(sae, host.fingerprint)
     assert file.weights.isfinite().sum() == found["weighted"]
     assert not (tmp_path / "w" / "parts").exists()
     again = weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=3, device="cpu", **QUIET)
@@ -103,7 +103,20 @@ def test_weights_of_shards(world, tmp_path):
     with pytest.raises(InputError, match="score cos_mean needs cross-modal weights"):
         SaeVScorer(spec._replace(score="cos_mean", weights=""))
     with pytest.raises(InputError, match="belong to sae"):
-        file.check("0" * 32, host.fingerprint)
+        file.check(make_sae(host, seed=1), host.fingerprint)
+
+
+def test_weights_of_an_sae_without_sites_are_its_own_wherever_they_are_used(world, tmp_path):
+    """As ``mmsae convert`` leaves it: the first attach names the sites, in one command and not yet in another."""
+    root, host, _ = world
+    bare = make_sae(host)
+    bare.sites = {}
+    bare.save_pretrained(tmp_path / "bare")
+    about, quiet = {"host": host.hint, "device": "cpu"}, {"n_side": 3, **QUIET}
+    weights(str(tmp_path / "bare"), str(root / "shards"), str(tmp_path / "w"), **about, **quiet)
+    spec = ScorerSpec(str(tmp_path / "bare"), host.hint, "cos_code", str(tmp_path / "w"), "cpu", "fp32", 0, False)
+    assert SaeVScorer(spec).score(batch(host))["cos_code"].isfinite().all()
+    load_weights(tmp_path / "w").check(SAE.from_pretrained(tmp_path / "bare"), host.fingerprint)
 
 
 def test_a_killed_job_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a host is: a hash of its configuration and its weights. A path or a hub name is only a hint for reloading it."""
+"""What a host or an SAE is: a hash of configuration and weights. A path or a hub name is a hint for reloading it."""
 
 from __future__ import annotations
 
