@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def ood(
     host: str = "",
     near: list[str] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
     train: str | list[str] = "",
+    val: str | list[str] = "",
     ood_val: list[str] = [],  # noqa: B006
     label: str = "cls",
     ood_label: str = "",
@@ -55,6 +57,7 @@ def ood(
     controls: list[str] = list(CONTROLS),  # noqa: B006
     pool: str = "max",
     limit: int | None = None,
+    fit_limit: int | None = None,
     batch_size: int = 256,
     workers: int = 0,
     seed: int = 0,
@@ -74,7 +77,9 @@ def ood(
         out: Folder to write.
         host: Host by name; default: the one that the SAE's site names.
         near: Names of the near-OOD sets; the others are far.
-        train: ID shards for fitting and choosing settings.
+        train: ID shards for fitting, all that the SAE has seen for example, and for choosing settings (a third of
+            them by uid, where there is no ``val``).
+        val: ID shards for choosing settings.
         ood_val: OOD validation set as NAME=SHARDS, on which settings are chosen; default: scrambled and noise
             pictures made from ID validation images.
         label: ``cls``, or the field of json that holds the ID label; empty: no labels, detectors without classes.
@@ -90,6 +95,7 @@ def ood(
         controls: Of random (an untrained SAE), pca (as many components as latents are on), statistics (of pixels).
         pool: Of token sites: ``max`` or ``mean`` over an image's tokens.
         limit: At most so many images per set, chosen by a hash of their uid.
+        fit_limit: The same for ``train`` and ``val``; default: ``limit``.
         batch_size: Images per forward pass.
         workers: Decoding processes.
         seed: Of the random SAE.
@@ -122,8 +128,8 @@ def ood(
     tokens = token_site(model.sites[IMAGE])  # which are not held: what else is to read them does so in the same pass
     others = {RANDOM: fresh} if RANDOM in controls and tokens else {}
     what = Sources(
-        id, sets_of, train, named_val, label, named.values if named else None, ood_label,
-        read_lines(exclude) if exclude else (), limit, pool, batch_size, workers, not at_head, progress,
+        id, sets_of, train, val, named_val, label, named.values if named else None, ood_label,
+        read_lines(exclude) if exclude else (), limit, fit_limit, pool, batch_size, workers, not at_head, progress,
         cache, others,
     )  # fmt: skip
     if progress:
@@ -152,9 +158,10 @@ def ood(
     warnings += edge_warning(scored.edges)
     about = {
         "head": "ood", "sae": str(sae), "sae_training": sae_training(sae), "site": str(model.sites[IMAGE]),
-        "host": backbone.hint, "id": id, "ood": sets_of, "near": near, "train": train, "label": label,
+        "host": backbone.hint, "id": id, "ood": sets_of, "near": near, "train": train, "val": val, "label": label,
         "ood_validation": sets.val_ood_is, "classes": sets.train.names, "pool": sets.test.pool, "seed": seed,
         "logits": logits_of(kinds, heads, len(sets.train.names)),
+        "fitted_on": fitted_on(scores, sets.train.n, sae_training(sae)),
         "images": {name: f.n for name, f in sets.by_name().items()}, "chosen": scored.chosen,
         "notes": [*sets.notes, *scored.notes], "warnings": warnings,
     }  # fmt: skip
@@ -162,6 +169,11 @@ def ood(
     if progress:
         print("\n".join([*(f"warning: {w}" for w in warnings), markdown(scored.rows, list(sets_of))]))
     return {"rows": scored.rows, "notes": about["notes"], "warnings": warnings, "out": str(folder)}
+
+
+def fitted_on(scores: Sequence[str], n: int, training: Mapping[str, Any]) -> dict[str, int | None]:
+    """``{score: images or rows that it was fitted on}``; the SAE's error was fitted when the SAE was."""
+    return {s: training.get("rows", {}).get(IMAGE) if s == "recon" else n for s in scores}
 
 
 def sae_training(sae: str) -> dict[str, Any]:

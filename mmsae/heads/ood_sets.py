@@ -26,13 +26,15 @@ class Sources(NamedTuple):
     Attributes:
         id: ID shards: all of them, or where ``train`` is given those of the test.
         ood: ``{name: shards}``.
-        train: ID shards for fitting and choosing; empty: a part of ``id``.
+        train: ID shards for fitting, and for choosing where ``val`` is empty; empty: a part of ``id``.
+        val: ID shards for choosing; empty: a part of ``train``.
         ood_val: OOD validation shards; empty: made from ID validation images.
         label: Field of the ID labels.
         classes: Label values, if not those that occur.
         ood_label: Field that ``exclude`` is about; empty: ``label``.
         exclude: Label values or class names left out of the OOD sets.
         limit: At most so many images per set.
+        fit_limit: The same for ``train`` and ``val``; None: ``limit``.
         pool: See ``load_features``.
         batch_size: Images per forward pass.
         workers: Decoding processes.
@@ -45,12 +47,14 @@ class Sources(NamedTuple):
     id: Any
     ood: Mapping[str, Any]
     train: Any = ""
+    val: Any = ""
     ood_val: Mapping[str, Any] = {}
     label: str = "cls"
     classes: Sequence[Any] | None = None
     ood_label: str = ""
     exclude: Sequence[str] = ()
     limit: int | None = None
+    fit_limit: int | None = None
     pool: str = "max"
     batch_size: int = 256
     workers: int = 0
@@ -117,13 +121,15 @@ def load_sets(host: Backbone, sae: SAE, what: Sources) -> Sets:
     """Run host and SAE over all shards.
 
     Raises:
-        InputError: Fewer than two training images, or none of a set.
+        InputError: Fewer than two training images, or none of a set; ``val`` or ``fit_limit`` without ``train``.
     """
+    if not what.train and (what.val or what.fit_limit is not None):
+        raise InputError(f"{'--val' if what.val else '--fit-limit'} goes with training shards: give --train")
     common = {"pool": what.pool, "batch_size": what.batch_size, "workers": what.workers, "embed": what.embed,
               "progress": what.progress, "limit": what.limit, "cache": what.cache, "others": what.others}  # fmt: skip
-    fit_parts = ("train", "val") if what.train else ("train", "val", "test")
-    fit_shards = what.train or what.id
-    whole = load_features(host, sae, fit_shards, label=what.label, classes=what.classes, desc=ID, **common)
+    fit = common if what.fit_limit is None else {**common, "limit": what.fit_limit}
+    fit_parts = ["train", *([] if what.val else ["val"]), *([] if what.train else ["test"])]
+    whole = load_features(host, sae, what.train or what.id, label=what.label, classes=what.classes, desc=ID, **fit)
     parts = {p: torch.tensor([split_of(u, fit_parts) == p for u in whole.uids]) for p in fit_parts}
     if empty := [p for p, at in parts.items() if not at.any()]:
         raise InputError(f"the {whole.n} ID images leave none for {empty[0]}; give more, or --train")
@@ -131,6 +137,10 @@ def load_sets(host: Backbone, sae: SAE, what: Sources) -> Sets:
     if what.train:
         split["test"] = load_features(
             host, sae, what.id, label=what.label, classes=whole.values, desc="id test", **common
+        )
+    if what.val:
+        split["val"] = load_features(
+            host, sae, what.val, label=what.label, classes=whole.values, desc="id validation", **fit
         )
     split, notes = _compact(split, whole, what.label)
     ood = {
@@ -148,16 +158,9 @@ def load_sets(host: Backbone, sae: SAE, what: Sources) -> Sets:
     else:
         uids = set(split["val"].uids)
         val_ood = load_features(
-            host,
-            sae,
-            fit_shards,
-            label="",
-            keep=uids.__contains__,
-            change=generated,
-            changed="generated",
-            desc="ood validation",
-            **common,
-        )
+            host, sae, what.val or what.train or what.id, label="", keep=uids.__contains__, change=generated,
+            changed="generated", desc="ood validation", **{**fit, "limit": None},
+        )  # fmt: skip
         said = f"generated from the {val_ood.n} ID validation images: half scrambled pieces, half noise of equal colour"
     return Sets(split["train"], split["val"], split["test"], val_ood, ood, notes, said)
 

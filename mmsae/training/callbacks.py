@@ -89,10 +89,11 @@ class ExportSAE(Callback):
                     f"the training diverged: {name} is no longer finite after {trainer.global_step} steps, no SAE "
                     "is written; lower the learning rate or check the activations"
                 )
+        held = getattr(trainer.train_dataloader, "n_rows", {})  # of a store; a stream has no end
         seen = {m: int(n) for m, n in zip(module.usage.modalities, module.usage.tokens, strict=True)}
         with disk_errors(folder.parent):
             module.sae.save_pretrained(
-                folder, {"steps": trainer.global_step, "tokens": seen, "validation": self.validation}
+                folder, {"steps": trainer.global_step, "tokens": seen, "rows": held, "validation": self.validation}
             )
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

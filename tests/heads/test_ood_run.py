@@ -1,6 +1,8 @@
 """``mmsae ood`` end to end on a tiny host: what it writes, its splits, its warnings, and bad input."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +96,21 @@ def test_images_of_the_tests_that_were_seen_before_are_counted(place, tmp_path):
         "240 of the 240 ID test images are training or validation images, too (equal uids",
         "50 of the 50 noise images are OOD validation images, too (equal uids",
     ]
+
+
+def test_detectors_are_fitted_on_all_that_the_sae_has_seen(place, tmp_path):
+    """With --val nothing of --train is kept for choosing, and --limit does not cut it."""
+    cfg = Path(shutil.copytree(place["sae"], tmp_path / "sae")) / "cfg.json"
+    said = json.loads(cfg.read_text())
+    said["mmsae"]["training"]["rows"] = {"image": 240}
+    cfg.write_text(json.dumps(said))
+    few = {"scores": ["recon", "knn"], "features": ["raw"], "controls": [], "sae": str(cfg.parent)}
+    more = write_colours(tmp_path / "more", 30, 5, "m")
+    run(place, tmp_path / "run", train=place["id"], val=more, id=more, limit=20, fit_limit=1000, **few)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    n = {k: found["images"][k] for k in ("train", "val", "val_ood", ID, "noise")}
+    assert n == {"train": 240, "val": 30, "val_ood": 30, ID: 20, "noise": 20}
+    assert found["fitted_on"] == {"recon": 240, "knn": 240}
 
 
 def test_the_record_says_what_was_done(done):
@@ -257,6 +274,8 @@ def test_pooling_tokens(place):
         ({"label": "species"}, "json field 'species'"),
         ({"host": "local-dir:nowhere"}, "does not exist"),
         ({"pool": "sum"}, "pool is 'sum'"),
+        ({"fit_limit": 5}, "--fit-limit goes with training shards"),
+        ({"val": "x.tar"}, "--val goes with training shards"),
     ],
 )
 def test_bad_input(place, tmp_path, change, message):
