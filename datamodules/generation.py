@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import lightning
 
-from mmsae.backbones import Backbone, load_backbone, site_width
+from mmsae.backbones import Backbone, load_backbone, site_width, with_options
 from mmsae.cache import StreamingLoader
 from mmsae.cache.generation import GeneratedLoader, Generating, PromptLoader, read_prompts, split_prompts
 from mmsae.types import IMAGE, InputError, Site
@@ -42,6 +42,8 @@ class GenerationDataModule(lightning.LightningDataModule):
         precision: ``fp32``, ``bf16`` or ``fp16``: of the host's weights.
         seed: Of orders, noise and draws.
         caption_field: Field of json that holds the caption.
+        allow_random: Accept a host whose files lack weights, with random ones in their place.
+        host_options: Options that the host is loaded with, which become part of its name (docs/hosts.md).
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class GenerationDataModule(lightning.LightningDataModule):
         precision: str = "fp32",
         seed: int = 0,
         caption_field: str = "",
+        allow_random: bool = False,
+        host_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
@@ -77,7 +81,8 @@ class GenerationDataModule(lightning.LightningDataModule):
             raise InputError(f"buffer_rows is {buffer_rows}, less than batch_size, which is {batch_size}")
         if not host.startswith("diffusers:"):
             raise InputError(f"host {host!r} draws nothing: give diffusers:ID-or-FOLDER")
-        self.prompts, self.host, self.chosen_sites, self._d_in = prompts, host, sites, d_in
+        self.prompts, self.chosen_sites, self._d_in = prompts, sites, d_in
+        self.host, self.allow_random = with_options(host, host_options or {}), allow_random
         self.options: dict[str, Any] = {
             "steps": steps, "guidance": guidance, "negative": negative, "sample_steps": sample_steps,
             "positions": positions, "branch": branch, "height": height, "width": width,
@@ -120,7 +125,9 @@ class GenerationDataModule(lightning.LightningDataModule):
         if self.backbone is None:
             prompts = read_prompts(self.prompts, self.max_prompts, self.caption_field)
             self.split = split_prompts(prompts, self.val_fraction)
-            self.backbone = load_backbone(self.host, device=device, precision=self.precision)
+            self.backbone = load_backbone(
+                self.host, device=device, precision=self.precision, allow_random=self.allow_random
+            )
         self.backbone.to(device)
         for m, site in self.sites.items():
             if m != site.modality:

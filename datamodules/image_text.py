@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import lightning
 import torch
 
-from mmsae.backbones import embed_width, host_modalities, load_backbone
+from mmsae.backbones import embed_width, host_modalities, load_backbone, with_options
 from mmsae.shards import FAULT_LIMIT, ExactLoader, Sources, TrainLoader, as_sources, count_samples, make_pipeline
 from mmsae.types import IMAGE, TEXT, InputError, Site
 
@@ -37,7 +38,8 @@ class ImageTextDataModule(lightning.LightningDataModule):
         seed: Of all orders.
         caption_field: Field of ``json`` that holds the caption; empty: ``txt``, or ``json``'s ``caption``.
         fault_limit: Largest share of samples that may be dropped, judged after 1,000 and at the end.
-        allow_random: Accept a host without weights.
+        allow_random: Accept a host whose files lack weights, with random ones in their place.
+        host_options: Options that the host is loaded with, which become part of its name (docs/hosts.md).
         pin_memory: Whether batches arrive in pinned memory; where None, if there is a CUDA device.
     """
 
@@ -57,12 +59,14 @@ class ImageTextDataModule(lightning.LightningDataModule):
         caption_field: str = "",
         fault_limit: float = FAULT_LIMIT,
         allow_random: bool = False,
+        host_options: dict[str, Any] | None = None,
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
         if host is None and transform is None and tokenize is None:
             raise InputError("ImageTextDataModule needs a host, or a transform or tokenize of its own; none was given.")
-        self.train, self.val, self.host, self.transform, self.tokenize = train, val, host, transform, tokenize
+        self.train, self.val, self.transform, self.tokenize = train, val, transform, tokenize
+        self.host = with_options(host, host_options or {}) if host else host
         self.batch_size, self.workers, self.epoch_samples = batch_size, workers, epoch_samples
         self.shuffle, self.augment, self.seed, self.caption_field = shuffle, augment, seed, caption_field
         self.fault_limit, self.allow_random, self.pin_memory = fault_limit, allow_random, pin_memory

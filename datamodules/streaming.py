@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 
-from mmsae.backbones import Backbone, embed_width, host_modalities, load_backbone, site_width
+from mmsae.backbones import Backbone, embed_width, host_modalities, load_backbone, site_width, with_options
 from mmsae.cache import CaptureLoader, StreamingLoader
 from mmsae.shards import FAULT_LIMIT, Sources, as_sources, count_samples, make_pipeline
 from mmsae.types import InputError, Site
@@ -40,7 +40,8 @@ class StreamingActivations(lightning.LightningDataModule):
         text: Of vision-language hosts: ``question``: json's ``question`` (else the caption), the answer's turn empty;
             ``question+answer``: whole conversations.
         fault_limit: Largest share of samples that may be unusable.
-        allow_random: Accept a host without weights.
+        allow_random: Accept a host whose files lack weights, with random ones in their place.
+        host_options: Options that the host is loaded with, which become part of its name (docs/hosts.md).
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class StreamingActivations(lightning.LightningDataModule):
         text: Literal["question", "question+answer"] = "question",
         fault_limit: float = FAULT_LIMIT,
         allow_random: bool = False,
+        host_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if buffer_pairs < batch_size:
             raise InputError(f"buffer_pairs is {buffer_pairs}, less than batch_size, which is {batch_size}")
-        self.shards, self.val_shards, self.host, self._d_in, self.chosen_sites = shards, val_shards, host, d_in, sites
+        self.shards, self.val_shards, self._d_in, self.chosen_sites = shards, val_shards, d_in, sites
+        self.host = with_options(host, host_options or {})
         self.batch_size, self.quotas, self.buffer_pairs, self.read_batch = batch_size, quotas, buffer_pairs, read_batch
         self.epoch_samples, self.epoch_batches = epoch_samples, epoch_batches
         self.workers, self.shuffle, self.precision, self.seed = workers, shuffle, precision, seed

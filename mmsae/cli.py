@@ -9,7 +9,10 @@ import sys
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
+
+from mmsae.options import add_shared, take_shared
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -91,6 +94,7 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
     parser = Parser(prog=f"mmsae {name}", description=COMMANDS[name].summary, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file with any of the options below")
     parser.add_function_arguments(fn, as_group=False, as_positional=COMMANDS[name].positional)
+    add_shared(parser)
     for action in parser._actions:
         if action.dest != "print_config":  # jsonargparse looks for that very name
             action.option_strings = [s.replace("_", "-") for s in action.option_strings]
@@ -178,6 +182,7 @@ def _command(name: str, args: list[str]) -> None:
     parser, fn = command_parser(name)
     values = parser.parse_args(command_args(args)).as_dict()
     values.pop("config", None)
+    take_shared(values, signature(fn).parameters)
     result = fn(**values)
     if result is not None:
         print(_last_line(result))

@@ -29,27 +29,25 @@ def _sae(folder: Path) -> dict[str, Any]:
     }
 
 
-def _host(folder: Path) -> dict[str, Any]:
+def _host(kind: str, folder: Path, allow_random: bool) -> dict[str, Any]:
+    """What a folder of a host holds; one that is large is not loaded."""
     from mmsae.backbones import load_backbone
+    from mmsae.backbones.names import FORMATS
 
-    host = load_backbone(f"local-dir:{folder}")
-    sites = {m: str(s) for m, s in host.default_sites().items()}
-    return {"kind": "host (open_clip folder)", "fingerprint": host.fingerprint, "sites": sites}
-
-
-def _pipeline(folder: Path) -> dict[str, Any]:
-    parts = json.loads((folder / "model_index.json").read_text())
-    size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
-    found: dict[str, Any] = {
-        "kind": "host (diffusers folder)",
-        "pipeline": parts["_class_name"],
-        "components": {k: v[1] for k, v in parts.items() if isinstance(v, list) and v[1]},
-        "weights": nbytes(size),
-    }
-    if size < 2**29:  # larger ones take long to load
-        from mmsae.backbones import load_backbone
-
-        host = load_backbone(f"diffusers:{folder}")
+    config = json.loads((folder / FORMATS[kind].file).read_text())
+    size = sum(p.stat().st_size for s in ("safetensors", "bin", "pth") for p in folder.rglob(f"*.{s}"))
+    name = f"{kind}:{folder}"
+    found: dict[str, Any] = {"kind": f"host ({FORMATS[kind].of} folder)", "name": name}
+    if kind == "diffusers":
+        parts = {k: v[1] for k, v in config.items() if isinstance(v, list) and v[1]}
+        found |= {"pipeline": config["_class_name"], "components": parts}
+    elif "architecture" in config:
+        found["architecture"] = config["architecture"]
+    elif "model_type" in config:
+        found["architecture"] = ", ".join(config.get("architectures") or [config["model_type"]])
+    found["weights"] = nbytes(size)
+    if size < 2**29 and kind != "lvlm":  # larger ones take long to load; an LVLM has no site of its own choice
+        host = load_backbone(name, allow_random=allow_random)
         found |= {"fingerprint": host.fingerprint, "sites": {m: str(s) for m, s in host.default_sites().items()}}
     return found
 
@@ -69,9 +67,8 @@ def _shards(pattern: str | Sequence[str]) -> dict[str, Any]:
     return describe_shards(pattern, progress=sys.stderr.isatty())
 
 
-def describe(path: str | Sequence[str], verify: bool = False) -> dict[str, Any]:
-    """What is at ``path``: an SAE folder, a run, an activation store, an open_clip or diffusers folder or
-    image-text shards.
+def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool = False) -> dict[str, Any]:
+    """What is at ``path``: an SAE folder, a run, an activation store, the folder of a host or image-text shards.
 
     Raises:
         InputError: Nothing there that mmsae knows.
@@ -90,10 +87,10 @@ def describe(path: str | Sequence[str], verify: bool = False) -> dict[str, Any]:
             "resume": f"--ckpt_path last ({last})" if last.is_file() else "no",
             "sae": _sae(folder / "sae"),
         }
-    if (folder / "open_clip_config.json").is_file():
-        return _host(folder)
-    if (folder / "model_index.json").is_file():
-        return _pipeline(folder)
+    from mmsae.backbones.names import folder_kind
+
+    if (kind := folder_kind(folder)) is not None:
+        return _host(kind, folder, allow_random)
     for name in ("results.json", "weights.json"):  # of mmsae filter, pope, chair, patches, evaluate and weights
         if (folder / name).is_file():
             return _results(folder / name)
@@ -102,8 +99,8 @@ def describe(path: str | Sequence[str], verify: bool = False) -> dict[str, Any]:
 
         if not any((folder / name).is_file() for name in ("spec.json", "job.json")):
             raise InputError(
-                f"{path} is no SAE (cfg.json), run (sae/), store (spec.json), open_clip host (open_clip_config.json), "
-                "pipeline (model_index.json) or result (results.json, weights.json) and holds no .tar shards"
+                f"{path} is no SAE (cfg.json), run (sae/), store (spec.json), host (open_clip_config.json, config.json "
+                "or model_index.json) or result (results.json, weights.json) and holds no .tar shards"
             )
         return describe_store(folder, verify)
     return _shards(path)
@@ -127,17 +124,18 @@ def _lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
     return out
 
 
-def info(path: str | list[str], verify: bool = False, as_json: bool = False) -> str:
+def info(path: str | list[str], verify: bool = False, as_json: bool = False, allow_random_weights: bool = False) -> str:
     """Describe a path.
 
     Args:
-        path: SAE folder, run folder, activation store, open_clip or diffusers folder, or shards (file, folder, glob,
-            brace pattern, or several).
+        path: SAE folder, run folder, activation store, a host's folder (open_clip, timm, transformers, diffusers), or
+            shards (file, folder, glob, brace pattern, or several).
         verify: Hash every file of a store, however large it is.
         as_json: Print JSON.
+        allow_random_weights: Describe a host whose files lack weights, too.
 
     Returns:
         The description.
     """
-    found = describe(path, verify)
+    found = describe(path, verify, allow_random_weights)
     return json.dumps(found, indent=2, default=str) if as_json else "\n".join(_lines(found))

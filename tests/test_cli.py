@@ -2,13 +2,18 @@
 
 import inspect
 import json
+import os
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from mmsae import InputError, __version__
 from mmsae.cli import COMMANDS, LIGHTNING, SHARDS, _takes, command_parser, main
+from mmsae.options import take_shared
 from mmsae.training.cli import build_cli
 from mmsae.world.shards import write_world
 
@@ -214,13 +219,13 @@ def test_bad_input_of_a_command_is_one_sentence(capsys, tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(capsys, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("mmsae.info.describe", lambda path, verify: (Path(path) / "file" / "x").write_text("a"))
+    monkeypatch.setattr("mmsae.info.describe", lambda path, *_: (Path(path) / "file" / "x").write_text("a"))
     said = fails(capsys, "info", str(tmp_path))
     assert said == f"mmsae: error: {tmp_path / 'file' / 'x'}: Not a directory\n"
 
 
 def test_faults_of_the_program_are_not_hidden(monkeypatch, tmp_path):
-    def broken(path, verify):
+    def broken(path, *_):
         raise ValueError("a bug")
 
     monkeypatch.setattr("mmsae.info.describe", broken)
@@ -229,7 +234,7 @@ def test_faults_of_the_program_are_not_hidden(monkeypatch, tmp_path):
 
 
 def test_an_input_error_under_another_error_is_found(capsys, monkeypatch, tmp_path):
-    def wrapped(path, verify):
+    def wrapped(path, *_):
         try:
             raise InputError("field x is 3, not 4")
         except InputError as e:
@@ -237,3 +242,38 @@ def test_an_input_error_under_another_error_is_found(capsys, monkeypatch, tmp_pa
 
     monkeypatch.setattr("mmsae.info.describe", wrapped)
     assert fails(capsys, "info", str(tmp_path)) == "mmsae: error: field x is 3, not 4\n"
+
+
+def test_threads_of_every_command(monkeypatch, tmp_path, capsys):
+    before = torch.get_num_threads()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "9")
+    try:
+        fails(capsys, "info", str(tmp_path), "--threads", "3")
+        assert torch.get_num_threads() == 3 and os.environ["OMP_NUM_THREADS"] == "3"
+        build_cli(["-c", str(ROOT / SMOKE), "--threads", "2"], run=False)
+        assert torch.get_num_threads() == 2 and os.environ["MKL_NUM_THREADS"] == "2"
+        assert "threads is 0" in fails(capsys, "info", str(tmp_path), "--threads", "0")
+    finally:
+        torch.set_num_threads(before)
+    for name in COMMANDS:
+        assert "--threads" in command_parser(name)[0]._option_string_actions, name
+
+
+def test_options_of_a_host_become_part_of_its_name(tmp_path, monkeypatch):
+    from mmsae.cache import ActivationStore
+
+    model = timm.create_model("test_vit", num_classes=0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "test_vit", "num_classes": 0}')
+    write_world(tmp_path / "shards", 4, progress=False)
+    shards, host = str(tmp_path / "shards" / "world-*.tar"), f"timm:local-dir:{tmp_path}"
+    options = ["--workers", "0", "--progress", "false", "--sites", "blocks.0:out[cls]"]
+    base = ["extract", "--host", host, "--shards", shards, *options]
+    main([*base, "--out", str(tmp_path / "a"), "--host-options.img_size", "32"])
+    main([*base, "--out", str(tmp_path / "b"), "--host-options", '{"img_size": 32}'])
+    sites = [ActivationStore(tmp_path / name).spec.sites for name in "ab"]
+    assert sites[0] == sites[1] and {s.hint for s in sites[0].values()} == {f'{host} {{"img_size": 32}}'}
+    args = values("zeroshot", "--sae", "s", "--shards", "x", "--out", "o", "--allow-random-weights")
+    take_shared(args, ("host",))
+    assert args["host"] == ' {"allow_random": true}' and "host_options" not in args and "threads" not in args

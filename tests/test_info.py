@@ -130,3 +130,31 @@ def test_results(tmp_path, capsys):
     assert "kept: 12" in said and "also: scores" in said
     (tmp_path / "kept" / "results.json").write_text("[1]")
     assert "it holds a list, not an object" in fails(capsys, tmp_path / "kept")
+
+
+def test_a_folder_of_timm(tmp_path, capsys):
+    import timm
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "tower"
+    folder.mkdir()
+    model = timm.create_model("test_vit", num_classes=0)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {"num_classes": 0}})
+    )
+    said = info(capsys, folder)
+    for line in ("kind: host (timm folder)", f"name: timm:local-dir:{folder}", "architecture: test_vit"):
+        assert line in said.splitlines(), said
+    assert "image.embed" in said and "fingerprint" in said
+    state = {k: v for k, v in model.state_dict().items() if "norm" not in k}
+    save_file(state, folder / "model.safetensors")
+    assert "norm" in fails(capsys, folder)  # timm's own reason, whole
+
+
+def test_a_folder_of_transformers(tmp_path, capsys):
+    import lvlm_hosts
+
+    lvlm_hosts.llava(tmp_path / "llava")
+    said = info(capsys, tmp_path / "llava")
+    assert "kind: host (transformers folder)" in said and f"name: lvlm:{tmp_path / 'llava'}" in said

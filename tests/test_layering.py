@@ -13,6 +13,7 @@ ALLOWED = {
     "types": {"kernels"},
     "files": {"types"},
     "recipes": {"types"},
+    "threads": {"types"},
     "kernels": BASE,
     "sae": BASE | {"kernels"},
     "interop": BASE | {"sae"},
@@ -20,7 +21,7 @@ ALLOWED = {
     "backbones": BASE,
     "cache": BASE | {"shards", "backbones"},
     "metrics": BASE | {"sae", "kernels"},
-    "training": BASE | {"sae", "metrics", "kernels", "recipes"},
+    "training": BASE | {"sae", "metrics", "kernels", "recipes", "threads"},
     "tasks": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics"},
     "steering": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
     "heads": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
@@ -42,7 +43,7 @@ DEMO = {
     "demo_stages",
     "demo_uses",
 }
-EVERYTHING = DEMO | {"bench", "bench_report", "bench_scores", "cli", "info", "tiny_hosts", "__init__"}
+EVERYTHING = DEMO | {"bench", "bench_report", "bench_scores", "cli", "info", "options", "tiny_hosts", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from mmsae.backbones.base import Backbone, Rows
-from mmsae.backbones.load import HostName, embed_width, host_modalities, load_backbone, parse, site_width
+from mmsae.backbones.load import embed_width, host_modalities, load_backbone, site_width
+from mmsae.backbones.names import HostName, named_host, parse, with_options
 
 __all__ = [
     "Backbone",
@@ -16,8 +17,10 @@ __all__ = [
     "embed_width",
     "host_modalities",
     "load_backbone",
+    "named_host",
     "parse",
     "site_width",
+    "with_options",
 ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmsae.backbones.loaded import Loaded, recorded
 from mmsae.backbones.lvlm_load import plain_config, quiet
 from mmsae.types import InputError
 
@@ -20,26 +21,15 @@ DENOISERS = ("unet", "transformer")
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def check_folder(name: str, folder: str) -> None:
-    """Refuse a folder that is none of diffusers; a name that is no folder is a hub id.
-
-    Raises:
-        InputError: Naming what is missing.
-    """
-    path = Path(folder)
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise InputError(f"host {name!r}: {path / 'model_index.json'} does not exist.")
-    if not path.exists() and (path.is_absolute() or folder.startswith(".") or folder.count("/") > 1):
-        raise InputError(f"host {name!r}: the folder {folder} does not exist.")
-
-
-def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> Any:
-    """The pipeline, on its device.
+def load_pipeline(
+    folder: str, precision: str, seed: int | None = None, **options: Any
+) -> tuple[Any, dict[str, Loaded]]:
+    """The pipeline, on the CPU or where a device map spreads it, and which weights of its parts were in the files.
 
     Args:
         folder: Hub id or folder.
-        device: Where it goes; not used with a ``device_map``.
         precision: ``bf16`` and ``fp16`` load weights of that type, ``fp32`` of theirs.
+        seed: Of weights that the files lack; None: the caller will not accept any.
         **options: For ``from_pretrained``: ``variant``, ``revision``, ``cache_dir``, ``device_map``, ``scheduler``, ...
 
     Raises:
@@ -58,12 +48,12 @@ def load_pipeline(folder: str, device: Any, precision: str, **options: Any) -> A
     dtype = _DTYPES[precision] if dtype is None and precision != "fp32" else dtype
     if dtype is not None:  # diffusers 0.42 renamed the option, and earlier ones do not know the new name
         options["torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"] = dtype
-    if not is_accelerate_available():
-        options.setdefault("low_cpu_mem_usage", False)  # what it falls back to, with a warning
-    with quiet(folder), _quiet(folder), warnings.catch_warnings():
+    if seed is not None or not is_accelerate_available():
+        options.setdefault("low_cpu_mem_usage", False)  # else missing weights would have no memory
+    with quiet(folder), _quiet(folder), recorded(seed) as found, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
         pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
-    return pipeline if "device_map" in options else pipeline.to(device)
+    return pipeline, found
 
 
 @contextmanager

@@ -1,85 +1,23 @@
-"""From a name to a host, and what can be known about a host without its weights.
-
-Names: an open_clip architecture with the tag or file of its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``,
-``local-dir:DIR`` (open_clip's own folder format), ``timm:NAME``, ``lvlm:ID-or-FOLDER`` (vision-language models of
-transformers), ``diffusers:ID-or-FOLDER`` (text-to-image pipelines).
-"""
+"""From a name (:mod:`mmsae.backbones.names`) to a host, and what can be known about a host without its weights."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from mmsae.backbones import diffusion_load
+from mmsae.backbones import diffusion_load, loaded
 from mmsae.backbones.base import Backbone, check_device
-from mmsae.backbones.lvlm_load import check_folder, layer_width, load_model
+from mmsae.backbones.lvlm_load import layer_width, load_model
+from mmsae.backbones.names import HostName, load_error, parse, reason, split_options, with_options
 from mmsae.backbones.sites import resolve
 from mmsae.types import IMAGE, TEXT, InputError
-
-_LOAD_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, UnpicklingError)
-
-
-class HostName(NamedTuple):
-    """A parsed host name.
-
-    Attributes:
-        kind: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm``, ``lvlm`` or ``diffusers``.
-        model: Architecture, hub id, folder or timm name.
-        weights: Pretrained tag or checkpoint file of an open_clip architecture; None if none is named.
-    """
-
-    kind: str
-    model: str
-    weights: str | None = None
-
-    @property
-    def open_clip_name(self) -> str:
-        """What open_clip calls it."""
-        return self.model if self.kind == "open_clip" else f"{self.kind}:{self.model}"
-
-
-def parse(name: str) -> HostName:
-    """Parse a host name.
-
-    Raises:
-        InputError: No such open_clip architecture (with near matches) or folder.
-    """
-    kind, sep, rest = name.partition(":")
-    if sep and kind in ("hf-hub", "local-dir", "timm", "lvlm", "diffusers"):
-        if not rest:
-            raise InputError(f"host {name!r} names nothing after '{kind}:'.")
-        if kind == "local-dir" and not (Path(rest) / "open_clip_config.json").is_file():
-            raise InputError(f"host {name!r}: {Path(rest) / 'open_clip_config.json'} does not exist.")
-        if kind == "lvlm":
-            check_folder(name, rest)
-        if kind == "diffusers":
-            diffusion_load.check_folder(name, rest)
-        return HostName(kind, rest)
-    import open_clip
-
-    known = open_clip.list_models()
-    parts = name.split("/")  # OpenAI writes ViT-B/32, open_clip ViT-B-32
-    for n in range(len(parts), 0, -1):
-        if (model := "-".join(parts[:n])) in known:
-            return HostName("open_clip", model, "/".join(parts[n:]) or None)
-    near = difflib.get_close_matches(parts[0], known, n=5, cutoff=0.5)
-    hint = f"near matches: {', '.join(near)}" if near else "open_clip.list_models() lists them"
-    kinds = "hf-hub:ID, local-dir:DIR, timm:NAME, lvlm:ID-or-FOLDER or diffusers:ID-or-FOLDER"
-    raise InputError(f"host {name!r} is no open_clip architecture, {kinds}; {hint}.")
-
-
-def _reason(e: BaseException) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 
 def _architecture(host: HostName) -> HostName:
@@ -102,8 +40,8 @@ def _model_config(host: HostName) -> dict[str, Any]:
         config = open_clip.get_model_config(_architecture(host).open_clip_name)
     except json.JSONDecodeError as e:
         raise InputError(f"{Path(host.model) / 'open_clip_config.json'} is not valid JSON: {e}.") from e
-    except _LOAD_ERRORS as e:
-        raise InputError(f"the configuration of host {host.open_clip_name} cannot be read: {_reason(e)}.") from e
+    except Exception as e:  # open_clip, timm and the hub raise what they like
+        raise InputError(f"the configuration of host {host.open_clip_name} cannot be read: {reason(e)}.") from e
     for field in ("embed_dim", "vision_cfg", "text_cfg"):
         if field not in config:
             raise InputError(f"the configuration of host {host.open_clip_name} has no field {field!r}.")
@@ -136,10 +74,11 @@ def site_width(name: str, site: str) -> int:
         return layer_width(host.model, site)
     if host.kind == "diffusers":
         return diffusion_load.site_width(host.model, site)
-    host = _architecture(host)
-    load: Callable[..., Backbone] = _load_timm if host.kind == "timm" else _load_open_clip
+    host, options = _architecture(host), split_options(name)[1]
+    options = {k: v for k, v in options.items() if k not in ("allow_random", "seed")}
+    load: Loader = _load_timm if host.kind == "timm" else _load_open_clip
     with torch.device("meta"):
-        return resolve(load(host, name, "meta", "fp32", random=True), site).layout.width
+        return resolve(load(host, name, "meta", "fp32", False, True, **options)[0], site).layout.width
 
 
 def load_backbone(
@@ -148,55 +87,71 @@ def load_backbone(
     precision: str = "fp32",
     *,
     allow_random: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     **options: Any,
 ) -> Backbone:
     """Load a frozen host.
 
     Args:
-        name: See the module's docstring.
+        name: See :mod:`mmsae.backbones.names`; options in it are those below, which go before them.
         device: Where it runs.
         precision: ``fp32``, or autocast ``bf16`` / ``fp16``.
-        allow_random: Accept a host for which no weights are named or found, with random ones. ``timm:NAME`` means
-            its pretrained weights, unless this is set.
-        seed: Of random weights; the global generator is left alone.
-        **options: For ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...), ``timm.create_model``, or
-            ``from_pretrained`` of transformers (``dtype``: the checkpoint's own by default; ``device_map``, ...) or of
-            diffusers (``dtype``, ``variant``, ``scheduler``, ...).
+        allow_random: Accept a host for which no weights are named or found, or only some of them, with random ones in
+            their place. ``timm:NAME`` means its pretrained weights, unless this is set.
+        seed: Of random weights (default 0); the global generator is left alone.
+        **options: For ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...), ``timm.create_model``
+            (``img_size``, ...), or ``from_pretrained`` of transformers (``dtype``: the checkpoint's own by default;
+            ``device_map``, ...) or of diffusers (``dtype``, ``variant``, ``scheduler``, ...).
+
+    Returns:
+        The host, whose hint holds the options that make it what it is.
 
     Raises:
         InputError: Unknown name, weights that cannot be had or do not fit, or no weights without ``allow_random``.
     """
     check_device(device)
-    host = parse(name)
+    bare, own = split_options(name)
+    options = own | options
+    allow_random = bool(options.pop("allow_random", False)) or allow_random
+    kept = options.pop("seed", 0)
+    seed = kept if seed is None else seed
+    host, hint = parse(bare), with_options(bare, options)
     random = allow_random and not _has_weights(host)
     if random:
-        warnings.warn(f"host {name}: no weights are loaded, they are random (seed {seed}).")
+        warnings.warn(f"host {bare}: no weights are loaded, they are random (seed {seed}).")
     elif host.kind == "open_clip" and host.weights is None:
         import open_clip
 
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(host.model)) or "none"
-        raise InputError(f"host {name!r} names no weights: write {name}/TAG (tags: {tags}), or pass allow_random=True.")
-    elif host.kind in ("local-dir", "lvlm") and not _has_weights(host):
-        raise InputError(f"host {name!r}: no *.safetensors, *.bin or *.pth in the folder; pass allow_random=True.")
+        raise InputError(f"host {bare!r} names no weights: write {bare}/TAG (tags: {tags}), or {loaded.ALLOW}.")
+    elif host.folder is not None and not _has_weights(host):
+        raise InputError(f"host {bare!r}: no *.safetensors, *.bin or *.pth in the folder; {loaded.ALLOW}.")
     kinds = {"timm": _load_timm, "lvlm": _load_lvlm, "diffusers": _load_diffusers}
-    load: Callable[..., Backbone] = kinds.get(host.kind, _load_open_clip)
-    with torch.random.fork_rng(devices=[], enabled=random):
-        if random:
+    load: Loader = kinds.get(host.kind, _load_open_clip)
+    with torch.random.fork_rng(devices=[], enabled=allow_random):
+        if allow_random:
             torch.default_generator.manual_seed(seed)
-        return load(host, name, device, precision, random=random, **options)
+        backbone, some_random = load(host, hint, device, precision, allow_random, random, **options)
+    if some_random:  # whoever keeps the hint was allowed it, and the fingerprint holds him to these weights
+        backbone.hint = with_options(hint, {"allow_random": True} | ({"seed": seed} if seed else {}))
+    return backbone
 
 
 def _has_weights(host: HostName) -> bool:
     """Whether the name promises weights."""
-    if host.kind == "local-dir":
-        return any(p.suffix in (".safetensors", ".bin", ".pth") for p in Path(host.model).iterdir())
-    if host.kind == "lvlm" and Path(host.model).is_dir():
-        return any(p.suffix in (".safetensors", ".bin") for p in Path(host.model).iterdir())
+    if host.folder is not None and host.kind != "diffusers":  # whose parts are judged one by one
+        return any(p.suffix in (".safetensors", ".bin", ".pth") for p in host.folder.iterdir())
     return host.kind in ("hf-hub", "lvlm", "diffusers") or host.weights is not None
 
 
-def _load_open_clip(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
+# of a kind of hosts: (name, its hint, device, precision, whether weights may be missing, whether to load none, options)
+# -> (host, whether some of its weights are random)
+Loader = Callable[..., tuple[Backbone, bool]]
+
+
+def _load_open_clip(
+    host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
+) -> tuple[Backbone, bool]:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
@@ -222,41 +177,65 @@ def _load_open_clip(host: HostName, hint: str, device: Any, precision: str, rand
     try:
         logging.disable(logging.WARNING)  # it warns of random weights, which are refused or said here
         model = open_clip.create_model(host.open_clip_name, host.weights, device=device, **options)
-    except _LOAD_ERRORS as e:
-        raise InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
+    except Exception as e:  # open_clip asserts, and unpicklers raise what they like
+        raise load_error(hint, host, e) from e
     finally:
         logging.disable(level)
     tokenizer = partial(open_clip.get_tokenizer, host.open_clip_name, cache_dir=options.get("cache_dir"))
-    return OpenCLIPBackbone(model, config, tokenizer, hint, device, precision)
+    return OpenCLIPBackbone(model, config, tokenizer, hint, device, precision), random
 
 
-def _load_timm(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
+def _load_timm(
+    host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
+) -> tuple[Backbone, bool]:
     import timm
 
     from mmsae.backbones.timm import TimmBackbone
 
     try:
         model = timm.create_model(host.model, pretrained=not random, **options)
-    except _LOAD_ERRORS as e:
-        raise InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
-    return TimmBackbone(model, hint, device, precision)
+    except Exception as e:
+        raise load_error(hint, host, e) from e
+    if not random:
+        random = loaded.check(hint, {"": _without_classifier(model)}, allow_random)
+    return TimmBackbone(model, hint, device, precision), random
 
 
-def _load_lvlm(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
+def _without_classifier(model: Any) -> loaded.Loaded:
+    """What timm, which loads strictly, left out: the classifier, where another number of classes is asked for."""
+    head = model.pretrained_cfg.get("classifier") or ()
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    other = model.num_classes not in (0, model.pretrained_cfg.get("num_classes"))
+    state = model.state_dict()
+    return loaded.Loaded(len(state), [n for n in state if other and n.rpartition(".")[0] in heads], [])
+
+
+def _load_lvlm(
+    host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
+) -> tuple[Backbone, bool]:
     from mmsae.backbones.lvlm import LVLMBackbone
 
     try:
-        model, processor = load_model(host.model, device, precision, random, **options)
-    except (*_LOAD_ERRORS, ImportError) as e:
-        raise e if isinstance(e, InputError) else InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
-    return LVLMBackbone(model, processor, hint, None if "device_map" in options else device)
+        model, processor, found = load_model(host.model, device, precision, random, **options)
+        some_random = random or loaded.check(hint, {"": found}, allow_random)
+        return LVLMBackbone(model, processor, hint, None if "device_map" in options else device), some_random
+    except InputError:
+        raise
+    except Exception as e:
+        raise load_error(hint, host, e) from e
 
 
-def _load_diffusers(host: HostName, hint: str, device: Any, precision: str, random: bool, **options: Any) -> Backbone:
+def _load_diffusers(
+    host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
+) -> tuple[Backbone, bool]:
     from mmsae.backbones.diffusion import DiffusionBackbone
 
     try:
-        pipeline = diffusion_load.load_pipeline(host.model, device, precision, **options)
-    except (*_LOAD_ERRORS, ImportError) as e:
-        raise e if isinstance(e, InputError) else InputError(f"host {hint!r} cannot be loaded: {_reason(e)}") from e
-    return DiffusionBackbone(pipeline, hint)
+        seed = torch.initial_seed() if allow_random else None  # which load_backbone has set
+        pipeline, found = diffusion_load.load_pipeline(host.model, precision, seed, **options)
+        some_random = loaded.check(hint, found, allow_random)
+        return DiffusionBackbone(pipeline, hint, None if "device_map" in options else device), some_random
+    except InputError:
+        raise
+    except Exception as e:
+        raise load_error(hint, host, e) from e

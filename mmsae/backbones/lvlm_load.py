@@ -10,20 +10,8 @@ from typing import Any
 
 import torch
 
+from mmsae.backbones.loaded import Loaded, silent
 from mmsae.types import InputError
-
-
-def check_folder(name: str, folder: str) -> None:
-    """Refuse a folder that is none of transformers; a name that is no folder is a hub id.
-
-    Raises:
-        InputError: Naming what is missing.
-    """
-    path = Path(folder)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(f"host {name!r}: {path / 'config.json'} does not exist.")
-    if not path.exists() and (path.is_absolute() or folder.startswith(".") or folder.count("/") > 1):
-        raise InputError(f"host {name!r}: the folder {folder} does not exist.")
 
 
 @contextmanager
@@ -71,8 +59,8 @@ def layer_width(folder: str, site: str) -> int:
         raise InputError(f"the configuration of host lvlm:{folder} cannot be read: {str(e).splitlines()[0]}") from e
 
 
-def load_model(folder: str, device: Any, precision: str, random: bool, **options: Any) -> tuple[Any, Any]:
-    """Model and processor.
+def load_model(folder: str, device: Any, precision: str, random: bool, **options: Any) -> tuple[Any, Any, Loaded]:
+    """Model, processor, and which of the model's weights were in the files.
 
     Args:
         folder: Hub id or folder.
@@ -95,13 +83,15 @@ def load_model(folder: str, device: Any, precision: str, random: bool, **options
     config = load_config(folder, **shared)
     auto = transformers.AutoModelForImageTextToText
     if random:
-        model = auto.from_config(config, **({} if dtype == "auto" else {"dtype": dtype}))
+        model, found = auto.from_config(config, **({} if dtype == "auto" else {"dtype": dtype})), Loaded(0, [], [])
     else:
-        with quiet(folder):
-            model = auto.from_pretrained(folder, dtype=dtype, **options)
+        options.setdefault("ignore_mismatched_sizes", True)  # refused by its caller, with names and shapes
+        with quiet(folder), silent():
+            model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        found = Loaded.of(model, info)
     if "device_map" not in options:
         model = model.to(device)
-    return model, transformers.AutoProcessor.from_pretrained(folder, **shared)
+    return model, transformers.AutoProcessor.from_pretrained(folder, **shared), found
 
 
 def decoder_path(model: Any) -> str:

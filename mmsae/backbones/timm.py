@@ -26,7 +26,15 @@ class HeadShadow(Shadow):
         new = self.run(pooled)
         if pre_logits:
             return new
-        return self.original(x) if new is pooled else self.original.__self__.get_classifier()(new)
+        if new is pooled:
+            return self.original(x)
+        found = self.original.__self__.get_classifier()
+        if not isinstance(found, tuple):
+            return found(new)
+        # distilled: logits are the mean of two classifiers, one per token (DeiT, PiT) or both on the pooled features
+        if x.ndim == 3 and torch.equal(pooled, (x[:, 0] + x[:, 1]) / 2):
+            return self.original(x + (new - pooled)[:, None])
+        return torch.stack([classifier(new) for classifier in found]).mean(0)
 
 
 class TimmBackbone(Backbone):
@@ -39,12 +47,18 @@ class TimmBackbone(Backbone):
 
     def config(self) -> dict[str, Any]:
         """Architecture and data configuration."""
-        data = {k: list(v) if isinstance(v, tuple) else v for k, v in resolve_model_data_config(self.model).items()}
+        data = {k: list(v) if isinstance(v, tuple) else v for k, v in self._data().items()}
         return {"architecture": self.model.pretrained_cfg.get("architecture"), "data": data}
+
+    def _data(self) -> dict[str, Any]:
+        """Timm's data configuration, which is of the checkpoint, at the size that this model was built for."""
+        data = resolve_model_data_config(self.model)
+        size = getattr(getattr(self.model, "patch_embed", None), "img_size", None)
+        return data if size is None else {**data, "input_size": (data["input_size"][0], *size)}
 
     def transform(self, train: bool = False) -> Callable:
         """The transform of timm for this model's data configuration."""
-        return create_transform(**resolve_model_data_config(self.model), is_training=train)
+        return create_transform(**self._data(), is_training=train)
 
     def _encode(self, modality: str, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
@@ -72,7 +86,7 @@ class TimmBackbone(Backbone):
         return getattr(self.model, "output_fmt", "") == "NHWC"
 
     def _probe_input(self, modality: str, n: int) -> Tensor:
-        return torch.zeros(n, *resolve_model_data_config(self.model)["input_size"])
+        return torch.zeros(n, *self._data()["input_size"])
 
     def _prefix(self) -> tuple[int, int | None]:
         embed = getattr(self.model, "patch_embed", None)

@@ -54,7 +54,8 @@ def extract(
 
     Args:
         host: Name for :func:`mmsae.backbones.load_backbone` (an open_clip name, ``hf-hub:ID``, ``local-dir:DIR``,
-            ``timm:NAME``, ``lvlm:ID-or-FOLDER``, ``diffusers:ID-or-FOLDER``: captions), or a loaded host.
+            ``timm:NAME``, ``timm:local-dir:DIR``, ``lvlm:ID-or-FOLDER``, ``diffusers:ID-or-FOLDER``: captions), or a
+            loaded host.
         shards: Path, folder, glob or brace pattern of tars, or several.
         out: The store to write.
         sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``,

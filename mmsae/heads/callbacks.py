@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import Metric
 
-from mmsae.backbones import load_backbone
+from mmsae.backbones import load_backbone, named_host
 from mmsae.cache import ActivationStore
 from mmsae.heads.classifier import text_classes
 from mmsae.heads.detectors_sae import rarity
@@ -124,9 +124,7 @@ class ZeroShotTest(Callback):
         else:
             values = known.values_of(list(known.value))
             named = Classes([known.name_of(v) for v in values], values)
-        name = self.host or next((s.hint for s in sae.sites.values() if s.hint), "")
-        if not name:
-            raise InputError("the SAE's sites name no host; give ZeroShotTest a host")
+        name = named_host(self.host, sae.sites)
         self.known, self.named = known, named
         vectors = text_classes(load_backbone(name), named.names, read_templates(self.templates))
         self.vectors = vectors.to(module.device)

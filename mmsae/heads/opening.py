@@ -6,9 +6,8 @@ from copy import copy
 
 import torch
 
-from mmsae.backbones import Backbone, load_backbone
+from mmsae.backbones import Backbone, load_backbone, named_host
 from mmsae.sae import SAE
-from mmsae.types import InputError
 
 
 def open_host(sae: str | SAE, host: str | Backbone, device: str = "cpu", precision: str = "fp32"):
@@ -39,10 +38,7 @@ def open_pair(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sae = SAE.from_pretrained(sae) if isinstance(sae, str) else sae
     if isinstance(host, str):
-        name = host or next((s.hint for s in sae.sites.values() if s.hint), "")
-        if not name:
-            raise InputError("the SAE's sites name no host; give --host")
-        host = load_backbone(name, device=device, precision=precision)
+        host = load_backbone(named_host(host, sae.sites), device=device, precision=precision)
     sae.attach(host, allow_other_site)
     other = [s for s in sae.sites.values() if s.host != host.fingerprint]
     if other:

@@ -6,12 +6,13 @@ import os
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
+from mmsae.backbones import named_host
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, expand, identity
 from mmsae.tasks.filter_fit import digest, read_names
 from mmsae.tasks.filter_folder import JobFolder
 from mmsae.tasks.filter_run import Pass, sole_owner
-from mmsae.tasks.pair_scorer import PairReader, Scorer, ScorerSpec, check_score, host_name, make_scorer, pairs_up
+from mmsae.tasks.pair_scorer import PairReader, Scorer, ScorerSpec, check_score, make_scorer, pairs_up
 from mmsae.types import InputError
 
 
@@ -114,7 +115,7 @@ def plan_job(
     paths = expand(shards)
     model = SAE.from_pretrained(sae)
     spec = ScorerSpec(sae, host, score, "", device, precision, seed, allow_other_site, text)
-    spec = spec._replace(host=host_name(spec, model))
+    spec = spec._replace(host=named_host(spec.host, model.sites, f"SAE {spec.sae}"))
     check_score(score, spec.host)
     if text != "question" and pairs_up(spec):
         raise InputError(f"text is {text}, but host {spec.host} is CLIP-like and reads the caption; leave --text out")

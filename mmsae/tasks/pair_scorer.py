@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mmsae.backbones import load_backbone
+from mmsae.backbones import load_backbone, named_host
 from mmsae.kernels.pairs import code_norm
 from mmsae.metrics.sample_scores import SCORES as LVLM_SCORES
 from mmsae.sae import SAE
@@ -142,7 +142,7 @@ class PairReader:
     def __init__(self, spec: ScorerSpec, rank: int = 0) -> None:
         device = pick_device(spec.device, rank)
         self.sae = SAE.from_pretrained(spec.sae, device).eval()
-        self.host = load_backbone(host_name(spec, self.sae), device, spec.precision)
+        self.host = load_backbone(named_host(spec.host, self.sae.sites, f"SAE {spec.sae}"), device, spec.precision)
         for have, what in ((self.sae.modalities, f"SAE {spec.sae}"), (self.host.modalities, f"host {self.host.hint}")):
             if not {IMAGE, TEXT} <= set(have):
                 raise InputError(f"{what} has {' and '.join(have)}; pair scores need image and text")
@@ -229,18 +229,6 @@ def only(has: Codes, lacks: Codes, weights: Tensor, n: int = REASONS) -> Only:
     strength = torch.where(other != 0, 0, strength)
     strength, order = strength.sort(stable=True, dim=1, descending=True)
     return Only(ids.gather(1, order)[:, :n], strength[:, :n])
-
-
-def host_name(spec: ScorerSpec, sae: SAE) -> str:
-    """The host that is named, or the one that the SAE's sites hint at.
-
-    Raises:
-        InputError: Neither is there.
-    """
-    hints = [s.hint for s in sae.sites.values() if s.hint]
-    if not spec.host and not hints:
-        raise InputError(f"SAE {spec.sae} does not say on which host it was trained; name it with --host")
-    return spec.host or hints[0]
 
 
 def is_clip(host: str) -> bool:

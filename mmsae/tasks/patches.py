@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mmsae.backbones import load_backbone, parse
+from mmsae.backbones import load_backbone, named_host, parse
 from mmsae.files import atomic_file
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
@@ -70,13 +70,9 @@ def patches(
     if any(not 0 < share <= 1 for share in keep):
         raise InputError(f"keep is {keep}; shares are above 0 and at most 1")
     model, paths = SAE.from_pretrained(sae), expand(shards)
-    name = host or next((s.hint for s in model.sites.values() if s.hint), "")
-    if not name:
-        raise InputError(f"SAE {sae} names no host: give --host")
+    name = named_host(host, model.sites, f"SAE {sae}")
     if parse(name).kind != "lvlm":
         raise no_lvlm(name)
-    if "cos" in scores and weights is None:
-        raise InputError("score cos needs cross-modal weights: give --weights, the folder that mmsae weights wrote")
     device = pick_device(device)
     backbone = load_backbone(name, device=device, precision=precision)
     model = model.to(device).eval()
@@ -119,7 +115,7 @@ def patches(
         raise InputError(f"no sample of {shards} has an answer{f' of {answers}' if answers else ''} in its json")
     n = len(right[ALL])
     table = {arm: {"accuracy": sum(h) / n, "error": _error(sum(h) / n, n)} for arm, h in right.items()}
-    results = {"table": table, "questions": n, "keep": list(keep), "scores": list(scores), "host": name}
+    results = {"table": table, "questions": n, "keep": list(keep), "scores": list(scores), "host": backbone.hint}
     with atomic_file(folder / "results.json") as temp:
         temp.write_text(json.dumps(results, indent=2) + "\n")
     plot(results, folder / "patches.png")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmsae.backbones import Backbone, load_backbone
+from mmsae.backbones import Backbone, load_backbone, named_host
 from mmsae.metrics.item_codes import content_rows, max_pool
 from mmsae.metrics.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.tasks.pair_scorer import Evidence, ScorerSpec, host_name, only, pick_device
+from mmsae.tasks.pair_scorer import Evidence, ScorerSpec, only, pick_device
 from mmsae.tasks.weights_file import load_weights
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
 
@@ -116,7 +116,7 @@ class SaeVScorer(TokenScorer):
     def __init__(self, spec: ScorerSpec, rank: int = 0):
         device = pick_device(spec.device, rank)
         sae = SAE.from_pretrained(spec.sae, device).eval()
-        host = load_backbone(host_name(spec, sae), device, spec.precision)
+        host = load_backbone(named_host(spec.host, sae.sites, f"SAE {spec.sae}"), device, spec.precision)
         file = load_weights(spec.weights) if spec.weights else None
         self.fingerprints = {"sae": sae_fingerprint(sae), "host": host.fingerprint}
         if file is not None:

@@ -11,14 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmsae.backbones import Backbone, load_backbone
+from mmsae.backbones import Backbone, load_backbone, named_host
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, UnitBatch
 from mmsae.tasks.lit_units import LitUnits
 from mmsae.tasks.pair_scorer import pick_device
 from mmsae.tasks.weights_file import load_weights
 from mmsae.tasks.weights_job import Found, Subset, TextChoice, WeightsJob
-from mmsae.types import InputError
 
 __all__ = ["LitWeights", "Subset", "cross_modal_weights", "weights"]
 
@@ -71,11 +70,8 @@ def open_job(
         allow_other_site: Accept an SAE that was trained on another host.
     """
     model = SAE.from_pretrained(sae)
-    name = host or next((s.hint for s in model.sites.values() if s.hint), "")
-    if not name:
-        raise InputError(f"SAE {sae} names no host: give --host")
     device = pick_device(device)
-    backbone = load_backbone(name, device=device, precision=precision)
+    backbone = load_backbone(named_host(host, model.sites, f"SAE {sae}"), device=device, precision=precision)
     definition = {"mode": mode, "selection": selection, "n_pool": n_pool, "n_side": n_side, "delta": delta}
     definition |= {"delta_quantile": delta_quantile, "center": center}
     return WeightsJob(

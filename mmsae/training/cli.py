@@ -18,17 +18,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mmsae.recipes import configs_first
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
 from mmsae.training.checkpoint import RunCheckpoint, disk_errors
-from mmsae.training.cli_jobs import build_job, names_a_module
+from mmsae.training.cli_jobs import ThreadsCLI, build_job, names_a_module
 from mmsae.training.lit import LitSAE
 from mmsae.training.messages import tidy_messages
 from mmsae.types import InputError
 
 
-class RunCLI(LightningCLI):
+class RunCLI(ThreadsCLI):
     """LightningCLI whose run lives in ``--trainer.default_root_dir``: logs, checkpoints and the SAE folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks that every run has, each with its own options."""
+        """Callbacks that every run has, each with its own options, and the number of threads."""
+        super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ExportSAE, "export")
         parser.add_lightning_class_args(DeadLatentReport, "latents")

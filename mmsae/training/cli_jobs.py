@@ -13,9 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mmsae.recipes import job_of
+from mmsae.threads import HELP, use_threads
 from mmsae.training.callbacks import RunProgress
 
 
@@ -27,7 +28,19 @@ def names_a_module(args: Sequence[str]) -> bool:
     return bool(named) or any(job_of(path) for path in recipes)
 
 
-class JobCLI(LightningCLI):
+class ThreadsCLI(LightningCLI):
+    """LightningCLI with ``--threads``, which holds in every rank, for each reads the command line."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The option."""
+        parser.add_argument("--threads", type=int | None, default=None, help=HELP)
+
+    def before_instantiate_classes(self) -> None:
+        """Before anything computes."""
+        use_threads(self._get(self.config, "threads"))
+
+
+class JobCLI(ThreadsCLI):
     """LightningCLI for one module: no logs and, unless asked for, no checkpoints; it writes its own files."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

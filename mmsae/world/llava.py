@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsae.backbones.lvlm_load import check_folder, load_model, quiet
+from mmsae.backbones import loaded, parse
+from mmsae.backbones.lvlm_load import load_model, quiet
 from mmsae.files import atomic_folder, check_writable
 from mmsae.types import InputError
 from mmsae.world.clip import _threads
@@ -144,8 +145,10 @@ def train_llava(
 
 def _from_base(base: str) -> tuple[Any, Any]:
     """Model and processor of a folder of :func:`train_llava`."""
-    check_folder(f"lvlm:{base}", base)
-    return load_model(base, "cpu", "fp32", random=False, dtype="float32")
+    parse(f"lvlm:{base}")  # refuses what is no such folder
+    model, processor, found = load_model(base, "cpu", "fp32", random=False, dtype="float32")
+    loaded.check(f"lvlm:{base}", {"": found}, allow_random=False)
+    return model, processor
 
 
 def _standardise(tower: Any, features: torch.Tensor) -> torch.Tensor:

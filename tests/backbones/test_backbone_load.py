@@ -4,14 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 from backbone_hosts import MODELS, save_local
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from mmsae.backbones import embed_width, host_modalities, load_backbone, parse, site_width
-from mmsae.types import InputError
+from mmsae.backbones import embed_width, host_modalities, load_backbone, named_host, parse, site_width, with_options
+from mmsae.backbones.names import split_options
+from mmsae.types import InputError, Site
 
 
 @pytest.fixture()
@@ -40,7 +45,7 @@ def test_parse(name, want):
     [
         ("ViT-B-33/openai", "near matches: .*ViT-B-32"),
         ("hf-hub:", "names nothing"),
-        ("local-dir:/nowhere", "/nowhere/open_clip_config.json does not exist"),
+        ("local-dir:/nowhere", "the folder /nowhere does not exist"),
     ],
 )
 def test_names_that_mean_nothing(name, why):
@@ -158,3 +163,98 @@ def test_cuda_without_cuda_is_said(tmp_path):
         pytest.skip("there is a CUDA device")
     with pytest.raises(InputError, match="no CUDA device"):
         load_backbone(save_local(tmp_path / "a", MODELS["vit"]), device="cuda")
+
+
+def test_options_in_a_name():
+    name = with_options("timm:a/b", {"img_size": 224, "token": "secret", "device_map": "auto", "dtype": torch.float16})
+    assert name == 'timm:a/b {"dtype": "float16", "img_size": 224}'
+    assert split_options(name) == ("timm:a/b", {"dtype": "float16", "img_size": 224})
+    assert with_options(name, {"img_size": [8, 8]}) == 'timm:a/b {"dtype": "float16", "img_size": [8, 8]}'
+    assert split_options("local-dir:a b/{c}") == ("local-dir:a b/{c}", {}) and parse(name).model == "a/b"
+    with pytest.raises(InputError, match="no JSON object"):
+        split_options("timm:a {img_size: 3}")
+
+
+def test_the_host_that_sites_hint_at():
+    sites = {"image": Site("", "image.embed", modality="image", hint='timm:x {"img_size": 8}')}
+    assert named_host("", sites) == named_host(None, sites) == 'timm:x {"img_size": 8}'
+    assert named_host("timm:y", sites) == "timm:y"
+    assert named_host(with_options("", {"allow_random": True}), sites) == 'timm:x {"allow_random": true, "img_size": 8}'
+    with pytest.raises(InputError, match="name it with --host"):
+        named_host("", {})
+    stranger = {"image": replace(sites["image"], hint='lvlm:x/y {"trust_remote_code": true}')}
+    with pytest.raises(InputError, match="trust_remote_code is not taken from a file"):
+        named_host("", stranger)
+    assert named_host("lvlm:x/y", stranger) == "lvlm:x/y"
+
+
+@pytest.fixture()
+def timm_folder(tmp_path):
+    """A ViT of timm for images of 160 pixels, in timm's folder format."""
+    model = timm.create_model("test_vit", num_classes=0)
+    (tmp_path / "tower").mkdir()
+    save_file(model.state_dict(), tmp_path / "tower" / "model.safetensors")
+    config = {
+        "architecture": "test_vit",
+        "num_classes": 0,
+        "pretrained_cfg": {"num_classes": 0, "input_size": [3, 160, 160]},
+    }
+    (tmp_path / "tower" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "tower"
+
+
+def test_the_name_of_a_folder_of_timm_is_found(timm_folder, tmp_path, monkeypatch):
+    right = f"timm:local-dir:{timm_folder}"
+    for wrong in (str(timm_folder), f"local-dir:{timm_folder}", f"timm:{timm_folder}", f"lvlm:{timm_folder}"):
+        with pytest.raises(InputError, match=f"write {right}"):
+            load_backbone(wrong)
+    assert load_backbone(right).hint == right
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_backbone("timm:local-dir:~/tower").fingerprint == load_backbone(right).fingerprint
+    with pytest.raises(InputError, match=f"the folder {tmp_path}/towr does not exist"):
+        load_backbone("timm:local-dir:~/towr")
+    with pytest.raises(InputError, match="names nothing after 'timm:local-dir:'"):
+        parse("timm:local-dir:")
+
+
+def test_options_reach_the_host_and_its_sites(timm_folder):
+    name = f"timm:local-dir:{timm_folder}"
+    host = load_backbone(name, img_size=64)
+    assert host.hint == f'{name} {{"img_size": 64}}' and host.site("image.embed").hint == host.hint
+    assert host.transform()(Image.new("RGB", (90, 70))).shape == (3, 64, 64)
+    again = load_backbone(host.hint)
+    assert again.fingerprint == host.fingerprint != load_backbone(name).fingerprint
+    assert site_width(host.hint, "blocks.0") == 64 and again.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+    with pytest.raises(InputError, match="no_such_option"):
+        load_backbone(name, no_such_option=3)
+
+
+def test_a_folder_that_was_mistyped(offline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for kind in ("lvlm", "diffusers"):
+        with pytest.raises(InputError, match=r"the folder runs/typo does not exist \(runs does\)"):
+            load_backbone(f"{kind}:runs/typo")
+        with pytest.raises(InputError, match="the folder runs/a/typo does not exist"):
+            load_backbone(f"{kind}:runs/a/typo")
+
+
+def test_the_whole_reason_is_kept_in_one_line(tmp_path):
+    name = save_local(tmp_path / "a", MODELS["vit"])
+    file = tmp_path / "a" / "open_clip_model.safetensors"
+    state = load_file(file)
+    save_file({k: v for k, v in state.items() if k != "ln_final.bias"}, file)
+    with pytest.raises(
+        InputError, match=r'cannot be loaded: .*Missing key\(s\) in state_dict: "ln_final.bias"'
+    ) as said:
+        load_backbone(name)
+    assert "\n" not in str(said.value)
+    other = {**MODELS["vit"], "text_cfg": {**MODELS["vit"]["text_cfg"], "width": 48}}
+    save_local(tmp_path / "b", other)
+    shutil.copy(tmp_path / "b" / "open_clip_model.safetensors", file)
+    with pytest.raises(InputError, match=r"cannot be loaded: .*(size mismatch|width changed)"):
+        load_backbone(name)
+    for empty in ("e.bin", "e.pt"):
+        (tmp_path / empty).write_bytes(b"")
+        with pytest.raises(InputError, match=r"cannot be loaded: [A-Za-z]"):
+            load_backbone(f"ViT-B-32/{tmp_path / empty}")

@@ -95,3 +95,30 @@ def test_hosts_whose_logits_are_not_linear_in_their_embeddings_have_no_classifie
     model = timm.create_model("test_vit")
     model.forward_head = lambda x, pre_logits=False: type(model).forward_head(model, x, pre_logits).tanh()
     assert TimmBackbone(model, "bent").classifier is None
+
+
+def distilled(kind):
+    torch.manual_seed(0)
+    if kind == "tokens":
+        return timm.create_model(
+            "deit_tiny_distilled_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=5
+        )
+    return timm.create_model("levit_128s", num_classes=5)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "pooled"])
+def test_a_model_with_two_classifiers(kind, batch_for):
+    b = TimmBackbone(distilled(kind), kind)
+    images = torch.randn(2, *b._probe_input("image", 1).shape[1:])
+    with torch.no_grad():
+        clean, shift = b.model(images), torch.linspace(-1, 1, b.width())
+        with b.edit("image.embed", lambda x: x.clone()):
+            torch.testing.assert_close(b.model(images), clean)
+        with b.edit("image.embed", lambda x: x + shift):
+            moved, pooled = b.model(images), b.encode_image(images)
+        assert (moved - clean).abs().max() > 1e-3
+        if kind == "tokens":  # two linear classifiers: the mean of their weights says by how much logits move
+            weight = (b.model.head.weight + b.model.head_dist.weight) / 2
+            torch.testing.assert_close(moved - clean, (weight @ shift).expand_as(moved), atol=1e-5, rtol=1e-4)
+        else:
+            torch.testing.assert_close(moved, (b.model.head(pooled) + b.model.head_dist(pooled)) / 2)

@@ -1,0 +1,140 @@
+"""Whether all weights of a host came from its files: what the libraries say about that, and what follows."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mmsae.types import InputError
+
+ALLOW = "--allow-random-weights (in Python and recipes allow_random: true) accepts that"
+
+
+class Loaded(NamedTuple):
+    """What came of loading a model's tensors.
+
+    Attributes:
+        total: Tensors that the model has.
+        missing: Names of those that no file had, and of those whose shape was another, with both shapes.
+        unexpected: Names of tensors in the files that the model has no place for.
+    """
+
+    total: int
+    missing: list[str]
+    unexpected: list[str]
+
+    @classmethod
+    def of(cls, model: nn.Module, info: Any) -> Loaded:
+        """From the ``output_loading_info`` of transformers or diffusers."""
+        other = [f"{n} {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info.get("mismatched_keys", ())]
+        missing = sorted(info.get("missing_keys", ())) + sorted(other)
+        return cls(len(model.state_dict()), missing, sorted(info.get("unexpected_keys", ())))
+
+
+def check(name: str, found: Mapping[str, Loaded], allow_random: bool) -> bool:
+    """Refuse a host that lacks weights; say which tensors of its files are not used.
+
+    Args:
+        name: Of the host.
+        found: ``{part: what came of loading it}``; the part of a host of one model is empty.
+        allow_random: Warn instead.
+
+    Returns:
+        Whether some weights are random.
+
+    Raises:
+        InputError: How many weights are missing, and the first names.
+    """
+    lacking = [
+        f"{p and f'{p}: '}{len(f.missing)} of {f.total} ({_first(f.missing)})"
+        for p, f in sorted(found.items())
+        if f.missing
+    ]
+    extra = [
+        f"{p and f'{p}: '}{len(f.unexpected)} ({_first(f.unexpected)})"
+        for p, f in sorted(found.items())
+        if f.unexpected
+    ]
+    no_place = f"its files hold tensors that it has no place for: {'; '.join(extra)}"
+    if not lacking:
+        if extra:
+            warnings.warn(f"host {name!r}: {no_place}.")
+        return False
+    said = f"host {name!r} lacks weights, which would be random: {'; '.join(lacking)}"
+    said += f"; {no_place}" if extra else ""
+    if not allow_random:
+        raise InputError(f"{said}; {ALLOW}.")
+    warnings.warn(f"{said}.")
+    return True
+
+
+def _first(names: Sequence[str], n: int = 3) -> str:
+    return ", ".join([*names[:n], *(["..."] if len(names) > n else [])])
+
+
+@contextmanager
+def recorded(seed: int | None = None) -> Iterator[dict[str, Loaded]]:
+    """While open, every model that a pipeline loads is recorded by the name of its folder.
+
+    diffusers hands no loading info out of ``DiffusionPipeline.from_pretrained``, so its parts are asked for it.
+    Each part draws what it lacks from ``seed``, for parts are loaded in no fixed order.
+    """
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    found: dict[str, Loaded] = {}
+
+    def asking(original: Any) -> Any:
+        @functools.wraps(original)
+        def load(cls: Any, path: Any, *args: Any, **options: Any) -> Any:
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            model, info = original(cls, path, *args, **options, output_loading_info=True)
+            found[Path(path).name] = Loaded.of(model, info)
+            if seed is not None and isinstance(model, ModelMixin):
+                _initialise(model, info["missing_keys"])
+            return model
+
+        return classmethod(load)
+
+    with ExitStack() as stack:
+        for base in (ModelMixin, PreTrainedModel):
+            original = base.__dict__["from_pretrained"]
+            stack.callback(setattr, base, "from_pretrained", original)
+            base.from_pretrained = asking(original.__func__)
+        with silent():
+            yield found
+
+
+def _initialise(model: Any, names: Sequence[str]) -> None:
+    """Draw what a model of diffusers lacks as its class does: diffusers leaves it uninitialised memory."""
+    if names:
+        drawn, own = type(model).from_config(model.config).state_dict(), model.state_dict()
+        for name in names:
+            own[name].copy_(drawn[name])
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without the libraries' own reports of missing weights, for :func:`check` says it in a sentence."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not any(s in said for s in ("LOAD REPORT", "newly initialized", "were not used when"))
+
+    logs = [logging.getLogger(n) for n in ("transformers.modeling_utils", "diffusers.models.modeling_utils")]
+    for log in logs:
+        log.addFilter(wanted)
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.removeFilter(wanted)
