@@ -1,15 +1,15 @@
-"""The SAE folder: ``cfg.json`` + ``sae_weights.safetensors`` + a model card.
+"""The SAE folder: ``cfg.json`` + ``sae_weights.safetensors`` + ``mmsae_state.safetensors`` + a model card.
 
 Tensor names are SAELens's (``W_enc (d_in, d_sae)``, ``b_enc``, ``W_dec (d_sae, d_in)``, ``b_dec``); several
 dictionaries or encoders carry the modality as suffix (``W_dec.image``). A one-modality TopK SAE without normaliser is a
 valid SAELens folder; all others use an architecture name that SAELens refuses, since it could not reproduce the model.
+What only mmsae reads (statistics of the normaliser, k) has a file of its own: SAELens refuses tensors it does not know.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmsae import __version__
 from mmsae.files import atomic_folder, refuse_foreign
 from mmsae.sae.encoder import AffineEncoder, PerModalityEncoder
 from mmsae.sae.registry import composition, make_part
 from mmsae.sae.sae import SAE
 from mmsae.types import InputError, Site
 
-FORMAT = 1
-CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+FORMAT = 2  # 1 had everything in one file of tensors
+CFG, WEIGHTS, STATE = "cfg.json", "sae_weights.safetensors", "mmsae_state.safetensors"
 
 
 def _slots(sae: SAE) -> dict[str, tuple[nn.Module, str, bool]]:
@@ -88,7 +89,7 @@ def config(sae: SAE, training: Mapping[str, Any] | None = None) -> dict[str, Any
     return saelens_fields(sae) | {
         "mmsae": {
             "format": FORMAT,
-            "version": version("mmsae"),
+            "version": __version__,
             **composition(sae),
             "sites": {m: s.to_dict() for m, s in sae.sites.items()},
             "training": dict(training or {}),
@@ -114,10 +115,11 @@ def save(sae: SAE, folder: str | Path, training: Mapping[str, Any] | None = None
     for name, (module, attribute, transposed) in _slots(sae).items():
         value = getattr(module, attribute).detach().cpu()
         tensors[name] = (value.t() if transposed else value).contiguous()
-    tensors |= {name: b.detach().cpu().clone() for name, b in _buffers(sae).items()}
+    state = {name: b.detach().cpu().clone() for name, b in _buffers(sae).items()}
     cfg = config(sae, training)
     with atomic_folder(folder) as temp:
         save_file(tensors, temp / WEIGHTS, metadata={"format": "pt"})
+        save_file(state, temp / STATE, metadata={"format": "pt"})
         (temp / CFG).write_text(json.dumps(cfg, indent=2) + "\n")
         (temp / "README.md").write_text(model_card(cfg))
     return Path(folder)
@@ -133,7 +135,7 @@ def _locate(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=[CFG, WEIGHTS]))
+        return Path(snapshot_download(str(path), allow_patterns=[CFG, WEIGHTS, STATE]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise InputError(
             f"no SAE at {path}: neither a folder here nor reachable on the hub ({type(e).__name__})"
@@ -160,14 +162,20 @@ def load(path: str | Path, device: str = "cpu") -> SAE:
         sae = _rebuild(cfg["mmsae"], folder / CFG)
     except (KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{folder / CFG} is not what mmsae writes: {type(e).__name__} {e}") from e
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError as e:
-        raise InputError(f"no {WEIGHTS} in {folder}: the SAE's weights are missing") from e
-    except SafetensorError as e:
-        raise InputError(f"{folder / WEIGHTS} is damaged: {e}") from e
+    tensors = _tensors(folder, WEIGHTS)
+    if cfg["mmsae"]["format"] > 1:
+        tensors |= _tensors(folder, STATE)
     _fill(sae, tensors, folder / WEIGHTS)
     return sae.to(device).eval().requires_grad_(False)
+
+
+def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    try:
+        return load_file(folder / name)
+    except FileNotFoundError as e:
+        raise InputError(f"no {name} in {folder}: the SAE's weights are missing") from e
+    except SafetensorError as e:
+        raise InputError(f"{folder / name} is damaged: {e}") from e
 
 
 def _rebuild(block: Mapping[str, Any], file: Path) -> SAE:

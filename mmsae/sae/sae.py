@@ -225,7 +225,7 @@ class SAE(nn.Module):
         return list(sites.values())
 
     def save_pretrained(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> Path:
-        """Write ``cfg.json``, ``sae_weights.safetensors`` and a model card; see :mod:`mmsae.sae.io`."""
+        """Write configuration, weights, state and a model card; see :mod:`mmsae.sae.io`."""
         from mmsae.sae.io import save
 
         return save(self, folder, training)

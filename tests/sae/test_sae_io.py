@@ -3,11 +3,14 @@
 import copy
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmsae import SAE, InputError, Site, Tokens
 from mmsae.sae import AffineEncoder, Dictionary, DistanceEncoder, Normaliser, PerModalityEncoder, TopK, random_control
@@ -18,6 +21,7 @@ def per_modality(norm="unit"):
     return {m: Dictionary(norm=norm) for m in ("image", "text")}
 
 
+FILES = ["README.md", "cfg.json", "mmsae_state.safetensors", "sae_weights.safetensors"]
 ROWS = Normaliser(unit_in=True, centre=True, unit_out=True)
 COMPOSITIONS = {
     "paired_topk": lambda: {"d_in": 8, "normaliser": copy.deepcopy(ROWS), "dictionaries": per_modality()},
@@ -83,12 +87,56 @@ def test_one_modality_topk_is_a_saelens_folder(tmp_path):
     }
     assert {k: cfg[k] for k in want} == want
     t = load_file(tmp_path / "sae" / "sae_weights.safetensors")
+    assert set(t) == {"W_enc", "b_enc", "W_dec", "b_dec"}  # SAELens refuses tensors that it does not know
+    state = load_file(tmp_path / "sae" / "mmsae_state.safetensors")
+    statistics = {f"normaliser.{name}_image" for name in ("mean", "factor", "variance")}
+    assert set(state) == {*statistics, "selector.k_"}
     u = (x["image"] - t["b_dec"]) @ t["W_enc"] + t["b_enc"]  # SAELens's formula
     top = u.relu().topk(3)
     z = torch.zeros_like(u).scatter(1, top.indices, top.values)
     codes = sae.encode(x["image"])
     torch.testing.assert_close(codes.to_dense(), z)
     torch.testing.assert_close(sae.decode(codes), z @ t["W_dec"] + t["b_dec"])
+
+
+def test_saelens_itself_loads_the_folder_and_computes_the_same(tmp_path):
+    saelens = pytest.importorskip("sae_lens")
+    sae, x = make("topk")
+    theirs = saelens.SAE.load_from_disk(str(sae.save_pretrained(tmp_path / "sae")), device="cpu")
+    codes = sae.encode(x["image"])
+    with torch.no_grad():
+        z = theirs.encode(x["image"])
+        z = z.to_dense() if z.is_sparse else z
+        torch.testing.assert_close(z, codes.to_dense(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(theirs.decode(z), sae.decode(codes), rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_with_everything_in_one_file_still_loads(tmp_path):
+    """Format 1, which had the buffers among the weights."""
+    sae, x = make("paired_topk")
+    folder = sae.save_pretrained(tmp_path / "sae")
+    state = load_file(folder / "mmsae_state.safetensors")
+    with pytest.raises(InputError, match=r"no mmsae_state\.safetensors"):
+        (folder / "mmsae_state.safetensors").unlink()
+        SAE.from_pretrained(folder)
+    save_file(load_file(folder / "sae_weights.safetensors") | state, folder / "sae_weights.safetensors")
+    edit_cfg(folder, lambda c: c["mmsae"].update(format=1))
+    again = SAE.from_pretrained(folder)
+    for m, v in x.items():
+        assert torch.equal(again.encode(v, m).to_dense(), sae.encode(v, m).to_dense())
+
+
+def test_saving_needs_no_installed_package(tmp_path):
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "def gone(name): raise m.PackageNotFoundError(name)\n"
+        "m.version = gone\n"
+        "from mmsae import SAE\n"
+        "SAE(8, 64).save_pretrained(sys.argv[1])"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "sae")], check=True, env=env)
+    assert json.loads((tmp_path / "sae" / "cfg.json").read_text())["mmsae"]["version"] == "0.0.0"
 
 
 def edit_cfg(folder, fn):
@@ -111,7 +159,7 @@ def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"shape \(32, 8\).*says \(32, 9\)"):
         SAE.from_pretrained(folder)
     edit_cfg(folder, lambda c: c["mmsae"].update(format=99))
-    with pytest.raises(InputError, match=r"format 99.*reads up to 1"):
+    with pytest.raises(InputError, match=r"format 99.*reads up to 2"):
         SAE.from_pretrained(folder)
     edit_cfg(folder, lambda c: c.pop("mmsae"))
     with pytest.raises(InputError, match="written by another library"):
@@ -280,4 +328,4 @@ def test_push_to_hub_uploads_the_folder(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert make("topk")[0].push_to_hub("me/sae", private=True) == "https://hub/me/sae"
-    assert calls == {"repo": ("me/sae", True, True), "files": ["README.md", "cfg.json", "sae_weights.safetensors"]}
+    assert calls == {"repo": ("me/sae", True, True), "files": FILES}
