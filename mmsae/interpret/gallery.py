@@ -104,7 +104,9 @@ def picture(image: Any, alt: str, value: float | None = None, size: int = 128, p
     image = image.convert("RGB")
     image.thumbnail((size, size))
     buffer = io.BytesIO()
-    kind, options = ("jpeg", {"quality": 88}) if photo and max(image.size) > 64 else ("png", {"optimize": True})
+    kind, options = (
+        ("jpeg", {"quality": 88, "subsampling": 0}) if photo and max(image.size) > 64 else ("png", {"optimize": True})
+    )
     image.save(buffer, kind, **options)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Picture(uri, alt, value, max(image.size) <= 64)

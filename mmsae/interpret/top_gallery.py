@@ -24,6 +24,7 @@ from mmsae.heads.spaces import RANDOM
 from mmsae.heads.suite_data import Data
 from mmsae.interpret.gallery import Card, Gallery, Picture, picture
 from mmsae.interpret.report import Section, render_report
+from mmsae.metrics.sparsity import latent_sums
 from mmsae.shards import FaultLog, Sample, read_shard, with_image
 from mmsae.types import IMAGE, ImageTextBatch, InputError
 
@@ -78,14 +79,16 @@ def write_top_gallery(path: Path, data: Data, number: int, name: str = "train") 
         for row in found[s.control].rows[s.latent].tolist():
             if row >= 0:
                 wanted.setdefault(sides[s.control].uids[row], []).append(s)
-    drawn = draw(data, name, wanted)
+    names = data.classes.names if labelled else []
+    drawn = draw(data, name, wanted, names)
     sections = []
     for control, kinds in chosen.items():
         of = "random weights" if control else "the SAE"
         for kind, ids in kinds.items():
             title = {"best": "Purest latents", "strong": "Strongest latents", "drawn": "Latents at random"}[kind]
-            cards = [card(Shown(control, j), found[control], sides[control], drawn) for j in ids]
-            sections.append(Section(f"{title} of {of}", INTRO[kind], galleries=[Gallery(cards)]))
+            cards = [card(Shown(control, j), found[control], sides[control], names, drawn) for j in ids]
+            intro = INTRO[kind] if ids else f"No latent fires on {TOP} images."
+            sections.append(Section(f"{title} of {of}", intro, galleries=[Gallery(cards)]))
     lead = f"The {TOP} images of {name} ({sides[TRAINED].n:,}) on which a latent is largest, the largest first."
     if data.token_site():
         lead += (
@@ -98,9 +101,7 @@ def write_top_gallery(path: Path, data: Data, number: int, name: str = "train") 
 
 def choose(p: Purity, f: Features, number: int, labelled: bool, seed: int) -> dict[str, list[int]]:
     """``{kind: latents}`` of one SAE: the purest (without classes the strongest), and a random draw."""
-    energy = torch.zeros(f.z.d_sae, dtype=torch.float64)
-    index = torch.arange(f.z.d_sae).expand_as(f.z.values) if f.z.indices is None else f.z.indices
-    energy.scatter_add_(0, index.flatten(), f.z.values.double().square().flatten())
+    energy = latent_sums(f.z)[1]
     alive = p.whole.nonzero()[:, 0]
     key = p.count.double() + energy / energy.sum().clamp(min=1e-300) if labelled else energy  # energy breaks ties
     best = alive[key[alive].argsort(descending=True, stable=True)][:number]
@@ -108,16 +109,17 @@ def choose(p: Purity, f: Features, number: int, labelled: bool, seed: int) -> di
     return {"best" if labelled else "strong": best.tolist(), "drawn": alive[order[:number]].sort().values.tolist()}
 
 
-def card(s: Shown, p: Purity, f: Features, drawn: Mapping[tuple[Shown, str], Picture]) -> Card:
+def card(
+    s: Shown, p: Purity, f: Features, names: Sequence[str], drawn: Mapping[tuple[Shown, str], Picture]
+) -> Card:  # fmt: skip
     """One latent: how often it fires, what class its images are of, and the images."""
-    fires = (f.z.gather(torch.tensor([s.latent]))[:, 0] != 0).double().mean().item()
-    facts = [("fires on", f"{fires:.1%} of images")]
-    name = ""
+    fires = f"{(f.z.gather(torch.tensor([s.latent]))[:, 0] != 0).double().mean().item():.1%} of images"
     if f.tokens is not None:
         at = f.z.indices == s.latent
-        facts.append(("and", f"{(f.tokens.fires * at).sum() / f.sums.rows.sum():.2%} of tokens"))
+        fires += f", {(f.tokens.fires * at).sum() / f.sums.rows.sum():.1%} of tokens"
+    facts, name = [("fires on", fires)], ""
     if p.label[s.latent] >= 0:
-        count, label = int(p.count[s.latent]), f.names[p.label[s.latent]]
+        count, label = int(p.count[s.latent]), names[p.label[s.latent]]
         name = label if count >= SAME else ""
         facts.append((f"{count} of {TOP}", label if count > 1 else "of one class"))
     images = [drawn[s, f.uids[r]] for r in p.rows[s.latent].tolist() if r >= 0 and (s, f.uids[r]) in drawn]
@@ -125,12 +127,14 @@ def card(s: Shown, p: Purity, f: Features, drawn: Mapping[tuple[Shown, str], Pic
 
 
 @torch.no_grad()
-def draw(data: Data, name: str, wanted: Mapping[str, Sequence[Shown]]) -> dict[tuple[Shown, str], Picture]:
+def draw(
+    data: Data, name: str, wanted: Mapping[str, Sequence[Shown]], names: Sequence[str]
+) -> dict[tuple[Shown, str], Picture]:
     """The thumbnails of some images of a set, ``{uid: latents that it is shown for}``."""
     transform, change = data.host.transform(), shift(data.suite.data[name].change)
     saes, site, out = {TRAINED: data.sae, RANDOM: data.random}, data.sae.sites[IMAGE], {}
     f = data.features(name)
-    class_of = {u: f.names[c] if c >= 0 else "" for u, c in zip(f.uids, f.labels.tolist(), strict=True)}
+    class_of = {u: names[c] if c >= 0 else "" for u, c in zip(f.uids, f.labels.tolist(), strict=True)}
     for samples in _batches(_samples(data.paths(name), wanted), data.batch_size):
         images = change(torch.stack([transform(s.image) for s in samples]))
         rows = data.host.read(_batch(images, samples), [site])[0]
@@ -211,6 +215,6 @@ def lit(image: Tensor, z: Tensor, special: Tensor | None) -> Tensor | Image.Imag
         h, w = big.shape[1] / rows, big.shape[2] / cols
         box = [round(col * w) - 1, round(row * h) - 1, round((col + 1) * w), round((row + 1) * h)]
         pen = ImageDraw.Draw(out)
-        pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=(20, 20, 20))
-        pen.rectangle(box, outline=(255, 214, 10))
+        pen.rectangle([box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2], outline=(20, 20, 20))
+        pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=(255, 214, 10), width=2)
     return out

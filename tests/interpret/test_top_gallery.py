@@ -97,8 +97,8 @@ def test_the_frame_is_around_the_strongest_place():
     shown = lit(torch.ones(3, 64, 64), z, None)
     assert shown.size == (112, 112)
     yellow = [(x, y) for x in range(112) for y in range(112) if shown.getpixel((x, y)) == FRAME]
-    assert (min(x for x, _ in yellow), max(x for x, _ in yellow)) == (55, 84)
-    assert (min(y for _, y in yellow), max(y for _, y in yellow)) == (27, 56)
+    assert (min(x for x, _ in yellow), max(x for x, _ in yellow)) == (54, 85)
+    assert (min(y for _, y in yellow), max(y for _, y in yellow)) == (26, 57)
     assert shown.getpixel((70, 42))[0] > 240 and shown.getpixel((5, 100)) == (round(DARK * 255),) * 3
     special = torch.tensor([True] + [False] * 16)
     under = lit(torch.ones(3, 64, 64), torch.cat([torch.tensor([3.0]), z]), special)  # the class token is strongest
@@ -128,3 +128,11 @@ def test_bad_input(place, capsys):
     assert "--gallery is -1" in capsys.readouterr().err and not (place / "x").exists()
     with pytest.raises(InputError, match="host lvlm:x has no plain images"):
         check_host(SimpleNamespace(hint="lvlm:x", reading=lambda _: {"collate": print}))
+
+
+def test_latents_that_hardly_fire_are_no_cards(place):
+    write_colours(place / "few", 6, 2, "few")
+    suite = yaml.safe_load((place / "suite.yaml").read_text()) | {"data": {"train": "few", "test": "test"}}
+    (place / "few.yaml").write_text(yaml.safe_dump(suite))
+    _, html, cards = run(place, "pooled", "few", 2)
+    assert not cards and html.count("No latent fires on 9 images.") == 4
