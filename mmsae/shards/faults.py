@@ -7,7 +7,7 @@ from typing import Any
 
 from mmsae.types import Faults, InputError
 
-NOTES = frozenset({"long_caption", "broken_json", "bad_utf8", "unsorted"})
+NOTES = frozenset({"long_caption", "broken_json", "bad_utf8", "unsorted", "special_token"})
 """Kinds that are worth telling but do not drop the sample; every other kind is a drop."""
 
 JUDGE_AFTER = 1000

@@ -73,6 +73,8 @@ def patches(
     name = named_host(host, model.sites, f"SAE {sae}")
     if parse(name).kind != "lvlm":
         raise no_lvlm(name)
+    if "cos" in scores and weights is None:
+        raise InputError("score cos needs cross-modal weights: give --weights, the folder that mmsae weights wrote")
     device = pick_device(device)
     backbone = load_backbone(name, device=device, precision=precision)
     model = model.to(device).eval()

@@ -176,8 +176,8 @@ def test_long_text_is_cut_and_counted_and_image_tokens_never(tmp_path):
         sample(2, "", meta={"question": "is there a", "answer": words}),
         sample(3, "<image> a <image>"),
     ])  # fmt: skip
-    assert batch.faults.counts == {"long_caption": 2}
-    assert [e[1:3] for e in batch.faults.examples] == [("s.tar", "k0"), ("s.tar", "k2")]
+    assert batch.faults.counts == {"long_caption": 2, "special_token": 1}
+    assert [e[1:3] for e in batch.faults.examples] == [("s.tar", "k0"), ("s.tar", "k2"), ("s.tar", "k3")]
     assert batch.inputs["attention_mask"].sum(1).tolist()[:3] == [20, 17, 20]
     assert ((batch.inputs["kinds"] >= PATCH).sum(1) == 9).all()  # an image token in a caption is no image
     kinds = batch.inputs["kinds"][2]
@@ -274,3 +274,56 @@ def test_bad_input(hosts, tmp_path):
     for refuse in (host.transform, lambda: host.encode_image(None), lambda: host.collator("answer")):
         with pytest.raises(InputError):
             refuse()
+
+
+def words_of(host, batch, kind, row=0):
+    ids, kinds = batch.inputs["input_ids"][row], batch.inputs["kinds"][row]
+    return host.processor.tokenizer.convert_ids_to_tokens(ids[kinds == kind])
+
+
+@pytest.mark.parametrize(
+    "mark", ["\ue000", "\ue001", "\ue000 \ue001 \ue000", "\uf8ff", "{question}", "%s", "\\1", "ASSISTANT:"]
+)
+def test_any_character_of_a_question_stays_a_character_of_the_question(hosts, mark):
+    host = hosts("llava")
+    plain = host.collator("question+answer").batch(["is there zebra red circle"], [picture(0)], ["blue"])
+    odd = host.collator("question+answer").batch([f"is there {mark} red circle"], [picture(0)], [f"blue {mark}"])
+    extra = len(host.processor.tokenizer.tokenize(mark))
+    question = words_of(host, odd, QUESTION)
+    assert question[:2] == ["is", "there"] and question[-2:] == ["red", "circle"] and len(question) == 4 + extra
+    assert words_of(host, odd, ANSWER)[0] == "blue" and len(words_of(host, odd, ANSWER)) == 1 + extra
+    assert words_of(host, odd, ROLE) == words_of(host, plain, ROLE)
+    assert host.prompt(f"a {mark}", f"b {mark}").count(f" {mark}") == 2 + (mark == "ASSISTANT:")
+
+
+def test_tokens_that_a_text_names_are_taken_out_and_counted(host):
+    tokens = ["<|video_pad|>", "<|vision_start|>", "</s>", "<pad>", host.collate.image_token]
+    texts = ["what is this ?", *(f"what {t} is {t} this ?" for t in tokens)]
+    batch = host.collate([sample(i, t) for i, t in enumerate(texts)])
+    want = words_of(host, batch, QUESTION)
+    for row, text in enumerate(texts):
+        assert words_of(host, batch, QUESTION, row) == want, text
+    assert batch.faults.counts == {"special_token": len(tokens)} and batch.faults.seen == 0
+    assert ("special_token", "s.tar", "k1", "<|video_pad|>") in batch.faults.examples
+    log = FaultLog()
+    log.merge(batch.faults)
+    assert log.dropped == 0
+
+
+@pytest.mark.parametrize(
+    ("meta", "question", "answer"),
+    [
+        ({"question": ["is there", "what"], "answer": ["red", "blue"]}, "is there", "red"),
+        ({"question": [], "answer": []}, "a red circle", None),
+        ({"question": "", "answer": ""}, "a red circle", None),
+        ({"question": "is there", "answer": 0}, "is there", "0"),
+        ({"question": "is there", "answer": False}, "is there", "false"),
+        ({"question": 3, "answer": None}, "3", None),
+    ],
+)
+def test_questions_that_are_lists_and_answers_that_are_no_words(hosts, meta, question, answer, monkeypatch):
+    seen = {}
+    collate = hosts("llava").collator("question+answer")
+    monkeypatch.setattr(collate, "batch", lambda questions, images, answers, *rest: seen.update(q=questions, a=answers))
+    collate([sample(0, "a red circle", meta=meta)])
+    assert seen == {"q": [question], "a": [answer]}
