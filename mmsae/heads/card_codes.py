@@ -177,7 +177,7 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
         for kind, on in kinds.items():
             low, high = wilson(int(on.sum()), alive)
             value = on.sum().item() / max(1, alive)
-            rows.append(row("pairs", set, f"latents {kind}", value=value, low=low, high=high, of=alive, **about))
+            rows.append(row("pairs", set, f"latents {kind}", value=value, low=low, high=high, **about | {"n": alive}))
         total = e[IMAGE] + e[TEXT]
         value = (total[kinds["shared"]].sum() / total.sum()).item()
         rows.append(row("pairs", set, "energy in shared latents", value=value, **about))
@@ -185,7 +185,7 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
         lift.update({IMAGE: image.z, TEXT: text.z}, Tokens.pooled({IMAGE: image.x, TEXT: text.x}, image.uids))
         on = lift.compute()
         value = (kinds["shared"] & (on.lift > 2)).sum().item() / max(1, alive)
-        rows.append(row("pairs", set, "shared with lift above 2", value=value, of=alive, **about))
+        rows.append(row("pairs", set, "shared with lift above 2", value=value, **about | {"n": alive}))
         atoms = [sae.dictionary(m).rows().detach().cpu() for m in (IMAGE, TEXT)]
         b = bridge(image.z, text.z, *atoms, bridges)
         rows.append(row("pairs", set, "bridge mass off the diagonal", value=b.off_diagonal, **about))

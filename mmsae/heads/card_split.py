@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmsae.heads.features import Features
-from mmsae.heads.rows import TRAINED, row, wilson
+from mmsae.heads.rows import TRAINED, row
 from mmsae.heads.spaces import RANDOM
 from mmsae.heads.suite import NotApplicable, head
 from mmsae.heads.suite_data import Data, Found
@@ -115,11 +115,11 @@ def targeted(data: Data, ns: Sequence[int] = (1, 2, 5, 10, 20, 50), most: int = 
             value = tpp(test.x, test.z, atoms, said, probes, chosen, n)
             about = {"features": "code", "control": control, "n": len(test.x), "concepts": len(ids)}
             rows.append(row("TPP", "test", f"{n} ablated", value=value, **about))
-        clean = sum(p.accuracy(test.x, said[:, c]) for c, p in enumerate(probes)) / len(ids)
         if not control:
-            low, high = wilson(clean * len(test.x), len(test.x))
+            right = torch.stack([p.right(test.x, said[:, c]) for c, p in enumerate(probes)], 1).double().mean(1)
+            low, high = bootstrap_mean(right)
             about = {"n": len(test.x), "low": low, "high": high, "concepts": len(ids)}
-            rows.append(row("TPP", "test", "accuracy before", "raw", clean, **about))
+            rows.append(row("TPP", "test", "accuracy before", "raw", right.mean().item(), **about))
     return Found(
         rows, notes=["Accuracy lost by a concept's own probe minus the mean lost by the others; higher is better."]
     )

@@ -29,7 +29,7 @@ from mmsae.shards import FaultLog, Sample, read_shard, with_image
 from mmsae.types import IMAGE, ImageTextBatch, InputError
 
 SIZE = 112  # pixels of a thumbnail
-DARK = 0.4  # brightness where a latent is silent
+DARK = 0.5  # brightness where a latent is silent
 INTRO = {
     "best": "The latents whose nine strongest images agree most in class: a selection, the same for the SAE and for "
     "random weights.",
@@ -214,6 +214,7 @@ def lit(image: Tensor, z: Tensor, special: Tensor | None) -> Tensor | Image.Imag
         row, col = divmod(int(places.argmax()), cols)
         h, w = big.shape[1] / rows, big.shape[2] / cols
         box = [round(col * w) - 1, round(row * h) - 1, round((col + 1) * w), round((row + 1) * h)]
+        box = [min(max(v, 2), s - 3) for v, s in zip(box, out.size * 2, strict=True)]  # whole at the edges, too
         pen = ImageDraw.Draw(out)
         pen.rectangle([box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2], outline=(20, 20, 20))
         pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=(255, 214, 10), width=2)

@@ -124,9 +124,13 @@ class Binary(NamedTuple):
     weight: Tensor
     bias: float
 
+    def right(self, x: Tensor, truth: Tensor) -> Tensor:
+        """``(N,)`` bool: the rows that it gets right."""
+        return (x.double() @ self.weight + self.bias > 0) == truth
+
     def accuracy(self, x: Tensor, truth: Tensor) -> float:
         """Share of rows that it gets right."""
-        return ((x.double() @ self.weight + self.bias > 0) == truth).double().mean().item()
+        return self.right(x, truth).double().mean().item()
 
 
 def fit_binary(x: Tensor, truth: Tensor, l2: float = 1.0) -> Binary:

@@ -100,6 +100,8 @@ def test_the_frame_is_around_the_strongest_place():
     assert (min(x for x, _ in yellow), max(x for x, _ in yellow)) == (54, 85)
     assert (min(y for _, y in yellow), max(y for _, y in yellow)) == (26, 57)
     assert shown.getpixel((70, 42))[0] > 240 and shown.getpixel((5, 100)) == (round(DARK * 255),) * 3
+    corner = lit(torch.ones(3, 64, 64), torch.tensor([1.0, 0, 0, 0]), None)
+    assert corner.getpixel((1, 30)) == corner.getpixel((30, 1)) == FRAME
     special = torch.tensor([True] + [False] * 16)
     under = lit(torch.ones(3, 64, 64), torch.cat([torch.tensor([3.0]), z]), special)  # the class token is strongest
     assert not [1 for v in under.getdata() if v == FRAME]
