@@ -85,7 +85,7 @@ class LVLMBackbone(Backbone):
         return Collator(self.processor, self.vocabulary, self.context_length, text, padding_side)
 
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
-        """As :meth:`Backbone.reading`: its own collate, which needs image and caption."""
+        """As :meth:`Backbone.reading`: its own collate, which needs an image, and a question or caption."""
         return {"transform": None, "tokenize": None, "collate": self.collator(text)}
 
     def prompt(self, question: str, answer: str | None = None, images: int = 1) -> str:

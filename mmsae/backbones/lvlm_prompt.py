@@ -74,6 +74,8 @@ class Collator:
         padding_side: Of shorter prompts; ``left`` is what generation needs.
     """
 
+    need = ("image", "question")  # of a sample, in the words of mmsae.shards.read_shard
+
     def __init__(
         self,
         processor: Any,

@@ -266,8 +266,8 @@ class PartWriter:
 
 def _file(folder: Path, path: str) -> Path:
     now = Path(path).stat()
-    identity = _hash([str(Path(path).resolve()), now.st_size, now.st_mtime_ns])
-    return folder / f"{shard_name(path)}-{identity}.safetensors"
+    identity = _hash([shard_name(path), str(Path(path).resolve()), now.st_size, now.st_mtime_ns])  # uids have the name
+    return folder / f"{Path(path).name}-{identity}.safetensors"
 
 
 def _hash(said: Any) -> str:

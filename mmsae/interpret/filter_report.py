@@ -110,7 +110,7 @@ def load_examples(result: Result, rows: np.ndarray) -> dict[int, Example]:
     for i, path in enumerate(result.paths):
         wanted = {u for u, (row, _) in by_uid.items() if starts[i] <= row < starts[i + 1]}
         if wanted:
-            for sample in read_shard(path, FaultLog(), decode=False, caption_field=result.caption_field):
+            for sample in read_shard(path, FaultLog(), need=("image",), decode=False):
                 if sample.uid in wanted:
                     out[by_uid[sample.uid][0]] = sample
     images = {i: _image(sample) for i, sample in out.items()}

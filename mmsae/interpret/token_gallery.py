@@ -107,7 +107,7 @@ def tokens_of(found: Found, latents: Sequence[int], most: int = SHOWN) -> list[T
 
 def read_samples(path: str, uids: set[str]) -> list[Sample]:
     """Some samples of a tar with their images."""
-    found = (s for s in read_shard(path, FaultLog(), decode=False) if s.uid in uids)
+    found = (s for s in read_shard(path, FaultLog(), need=("image",), decode=False) if s.uid in uids)
     return [s for s in (with_image(sample, FaultLog()) for sample in found) if s is not None]
 
 

@@ -1,6 +1,7 @@
 """Image-text shards: sources, decoding, uids, faults, units of work, loaders and a writer."""
 
 from mmsae.files import disk_errors
+from mmsae.shards.batches import place, taken, tried
 from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
@@ -37,11 +38,14 @@ __all__ = [
     "make_pipeline",
     "make_uid",
     "part_path",
+    "place",
     "read_shard",
     "read_shards",
     "run_units",
     "shard_name",
+    "taken",
     "to_rgb",
+    "tried",
     "unit_batches",
     "units",
     "with_image",

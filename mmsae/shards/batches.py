@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from mmsae.types import ImageTextBatch, InputError
 Transform = Callable[..., Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 Collate = Callable[[list[Sample]], ImageTextBatch]
+"""May say in an attribute ``need`` what it reads, see ``read_shard``."""
+Row, Made = TypeVar("Row"), TypeVar("Made")
 
 
 class Reader(NamedTuple):
@@ -38,6 +40,23 @@ class Reader(NamedTuple):
     caption_field: str = ""
     collate: Collate | None = None
 
+    @classmethod
+    def of(
+        cls,
+        transform: Transform | None,
+        tokenize: Tokenize | None,
+        batch_size: int,
+        need: Collection[str] | None = None,
+        caption_field: str = "",
+        collate: Collate | None = None,
+    ) -> Reader:
+        """A reader that needs what is transformed and tokenised, or what the collate says in ``need``, by default."""
+        if need is None and collate is not None:
+            need = getattr(collate, "need", ("image", "caption"))
+        elif need is None:
+            need = [n for n, made_by in (("image", transform), ("caption", tokenize)) if made_by is not None]
+        return cls(transform, tokenize, batch_size, tuple(need), caption_field, collate)
+
     def samples(self, source: str, path: str, faults: FaultLog) -> Iterator[Sample]:
         """Samples of one shard, images not yet decoded (so that a shuffle buffer holds compressed bytes)."""
         return read_shard(path, faults, need=self.need, decode=False, source=source, caption_field=self.caption_field)
@@ -47,12 +66,23 @@ class Reader(NamedTuple):
     ) -> Iterator[ImageTextBatch]:
         """Full batches and a last smaller one; each takes the faults counted while it was made.
 
+        Where the host refused as many samples as make a batch, one without samples tells the faults so far.
+
         Raises:
-            InputError: If ``give_up`` images in a row cannot be decoded (an endless stream would never give a batch).
+            InputError: If ``give_up`` samples in a row cannot be used (an endless stream would never give a batch).
         """
-        ready = self._ready(samples, faults, give_up)
-        while rows := list(islice(ready, self.batch_size)):
-            yield self._stack(rows, faults)
+        ready, rows, lost = self._ready(samples, faults, give_up), [], 0
+        while rows := rows + list(islice(ready, self.batch_size - len(rows))):
+            batch, good = tried(self._stack, rows, faults, lambda row: place(row[0]))
+            lost = 0 if good else lost + len(rows)
+            if give_up is not None and lost >= give_up:
+                raise InputError(f"{lost} samples in a row were refused by the host: {faults.drops()}")
+            if batch is None and not good:
+                batch = ImageTextBatch(None, None, [], [], [], [])
+            if batch is not None:
+                faults.merge(batch.faults)
+                yield batch._replace(faults=faults.take())
+            rows = good if batch is None else []
 
     def _ready(
         self, samples: Iterable[Sample], faults: FaultLog, give_up: int | None
@@ -60,30 +90,26 @@ class Reader(NamedTuple):
         broken = 0
         for sample in samples:
             decoded = with_image(sample, faults) if "image" in self.need else sample
-            if decoded is None:
-                broken += 1
-                if broken == give_up:
-                    raise InputError(f"{broken} images in a row could not be decoded: {faults.summary()}")
-            elif self.collate is not None:
-                broken = 0
-                yield decoded._replace(raw={}), None
+            if decoded is not None and self.collate is None and self.transform is not None:
+                image, good = tried(lambda row: self.transform(row[0].image), [decoded], faults, place)
             else:
-                broken = 0
-                image = None if self.transform is None else self.transform(decoded.image)
-                yield decoded._replace(image=None, raw={}), image
+                image, good = None, [decoded] * (decoded is not None)
+            broken = 0 if good else broken + 1
+            if broken == give_up:
+                raise InputError(f"{broken} images in a row could not be used: {faults.drops()}")
+            for row in good:
+                yield row._replace(image=row.image if self.collate is not None else None, raw={}), image
 
-    def _stack(self, rows: list[tuple[Sample, Tensor | None]], faults: FaultLog) -> ImageTextBatch:
+    def _stack(self, rows: Sequence[tuple[Sample, Tensor | None]]) -> ImageTextBatch:
         samples = [sample for sample, _ in rows]
         if self.collate is not None:
-            batch = self.collate(samples)
-            faults.merge(batch.faults)
-            return batch._replace(faults=faults.take())
-        captions = [s.caption for s in samples]
+            return self.collate(samples)
+        captions, notes = [s.caption for s in samples], FaultLog()
         texts = None
         if self.tokenize is not None:
             texts = self.tokenize(captions)
             for i in long_captions(self.tokenize, captions, texts):
-                faults.add("long_caption", samples[i].shard, samples[i].key, f"more than {texts.shape[1]} tokens")
+                notes.add("long_caption", samples[i].shard, samples[i].key, f"more than {texts.shape[1]} tokens")
         return ImageTextBatch(
             None if self.transform is None else torch.stack([image for _, image in rows]),
             texts,
@@ -91,8 +117,75 @@ class Reader(NamedTuple):
             captions,
             [s.key for s in samples],
             [s.shard for s in samples],
-            faults.take(),
+            notes.take(),
         )
+
+
+def place(sample: Sample) -> tuple[str, str]:
+    """Shard and key."""
+    return sample.shard, sample.key
+
+
+def tried(
+    make: Callable[[list[Row]], Made],
+    rows: Sequence[Row],
+    faults: FaultLog,
+    where: Callable[[Row], tuple[str, str]],
+) -> tuple[Made | None, list[Row]]:
+    """What a host's own code makes of some rows, or those of them that it takes.
+
+    Whatever a transform, tokenizer or processor raises about one row is a fault of that row, ``refused_by_host``. Rows
+    that are taken one by one and not together are nobody's fault: that error is raised.
+
+    Args:
+        make: Calls the host's code.
+        rows: Samples, or what belongs to each.
+        faults: Counts those that are refused, with the first line of the reason.
+        where: Shard and key of a row.
+
+    Returns:
+        ``(made, rows)``, or ``(None, the rows that are taken)``.
+    """
+    try:
+        return make(list(rows)), list(rows)
+    except MemoryError:
+        raise
+    except Exception as error:  # the code is the host's, and so are its errors
+        good = []
+        for row in rows:
+            if (reason := _refusal(make, row) if len(rows) > 1 else _first_line(error)) is None:
+                good.append(row)
+            else:
+                faults.add("refused_by_host", *where(row), reason)
+        if len(good) == len(rows):
+            raise
+        return None, good
+
+
+def taken(
+    make: Callable[[list[Row]], Made],
+    rows: Sequence[Row],
+    faults: FaultLog,
+    where: Callable[[Row], tuple[str, str]],
+) -> tuple[Made | None, list[Row]]:
+    """What a host's own code makes of those of some rows that it takes, and those; see ``tried``."""
+    made = None
+    while rows and made is None:
+        made, rows = tried(make, rows, faults, where)
+    return made, list(rows)
+
+
+def _refusal(make: Callable[[list[Row]], Any], row: Row) -> str | None:
+    try:
+        make([row])
+    except Exception as error:
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    said = (str(error).strip().splitlines() or [""])[0][:200]
+    return said if isinstance(error, InputError) else f"{type(error).__name__}: {said}"
 
 
 def long_captions(tokenize: Tokenize, captions: list[str], ids: Tensor) -> list[int]:

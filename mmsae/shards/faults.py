@@ -92,13 +92,16 @@ class FaultLog:
         if self.share > limit and (final or self.n_seen >= JUDGE_AFTER):
             raise InputError(
                 f"{self.dropped} of {self.n_seen} samples ({self.share:.1%}) had to be dropped, more than the limit of"
-                f" {limit:.1%}: {self._counts(drops=True)}; the first was {self._first()}.{self._advice()}"
+                f" {limit:.1%}: {self.drops()}"
             )
 
-    def _advice(self) -> str:
-        apart = self.counts["unsorted"]
-        how = "members of one sample must stand side by side, as tar --sort=name writes them."
-        return f" {apart} keys come again later in their tar: {how}" if apart else ""
+    def drops(self) -> str:
+        """What was dropped, and what may help, on one line."""
+        said = f"{self._counts(drops=True)}; the first was {self._first()}."
+        if apart := self.counts["unsorted"]:
+            how = "members of one sample must stand side by side, as tar --sort=name writes them."
+            said += f" {apart} keys come again later in their tar: {how}"
+        return said
 
     def _counts(self, drops: bool) -> str:
         return ", ".join(f"{kind} {n}" for kind, n in self.counts.most_common() if (kind not in NOTES) == drops)

@@ -62,20 +62,18 @@ def make_pipeline(
         rank: This process.
         world: Number of processes.
         fault_limit: Largest share of dropped samples, judged after 1,000 samples and at the end.
-        need: What a sample must have (``image, caption, json, cls``); by default what is transformed and tokenised.
+        need: What a sample must have (``image, caption, question, json, cls``, see ``read_shard``); by default what is
+            transformed and tokenised, or what the collate says that it reads.
         caption_field: Field of ``json`` with the caption; empty: ``txt``, or ``json``'s ``caption``.
         collate: Samples to a batch, of a host whose processor sees image and text together; with it, ``transform`` and
-            ``tokenize`` are not used, and ``need`` is image and caption by default.
+            ``tokenize`` are not used.
         pin_memory: Whether batches arrive in pinned memory.
 
     Raises:
         InputError: If no shard matches, training has fewer shards than ranks, or an epoch is less than one batch.
     """
     expanded = [Mixed(s.name, s.weight, paths) for s, paths in expand_sources(sources)]
-    if need is None:
-        wanted = (("image", collate or transform), ("caption", collate or tokenize))
-        need = [n for n, made_by in wanted if made_by is not None]
-    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field, collate)
+    reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate)
     n = sum(len(s.paths) for s in expanded)
     if not train:
         tars = [(s.name, path) for s in expanded for path in s.paths][rank::world]
@@ -128,10 +126,7 @@ def unit_batches(
     Yields:
         ``UnitBatch(path, batch, last)``.
     """
-    if need is None:
-        wanted = (("image", collate or transform), ("caption", collate or tokenize))
-        need = [n for n, made_by in wanted if made_by is not None]
-    reader = Reader(transform, tokenize, batch_size, tuple(need), caption_field, collate)
+    reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate)
     stream = ExactStream(reader, [(source, path) for path in paths])
     packets = _packets(stream, min(workers, len(paths)), pin_memory)
     return _unique(packets) if unique else packets

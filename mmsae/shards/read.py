@@ -16,7 +16,7 @@ from mmsae.shards.sources import shard_name
 from mmsae.shards.tar import groups
 from mmsae.types import ImageTextBatch, InputError
 
-FROM_JSON = ("missing_json", "missing_caption", "missing_text")
+FROM_JSON = ("missing_json", "missing_caption")
 """Kinds of faults for which a broken json is the reason."""
 
 _HEX32 = re.compile(r"[0-9a-fA-F]{32}")
@@ -112,9 +112,10 @@ def read_shard(
     Args:
         path: A ``.tar`` or ``.tar.gz``.
         faults: Counts every sample and what was wrong: ``missing_image``, ``broken_image``, ``missing_caption``,
-            ``empty_caption``, ``missing_json``, ``missing_cls`` (only where needed), ``truncated_shard``,
-            ``broken_shard``; noted without dropping the sample: ``broken_json``, ``bad_utf8``.
-        need: Which of ``image, caption, json, cls`` a sample must have to be kept.
+            ``empty_caption``, ``missing_json``, ``missing_cls`` (only where needed), and what ``groups`` counts; noted
+            without dropping the sample: ``broken_json``, ``bad_utf8``.
+        need: Which of ``image, caption, question, json, cls`` a sample must have to be kept. ``question``: json's
+            ``question``, or else a caption; without a caption the question is its caption.
         decode: Whether to decode the image where it is needed; without, ``with_image`` does it later.
         source: Name of the source, part of the uids made here.
         caption_field: Field of ``json`` that holds the caption; empty: ``txt``, or ``json``'s ``caption``.
@@ -127,6 +128,8 @@ def read_shard(
         faults.seen()
         meta, wrong = parse_json(raw["json"]) if "json" in raw else (None, "")
         caption = find_caption(raw, meta or {}, caption_field)
+        if "question" in need and not caption:
+            caption = find_caption({}, meta or {}, "question") or caption
         sample = Sample(
             make_uid(source, shard, key, meta or {}), key, shard, None, caption or "", meta or {}, find_cls(raw), raw
         )
@@ -170,9 +173,10 @@ def _lack(s: Sample, need: Collection[str], no_caption: bool, no_json: bool, fie
         return "broken_image", f"{image} has 0 bytes"
     if "json" in need and no_json:
         return "missing_json", ""
-    if "caption" in need and no_caption:
+    text = "caption" in need or "question" in need
+    if text and no_caption:
         return "missing_caption", f"no field {field} in json" if field else _has(s.raw)
-    if "caption" in need and not s.caption:
+    if text and not s.caption:
         return "empty_caption", ""
     if "cls" in need and s.cls is None:
         return "missing_cls", ""

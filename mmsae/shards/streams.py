@@ -18,7 +18,7 @@ from mmsae.shards.read import Sample
 from mmsae.types import ImageTextBatch, InputError
 
 GIVE_UP = 2000
-"""Broken images in a row after which training gives up: no batch would come, nor any judgement of faults."""
+"""Unusable samples in a row after which training gives up: no batch would come, nor any judgement of faults."""
 
 
 class UnitBatch(NamedTuple):
@@ -99,7 +99,10 @@ class TrainStream(IterableDataset):
             samples = wds.filters.shuffle(self.shuffle, initial=self.shuffle // 2 + 1, rng=rng)(samples)
         try:
             for batch in self.reader.batches(samples, faults, GIVE_UP):
-                yield UnitBatch("", batch, False)
+                if batch.uids:
+                    yield UnitBatch("", batch, False)
+                else:  # an epoch is of full batches
+                    faults.merge(batch.faults)
         except InputError as e:
             yield UnitBatch("", empty_batch(faults), True, str(e))
 
@@ -118,7 +121,7 @@ class TrainStream(IterableDataset):
                 barren = 0
                 yield sample
             if barren >= max(2, len(source.paths)):
-                raise InputError(f"No usable sample in {barren} shards in a row, last {path}: {faults.summary()}")
+                raise InputError(f"No usable sample in {barren} shards in a row, last {path}: {faults.drops()}")
 
 
 class ExactStream(IterableDataset):

@@ -148,7 +148,6 @@ def batches(job: Pass, worker: Scorer | PairReader, todo: Sequence[int], workers
         worker.tokenize,
         job.batch_size,
         workers=workers,
-        need=("image", "caption"),
         caption_field=job.caption_field,
         collate=worker.collate,
         unique=False,

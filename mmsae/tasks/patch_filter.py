@@ -18,7 +18,7 @@ from torch import Tensor
 from mmsae.backbones import Backbone
 from mmsae.metrics.item_codes import content_rows, entries
 from mmsae.sae import SAE
-from mmsae.shards import Sample
+from mmsae.shards import FaultLog, Sample, place, taken
 from mmsae.tasks.sae_v import encode_tokens
 from mmsae.tasks.selection import draw
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
@@ -151,10 +151,17 @@ class PatchFilter(NamedTuple):
         return out
 
     @torch.no_grad()
-    def ask(self, samples: Sequence[Sample]) -> dict[str, list[bool]]:
-        """``{arm: was each answer right}``, arms ``all`` and ``SCORE/KEEP``; one image a sample."""
+    def ask(self, samples: Sequence[Sample], faults: FaultLog | None = None) -> dict[str, list[bool]]:
+        """``{arm: was each answer right}``, arms ``all`` and ``SCORE/KEEP``; one image a sample.
+
+        Args:
+            samples: With decoded images.
+            faults: Counts the samples that the host refuses, which are left out.
+        """
         collate = self.host.collator("question")
-        batch = collate(list(samples))
+        batch, samples = taken(collate, samples, FaultLog() if faults is None else faults, place)
+        if batch is None:
+            return {}
         grids = self.host.grid(batch)
         if len(grids) != len(samples):
             raise InputError(f"{len(samples)} samples have {len(grids)} images; the patch filter needs one each")

@@ -90,13 +90,13 @@ def patches(
     def work(path: str) -> bytes:
         right: dict[str, list[bool]] = {}
         faults, chosen = FaultLog(), []
-        for s in read_shard(path, faults, decode=False):
+        for s in read_shard(path, faults, need=backbone.collate.need, decode=False):
             said = s.meta.get("answer")
             fits = said is not None and (not answers or str(said) in answers)
             if fits and (samples is None or len(chosen) < samples) and (s := with_image(s, faults)) is not None:
                 chosen.append(s)
         for i in range(0, len(chosen), batch_size):
-            for arm, hits in asker.ask(chosen[i : i + batch_size]).items():
+            for arm, hits in asker.ask(chosen[i : i + batch_size], faults).items():
                 right.setdefault(arm, []).extend(hits)
         return json.dumps({"right": right, "faults": faults.to_dict()}).encode()
 

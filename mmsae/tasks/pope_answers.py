@@ -20,7 +20,7 @@ from mmsae.files import atomic_file
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, expand, read_shard, read_shards, run_units
+from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, expand, place, read_shard, read_shards, run_units, taken, tried
 from mmsae.tasks.concept_decoding import ConceptDecoder, Settings
 from mmsae.tasks.concept_decoding_methods import (
     Answer,
@@ -81,16 +81,17 @@ def ask_all(
         log, asked = FaultLog(), []
         for s in read_shard(path, log, need=("image",)):
             asked += [(p, s) for p in prompts(s)]
-        rows = []
+        rows, refused = [], FaultLog(keep=1 << 30)
         for name, answer in methods.items():
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 for i in range(0, len(asked), batch_size):
                     part = asked[i : i + batch_size]
-                    batch = host.collate.batch(
-                        [p.text for p, _ in part], [s.image for _, s in part], uids=[s.uid for _, s in part]
-                    )
-                    rows += [[name, p.id, a] for (p, _), a in zip(part, answer(batch), strict=True)]
+                    batch, part = taken(partial(_batch, host), part, refused, lambda row: place(row[1]))
+                    if batch is not None:
+                        rows += [[name, p.id, a] for (p, _), a in zip(part, answer(batch), strict=True)]
+        for one in {e[:3]: e for e in refused.take().examples}.values():  # each prompt of each method met it
+            log.add(*one)
         return json.dumps({"rows": rows, "faults": log.take()}).encode()
 
     out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,10 @@ def ask_all(
             found[name][prompt] = answer
     log.check(fault_limit, final=True)
     return found
+
+
+def _batch(host: LVLMBackbone, asked: Sequence[tuple[Prompt, Sample]]) -> ImageTextBatch:
+    return host.collate.batch([p.text for p, _ in asked], [s.image for _, s in asked], uids=[s.uid for _, s in asked])
 
 
 def at_least_one(**given: int) -> None:
@@ -221,6 +226,10 @@ def probe_batches(
         raise InputError(f"{len(lost)} of {len(wanted)} pictures of the probe {shards} cannot be read, {lost[0]} say")
     for i in range(0, len(questions), batch_size):
         part = questions[i : i + batch_size]
-        yield host.collate.batch(
-            [prompt.replace("{question}", q.text) for q in part], [pictures[q.image] for q in part]
+        make = lambda qs: host.collate.batch(  # noqa: E731
+            [prompt.replace("{question}", q.text) for q in qs], [pictures[q.image] for q in qs]
         )
+        batch, _ = tried(make, part, log, lambda q: (str(shards), q.image))
+        if batch is None:
+            raise InputError(f"a question of the probe cannot be asked: {log.summary().splitlines()[-1].strip()}")
+        yield batch

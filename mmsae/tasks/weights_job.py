@@ -62,6 +62,11 @@ class Subset:
     def __init__(self, collate: Any, share: float, seed: int = 0):
         self.collate, self.share, self.seed = collate, share, seed
 
+    @property
+    def need(self) -> tuple[str, ...]:
+        """What the host's collate reads of a sample."""
+        return self.collate.need
+
     def __call__(self, samples: Sequence[Sample]) -> ImageTextBatch:
         """A batch of those that are kept; without inputs where there are none."""
         kept = [s for s in samples if self.keeps(s.uid)]

@@ -131,10 +131,13 @@ def shard_lessons(shards: str | Sequence[str], image_size: int = 32, fault_limit
     """
     faults, images, captions, present, dialogues = FaultLog(), [], [], [], []
     for path in expand(list(shards) if not isinstance(shards, str) else shards):
-        for s in read_shard(path, faults):
+        for s in read_shard(path, faults, need=("image",)):
             image = s.image if s.image.size == (image_size, image_size) else s.image.resize((image_size, image_size))
             question, answer = s.meta.get("question"), s.meta.get("answer")
             own = (str(question), str(answer)) if question and answer is not None else None
+            if own is None and not s.caption:
+                faults.add("missing_caption", s.shard, s.key, "nor question and answer")
+                continue
             found = np.zeros(len(OBJECTS), bool)
             for o in [] if own else s.meta.get("objects") or []:
                 if isinstance(o, dict) and f"{o.get('colour')} {o.get('shape')}" in OBJECTS:

@@ -104,6 +104,23 @@ def test_a_json_that_held_the_caption_and_is_broken_is_called_broken(tmp_path, m
     assert (kind, key) == ("missing_caption", "a") and detail.startswith("broken json: ") and len(detail) < 150
 
 
+def test_a_question_stands_for_a_caption_where_questions_are_read(tmp_path, make):
+    image = make.picture()
+    asked = {"png": image, "json": {"question": "is it red ?", "answer": "no"}}
+    rows = [("a", asked), ("b", {**asked, "txt": "t"}), ("c", {**asked, "txt": " "}), ("d", {"png": image, "txt": "t"})]
+    rows += [
+        ("e", {"png": image, "json": {"question": ["what ?", "who ?"]}}),
+        ("f", {"png": image, "json": {"answer": "no"}}),
+    ]
+    path = make.tar(tmp_path / "x.tar", [*rows, ("g", {"png": image})])
+    samples, log = read(path, need=("image", "question"))
+    assert [(s.key, s.caption) for s in samples] == [
+        *(("a", "is it red ?"), ("b", "t"), ("c", "is it red ?"), ("d", "t"), ("e", "what ?"))
+    ]
+    assert log.counts == {"missing_caption": 2}
+    assert [s.key for s in read(path)[0]] == ["b", "d"]
+
+
 def test_uids(tmp_path, make):
     uid = "0123456789abcdef" * 2
     assert make_uid("s", "x.tar", "k", {"uid": uid}) == make_uid("", "y", "z", {"uid": uid.upper()}) == uid
