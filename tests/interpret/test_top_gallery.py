@@ -138,3 +138,20 @@ def test_latents_that_hardly_fire_are_no_cards(place):
     (place / "few.yaml").write_text(yaml.safe_dump(suite))
     _, html, cards = run(place, "pooled", "few", 2)
     assert not cards and html.count("No latent fires on 9 images.") == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_card_and_the_page_of_the_cpu(place):
+    suite = yaml.safe_load((place / "suite.yaml").read_text()) | {"heads": ["core", "top_images", "targeted"]}
+    (place / "devices.yaml").write_text(yaml.safe_dump(suite))
+    for sae in ("tokens", "pooled"):
+        found = []
+        for device in ("cpu", "cuda"):
+            out = place / f"{sae}_{device}"
+            evaluate(str(place / sae), str(place / "devices.yaml"), str(out), gallery=2, device=device, progress=False)
+            found.append(read_card(out)["rows"])
+            assert (out / "gallery.html").read_text().count("data:image/") > 9
+        for a, b in zip(*found, strict=True):
+            assert all(a[k] == b[k] for k in ("set", "score", "features", "control", "n"))
+            assert a["value"] == pytest.approx(b["value"], abs=0.02, nan_ok=True)
