@@ -78,6 +78,11 @@ class Features(NamedTuple):
         """Mean number of latents that fire per row: per image, at token sites per token."""
         return float(self.sums.active.sum() / self.sums.rows.sum())
 
+    @property
+    def fvu(self) -> float:
+        """Share of the variance of all rows that reconstructions miss: of images, at token sites of tokens."""
+        return float(self.sums.error.sum() / self.sums.spread(self.x).sum())
+
     def through(self, other: Through) -> Features:
         """The same images through another SAE."""
         return self._replace(**other._asdict(), resid=self.x - other.recon)

@@ -11,14 +11,13 @@ from torch import Tensor
 from mmsae.backbones import Backbone
 from mmsae.files import atomic_file
 from mmsae.heads.classifier import at_embedding, text_classes
-from mmsae.heads.features import Features, load_features, with_sae
+from mmsae.heads.features import Features, load_features, token_site, with_sae
 from mmsae.heads.labels import Classes, Labels, read_classes, read_labels, read_templates
 from mmsae.heads.opening import open_pair
 from mmsae.heads.rows import row, text_table, write_results
 from mmsae.heads.zeroshot import Split, ZeroShot, zero_shot_head
 from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.intervals import whiskers
-from mmsae.metrics.reconstruction import fvu
 from mmsae.metrics.retrieval import cosine_to
 from mmsae.sae import SAE, random_control
 from mmsae.shards import expand
@@ -163,11 +162,13 @@ class _Job(NamedTuple):
     progress: bool
     cache: str = ""
 
-    def load(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str, embed: bool, cache: str) -> Features:
+    def load(
+        self, sae: SAE, shards: Any, uids: set[str] | None, desc: str, embed: bool, cache: str, **more: Any
+    ) -> Features:
         return load_features(
             self.host, sae, shards, label=self.label, classes=self.classes.values, limit=self.limit, embed=embed,
             keep=None if uids is None else uids.__contains__, batch_size=self.batch_size, workers=self.workers,
-            cache=cache, progress=self.progress, desc=desc,
+            cache=cache, progress=self.progress, desc=desc, **more,
         )  # fmt: skip
 
     def through(self, sae: SAE, shards: Any, uids: set[str] | None, desc: str) -> Tensor:
@@ -179,18 +180,20 @@ class _Job(NamedTuple):
         """Scores of every SAE: from one pass at the embeddings, else with the host run on from its reconstruction."""
         model = saes[""]
         joint = at_embedding(model)
-        f = self.load(model, shards, uids, desc, not joint, self.cache)
+        others = {k: s for k, s in saes.items() if k} if token_site(model.sites[IMAGE]) else {}
+        f = self.load(model, shards, uids, desc, not joint, self.cache, others=others)
         out = {}
         for name, sae in saes.items():
             x = f.x if joint else f.embed
-            recon = f.recon if not name else with_sae(f, sae).recon if f.pool == "one" else None
+            view = f
+            if name:
+                view = f.through(f.others[name]) if name in f.others else with_sae(f, sae)
             if joint and TEXT in sae.modalities:
                 scores = zero_shot_scores(sae, x.to(self.host.device), self.vectors)
             else:
-                seen = recon if joint else self.through(sae, shards, uids, f"{desc}, {name or 'reconstructed'}")
+                seen = view.recon if joint else self.through(sae, shards, uids, f"{desc}, {name or 'reconstructed'}")
                 scores = {"raw": cosine_to(self.vectors)(x), "recon": cosine_to(self.vectors)(seen)}
-            explained = float("nan") if recon is None else 1 - fvu(recon, f.x)
-            out[name] = _Scores(Split({k: s.cpu() for k, s in scores.items()}, f.labels), explained)
+            out[name] = _Scores(Split({k: s.cpu() for k, s in scores.items()}, f.labels), 1 - view.fvu)
         return out
 
 

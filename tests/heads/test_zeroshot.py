@@ -17,7 +17,9 @@ from mmsae.heads.opening import open_host
 from mmsae.heads.rows import find, wilson
 from mmsae.heads.zeroshot import Split, balanced_interval, zero_shot_head
 from mmsae.heads.zeroshot_run import _Job, plot, zeroshot
-from mmsae.shards import ShardWriter, expand
+from mmsae.metrics.reconstruction import FVU
+from mmsae.sae import random_control
+from mmsae.shards import ShardWriter, expand, unit_batches
 from mmsae.tasks.zero_shot import pool_templates, zero_shot, zero_shot_scores
 from mmsae.types import InputError
 
@@ -132,6 +134,18 @@ def test_an_sae_without_texts_and_one_inside_the_tower(place, tmp_path):
     a, b = (find(run(place, tmp_path / "x", sae=place[s])["rows"], score="top1", features="raw")[0]["value"]
             for s in ("sae", "trunk"))  # fmt: skip
     assert a == b  # the plain host does not depend on where the SAE is
+
+
+def test_explained_variance_inside_the_tower_is_of_tokens(place, tmp_path):
+    sae, host = open_host(place["trunk"], "")
+    rows = run(place, tmp_path / "o", sae=place["trunk"], tune=place["shards"])["rows"]
+    for name, model in (("", sae), ("random", random_control(sae, 0))):
+        metric = FVU(sae.sites["image"].width)
+        for unit in unit_batches(expand(place["shards"]), batch_size=40, **host.reading({"image"})):
+            x = host.read(unit.batch, [sae.sites["image"]])[0].x
+            metric.update(model.decode(model.encode(x, "image"), "image"), x)
+        (found,) = find(rows, score="explained_variance", control=name)
+        assert found["value"] == pytest.approx(1 - metric.compute().item(), rel=1e-4)
 
 
 def test_the_host_runs_on_from_the_reconstruction(place):
