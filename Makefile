@@ -1,17 +1,65 @@
 # Two commands need nothing else set up:  make demo   and   make test
 PYTHON ?= python3
 VENV   ?= .venv
+NEWEST ?= .venv-newest
+OLDEST ?= .venv-oldest
+UVENV  ?= .venv-uv
 JOBS   ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+UV     := UV_CUSTOM_COMPILE_COMMAND='make lock' UV_PYTHON_DOWNLOADS=never $(UVENV)/bin/uv --system-certs -q
+MOVED  := $(UVENV)/bin/python requirements/moved.py
 
-.PHONY: demo test lint docs notebooks clean
+# The libraries whose models are hosts, and what they take with them; the tests that run those models.
+HOSTS := transformers diffusers open-clip-torch timm huggingface-hub tokenizers safetensors
+HOST_TESTS := tests/backbones tests/cache/test_extract.py tests/datamodules/test_generation.py \
+    tests/datamodules/test_image_text.py tests/datamodules/test_streaming.py tests/steering/test_steer_attach.py \
+    tests/steering/test_steer_diffusion.py tests/steering/test_steer_lvlm.py tests/steering/test_steer_recipes.py \
+    tests/steering/test_steer_text.py tests/steering/test_steer_unet.py tests/tasks/test_concept_decoding.py \
+    tests/tasks/test_filter_lvlm.py tests/tasks/test_pope_run.py tests/world/test_llava_train.py \
+    tests/world/test_world_clip.py tests/world/test_world_diffusion.py
+
+.PHONY: demo test test-newest test-oldest lock lint docs notebooks clean
 
 demo: $(READY)  ## train and compare multimodal SAEs on a generated world; report in runs/demo/report.html
 	$(BIN)/mmsae demo --out runs/demo
 
 test: $(READY)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-newest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the newest host libraries that pyproject.toml allows
+	@cp requirements/lock.txt $(NEWEST).all.txt
+	@$(UV) pip compile pyproject.toml $(COMPILE) $(addprefix -P ,$(HOSTS)) -o $(NEWEST).all.txt
+	@$(MOVED) requirements/lock.txt $(NEWEST).all.txt > $(NEWEST).txt
+	@if ! grep -q == $(NEWEST).txt; then echo "Nothing newer than the lock is allowed: nothing to test."; \
+	else $(call test_hosts,$(NEWEST),$(NEWEST).txt); fi
+
+test-oldest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the oldest host libraries that pyproject.toml allows
+	@$(call test_hosts,$(OLDEST),requirements/oldest.txt)
+
+# $(call test_hosts,ENVIRONMENT,FILE): a small environment with the packages of FILE, before those of the locked one
+define test_hosts
+$(BIN)/python -m venv --clear --without-pip $(1) && \
+$(BIN)/python -c 'import site, sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+    > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/locked.pth && \
+$(UV) pip install --python $(1)/bin/python --require-hashes --no-deps -r $(2) && \
+{ OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(JOBS) --dist loadfile $(HOST_TESTS) || \
+  { echo "The tests of hosts fail with other versions than the lock's (lock -> here):"; \
+    $(MOVED) requirements/lock.txt $(2) > /dev/null; exit 1; }; }
+endef
+
+# Exact versions of everything with hashes, from PyPI alone: see docs/development.md.
+COMPILE := --extra test --universal --python-version 3.10 --generate-hashes --no-annotate
+lock: $(UVENV)/.ready  ## the newest versions of everything into requirements/
+	printf 'uv\npackaging\n' | $(UV) pip compile - --universal --python-version 3.10 --generate-hashes -U \
+	    -o requirements/uv.txt
+	rm -f uv.lock
+	$(UV) export --extra test --no-emit-project --no-annotate -o requirements/lock.txt
+	rm -f uv.lock
+	cp requirements/lock.txt oldest.tmp
+	$(UV) pip compile pyproject.toml requirements/oldest.in $(COMPILE) -o oldest.tmp
+	$(MOVED) requirements/lock.txt oldest.tmp > requirements/oldest.txt
+	rm -f oldest.tmp
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -22,13 +70,23 @@ notebooks: $(READY)  ## execute notebooks/*.ipynb and write their outputs back
 docs: $(READY)  ## docs/cli.md from the code
 	$(BIN)/python docs/make_cli.py
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements/lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsae needs Python 3.10 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing mmsae and what it needs into $(VENV) (about 6 GB, some minutes) ..."
-	$(BIN)/python -m pip install -q --upgrade pip
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(BIN)/python -m pip install -q --require-hashes --only-binary :all: -r requirements/lock.txt
+	$(BIN)/python -W ignore -m pip install -q --no-build-isolation --no-deps -e .
+else
+	@echo "The lock is for Linux on x86-64; here come the newest versions that pyproject.toml allows."
 	$(BIN)/python -m pip install -q -e ".[test]"
+endif
+	@touch $@
+
+$(UVENV)/.ready: requirements/uv.txt
+	@$(PYTHON) -m venv $(UVENV)
+	@$(UVENV)/bin/python -m pip install -q --require-hashes -r requirements/uv.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) $(UVENV) build dist *.egg-info

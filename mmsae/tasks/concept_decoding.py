@@ -97,7 +97,9 @@ def mix_logits(clean: Tensor, steered: Tensor | None, alpha_c: float, beta_c: fl
     Returns:
         ``(B, V)``; rows of which nothing remains are the clean ones.
     """
+    out = clean == -math.inf  # what an earlier processor has excluded
     mixed = clean if steered is None or not alpha_c else (1 - alpha_c) * clean + alpha_c * steered
+    mixed = mixed.masked_fill(out, -math.inf)
     if beta_c > 0:
         cut = clean.amax(-1, keepdim=True) + math.log(beta_c)
         mixed = mixed.masked_fill(clean < cut, -math.inf)

@@ -12,6 +12,7 @@ from mmsae.tasks.concept_decoding import GREEDY, PRESETS, ConceptDecoder, Concep
 from mmsae.types import InputError
 
 SITE = "layers.1:out"
+IMAGE_TOKEN = 4  # a model that says one asks for an image that is not there
 STRONG = Settings(alpha_c=1.0, beta_c=0.0, alpha_m=1.0, beta_m=0.9, max_new_tokens=6, do_sample=False)
 
 
@@ -44,6 +45,8 @@ def test_mixing_oracle():
     assert mixed[0].tolist() == pytest.approx([0.8, 2.56, -math.inf])
     assert mixed.softmax(-1)[0].tolist() == pytest.approx([0.14679, 0.85321, 0], abs=1e-5)
     assert torch.equal(mix_logits(z, steered, 0.0, 0.0), z) and torch.equal(mix_logits(z, None, 0.6, 0.0), z)
+    out = z.masked_fill(torch.tensor([[True, False, False]]), -math.inf)  # by an earlier processor
+    assert mix_logits(out, steered, 1.0, 0.0)[0].tolist() == [-math.inf, 3.0, 5.0]
     assert torch.equal(mix_logits(z, steered, 0.6, 1.5), z)  # nothing is plausible: the clean pass decides
 
 
@@ -129,6 +132,7 @@ def reference(host, decoder, item, steps):
     for _ in range(steps):
         grown = item._replace(inputs=inputs)
         clean = host.forward(grown).logits[:, -1]
+        clean[:, IMAGE_TOKEN] = -math.inf
         with host.edit(decoder.site, WriteBack(decoder.shift), where=True):
             steered = host.forward(grown).logits[:, -1]
         tokens.append(int(mix_logits(clean, steered, s.alpha_c, s.beta_c).argmax()))
@@ -148,7 +152,9 @@ def reference(host, decoder, item, steps):
 def test_without_a_cache_it_is_the_published_loop(host, parts, settings):
     decoder = ConceptDecoder(host, *parts, settings, site=SITE)
     item = batch(host, 1)
-    got = decoder.generate(item, use_cache=False)[0, item.inputs["input_ids"].shape[1] :].tolist()
+    got = decoder.generate(item, use_cache=False, suppress_tokens=[IMAGE_TOKEN])[
+        0, item.inputs["input_ids"].shape[1] :
+    ].tolist()
     assert got == reference(host, decoder, item, 6)
     clean = host.generate(item, max_new_tokens=6, do_sample=False)[0, item.inputs["input_ids"].shape[1] :].tolist()
     assert clean != got
