@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from mmsae.backbones.diffusion_prompts import EMBEDS, SECOND, encode, guided, old_name
 from mmsae.backbones.diffusion_run import Run, clock
+from mmsae.backbones.hooks import Done
+from mmsae.backbones.names import reason
 from mmsae.types import TEXT, InputError
 
 if TYPE_CHECKING:
@@ -172,7 +175,29 @@ def run_call(
             given["num_inference_steps"] = None
         given = {k: v for k, v in given.items() if k in known and v is not None}
         stack.enter_context(FullNoise())
+        stack.enter_context(scheduler_errors(pipeline.scheduler, n_steps(options)))
         return pipeline(**given, **{k: v for k, v in options.items() if k not in _OURS})
+
+
+@contextmanager
+def scheduler_errors(scheduler: Any, steps: int) -> Iterator[None]:
+    """What diffusers' scheduler itself raises, in a sentence that names it.
+
+    Raises:
+        InputError: In its place.
+    """
+    try:
+        yield
+    except Done:
+        raise
+    except Exception as e:
+        inside = any(f.f_locals.get("self") is scheduler for f, _ in traceback.walk_tb(e.__traceback__))
+        if not inside or isinstance(e, (InputError, MemoryError, torch.OutOfMemoryError)):
+            raise
+        raise InputError(
+            f"the scheduler {type(scheduler).__name__} fails with {steps} steps ({reason(e)}): give another number of "
+            "steps, or a pipeline with another scheduler or other settings in its scheduler_config.json."
+        ) from e
 
 
 @contextmanager

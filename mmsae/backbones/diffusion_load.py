@@ -39,6 +39,7 @@ def load_pipeline(
     from diffusers.utils import is_accelerate_available
 
     _know_own_classes()
+    _leave_out(folder, options)
     for option, only in (("trust_remote_code", False), ("use_safetensors", True), ("custom_pipeline", None)):
         if options.get(option, only) != only:
             raise InputError(f"host diffusers:{folder}: {option} is {options[option]}, but only {only} is allowed.")
@@ -54,6 +55,20 @@ def load_pipeline(
         warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
         pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
     return pipeline, found
+
+
+def _leave_out(folder: str, options: dict[str, Any]) -> None:
+    """Leave out what a folder was saved without: Stable Diffusion 3 works without its T5, if that is said."""
+    index = Path(folder) / "model_index.json"
+    listed = json.loads(index.read_text()) if index.is_file() else {}
+    for part in ("text_encoder_3", "tokenizer_3"):
+        if part in listed and part not in options:
+            absent = listed[part] == [None, None]
+            if not absent and not (Path(folder) / part).is_dir():
+                warnings.warn(f"host diffusers:{folder}: its folder has no {part}, so it is loaded without.")
+                absent = True
+            if absent:
+                options[part] = None
 
 
 @contextmanager

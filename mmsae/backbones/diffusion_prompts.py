@@ -17,6 +17,7 @@ from mmsae.types import InputError
 
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 SECOND = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")  # other texts for other encoders
+_PICTURES = {"image", "mask_image", "control_image", "original_image", "video", "conditioning_image"}
 _SHARED = ("clip_skip", "max_sequence_length")  # known to encode_prompt and to the call
 
 
@@ -32,6 +33,19 @@ def check_pipeline(pipeline: Any) -> None:
         raise InputError(
             f"{type(pipeline).__name__} is no text-to-image pipeline that is known here (Stable Diffusion 1.x, XL, 3 "
             "and Flux are): its encode_prompt takes other arguments."
+        )
+    if found := sorted(_PICTURES & set(inspect.signature(type(pipeline).__call__).parameters)):
+        raise InputError(
+            f"{type(pipeline).__name__} draws on a picture that it is given ({', '.join(found)}); only pipelines that "
+            "draw from text alone are hosts here (Stable Diffusion 1.x, XL, 3 and Flux)."
+        )
+    unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
+    takes = getattr(getattr(unet, "config", None), "in_channels", None)
+    has = getattr(getattr(vae, "config", None), "latent_channels", None)
+    if None not in (takes, has) and takes != has:
+        raise InputError(
+            f"{type(pipeline).__name__}: the denoiser takes {takes} channels, but latents have {has}: it was made for "
+            "pictures as input, and only pipelines that draw from text alone are hosts here."
         )
 
 

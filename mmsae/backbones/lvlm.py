@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmsae.backbones import lvlm_vision
 from mmsae.backbones.base import Backbone, Sites
 from mmsae.backbones.hooks import Port
-from mmsae.backbones.lvlm_grid import ImageGrid, layouts, place
+from mmsae.backbones.lvlm_grid import ImageGrid, check_processor, layouts, place
 from mmsae.backbones.lvlm_kinds import PATCH, POLICIES, Vocabulary, select
 from mmsae.backbones.lvlm_load import decoder_path, plain_config
 from mmsae.backbones.lvlm_prompt import Collator, TextChoice
@@ -69,6 +69,7 @@ class LVLMBackbone(Backbone):
     modalities = (IMAGE, TEXT)
 
     def __init__(self, model: nn.Module, processor: Any, hint: str = "", device: str | torch.device | None = None):
+        check_processor(processor, model, hint)
         self.processor, self._known = processor, None
         self.decoder = decoder_path(model)
         super().__init__(model, hint, model.device if device is None else device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsae.types import InputError
 
@@ -87,6 +87,55 @@ def _tiled(processor: Any, size: list[int], tile: tuple[int, int], rows: int, co
     base, fine_cols = _plain(rows, cols, lead), cells // fine_rows
     table = base.length + torch.arange(fine_rows * (fine_cols + 1)).view(fine_rows, fine_cols + 1)
     return Layout((*base.grids, table[:, :-1]), table[:, -1], base.length + table.numel())
+
+
+_LLAVA = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
+
+
+def check_processor(processor: Any, model: nn.Module, name: str) -> None:
+    """Refuse families whose image tokens cannot be placed here, and a processor that disagrees with its model.
+
+    Args:
+        processor: Of transformers.
+        model: Its model.
+        name: Of the host, for messages.
+
+    Raises:
+        InputError: Naming the family, or the field of the processor's files and the two values that disagree.
+    """
+    config, images = model.config, getattr(processor, "image_processor", None)
+    vision = getattr(config, "vision_config", None)
+    qwen, llava = hasattr(images, "merge_size"), all(hasattr(processor, f) for f in _LLAVA)
+    if vision is None or not (qwen or llava):
+        raise InputError(
+            f"host {name} is of the family {config.model_type} ({type(processor).__name__}), which is not known here: "
+            "LLaVA, LLaVA-NeXT and Qwen-VL are."
+        )
+    if qwen:
+        pairs = {"patch_size": (images.patch_size, vision.patch_size)}
+        pairs["merge_size"] = images.merge_size, getattr(vision, "spatial_merge_size", images.merge_size)
+    else:
+        extra = any(n.endswith(("class_embedding", "cls_token")) for n, _ in model.named_parameters())
+        strategy = getattr(config, "vision_feature_select_strategy", processor.vision_feature_select_strategy)
+        pairs = {"patch_size": (processor.patch_size, getattr(vision, "patch_size", processor.patch_size))}
+        pairs["vision_feature_select_strategy"] = processor.vision_feature_select_strategy, strategy
+        pairs["num_additional_image_tokens"] = processor.num_additional_image_tokens, int(extra)
+        side, size = getattr(vision, "image_size", None), _side(images)
+        if isinstance(side, int) and size is not None:
+            pairs["size"] = size, side
+    for field, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise InputError(
+                f"host {name}: {field} is {theirs} in processor_config.json (or preprocessor_config.json), but {ours} "
+                "in the model, so image tokens and image features would not be equally many."
+            )
+
+
+def _side(images: Any) -> int | None:
+    """Pixels a side of what an image processor gives; None where that is no one number."""
+    size = (getattr(images, "do_center_crop", False) and getattr(images, "crop_size", None)) or images.size
+    sides = {size.get(k) for k in ("height", "width", "shortest_edge")} - {None}
+    return sides.pop() if len(sides) == 1 else None
 
 
 def place(is_image: Tensor, attention: Tensor, found: list[Layout]) -> list[ImageGrid]:

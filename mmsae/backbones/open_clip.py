@@ -78,13 +78,19 @@ class OpenCLIPBackbone(Backbone):
         for part, cls in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
             default = {f.name: f.default for f in fields(cls)}
             out[part] = {k: v for k, v in out[part].items() if k not in _NOT_IDENTITY and v != default.get(k)}
-        pp = PreprocessCfg(**self.model.visual.preprocess_cfg)
+        pp = self._preprocess()
         shown = {"mean": list(pp.mean), "std": list(pp.std), "interpolation": pp.interpolation, "mode": pp.resize_mode}
         return {**out, "preprocess": {**shown, "size": list(pp.input_size[1:])}}
 
     def transform(self, train: bool = False) -> Callable:
         """open_clip's transform for this model's preprocessing configuration."""
-        return image_transform_v2(PreprocessCfg(**self.model.visual.preprocess_cfg), is_train=train)
+        return image_transform_v2(self._preprocess(), is_train=train)
+
+    def _preprocess(self) -> PreprocessCfg:
+        """open_clip's preprocessing configuration, whose size json has as a list and it takes as a tuple."""
+        given = self.model.visual.preprocess_cfg
+        size = given["size"]
+        return PreprocessCfg(**{**given, "size": tuple(size) if isinstance(size, list) else size})
 
     @cached_property
     def tokenize(self) -> HostTokenizer:
@@ -130,7 +136,7 @@ class OpenCLIPBackbone(Backbone):
     def _probe_input(self, modality: str, n: int) -> Tensor:
         if modality == TEXT:
             return torch.ones(n, self.context_length, dtype=torch.long)
-        return torch.zeros(n, 3, *PreprocessCfg(**self.model.visual.preprocess_cfg).input_size[1:])
+        return torch.zeros(n, 3, *self._preprocess().input_size[1:])
 
     # Endpoints.
 
@@ -187,8 +193,8 @@ class OpenCLIPBackbone(Backbone):
         else:  # the tower pools a fixed place or a mean: the text ends before the trailing padding
             pad, eos_id = self.tokenize.pad_id(), self.tokenize.eos_id()
             pad = getattr(text, "pad_id", 0) if pad is None else pad
-            end = ((ids != pad) * at).amax(1)
-            end = (end + int(pad == eos_id)).clamp(max=ids.shape[1] - 1)  # T5 pads with its end token
+            end = torch.where(ids != pad, at, -1).amax(1)  # -1 where a text has no words
+            end = (end + int(pad == eos_id)).clamp(0, ids.shape[1] - 1)  # T5 and SigLIP pad with their end token
         content = at <= end[:, None]
         special = ~content | torch.isin(ids, torch.tensor(self.tokenize.special_ids(), device=ids.device))
         eos = torch.full_like(end, {"last": len(at) - 1, "first": 0}[pool]) if pool in ("last", "first") else end

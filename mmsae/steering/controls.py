@@ -7,6 +7,7 @@ remains is the direction. Live ones, because atoms of dead latents point where n
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,9 @@ def controls(arms: Sequence[Arm], n: int = CONTROLS, live: Tensor | None = None,
         InputError: An arm that steers by a function, which has no atoms to exchange.
     """
     out = []
+    if live is not None and n > len(live):
+        warnings.warn(f"{n} random controls were asked for, but {len(live)} features are live: {len(live)} are used.")
+        n = len(live)
     for arm in arms:
         if callable(arm.way):
             raise InputError(f"{arm.name} steers by a function: it has no random control.")

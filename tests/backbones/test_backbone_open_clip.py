@@ -246,3 +246,27 @@ def test_half_precision_is_autocast_and_float32_outside(host, batch_for):
 def test_logit_scale(host):
     b = host("vit")
     assert b.logit_scale == pytest.approx(b.model.logit_scale.exp().item())
+
+
+def test_a_text_without_words_where_the_end_token_pads(tmp_path):
+    config = {**MODELS["timm_vit"], "text_cfg": {**MODELS["timm_vit"]["text_cfg"], "pool_type": "last"}}
+    b = load_backbone(save_local(tmp_path / "a", config))
+    eos, red, green = b.tokenize.eos_id(), 5, 6
+    b.tokenize.pad_id = lambda: eos  # as SigLIP's tokenizer has it
+    ids = torch.tensor([[red, green, *[eos] * 8], [red, *[eos] * 9], [eos] * 10, [red] * 10])
+    batch = ImageTextBatch(None, ids, list("wxyz"), CAPTIONS, list("0123"), ["s"] * 4)
+    rows = b.read(batch, ["text.transformer.resblocks.0:out[mask]"])[0]
+    assert [rows.position[rows.item == i].tolist() for i in range(4)] == [[0, 1, 2], [0, 1], [0], list(range(10))]
+
+
+def test_images_that_are_not_square(tmp_path):
+    config = {**MODELS["vit"], "vision_cfg": {**MODELS["vit"]["vision_cfg"], "image_size": [32, 64]}}
+    name = save_local(tmp_path / "a", config)
+    b = load_backbone(name)
+    images = b.transform()(Image.new("RGB", (50, 40), "red"))[None]
+    assert images.shape == (1, 3, 32, 64) and b.config()["preprocess"]["size"] == [32, 64]
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    torch.testing.assert_close(b.encode_image(images), model.eval().encode_image(images))
+    assert torch.equal(transform(Image.new("RGB", (50, 40), "red"))[None], images)
+    batch = ImageTextBatch(images, None, ["x"], [""], ["0"], ["s"])
+    assert len(b.read(batch, ["visual.transformer.resblocks.0:out[patches]"])[0].x) == 4 * 8

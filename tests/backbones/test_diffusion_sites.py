@@ -283,3 +283,43 @@ def test_other_pipelines_are_refused():
     with pytest.raises(InputError, match="Odd is no text-to-image pipeline"):
         DiffusionBackbone(Odd())
     assert clip_text().config.eos_token_id != 2  # CLIPTextModel would look for the largest id
+
+
+def test_pipelines_that_draw_on_pictures_are_refused(hosts):
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+
+    parts = hosts("sd").pipeline.components
+    for cls in (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline):
+        pipe = cls(**parts, requires_safety_checker=False)
+        with pytest.raises(InputError, match=f"{cls.__name__} draws on a picture that it is given .*image"):
+            DiffusionBackbone(pipe)
+    pipe = MAKE["sd"]()
+    pipe.unet.register_to_config(in_channels=9)
+    with pytest.raises(InputError, match="takes 9 channels, but latents have 4"):
+        DiffusionBackbone(pipe)
+
+
+def test_a_scheduler_that_fails_is_named(hosts, monkeypatch):
+    host = hosts("sd")
+
+    def broken(self, *args, **kwargs):
+        raise IndexError("index 21 is out of bounds")
+
+    monkeypatch.setattr(type(host.pipeline.scheduler), "set_timesteps", broken)
+    with pytest.raises(InputError, match=r"DDIMScheduler fails with 3 steps \(IndexError: index 21"):
+        host.generate(PROMPTS, steps=3)
+    monkeypatch.undo()
+    monkeypatch.setattr(host.pipeline, "check_inputs", broken)
+    with pytest.raises(IndexError):  # not the scheduler's
+        host.generate(PROMPTS, steps=3)
+
+
+def test_stable_diffusion_3_without_its_t5(hosts, tmp_path):
+    hosts("sd3").pipeline.save_pretrained(tmp_path)
+    host = load_backbone(f"diffusers:{tmp_path}")
+    assert host.pipeline.text_encoder_3 is None and host.fingerprint == hosts("sd3").fingerprint
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index |= {"text_encoder_3": ["transformers", "T5EncoderModel"], "tokenizer_3": ["transformers", "T5TokenizerFast"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.warns(UserWarning, match="has no text_encoder_3, so it is loaded without"):
+        assert load_backbone(f"diffusers:{tmp_path}").fingerprint == host.fingerprint

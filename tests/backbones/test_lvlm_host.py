@@ -1,5 +1,6 @@
 """Vision-language hosts: what tokens are, capture, grids, loading."""
 
+import json
 import math
 import pickle
 
@@ -327,3 +328,57 @@ def test_questions_that_are_lists_and_answers_that_are_no_words(hosts, meta, que
     monkeypatch.setattr(collate, "batch", lambda questions, images, answers, *rest: seen.update(q=questions, a=answers))
     collate([sample(0, "a red circle", meta=meta)])
     assert seen == {"q": [question], "a": [answer]}
+
+
+def edited_folder(folder, change):
+    """A LLaVA's folder whose processor configuration went through ``change``."""
+    name = made.llava(folder)
+    for file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
+        if file.exists():
+            config = json.loads(file.read_text())
+            change(config)
+            file.write_text(json.dumps(config))
+    return name
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("patch_size", None, "patch_size is None in processor_config.json .*, but 8 in the model"),
+        ("patch_size", 12, "patch_size is 12 in processor_config.json .*, but 8 in the model"),
+        ("num_additional_image_tokens", 0, "num_additional_image_tokens is 0 in .*, but 1 in the model"),
+        (
+            "vision_feature_select_strategy",
+            "full",
+            "vision_feature_select_strategy is full in .*, but default in the model",
+        ),
+    ],
+)
+def test_a_processor_that_disagrees_with_its_model_is_refused(tmp_path, field, value, why):
+    with pytest.raises(InputError, match=why):
+        load_backbone(edited_folder(tmp_path / "h", lambda c: c.update({field: value}) if "patch_size" in c else None))
+
+
+def test_pictures_of_another_size_than_the_models(tmp_path):
+    def smaller(config):
+        images = config.get("image_processor", config)
+        if "crop_size" in images:
+            images["crop_size"] = {"height": 16, "width": 16}
+
+    with pytest.raises(InputError, match=r"size is 16 in .*, but 24 in the model"):
+        load_backbone(edited_folder(tmp_path / "h", smaller))
+
+
+def test_a_family_that_is_not_known_is_refused_by_name(tmp_path):
+    import transformers as t
+
+    vision = t.SiglipVisionConfig(**{**made.CLIP, "image_size": 24})
+    pins, text = [[24, 48], [48, 24]], t.Qwen2Config(**made._text(96, num_key_value_heads=2))
+    config = t.LlavaOnevisionConfig(
+        vision_config=vision, text_config=text, image_token_index=4, video_token_index=7, image_grid_pinpoints=pins
+    )
+    images = t.LlavaOnevisionImageProcessor(size={"height": 24, "width": 24}, image_grid_pinpoints=pins)
+    video = t.LlavaOnevisionVideoProcessor(size={"height": 24, "width": 24})
+    processor = t.LlavaOnevisionProcessor(images, made.tokenizer(), video, num_image_tokens=9, chat_template=TEMPLATE)
+    with pytest.raises(InputError, match=r"of the family llava_onevision .*LlavaOnevisionProcessor.* not known here"):
+        load_backbone(made._save(tmp_path / "h", t.LlavaOnevisionForConditionalGeneration(config), processor))

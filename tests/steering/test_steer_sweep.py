@@ -135,3 +135,9 @@ def test_pictures_are_written(tmp_path):
     [line, dashed] = [x for x in figure.axes[0].get_lines()]
     assert line.get_xdata().tolist() == [0, 0.5, 1] and line.get_label() == "red" and "random" in dashed.get_label()
     assert save(figure, tmp_path / "dose.png").stat().st_size > 1000
+
+
+def test_more_controls_than_live_features_are_said():
+    arms = doses("red", [0.5], red)
+    with pytest.warns(UserWarning, match="200 random controls were asked for, but 8 features are live: 8 are used"):
+        assert len(controls(arms, n=200, live=torch.arange(8))) == 8
