@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import os
@@ -27,6 +28,35 @@ def nbytes(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.1f} TB"
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file that a person wrote: UTF-8 with or without byte order mark, or UTF-16 or 32 with one.
+
+    Raises:
+        InputError: No such file, or another encoding.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror}") from e
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+             codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as e:
+        name = encoding.removesuffix("-sig").upper()
+        raise InputError(f"{path} cannot be read: byte {e.start} is not {name} text; save it as UTF-8") from e
+    if "\0" in text:
+        raise InputError(f"{path} cannot be read: it has zero bytes, as UTF-16 without a mark has; save it as UTF-8")
+    return text
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines as editors show them, ended by LF or CRLF; U+2028, U+0085 and their like are characters of a line."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def free_bytes(path: str | Path) -> int:

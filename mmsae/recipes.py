@@ -15,10 +15,10 @@ def find_recipe(name: str) -> str:
     """Path of a recipe named as a path (``configs/train/vl_sae_store.yaml``).
 
     Raises:
-        InputError: None of the places has it; the message lists near names.
+        InputError: None of the places has it (the message lists near names), or it is not UTF-8.
     """
     if Path(name).exists():
-        return name
+        return _utf8(name)
     inside = Path(*[p for p in Path(name).parts if p not in ("configs", ".")] or ["."])
     roots = [Path(str(files("mmsae"))) / "configs", Path(__file__).parents[1] / "configs"]
     for root in roots:
@@ -28,6 +28,16 @@ def find_recipe(name: str) -> str:
     raise InputError(
         f"no recipe {name}: not in the working folder, and mmsae has {', '.join(known) or 'none installed'}"
     )
+
+
+def _utf8(path: str) -> str:
+    """The path, if its content is what YAML's readers take."""
+    try:
+        if Path(path).is_file():
+            Path(path).read_bytes().decode()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} cannot be read: byte {e.start} is not UTF-8 text; save it as UTF-8") from e
+    return path
 
 
 def configs_first(args: Sequence[str]) -> list[str]:
@@ -53,7 +63,7 @@ def job_of(path: str) -> dict[str, Any] | None:
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None  # whoever parses it will say what is wrong
     model = found.get("model") if isinstance(found, dict) else None

@@ -7,7 +7,16 @@ import pytest
 from safetensors import SafetensorError
 
 from mmsae import InputError
-from mmsae.files import atomic_folder, check_writable, disk_errors
+from mmsae.cache.generation import read_prompts as prompts_of_generation
+from mmsae.files import atomic_folder, check_writable, disk_errors, lines_of, read_text
+from mmsae.heads.labels import read_classes, read_lines, read_templates
+from mmsae.heads.suite import load_suite
+from mmsae.heads.tree import Tree
+from mmsae.metrics.hallucination_chair import Objects
+from mmsae.recipes import find_recipe
+from mmsae.steering.recipe import read_anchors, read_prompts
+from mmsae.tasks.filter_fit import read_names
+from mmsae.tasks.pope import load_questions
 
 
 @pytest.mark.parametrize(
@@ -56,3 +65,42 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
         check_writable(tmp_path / "file" / "below" / "out")
     check_writable(tmp_path / "new" / "out")
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["new"] and not any((tmp_path / "new").iterdir())
+
+
+TEXT = "caf\u00e9 {}\r\na red\u2028circle\u0085{}\r\n"
+LINES = ["caf\u00e9 {}", "a red\u2028circle\u0085{}"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_as_other_programs_write_it(tmp_path, encoding):
+    file = tmp_path / "x.txt"
+    file.write_bytes(TEXT.encode(encoding))
+    assert lines_of(read_text(file)) == LINES
+    for read in (read_templates, read_lines, read_prompts, prompts_of_generation):
+        assert read(str(file)) == LINES
+    assert read_classes(str(file)).names == LINES
+    assert lines_of("a\n\nb") == ["a", "", "b"] and lines_of("") == []
+
+
+def readers():
+    """Everything that reads text which a person wrote."""
+    return [read_templates, read_lines, read_prompts, prompts_of_generation, read_classes, read_anchors, read_names,
+            load_questions, Objects.read, Tree.load, load_suite, find_recipe]  # fmt: skip
+
+
+@pytest.mark.parametrize("read", readers(), ids=lambda f: f"{f.__module__}.{f.__qualname__}")
+def test_text_in_another_encoding_is_refused_by_name(tmp_path, read):
+    file = tmp_path / "x.txt"
+    file.write_bytes("caf\u00e9 {}\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"x\.txt cannot be read: byte 3 is not UTF-8 text; save it as UTF-8") as said:
+        read(str(file))
+    assert "\n" not in str(said.value)
+    file.unlink()
+    with pytest.raises(InputError, match=r"x\.txt"):
+        read(str(file))
+
+
+def test_utf_16_without_a_mark_is_refused(tmp_path):
+    (tmp_path / "x.txt").write_bytes("red\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="zero bytes"):
+        read_text(tmp_path / "x.txt")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmsae.backbones import Backbone
+from mmsae.files import lines_of, read_text
 from mmsae.shards import make_pipeline
 from mmsae.types import Faults, ImageTextBatch, InputError, Site, Tokens
 
@@ -27,9 +27,7 @@ def read_prompts(source: str | Sequence[str], limit: int = 100_000, caption_fiel
         InputError: Nothing there, or fewer than two prompts.
     """
     if isinstance(source, str) and source.endswith(".txt"):
-        if not Path(source).is_file():
-            raise InputError(f"prompts: the file {source} does not exist.")
-        texts: Any = Path(source).read_text(encoding="utf-8").splitlines()
+        texts: Any = lines_of(read_text(source))
     else:
         pipeline = make_pipeline(
             source, None, None, 1024, train=False, need=("caption",), caption_field=caption_field

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmsae.files import lines_of, read_text
 from mmsae.shards import FaultLog, read_shards
 from mmsae.types import InputError
 
@@ -154,13 +155,9 @@ def read_lines(file: str) -> list[str]:
 
 
 def _content(file: str) -> Any:
-    path = Path(file)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{file} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}") from e
-    if path.suffix != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    text = read_text(file)
+    if Path(file).suffix != ".json":
+        return [line.strip() for line in lines_of(text) if line.strip() and not line.startswith("#")]
     try:
         content = json.loads(text)
     except ValueError as e:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from mmsae.files import read_text
 from mmsae.shards import expand
 from mmsae.types import InputError
 
@@ -205,7 +206,7 @@ def load_suite(path: str, root: str = "", host: str = "") -> Suite:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as e:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(e).split())}") from e
     return parse_suite(content, str(path), root, host)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmsae.files import lines_of, read_text
 from mmsae.types import InputError
 
 
@@ -82,11 +83,7 @@ class Tree:
         Raises:
             InputError: Not readable, a line without a tab, or a node with two parents.
         """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as e:
-            raise InputError(f"{path}: cannot read the tree ({e.strerror})") from e
+        path, text = Path(path), read_text(path)
         if path.suffix == ".json":
             try:
                 parents = json.loads(text)
@@ -96,7 +93,7 @@ class Tree:
                 raise InputError(f"{path} holds a {type(parents).__name__}, expected one object of node: parent")
             return cls(parents, leaves, collapse)
         parents, labels = {}, {}
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             if not line.strip() or line.startswith("#"):
                 continue
             cells = [c.strip() for c in line.split("\t")]

@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmsae.files import lines_of, read_text
 from mmsae.types import InputError
 
 _WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -85,10 +86,7 @@ class Objects(NamedTuple):
         Raises:
             InputError: No such file, or nothing in it.
         """
-        try:
-            lines = [line.split(",") for line in Path(path).read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"cannot read synonyms from {path}: {e}") from e
+        lines = [line.split(",") for line in lines_of(read_text(path)) if line.strip()]
         if not lines:
             raise InputError(f"{path} holds no synonyms")
         return cls.of(lines, published)

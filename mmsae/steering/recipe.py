@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from mmsae.backbones import load_backbone
+from mmsae.files import lines_of, read_text
 from mmsae.sae import SAE
 from mmsae.steering.attach import check_site
 from mmsae.steering.concept_stats import ConceptStats, concept_stats
@@ -189,8 +190,8 @@ def read_anchors(given: Any) -> dict[str, list[str]]:
         InputError: No such file, no YAML, or something else in it.
     """
     try:
-        found = yaml.safe_load(Path(given).read_text()) if isinstance(given, str) else given
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        found = yaml.safe_load(read_text(given)) if isinstance(given, str) else given
+    except yaml.YAMLError as e:
         raise InputError(f"anchors {given} cannot be read: {' '.join(str(e).split())}") from e
     lists = found.values() if isinstance(found, Mapping) else [None]
     if not all(isinstance(x, list) and x and all(isinstance(t, str) for t in x) for x in lists):
@@ -218,9 +219,7 @@ def read_prompts(given: str | Sequence[str]) -> list[str]:
     """
     out: list[str] = []
     for text in [given] if isinstance(given, str) else given:
-        lines = Path(text).read_text().splitlines() if text.endswith(".txt") and Path(text).is_file() else [text]
-        if text.endswith(".txt") and lines == [text]:
-            raise InputError(f"no file of prompts {text}.")
+        lines = lines_of(read_text(text)) if text.endswith(".txt") else [text]
         out += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not out:
         raise InputError(f"no prompts in {given}.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmsae.files import read_text
 from mmsae.metrics.correlation import PairScorer
 from mmsae.shards import count_samples, identity, shard_name
 from mmsae.tasks.filter_folder import JobFolder
@@ -94,9 +95,10 @@ def read_names(path: str | None) -> dict[int, str]:
     """
     if path is None:
         return {}
+    text = read_text(path)
     try:
-        return {int(j): str(name) for j, name in json.loads(Path(path).read_text()).items()}
-    except (OSError, ValueError, AttributeError) as e:
+        return {int(j): str(name) for j, name in json.loads(text).items()}
+    except (ValueError, AttributeError) as e:
         raise InputError(f"names {path} is not a JSON object of latent: name: {e}") from e
 
 

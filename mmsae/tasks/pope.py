@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmsae.files import atomic_file
+from mmsae.files import atomic_file, lines_of, read_text
 from mmsae.metrics.hallucination import NO, YES
 from mmsae.shards import FaultLog, expand, read_shards
 from mmsae.types import InputError
@@ -160,11 +160,7 @@ def load_questions(path: str | Path) -> list[Question]:
         InputError: Not such a file; names the line.
     """
     out = []
-    try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"cannot read questions from {path}: {e}") from e
-    for n, line in enumerate(lines, 1):
+    for n, line in enumerate(lines_of(read_text(path)), 1):
         try:
             q = json.loads(line)
             label = str(q["label"]).strip().lower()

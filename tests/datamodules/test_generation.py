@@ -44,7 +44,7 @@ def test_prompts_come_from_a_file_or_from_captions(world, tmp_path):
         for i in range(7):
             w.write(f"k{i}", {"jpg": b"no picture at all", "txt": " ".join(WORDS[: 1 + i % 5])})
     assert sorted(read_prompts(str(tmp_path / "shards")), key=len) == [" ".join(WORDS[: 1 + i]) for i in range(5)]
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
         read_prompts(str(tmp_path / "none.txt"))
     (tmp_path / "one.txt").write_text("a\na\n")
     with pytest.raises(InputError, match="holds 1 different prompts"):

@@ -91,7 +91,7 @@ def test_bad_trees(tmp_path, text, leaves, said):
 def test_forests_get_a_root_and_absent_files_are_named(tmp_path):
     tree = Tree({"a": "x", "b": "x", "c": "y", "d": "y"}, list("abcd"))
     assert tree.nodes[int(tree.lca(torch.ones(1, 4).bool())[0])] == "(root)"
-    with pytest.raises(InputError, match="cannot read the tree"):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
         Tree.load(tmp_path / "none.tsv")
 
 

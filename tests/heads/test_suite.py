@@ -78,7 +78,7 @@ def test_bad_suites_are_named(content, said):
 
 
 def test_files_that_are_no_suites(tmp_path):
-    with pytest.raises(InputError, match="cannot be read as YAML"):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
         load_suite(str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("data: [")
     with pytest.raises(InputError, match="cannot be read as YAML"):

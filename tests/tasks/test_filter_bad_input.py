@@ -104,7 +104,7 @@ def test_an_sae_of_another_site_is_refused(root, run, tmp_path):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"weights": "nothing.safetensors"}, r"nothing\.safetensors cannot be read"),
         ({"shards": "nothing-*.tar"}, "No shard matches"),
-        ({"names": "nothing.json"}, r"names nothing\.json is not a JSON object"),
+        ({"names": "nothing.json"}, r"nothing\.json cannot be read: No such file"),
         ({"names": __file__}, "is not a JSON object"),
         ({"workers": -1}, "workers is -1"),
         ({"fault_limit": 7.0}, r"fault_limit is 7\.0"),
