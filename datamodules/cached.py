@@ -99,6 +99,14 @@ class CachedActivations(lightning.LightningDataModule):
     def _loader(self, split: tuple[float, float], shuffle: bool) -> StoreLoader:
         self.setup()
         trainer = self.trainer
+        n, world = len(self.activations), trainer.world_size if trainer else 1
+        items = round(split[1] * n) - round(split[0] * n)
+        if items < world:
+            raise InputError(
+                f"{self.store}: val_fraction {self.val_fraction:g} of {n} items leaves {items} to "
+                f"{'train' if shuffle else 'validate'} on, fewer than the number of processes, {world}: give "
+                f"--data.val_fraction {'less' if shuffle else f'0 (no validation) or at least {world / n:.2g}'}"
+            )
         limit = trainer.limit_train_batches if trainer and shuffle else None
         return StoreLoader(
             self.activations,
@@ -106,7 +114,7 @@ class CachedActivations(lightning.LightningDataModule):
             seed=self.seed,
             split=split,
             rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
+            world=world,
             shuffle=shuffle,
             sites=self.chosen_sites,
             quotas=self.quotas,

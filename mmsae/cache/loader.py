@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmsae.cache.order import BlockOrder
-from mmsae.cache.store import ActivationStore
+from mmsae.cache.store import AUTO_VERIFY_BYTES, ActivationStore, not_finite
 from mmsae.cache.uids import uid_hash
 from mmsae.types import InputError, Site, Tokens
 
@@ -65,7 +65,8 @@ class StoreLoader:
         limit: Largest number of batches per epoch and rank.
 
     Raises:
-        InputError: The split has fewer items than there are ranks.
+        InputError: The split has fewer items than there are ranks, or rows that are not finite (found here where the
+            store is below 2 GB, else where they are read).
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class StoreLoader:
         limit: int | None = None,
     ) -> None:
         self.store, self.seed, self.rank, self.world, self.shuffle = store, seed, rank, world, shuffle
+        self.split = split
         self.names = store.spec.choose(sites)
         self.uids = not shuffle if uids is None else uids
         items = split_items(store, *split)
@@ -109,7 +111,20 @@ class StoreLoader:
         self._len = self._len if limit is None else min(self._len, limit)
         self._window = max(4, window * block // max(self.sizes.values()))  # in batches; 4, so that large ones mix too
         self.epoch, self.batch = epoch, 0
+        if store.spec.nbytes < AUTO_VERIFY_BYTES:
+            for m, o in self.orders.items():
+                bad = store.not_finite(self.names[m])
+                self._refuse(m, int(o.keep[bad].sum()), len(o))
         self._begun = False  # whether a batch was drawn since iter(): Lightning calls iter() once more just to look
+
+    def _refuse(self, m: str, bad: int, n: int) -> None:
+        """Rows that are not finite would make every mean NaN, and no word of why."""
+        if bad:
+            lo, hi = self.split
+            raise InputError(
+                f"{self.store.folder}: {bad:,} of {n:,} {m} rows in the split {lo:g} to {hi:g} are not finite (NaN or "
+                "infinite); write the store without them, as mmsae extract does"
+            )
 
     def _quotas(self, batch_size: int, quotas: Mapping[str, int] | None) -> None:
         rows = {m: len(o) for m, o in self.orders.items()}
@@ -180,6 +195,7 @@ class StoreLoader:
             lo, hi = w * self._window, min((w + 1) * self._window, len(self))
             rows = {m: self._window_rows(m, epoch, lo, hi) for m in self.names}
             x = {m: self.store.rows(n, rows[m], dtype=None) for m, n in self.names.items()}
+            self._check(x)
             mix = self._mix(epoch, w, {m: len(r) for m, r in rows.items()})
             for b in range(max(lo, first), hi):
                 pick = {m: mix[m][(b - lo) * s : (b - lo + 1) * s] for m, s in self.sizes.items()}
@@ -212,4 +228,11 @@ class StoreLoader:
             for m, order in self.orders.items():
                 n = len(order)
                 rows[m] = order.span(None, n * at // parts, n * (at + 1) // parts)
-            yield self.store.tokens(self.names, rows, uids=self.uids)
+            tokens = self.store.tokens(self.names, rows, uids=self.uids)
+            self._check(tokens.x)
+            yield tokens
+
+    def _check(self, x: Mapping[str, Tensor]) -> None:
+        if self.store.spec.nbytes >= AUTO_VERIFY_BYTES:
+            for m, rows in x.items():
+                self._refuse(m, len(not_finite(rows)), len(rows))

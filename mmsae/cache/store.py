@@ -22,6 +22,13 @@ from mmsae.types import InputError, Site, Tokens
 AUTO_VERIFY_BYTES = 2 * 10**9  # about two seconds of hashing
 
 
+def not_finite(x: Tensor) -> Tensor:
+    """``(n,)`` numbers of the rows of ``x (N, d)`` that hold NaN or infinity."""
+    if torch.isfinite(x.sum(dtype=torch.float32)):  # a tenth of the time of asking every number
+        return torch.empty(0, dtype=torch.long)
+    return (~torch.isfinite(x).all(1)).nonzero()[:, 0]
+
+
 class ActivationStore:
     """A finished store, opened for reading. Opening reads the spec and compares file sizes.
 
@@ -39,6 +46,7 @@ class ActivationStore:
         self.spec.check_sizes(folder)
         self._maps: dict[int, tuple[mmap.mmap, dict[str, Tensor]]] = {}
         self._row_item: dict[str, np.ndarray] = {}
+        self._not_finite: dict[str, np.ndarray] = {}
         rows = {n: np.array([s.rows[n] for s in self.spec.shards]) for n in self.spec.sites}
         self._ends = {n: np.cumsum(r) for n, r in rows.items()}
         self._starts = {n: self._ends[n] - r for n, r in rows.items()}
@@ -85,6 +93,17 @@ class ActivationStore:
                         f"{path}: content hash is {actual[:16]}, the store's spec says {expected[:16]}: "
                         "the file was changed or damaged after it was written"
                     )
+
+    def not_finite(self, name: str) -> np.ndarray:
+        """``(n,)`` numbers of the rows of a site that hold NaN or infinity; reads the site, once."""
+        if name not in self._not_finite:
+            found, step = [], max(1, 2**22 // self.spec.sites[name].width)
+            for i in range(len(self.spec.shards)):
+                for j, part in enumerate(self._shard(i)[name].split(step)):
+                    found.append(not_finite(part).numpy() + self._starts[name][i] + j * step)
+                    release(self._maps[i][0])
+            self._not_finite[name] = np.concatenate(found) if found else np.zeros(0, np.int64)
+        return self._not_finite[name]
 
     def columns(self, name: str) -> Iterator[pa.ChunkedArray]:
         """The column ``uid``, ``key`` or ``caption`` of every shard, in order; nothing stays in memory."""

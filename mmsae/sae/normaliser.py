@@ -135,6 +135,8 @@ class Normaliser(nn.Module):
                     getattr(self, f"factor_{m}").copy_(square.clamp(min=_EPS).rsqrt())
             total, square, n = self._moments(parts, m, mean, stop="end")
             variance = square / n - (total / n).square().sum()
+            if not torch.isfinite(variance):
+                raise InputError(f"some of the {int(n):,} {m} rows to fit on are not finite (NaN or infinite)")
             if not variance > 1e-12:
                 raise InputError(
                     f"the {m} activations do not vary (total variance {float(variance):.3g} over {int(n)} rows)"

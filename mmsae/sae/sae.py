@@ -89,6 +89,9 @@ class SAE(nn.Module):
             if self.ratio is None:
                 raise InputError("give the number of latents: d_sae or ratio")
             d_sae = round(self.ratio * max(self.d_in.values()))
+        if d_sae < 1:
+            given = "" if self.ratio is None else f" (ratio {self.ratio:g} of width {max(self.d_in.values())})"
+            raise InputError(f"an SAE needs at least 1 latent, not {d_sae}{given}")
         self.d_sae = d_sae
         for key, dictionary in self.dictionaries.items():
             widths = set(self.d_in.values()) if key == "shared" else {self.d_in[key]}

@@ -66,6 +66,7 @@ class ExportSAE(Callback):
 
     def __init__(self, folder: str | None = None, monitor: str = "val/fvu/joint"):
         self.folder, self.monitor = folder, monitor
+        self.resumes = False  # whether the run was to go on, though there may be no checkpoint yet
         self.best = float("inf")
         self.validation: dict[str, float] = {}
 
@@ -97,10 +98,16 @@ class ExportSAE(Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Put the SAEs of an earlier run aside, and remove what a killed one left half-written."""
-        for folder in self.targets(trainer) if trainer.is_global_zero else ():
+        """Put the SAEs of an earlier run aside, and remove what a killed one left half-written.
+
+        A best SAE without a final one, of a run that was killed before its first checkpoint and is to go on, is this
+        run's own: the first validation writes it again.
+        """
+        last, best = self.targets(trainer)
+        own = best if self.resumes and not last.exists() else None
+        for folder in (last, best) if trainer.is_global_zero else ():
             remove_leftovers(folder)
-            if trainer.global_step == 0 and folder.exists():
+            if trainer.global_step == 0 and folder.exists() and folder != own:
                 aside = folder.with_name(folder.name + "-earlier")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)

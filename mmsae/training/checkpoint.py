@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from mmsae import files
 from mmsae.files import atomic_file, remove_leftovers
 from mmsae.types import InputError
 
-disk_errors = partial(files.disk_errors, then="go on with --ckpt_path last")
+_GO_ON = "go on with --ckpt_path last"
+disk_errors = partial(files.disk_errors, then=_GO_ON)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -63,7 +67,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     Where a step is followed by a validation, the checkpoint is written after it: Lightning does not repeat the
     validation of a step that a checkpoint has behind it, so a run killed in between would never know that value.
-    The last step of a training is always written.
+    The last step of a training is always written. So is the one at which SIGTERM arrives (a scheduler's way to say that
+    the time is over): then the process ends with exit code 143.
 
     A training that starts anew in a used folder puts an earlier ``last.ckpt`` aside, as ``earlier.ckpt``: if it is
     killed before its own first checkpoint, nothing must go on with the other run.
@@ -86,6 +91,7 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._due = False
+        self._told = False  # to stop
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Settle the folder and see to it that checkpoints are written whole."""
@@ -106,6 +112,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the last checkpoint of an earlier run aside, and remove what a killed one left half-written."""
         super().on_train_start(trainer, pl_module)
+        self._listen(trainer)
         if trainer.is_global_zero:
             last = Path(self.dirpath) / "last.ckpt"
             remove_leftovers(last)
@@ -113,16 +120,37 @@ class RunCheckpoint(ModelCheckpoint):
                 os.replace(last, last.with_name("earlier.ckpt"))
                 rank_zero_info(f"the checkpoint of an earlier run is now {last.with_name('earlier.ckpt')}")
 
+    def _listen(self, trainer: pl.Trainer) -> None:
+        """Have SIGTERM noted, not acted on: Lightning would end a validation in the middle, or a step unsaved."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals are the main thread's
+
+        def told(signum: int, _: Any) -> None:
+            launcher = trainer.strategy.launcher
+            if launcher is not None and not self._told:
+                launcher.kill(signum)  # the other ranks of this machine
+            self._told = True
+
+        self._told = trainer.received_sigterm
+        trainer._signal_connector.received_sigterm = False
+        signal.signal(signal.SIGTERM, told)  # Lightning puts back what there was before it when the training ends
+
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Write, or note that it is due after the validation that comes now."""
-        if trainer.global_step % self._every_n_train_steps == 0:
+        if trainer.fit_loop._should_accumulate():
+            return  # in the middle of a step
+        if self._stops(trainer) or trainer.global_step % self._every_n_train_steps == 0:
             self._due = True
             if not _validates_now(trainer):
                 self._write(trainer)
+                self._stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what was due."""
-        self._write(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._due = self._stops(trainer) or self._due
+            self._write(trainer)
+            self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last step."""
@@ -132,6 +160,18 @@ class RunCheckpoint(ModelCheckpoint):
     def state_dict(self) -> dict[str, Any]:
         """Nothing: there is no best checkpoint, and a run folder may be moved."""
         return {}
+
+    def _stops(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was told to stop; asked by all of them at the same place."""
+        if trainer.world_size > 1:
+            self._told = trainer.strategy.reduce_boolean_decision(self._told, all=False)
+        return self._told
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if self._told:
+            last = Path(self.dirpath) / "last.ckpt"
+            rank_zero_info(f"stopped by SIGTERM after step {trainer.global_step:,}, which {last} holds; {_GO_ON}")
+            raise SystemExit(128 + signal.SIGTERM)
 
     def _write(self, trainer: pl.Trainer) -> None:
         if self._due and not self._should_skip_saving_checkpoint(trainer):

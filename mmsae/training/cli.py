@@ -97,6 +97,8 @@ class RunCLI(ThreadsCLI):
         self._check(options)
         if options.get("ckpt_path") == "last" and not last:
             options["ckpt_path"] = None
+            for export in (c for c in self.trainer.callbacks if isinstance(c, ExportSAE)):
+                export.resumes = True
             rank_zero_info(f"no checkpoint in {root} yet: training starts at step 0")
         elif not options.get("ckpt_path"):
             found = [str(p) for p in (*last, root / "sae", root / "sae-best") if p.exists()]
@@ -121,6 +123,9 @@ class RunCLI(ThreadsCLI):
         """What can be refused before other ranks are started and logs are begun."""
         if options.get("ckpt_path") == "best":
             raise InputError("there is no best checkpoint, only RUN/sae-best: give --ckpt_path last, or a file")
+        if options.get("ckpt_path") == "hpc" and not self.trainer._checkpoint_connector._hpc_resume_path:
+            root = self.trainer.default_root_dir
+            raise InputError(f"no checkpoint of a requeued job (hpc_ckpt_N.ckpt) in {root}: give --ckpt_path last")
         getattr(self.datamodule, "d_in", None)  # reads the store's spec or the host's configuration, if they are there
 
     def _last_checkpoints(self) -> list[Path]:

@@ -89,8 +89,14 @@ class LitSAE(pl.LightningModule):
         """Size the SAE from the datamodule, or check that it fits.
 
         Raises:
-            InputError: The data's width or site is another than the SAE's.
+            InputError: The data's width or site is another than the SAE's, or weights in half precision.
         """
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            mixed = self.trainer.precision.replace("true", "mixed")
+            raise InputError(
+                f"precision {self.trainer.precision} keeps the weights in half precision, where small updates are lost "
+                f"and equal pre-codes make top-k arbitrary: use {mixed} or 32-true"
+            )
         data = getattr(self.trainer, "datamodule", None)
         widths: dict[str, int] = {}
         if data is not None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmsae import InputError
+from mmsae import SAE, InputError
 from mmsae.sae import Normaliser
 
 ROWS = {"unit_in": True, "centre": True, "unit_out": True}
@@ -86,3 +86,10 @@ def test_bad_samples_are_named(sample):
     assert not n.fitted
     with pytest.raises(InputError, match="scale must be"):
         Normaliser(scale="std")
+
+
+def test_rows_that_are_not_finite_are_said_to_be_so():
+    x = torch.randn(20, 4)
+    x[3, 1] = float("nan")
+    with pytest.raises(InputError, match=r"some of the 20 image rows to fit on are not finite"):
+        SAE(4, 64, modalities=["image"]).fit_normaliser({"image": x})

@@ -11,10 +11,17 @@ import torch
 from training_helpers import RECIPE, ROOT, SMALL, make_store
 
 from mmsae import InputError
+from mmsae.cache import ActivationStore, write_store
+from mmsae.cache.loader import split_items
 from mmsae.cli import main
 from mmsae.training.checkpoint import disk_errors
 
 STEPS = ["--trainer.max_steps", "6", "--checkpoint.every_n_train_steps", "2", "--trainer.enable_progress_bar", "false"]
+
+TEXT_ALONE = [
+    *("--model.sae.init_args.modalities", "[text]", "--model.sae.init_args.dictionaries", "null"),
+    *("--model.losses", '[{"class_path": "mmsae.sae.Reconstruction"}]'),
+]
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,20 @@ def test_a_changed_byte(store, tmp_path, capsys):
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
         ),
         ("--ckpt_path", "best", "no best checkpoint"),
+        ("--ckpt_path", "hpc", "no checkpoint of a requeued job (hpc_ckpt_N.ckpt) in"),
+        ("--trainer.precision", "bf16-true", "precision bf16-true keeps the weights in half precision, where"),
+        ("--trainer.precision", "16-true", "use 16-mixed or 32-true"),
+        ("--model.sae.init_args.ratio", 0.001, "needs at least 1 latent, not 0 (ratio 0.001 of width 16)"),
+        (
+            "--data.val_fraction",
+            0.001,
+            "val_fraction 0.001 of 200 items leaves 0 to validate on, fewer",
+        ),
+        (
+            "--data.val_fraction",
+            0.999,
+            "leaves 0 to train on, fewer than the number of processes, 1: give",
+        ),
         ("--ckpt_path", "nowhere.ckpt", "no checkpoint at nowhere.ckpt"),
         ("--ckpt_path", RECIPE, "paired_topk_store.yaml is damaged, unreadable or not a checkpoint"),
     ],
@@ -212,3 +233,30 @@ def test_help_is_quick_and_complete(capsys):
     assert stop.value.code == 0
     for text in ("--ckpt_path", "Steps between checkpoints", "Loss terms; their sum is minimised", "The best goes to"):
         assert text in said
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["looked through first", "looked at while read"])
+def test_rows_that_are_not_finite(tmp_path, capsys, monkeypatch, big):
+    """In a store of one's own; extract drops such rows."""
+    x = {m: torch.randn(200, 16) for m in ("image", "text")}
+    if big:
+        monkeypatch.setattr("mmsae.cache.loader.AUTO_VERIFY_BYTES", 0)
+    held = split_items(ActivationStore(write_store(tmp_path / "clean", x)), 0, 0.1)
+    for name, wrong in (("training", ~held), ("validation", held)):
+        rows = torch.from_numpy(wrong).nonzero()[:3, 0]
+        store = write_store(tmp_path / name, x | {"image": x["image"].index_fill(0, rows, float("nan"))})
+        said = fails(capsys, "fit", store, tmp_path / f"run-{name}", "--data.batch_size", 256)
+        assert f"{name}: 3 of {180 if name == 'training' else 20} image rows in the split" in said
+        assert "are not finite (NaN or infinite)" in said and not (tmp_path / f"run-{name}" / "sae").exists()
+        call("fit", store, tmp_path / f"text-{name}", "--data.sites", '{"text": "text"}', *TEXT_ALONE)
+
+
+def test_what_was_killed_before_its_first_checkpoint_is_no_earlier_run(store, tmp_path, capsys):
+    call("fit", store, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(tmp_path / "run" / "sae")
+    call("fit", store, tmp_path / "run", "--ckpt_path", "last")
+    assert "no checkpoint in" in capsys.readouterr().out and not list((tmp_path / "run").glob("*earlier"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # with a final SAE it was another run, which came to its end
+    call("fit", store, tmp_path / "run", "--ckpt_path", "last")
+    assert sorted(p.name for p in (tmp_path / "run").glob("*earlier")) == ["sae-best-earlier", "sae-earlier"]

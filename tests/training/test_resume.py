@@ -1,6 +1,8 @@
 """A run stopped at any moment and resumed ends with the same bytes, the same best SAE and the same report."""
 
 import json
+import os
+import signal
 
 import lightning.pytorch as pl
 import pytest
@@ -35,6 +37,14 @@ class KillFirst(pl.Callback):
 
 class KillLast(KillFirst, Checkpoint):
     """The same after all others: Lightning calls checkpoint callbacks last."""
+
+
+class Tell(KillFirst):
+    """SIGTERM in the given hook at the given step."""
+
+    def _die(self, trainer, step):
+        if trainer.global_step == step and trainer.state.fn == "fit":
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +125,26 @@ def test_a_run_killed_in_any_hook_resumes_to_the_same_result(store, whole, tmp_p
     got = result(tmp_path)
     assert set(got) == set(whole[validate])
     assert [k for k in got if got[k] != whole[validate][k]] == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("hook", "step", "saved"),
+    [
+        ("on_train_start", 0, 1),  # a step is the least that is done
+        ("on_train_batch_start", 4, 5),
+        ("on_train_batch_end", 7, 7),
+        ("on_train_batch_end", 12, 12),  # the end of an epoch
+        ("on_validation_start", 5, 5),
+        ("on_validation_batch_end", 10, 10),
+        ("on_train_batch_end", STEPS, STEPS),
+    ],
+)
+def test_a_run_told_to_stop_in_any_hook_saves_that_step(store, whole, tmp_path, hook, step, saved):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        run(store, tmp_path, every=50, kill=(Tell, hook, step))
+    assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) == before and not (tmp_path / "sae").exists()
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved
+    run(store, tmp_path, every=50, ckpt_path="last")
+    assert result(tmp_path) == whole[5]

@@ -51,13 +51,18 @@ def mmsae(*args, recipe=RECIPE, timeout=300, **kw):
     )
 
 
-def kill_when(process, ready, timeout=200):
-    """SIGKILL a process once ``ready()``; returns whether it was killed rather than finished."""
+def wait_until(process, ready, timeout=200):
+    """Until ``ready()``, or the process is done."""
     import time
 
     end = time.monotonic() + timeout
     while process.poll() is None and not ready():
         assert time.monotonic() < end, "the process got nowhere"
         time.sleep(0.001)
+
+
+def kill_when(process, ready, timeout=200):
+    """SIGKILL a process once ``ready()``; returns whether it was killed rather than finished."""
+    wait_until(process, ready, timeout)
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
