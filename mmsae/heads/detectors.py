@@ -6,6 +6,7 @@ training samples and then called on ``(n, D)`` features; it gives ``(n,)`` float
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -231,19 +232,15 @@ class KNN(NamedTuple):
         """Keep the training features ``(n, D)``."""
         return cls(unit_rows(f).float())
 
-    def ladder(self, f: Tensor, ks: list[int]) -> list[Tensor]:
+    def ladder(self, f: Tensor, ks: Sequence[int]) -> list[Tensor]:
         """Confidences for several k at once: minus the squared distance to the k-th nearest, k cut to the bank."""
-        ks = [min(k, len(self.bank)) for k in ks]
+        ks = [min(int(k), len(self.bank)) for k in ks]
         out = []
         for part in unit_rows(f).float().split(CHUNK):
             d2 = part.square().sum(1)[:, None] + self.bank.square().sum(1) - 2 * part @ self.bank.T
             near = d2.topk(max(ks), dim=1, largest=False).values.clamp(min=0)
             out.append(-near[:, [k - 1 for k in ks]])
         return list(torch.cat(out).double().unbind(1))
-
-    def at(self, k: int):
-        """The detector for one k."""
-        return lambda f: self.ladder(f, [k])[0]
 
 
 class ViM(NamedTuple):
@@ -253,15 +250,15 @@ class ViM(NamedTuple):
         head: The classifier.
         origin: ``(D,)`` ``-pinv(W) b``.
         vectors: ``(D, D)`` eigenvectors of the training features about the origin, largest first.
-        dim: Leading ones that are left out.
-        alpha: Scale of the virtual logit.
+        scales: ``(D,)`` scale of the virtual logit for every number of leading directions that are left out.
+        dim: The number that is left out.
     """
 
     head: Head
     origin: Tensor
     vectors: Tensor
+    scales: Tensor
     dim: int
-    alpha: float
 
     @classmethod
     def fit(cls, head: Head, f: Tensor, dim: int = 256) -> ViM:
@@ -270,22 +267,24 @@ class ViM(NamedTuple):
         origin = -torch.linalg.pinv(head.weight, rtol=1e-6) @ head.bias  # rank C - 1 where rows sum to 0
         centred = x - origin
         vectors = torch.linalg.eigh(centred.T @ centred / len(x)).eigenvectors.flip(1)
-        return cls(head, origin, vectors, 0, 0.0).at(dim, f)
+        vim = cls(head, origin, vectors, torch.ones(len(vectors)), min(dim, len(vectors) - 1))
+        top = max_logit(head(f)).mean()
+        return vim._replace(scales=top / vim.residuals(f, range(len(vectors))).mean(0).clamp(min=1e-12))
 
-    def at(self, dim: int, f: Tensor) -> ViM:
-        """The same with another dimension; ``f`` are the training features, which fix alpha."""
-        dim = min(dim, self.vectors.shape[1] - 1)
-        fresh = self._replace(dim=dim)
-        alpha = max_logit(self.head(f)).mean() / fresh.residual(f).mean().clamp(min=1e-12)
-        return fresh._replace(alpha=float(alpha))
+    def residuals(self, f: Tensor, dims: Sequence[int]) -> Tensor:
+        """``(n, len(dims))`` norms of what each number of leading directions does not hold, from one projection."""
+        first = min(dims)
+        square = ((self.head.space(f) - self.origin) @ self.vectors[:, first:]).square_()
+        return square.flip(1).cumsum(1).flip(1)[:, [dim - first for dim in dims]].sqrt()
 
-    def residual(self, f: Tensor) -> Tensor:
-        """``(n,)`` norm of what the leading directions do not hold."""
-        return ((self.head.space(f) - self.origin) @ self.vectors[:, self.dim :]).norm(dim=1)
+    def ladder(self, f: Tensor, dims: Sequence[int]) -> list[Tensor]:
+        """``logsumexp(logits) - alpha |residual|`` for several numbers of leading directions at once."""
+        dims = [min(int(dim), len(self.vectors) - 1) for dim in dims]
+        return list((energy(self.head(f))[:, None] - self.scales[dims] * self.residuals(f, dims)).unbind(1))
 
     def __call__(self, f: Tensor) -> Tensor:
-        """``logsumexp(logits) - alpha |residual|``."""
-        return energy(self.head(f)) - self.alpha * self.residual(f)
+        """The same for ``dim``."""
+        return self.ladder(f, [self.dim])[0]
 
 
 class ReAct(NamedTuple):
@@ -300,10 +299,11 @@ class ReAct(NamedTuple):
     threshold: float
 
     @classmethod
-    def fit(cls, head: Head, f: Tensor, percentile: float = 90.0) -> ReAct:
-        """The threshold is a percentile of all ID activations ``f (n, D)``."""
+    def fit(cls, head: Head, f: Tensor, percentiles: Sequence[float] = (90.0,)) -> list[ReAct]:
+        """One for each percentile of all ID activations ``f (n, D)``."""
         values = head.space(f).flatten().sort().values
-        return cls(head, values[min(len(values) - 1, int(len(values) * percentile / 100))].item())
+        at = [min(len(values) - 1, int(len(values) * p / 100)) for p in percentiles]
+        return [cls(head, values[i].item()) for i in at]
 
     def __call__(self, f: Tensor) -> Tensor:
         """``logsumexp`` of the logits of the clipped features."""

@@ -7,7 +7,7 @@ the one with the best AUROC of ID validation images against a separate OOD valid
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mmsae.heads import detectors as d
 from mmsae.heads import detectors_sae as ds
 from mmsae.heads.features import KINDS, Features
 from mmsae.metrics.choice import at_edge
-from mmsae.metrics.ood import ood_metrics
+from mmsae.metrics.ranking import auroc
 from mmsae.metrics.sparsity import latent_sums
 from mmsae.types import Codes
 
@@ -34,6 +34,7 @@ CODE_WIDTH, MIN_RATE = 1024, 1e-3
 # training images is nearer to a stranger in the middle of them than to most of themselves.
 KNN_SHARE = 0.1
 Detector = Callable[[Features], Tensor]
+Ladder = Callable[[Features, Sequence[float]], list[Tensor]]  # confidences for several settings at once
 
 
 class Setup(NamedTuple):
@@ -145,21 +146,19 @@ class _Chosen:
         self.setup, self.settings, self.edges = setup, {}, []
 
     def __call__(
-        self, name: str, kind: str, make: Callable[[Any], Detector], limit: int | None = None,
-        grid: Sequence[float] | None = None,
+        self, name: str, kind: str, ladder: Ladder, limit: int | None = None, grid: Sequence[float] | None = None
     ) -> Detector:  # fmt: skip
         """The best detector among those of the grid; values above ``limit`` are cut to it."""
         grid = list(self.setup.grids[name] if grid is None else grid)
         grid = list(dict.fromkeys(min(g, limit) for g in grid)) if limit else grid
-        found = {}
-        for g in grid:
-            detector = make(g)
-            value = ood_metrics(detector(self.setup.val), detector(self.setup.val_ood)).auroc if len(grid) > 1 else 0.0
-            found[g] = (value, detector)
-        best = max(grid, key=lambda g: found[g][0])  # the first among equals: the default
+        value = dict.fromkeys(grid, 0.0)
+        if len(grid) > 1:
+            found = zip(*(ladder(s, grid) for s in (self.setup.val, self.setup.val_ood)), strict=True)
+            value = {g: auroc(a, b) for g, (a, b) in zip(grid, found, strict=True)}
+        best = max(grid, key=value.get)  # the first among equals: the default
         self.settings[f"{name}/{kind}"] = best
         self.edges += at_edge(f"{name}/{kind}", best, grid)
-        return found[best][1]
+        return lambda s: ladder(s, [best])[0]
 
 
 def _logit_detectors(out, chosen: _Chosen, scores, kind: str, view, head: d.Head, f: Tensor, notes) -> None:
@@ -168,13 +167,15 @@ def _logit_detectors(out, chosen: _Chosen, scores, kind: str, view, head: d.Head
             out[name, kind] = lambda s, fn=fn: fn(head(view(s)))
     if "vim" in scores and f.shape[1] > 1:
         vim = d.ViM.fit(head, f)
-        out["vim", kind] = chosen("vim", kind, lambda dim: _on(vim.at(dim, f), view), f.shape[1] // 2)
+        out["vim", kind] = chosen("vim", kind, lambda s, dims: vim.ladder(view(s), dims), f.shape[1] // 2)
     if "react" in scores:
         v = view(chosen.setup.val)
         low = head.space(v).min()  # clipped there, as at a low percentile of codes that are mostly 0, nothing is left
-        grid = [p for p in chosen.setup.grids["react"] if d.ReAct.fit(head, v, p).threshold > low]
-        if grid:
-            out["react", kind] = chosen("react", kind, lambda p: _on(d.ReAct.fit(head, v, p), view), grid=grid)
+        grid = chosen.setup.grids["react"]
+        react = {p: r for p, r in zip(grid, d.ReAct.fit(head, v, grid), strict=True) if r.threshold > low}
+        if react:
+            ladder = lambda s, ps: [react[p](view(s)) for p in ps]  # noqa: E731
+            out["react", kind] = chosen("react", kind, ladder, grid=list(react))
         else:
             notes.append(f"react on {kind} is left out: every percentile is the smallest activation")
 
@@ -182,17 +183,19 @@ def _logit_detectors(out, chosen: _Chosen, scores, kind: str, view, head: d.Head
 def _distance_detectors(out, chosen: _Chosen, scores, kind, view, f, labels, n_classes, notes) -> None:
     if {"mds", "rmds"} & set(scores):
         shrink = kind == "code" or d.too_few(len(f), f.shape[1], n_classes)
-        classes = d.Gaussians.fit(f, labels, n_classes, shrink)
+        relative = d.RMDS.fit(f, labels, n_classes, shrink) if "rmds" in scores and n_classes > 1 else None
+        classes = d.Gaussians.fit(f, labels, n_classes, shrink) if relative is None else relative.classes
         if shrink:
             few = f", {len(f)} samples for {f.shape[1]} features" if d.too_few(len(f), f.shape[1], n_classes) else ""
             notes.append(f"mds on {kind}: covariance shrunk by {classes.shrinkage:.3f} (Ledoit-Wolf{few})")
         if "mds" in scores:
             out["mds", kind] = _on(d.MDS(classes), view)
-        if "rmds" in scores and n_classes > 1:
-            out["rmds", kind] = _on(d.RMDS.fit(f, labels, n_classes, shrink), view)
+        if relative is not None:
+            out["rmds", kind] = _on(relative, view)
     if "knn" in scores:
         bank = d.KNN.fit(f)
-        out["knn", kind] = chosen("knn", kind, lambda k: _on(bank.at(int(k)), view), max(1, int(KNN_SHARE * len(f))))
+        most = max(1, int(KNN_SHARE * len(f)))
+        out["knn", kind] = chosen("knn", kind, lambda s, ks: bank.ladder(view(s), ks), most)
 
 
 def _on(detector: Callable[[Tensor], Tensor], view: Callable[[Features], Tensor]) -> Detector:
@@ -220,5 +223,5 @@ def _native_detectors(out, chosen: _Chosen, scores, train: Features, head: d.Hea
     if "cap_energy" in scores:
         out["cap_energy", CODES] = lambda s: profiles.cap_energy(s.z, predicted(s))
     if "cap_spearman" in scores:
-        make = lambda m: lambda s: profiles.cap_spearman(s.z, predicted(s), int(m))  # noqa: E731
-        out["cap_spearman", CODES] = chosen("cap_spearman", CODES, make, train.z.d_sae)
+        ladder = lambda s, tops: [profiles.cap_spearman(s.z, predicted(s), int(m)) for m in tops]  # noqa: E731
+        out["cap_spearman", CODES] = chosen("cap_spearman", CODES, ladder, train.z.d_sae)

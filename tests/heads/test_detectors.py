@@ -65,7 +65,7 @@ def test_knn_oracle():
     query = torch.tensor([[2.0, 0]])
     one, two, three, cut = (t.item() for t in bank.ladder(query, [1, 2, 3, 50]))
     assert (one, two, three) == pytest.approx((0, math.sqrt(2) - 2, -2), abs=1e-6) and cut == three
-    assert bank.at(2)(query).item() == pytest.approx(-0.585786, abs=1e-6)
+    assert two == pytest.approx(-0.585786, abs=1e-6)
 
 
 def test_zero_rows_give_no_nan():
@@ -83,7 +83,7 @@ def test_orientation_noise_is_less_confident_than_training(shrink):
     gaussians = d.Gaussians.fit(f, y, 4, shrink)
     detectors = {
         "mds": d.MDS(gaussians), "rmds": d.RMDS.fit(f, y, 4, shrink),
-        "knn": d.KNN.fit(f).at(20), "vim": d.ViM.fit(head, f, 4),
+        "knn": lambda x: d.KNN.fit(f).ladder(x, [20])[0], "vim": d.ViM.fit(head, f, 4),
     }  # fmt: skip
     for name, detector in detectors.items():
         assert ood_metrics(detector(f), detector(noise)).auroc > 0.6, name
@@ -131,8 +131,8 @@ def test_a_class_without_a_sample_is_named():
 def test_react_clips_and_at_the_top_percentile_is_energy():
     f, y = blobs()
     head = d.linear_probe(f, y, 4)
-    torch.testing.assert_close(d.ReAct.fit(head, f, 100)(f), d.energy(head(f)))
-    low = d.ReAct.fit(head, f, 50)
+    top, low = d.ReAct.fit(head, f, [100, 50])
+    torch.testing.assert_close(top(f), d.energy(head(f)))
     assert low.threshold == pytest.approx(f.median().item(), abs=0.05)
     torch.testing.assert_close(low(f), d.energy(head(f.clamp(max=low.threshold))))
 
@@ -141,10 +141,13 @@ def test_vim_alpha_matches_logits_to_residuals():
     f, y = blobs()
     head = d.linear_probe(f, y, 4)
     vim = d.ViM.fit(head, f, 3)
-    r, top = vim.residual(f), d.max_logit(head(f))
-    assert vim.alpha == pytest.approx((top.mean() / r.mean()).item())
-    torch.testing.assert_close(vim(f), head(f).logsumexp(1) - vim.alpha * r)
-    assert d.ViM.fit(head, f, 500).dim == 7  # some residual is left
+    r, top = ((f.double() - vim.origin) @ vim.vectors[:, 3:]).norm(dim=1), d.max_logit(head(f))
+    assert vim.scales[3].item() == pytest.approx((top.mean() / r.mean()).item())
+    torch.testing.assert_close(vim(f), head(f).logsumexp(1) - top.mean() / r.mean() * r)
+    last = d.ViM.fit(head, f, 500)
+    assert last.dim == 7  # some residual is left
+    for dim, conf in zip((3, 500, 5), vim.ladder(f, [3, 500, 5]), strict=True):
+        torch.testing.assert_close(conf, d.ViM.fit(head, f, dim)(f))
 
 
 class TestPytorchOod:
@@ -181,7 +184,7 @@ class TestPytorchOod:
     def test_knn(self, theirs):
         pytest.importorskip("sklearn")
         ref = theirs.KNN(None, k=7).fit_features(self.f, self.y)
-        torch.testing.assert_close(-d.KNN.fit(self.f).at(7)(self.x), ref.predict_features(self.x).square(),
+        torch.testing.assert_close(-d.KNN.fit(self.f).ladder(self.x, [7])[0], ref.predict_features(self.x).square(),
                                    atol=1e-5, rtol=1e-3)  # fmt: skip
 
     def test_vim(self, theirs):

@@ -202,7 +202,7 @@ def test_the_number_of_neighbours_stays_a_small_part_of_the_training_images():
     setup = Setup(train, val, far, grids={"knn": (50, 1, 2, 60)})
     scored = ood_head(setup, val, {"middle": middle}, kinds=("raw",), scores=("knn",), controls=())
     assert scored.chosen[""]["knn/raw"] <= 6 and scored.rows[0]["auroc"] > 0.9
-    all_of_them = KNN.fit(train.x).at(60)
+    all_of_them = lambda x: KNN.fit(train.x).ladder(x, [60])[0]  # noqa: E731
     assert ood_metrics(all_of_them(val.x), all_of_them(middle.x)).auroc < 0.3, "what k = n would give"
     assert ood_metrics(all_of_them(val.x), all_of_them(far.x)).auroc > 0.8, "and why it would be chosen"
 
