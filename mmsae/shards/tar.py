@@ -20,6 +20,9 @@ from mmsae.shards.faults import FaultLog
 from mmsae.shards.names import is_hidden, valid_name
 from mmsae.shards.sources import shard_name
 
+KEYS_KNOWN = 100_000
+"""Keys of one shard among which is looked for those that come again: memory does not grow with the shard."""
+
 MOST_FIELDS = 256
 """Fields of one sample; more are another way of naming members than webdataset's."""
 
@@ -146,8 +149,11 @@ def groups(path: str | Path, faults: FaultLog, read: bool = True) -> Iterator[Gr
     known: dict[str, tuple[str, ...]] = {}  # fields of the keys so far
 
     def usable() -> bool:
-        if n and group.sizes.keys().isdisjoint(known.setdefault(group.key, tuple(group.sizes)[:3])):
-            faults.add("unsorted", shard, group.key, f"first with {', '.join(known[group.key])}, and again later")
+        first = known.get(group.key, group.sizes)
+        if n and group.sizes.keys().isdisjoint(first):
+            faults.add("unsorted", shard, group.key, f"first with {', '.join(first)}, and again later")
+        if len(known) < KEYS_KNOWN:
+            known.setdefault(group.key, tuple(group.sizes)[:3])
         if n > MOST_FIELDS:
             faults.seen()
             detail = f"{n} members have this key, which ends at the first dot of the file name"
