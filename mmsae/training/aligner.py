@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from mmsae.sae.aligner import Aligner
+from mmsae.training.resume import check
 from mmsae.types import IMAGE, TEXT, InputError, Tokens
 
 
@@ -42,6 +44,23 @@ class LitAligner(pl.LightningModule):
             self.aligner.build(widths)
         elif widths != self.aligner.d_in:
             raise InputError(f"the data has widths {widths}, the aligner takes {self.aligner.d_in}")
+
+    def _recipe(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("lr", "weight_decay")}
+        own |= {f"aligner.{name}": getattr(self.aligner, name) for name in ("tau", "normalize")}
+        return own | {"trainer.max_epochs": self.trainer.max_epochs}  # the length of the cosine
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the run was asked for."""
+        checkpoint["mmsae"] = {"recipe": self._recipe()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with other options (see :mod:`mmsae.training.resume`).
+
+        Raises:
+            InputError: They disagree.
+        """
+        check(checkpoint.get("mmsae", {}).get("recipe", {}), self._recipe(), fitting=True)
 
     def _step(self, batch: Tokens, stage: str) -> Tensor:
         if not batch.paired():

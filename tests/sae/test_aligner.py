@@ -120,3 +120,14 @@ def test_unpaired_batches_are_refused():
     item = {"image": torch.tensor([0, 1]), "text": torch.tensor([1, 0])}
     with pytest.raises(InputError, match="trained on pairs"):
         model.training_step(Tokens({m: torch.zeros(2, 3) for m in item}, item), 0)
+
+
+def test_a_checkpoint_with_other_options_is_refused(tmp_path):
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=1, default_root_dir=tmp_path, **options)
+    trainer.fit(LitAligner(Aligner(width=4), lr=5e-2), datamodule=Pairs())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    for epochs, lr, said in ((1, 1e-3, "lr is 0.05 in the checkpoint, 0.001"), (2, 5e-2, "max_epochs is 1 in the ch")):
+        with pytest.raises(InputError, match=said):
+            again = pl.Trainer(max_epochs=epochs, default_root_dir=tmp_path, **options)
+            again.fit(LitAligner(Aligner(width=4), lr=lr), datamodule=Pairs(), ckpt_path=tmp_path / "a.ckpt")
