@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ class Asked:
         transform = re.sub(r" at 0x[0-9a-f]+", "", repr(self.host.reading({self.modality})["transform"]))
         site, host = self.site, self.host
         said: list[Any] = [FORMAT, host.fingerprint, host.precision, host.device.type, transform]
-        said += [site.module, site.io, site.tokens, self.modality, self.embed]
+        said += [site.module, site.io, site.tokens, self.modality]
         if self.change is not None:
             said += [self.changed, self.batch_size, sorted(wanted)]
         return _hash(said)
@@ -152,8 +152,14 @@ def _kept(
     folder = cache / asked.key(wanted)
     with disk_errors(cache):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = {p: Part.open(_file(folder, p)) for p in paths}
+    embed = asked.embed
+    parts = {p: Part.open(_file(folder, p), embed) for p in paths}
     lacking = [p for p, part in parts.items() if part is None or (part.good & wanted) - set(part.uids)]
+    if any(
+        parts[p] and "embed" in parts[p].tensors for p in lacking
+    ):  # a file has them for all its samples or for none
+        asked = replace(asked, embed=True)
+        parts |= {p: Part.open(_file(folder, p), embed=True) for p in lacking}
     if lacking:
         bar.set_postfix_str(f"the host runs over {len(lacking)} of {len(paths)} shards")
     with ExitStack() as stack, disk_errors(cache), closing(asked.stream(lacking)) as stream:
@@ -176,7 +182,8 @@ def _kept(
         part = Part.open(_file(folder, path))
         log.merge(part.faults)
         log.check(limit)
-        yield from part.batches(wanted, asked.batch_size)
+        for seen in part.batches(wanted, asked.batch_size):
+            yield seen if embed else seen._replace(embed=None)
 
 
 def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
@@ -205,11 +212,13 @@ class Part(NamedTuple):
     map: Any
 
     @classmethod
-    def open(cls, file: Path) -> Part | None:
-        """The part in a file; None where there is none."""
+    def open(cls, file: Path, embed: bool = False) -> Part | None:
+        """The part in a file; None where there is none, or one without the embeddings that are asked for."""
         if not file.exists():
             return None
         mapped, tensors = map_safetensors(file)
+        if embed and "x" in tensors and "embed" not in tensors:
+            return None
         about = json.loads(tensors["about"].numpy().tobytes())
         return cls(about["uids"], set(about["good"]), Faults(*about["faults"]), tensors, mapped)
 

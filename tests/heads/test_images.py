@@ -82,6 +82,18 @@ def test_only_what_is_not_kept_goes_through_the_host(place, opened, tmp_path, si
     assert set(part.uids) == set(few.uids[:7]) and len(seen) == 120
 
 
+def test_embeddings_that_were_not_kept_are_read_and_kept_from_then_on(place, opened, tmp_path):
+    sae, host, seen = opened("tokens")
+    kept = {"cache": str(tmp_path)}
+    few = load(host, sae, place["shards"], limit=20, **kept)
+    with_them = load(host, sae, place["shards"], keep=set(few.uids).__contains__, embed=True, **kept)
+    assert len(seen) == 40 and with_them.embed.shape[0] == 20
+    every = load(host, sae, place["shards"], **kept)
+    assert len(seen) == 80 and every.n == 60 and every.embed is None
+    again = load(host, sae, place["shards"], embed=True, **kept)
+    assert len(seen) == 80 and torch.equal(again.x, every.x) and again.embed.shape[0] == 60
+
+
 def test_other_shards_sites_and_changes_are_kept_apart(place, opened, tmp_path):
     sae, host, seen = opened("pooled")
     kept = {"cache": str(tmp_path)}
