@@ -45,15 +45,20 @@ FITS = {  # SAE: recipe, and what it needs beyond a store
 
 
 def fit(name: str, store: Path, run: Path, seed: int) -> None:
-    """``mmsae fit`` of one of :data:`FITS`, unless its SAE is there; it prints to ``run/log.txt``."""
+    """One of :data:`FITS`."""
+    recipe, more = FITS[name]
+    train(f"configs/train/world_{recipe}.yaml", store, run, seed, [*more, "--trainer.val_check_interval", "500"])
+
+
+def train(recipe: str, store: Path, run: Path, seed: int, more: Sequence[str]) -> None:
+    """``mmsae fit`` of a recipe, unless its SAE is there; it prints to ``run/log.txt``."""
     from mmsae.training.cli import run as mmsae
 
     if (run / "sae").exists():
         return
-    recipe, more = FITS[name]
-    args = ["fit", "-c", f"configs/train/world_{recipe}.yaml", "--data.store", str(store), *more]
+    args = ["fit", "-c", recipe, "--data.store", str(store), *more]
     args += ["--trainer.default_root_dir", str(run), "--seed_everything", str(seed)]
-    args += ["--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", "500"]
+    args += ["--trainer.enable_progress_bar", "false"]
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     run.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,82 @@
+"""The markdown tables of real_hosts.py: figures over seeds, beside their controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ood_real_table import grid
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def over_seeds(seeds: Iterable[Rows]) -> dict[tuple[str, ...], tuple[float, float, float, int]]:
+    """``{(head, set, score, features, control): (mean, low, high, seeds)}``.
+
+    ``low`` and ``high`` hold every seed's value and, where a row has one, its 95% interval over images or concepts.
+    """
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for rows in seeds:
+        for r in rows:
+            if r["value"] is not None:
+                found.setdefault(tuple(r[k] for k in ("head", "set", "score", "features", "control")), []).append(r)
+    out = {}
+    for key, some in found.items():
+        value = [r["value"] for r in some]
+        low, high = ([r[k] for r in some if r.get(k) is not None] for k in ("low", "high"))
+        out[key] = (sum(value) / len(value), min(value + low), max(value + high), len(value))
+    return out
+
+
+def cell(figure: tuple[float, float, float, int] | None) -> str:
+    """``mean (low-high)``."""
+    return "–" if figure is None else f"{figure[0]:.3f} ({figure[1]:.3f}–{figure[2]:.3f})"
+
+
+def column(key: tuple[str, ...]) -> str:
+    """``code``, ``code, random``."""
+    return f"{key[3]}, {key[4]}" if key[4] else key[3]
+
+
+def table(figures: Mapping[tuple[str, ...], Any], head: str) -> list[str]:
+    """Figures of a head: a row per set and score, a column per features and control."""
+    own = {k: v for k, v in figures.items() if k[0] == head}
+    columns = list(dict.fromkeys(column(k) for k in own))
+    lines = list(dict.fromkeys((k[1], k[2]) for k in own))
+    at = {(k[1], k[2], column(k)): v for k, v in own.items()}
+    return grid(["set", "score", *columns], [[*line, *(cell(at.get((*line, c))) for c in columns)] for line in lines])
+
+
+def read(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """The contents of some results.json."""
+    return [json.loads(f.read_text(encoding="utf-8")) for f in files]
+
+
+def write_report(runs: Path, path: Path) -> Path:
+    """``path`` from the cards and OOD results of all cases and seeds under ``runs``."""
+    lines = [
+        "# Pretrained hosts",
+        "",
+        "Written by `python benchmarks/real_hosts.py`, whose head says how. Each figure is a",
+        "mean over seeds; in brackets the range of the seeds and of their 95% intervals over images or concepts.",
+        "",
+    ]
+    for case in sorted({f.parents[2] for f in runs.glob("*/*/*/results.json")}):
+        cards, oods = (read(sorted(case.glob(f"*/{kind}/results.json"))) for kind in ("card", "ood"))
+        about = (cards or oods)[0]
+        site = about["site"] if isinstance(about["site"], str) else about["site"]["image"]
+        lines += [f"## {case.name}", "", f"{site}; {max(len(cards), len(oods))} seeds.", ""]
+        figures = over_seeds(r["rows"] for r in cards)
+        for head in dict.fromkeys(k[0] for k in figures):
+            lines += [f"`{head}`:", "", *table(figures, head), ""]
+        if oods:
+            n = ", ".join(f"{k} {v:,}" for k, v in oods[0]["images"].items())
+            fitted = ", ".join(f"{k} {v if v is None else f'{v:,}'}" for k, v in oods[0]["fitted_on"].items())
+            lines += [f"OOD, AUROC. Images: {n}. Fitted on: {fitted}.", ""]
+            auroc = [[r for r in o["rows"] if "auroc" in r] for o in oods]
+            lines += [*table(over_seeds(auroc), "ood"), ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
