@@ -29,7 +29,8 @@ class StreamingActivations(lightning.LightningDataModule):
         batch_size: Pairs (token sites: rows per modality) per batch and rank.
         quotas: ``{modality: rows per batch}`` for token sites.
         buffer_pairs: Capacity of the mixing buffer in pairs (token sites: rows per modality), on the device.
-        read_batch: Samples per forward pass of the host.
+        read_batch: Samples per forward pass of the host. Default: 256; on a CPU as many as have the area of 16 images
+            of 224 pixels.
         epoch_samples: Samples of all ranks together that make an epoch; as many as the shards hold where None.
         epoch_batches: Batches per epoch and rank; where None, ``epoch_samples / (batch_size * ranks)``.
         workers: Processes that read and decode.
@@ -54,7 +55,7 @@ class StreamingActivations(lightning.LightningDataModule):
         batch_size: int = 512,
         quotas: dict[str, int] | None = None,
         buffer_pairs: int = 16384,
-        read_batch: int = 256,
+        read_batch: int | None = None,
         epoch_samples: int | None = None,
         epoch_batches: int | None = None,
         workers: int = 2,
@@ -114,6 +115,7 @@ class StreamingActivations(lightning.LightningDataModule):
             self.backbone = load_backbone(
                 self.host, device=device, precision=self.precision, allow_random=self.allow_random
             )
+            self.read_batch = self.backbone.batch_size(self.read_batch)
             for m, site in self.sites.items():
                 want = self.d_in[m] if isinstance(self.d_in, dict) else self.d_in
                 if site.width != want:

@@ -8,6 +8,7 @@ batch of two, so any module of any host can be a site as long as its tensor hold
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -139,6 +140,27 @@ class Backbone(ABC):
     def device(self) -> torch.device:
         """Where the host is."""
         return next(self.model.parameters()).device
+
+    def batch_size(self, asked: int | None = None) -> int:
+        """Samples of a forward pass: what is asked for, else 256; on a CPU fewer where images are large.
+
+        There as many as have the area of 16 images of 224 pixels, a power of two from 4 to 256: activations that do not
+        stay in the caches cost twice the CPU time, in page faults.
+
+        Raises:
+            InputError: Fewer than one is asked for.
+        """
+        if asked is not None and asked < 1:
+            raise InputError(f"batch_size is {asked}; it must be at least 1")
+        if asked is not None:
+            return asked
+        if self.device.type != "cpu" or (pixels := self._image_area()) is None:
+            return 256
+        return min(256, max(4, 2 ** int(math.log2(16 * 224**2 / pixels))))
+
+    def _image_area(self) -> int | None:
+        """Pixels of an image as the host takes it; None for hosts of text."""
+        return self._probe_input(IMAGE, 1).shape[-2:].numel() if IMAGE in self.modalities else None
 
     def to(self, device: str | torch.device) -> Backbone:
         """Move the host; the fingerprint does not change."""

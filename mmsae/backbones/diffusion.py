@@ -82,6 +82,9 @@ class DiffusionBackbone(TextToImage):
         """Where the pipeline computes."""
         return torch.device(self.pipeline._execution_device)
 
+    def _image_area(self) -> None:
+        return None  # captions are read; what the denoiser computes has a batch size of its own
+
     def to(self, device: str | torch.device) -> DiffusionBackbone:
         """Move the pipeline; one that a device map or offloading has spread stays where it is."""
         check_device(device)

@@ -97,6 +97,10 @@ class LVLMBackbone(Backbone):
         """The model's configuration without names of folders and versions."""
         return plain_config(self.model.config.to_dict())
 
+    def _image_area(self) -> int:
+        side = getattr(self.model.config.vision_config, "image_size", None)
+        return side**2 if isinstance(side, int) else 224**2  # of any size, as it comes
+
     def to(self, device: str | torch.device) -> Backbone:
         """Move the host; one that a device map has spread stays where it is."""
         if len(set(getattr(self.model, "hf_device_map", {}).values())) > 1:

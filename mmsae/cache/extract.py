@@ -22,7 +22,7 @@ from mmsae.backbones import Backbone, Rows, load_backbone
 from mmsae.cache.plan import Plan, announce, host_batches
 from mmsae.cache.spec import DTYPES, StoreSpec, name_sites
 from mmsae.cache.uids import SeenUids
-from mmsae.cache.writer import PartWriter, StoreWriter
+from mmsae.cache.writer import PartWriter, StoreWriter, begun_job
 from mmsae.files import nbytes
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, identity, shard_name
 from mmsae.types import ImageTextBatch, InputError, Site, Tokens
@@ -37,7 +37,7 @@ def extract(
     out: str | Path,
     *,
     sites: str | Site | Sequence[str | Site] | Mapping[str, str | Site] | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int | None = None,
     dtype: str = "float32",
     device: str = "auto",
@@ -60,7 +60,8 @@ def extract(
         out: The store to write.
         sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``,
             ``text.pooled`` or ``MODULE.PATH:io[tokens]``; several per modality are stored from one forward pass.
-        batch_size: Samples per forward pass; part of the job, because it changes last bits.
+        batch_size: Samples per forward pass; part of the job, because it changes last bits. Default: that of the job
+            that is begun in ``out``, else 256, and on a CPU as many as have the area of 16 images of 224 pixels.
         workers: Decoding processes per device; default: the free cores, 8 at most. 0 decodes in the main process.
         dtype: ``float32`` (exact), ``bfloat16`` or ``float16`` (half the disk; a float16 overflow is refused).
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -79,8 +80,10 @@ def extract(
         InputError: No shard matches, the folder holds another job, the disk is or will be full, a uid occurs twice,
             too many samples are unusable, or the host has no such site.
     """
-    if batch_size < 1 or devices < 1:
+    if (batch_size is not None and batch_size < 1) or devices < 1:
         raise InputError(f"batch size is {batch_size} and devices {devices}; both must be at least 1")
+    if batch_size is None:
+        batch_size = begun_job(out).get("batch_size", 0)  # 0: as the host has it, which is not loaded yet
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype}: a store holds one of {', '.join(DTYPES)}")
     paths = expand(shards)
@@ -91,6 +94,7 @@ def extract(
     if devices > 1 and not isinstance(host, str):
         raise InputError(f"devices is {devices}, but a host that is loaded already runs on 1; give the host's name")
     backbone = _load(host, device, precision, 0)
+    plan = plan if plan.batch_size else plan._replace(batch_size=backbone.batch_size())
     writer = _writer(backbone, plan)
     if writer.finished:
         if progress:

@@ -205,3 +205,13 @@ def _differ(theirs: Any, mine: Any) -> tuple[str, str]:
         lo = max(0, at - 30)
         return f"says ...{a[lo : at + 30]}...", f"says ...{b[lo : at + 30]}..."
     return f"is {theirs}", f"is {mine}"
+
+
+def begun_job(folder: str | Path) -> dict[str, Any]:
+    """What was asked for where a store is begun or finished; empty where there is none."""
+    for name in (SPEC_FILE, JOB_FILE):
+        try:
+            return dict(json.loads((Path(folder) / name).read_text())["job"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}

@@ -156,7 +156,7 @@ def load_features(
     others: Mapping[str, Any] = {},
     moments: bool = False,
     modality: str = IMAGE,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     fault_limit: float = FAULT_LIMIT,
     cache: str = "",
@@ -183,7 +183,7 @@ def load_features(
             so what is to be known of them is computed in this pass.
         moments: Whether to sum the moments of all rows (:attr:`Features.moments`).
         modality: Whose site.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; default: the host's own number.
         workers: Decoding processes.
         fault_limit: Largest share of unusable samples.
         cache: Folder in which what the host gives is kept, for other SAEs and commands (:mod:`mmsae.heads.images`).
@@ -200,7 +200,8 @@ def load_features(
     wanted = {u for u in known.value if keep is None or keep(u)}
     if limit is not None and len(wanted) > limit:
         wanted = set(sorted(wanted, key=draw)[:limit])
-    asked = Asked(host, sae.sites[modality], modality, embed, change, changed, batch_size, workers)
+    n = host.batch_size(batch_size)
+    asked = Asked(host, sae.sites[modality], modality, embed, change, changed, n, workers)
     rows, log = _Rows({**others, "": sae}, asked, pool, Moments() if moments else None), FaultLog()
     for seen in read_images(asked, paths, wanted, log, fault_limit, cache, progress, desc):
         rows.add(seen)

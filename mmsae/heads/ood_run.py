@@ -58,7 +58,7 @@ def ood(
     pool: str = "max",
     limit: int | None = None,
     fit_limit: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     device: str = "auto",
@@ -96,7 +96,7 @@ def ood(
         pool: Of token sites: ``max`` or ``mean`` over an image's tokens.
         limit: At most so many images per set, chosen by a hash of their uid.
         fit_limit: The same for ``train`` and ``val``; default: ``limit``.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass. Default: 256; on a CPU as many as have the area of 16 images of 224 pixels.
         workers: Decoding processes.
         seed: Of the random SAE.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -129,8 +129,8 @@ def ood(
     others = {RANDOM: fresh} if RANDOM in controls and tokens else {}
     what = Sources(
         id, sets_of, train, val, named_val, label, named.values if named else None, ood_label,
-        read_lines(exclude) if exclude else (), limit, fit_limit, pool, batch_size, workers, not at_head, progress,
-        cache, others,
+        read_lines(exclude) if exclude else (), limit, fit_limit, pool, backbone.batch_size(batch_size), workers,
+        not at_head, progress, cache, others,
     )  # fmt: skip
     if progress:
         print(f"ood: {len(sets_of)} sets against {id}; {len(scores)} detectors, controls {', '.join(controls)}")

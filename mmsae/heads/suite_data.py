@@ -55,18 +55,19 @@ class Data:
         sae: Attached to the host.
         host: The host.
         quick: Fewer images, and heads may do less.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; default: the host's own number.
         seed: Of controls and permutations.
         progress: Show bars.
         cache: See :func:`load_features`.
     """
 
     def __init__(
-        self, suite: Suite, sae: SAE, host: Backbone, quick: bool = False, batch_size: int = 256, seed: int = 0,
+        self, suite: Suite, sae: SAE, host: Backbone, quick: bool = False, batch_size: int | None = None, seed: int = 0,
         progress: bool = True, cache: str = "",
     ):  # fmt: skip
         self.suite, self.sae, self.host, self.quick = suite, sae, host, quick
-        self.batch_size, self.seed, self.progress, self.cache = batch_size, seed, progress, cache
+        self.batch_size = host.batch_size(batch_size)
+        self.seed, self.progress, self.cache = seed, progress, cache
         self._cache: dict[Any, Any] = {}
         self.warnings: list[str] = []  # about sets, as they are loaded
 

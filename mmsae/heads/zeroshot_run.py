@@ -41,7 +41,7 @@ def zeroshot(
     alphas: list[float] = list(ALPHAS),  # noqa: B006  jsonargparse shows it in the help; it is not changed
     control: bool = True,
     limit: int | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     device: str = "auto",
@@ -68,7 +68,7 @@ def zeroshot(
         alphas: Weights that are tried; 0 is plain CLIP.
         control: Whether to run an SAE of equal size with random weights, too.
         limit: At most so many images, chosen by a hash of their uid.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass. Default: 256; on a CPU as many as have the area of 16 images of 224 pixels.
         workers: Decoding processes.
         seed: Of the random SAE and the bootstrap.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -101,7 +101,7 @@ def zeroshot(
     if progress:
         print(f"zeroshot: {len(named.names)} classes, {len(prompts)} templates, {len(paths)} shards")
     vectors = text_classes(backbone, named.names, prompts)
-    job = _Job(backbone, named, vectors, label, limit, batch_size, workers, progress, cache)
+    job = _Job(backbone, named, vectors, label, limit, backbone.batch_size(batch_size), workers, progress, cache)
     saes = {"": model, **({"random": random_control(model, seed)} if control else {})}
     held = {u for u in known.value if not tune and draw(u, 6) < TUNE_SHARE}
     test_uids = known.labelled() - held

@@ -101,7 +101,7 @@ def evaluate(
     heads: list[str] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
     quick: bool = False,
     gallery: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
     allow_other_site: bool = False,
@@ -121,7 +121,7 @@ def evaluate(
         quick: At most 1,500 images a set, fewer probes and permutations.
         gallery: Write gallery.html, too: the training images that so many latents answer to most, of the purest and of
             any, with the place where they fire at token sites, and the same of random weights.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass. Default: 256; on a CPU as many as have the area of 16 images of 224 pixels.
         device: ``cpu``, ``cuda`` or ``auto``.
         precision: Of the host.
         allow_other_site: Accept an SAE that was trained on another host of equal width, such as a copy of its own.

@@ -39,6 +39,18 @@ class JobFolder:
         self.job = json.loads(json.dumps(dict(job)))
         self.finished = self._finished()
 
+    @staticmethod
+    def begun(out: str | Path) -> dict[str, Any]:
+        """What identifies the job whose result, or unfinished work, lies at ``out``; empty where there is none."""
+        work = Path(out).with_name(Path(out).name + ".partial")
+        for file, field in ((Path(out) / RESULTS, "job"), (work / "job.json", None)):
+            try:
+                found = json.loads(file.read_text())
+                return dict(found if field is None else found[field])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return {}
+
     def _finished(self) -> bool:
         if not self.result.exists() or (self.result.is_dir() and not any(self.result.iterdir())):
             return False

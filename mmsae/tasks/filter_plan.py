@@ -54,7 +54,7 @@ def plan_job(
     fit_samples: int = 20_000,
     per_shard: int = 1000,
     compress: bool = False,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int | None = None,
     device: str = "auto",
     devices: int = 1,
@@ -91,7 +91,8 @@ def plan_job(
         fit_samples: Samples that weights are fitted on, in whole tars drawn by ``seed``.
         per_shard: Samples in a written shard.
         compress: Write ``.tar.gz``.
-        batch_size: Samples per forward pass; part of the job, because it changes last bits.
+        batch_size: Samples per forward pass; part of the job, because it changes last bits. Default: that of the job
+            that is begun in ``out``, else 256, and on a CPU as many as have the area of 16 images of 224 pixels.
         workers: Decoding processes per device; default: the free cores, 8 at most. 0 decodes in the main process.
         device: ``cpu``, ``cuda`` or ``auto``.
         devices: Number of devices (``cpu``: processes), one host on each.
@@ -107,7 +108,8 @@ def plan_job(
     Raises:
         InputError: An argument, a shard, the SAE or the folder is not usable; one sentence says why.
     """
-    _check(score, keep, select, target, calibration, weights, balance, batch_size, devices, per_shard, fit_samples)
+    sizes = (1 if batch_size is None else batch_size, devices, per_shard, fit_samples)
+    _check(score, keep, select, target, calibration, weights, balance, *sizes)
     if workers is not None and workers < 0:
         raise InputError(f"workers is {workers}; it must be at least 0")
     if not 0 <= fault_limit <= 1:
@@ -126,6 +128,7 @@ def plan_job(
     }
     # of the scores of a vision-language LLM this one needs no weights, which may have to be fitted first
     worker = PairReader(spec) if pairs_up(spec) else make_scorer(spec._replace(score="l0"))
+    batch_size = worker.host.batch_size(JobFolder.begun(out).get("batch_size") if batch_size is None else batch_size)
     job = {
         "score": score,
         "keep": keep,

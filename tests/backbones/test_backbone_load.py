@@ -258,3 +258,20 @@ def test_the_whole_reason_is_kept_in_one_line(tmp_path):
         (tmp_path / empty).write_bytes(b"")
         with pytest.raises(InputError, match=r"cannot be loaded: [A-Za-z]"):
             load_backbone(f"ViT-B-32/{tmp_path / empty}")
+
+
+def test_the_batch_size_follows_host_and_device(tmp_path, monkeypatch):
+    small = load_backbone(save_local(tmp_path / "a", MODELS["vit"]))  # 32 pixels
+    sizes = {}
+    for side in (160, 224, 336, 560):
+        options = {"img_size": side, "embed_dim": 16, "depth": 1, "num_heads": 1}
+        with pytest.warns(UserWarning, match="random"):
+            host = load_backbone("timm:vit_tiny_patch16_224", allow_random=True, **options)
+        sizes[side] = host.batch_size()
+        assert host.batch_size(100) == 100
+    assert sizes == {160: 16, 224: 16, 336: 4, 560: 4}
+    assert small.batch_size() == 256
+    with pytest.raises(InputError, match="batch_size is 0"):
+        small.batch_size(0)
+    monkeypatch.setattr(type(host), "device", torch.device("cuda"))
+    assert host.batch_size() == 256

@@ -29,6 +29,9 @@ class FakeHost:
 
     reading = Backbone.reading
 
+    def batch_size(self, asked=None):
+        return asked or 256
+
     def transform(self, train=False):
         return lambda image: torch.from_numpy(np.array(image)).movedim(2, 0).float() / 255
 

@@ -1,6 +1,7 @@
 """Filtering of bad input: one sentence, nothing half-written; broken samples are counted, listed and survived."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -195,3 +196,29 @@ def test_the_command_says_it_in_one_line(root, tmp_path, capsys):
         main(["filter", "--sae", str(root / "clip-sae"), "--shards", "nothing.tar", "--out", str(tmp_path / "o")])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("mmsae: error: ") and said.count("\n") == 1
+
+
+def test_a_job_keeps_the_batch_size_that_it_was_begun_with(root, tmp_path, monkeypatch):
+    from mmsae.backbones import Backbone
+    from mmsae.tasks.filter_plan import plan_job
+
+    args = {
+        "sae": str(root / "clip-sae"),
+        "shards": str(root / "shards"),
+        "workers": 0,
+        "progress": False,
+        "device": "cpu",
+    }
+    whole, begun = tmp_path / "whole", tmp_path / "begun.partial"
+    own = plan_job(out=str(tmp_path / "new"), **args)
+    assert own.run.batch_size == own.folder.job["batch_size"] == own.worker.host.batch_size() == 256
+    for folder, file, content in (
+        (whole, "results.json", {"job": own.folder.job}),
+        (begun, "job.json", own.folder.job),
+    ):
+        folder.mkdir()
+        (folder / file).write_text(json.dumps(content))
+    monkeypatch.setattr(Backbone, "batch_size", lambda self, asked=None: 7 if asked is None else asked)
+    for out in (tmp_path / "whole", tmp_path / "begun"):  # on a machine that would choose another number
+        assert plan_job(out=str(out), **args).run.batch_size == 256
+    assert plan_job(out=str(tmp_path / "new"), **args).run.batch_size == 7
