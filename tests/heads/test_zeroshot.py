@@ -213,10 +213,13 @@ def test_labels_of_tars_of_one_name_stay_apart(place, tmp_path):
     known = read_labels(expand(sets))
     assert len(known.value) == 120
     model, host = open_host(place["image"], "", "cpu", "fp32")
-    f = load_features(host, model, sets, batch_size=32, progress=False)
     alone = [load_features(host, model, s, batch_size=32, progress=False) for s in sets]
-    assert f.labels.tolist() == [c for a in alone for c in a.labels.tolist()]
-    assert torch.equal(f.x, torch.cat([a.x for a in alone]))
+    for cache in ("", tmp_path / "cache", tmp_path / "cache"):  # without one, while it is made, and from it
+        f = load_features(host, model, sets, batch_size=32, progress=False, cache=cache)
+        assert f.labels.tolist() == [c for a in alone for c in a.labels.tolist()]
+        assert torch.equal(f.x, torch.cat([a.x for a in alone]))
+    again = load_features(host, model, sets[0], batch_size=32, progress=False, cache=cache)  # other uids, same tar
+    assert again.uids == alone[0].uids and torch.equal(again.x, alone[0].x)
 
 
 def test_a_label_that_two_samples_of_one_uid_would_share_is_refused(tmp_path):
