@@ -69,6 +69,7 @@ def ood_head(
     heads: Mapping[str, Mapping[str, d.Head]] = {},
     modality: str = IMAGE,
     seed: int = 0,
+    say: Callable[[str], None] = lambda said: None,
 ) -> Scored:
     """Score all detectors and controls on all sets.
 
@@ -86,12 +87,15 @@ def ood_head(
         heads: ``{control: classifiers}`` where ``setup.heads`` are not linear probes either.
         modality: Whose SAE.
         seed: Of the random SAE.
+        say: Told what is fitted next; nobody by default.
     """
     sets = {ID: test, **ood}
     out = Scored([], {}, {}, [], [])
+    say(f"{len(scores)} detectors on {', '.join(kinds)}, fitted on {setup.train.n:,} images")
     _score(out, "", fit_detectors(setup, kinds, scores), sets)
     coded = [k for k in kinds if k in ("code", "recon", "resid")]
     if "random" in controls and sae is not None:
+        say("the same through random weights")
         fresh = random_control(sae, seed)
         change = random or (lambda _, f: with_sae(f, fresh, modality))
         named = iter(("train", "val", "val_ood"))
@@ -100,6 +104,7 @@ def ood_head(
         _score(out, "random", fit_detectors(again, coded, scores), changed)
     if "pca" in controls:
         k = round(setup.train.l0)
+        say(f"the same through {k} principal components")
         change = pca_control(setup.train, k)
         again = setup.same_sae(change)._replace(heads=heads.get("pca", {}))
         own = [s for s in scores if s not in NATIVE or s == "recon"]

@@ -148,6 +148,7 @@ def ood(
     scored = ood_head(
         Setup(sets.train, sets.val, sets.val_ood, heads), sets.test, sets.ood, sae=model, near=near, kinds=kinds,
         scores=scores, controls=controls, random=again, heads=of_controls, seed=seed,
+        say=(lambda said: print(f"ood: {said}", flush=True)) if progress else lambda said: None,
     )  # fmt: skip
     warnings += [
         f"OOD set {name} has classes of the ID set: {', '.join(shared[:10])}; --exclude FILE leaves them out"

@@ -289,6 +289,7 @@ def test_the_command(place, tmp_path, capsys):
     more = ["--ood", f"noise={place['noise']}", f"grey={place['grey']}", "--near", "grey", "--features", "raw", "code"]
     main([*args, *more, "--scores", "mds", "recon", "--limit", "100"])
     said = capsys.readouterr().out
+    assert "ood: 2 detectors on raw, code, fitted on " in said and "principal components" in said
     assert said.strip().splitlines()[-1] == str(tmp_path / "o") and "warning: OOD set grey" in said
     with pytest.raises(SystemExit) as e:
         main([*args, "--ood", "noise"])

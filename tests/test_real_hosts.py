@@ -1,0 +1,60 @@
+"""Tables of benchmarks/real_hosts.py: figures over seeds with intervals, beside controls; and its arguments."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmsae.heads.rows import row
+from mmsae.heads.suite import load_suite
+from mmsae.training.cli import build_cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import real_hosts
+        import real_hosts_table
+
+        yield real_hosts, real_hosts_table
+
+
+def test_a_figure_is_the_mean_over_seeds_with_the_range_of_values_and_intervals(benchmark):
+    table = benchmark[1]
+    seeds = [[row("ood", "digits", "mds", "raw", v, 10, low=v - 0.1, high=v + 0.05)] for v in (0.7, 0.9)]
+    seeds[0].append(row("ood", "digits", "mds", "code", 0.5, 10, "random"))
+    found = table.over_seeds(seeds)
+    assert found["ood", "digits", "mds", "raw", ""] == pytest.approx((0.8, 0.6, 0.95, 2))
+    lines = table.table(found, "ood")
+    assert lines[0] == "| set | score | raw | code, random |"
+    assert lines[2] == "| digits | mds | 0.800 (0.600–0.950) | 0.500 (0.500–0.500) |"
+
+
+def test_the_report_has_every_case_and_says_on_how_many_each_was_fitted(benchmark, tmp_path):
+    for seed, value in (("0", 0.6), ("1", 0.8)):
+        about = {"site": "image:x", "images": {"train": 5000}, "fitted_on": {"knn": 5000, "recon": 4500}}
+        ood_rows = [
+            row("ood", "digits", "knn", "raw", value, 9, auroc=value),
+            row("ood", "id", "id_accuracy", "raw", 1, 9),
+        ]
+        card = {"site": {"image": "image:x"}, "rows": [row("core", "test", "fvu", "recon", value, 9)]}
+        for kind, content in (("ood", {**about, "rows": ood_rows}), ("card", card)):
+            folder = tmp_path / "maps" / seed / kind
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps(content))
+    text = benchmark[1].write_report(tmp_path, tmp_path / "out" / "report.md").read_text()
+    assert "## maps" in text and "image:x; 2 seeds." in text and "Fitted on: knn 5,000, recon 4,500." in text
+    assert text.count("0.700 (0.600–0.800)") == 2 and "id_accuracy" not in text
+
+
+def test_recipe_and_suite_take_what_the_benchmark_gives_them(benchmark, tmp_path):
+    run = benchmark[0]
+    assert set(run.HEADS) <= set(load_suite(str(ROOT / run.SUITE)).heads)
+    for case in run.CASES.values():
+        more = [f"{run.SAE}ratio", "null", f"{run.SAE}d_sae", str(case.d_sae)]
+        path = str(ROOT / "configs" / "train" / "topk_store.yaml")
+        cli = build_cli(["-c", path, *more, "--trainer.default_root_dir", str(tmp_path)], run=False)
+        assert cli.model.sae.d_sae == case.d_sae and cli.model.sae.selector.k == 32
