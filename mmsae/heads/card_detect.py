@@ -92,6 +92,7 @@ def ood(
         )
     more = {
         "logits": logits_of(kinds, heads, len(train.names)),
+        "fitted_on": train.n,
         "chosen": found.chosen,
         "roc": _curves(found.conf, far + near),
     }
