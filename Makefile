@@ -89,4 +89,4 @@ $(UVENV)/.ready: requirements/uv.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(OLDEST) $(UVENV) build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST) $(NEWEST).txt $(NEWEST).all.txt $(OLDEST) $(UVENV) build dist *.egg-info
