@@ -69,7 +69,7 @@ def run_command(words, skipped):
     """Run one documented command, or see that it would be accepted."""
     program, *args = words
     if program == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(args) <= set(targets), f"the Makefile has no target {args}"
     elif program == "pip":
         extras = re.findall(r"\[(\w+)\]", " ".join(args))

@@ -43,10 +43,11 @@ def test_zeroed_states_say_nothing(host):
     assert got.zeroed == pytest.approx(math.log(host.model.config.get_text_config().vocab_size), abs=1e-4)
 
 
-def test_an_untrained_sae_recovers_less_and_leaves_special_tokens(host):
+def test_an_untrained_sae_changes_the_loss_and_leaves_special_tokens(host):
+    """Whether it recovers less is chance on a host without training, which zeros can better."""
     sae = make_sae(host, site="layers.1:out")
     content, every = (ce_recovered(host, sae, batches(host), special=s) for s in (False, True))
-    assert content.recovered < 1 and content.reconstructed != every.reconstructed
+    assert abs(content.recovered - 1) > 1e-3 and content.reconstructed != every.reconstructed
     assert content.original == every.original
 
 
