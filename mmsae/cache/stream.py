@@ -82,6 +82,11 @@ class StreamingLoader:
         self.pipeline.load_state_dict(state["pipeline"])
         self._running = None
 
+    def close(self) -> None:
+        """Stop the pipeline's workers; the next epoch begins a new stream."""
+        self._running = None
+        self.pipeline.close()
+
 
 class CaptureLoader:
     """Every batch of an exact pass, captured and unmixed: validation without a store.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+import os
+import signal
+import threading
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -190,7 +193,7 @@ class TrainLoader:
         self.n_batches = n_batches
         self.faults = FaultLog()
         self.drawn = 0
-        self._running: Iterator[UnitBatch] | None = None
+        self._running: Generator[UnitBatch] | None = None
 
     def __len__(self) -> int:
         return self.n_batches
@@ -218,22 +221,41 @@ class TrainLoader:
 
     def close(self) -> None:
         """Stop the workers; the next epoch begins a new stream."""
+        if self._running is not None:
+            self._running.close()
         self._running = None
 
 
-def _packets(stream: ExactStream | TrainStream, workers: int, pin_memory: bool) -> Iterator[UnitBatch]:
+def _packets(stream: ExactStream | TrainStream, workers: int, pin_memory: bool) -> Generator[UnitBatch]:
     loader = wds.WebLoader(
         stream,
         batch_size=None,
         num_workers=workers,
         collate_fn=_same,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_sigterm_to_main,
         generator=torch.Generator().manual_seed(0),  # else starting workers would advance the trainer's own generator
     )
     for packet in loader:
         if packet.error:
             raise InputError(packet.error)
         yield packet
+
+
+def _leave_sigterm_to_main(_: int) -> None:
+    """Have a worker end by SIGTERM of the main process alone, or by its death.
+
+    Schedulers send it to every process of a job, and the main process needs its workers to finish what it is at.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_main, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_by_main(main: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)
 
 
 def _unique(packets: Iterator[UnitBatch]) -> Iterator[UnitBatch]:

@@ -157,6 +157,13 @@ class RunCheckpoint(ModelCheckpoint):
         self._due = True
         self._write(trainer)
 
+    def on_exception(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Stop the workers of a stream; those that live at the interpreter's end are reported as killed."""
+        super().on_exception(trainer, *args)
+        close = getattr(trainer.train_dataloader, "close", None)
+        if close is not None:
+            close()
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: there is no best checkpoint, and a run folder may be moved."""
         return {}

@@ -2,6 +2,10 @@
 
 import io
 import json
+import multiprocessing
+import os
+import subprocess
+import time
 
 import lightning.pytorch as pl
 import pytest
@@ -10,6 +14,7 @@ from PIL import Image
 
 from datamodules import StreamingActivations
 from mmsae.shards import ShardWriter
+from mmsae.training import RunCheckpoint
 from mmsae.types import InputError
 
 
@@ -109,3 +114,27 @@ def test_wrong_input(host, shards):
         make(shards, host, epoch_samples=5).train_dataloader()
     with pytest.raises(InputError, match="No shard matches"):
         make("none-*.tar", host).train_dataloader()
+
+
+class TellAll(pl.Callback):
+    """SIGTERM to every process of the job, as schedulers send it."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 4:
+            self.workers = multiprocessing.active_children()
+            # by another process: what a worker's parent sends, it obeys
+            subprocess.run(["kill", "-TERM", *(str(p.pid) for p in self.workers), str(os.getpid())], check=True)
+            time.sleep(0.2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sigterm_to_the_workers_too_saves_the_step_and_leaves_no_worker(shards, host, tmp_path):
+    tell = TellAll()
+    trainer = pl.Trainer(
+        max_steps=20, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[tell, RunCheckpoint(100)], default_root_dir=str(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        trainer.fit(Seen(), datamodule=make(shards, host, workers=2))
+    assert stop.value.code == 143 and (tmp_path / "checkpoints" / "last.ckpt").exists()
+    assert len(tell.workers) == 2 and not multiprocessing.active_children()
