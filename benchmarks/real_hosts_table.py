@@ -67,7 +67,8 @@ def write_report(runs: Path, path: Path) -> Path:
         cards, oods = (read(sorted(case.glob(f"*/{kind}/results.json"))) for kind in ("card", "ood"))
         about = (cards or oods)[0]
         site = about["site"] if isinstance(about["site"], str) else about["site"]["image"]
-        lines += [f"## {case.name}", "", f"{site}; {max(len(cards), len(oods))} seeds.", ""]
+        seeds = max(len(cards), len(oods))
+        lines += [f"## {case.name}", "", f"{site}; {seeds} seed{'s' * (seeds > 1)}.", ""]
         figures = over_seeds(r["rows"] for r in cards)
         for head in dict.fromkeys(k[0] for k in figures):
             lines += [f"`{head}`:", "", *table(figures, head), ""]
