@@ -144,7 +144,9 @@ class LitSAE(pl.LightningModule):
                 )
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         self.going_on = checkpoint.get("mmsae", {}) | {"step": checkpoint["global_step"]}
-        check(self.going_on.get("recipe", {}), self.recipe, fitting)
+        # checkpoints of earlier versions hold no options, but k is a buffer
+        known = {"sae.selector.k": int(saved["sae.selector.k_"])} if "sae.selector.k_" in saved else {}
+        check(self.going_on.get("recipe", known), self.recipe, fitting)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the run was asked for, to compare with whoever goes on with it."""

@@ -61,6 +61,16 @@ def test_an_option_that_disagrees_with_the_checkpoint_is_refused(place, capsys, 
     assert "give the checkpoint's value, or no --ckpt_path" in err and sorted(place.rglob("*")) == before
 
 
+def test_a_checkpoint_that_holds_no_options_still_tells_its_k(place, tmp_path, capsys):
+    """Those of earlier versions; where no step is left, nothing else would say that k is not what was asked for."""
+    saved = torch.load(place / "run/checkpoints/last.ckpt", weights_only=True)
+    del saved["mmsae"]
+    torch.save(saved, tmp_path / "old.ckpt")
+    with pytest.raises(SystemExit):
+        fit(place, tmp_path / "run", SAE + "selector.init_args.k", 5, "--ckpt_path", tmp_path / "old.ckpt")
+    assert "sae.selector.k is 3 in the checkpoint, 5 in this run" in capsys.readouterr().err
+
+
 def test_a_measurement_needs_the_same_sae_and_no_more(place, capsys):
     last = ["--ckpt_path", place / "run" / "checkpoints" / "last.ckpt"]
     fit(place, place / "elsewhere", "--model.optimizer.init_args.lr", 0.5, *last, command="validate")
