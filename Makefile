@@ -12,12 +12,12 @@ MOVED  := $(UVENV)/bin/python requirements/moved.py
 
 # The libraries whose models are hosts, and what they take with them; the tests that run those models.
 HOSTS := transformers diffusers open-clip-torch timm huggingface-hub tokenizers safetensors
-HOST_TESTS := tests/backbones tests/cache/test_extract.py tests/datamodules/test_generation.py \
-    tests/datamodules/test_image_text.py tests/datamodules/test_streaming.py tests/steering/test_steer_attach.py \
-    tests/steering/test_steer_diffusion.py tests/steering/test_steer_lvlm.py tests/steering/test_steer_recipes.py \
-    tests/steering/test_steer_text.py tests/steering/test_steer_unet.py tests/tasks/test_concept_decoding.py \
-    tests/tasks/test_filter_lvlm.py tests/tasks/test_pope_run.py tests/world/test_llava_train.py \
-    tests/world/test_world_clip.py tests/world/test_world_diffusion.py
+HOST_TESTS := tests/hosts tests/activations/test_extract.py tests/datamodules/test_generation.py \
+    tests/datamodules/test_image_text.py tests/datamodules/test_streaming.py tests/steering/edits/test_attach.py \
+    tests/steering/edits/test_bound_diffusion.py tests/steering/edits/test_bound_lvlm.py tests/steering/test_recipe.py \
+    tests/steering/methods/test_text.py tests/steering/methods/test_denoiser_block.py tests/lvlm/decoding/test_concept.py \
+    tests/filtering/scorers/test_lvlm.py tests/lvlm/hallucination/test_pope.py tests/world/models/llava/test_train.py \
+    tests/world/models/test_clip.py tests/world/models/diffusion/test_model.py
 
 .PHONY: demo test test-newest test-oldest lock lint docs notebooks clean
 

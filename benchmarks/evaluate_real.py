@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from real_input import DATA, prepare, trained
 
-from mmsae.interpret.evaluate import evaluate
+from mmsae.evaluation.card.command import evaluate
 
 TINY = DATA.parent / "tiny_imagenet"
 CASES = {  # suite: train and test shards, folder

@@ -22,14 +22,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mmsae.cache import extract
+from mmsae.activations import extract
 from mmsae.cli import main as mmsae
 from mmsae.files import atomic_file
+from mmsae.filtering.selection import draw
+from mmsae.filtering.truth import damage_auroc
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, Sample, ShardWriter, expand, read_shard
-from mmsae.tasks.filter_truth import damage_auroc
-from mmsae.tasks.selection import draw
-from mmsae.world.clip import pretrain_clip
+from mmsae.world.models.clip import pretrain_clip
 
 DATA = Path("../shared/data")
 SHARE, SEED, KEEP = 0.3, 0, 0.7

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mmsae.cache import ActivationStore, StoreLoader, write_store
+from mmsae.activations import ActivationStore, StoreLoader, write_store
 from mmsae.sae import SAE, AuxK, CodeCosine, Dictionary, LossContext, Normaliser, Reconstruction, TopK, UsageTracker
 
 

@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 from world_table import cell
 
-from mmsae.cache import ActivationStore, extract
-from mmsae.demo import fit_method
-from mmsae.metrics.correlation import PairScorer
-from mmsae.metrics.ranking import auroc
+from mmsae.activations import ActivationStore, extract
+from mmsae.demo.command import fit_method
+from mmsae.filtering.truth import Side, pair_scores
+from mmsae.metrics.pairs.correlation import PairScorer
+from mmsae.metrics.statistics import auroc
 from mmsae.sae import SAE
 from mmsae.shards import ShardWriter
-from mmsae.tasks.mismatch import Side, pair_scores
 from mmsae.types import IMAGE, TEXT
-from mmsae.world.captions import damage
-from mmsae.world.clip import pretrain_clip
-from mmsae.world.data import generate
+from mmsae.world.generator.captions import damage
+from mmsae.world.generator.data import generate
+from mmsae.world.models.clip import pretrain_clip
 
 
 def write_damaged(out, n, seed, share):

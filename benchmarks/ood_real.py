@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from ood_real_table import write_tables
 
-from mmsae.cache import extract
-from mmsae.heads.ood_run import ood
-from mmsae.heads.zeroshot_run import zeroshot
+from mmsae.activations import extract
+from mmsae.evaluation.ood.command import ood
+from mmsae.evaluation.zeroshot.command import zeroshot
 from mmsae.shards import expand
-from mmsae.world.clip import pretrain_clip
-from mmsae.world.ood import FAR, NEAR, write_ood_sets
-from mmsae.world.shards import write_world
+from mmsae.world.generator.ood import FAR, NEAR, write_ood_sets
+from mmsae.world.generator.shards import write_world
+from mmsae.world.models.clip import pretrain_clip
 
 DATA = Path("../shared/data")
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()

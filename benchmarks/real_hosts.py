@@ -21,9 +21,9 @@ import torch
 from ood_real import once, train
 from real_hosts_table import write_report
 
-from mmsae.cache import extract
-from mmsae.heads.ood_run import ood
-from mmsae.interpret.evaluate import evaluate
+from mmsae.activations import extract
+from mmsae.evaluation.card.command import evaluate
+from mmsae.evaluation.ood.command import ood
 
 SAE = "--model.sae.init_args."
 SUITE = "configs/eval/tiny_imagenet.yaml"

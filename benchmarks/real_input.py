@@ -24,17 +24,17 @@ import torch
 from real_input_table import RANDOM, markdown
 from torch import Tensor
 
-from mmsae.backbones import Backbone, load_backbone
-from mmsae.cache import ActivationStore, extract
+from mmsae.activations import ActivationStore, extract
+from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot
 from mmsae.files import atomic_file
+from mmsae.filtering.truth import Side, mismatch
+from mmsae.hosts import Backbone, load_backbone
 from mmsae.metrics import PairScorer, both_ways, derangement, fvu, groups_of, pair_report
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, expand, read_shard
-from mmsae.tasks.mismatch import Side, mismatch
-from mmsae.tasks.zero_shot import pool_templates, zero_shot
 from mmsae.types import IMAGE, TEXT, InputError
-from mmsae.world.clip import pretrain_clip
-from mmsae.world.evaluate import embed_texts
+from mmsae.world.measure.host import embed_texts
+from mmsae.world.models.clip import pretrain_clip
 
 DATA = Path("../shared/data/cifar10")
 SAE_ARGS = "--model.sae.init_args."

@@ -14,11 +14,9 @@ import argparse
 import numpy as np
 import torch
 
-from mmsae.backbones import load_backbone
-from mmsae.sae import SAE, random_control
-from mmsae.tasks.filter_passes import to_items
-from mmsae.tasks.filter_select import SMOOTH
-from mmsae.tasks.selection import (
+from mmsae.filtering.choose import SMOOTH
+from mmsae.filtering.passes import to_items
+from mmsae.filtering.selection import (
     Items,
     Objective,
     distribution,
@@ -29,10 +27,12 @@ from mmsae.tasks.selection import (
     stochastic_greedy,
     two_stage,
 )
-from mmsae.tasks.selection_exchange import exchange
-from mmsae.world.data import WorldData, generate
-from mmsae.world.evaluate import embed_images, embed_texts
-from mmsae.world.scene import CONCEPTS
+from mmsae.filtering.selection_exchange import exchange
+from mmsae.hosts import load_backbone
+from mmsae.sae import SAE, random_control
+from mmsae.world.generator.data import WorldData, generate
+from mmsae.world.generator.scene import CONCEPTS
+from mmsae.world.measure.host import embed_images, embed_texts
 
 WANTED = ("red", "dark")
 B, PER_TAR = 1600, 1000

@@ -21,23 +21,23 @@ from steering_clip import clip_vs2
 from steering_forget import detect_and_replace, unlearn
 from steering_saes import TEXT_SITE, block_rows, captions, fvu, load_or_train, text_rows, train
 
-from mmsae import tiny_hosts
-from mmsae.backbones import load_backbone
+from mmsae.demo import tiny_hosts
 from mmsae.files import atomic_file
+from mmsae.hosts import load_backbone
+from mmsae.metrics.statistics import interval
 from mmsae.steering import FeatureStats, Intervention, attach
-from mmsae.steering.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
-from mmsae.steering.bootstrap import interval
-from mmsae.steering.concept_stats import concept_stats, selection_score
-from mmsae.steering.controls import controls
-from mmsae.steering.edit import Edit
-from mmsae.steering.plots import before_after, dose_plot, save
-from mmsae.steering.scorers import CLIPJudge, after, inside, kept, towards
-from mmsae.steering.sweep import Item, collect, doses, noise, sweep, verdicts
-from mmsae.steering.text_steer import substitute, text_codes, word_pair
-from mmsae.steering.unet import paint
-from mmsae.world.diffusion_evaluate import draw_prompts
-from mmsae.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
-from mmsae.world.scorers import asked, colour, probed
+from mmsae.steering.edits.edit import Edit
+from mmsae.steering.measure.controls import controls
+from mmsae.steering.measure.plots import before_after, dose_plot, save
+from mmsae.steering.measure.scorers import CLIPJudge, after, inside, kept, towards
+from mmsae.steering.measure.sweep import Item, collect, doses, noise, sweep, verdicts
+from mmsae.steering.methods.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
+from mmsae.steering.methods.denoiser_block import paint
+from mmsae.steering.methods.text import substitute, text_codes, word_pair
+from mmsae.steering.methods.unlearn import concept_stats, selection_score
+from mmsae.world.generator.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from mmsae.world.measure.scorers import asked, colour, probed
+from mmsae.world.models.diffusion.evaluate import draw_prompts
 
 BLOCK = "unet.up_blocks.1.attentions.1:update"  # of all attention updates the one that carries the colour
 PAIRS = (("red", "blue"), ("green", "purple"), ("yellow", "cyan"))
@@ -259,7 +259,7 @@ def block(b):
 
 def amount(pictures, name):
     """``(B,)`` share of pixels whose chroma is strong and nearest to a colour of the palette."""
-    from mmsae.world.render import PALETTE
+    from mmsae.world.generator.render import PALETTE
 
     x = pictures.permute(0, 2, 3, 1) * 255
     chroma = x - x.mean(-1, keepdim=True)

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmsae import SAE, tiny_hosts
-from mmsae.sae.control import random_control
-from mmsae.steering.vs2 import vs2, zero_shot_steered
-from mmsae.world.data import generate
-from mmsae.world.scene import COLOURS, SHAPES
+from mmsae import SAE
+from mmsae.demo import tiny_hosts
+from mmsae.sae.random_control import random_control
+from mmsae.steering.methods.zero_shot_vs2 import vs2, zero_shot_steered
+from mmsae.world.generator.data import generate
+from mmsae.world.generator.scene import COLOURS, SHAPES
 
 GRID = tuple(product((0.5, 1.25, 1.5, 2.0, 4.0), (None, 0.25, 0.1)))  # gamma, guard
 

@@ -6,15 +6,14 @@ import numpy as np
 import torch
 
 from mmsae.steering import attach
-from mmsae.steering.concept_stats import above_percentile, selection_score
-from mmsae.steering.controls import controls
-from mmsae.steering.measure import kid, unlearning
-from mmsae.steering.replace import from_prompts, replacement
-from mmsae.steering.sweep import Arm
-from mmsae.steering.unlearn import at_steps, forget, latents, tune
-from mmsae.world.diffusion_evaluate import draw_prompts
-from mmsae.world.scene import COLOURS
-from mmsae.world.scorers import asked, probed
+from mmsae.steering.measure.controls import controls
+from mmsae.steering.measure.pictures import kid, unlearning
+from mmsae.steering.measure.sweep import Arm
+from mmsae.steering.methods.detect_and_replace import from_prompts, replacement
+from mmsae.steering.methods.unlearn import above_percentile, at_steps, forget, latents, selection_score, tune
+from mmsae.world.generator.scene import COLOURS
+from mmsae.world.measure.scorers import asked, probed
+from mmsae.world.models.diffusion.evaluate import draw_prompts
 
 CONCEPTS = ("red", "green", "blue")
 OPTIONS = {"steps": 20, "guidance": 3.0}

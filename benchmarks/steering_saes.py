@@ -6,9 +6,9 @@ import torch
 
 from mmsae import SAE
 from mmsae.sae import AuxK, LossContext, Normaliser, Reconstruction, TopK, UsageTracker
-from mmsae.steering.text_steer import text_batch
-from mmsae.world.captions import full_captions, partial_captions
-from mmsae.world.scene import sample_scenes
+from mmsae.steering.methods.text import text_batch
+from mmsae.world.generator.captions import full_captions, partial_captions
+from mmsae.world.generator.scene import sample_scenes
 
 TEXT_SITE = "text_encoder.final_layer_norm:out[mask]"
 

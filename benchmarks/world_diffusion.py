@@ -14,18 +14,26 @@ from pathlib import Path
 
 import torch
 
-from mmsae.backbones import load_backbone
-from mmsae.demo_diffusion import CHOOSE, DRAW, PROBE, TUNE, write_prompts
-from mmsae.demo_stages import PROFILES, SEEDS, Stages, fit_recipe
+from mmsae.demo.diffusion import CHOOSE, DRAW, PROBE, TUNE, write_prompts
+from mmsae.demo.stages import PROFILES, SEEDS, Stages, fit_recipe
+from mmsae.hosts import load_backbone
 from mmsae.sae import SAE
 from mmsae.steering import FeatureStats
-from mmsae.steering.controls import Control
-from mmsae.world.diffusion import pretrain_diffusion
-from mmsae.world.diffusion_edit import SITE, colour_contrast, draw_with, outcome, substitution, tune
-from mmsae.world.diffusion_evaluate import draw_prompts, evaluate_diffusion
-from mmsae.world.probe import WorldProbe, train_probe
-from mmsae.world.scene import COLOURS
-from mmsae.world.shards import write_world
+from mmsae.steering.measure.controls import Control
+from mmsae.world.generator.scene import COLOURS
+from mmsae.world.generator.shards import write_world
+from mmsae.world.measure.probe import WorldProbe, train_probe
+from mmsae.world.models.diffusion.evaluate import (
+    SITE,
+    colour_contrast,
+    draw_prompts,
+    draw_with,
+    evaluate_diffusion,
+    outcome,
+    substitution,
+    tune,
+)
+from mmsae.world.models.diffusion.model import pretrain_diffusion
 
 PAIRS = (("red", "blue"), ("green", "purple"), ("yellow", "cyan"))
 PROMPTS, REPORTED = 7, 36  # the seed of the prompts; others were looked at when the method was written

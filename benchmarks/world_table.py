@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from mmsae.backbones import load_backbone
-from mmsae.demo import PROFILES, SEEDS, fit_method, world_pairs
+from mmsae.demo.command import PROFILES, SEEDS, fit_method, world_pairs
+from mmsae.hosts import load_backbone
 from mmsae.sae import SAE, random_control
 from mmsae.types import TEXT
-from mmsae.world.captions import damage
-from mmsae.world.evaluate import embed_texts
-from mmsae.world.score import score_sae
+from mmsae.world.generator.captions import damage
+from mmsae.world.measure.host import embed_texts
+from mmsae.world.measure.score import score_sae
 
 SIZES = {"F 128, k 8": (128, 8), "F 48, k 6": (48, 6)}
 METHODS = ("paired_topk", "vl_sae", "shared_topk", "dual_topk")

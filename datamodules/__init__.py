@@ -1,4 +1,4 @@
-"""LightningDataModules: thin wrappers over ``mmsae.shards`` and ``mmsae.cache``."""
+"""LightningDataModules: thin wrappers over ``mmsae.shards`` and ``mmsae.activations``."""
 
 from datamodules.cached import CachedActivations
 from datamodules.generation import GenerationDataModule

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import lightning
 
-from mmsae.cache import ActivationStore, StoreLoader, StoreSpec
+from mmsae.activations import ActivationStore, StoreLoader, StoreSpec
 from mmsae.types import InputError, Site
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import lightning
 
-from mmsae.backbones import Backbone, load_backbone, site_width, with_options
-from mmsae.cache import StreamingLoader
-from mmsae.cache.generation import GeneratedLoader, Generating, PromptLoader, read_prompts, split_prompts
+from mmsae.activations import StreamingLoader
+from mmsae.activations.generated import GeneratedLoader, Generating, PromptLoader, read_prompts, split_prompts
+from mmsae.hosts import Backbone, load_backbone, site_width, with_options
 from mmsae.types import IMAGE, InputError, Site
 
 

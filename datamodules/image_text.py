@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 
-from mmsae.backbones import embed_width, host_modalities, load_backbone, with_options
+from mmsae.hosts import embed_width, host_modalities, load_backbone, with_options
 from mmsae.shards import FAULT_LIMIT, ExactLoader, Sources, TrainLoader, as_sources, count_samples, make_pipeline
 from mmsae.types import IMAGE, TEXT, InputError, Site
 
@@ -26,7 +26,7 @@ class ImageTextDataModule(lightning.LightningDataModule):
         train: Shards to train on: a path, folder, glob or brace pattern, several of them, ``{pattern: weight}``, or
             ``Source``s with ``pattern, weight, name``.
         val: Shards for ``validate``, ``test`` and ``predict``.
-        host: Name of the host whose transform and tokenizer are used, see ``mmsae.backbones.load_backbone``.
+        host: Name of the host whose transform and tokenizer are used, see ``mmsae.hosts.load_backbone``.
         transform: Used instead of the host's: PIL image to ``(3, H, W)``.
         tokenize: Used instead of the host's: captions to ``(B, L)`` ids.
         batch_size: Samples a batch on one rank.

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import lightning
 
-from mmsae.backbones import Backbone, embed_width, host_modalities, load_backbone, site_width, with_options
-from mmsae.cache import CaptureLoader, StreamingLoader
+from mmsae.activations import CaptureLoader, StreamingLoader
+from mmsae.hosts import Backbone, embed_width, host_modalities, load_backbone, site_width, with_options
 from mmsae.shards import FAULT_LIMIT, Sources, as_sources, count_samples, make_pipeline
 from mmsae.types import InputError, Site
 
@@ -22,7 +22,7 @@ class StreamingActivations(lightning.LightningDataModule):
     Args:
         shards: Shards to train on: path, folder, glob or brace pattern, several of them, ``{pattern: weight}``, or
             sources with ``pattern, weight, name``.
-        host: Name of the host, see ``mmsae.backbones.load_backbone``.
+        host: Name of the host, see ``mmsae.hosts.load_backbone``.
         val_shards: Shards to validate on, every sample once, unmixed.
         d_in: Width; by default read from the host's configuration, without weights.
         sites: ``{modality: site}``; the host's embeddings by default. ``{image: image.embed}`` reads images only.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning
 
-from mmsae.cache import SyntheticLoader, SyntheticPairs
+from mmsae.activations import SyntheticLoader, SyntheticPairs
 from mmsae.types import Site
 
 

@@ -4,6 +4,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from mmsae import moved
+
 if TYPE_CHECKING:
     from mmsae.sae import SAE
     from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
@@ -12,6 +14,8 @@ try:
     __version__ = version("mmsae")
 except PackageNotFoundError:  # used from a source folder that was never installed
     __version__ = "0.0.0"
+
+moved.install()
 
 __all__ = ["SAE", "Codes", "InputError", "SAEOutput", "Site", "Tokens", "__version__"]
 

@@ -34,27 +34,40 @@ class Command(NamedTuple):
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS = {
-    "demo": Command("mmsae.demo:demo", "train and compare SAEs on a generated world, end to end, and write a report"),
-    "pretrain-clip": Command("mmsae.world.clip:pretrain_clip", "train a small open_clip model on image-text shards"),
-    "pretrain-diffusion": Command(
-        "mmsae.world.diffusion:pretrain_diffusion", "train a tiny text-to-image Stable Diffusion on image-text shards"
+    "demo": Command(
+        "mmsae.demo.command:demo", "train and compare SAEs on a generated world, end to end, and write a report"
     ),
-    "extract": Command("mmsae.cache.command:extract_command", "run a host over shards and store its activations"),
-    "bench": Command("mmsae.bench:bench", "test a published claim on a generated world", positional=True),
-    "filter": Command("mmsae.interpret.filter_report:filter_command", "keep the best image-text samples, and say why"),
+    "pretrain-clip": Command(
+        "mmsae.world.models.clip:pretrain_clip", "train a small open_clip model on image-text shards"
+    ),
+    "pretrain-diffusion": Command(
+        "mmsae.world.models.diffusion.model:pretrain_diffusion",
+        "train a tiny text-to-image Stable Diffusion on image-text shards",
+    ),
+    "extract": Command("mmsae.activations.extract:extract_command", "run a host over shards and store its activations"),
+    "bench": Command("mmsae.bench.command:bench", "test a published claim on a generated world", positional=True),
+    "filter": Command("mmsae.filtering.command:filter_command", "keep the best image-text samples, and say why"),
     "sweep": Command("mmsae.training.sweep:sweep", "train a recipe at several k and sizes, and draw FVU over L0"),
     "info": Command("mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards", positional=True),
     "weights": Command(
-        "mmsae.interpret.token_gallery:weights_command", "cross-modal weights of an SAE on an LVLM, and tokens"
+        "mmsae.lvlm.weights.gallery:weights_command", "cross-modal weights of an SAE on an LVLM, and tokens"
     ),
-    "patches": Command("mmsae.tasks.patches:patches", "which patches of a picture a vision-language model needs"),
-    "align": Command("mmsae.tasks.concept_decoding_align:align", "aligned states of a store, for VL-SAE on an LVLM"),
-    "pope": Command("mmsae.tasks.pope_run:pope", "yes/no questions about objects, several ways of answering"),
-    "chair": Command("mmsae.tasks.chair:chair_command", "objects that captions invent, several ways of decoding"),
-    "zeroshot": Command("mmsae.heads.zeroshot_run:zeroshot", "classify images by class names, with and without an SAE"),
-    "ood": Command("mmsae.heads.ood_run:ood", "detect images unlike the training ones, on features and on codes"),
-    "steer": Command("mmsae.interpret.steer_report:steer_command", "steer a diffusion model, beside random features"),
-    "evaluate": Command("mmsae.interpret.evaluate:evaluate", "the benchmark card of an SAE, with controls"),
+    "patches": Command(
+        "mmsae.lvlm.patches.command:patches", "which patches of a picture a vision-language model needs"
+    ),
+    "align": Command("mmsae.lvlm.decoding.align:align", "aligned states of a store, for VL-SAE on an LVLM"),
+    "pope": Command("mmsae.lvlm.hallucination.pope:pope", "yes/no questions about objects, several ways of answering"),
+    "chair": Command(
+        "mmsae.lvlm.hallucination.chair:chair_command", "objects that captions invent, several ways of decoding"
+    ),
+    "zeroshot": Command(
+        "mmsae.evaluation.zeroshot.command:zeroshot", "classify images by class names, with and without an SAE"
+    ),
+    "ood": Command(
+        "mmsae.evaluation.ood.command:ood", "detect images unlike the training ones, on features and on codes"
+    ),
+    "steer": Command("mmsae.steering.command:steer_command", "steer a diffusion model, beside random features"),
+    "evaluate": Command("mmsae.evaluation.card.command:evaluate", "the benchmark card of an SAE, with controls"),
     "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
 }
 

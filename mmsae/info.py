@@ -31,8 +31,8 @@ def _sae(folder: Path) -> dict[str, Any]:
 
 def _host(kind: str, folder: Path, allow_random: bool) -> dict[str, Any]:
     """What a folder of a host holds; one that is large is not loaded."""
-    from mmsae.backbones import load_backbone
-    from mmsae.backbones.names import FORMATS
+    from mmsae.hosts import load_backbone
+    from mmsae.hosts.names import FORMATS
 
     config = json.loads((folder / FORMATS[kind].file).read_text())
     size = sum(p.stat().st_size for s in ("safetensors", "bin", "pth") for p in folder.rglob(f"*.{s}"))
@@ -87,7 +87,7 @@ def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool
             "resume": f"--ckpt_path last ({last})" if last.is_file() else "no",
             "sae": _sae(folder / "sae"),
         }
-    from mmsae.backbones.names import folder_kind
+    from mmsae.hosts.names import folder_kind
 
     if (kind := folder_kind(folder)) is not None:
         return _host(kind, folder, allow_random)
@@ -95,7 +95,7 @@ def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool
         if (folder / name).is_file():
             return _results(folder / name)
     if folder.is_dir() and not any(".tar" in p.name.lower() for p in folder.iterdir()):
-        from mmsae.cache import describe_store
+        from mmsae.activations import describe_store
 
         if not any((folder / name).is_file() for name in ("spec.json", "job.json")):
             raise InputError(

@@ -43,6 +43,6 @@ def take_shared(values: dict[str, Any], wanted: Collection[str]) -> None:
         if values.pop("allow_random_weights"):
             options |= {"allow_random": True}
         if options:
-            from mmsae.backbones import with_options
+            from mmsae.hosts import with_options
 
             values["host"] = with_options(values["host"] or "", options)

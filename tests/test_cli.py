@@ -15,7 +15,7 @@ from mmsae import InputError, __version__
 from mmsae.cli import COMMANDS, LIGHTNING, SHARDS, _takes, command_parser, main
 from mmsae.options import take_shared
 from mmsae.training.cli import build_cli
-from mmsae.world.shards import write_world
+from mmsae.world.generator.shards import write_world
 
 SMOKE = "configs/smoke/paired_topk.yaml"
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def test_several_values_of_yaml_and_of_lists_of_one_type(tmp_path):
 
 def test_shards_of_training_take_several_values_too(capsys, tmp_path):
     import datamodules
-    from mmsae.tasks.filter_plan import plan_job
+    from mmsae.filtering.job import plan_job
 
     owners = [*(getattr(datamodules, n) for n in datamodules.__all__), plan_job]
     named = {n for o in owners for n, p in inspect.signature(o).parameters.items() if "Sources" in str(p.annotation)}
@@ -261,7 +261,7 @@ def test_threads_of_every_command(monkeypatch, tmp_path, capsys):
 
 
 def test_options_of_a_host_become_part_of_its_name(tmp_path, monkeypatch):
-    from mmsae.cache import ActivationStore
+    from mmsae.activations import ActivationStore
 
     model = timm.create_model("test_vit", num_classes=0)
     save_file(model.state_dict(), tmp_path / "model.safetensors")

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmsae.training.cli import build_cli
-from mmsae.training.cli_jobs import build_job, names_a_module
+from mmsae.training.cli import build_cli, build_job, names_a_module
 from mmsae.training.lit import LitSAE
 
 ROOT = Path(__file__).parents[1] / "configs"

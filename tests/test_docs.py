@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import doc_blocks
 import pytest
 
 from mmsae.cli import COMMANDS, LIGHTNING, command_parser
+from tests.helpers import doc_blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [doc_blocks.README, ROOT / "CHANGELOG.md", *doc_blocks.DOCS]
@@ -79,7 +79,7 @@ def test_cli_page_is_the_code():
 
 
 def test_make_demo_is_the_documented_command():
-    """``tests/test_demo.py`` runs it with the tiny profile."""
+    """``tests/demo/test_command.py`` runs it with the tiny profile."""
     makefile = (ROOT / "Makefile").read_text()
     recipe = re.search(r"^demo:.*\n\t(.+)$", makefile, re.M)[1]
     assert recipe == "$(BIN)/mmsae demo --out runs/demo"

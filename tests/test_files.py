@@ -7,16 +7,16 @@ import pytest
 from safetensors import SafetensorError
 
 from mmsae import InputError
-from mmsae.cache.generation import read_prompts as prompts_of_generation
+from mmsae.activations.generated import read_prompts as prompts_of_generation
+from mmsae.evaluation.labels import read_classes, read_lines, read_templates
+from mmsae.evaluation.ontology.tree import Tree
+from mmsae.evaluation.suite import load_suite
 from mmsae.files import atomic_folder, check_writable, disk_errors, lines_of, read_text
-from mmsae.heads.labels import read_classes, read_lines, read_templates
-from mmsae.heads.suite import load_suite
-from mmsae.heads.tree import Tree
-from mmsae.metrics.hallucination_chair import Objects
+from mmsae.filtering.fit import read_names
+from mmsae.lvlm.hallucination.questions import load_questions
+from mmsae.metrics.host.chair import Objects
 from mmsae.recipes import find_recipe
 from mmsae.steering.recipe import read_anchors, read_prompts
-from mmsae.tasks.filter_fit import read_names
-from mmsae.tasks.pope import load_questions
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
 """``mmsae info`` on every kind of path."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from mmsae import SAE
-from mmsae.cache import write_store
+from mmsae.activations import write_store
 from mmsae.cli import main
 from mmsae.sae import Dictionary, Normaliser, TopK
 from mmsae.types import Site
-from mmsae.world.shards import write_world
-
-sys.path.append(str(Path(__file__).parent / "backbones"))
+from mmsae.world.generator.shards import write_world
 
 
 def info(capsys, *args):
@@ -101,7 +97,7 @@ def test_shards(pattern, tmp_path, capsys):
 
 
 def test_host_folder(tmp_path, capsys):
-    from backbone_hosts import MODELS, save_local
+    from tests.helpers.encoders import MODELS, save_local
 
     save_local(tmp_path / "host", MODELS["vit"])
     said = info(capsys, tmp_path / "host")
@@ -153,7 +149,7 @@ def test_a_folder_of_timm(tmp_path, capsys):
 
 
 def test_a_folder_of_transformers(tmp_path, capsys):
-    import lvlm_hosts
+    from tests.helpers import lvlm as lvlm_hosts
 
     lvlm_hosts.llava(tmp_path / "llava")
     said = info(capsys, tmp_path / "llava")

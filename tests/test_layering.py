@@ -1,49 +1,69 @@
-"""Who may import whom, read from import statements and from class_path strings."""
+"""Who may import whom, read from import statements and from class_path strings; and that the tests mirror the code."""
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = {"types", "files", "fingerprint", "__version__"}  # shapes, whole files, a hash, a word
+BASE = {"types", "files", "fingerprint", "moved", "__version__"}  # shapes, whole files, a hash, a word
+MODELS = BASE | {"kernels", "sae", "shards", "jobs", "hosts", "activations", "metrics", "report"}
 ALLOWED = {
     # Codes.decode_with is the one upward import: a method of a shape that everything passes around
     "types": {"kernels"},
     "files": {"types"},
     "recipes": {"types"},
     "threads": {"types"},
+    "moved": set(),
     "kernels": BASE,
     "sae": BASE | {"kernels"},
     "interop": BASE | {"sae"},
     "shards": BASE,
-    "backbones": BASE,
-    "cache": BASE | {"shards", "backbones"},
+    "jobs": BASE | {"shards"},
+    "hosts": BASE,
+    "activations": BASE | {"shards", "hosts", "jobs"},
     "metrics": BASE | {"sae", "kernels"},
     "training": BASE | {"sae", "metrics", "kernels", "recipes", "threads"},
-    "tasks": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics"},
-    "steering": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
-    "heads": BASE | {"sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks"},
-    "interpret": BASE
-    | {"recipes", "sae", "kernels", "shards", "backbones", "cache", "metrics", "tasks", "steering", "heads"},
-    "world": BASE | {"shards", "backbones", "metrics", "tasks", "steering", "heads"},
-    "datamodules": BASE | {"shards", "cache", "backbones", "world"},
+    "report": BASE | {"kernels", "metrics"},
+    "lvlm": MODELS,
+    "filtering": MODELS | {"lvlm"},
+    "evaluation": MODELS | {"recipes"},
+    "steering": MODELS,
+    "world": MODELS | {"lvlm", "filtering", "evaluation", "steering"},
+    "datamodules": BASE | {"shards", "activations", "hosts", "world"},
 }
-DEMO = {
-    "demo",
-    "demo_card",
-    "demo_filter",
-    "demo_diffusion",
-    "demo_drawing",
-    "demo_llava",
-    "demo_ood",
-    "demo_process",
-    "demo_report",
-    "demo_stages",
-    "demo_uses",
+# What is still to be put right; only to become shorter.
+YET = {
+    ("mmsae/evaluation/features.py", "filtering"),
+    ("mmsae/evaluation/ood/sets.py", "filtering"),
+    ("mmsae/evaluation/suite_data.py", "filtering"),
+    ("mmsae/evaluation/zeroshot/command.py", "filtering"),
+    ("mmsae/lvlm/hallucination/answers.py", "filtering"),
+    ("mmsae/lvlm/patches/command.py", "filtering"),
+    ("mmsae/lvlm/patches/patch_filter.py", "filtering"),
+    ("mmsae/lvlm/recovered.py", "filtering"),
+    ("mmsae/lvlm/weights/command.py", "filtering"),
+    ("mmsae/lvlm/weights/job.py", "filtering"),
+    ("mmsae/lvlm/weights/token_view.py", "filtering"),
+    ("mmsae/steering/command.py", "lvlm"),
 }
-EVERYTHING = DEMO | {"bench", "bench_report", "bench_scores", "cli", "info", "options", "tiny_hosts", "__init__"}
+YET_CIRCLES = [
+    ["mmsae.activations.uids", "mmsae.activations.writer"],
+    ["mmsae.demo.diffusion", "mmsae.demo.llava", "mmsae.demo.report.drawing", "mmsae.demo.report.page"],
+    ["mmsae.filtering.scorers.clip", "mmsae.filtering.scorers.lvlm"],
+    ["mmsae.hosts.base", "mmsae.hosts.capture", "mmsae.hosts.sites"],
+    [
+        *("mmsae.hosts.diffusion.call", "mmsae.hosts.diffusion.host", "mmsae.hosts.diffusion.sites"),
+        *("mmsae.hosts.diffusion.stream", "mmsae.hosts.diffusion.tap"),
+    ],
+    ["mmsae.hosts.lvlm.host", "mmsae.hosts.lvlm.tokens"],
+    ["mmsae.sae.folder", "mmsae.sae.sae"],
+    ["mmsae.steering.edits.bound", "mmsae.steering.edits.intervention"],
+]
+EVERYTHING = {"demo", "bench", "cli", "info", "options", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
 
@@ -60,8 +80,7 @@ def imported(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module
-            if node.module == "mmsae":
-                yield from (f"mmsae.{a.name}" for a in node.names)
+            yield from (f"{node.module}.{a.name}" for a in node.names)
 
 
 def strings(path):
@@ -73,7 +92,11 @@ def strings(path):
 PUBLIC_ROOT = {"mmsae.SAE", "mmsae.Codes", "mmsae.InputError", "mmsae.SAEOutput", "mmsae.Site", "mmsae.Tokens"}
 
 
-@pytest.mark.parametrize(("path", "layer"), list(modules()), ids=lambda v: v.name if isinstance(v, Path) else v)
+def named(value):
+    return value.relative_to(ROOT).as_posix() if isinstance(value, Path) else value
+
+
+@pytest.mark.parametrize(("path", "layer"), list(modules()), ids=named)
 def test_imports_follow_the_directions(path, layer):
     names = set(imported(path))
     if layer != "datamodules":
@@ -84,20 +107,71 @@ def test_imports_follow_the_directions(path, layer):
         if name.split(".")[0] != "mmsae" or name == "mmsae" or name in PUBLIC_ROOT:
             continue
         target = name.split(".")[1]
-        assert target == layer or target in ALLOWED[layer], f"{path.relative_to(ROOT)} imports {name}"
+        allowed = target == layer or target in ALLOWED[layer] or (named(path), target) in YET
+        assert allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
-@pytest.mark.parametrize(("path", "layer"), list(modules()), ids=lambda v: v.name if isinstance(v, Path) else v)
+@pytest.mark.parametrize(("path", "layer"), list(modules()), ids=named)
 def test_only_demo_and_cli_name_datamodules(path, layer):
     if layer not in NAMES_DATAMODULES | {"datamodules"}:
         named = [s for s in strings(path) if s.startswith("datamodules.") and not s.startswith("datamodules.py")]
         assert not named, f"{path.relative_to(ROOT)} names {named}"
 
 
-def test_importing_mmsae_is_light():
-    import subprocess
-    import sys
+def circles(arrows):
+    """The sets of names that reach each other: strongly connected components of more than one name."""
+    order, low, stack, found = {}, {}, [], []
 
+    def visit(name):
+        order[name] = low[name] = len(order)
+        stack.append(name)
+        for other in arrows[name]:
+            if other not in order:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == order[name]:
+            part = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            found.extend([sorted(part)] if len(part) > 1 else [])
+
+    for name in arrows:
+        if name not in order:
+            visit(name)
+    return found
+
+
+def test_the_finder_of_circles():
+    assert circles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == [["b", "c"]]
+    assert circles({"a": ["b"], "b": ["c"], "c": []}) == []
+
+
+def test_no_imports_go_in_circles():
+    """Imports for type checkers and within functions count: who reads one file of a circle has to read all of them."""
+    paths = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in [*(ROOT / "mmsae").rglob("*.py"), *(ROOT / "datamodules").rglob("*.py")]
+    }
+    packages = {n for n, p in paths.items() if p.stem == "__init__"}
+    arrows = {}
+    for name, path in paths.items():
+        if name not in packages:  # a package's own file gathers names; what it gathers stands alone
+            arrows[name] = sorted({n for n in imported(path) if n in paths and n not in packages and n != name})
+    assert [c for c in circles(arrows) if c not in YET_CIRCLES] == []
+
+
+def test_tests_mirror_the_code():
+    """``tests/A/test_B.py`` or ``tests/A/test_B_aspect.py`` is about ``mmsae/A/B.py``."""
+    modules = [p.relative_to(ROOT / "mmsae").with_suffix("").as_posix() for p in (ROOT / "mmsae").rglob("*.py")]
+    modules += [f"datamodules/{p.stem}" for p in (ROOT / "datamodules").glob("*.py")]
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder, stem = path.relative_to(ROOT / "tests").parent.as_posix(), path.stem.removeprefix("test_")
+        if folder not in (".", "before"):
+            about = f"{folder}/{stem}"
+            assert any(about == m or about.startswith(f"{m}_") for m in modules), f"{named(path)}: no mmsae/{about}.py"
+
+
+def test_importing_mmsae_is_light():
     heavy = ("lightning", "transformers", "open_clip", "diffusers", "pandas", "matplotlib", "webdataset")
     code = f"import sys, mmsae; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -108,5 +182,5 @@ def test_the_package_list_is_complete():
     tomllib = pytest.importorskip("tomllib")
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {"mmsae", "datamodules", "mmsae.configs"}
-    found |= {f"mmsae.{p.parent.name}" for p in (ROOT / "mmsae").glob("*/__init__.py")}
+    found |= {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "mmsae").glob("**/*/__init__.py")}
     assert listed == found

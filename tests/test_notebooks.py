@@ -112,7 +112,7 @@ def test_hosts_are_whole_or_absent_and_made_once(tmp_path, monkeypatch):
     """A process that is interrupted leaves nothing under the name; of two at once one makes it."""
     import subprocess
 
-    from mmsae import tiny_hosts
+    from mmsae.demo import tiny_hosts
     from mmsae.types import InputError
 
     monkeypatch.setenv("MMSAE_CACHE", str(tmp_path))
@@ -125,7 +125,7 @@ def test_hosts_are_whole_or_absent_and_made_once(tmp_path, monkeypatch):
     assert not tiny_hosts.path_of("clip").exists()
     code = """
 import sys, time
-from mmsae import tiny_hosts
+from mmsae.demo import tiny_hosts
 from mmsae.files import atomic_folder
 def make(target):
     with atomic_folder(target) as temp:

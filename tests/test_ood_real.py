@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsae.heads.labels import read_labels, read_lines
+from mmsae.evaluation.labels import read_labels, read_lines
 from mmsae.shards import FaultLog, expand, read_shard
 from mmsae.training.cli import build_cli
 

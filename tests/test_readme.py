@@ -7,12 +7,12 @@ appended to the commands; blocks marked ``<!-- not run: WHY -->`` are parsed, an
 
 import os
 
-import doc_blocks
 import pytest
 import torch
 
 from mmsae import SAE
-from mmsae.world.shards import write_world
+from mmsae.world.generator.shards import write_world
+from tests.helpers import doc_blocks
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmsae.heads.rows import row
-from mmsae.heads.suite import load_suite
+from mmsae.evaluation.rows import row
+from mmsae.evaluation.suite import load_suite
 from mmsae.training.cli import build_cli
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(p for d in ("mmsae", "datamodules", "tests", "benchmarks", "docs") for p in (ROOT / d).rglob("*.py"))
-PROSE = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/**/*.yaml"), *ROOT.glob("notebooks/*.ipynb")]
-LONGEST = {"tests": 400}  # lines; 320 elsewhere
+PROSE = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("configs/**/*.yaml"),
+    *ROOT.glob("notebooks/*.ipynb"),
+]
+LONGEST = 500  # lines, without a reason in the docstring
+PARAMETERS = 12
+# Functions of more, still to get options of their own; only to become shorter.
+MANY = set(
+    "extract evaluate load_features ood ood_head zeroshot plan_job chair_command pope patches open_job make_pipeline "
+    "steer pretrain_clip pretrain_diffusion train_llava __init__".split()
+)
 
 
 def name(path):
@@ -26,9 +37,27 @@ def test_ruff(args):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_file_is_long():
-    lengths = {name(p): len(p.read_text().splitlines()) for p in CODE}
-    assert {n: lines for n, lines in lengths.items() if lines > LONGEST.get(n.split("/")[0], 320)} == {}
+def test_a_long_file_says_why():
+    """Its docstring has a sentence with "one file because"."""
+    for path in CODE:
+        text = path.read_text()
+        if text.count("\n") > LONGEST:
+            assert "one file because" in (ast.get_docstring(ast.parse(text)) or ""), name(path)
+
+
+def functions(tree):
+    """Functions with the number of their parameters; ``self`` and ``cls`` are none."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            a = node.args
+            own = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+            yield node, len([x for x in own if x not in ("self", "cls")]) + bool(a.vararg) + bool(a.kwarg)
+
+
+def test_no_function_has_many_parameters():
+    for path in CODE:
+        for node, n in functions(ast.parse(path.read_text())):
+            assert n <= PARAMETERS or node.name in MANY, f"{name(path)}:{node.lineno} {node.name} has {n}"
 
 
 def is_nothing(statement):

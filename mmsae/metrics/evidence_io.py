@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmsae.metrics.evidence import TopTable
+from mmsae.metrics.concepts.evidence import TopTable
 from mmsae.types import IMAGE, TEXT, InputError
 
 FORMAT = "mmsae-evidence"

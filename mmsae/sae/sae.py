@@ -228,24 +228,24 @@ class SAE(nn.Module):
         return list(sites.values())
 
     def save_pretrained(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> Path:
-        """Write configuration, weights, state and a model card; see :mod:`mmsae.sae.io`."""
-        from mmsae.sae.io import save
+        """Write configuration, weights, state and a model card; see :mod:`mmsae.sae.folder`."""
+        from mmsae.sae.folder import save
 
         return save(self, folder, training)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> SAE:
-        """Load a folder that :meth:`save_pretrained` wrote, or a Hugging Face hub id; see :mod:`mmsae.sae.io`.
+        """Load a folder that :meth:`save_pretrained` wrote, or a Hugging Face hub id; see :mod:`mmsae.sae.folder`.
 
         The SAE is frozen and in eval mode, so that its outputs are plain tensors; ``requires_grad_()`` trains it on.
         """
-        from mmsae.sae.io import load
+        from mmsae.sae.folder import load
 
         return load(path, device)
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
         """Save to a temporary folder and upload it to the hub; returns the repository's address."""
-        from mmsae.sae.io import push
+        from mmsae.sae.folder import push
 
         return push(self, repo_id, private, token)
 

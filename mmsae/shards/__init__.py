@@ -1,4 +1,4 @@
-"""Image-text shards: sources, decoding, uids, faults, units of work, loaders and a writer."""
+"""Image-text shards: sources, decoding, uids, faults, loaders and a writer."""
 
 from mmsae.files import disk_errors
 from mmsae.shards.batches import place, taken, tried
@@ -9,7 +9,6 @@ from mmsae.shards.pipeline import FAULT_LIMIT, ExactLoader, TrainLoader, make_pi
 from mmsae.shards.read import Sample, UidSet, make_uid, read_shard, read_shards, with_image
 from mmsae.shards.sources import Shard, Source, Sources, as_sources, expand, identity, shard_name
 from mmsae.shards.streams import UnitBatch
-from mmsae.shards.units import Unit, done, part_path, run_units, units, write_part
 from mmsae.shards.writer import ShardWriter
 
 __all__ = [
@@ -25,29 +24,23 @@ __all__ = [
     "Sources",
     "TrainLoader",
     "UidSet",
-    "Unit",
     "UnitBatch",
     "as_sources",
     "count_samples",
     "decode_image",
     "describe",
     "disk_errors",
-    "done",
     "expand",
     "identity",
     "make_pipeline",
     "make_uid",
-    "part_path",
     "place",
     "read_shard",
     "read_shards",
-    "run_units",
     "shard_name",
     "taken",
     "to_rgb",
     "tried",
     "unit_batches",
-    "units",
     "with_image",
-    "write_part",
 ]

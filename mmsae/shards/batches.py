@@ -193,7 +193,7 @@ def long_captions(tokenize: Tokenize, captions: list[str], ids: Tensor) -> list[
 
     Args:
         tokenize: Captions to ids. Where it has a method ``too_long(list[str]) -> list[bool]``, as the tokenizers of
-            ``mmsae.backbones`` do, that is asked about the rows that are full; without, nothing is reported.
+            ``mmsae.hosts`` do, that is asked about the rows that are full; without, nothing is reported.
         captions: ``B`` captions.
         ids: ``(B, L)``, the tokenised captions.
 

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import disk_errors
-from mmsae.shards.files import hidden
 from mmsae.shards.names import safe_key
 from mmsae.types import InputError
+
+
+def hidden(path: Path) -> Path:
+    """The temporary name beside ``path``. It is fixed, so that a killed try is overwritten by the next one."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 class ShardWriter:

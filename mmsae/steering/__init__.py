@@ -1,11 +1,11 @@
 """Edits of SAE codes in a running host, and measurements of what they do."""
 
-from mmsae.steering.attach import active_sites, attach
-from mmsae.steering.edit import Edit
-from mmsae.steering.gate import FVU, Gate
-from mmsae.steering.intervention import Intervention
-from mmsae.steering.kl import KLSearch, next_token_kl, search_kl
-from mmsae.steering.units import FeatureStats
+from mmsae.steering.edits.attach import active_sites, attach
+from mmsae.steering.edits.edit import Edit
+from mmsae.steering.edits.gate import FVU, Gate
+from mmsae.steering.edits.intervention import Intervention
+from mmsae.steering.edits.units import FeatureStats
+from mmsae.steering.methods.kl_strength import KLSearch, next_token_kl, search_kl
 
 __all__ = [
     "FVU",

@@ -13,19 +13,18 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from mmsae.backbones import load_backbone
 from mmsae.files import lines_of, read_text
+from mmsae.hosts import load_backbone
 from mmsae.sae import SAE
-from mmsae.steering.attach import check_site
-from mmsae.steering.concept_stats import ConceptStats, concept_stats
-from mmsae.steering.concept_vector import concept_steering, concept_vector
-from mmsae.steering.edit import Edit
-from mmsae.steering.intervention import Intervention
-from mmsae.steering.scorers import CLIPJudge, Metric, Scorer, after, change, inside, kept, similarity, towards
-from mmsae.steering.sweep import Way
-from mmsae.steering.text_steer import substitute, text_codes, word_pair
-from mmsae.steering.units import FeatureStats
-from mmsae.steering.unlearn import at_steps, forget
+from mmsae.steering.edits.attach import check_site
+from mmsae.steering.edits.edit import Edit
+from mmsae.steering.edits.intervention import Intervention
+from mmsae.steering.edits.units import FeatureStats
+from mmsae.steering.measure.scorers import CLIPJudge, Metric, Scorer, after, change, inside, kept, similarity, towards
+from mmsae.steering.measure.sweep import Way
+from mmsae.steering.methods.concept_vector import concept_steering, concept_vector
+from mmsae.steering.methods.text import substitute, text_codes, word_pair
+from mmsae.steering.methods.unlearn import ConceptStats, at_steps, concept_stats, forget
 from mmsae.types import TEXT, InputError, Site
 
 OPS = ("add", "set", "scale")
@@ -100,7 +99,7 @@ def load_target(
     if not hasattr(backbone, "generate") or not hasattr(backbone, "stream"):
         raise InputError(
             f"host {host} draws no pictures: mmsae steer is for diffusers:... hosts; others are steered in Python, by "
-            "mmsae.steering.attach."
+            "mmsae.steering.edits.attach."
         )
     if site is None and not model.sites:
         raise InputError(f"SAE {sae} names no site: say where it was trained with --site.")

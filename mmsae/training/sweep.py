@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mmsae.files import atomic_file
-from mmsae.metrics.intervals import whiskers
+from mmsae.metrics.statistics import whiskers
 from mmsae.recipes import find_recipe
 from mmsae.training.cli import run as lightning
 from mmsae.types import InputError

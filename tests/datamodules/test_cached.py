@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules import CachedActivations
-from mmsae.cache import write_store
+from mmsae.activations import write_store
 from mmsae.types import InputError, Site
 
 N, D, BATCH = 60, 3, 10  # 54 training items: 5 batches an epoch and 4 items left out, others in each epoch

@@ -1,22 +1,19 @@
 """Activations of generations as training data: what is drawn, what is held out, and a recipe that runs."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from datamodules import GenerationDataModule
-from mmsae.backbones import load_backbone
-from mmsae.cache.generation import PromptLoader, read_prompts, split_prompts
+from mmsae.activations.generated import PromptLoader, read_prompts, split_prompts
 from mmsae.cli import main
+from mmsae.hosts import load_backbone
 from mmsae.sae import SAE
 from mmsae.shards import ShardWriter
 from mmsae.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "backbones"))
-from diffusion_hosts import WORDS, sd
+from tests.helpers.diffusion import WORDS, sd
 
 RECIPE = Path(__file__).parents[2] / "configs" / "train" / "world_unet_update.yaml"
 SITE = "unet.up_blocks.0.attentions.0:update"

@@ -6,7 +6,7 @@ import torch
 
 from datamodules import SyntheticDictionary
 from mmsae import SAE
-from mmsae.cache.synthetic import matched_cosine
+from mmsae.activations.synthetic import matched_cosine
 from mmsae.sae import TopK
 from mmsae.training import LitSAE
 

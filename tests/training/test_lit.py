@@ -5,7 +5,6 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from training_helpers import RECIPE, SMALL, make_store
 
 from mmsae import SAE, InputError, Site
 from mmsae.cli import main
@@ -13,6 +12,7 @@ from mmsae.sae import AuxK, CodeCosine, Dictionary, Normaliser, Reconstruction, 
 from mmsae.training import DeadLatentReport, ExportSAE, LitSAE, RunCheckpoint, Schedule
 from mmsae.training.schedule import multiplier
 from mmsae.types import Tokens
+from tests.helpers.training import RECIPE, SMALL, make_store
 
 
 class Loader:

@@ -1,150 +1,115 @@
-"""A run stopped at any moment and resumed ends with the same bytes, the same best SAE and the same report."""
+"""Where a checkpoint and an option disagree, one sentence says so: neither wins silently."""
 
 import json
-import os
-import signal
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import CSVLogger
-from training_helpers import make_store
 
-from datamodules import CachedActivations
-from mmsae import SAE
-from mmsae.sae import AuxK, CodeCosine, Dictionary, Normaliser, TopK
-from mmsae.sae import Reconstruction as ReconstructionLoss
-from mmsae.training import DeadLatentReport, ExportSAE, LitSAE, RunCheckpoint
+from mmsae.cli import main
+from mmsae.training import Schedule
+from tests.helpers.training import RECIPE, SMALL, make_store
 
-STEPS = 21
-
-
-class Killed(Exception):
-    """Nothing that Lightning treats gracefully."""
-
-
-class KillFirst(pl.Callback):
-    """Raises in the given hook at the given step, before any other callback."""
-
-    def __init__(self, hook, step):
-        setattr(self, hook, lambda trainer, *args: self._die(trainer, step))
-
-    def _die(self, trainer, step):
-        if trainer.global_step == step and trainer.state.fn == "fit":
-            raise Killed
-
-
-class KillLast(KillFirst, Checkpoint):
-    """The same after all others: Lightning calls checkpoint callbacks last."""
-
-
-class Tell(KillFirst):
-    """SIGTERM in the given hook at the given step."""
-
-    def _die(self, trainer, step):
-        if trainer.global_step == step and trainer.state.fn == "fit":
-            os.kill(os.getpid(), signal.SIGTERM)
+SAE = "--model.sae.init_args."
+TERM = '[{"class_path": "mmsae.sae.Reconstruction", "init_args": {"reduction": "%s"}}]'
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return make_store(tmp_path_factory.mktemp("resume") / "store", n=120, rows_per_shard=50)
+def place(tmp_path_factory):
+    """A store, and a run of 6 steps on it."""
+    folder = tmp_path_factory.mktemp("options")
+    make_store(folder / "store", n=200)
+    fit(folder, folder / "run")
+    return folder
 
 
-def run(store, root, every=1, validate=5, kill=None, ckpt_path=None):
-    """Training with 6 batches an epoch; ``kill`` is ``(callback class, hook, step)``."""
-    torch.manual_seed(0)
-    sae = SAE(
-        ratio=3, normaliser=Normaliser(unit_in=True, centre=True, unit_out=True), selector=TopK(3),
-        dictionaries={m: Dictionary() for m in ("image", "text")},
-    )  # fmt: skip
-    module = LitSAE(sae, [ReconstructionLoss(), AuxK(dead_after=100), CodeCosine()], dead_after=100)
-    # this minimum is at the first validation: a resumed run that skipped it would end with another sae-best
-    callbacks = [ExportSAE(monitor="val/explained_variance/joint"), DeadLatentReport(), RunCheckpoint(every)]
-    if kill:
-        callbacks.insert(0 if kill[0] is KillFirst else len(callbacks), kill[0](*kill[1:]))
-    data = CachedActivations(store, batch_size=16, val_fraction=0.2, block=8, window=4)
-    trainer = pl.Trainer(
-        max_steps=STEPS, max_epochs=-1, accelerator="cpu", default_root_dir=str(root), callbacks=callbacks,
-        gradient_clip_val=1.0, enable_progress_bar=False, enable_model_summary=False,
-        logger=CSVLogger(root, name="logs"),
-        num_sanity_val_steps=0, log_every_n_steps=3, val_check_interval=validate, check_val_every_n_epoch=None,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+def fit(folder, root, *args, command="fit"):
+    options = ["--data.store", folder / "store", "--trainer.default_root_dir", root, *SMALL, "--trainer.max_steps", 6]
+    quiet = ["--trainer.enable_progress_bar", "false"]
+    main([command, "-c", RECIPE, *map(str, [*options, *quiet, *args])])
 
 
-def result(root):
-    """What a run leaves, without checkpoints and what it put aside."""
-    files = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and p.suffix != ".ckpt"]
-    return {str(p): (root / p).read_bytes() for p in files if "earlier" not in str(p) and p.parts[0] != "logs"}
-
-
-@pytest.fixture(scope="module")
-def whole(store, tmp_path_factory):
-    """``{steps between validations: what the uninterrupted run left}``."""
-    got = {}
-    for validate in (5, 6):
-        root = tmp_path_factory.mktemp("whole")
-        run(store, root, validate=validate)
-        got[validate] = result(root)
-        assert {"sae/sae_weights.safetensors", "sae-best/cfg.json", "latents.json"} <= set(got[validate])
-        training = json.loads(got[validate]["sae/cfg.json"])["mmsae"]["training"]
-        assert training["steps"] == STEPS and training["validation"]["val/fvu/joint"] > 0
-        best = json.loads(got[validate]["sae-best/cfg.json"])["mmsae"]["training"]["steps"]
-        assert best == validate
-    return got
-
-
-IN_TRAINING = [(KillFirst, "on_train_batch_start"), (KillFirst, "on_train_batch_end"), (KillLast, "on_train_batch_end")]
-IN_VALIDATION = [
-    *((KillFirst, h) for h in ("on_validation_start", "on_validation_batch_end", "on_validation_end")),
-    (KillLast, "on_validation_end"),
-]
-AT_THE_END = [(KillFirst, "on_train_end"), (KillLast, "on_train_end"), (KillFirst, "on_fit_end")]
-CASES = [  # (steps between checkpoints, between validations, kill); 6, 12 and 18 are ends of epochs
-    *((1, 5, (*k, step)) for k in IN_TRAINING for step in (4, 5, 6, 12)),
-    *((1, 5, (*k, step)) for k in IN_VALIDATION for step in (5, 10)),
-    *((every, 5, (*k, STEPS)) for k in AT_THE_END for every in (1, 50)),
-    *((every, every, (*k, 2 * every)) for k in IN_TRAINING[1:] + IN_VALIDATION for every in (5, 6)),
-]
-
-
-def name(case):
-    every, validate, (cls, hook, step) = case
-    return f"{every}-{validate}-{hook}-{step}-{cls.__name__}"
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", CASES, ids=name)
-def test_a_run_killed_in_any_hook_resumes_to_the_same_result(store, whole, tmp_path, case):
-    every, validate, kill = case
-    with pytest.raises(Killed):
-        run(store, tmp_path, every, validate, kill)
-    run(store, tmp_path, every, validate, ckpt_path="last")
-    got = result(tmp_path)
-    assert set(got) == set(whole[validate])
-    assert [k for k in got if got[k] != whole[validate][k]] == []
-
-
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("hook", "step", "saved"),
+    ("options", "said"),
     [
-        ("on_train_start", 0, 1),  # a step is the least that is done
-        ("on_train_batch_start", 4, 5),
-        ("on_train_batch_end", 7, 7),
-        ("on_train_batch_end", 12, 12),  # the end of an epoch
-        ("on_validation_start", 5, 5),
-        ("on_validation_batch_end", 10, 10),
-        ("on_train_batch_end", STEPS, STEPS),
+        ([SAE + "selector.init_args.k", 5], "sae.selector.k is 3 in the checkpoint, 5 in this run"),
+        ([SAE + "selector.init_args.strict", "true"], "sae.selector.strict is False in the checkpoint, True in"),
+        ([SAE + "normaliser.init_args.unit_in", "false"], "sae.normaliser.unit_in is True"),
+        (["--model.optimizer.init_args.lr", 0.5], "optimizer.lr is 0.001 in the checkpoint, 0.5 in this run"),
+        (["--model.optimizer.init_args.betas", "[0.5, 0.9]"], "optimizer.betas is (0.9, 0.999) in the checkpoint"),
+        (["--model.optimizer", "torch.optim.AdamW"], "optimizer.name is Adam in the checkpoint, AdamW in this run"),
+        (["--model.scheduler.init_args.kind", "cosine"], "scheduler.options.kind is linear in the checkpoint"),
+        (["--model.scheduler.init_args.decay", 0.1], "scheduler.options.decay is 0.3 in the checkpoint, 0.1"),
+        (
+            ["--model.losses", TERM % "mse"],
+            "losses.0.reconstruction.reduction is fvu in the checkpoint, mse in",
+        ),
+        (
+            ["--model.losses", TERM % "fvu"],
+            "losses.terms is ['reconstruction', 'auxk', 'code_cosine'] in the",
+        ),
+        (["--model.dead_after", 700], "dead_after is 500 in the checkpoint, 700 in this run"),
+        (["--trainer.gradient_clip_val", 1.0], "trainer.gradient_clip_val is None in the checkpoint, 1.0 in"),
+        (["--seed_everything", 7], "seed is 0 in the checkpoint, 7 in this run"),
     ],
 )
-def test_a_run_told_to_stop_in_any_hook_saves_that_step(store, whole, tmp_path, hook, step, saved):
-    before = signal.getsignal(signal.SIGTERM)
+def test_an_option_that_disagrees_with_the_checkpoint_is_refused(place, capsys, options, said):
+    before = sorted(place.rglob("*"))
     with pytest.raises(SystemExit) as stop:
-        run(store, tmp_path, every=50, kill=(Tell, hook, step))
-    assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) == before and not (tmp_path / "sae").exists()
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved
-    run(store, tmp_path, every=50, ckpt_path="last")
-    assert result(tmp_path) == whole[5]
+        fit(place, place / "run", "--trainer.max_steps", 9, *options, "--ckpt_path", "last")
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and said in err and err.count("\n") == 1, err
+    assert "give the checkpoint's value, or no --ckpt_path" in err and sorted(place.rglob("*")) == before
+
+
+def test_a_checkpoint_that_holds_no_options_still_tells_its_k(place, tmp_path, capsys):
+    """Those of earlier versions; where no step is left, nothing else would say that k is not what was asked for."""
+    saved = torch.load(place / "run/checkpoints/last.ckpt", weights_only=True)
+    del saved["mmsae"]
+    torch.save(saved, tmp_path / "old.ckpt")
+    with pytest.raises(SystemExit):
+        fit(place, tmp_path / "run", SAE + "selector.init_args.k", 5, "--ckpt_path", tmp_path / "old.ckpt")
+    assert "sae.selector.k is 3 in the checkpoint, 5 in this run" in capsys.readouterr().err
+
+
+def test_a_measurement_needs_the_same_sae_and_no_more(place, capsys):
+    last = ["--ckpt_path", place / "run" / "checkpoints" / "last.ckpt"]
+    fit(place, place / "elsewhere", "--model.optimizer.init_args.lr", 0.5, *last, command="validate")
+    with pytest.raises(SystemExit):
+        fit(place, place / "elsewhere", SAE + "selector.init_args.k", 5, *last, command="validate")
+    assert "sae.selector.k is 3 in the checkpoint, 5 in this run: it is another model" in capsys.readouterr().err
+
+
+def test_a_longer_training_is_said_and_follows_its_own_schedule(place, tmp_path, capsys):
+    last = ["--ckpt_path", place / "run" / "checkpoints" / "last.ckpt", "--trainer.max_steps", 12]
+    fit(place, tmp_path / "run", *last)
+    said = capsys.readouterr().out
+    assert "going on after step 6; the training has 12 steps now, not 6: schedule and ramps follow that" in said
+    assert json.loads((tmp_path / "run/sae/cfg.json").read_text())["mmsae"]["training"]["steps"] == 12
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["mmsae"]["total_steps"] == 12 and saved["mmsae"]["recipe"]["sae.selector.k"] == 3
+
+
+def test_the_rate_of_a_longer_training_is_that_of_its_own_length():
+    def schedule(total, steps):
+        optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        made = Schedule(optimizer, warmup=0, decay=0.5)
+        made.set_total_steps(total)
+        for _ in range(steps):
+            optimizer.step()
+            made.step()
+        return optimizer, made
+
+    optimizer, short = schedule(10, 8)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4)  # 2 of the last 5 steps are left
+    again, longer = schedule(40, 0)
+    again.load_state_dict(optimizer.state_dict())
+    longer.load_state_dict(short.state_dict())
+    assert longer.total_steps == 40 and again.param_groups[0]["lr"] == 1.0
+
+
+def test_a_checkpoint_that_does_not_know_its_options_is_said(place, tmp_path, capsys):
+    saved = torch.load(place / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    del saved["mmsae"]
+    torch.save(saved, tmp_path / "old.ckpt")
+    fit(place, tmp_path / "run", "--ckpt_path", tmp_path / "old.ckpt", "--trainer.max_steps", 8)
+    assert "the checkpoint of an earlier version does not say its options" in capsys.readouterr().out

@@ -5,11 +5,11 @@ import json
 
 import pytest
 from PIL import Image
-from training_helpers import ROOT, make_store
 
 from mmsae import SAE
 from mmsae.cli import command_parser, main
 from mmsae.training.sweep import draw
+from tests.helpers.training import ROOT, make_store
 
 OPTIONS = "--data.batch_size 32 --trainer.accelerator cpu --trainer.enable_progress_bar false"
 

@@ -1,0 +1,274 @@
+"""Shuffled batches from a store, without workers, exactly resumable.
+
+A mapped file read in blocks by the training process itself is faster than any worker that has to copy its batches
+through shared memory (three times, measured), so ``workers`` does not exist here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsae.activations.store import AUTO_VERIFY_BYTES, ActivationStore, not_finite
+from mmsae.activations.uids import uid_hash
+from mmsae.types import InputError, Site, Tokens
+
+
+class BlockOrder:
+    """The rows of a split in block-shuffled order, computed where needed instead of kept.
+
+    Args:
+        keep: ``(N,) bool``, the rows that belong to the split.
+        block: Neighbouring rows that stay together.
+        seed: Of the block order; the rows' places inside a window are the loader's affair.
+    """
+
+    def __init__(self, keep: np.ndarray, block: int, seed: int) -> None:
+        self.keep, self.block, self.seed = keep, block, seed
+        starts = np.arange(0, len(keep), block)
+        self._counts = np.add.reduceat(keep, starts, dtype=np.int64) if len(keep) else np.zeros(0, np.int64)
+        self._epoch: int | None = -1
+        self._use(None)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def _use(self, epoch: int | None) -> None:
+        if epoch != self._epoch:
+            blocks = np.arange(len(self._counts))
+            if epoch is not None:
+                np.random.default_rng([self.seed, epoch]).shuffle(blocks)
+            self._epoch, self._blocks, self._ends = epoch, blocks, np.cumsum(self._counts[blocks])
+
+    def span(self, epoch: int | None, lo: int, hi: int) -> np.ndarray:
+        """Row numbers at places ``lo`` to ``hi`` of an epoch's sequence; ``epoch=None``: in stored order."""
+        self._use(epoch)
+        if hi <= lo:
+            return np.zeros(0, np.int64)
+        a, b = np.searchsorted(self._ends, [lo, hi - 1], side="right")
+        rows = [np.flatnonzero(self.keep[j : j + self.block]) + j for j in self._blocks[a : b + 1] * self.block]
+        skip = lo - int(self._ends[a] - self._counts[self._blocks[a]])
+        return np.concatenate(rows)[skip : skip + hi - lo]
+
+
+def split_items(store: ActivationStore, lo: float, hi: float) -> np.ndarray:
+    """``(items,) bool``: the items of the share ``lo`` to ``hi`` of a store.
+
+    Items are ranked by a hash of their uid, which no seed changes: every rank, every run and every seed validates on
+    the same items, shares are exact, and ``(0, a)`` and ``(a, 1)`` are disjoint and complete.
+    """
+    hashes = np.concatenate([uid_hash(column) for column in store.columns("uid")])
+    order = np.argsort(hashes, kind="stable")
+    keep = np.zeros(len(store), bool)
+    keep[order[round(lo * len(store)) : round(hi * len(store))]] = True
+    return keep
+
+
+class StoreLoader:
+    """Iterates over :class:`~mmsae.types.Tokens` of one split of a store.
+
+    Shuffled (training): the order of an epoch depends on (seed, epoch) and, inside windows, on the rank. All ranks have
+    equally many batches of exactly ``batch_size`` rows; the rest of an epoch (fewer than ``world * batch_size`` rows,
+    others in each epoch) is left out. A split smaller than one batch per rank is one smaller batch.
+
+    Not shuffled (validation): every row exactly once, in stored order; ranks have equally many batches whose sizes
+    differ by at most one, so that nothing waits and nothing is counted twice.
+
+    Pooled sites give pairs: row i of every modality is one item. If any chosen site has several rows per item, the
+    modalities are read independently with a fixed quota each, in proportion to their rows.
+
+    ``state_dict`` is a place in the sequence, so training that is resumed sees the very batches that it would have
+    seen. ``iter()`` starts the next epoch, or goes on from a state that was loaded.
+
+    Args:
+        store: The store.
+        batch_size: Rows per batch and rank (token sites: of the modality with most rows).
+        seed: Of the order.
+        split: Share of the items, see :func:`split_items`.
+        rank: This process.
+        world: Number of processes.
+        shuffle: Training or validation behaviour.
+        sites: ``{modality: site}`` where a modality has several, or to leave one out.
+        quotas: ``{modality: rows per batch}`` for token sites.
+        block: Neighbouring rows that are read together.
+        window: Blocks that are mixed with each other; memory is ``block * window`` rows, or 4 batches if that is more.
+        uids: Whether batches carry uids; by default where nothing is shuffled.
+        epoch: The first epoch.
+        limit: Largest number of batches per epoch and rank.
+
+    Raises:
+        InputError: The split has fewer items than there are ranks, or rows that are not finite (found here where the
+            store is below 2 GB, else where they are read).
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        batch_size: int = 512,
+        *,
+        seed: int = 0,
+        split: tuple[float, float] = (0.0, 1.0),
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        sites: Mapping[str, str | Site] | None = None,
+        quotas: Mapping[str, int] | None = None,
+        block: int = 256,
+        window: int = 64,
+        uids: bool | None = None,
+        epoch: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        self.store, self.seed, self.rank, self.world, self.shuffle = store, seed, rank, world, shuffle
+        self.split = split
+        self.names = store.spec.choose(sites)
+        self.uids = not shuffle if uids is None else uids
+        items = split_items(store, *split)
+        n_items = int(items.sum())
+        if n_items < world:
+            raise InputError(
+                f"{store.folder}: {n_items} of {len(store)} items are in the split {split[0]:g} to {split[1]:g}, "
+                f"fewer than {world} ranks"
+            )
+        self.paired = all(store.spec.pooled(n) for n in self.names.values())
+        if self.paired:
+            order = BlockOrder(items, block, seed)
+            self.orders = dict.fromkeys(self.names, order)
+        else:
+            self.orders = {}
+            for salt, (m, n) in enumerate(self.names.items()):
+                keep = items[store.items_of_rows(n, np.arange(store.spec.rows[n]))]
+                self.orders[m] = BlockOrder(keep, block, seed + salt)
+        self._quotas(batch_size, quotas)
+        self._len = self._len if limit is None else min(self._len, limit)
+        self._window = max(4, window * block // max(self.sizes.values()))  # in batches; 4, so that large ones mix too
+        self.epoch, self.batch = epoch, 0
+        if store.spec.nbytes < AUTO_VERIFY_BYTES:
+            for m, o in self.orders.items():
+                bad = store.not_finite(self.names[m])
+                self._refuse(m, int(o.keep[bad].sum()), len(o))
+        self._begun = False  # whether a batch was drawn since iter(): Lightning calls iter() once more just to look
+
+    def _refuse(self, m: str, bad: int, n: int) -> None:
+        """Rows that are not finite would make every mean NaN, and no word of why."""
+        if bad:
+            lo, hi = self.split
+            raise InputError(
+                f"{self.store.folder}: {bad:,} of {n:,} {m} rows in the split {lo:g} to {hi:g} are not finite (NaN or "
+                "infinite); write the store without them, as mmsae extract does"
+            )
+
+    def _quotas(self, batch_size: int, quotas: Mapping[str, int] | None) -> None:
+        rows = {m: len(o) for m, o in self.orders.items()}
+        most = max(rows.values())
+        per_rank = {m: n // self.world for m, n in rows.items()}
+        self.sizes = dict(quotas or {m: max(1, round(batch_size * n / most)) for m, n in rows.items()})
+        if set(self.sizes) != set(rows) or (self.paired and len(set(self.sizes.values())) > 1):
+            raise InputError(
+                f"quotas are {self.sizes}; {', '.join(rows)} need one each, equal ones where they are pairs"
+            )
+        self.sizes = {m: max(1, min(s, per_rank[m])) for m, s in self.sizes.items()}
+        if self.shuffle:
+            self._len = min(per_rank[m] // s for m, s in self.sizes.items())
+        else:
+            self._len = max(-(-n // (s * self.world)) for n, s in zip(rows.values(), self.sizes.values(), strict=True))
+            if self.paired:  # no batch may be empty, also where batch_size is 1
+                self._len = min(self._len, *per_rank.values())
+        if not all(per_rank.values()):
+            raise InputError(f"{self.store.folder}: the split has {rows} rows, too few for {self.world} ranks")
+
+    def __len__(self) -> int:
+        """Batches per epoch and rank; the same on every rank."""
+        return self._len
+
+    @property
+    def n_rows(self) -> dict[str, int]:
+        """``{modality: rows in the split}``, over all ranks."""
+        return {m: len(o) for m, o in self.orders.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the sequence: ``epoch``, batches done in it, and what the order was made from."""
+        return {"epoch": self.epoch, "batch": self.batch, "order": self._order_key()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken, at the next ``iter()``.
+
+        Raises:
+            InputError: The state belongs to another order: other data, batch size, seed or number of ranks.
+        """
+        for k, now in self._order_key().items():
+            then = state["order"].get(k)
+            if then != now:
+                raise InputError(
+                    f"{self.store.folder}: the checkpoint was made with {k} {then}, this run has {now}; "
+                    "resuming would not continue the same run"
+                )
+        self.epoch, self.batch, self._begun = state["epoch"], state["batch"], False
+
+    def _order_key(self) -> dict[str, Any]:
+        key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "sizes": self.sizes}
+        block = next(iter(self.orders.values())).block
+        return key | {
+            "seed": self.seed,
+            "world": self.world,
+            "batches": len(self),
+            "block": block,
+            "window": self._window,
+        }
+
+    def __iter__(self) -> Iterator[Tokens]:
+        if self._begun or self.batch >= len(self):
+            self.epoch, self.batch = self.epoch + 1, 0
+        self._begun = False
+        return self._train(self.epoch, self.batch) if self.shuffle else self._eval()
+
+    def _train(self, epoch: int, first: int) -> Iterator[Tokens]:
+        for w in range(first // self._window, -(-len(self) // self._window)):
+            lo, hi = w * self._window, min((w + 1) * self._window, len(self))
+            rows = {m: self._window_rows(m, epoch, lo, hi) for m in self.names}
+            x = {m: self.store.rows(n, rows[m], dtype=None) for m, n in self.names.items()}
+            self._check(x)
+            mix = self._mix(epoch, w, {m: len(r) for m, r in rows.items()})
+            for b in range(max(lo, first), hi):
+                pick = {m: mix[m][(b - lo) * s : (b - lo + 1) * s] for m, s in self.sizes.items()}
+                batch = self._batch(x, rows, pick)
+                self.batch, self._begun = b + 1, True  # a checkpoint written while this batch is trained on has it done
+                yield batch
+
+    def _window_rows(self, m: str, epoch: int, lo: int, hi: int) -> np.ndarray:
+        s = self.sizes[m]
+        base = self.rank * len(self) * s
+        return self.orders[m].span(epoch, base + lo * s, base + hi * s)
+
+    def _mix(self, epoch: int, window: int, sizes: dict[str, int]) -> dict[str, Tensor]:
+        rng = np.random.default_rng([self.seed, epoch, self.rank, window, 1])
+        if self.paired:
+            return dict.fromkeys(sizes, torch.from_numpy(rng.permutation(next(iter(sizes.values())))))
+        return {m: torch.from_numpy(rng.permutation(n)) for m, n in sizes.items()}
+
+    def _batch(self, x: dict[str, Tensor], rows: dict[str, np.ndarray], pick: dict[str, Tensor]) -> Tokens:
+        out = {m: v.index_select(0, pick[m]).float() for m, v in x.items()}
+        if self.paired and not self.uids:
+            return Tokens.pooled(out)
+        return self.store.tokens(self.names, {m: rows[m][pick[m].numpy()] for m in x}, uids=self.uids, x=out)
+
+    def _eval(self) -> Iterator[Tokens]:
+        parts = self.world * len(self)
+        for b in range(len(self)):
+            at = b * self.world + self.rank
+            rows = {}
+            for m, order in self.orders.items():
+                n = len(order)
+                rows[m] = order.span(None, n * at // parts, n * (at + 1) // parts)
+            tokens = self.store.tokens(self.names, rows, uids=self.uids)
+            self._check(tokens.x)
+            yield tokens
+
+    def _check(self, x: Mapping[str, Tensor]) -> None:
+        if self.store.spec.nbytes >= AUTO_VERIFY_BYTES:
+            for m, rows in x.items():
+                self._refuse(m, len(not_finite(rows)), len(rows))

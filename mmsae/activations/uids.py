@@ -1,0 +1,110 @@
+"""Uids as numbers: hashes for splits, and the search for duplicates in memory that stays at 8 bytes an item."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmsae.types import InputError
+
+if TYPE_CHECKING:
+    from mmsae.activations.writer import PartWriter, StoreWriter
+
+_M1, _M2, _STEP = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
+
+
+def uid_hash(uids: Sequence[str] | pa.ChunkedArray | pa.Array, seed: int = 0) -> np.ndarray:
+    """``(N,) uint64`` well-mixed bits of each uid: the same on every machine, whatever else is in the list."""
+    if not isinstance(uids, (pa.Array, pa.ChunkedArray)):
+        uids = pa.array(uids, pa.string())
+    chunks = uids.chunks if isinstance(uids, pa.ChunkedArray) else [uids]
+    parts = [_words(c) for c in chunks]
+    words = np.concatenate(parts) if parts else np.zeros((0, 4), np.uint64)
+    with np.errstate(over="ignore"):
+        h = np.full(len(words), seed, np.uint64)
+        for column in words.T:  # four columns of eight characters
+            h = _mix((h ^ column) + _STEP)
+    return h
+
+
+def _mix(h: np.ndarray) -> np.ndarray:
+    # splitmix64's finaliser
+    h = (h ^ (h >> np.uint64(30))) * _M1
+    h = (h ^ (h >> np.uint64(27))) * _M2
+    return h ^ (h >> np.uint64(31))
+
+
+def _words(chunk: pa.Array) -> np.ndarray:
+    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    if len(chunk) and (np.diff(offsets) != 32).any():
+        # uids that are not 32 hex digits are brought to that form first
+        text = "".join(u if len(u.encode()) == 32 else _hex(u) for u in chunk.to_pylist()).encode()
+    else:
+        text = chunk.buffers()[2].to_pybytes()[offsets[0] : offsets[-1]] if len(chunk) else b""
+    return np.frombuffer(text, "<u8").reshape(-1, 4)
+
+
+def _hex(uid: str) -> str:
+    return hashlib.blake2b(uid.encode(), digest_size=16).hexdigest()
+
+
+def find_duplicate(files: list[Path], labels: list[str]) -> str | None:
+    """The first uid that occurs twice in the ``uid`` columns of parquet files; None if all differ.
+
+    Args:
+        files: Parquet files with columns ``uid`` and ``key``.
+        labels: How to call each file in the sentence that is returned.
+    """
+    hashes = np.concatenate([uid_hash(pq.read_table(f, columns=["uid"])["uid"]) for f in files])
+    hashes.sort()
+    twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if not len(twice):
+        return None
+    seen: dict[str, str] = {}
+    # only now are the strings looked at: equal hashes need not be equal uids
+    for f, label in zip(files, labels, strict=True):
+        table = pq.read_table(f, columns=["uid", "key"])
+        for i in np.flatnonzero(np.isin(uid_hash(table["uid"]), twice)).tolist():
+            uid, where = table["uid"][i].as_py(), f"{label} key {table['key'][i].as_py()!r}"
+            if uid in seen:
+                return f"uid {uid} occurs twice, in {seen[uid]} and in {where}"
+            seen[uid] = where
+    return None
+
+
+class SeenUids:
+    """The uids of the parts that are written, as sorted 64-bit hashes; tells early when one occurs again.
+
+    Args:
+        store: The writer; parts that an earlier run finished are looked up.
+    """
+
+    def __init__(self, store: StoreWriter) -> None:
+        self._files = {store.index_file(u): store.source(u) for u in range(store.units) if store.done(u)}
+        hashes = [uid_hash(pq.read_table(f, columns=["uid"])["uid"]) for f in self._files]
+        self._hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+
+    def check(self, part: PartWriter) -> None:
+        """Add the uids of a part that is about to be committed.
+
+        Raises:
+            InputError: One of them occurs twice, in this part or in an earlier one of this process.
+        """
+        hashes = np.sort(uid_hash(part.uids))
+        merged = np.concatenate([self._hashes, hashes])
+        merged.sort(kind="stable")  # two sorted runs: one merge
+        if (merged[1:] == merged[:-1]).any():
+            with tempfile.TemporaryDirectory() as tmp:
+                pq.write_table(pa.table({"uid": part.uids, "key": part.keys}), file := Path(tmp) / "part.parquet")
+                files = {**self._files, file: part.source}
+                if dup := find_duplicate(list(files), list(files.values())):
+                    raise InputError(f"{dup}; uids must differ, remove one of the two samples")
+        self._hashes = merged
+        self._files[part.index_file] = part.source

@@ -1,0 +1,1 @@
+"""``mmsae bench``: published claims, tested on a generated world."""

@@ -1,0 +1,306 @@
+"""``mmsae bench``: claims of papers, tested end to end on the generated world.
+
+``filter``: SAE-V says that less than half of an alignment set, chosen by cross-modal SAE features, gives more than 110%
+of the result of all of it. Every stage writes its result whole or not at all and is skipped when it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from mmsae.files import atomic_file
+from mmsae.types import InputError
+
+PAPER = {"result": 1.10, "data": 0.50}
+SAE_V = ("cos_code", "cos_algorithm", "cos_mean", "l0", "l1", "co_l0", "co_l1")
+PAIR = ("pair_code", "pair_weighted", "clip", "clip_centred")
+BLIND = "cos_code/question"
+LIKELIHOOD = "answer_likelihood"
+CONTROLS = ("all", "random", "oracle")
+ARMS = (*CONTROLS, LIKELIHOOD, *PAIR, *SAE_V, BLIND)
+QUICK = ("all", "random", "cos_code", "oracle")
+#: Of the base model, written down so that it stays half-trained when the defaults get better.
+BASE = {"batch_size": 32, "lr": 0.02, "adam_lr": 2e-3, "hidden": 128, "layers": 3}
+SEEDS = {"world": 1, "alignment": 5, "exam": 9, "models": 0}
+
+
+class Sizes(NamedTuple):
+    """How much of everything.
+
+    Attributes:
+        scenes: Clean scenes for CLIP, base model and the pairs of the CLIP-level SAE.
+        clip_steps: Steps of the CLIP.
+        base_steps: Steps of the base model.
+        samples: Size of the alignment set.
+        sae_steps: Steps of each SAE.
+        d_sae: Latents of the SAE on tokens.
+        k: Of them a token.
+        steps: Of every fine-tuning.
+        batch_size: Dialogues a step.
+        exam: Held-out scenes; four questions each.
+    """
+
+    scenes: int = 6000
+    clip_steps: int = 300
+    base_steps: int = 150
+    samples: int = 4000
+    sae_steps: int = 400
+    d_sae: int = 512
+    k: int = 16
+    steps: int = 60
+    batch_size: int = 48
+    exam: int = 500
+
+
+class Stages:
+    """Results of stages as JSON files in a folder; a stage that is there is not run again.
+
+    Raises:
+        InputError: The folder holds a benchmark with other settings.
+    """
+
+    def __init__(self, root: Path, recipe: dict[str, Any], progress: bool = True) -> None:
+        self.root, self.progress, file = root, progress, root / "recipe.json"
+        recipe = json.loads(json.dumps(recipe))
+        if file.exists() and (found := json.loads(file.read_text())) != recipe:
+            key = next(k for k in {**recipe, **found} if recipe.get(k) != found.get(k))
+            raise InputError(
+                f"{root} holds a benchmark with {key} {found.get(key)}, not {recipe.get(key)}: give another --out"
+            )
+        self._write(file, recipe)
+
+    @staticmethod
+    def _write(file: Path, value: Any) -> None:
+        with atomic_file(file) as temp:
+            temp.write_text(json.dumps(value, indent=1) + "\n")
+
+    def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """What ``work`` returned, now or earlier; ``NAME.json`` has it with the seconds that it took."""
+        file = self.root / f"{name}.json"
+        if not file.exists():
+            start = time.process_time()
+            value = work()
+            seconds = round(time.process_time() - start, 2)
+            self._write(file, {"seconds": seconds, "value": value})
+            if self.progress:
+                print(f"[{name}] {seconds:.0f} CPU-s", flush=True)
+        return json.loads(file.read_text())["value"]
+
+    def seconds(self) -> float:
+        """CPU seconds of all stages."""
+        files = [f for f in self.root.rglob("*.json") if f.parent.name in ("stages", "arms")]
+        return sum(json.loads(f.read_text())["seconds"] for f in files)
+
+
+def bench(
+    name: Literal["filter"],
+    out: str = "runs/bench_filter",
+    quick: bool = False,
+    clip: str | None = None,
+    seeds: list[int] = [0, 1, 2],  # noqa: B006 (jsonargparse shows it)
+    arms: list[str] = list(ARMS),  # noqa: B006
+    damage: float = 0.4,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Test a published claim on the generated world, on the CPU.
+
+    ``filter``: one base model (a tiny LLaVA that is half trained) is fine-tuned on all of an alignment set of which a
+    known share is damaged, and on the half that each score ranks first; all arms take equally many steps.
+
+    Args:
+        name: Which benchmark.
+        out: Folder for everything; the same command goes on where it was interrupted.
+        quick: Four arms and one seed.
+        clip: Folder of ``mmsae pretrain-clip`` on the generated world; default: one is trained.
+        seeds: Of the fine-tunings and of the random halves; ``quick`` takes the first.
+        arms: What to fine-tune on: ``all``, ``random``, ``oracle`` and halves by any of the scores.
+        damage: Share of damaged samples, above 0 and at most .5.
+        progress: Say what is done.
+
+    Returns:
+        The results, which are also in OUT/results.json.
+    """
+    if not 0 < damage <= 0.5:
+        raise InputError(f"damage is {damage}; it must be above 0 and at most 0.5, so that half of the set is clean")
+    if not seeds:
+        raise InputError("seeds: at least 1 is needed, got 0")
+    for arm in set(arms) - set(ARMS):
+        raise InputError(f"arms: there is no {arm}; there are {', '.join(ARMS)}")
+    if "all" not in arms:
+        raise InputError(f"arms: all must be among {', '.join(arms) or 'them'}: the others are compared with it")
+    seeds, arms = (seeds[:1], QUICK) if quick else (seeds, arms)
+    return bench_filter(Path(out), Sizes(), arms, seeds, damage, clip, progress)
+
+
+def bench_filter(
+    root: Path,
+    sizes: Sizes,
+    arms: Sequence[str] = ARMS,
+    seeds: Sequence[int] = (0, 1, 2),
+    damage: float = 0.4,
+    clip: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """The benchmark ``filter`` at any size; a folder may be gone on with by more arms and more seeds."""
+    from mmsae.bench.report import filter_table, write_filter_report
+    from mmsae.bench.world_filter import Classroom, alignment_set
+    from mmsae.hosts import load_backbone
+    from mmsae.world.generator.shards import write_world
+    from mmsae.world.models.clip import pretrain_clip
+    from mmsae.world.models.llava.model import train_llava
+
+    stages = Stages(root, {"bench": "filter", "damage": damage, "clip": clip, **sizes._asdict()}, progress)
+    if progress:
+        print(
+            f"mmsae bench filter: {len(arms)} arms, {len(seeds)} seeds, {sizes.samples} samples, {damage:.0%} of them"
+            f" damaged. About {1.5 + 10 * len(arms) * len(seeds) / 60:.0f} minutes of one core; {root}",
+            flush=True,
+        )
+    model_seed = SEEDS["models"]
+    if clip is None:
+        clip = str(root / "clip")
+
+        def train_clip() -> dict[str, Any]:
+            write_world(root / "shards" / "clean", sizes.scenes, SEEDS["world"], progress=False)
+            shards = str(root / "shards" / "clean")
+            return pretrain_clip(shards, clip, sizes.clip_steps, seed=model_seed, overwrite=True, progress=progress)
+
+        stages.run("stages/clip", train_clip)
+    base = str(root / "base")
+    stages.run(
+        "stages/base",
+        lambda: train_llava(
+            sizes.scenes, clip, base, sizes.base_steps, model_seed, SEEDS["world"], overwrite=True, progress=progress,
+            **BASE,
+        ),
+    )  # fmt: skip
+    data = alignment_set(sizes.samples, SEEDS["alignment"], damage)
+    stages.run("stages/alignment", lambda: data.write(root / "shards" / "alignment"))
+    host = load_backbone(f"lvlm:{base}")
+    room = Classroom(host.model, host.processor, data)
+    scores, about = _scores(stages, sizes, data, room, base, clip)
+    exam = room.exam(sizes.exam, SEEDS["exam"])
+    for seed in seeds:  # all arms of a seed before the next, so that an interrupted run can be compared
+        for arm in arms:
+            _arm(stages, arm, seed, sizes, scores, room, exam)
+    results: dict[str, Any] = {
+        "base": stages.run("stages/base_grade", lambda: room.grade(room.model, exam)),
+        "arms": {a: [_arm(stages, a, s, sizes, scores, room, exam) for s in seeds] for a in arms},
+        "detection": _detection(scores, data),
+        "sae": about,
+    }
+    results["summary"] = _summary(results["arms"], results["base"])
+    results |= {"paper": PAPER, "damage": damage, "seeds": list(seeds), "sizes": sizes._asdict()}
+    results |= {"cpu_seconds": stages.seconds()}
+    with atomic_file(root / "results.json") as temp:
+        temp.write_text(json.dumps(results, indent=1) + "\n")
+    table = filter_table(results)
+    (root / "table.md").write_text(table)
+    report = write_filter_report(root, results)
+    if progress:
+        print(f"\n{table}\nfigures: {root / 'results.json'}, {root / 'accuracy.png'}")
+    return {**results, "out": str(report)}
+
+
+def _scores(
+    stages: Stages, sizes: Sizes, data: Any, room: Any, base: str, clip: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Every score of every sample, and what the SAE on tokens is like."""
+    from mmsae.bench.scores import READS, pair_scores, token_scores, train_token_sae
+
+    root, seed = stages.root, SEEDS["models"]
+    about = stages.run(
+        "stages/sae",
+        lambda: train_token_sae(base, data, root / "sae", sizes.sae_steps, sizes.d_sae, sizes.k, seed),
+    )
+
+    def listed(found: dict[str, np.ndarray]) -> dict[str, list[float]]:
+        return {name: v.tolist() for name, v in found.items()}
+
+    def tokens(i: int) -> dict[str, list[float]]:
+        weights = root / f"weights-{i}"
+        return listed(token_scores(base, root / "sae", root / "shards" / "alignment", data, READS[i], weights))
+
+    read, blind = (
+        stages.run(f"stages/scores_{name}", lambda i=i: tokens(i)) for i, name in enumerate(("answer", "question"))
+    )
+    pair = stages.run(
+        "stages/scores_pair",
+        lambda: listed(pair_scores(clip, data, sizes.scenes, SEEDS["world"], root / "pair_sae", sizes.sae_steps)),
+    )
+    likelihood = stages.run("stages/scores_likelihood", lambda: room.answer_scores().tolist())
+    found = {**read, **{f"{s}/question": blind[s] for s in SAE_V}, **pair, LIKELIHOOD: likelihood}
+    found |= {"oracle": data.clean.astype(float), "random": np.random.default_rng([seed, 43]).random(len(data.uids))}
+    return {name: np.asarray(v, float) for name, v in found.items()}, about
+
+
+def _arm(
+    stages: Stages, arm: str, seed: int, sizes: Sizes, scores: dict[str, np.ndarray], room: Any, exam: Any
+) -> dict[str, Any]:
+    """Fine-tune on what an arm keeps, and grade it."""
+    from mmsae.bench.world_filter import top_half
+    from mmsae.world.models.llava.train import LlavaRecipe
+
+    def work() -> dict[str, Any]:
+        data = room.data
+        rows = np.arange(len(data.uids))
+        if arm != "all":
+            score = np.zeros(len(rows)) if arm == "random" else scores[arm]  # all equal: the tie-break is random
+            rows = top_half(score, data.is_caption, seed)
+        recipe = LlavaRecipe(sizes.steps, sizes.batch_size, seed, lr=0.01, adam_lr=1e-3)
+        grade = room.grade(room.fine_tune(rows, recipe), exam)
+        return {**grade, "kept": len(rows), "damaged": float((~data.clean[rows]).mean())}
+
+    return stages.run(f"arms/{arm.replace('/', '-')}-{seed}", work)
+
+
+def _detection(scores: dict[str, np.ndarray], data: Any) -> dict[str, dict[str, float]]:
+    """AUROC of finding each kind of damage among the samples of its task, and Spearman among captions."""
+    import torch
+
+    from mmsae.bench.world_filter import KINDS
+    from mmsae.metrics.statistics import auroc, average_ranks
+
+    def spearman(a: np.ndarray, b: np.ndarray) -> float:
+        return float(torch.corrcoef(average_ranks(torch.tensor(np.stack([a, b], 1))).T)[0, 1])
+
+    out: dict[str, dict[str, float]] = {}
+    captions = data.is_caption
+    for name, s in scores.items():
+        if name == "n_text":
+            continue
+        row = {}
+        for kind in KINDS:
+            clean = data.clean & (captions == (kind != "answer"))
+            row[kind] = auroc(torch.tensor(s[clean]), torch.tensor(s[data.kind == kind]))
+        row |= {f"spearman_{n}": spearman(s[captions], scores[n][captions]) for n in ("n_text", "l0", "co_l0")}
+        out[name] = row
+    return out
+
+
+def _summary(arms: dict[str, list[dict[str, Any]]], base: dict[str, float]) -> dict[str, Any]:
+    """Mean and deviation over seeds, the result relative to all data, and whether the claim holds.
+
+    ``ratio`` is accuracy over that of ``all``; ``ratio_above_chance`` takes the chance level .5 off both first, the
+    figure for a measure in which guessing does not give 0.
+    """
+    full = np.mean([r["accuracy"] for r in arms["all"]])
+    out = {}
+    for arm, runs in arms.items():
+        row: dict[str, Any] = {}
+        for key in ("accuracy", "random", "adversarial", "caption_loss", "damaged"):
+            values = [r[key] for r in runs]
+            row[key] = float(np.mean(values))
+            row[f"{key}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        row["ratio"] = float(row["accuracy"] / full)
+        row["ratio_above_chance"] = float((row["accuracy"] - 0.5) / (full - 0.5)) if full > 0.5 else None
+        row["gain"] = float(row["accuracy"] - base["accuracy"])
+        row["claim"] = bool(row["ratio"] > PAPER["result"])
+        out[arm] = row
+    return out

@@ -1,0 +1,119 @@
+"""Scores of an alignment set by every method: SAE-V on a vision-language host, pair scores on a CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsae.bench.world_filter import Alignment
+from mmsae.filtering.scorers.lvlm import TokenScorer
+from mmsae.hosts import load_backbone
+from mmsae.lvlm.weights.command import cross_modal_weights
+from mmsae.lvlm.weights.file import load_weights
+from mmsae.metrics.pairs.correlation import PairScorer
+from mmsae.metrics.reconstruction import fvu
+from mmsae.sae import SAE, AuxK, CodeCosine, Dictionary, LossContext, Normaliser, Reconstruction, TopK, UsageTracker
+from mmsae.types import IMAGE, TEXT, ImageTextBatch
+from mmsae.world.generator.data import generate
+from mmsae.world.measure.host import embed_images, embed_texts
+from mmsae.world.models.llava.questions import pictures
+
+READS = ("question+answer", "question")
+SITE = "layers.1:out"
+DELTA_QUANTILE = 0.5  # a latent counts where it is above the median activation: spec of SAE-V, section 9, trap 4
+
+
+def train_sae(
+    sae: SAE, x: dict[str, Tensor], losses: Sequence[Any], steps: int, seed: int, lr: float = 2e-3, rows: int = 512
+) -> SAE:
+    """Train in place on activations in memory: pairs where both modalities have equally many rows, tokens otherwise."""
+    rng, paired = torch.Generator().manual_seed(seed), len({len(v) for v in x.values()}) == 1
+    usage = UsageTracker(sae.d_sae, sae.modalities)
+    sae.fit_normaliser(x)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (1 - step / steps))
+        if paired:
+            draw = torch.randint(len(next(iter(x.values()))), (rows,), generator=rng)
+            batch = {m: v[draw] for m, v in x.items()}
+        else:
+            batch = {m: v[torch.randint(len(v), (rows,), generator=rng)] for m, v in x.items()}
+        outputs = sae(batch)
+        context = LossContext(sae, usage, progress=step / steps)
+        loss = torch.stack([term(outputs, context) for term in losses]).sum()
+        usage.update({m: out.codes for m, out in outputs.items()})
+        optimizer.zero_grad()
+        loss.backward()
+        sae.remove_parallel_grad_()
+        optimizer.step()
+        sae.project_()
+    return sae.eval()
+
+
+def _sae(d_in: int, d_sae: int, k: int, shared: bool, seed: int) -> SAE:
+    """TopK on centred unit rows, as the generated world's recipes have it."""
+    torch.manual_seed(seed)
+    keys = ("shared",) if shared else (IMAGE, TEXT)
+    normaliser = Normaliser(unit_in=True, centre=True, unit_out=True)
+    return SAE(d_in, d_sae, selector=TopK(k), normaliser=normaliser, dictionaries={m: Dictionary() for m in keys})
+
+
+def _batches(host: Any, data: Alignment, text: str, size: int = 100) -> Iterator[ImageTextBatch]:
+    collate = host.collator(text)
+    answers = data.answers if text == READS[0] else [None] * len(data.answers)
+    for i in range(0, len(data.uids), size):
+        part = slice(i, i + size)
+        yield collate.batch(data.questions[part], pictures(data.images[part]), answers[part], data.uids[part])
+
+
+def train_token_sae(base: str, data: Alignment, out: Path, steps: int, d_sae: int, k: int, seed: int) -> dict[str, Any]:
+    """An SAE on the image and text tokens of the base model, of the set as it is: nobody says which are damaged."""
+    host = load_backbone(f"lvlm:{base}")
+    sites = host.sites(SITE)
+    parts = [host.capture(batch, sites).x for batch in _batches(host, data, READS[0])]
+    x = {m: torch.cat([p[m] for p in parts]) for m in (IMAGE, TEXT)}
+    sae = _sae(host.hidden_size, d_sae, k, True, seed)
+    sae.sites = sites
+    train_sae(sae, x, [Reconstruction(), AuxK(dead_after=50_000)], steps, seed)
+    sae.save_pretrained(out)
+    with torch.no_grad():
+        error = {m: fvu(sae.decode(sae.encode(v[:20_000], m), m), v[:20_000]) for m, v in x.items()}
+    return {"fvu": error, "rows": {m: len(v) for m, v in x.items()}, "d_sae": d_sae, "k": k, "site": SITE}
+
+
+def token_scores(base: str, sae: Path, shards: Path, data: Alignment, text: str, out: Path) -> dict[str, np.ndarray]:
+    """``{score: (n,)}`` of SAE-V, and ``n_text``; the cross-modal weights come to ``out``."""
+    host, model = load_backbone(f"lvlm:{base}"), SAE.from_pretrained(sae)
+    definition = {"selection": "per_modality", "delta_quantile": DELTA_QUANTILE}
+    cross_modal_weights(
+        host, model, str(shards), out, text=text, definition=definition, batch_size=50, progress=False
+    )  # fmt: skip
+    file = load_weights(out)
+    scorer = TokenScorer(host, model, file.weights, file.delta)
+    parts = [scorer.score(batch) for batch in _batches(host, data, text)]
+    return {name: torch.cat([p[name] for p in parts]).numpy() for name in scorer.columns if name != "n_image"}
+
+
+def pair_scores(
+    clip: str, data: Alignment, pairs: int, seed: int, out: Path, steps: int, d_sae: int = 128, k: int = 8
+) -> dict[str, np.ndarray]:
+    """``{score: (n,)}`` of a PairedTopK on a CLIP, both trained on clean pairs of the world, and of the CLIP alone."""
+    host = load_backbone(f"local-dir:{clip}")
+    train = generate(pairs, seed)
+    x = {IMAGE: embed_images(host, train.images), TEXT: embed_texts(host, train.full)}
+    sae = _sae(x[IMAGE].shape[1], d_sae, k, False, seed)
+    sae.sites = host.default_sites()
+    train_sae(sae, x, [Reconstruction(), AuxK(k_aux=16, dead_after=25_600), CodeCosine(0.1)], steps, seed, lr=5e-3)
+    sae.save_pretrained(out)
+    own = {IMAGE: embed_images(host, data.images), TEXT: embed_texts(host, data.texts())}
+    with torch.no_grad():
+        z, fitted = ({m: sae.encode(v, m) for m, v in e.items()} for e in (own, x))
+        scorer = PairScorer.fit(fitted[IMAGE], fitted[TEXT], x[IMAGE], x[TEXT])
+        found = scorer.codes(z[IMAGE], z[TEXT]) | scorer.embeddings(own[IMAGE], own[TEXT])
+    return {name: v.double().numpy() for name, v in found.items()}

@@ -1,0 +1,1 @@
+"""``mmsae demo``: the world, its hosts and SAEs, end to end."""

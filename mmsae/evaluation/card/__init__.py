@@ -1,0 +1,1 @@
+"""``mmsae evaluate``: the benchmark card of an SAE."""

@@ -1,0 +1,223 @@
+"""Heads of the card that need no classes: reconstruction, monosemanticity, redundancy, pairs, stability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmsae.evaluation.features import Features
+from mmsae.evaluation.rows import TRAINED, row, wilson
+from mmsae.evaluation.spaces import PCA, RANDOM
+from mmsae.evaluation.suite import NotApplicable, head
+from mmsae.evaluation.suite_data import Data, Found
+from mmsae.metrics.concepts.monosemanticity import monosemanticity
+from mmsae.metrics.concepts.similarity import concept_similarity
+from mmsae.metrics.concepts.uniqueness import coherence, top_rows, uniqueness
+from mmsae.metrics.pairs.bridge import bridge, energy, modality_share, stability
+from mmsae.metrics.pairs.modality import CoActivation
+from mmsae.metrics.sparsity import latent_sums
+from mmsae.metrics.statistics import bootstrap_mean, bootstrap_ratio
+from mmsae.sae import SAE
+from mmsae.types import IMAGE, TEXT, Tokens
+
+DENSE = 0.1  # share of rows above which a latent that fires is dense
+
+
+def _of_sums(name: str, features: str, f: Features, control: str, figures: dict[str, tuple[Tensor, Tensor]]):
+    """Rows of ratios of sums over all rows (tokens, where there are several an image), resampled by image."""
+    rows = {"rows": int(f.sums.rows.sum())}
+    return [
+        row("core", name, score, features, (a.sum() / b.sum()).item(), f.n, control, **_ends(bootstrap_ratio(a, b)),
+            **rows)
+        for score, (a, b) in figures.items()
+    ]  # fmt: skip
+
+
+def _reconstruction(name: str, f: Features, control: str) -> list[dict[str, Any]]:
+    s = f.sums
+    figures = {
+        "fvu": (s.error, s.spread(f.x)),
+        "cosine": (s.cosine, s.rows),
+        "norm ratio": (s.ratio, s.rows),
+        "bias ratio": (s.recon, s.dot),
+    }
+    return _of_sums(name, "recon", f, control, figures)
+
+
+def _sparsity(name: str, f: Features, control: str) -> list[dict[str, Any]]:
+    out = _of_sums(name, "code", f, control, {"L0": (f.sums.active, f.sums.rows)})
+    fired = latent_sums(f.z)[0]
+    if f.tokens is not None:
+        value, ends = f.z.l0().double(), _ends(bootstrap_mean(f.z.l0().double()))
+        out.append(row("core", name, "latents per image", "code", value.mean().item(), f.n, control, **ends))
+        fired = torch.zeros_like(fired).scatter_add_(0, f.z.indices.flatten(), f.tokens.fires.flatten().long())
+    density = fired.double() / f.sums.rows.sum()
+    for score, share in (("dead share", density == 0), ("dense share", density > DENSE)):
+        value = share.double().mean().item()
+        out.append(row("core", name, score, "code", value, f.n, control, latents=f.z.d_sae))
+    return out
+
+
+def _ends(interval: tuple[float, float]) -> dict[str, float]:
+    return {"low": interval[0], "high": interval[1]}
+
+
+def _weights(sae: SAE, control: str) -> list[dict[str, Any]]:
+    out = []
+    for m in [IMAGE, *(m for m in sae.modalities if m != IMAGE and "shared" not in sae.dictionaries)]:
+        atoms = normalize(sae.dictionary(m).rows().detach().double(), dim=1)
+        top = torch.cat([(part @ atoms.T).sort(1).values[:, -2] for part in atoms.split(2048)])
+        about = {"low": None, "high": None, **_ends(bootstrap_mean(top))}
+        out.append(row("core", m, "nearest atom cosine", "atoms", top.mean().item(), len(atoms), control, **about))
+        encoder = getattr(sae.encoder, "encoders", {})
+        weight = getattr(encoder[m] if m in encoder else sae.encoder, "weight", None)
+        if weight is not None and weight.shape == atoms.shape:
+            cos = (normalize(weight.detach().double(), dim=1) * atoms).sum(1)
+            value = cos.mean().item()
+            about = _ends(bootstrap_mean(cos))
+            out.append(row("core", m, "encoder atom cosine", "atoms", value, len(atoms), control, **about))
+    return out
+
+
+@head
+def core(data: Data, modalities: Sequence[str] = (IMAGE, TEXT)) -> Found:
+    """Reconstruction and sparsity on held-out images (and texts), of the SAE, of random weights, and of components."""
+    rows, notes = [], []
+    for m in modalities:
+        if m not in data.sae.modalities or m not in data.host.modalities:
+            continue
+        test, name = data.features("test", m), "test" if m == IMAGE else f"test {m}"
+        other, pca = data.control("test", m), data.control("test", m, PCA)
+        rows += _reconstruction(name, test, TRAINED) + _sparsity(name, test, TRAINED)
+        rows += _reconstruction(name, other, RANDOM) + _sparsity(name, other, RANDOM)
+        rows += _reconstruction(name, pca, PCA)
+        notes.append(f"pca on {name}: the {pca.z.d_sae} leading components of the training set's activations, as many "
+                     "as the code has active latents.")  # fmt: skip
+        if test.tokens is not None:
+            notes.append(f"{name}: sums over the {int(test.sums.rows.sum()):,} tokens of {test.n:,} images, which "
+                         "intervals resample; L0 and the dense share are per token.")  # fmt: skip
+    rows += _weights(data.sae, TRAINED) + _weights(data.random, RANDOM)
+    if len(data.sae.dictionaries) > 1:
+        notes.append(
+            "This SAE has a dictionary per modality. In the control with random weights only the first is tied to the "
+            "random encoder: it says little about the reconstruction of texts."
+        )
+    return Found(rows, notes=notes)
+
+
+@head
+def monosemantic(data: Data, set: str = "test") -> Found:
+    """Monosemanticity of features and of raw channels, with the counts of those that have none."""
+    f = data.features(set)
+    embeddings, judge = data.judge(set)
+    rows, curves = [], {}
+    for s in data.spaces([data.features("train"), f]):
+        m = monosemanticity(s.sets[1], embeddings)
+        summary = m.summary()
+        about = {k: v for k, v in summary.items() if k not in ("mean", "samples")}
+        low, high = bootstrap_mean(m.score)
+        name = {"features": s.features, "control": s.control, "n": f.n}
+        rows.append(row("monosemanticity", set, "MS", value=summary["mean"], low=low, high=high, **name, **about))
+        above = summary["above_chance"]
+        rows.append(
+            row(
+                "monosemanticity", set, "MS above chance", value=above, low=low - m.chance, high=high - m.chance, **name
+            )
+        )
+        curves[s.name] = m.score[m.kind == 0].sort(descending=True).values.tolist()
+    note = (
+        f"The judge is {judge}; intervals are over features. Chance, the mean cosine of all pairs, is {m.chance:.3f}."
+    )
+    return Found(rows, {"scores": curves, "judge": judge}, [note])
+
+
+@head
+def unique(data: Data, set: str = "test", top: int = 16) -> Found:
+    """Overlap of the features' top images, and how alike these images are to the judge."""
+    f = data.features(set)
+    embeddings, judge = data.judge(set)
+    rows = []
+    for s in data.spaces([data.features("train"), f]):
+        own = top_rows(s.sets[1], top)
+        u, c = uniqueness(own), coherence(own, embeddings)
+        about = {"features": s.features, "control": s.control, "n": f.n, "of": u["features"]}
+        rows.append(row("uniqueness", set, f"Jaccard of top {top}", value=u["jaccard"], **about))
+        rows.append(row("uniqueness", set, "share of near copies", value=u["close"], **about))
+        value = c.nanmean().item()
+        rows.append(row("uniqueness", set, f"coherence of top {top}", value=value, **_ends(bootstrap_mean(c)), **about))
+    return Found(rows, notes=[f"Coherence is by {judge}. Raw channels count by their positive values."])
+
+
+def _aligned(image: Features, text: Features) -> tuple[Features, Features]:
+    """The items that both sides have, in the order of the images."""
+    at = {u: i for i, u in enumerate(text.uids)}
+    both = [i for i, u in enumerate(image.uids) if u in at]
+    if len(both) < 2:
+        raise NotApplicable(f"the set has {len(both)} pairs of image and text")
+    return image.rows(torch.tensor(both)), text.rows(torch.tensor([at[image.uids[i]] for i in both]))
+
+
+@head
+def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, latents: int = 100) -> Found:
+    """Modality, co-activation, bridges, and whether a feature's top images and texts mean the same."""
+    if TEXT not in data.sae.modalities or TEXT not in data.host.modalities:
+        raise NotApplicable("the SAE or its host has no text side")
+    rows, more = [], {}
+    for control, sae, view in ((TRAINED, data.sae, data.features), (RANDOM, data.random, data.control)):
+        image, text = _aligned(view(set), view(set, TEXT))
+        about = {"features": "code", "control": control, "n": image.n}
+        e = {IMAGE: energy(image.z), TEXT: energy(text.z)}
+        share = modality_share(e[IMAGE], e[TEXT])
+        alive = int((~share.isnan()).sum())
+        kinds = {"image only": share > 0.95, "text only": share < 0.05, "shared": (share >= 0.05) & (share <= 0.95)}
+        for kind, on in kinds.items():
+            low, high = wilson(int(on.sum()), alive)
+            value = on.sum().item() / max(1, alive)
+            rows.append(row("pairs", set, f"latents {kind}", value=value, low=low, high=high, **about | {"n": alive}))
+        total = e[IMAGE] + e[TEXT]
+        value = (total[kinds["shared"]].sum() / total.sum()).item()
+        rows.append(row("pairs", set, "energy in shared latents", value=value, **about))
+        lift = CoActivation(image.z.d_sae)
+        lift.update({IMAGE: image.z, TEXT: text.z}, Tokens.pooled({IMAGE: image.x, TEXT: text.x}, image.uids))
+        on = lift.compute()
+        value = (kinds["shared"] & (on.lift > 2)).sum().item() / max(1, alive)
+        rows.append(row("pairs", set, "shared with lift above 2", value=value, **about | {"n": alive}))
+        atoms = [sae.dictionary(m).rows().detach().cpu() for m in (IMAGE, TEXT)]
+        b = bridge(image.z, text.z, *atoms, bridges)
+        rows.append(row("pairs", set, "bridge mass off the diagonal", value=b.off_diagonal, **about))
+        rows.append(row("pairs", set, "bridge mass image to text", value=b.cross_modal, **about))
+        known = {u: i for i, u in enumerate(data.features(set).uids)}
+        judge = data.judge(set)[0][[known[u] for u in image.uids]]
+        tops = [top_rows(side.z, top) for side in (image, text)]
+        alike = concept_similarity(*tops, judge, judge, latents, data.seed)
+        for score in ("intra", "inter_sym"):
+            rows.append(row("pairs", set, score, value=alike[score], of=alike["latents"], **about))
+        rows.append(row("pairs", set, "intra - inter", value=alike["intra"] - alike["inter_sym"], **about))
+        if not control:
+            more["bridges"] = [list(v) for v in zip(b.image.tolist(), b.text.tolist(), b.value.tolist(), strict=True)]
+            more["modality"] = share[~share.isnan()].tolist()
+    return Found(rows, more, [f"intra and inter are by {data.judge(set)[1]}; lower inter is better."])
+
+
+@head
+def stable(data: Data, modality: str = IMAGE) -> Found:
+    """How well atoms match those of other SAEs (other seeds), against random directions."""
+    if not data.suite.others:
+        raise NotApplicable("the suite names no others to compare with")
+    atoms = data.sae.dictionary(modality).rows().detach().cpu()
+    weight = energy(data.features("test").z)
+    rows = []
+    g = torch.Generator().manual_seed(data.seed)
+    for name, folder in data.suite.others.items():
+        other = SAE.from_pretrained(data.suite.find(folder)).dictionary(modality).rows().detach()
+        if other.shape[1] != atoms.shape[1]:
+            raise NotApplicable(f"{name} has atoms of width {other.shape[1]}, this SAE of {atoms.shape[1]}")
+        for control, against in ((TRAINED, other), (RANDOM, torch.randn(other.shape, generator=g))):
+            for score, value in stability(atoms, against, weight).items():
+                about = {"features": "atoms", "control": control, "n": len(atoms)}
+                rows.append(row("stability", name, score, value=value, **about))
+    return Found(rows)

@@ -1,0 +1,293 @@
+"""What a host gives for the images of shards: read from the host, or from a folder where it is kept.
+
+A host takes far longer than an SAE, and its activations do not depend on the SAE: with a cache folder every image goes
+through the host once, for all SAEs, controls and commands. One file holds what was asked of one tar, by uid; its name
+says which tar (path, size and time of change), its folder which host, sites, transform and change of the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mmsae.activations.spool import Spool, map_safetensors, release
+from mmsae.files import disk_errors
+from mmsae.hosts import Backbone
+from mmsae.shards import FaultLog, shard_name, unit_batches
+from mmsae.types import IMAGE, Faults, ImageTextBatch, InputError, Site
+
+FORMAT = 1
+
+
+class Seen(NamedTuple):
+    """What a host gave for n images (or texts).
+
+    Attributes:
+        uids: Whose.
+        x: ``(N, d)`` float32 rows at the site, image after image.
+        item: ``(N,)`` which of the n each row belongs to.
+        embed: ``(n, e)`` the host's own embeddings where asked for, or None.
+        stats: ``(n, 8)`` :func:`image_statistics`, or None for hosts with inputs of their own.
+    """
+
+    uids: list[str]
+    x: Tensor
+    item: Tensor
+    embed: Tensor | None = None
+    stats: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a host.
+
+    Attributes:
+        host: The host.
+        site: Where it is read.
+        modality: Of the site.
+        embed: Whether its embeddings of images are asked for as well.
+        change: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
+        changed: What ``change`` is, for the cache: what is changed without a name is not kept.
+        batch_size: Samples per forward pass.
+        workers: Decoding processes.
+    """
+
+    host: Backbone
+    site: Site
+    modality: str = IMAGE
+    embed: bool = False
+    change: Callable[[Tensor], Tensor] | None = None
+    changed: str = ""
+    batch_size: int = 256
+    workers: int = 0
+
+    def stream(self, paths: Sequence[str]) -> Iterator[Any]:
+        """Batches of the tars, each with its tar and whether it is the tar's last."""
+        reading = self.host.reading({self.modality})
+        return unit_batches(paths, batch_size=self.batch_size, workers=self.workers, **reading)
+
+    @torch.no_grad()
+    def look(self, batch: ImageTextBatch) -> Seen:
+        """Run the host.
+
+        Raises:
+            InputError: Images are to be changed, and the host has inputs of its own.
+        """
+        if self.change is not None:
+            if batch.images is None:
+                raise InputError(f"host {self.host.hint} has no plain images to change: give shards instead")
+            batch = batch._replace(images=self.change(batch.images))
+        got = self.host.read(batch, [self.site, *(["image.embed"] if self.embed else [])])
+        x, item = got[0].x.float().cpu(), got[0].item.cpu()
+        order = item.argsort(stable=True)
+        return Seen(
+            list(batch.uids), x[order], item[order], got[1].x.float().cpu() if self.embed else None,
+            None if batch.images is None else image_statistics(batch.images),
+        )  # fmt: skip
+
+    def key(self, wanted: set[str]) -> str:
+        """What a kept file depends on beside its tar; a change may depend on the whole batch."""
+        transform = re.sub(r" at 0x[0-9a-f]+", "", repr(self.host.reading({self.modality})["transform"]))
+        site, host = self.site, self.host
+        said: list[Any] = [FORMAT, host.fingerprint, host.precision, host.device.type, transform]
+        said += [site.module, site.io, site.tokens, self.modality]
+        if self.change is not None:
+            said += [self.changed, self.batch_size, sorted(wanted)]
+        return _hash(said)
+
+
+def read_images(
+    asked: Asked, paths: Sequence[str], wanted: set[str], log: FaultLog, limit: float, cache: str | Path = "",
+    progress: bool = True, desc: str = "features",
+) -> Iterator[Seen]:  # fmt: skip
+    """What the host gives for the wanted samples of some tars, tar after tar.
+
+    Args:
+        asked: Of the host.
+        paths: The tars.
+        wanted: Uids.
+        log: Counts faults.
+        limit: Largest share of unusable samples.
+        cache: Folder to keep it in; empty: none.
+        progress: Whether to show a bar.
+        desc: Its name.
+
+    Raises:
+        InputError: Too many samples are unusable, or the disk is full.
+    """
+    with tqdm(desc=desc, unit="image", total=len(wanted), disable=not progress) as bar:
+        if cache and (asked.change is None or asked.changed):
+            found = _kept(asked, paths, wanted, log, limit, Path(cache), bar)
+        else:
+            found = _straight(asked, paths, wanted, log, limit)
+        for seen in found:
+            yield seen
+            bar.update(len(seen.uids))
+    log.check(limit, final=True)
+
+
+def _straight(asked: Asked, paths: Sequence[str], wanted: set[str], log: FaultLog, limit: float) -> Iterator[Seen]:
+    with closing(asked.stream(paths)) as stream:
+        for unit in stream:
+            log.merge(unit.batch.faults)
+            log.check(limit)
+            if batch := _picked(unit.batch, wanted):
+                yield asked.look(batch)
+
+
+def _kept(
+    asked: Asked, paths: Sequence[str], wanted: set[str], log: FaultLog, limit: float, cache: Path, bar: tqdm
+) -> Iterator[Seen]:
+    """The host runs over what is not kept yet, then everything is read from the files."""
+    folder = cache / asked.key(wanted)
+    with disk_errors(cache):
+        folder.mkdir(parents=True, exist_ok=True)
+    embed = asked.embed
+    parts = {p: Part.open(_file(folder, p), embed) for p in paths}
+    lacking = [p for p, part in parts.items() if part is None or (part.good & wanted) - set(part.uids)]
+    if any(
+        parts[p] and "embed" in parts[p].tensors for p in lacking
+    ):  # a file has them for all its samples or for none
+        asked = replace(asked, embed=True)
+        parts |= {p: Part.open(_file(folder, p), embed=True) for p in lacking}
+    if lacking:
+        bar.set_postfix_str(f"the host runs over {len(lacking)} of {len(paths)} shards")
+    with ExitStack() as stack, disk_errors(cache), closing(asked.stream(lacking)) as stream:
+        writers: dict[str, PartWriter] = {}
+        judged = FaultLog()
+        for unit in stream:
+            if unit.path not in writers:
+                writers[unit.path] = PartWriter(_file(folder, unit.path), parts[unit.path])
+                stack.callback(writers[unit.path].spool.close)
+            writer = writers[unit.path]
+            judged.merge(unit.batch.faults)
+            judged.check(limit)
+            writer.note(unit.batch)
+            if batch := _picked(unit.batch, wanted - writer.held):
+                writer.add(asked.look(batch))
+                bar.set_postfix_str(f"{sum(len(w.uids) for w in writers.values())} are new")
+            if unit.last:
+                writer.finish()
+    for path in paths:
+        part = Part.open(_file(folder, path))
+        log.merge(part.faults)
+        log.check(limit)
+        for seen in part.batches(wanted, asked.batch_size):
+            yield seen if embed else seen._replace(embed=None)
+
+
+def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
+    """The samples that are asked for; hosts with inputs of their own get whole batches (rows are chosen later)."""
+    at = [i for i, u in enumerate(batch.uids) if u in wanted]
+    if not at or batch.images is None or len(at) == len(batch.uids):
+        return batch if at else None
+    return batch._replace(images=batch.images[at], uids=[batch.uids[i] for i in at])
+
+
+class Part(NamedTuple):
+    """What is kept of one tar.
+
+    Attributes:
+        uids: Of the samples that went through the host.
+        good: Uids of all usable samples of the tar.
+        faults: Of the tar.
+        tensors: ``x``, ``count`` (rows per sample), and ``embed`` and ``stats`` where there are any.
+        map: The file's map.
+    """
+
+    uids: list[str]
+    good: set[str]
+    faults: Faults
+    tensors: Mapping[str, Tensor]
+    map: Any
+
+    @classmethod
+    def open(cls, file: Path, embed: bool = False) -> Part | None:
+        """The part in a file; None where there is none, or one without the embeddings that are asked for."""
+        if not file.exists():
+            return None
+        mapped, tensors = map_safetensors(file)
+        if embed and "x" in tensors and "embed" not in tensors:
+            return None
+        about = json.loads(tensors["about"].numpy().tobytes())
+        return cls(about["uids"], set(about["good"]), Faults(*about["faults"]), tensors, mapped)
+
+    def batches(self, wanted: set[str], size: int) -> Iterator[Seen]:
+        """The wanted samples, ``size`` at a time."""
+        at = torch.tensor([i for i, u in enumerate(self.uids) if u in wanted], dtype=torch.long)
+        if not len(at):
+            return
+        count = self.tensors["count"].long()
+        start = count.cumsum(0) - count
+        for some in at.split(size):
+            n = count[some]
+            item = torch.repeat_interleave(torch.arange(len(some)), n)
+            row = torch.arange(len(item)) + (start[some] - n.cumsum(0) + n)[item]
+            embed, stats = (self.tensors[k][some] if k in self.tensors else None for k in ("embed", "stats"))
+            yield Seen([self.uids[i] for i in some.tolist()], self.tensors["x"][row], item, embed, stats)
+            release(self.map)
+
+
+class PartWriter:
+    """Writes a :class:`Part`: the rows of an earlier one, and what is added.
+
+    Args:
+        file: To write; it appears when it is whole.
+        old: What is there already.
+    """
+
+    def __init__(self, file: Path, old: Part | None):
+        self.spool, self.log, self.uids, self.good = Spool(file), FaultLog(), [], []
+        self.held = set(old.uids) if old else set()
+        for seen in old.batches(self.held, 64) if old else ():
+            self.add(seen)
+
+    def note(self, batch: ImageTextBatch) -> None:
+        """Count a batch's usable samples and faults."""
+        self.good += batch.uids
+        self.log.merge(batch.faults)
+
+    def add(self, seen: Seen) -> None:
+        """Add samples."""
+        self.uids += seen.uids
+        self.spool.append("x", seen.x)
+        self.spool.append("count", torch.bincount(seen.item, minlength=len(seen.uids)).int())
+        for name in ("embed", "stats"):
+            if (rows := getattr(seen, name)) is not None:
+                self.spool.append(name, rows)
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        said = {"uids": self.uids, "good": self.good, "faults": list(self.log.take())}
+        self.spool.append("about", torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8))
+        self.spool.finish()
+
+
+def _file(folder: Path, path: str) -> Path:
+    now = Path(path).stat()
+    identity = _hash([shard_name(path), str(Path(path).resolve()), now.st_size, now.st_mtime_ns])  # uids have the name
+    return folder / f"{Path(path).name}-{identity}.safetensors"
+
+
+def _hash(said: Any) -> str:
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=12).hexdigest()
+
+
+def image_statistics(images: Tensor) -> Tensor:
+    """``(B, 8)`` of images ``(B, 3, H, W)``: mean and spread of each channel, mean step between neighbours both ways.
+
+    What a trivial detector sees: brightness, contrast, colour, and sharpness (which tells resolution and JPEG).
+    """
+    x = images.detach().float().cpu()
+    steps = [(x.diff(dim=d)).abs().mean((1, 2, 3)) for d in (2, 3)]
+    return torch.cat([x.mean((2, 3)), x.std((2, 3)), torch.stack(steps, 1)], 1)

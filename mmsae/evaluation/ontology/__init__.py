@@ -1,0 +1,1 @@
+"""Concepts and a tree of classes."""

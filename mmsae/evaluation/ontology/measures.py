@@ -1,0 +1,274 @@
+"""Do features follow a tree of classes? Lowest common hypernyms against a permutation null, purity, coverage.
+
+The names of the measures are those of Olson et al. (arXiv 2505.15970, 2508.11277), whose formulas could not be read:
+the definitions are this project's, see docs/evaluation.md. A feature stands for the set of classes on most of whose
+images it fires; the claim is not that such sets lie low in the tree but that they lie lower than sets of equal size
+with the classes exchanged at random.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.evaluation.ontology.tree import Tree
+from mmsae.metrics.concepts.concepts import match_concepts, score_concepts
+from mmsae.metrics.statistics import average_ranks
+from mmsae.types import IMAGE, Codes, InputError
+
+
+class ClassSets(NamedTuple):
+    """Which classes each feature stands for.
+
+    Attributes:
+        sets: ``(F, C)`` bool; empty rows for features that were dropped.
+        rate: ``(F, C)`` float64 share of each class's images on which the feature is above its threshold.
+        kept: ``(F,)`` bool.
+    """
+
+    sets: Tensor
+    rate: Tensor
+    kept: Tensor
+
+
+def signed(x: Tensor, mean: Tensor) -> Tensor:
+    """``(N, 2 d)`` positive and negative parts of channels about ``mean (d,)``.
+
+    So raw channels, which fire everywhere, are judged by the same rule as codes: every channel counts as two features.
+    """
+    return torch.cat([x - mean, mean - x], 1).clamp(min=0)
+
+
+@torch.no_grad()
+def class_sets(
+    features: Tensor | Codes, labels: Tensor, classes: int,
+    threshold: float = 0.1, rate: float = 0.5, widest: float = 0.5, least: int = 20, chunk: int = 2048,
+) -> ClassSets:  # fmt: skip
+    """The classes of which most images are above a share of the feature's maximum.
+
+    Args:
+        features: ``(N, F)`` non-negative features, or codes.
+        labels: ``(N,)`` int64.
+        classes: Number of classes C.
+        threshold: A feature fires above this share of its largest value.
+        rate: A class belongs to the set where the feature fires on at least this share of its images.
+        widest: Features on more than this share of the classes are dropped.
+        least: Features that fire on fewer images than this are dropped.
+        chunk: Features at a time.
+
+    Raises:
+        InputError: A class has no image.
+    """
+    codes = isinstance(features, Codes)
+    n = torch.bincount(labels, minlength=classes)
+    if (n == 0).any():
+        raise InputError(f"class {int((n == 0).nonzero()[0])} of {classes} has no image")
+    width = features.d_sae if codes else features.shape[1]
+    rates, fired = [], []
+    for ids in torch.arange(width, device=labels.device).split(chunk):
+        z = features.gather(ids) if codes else features[:, ids]
+        on = (z > threshold * z.amax(0).clamp(min=0)).double()
+        rates.append((torch.zeros(classes, len(ids), dtype=torch.float64).index_add_(0, labels, on) / n[:, None]).T)
+        fired.append(on.sum(0))
+    share = torch.cat(rates)
+    sets = share >= rate
+    kept = (torch.cat(fired) >= least) & (sets.sum(1) <= widest * classes)
+    return ClassSets(sets & kept[:, None], share, kept)
+
+
+def placed(tree: Tree, sets: Tensor) -> dict[str, Any]:
+    """Where sets of classes lie in a tree.
+
+    Args:
+        tree: The tree.
+        sets: ``(F, C)`` bool, none of them empty.
+
+    Returns:
+        ``node``, ``height``, ``purity``: ``(F,)``; ``coverage``: share of internal nodes that are the lowest common
+        ancestor of a set with purity of at least .5; ``coverage_f1``: mean over internal nodes of the best F1 of a set
+        with the node's classes.
+    """
+    node, size = tree.lca(sets), sets.sum(1)
+    purity = size / tree.sizes[node]
+    inner = tree.internal
+    hit = torch.zeros(len(tree), dtype=torch.bool)
+    hit[node[purity >= 0.5]] = True
+    both = tree.member[inner] @ sets.to(tree.member).T
+    f1 = 2 * both / (tree.sizes[inner, None] + size[None])
+    return {
+        "node": node,
+        "height": tree.height[node],
+        "purity": purity.double(),
+        "coverage": hit[inner].double().mean().item(),
+        "coverage_f1": f1.amax(1).double().mean().item(),
+    }
+
+
+@torch.no_grad()
+def lch(tree: Tree, sets: Tensor, draws: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Height, purity and coverage of features' class sets, against the same sets with the classes exchanged at random.
+
+    Exchanging classes keeps sizes and overlaps of the sets, so features that are alike do not count as independent
+    evidence. Sets of one class have height 0 whatever the tree: they are counted, but heights and purities are means
+    over sets of two or more.
+
+    Args:
+        tree: The tree.
+        sets: ``(F, C)`` bool; empty ones are left out.
+        draws: Permutations.
+        seed: Of the draws.
+
+    Returns:
+        ``height``, ``purity``, ``coverage``, ``coverage_f1`` as ``{"value", "null", "null_sd", "p"}`` (p: share of
+        draws, with the observed one, at least as good: lower for heights, higher for the others); ``sizes``: numbers of
+        sets of no class, one and more; ``heights``: number of the latter at each height.
+    """
+    many = sets[sets.sum(1) > 0]
+    sizes = {"none": len(sets) - len(many), "one": int((many.sum(1) == 1).sum()), "more": int((many.sum(1) > 1).sum())}
+    if not sizes["more"]:
+        return {"sizes": sizes, "heights": []}
+
+    def figures(s: Tensor) -> tuple[Tensor, Tensor]:
+        at, wide = placed(tree, s), s.sum(1) > 1
+        mean = [at[k][wide].double().mean().item() for k in ("height", "purity")]
+        return torch.tensor([*mean, at["coverage"], at["coverage_f1"]], dtype=torch.float64), at["height"][wide]
+
+    value, heights = figures(many)
+    g = torch.Generator().manual_seed(seed)
+    null = torch.stack([figures(many[:, torch.randperm(tree.classes, generator=g)])[0] for _ in range(draws)])
+    good = torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64)
+    p = (1 + (null * good >= value * good - 1e-12).sum(0)) / (1 + draws)
+    names = ("height", "purity", "coverage", "coverage_f1")
+    stats = zip(names, value.tolist(), null.mean(0).tolist(), null.std(0).tolist(), p.tolist(), strict=True)
+    out: dict[str, Any] = {n: {"value": v, "null": m, "null_sd": sd, "p": q} for n, v, m, sd, q in stats}
+    return out | {"sizes": sizes, "heights": torch.bincount(heights, minlength=int(tree.height.max()) + 1).tolist()}
+
+
+@torch.no_grad()
+def tree_correlation(tree: Tree, means: Tensor, draws: int = 200, seed: int = 0) -> dict[str, float]:
+    """Spearman correlation over pairs of classes of the cosine of their mean features with their nearness in the tree.
+
+    Args:
+        tree: The tree; nearness is ``1 / (1 + path length)``.
+        means: ``(C, F)`` mean feature of each class.
+        draws: Permutations of the classes (Mantel's test, since pairs that share a class are not independent).
+        seed: Of the draws.
+
+    Returns:
+        ``value``, ``p``, ``null_sd`` and ``pairs``.
+    """
+    c = tree.classes
+    i, j = torch.triu_indices(c, c, 1)
+    unit = torch.nn.functional.normalize(means.double(), dim=1)
+    near = tree.similarity()
+
+    def centred(v: Tensor) -> Tensor:
+        r = average_ranks(v[:, None])[:, 0]
+        r = r - r.mean()
+        return r / r.norm().clamp(min=1e-12)
+
+    a = centred((unit @ unit.T)[i, j])
+    ranks = torch.zeros(c, c, dtype=torch.float64)
+    ranks[i, j] = centred(near[i, j])
+    ranks = ranks + ranks.T
+    value = a @ ranks[i, j]
+    g = torch.Generator().manual_seed(seed)
+    null = []
+    for _ in range(draws):
+        q = torch.randperm(c, generator=g)
+        null.append(a @ ranks[q[i], q[j]])
+    null = torch.stack(null)
+    p = (1 + (null >= value - 1e-12).sum().item()) / (1 + draws)
+    return {"value": value.item(), "p": p, "null_sd": null.std().item(), "pairs": len(i)}
+
+
+@torch.no_grad()
+def retrieval_coverage(
+    tree: Tree, train: Codes, train_labels: Tensor, test: Codes, test_labels: Tensor,
+    tau: float = 0.5, least: int = 20,
+) -> dict[str, Any]:  # fmt: skip
+    """For every internal node the feature and threshold with the best F1 on training images, scored on others.
+
+    The complement of coverage by class sets: a feature that fires on a third of one family's images finds it, but
+    stands for no class.
+
+    Args:
+        tree: The tree.
+        train: Codes of images on which features and thresholds are chosen.
+        train_labels: ``(N,)`` int64.
+        test: Codes of other images.
+        test_labels: ``(M,)`` int64.
+        tau: F1 from which a node counts as covered.
+        least: Test images that a node must have.
+
+    Returns:
+        ``f1``: mean over nodes; ``coverage``: share at ``tau``; ``by_depth``: ``{depth: (share, nodes)}``; ``nodes``.
+    """
+    inner = tree.internal[tree.sizes[tree.internal] < tree.classes]  # every image is below the root
+    truth = tree.member[inner].bool().T
+    enough = truth[test_labels].sum(0) >= least
+    inner, truth = inner[enough], truth[:, enough]
+    if not len(inner):
+        return {"f1": float("nan"), "coverage": float("nan"), "by_depth": {}, "nodes": 0}
+    match = match_concepts({IMAGE: train}, truth[train_labels])
+    f1 = score_concepts(match, {IMAGE: test}, truth[test_labels])[0][IMAGE]
+    depth = tree.depth[inner]
+    by_depth = {
+        int(d): ((f1[depth == d] >= tau).double().mean().item(), int((depth == d).sum())) for d in depth.unique()
+    }
+    return {
+        "f1": f1.mean().item(),
+        "coverage": (f1 >= tau).double().mean().item(),
+        "by_depth": by_depth,
+        "nodes": len(inner),
+    }
+
+
+@torch.no_grad()
+def lca_depth(tree: Tree, rows: Tensor, labels: Tensor, groups: Sequence[float] = ()) -> dict[str, Any]:
+    """Mean depth of the lowest common ancestor of the pairs of a feature's top images (sae-for-vlm, 2504.02821).
+
+    Args:
+        tree: The tree.
+        rows: ``(F, n)`` top images of each feature, -1 for none; features with fewer than n are left out.
+        labels: ``(N,)`` int64 class of every image.
+        groups: Shares of the features, in order, that make Matryoshka's nested groups.
+
+    Returns:
+        ``depth``: ``(F,)`` float64, NaN where left out; ``mode``: ``(F,)`` int64, -1 where left out; ``mean``;
+        ``groups``: mean depth per group; ``features``.
+    """
+    full = (rows >= 0).all(1)
+    c = labels[rows.clamp(min=0)]
+    i, j = torch.triu_indices(rows.shape[1], rows.shape[1], 1)
+    pairs = tree.pair_depth[c[:, i], c[:, j]]
+    depth = torch.where(full, pairs.double().mean(1), torch.nan)
+    mode = torch.where(full, pairs.mode(1).values, -1)
+    ends = (torch.tensor([0.0, *groups]).cumsum(0) * len(rows)).round().long().tolist()
+    by_group = [depth[a:b].nanmean().item() for a, b in itertools.pairwise(ends)]
+    return {
+        "depth": depth,
+        "mode": mode,
+        "mean": depth.nanmean().item(),
+        "groups": by_group,
+        "features": int(full.sum()),
+    }
+
+
+@torch.no_grad()
+def containment(codes: Codes, share: float = 0.9, ratio: float = 2.0) -> Tensor:
+    """``(E, 2)`` int64 edges (above, below): features that fire wherever a rarer one does, nearest ones only.
+
+    ``i`` is above ``j`` where at least ``share`` of the rows of ``j`` also fire ``i`` and ``i`` fires ``ratio`` times
+    as often. Of all that are above ``j`` the rarest is its parent, so a planted tree is found and not its closure.
+    """
+    on = (codes.to_dense() > 0).double()
+    n = on.sum(0)
+    above = ((on.T @ on) >= share * n[None]) & (n[:, None] >= ratio * n[None]) & (n[None] > 0)
+    rarest = torch.where(above, n[:, None], torch.inf).min(0)
+    below = rarest.values.isfinite().nonzero()[:, 0]
+    return torch.stack([rarest.indices[below], below], 1)

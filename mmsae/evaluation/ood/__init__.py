@@ -1,0 +1,1 @@
+"""``mmsae ood``: detection of images unlike the training ones."""

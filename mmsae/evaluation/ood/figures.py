@@ -1,0 +1,116 @@
+"""Tables and pictures of an OOD evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmsae.evaluation.ood.head import ID, Scored
+from mmsae.evaluation.rows import find
+from mmsae.files import atomic_file
+from mmsae.metrics.host.ood import roc
+
+COLOURS = ("#1f6f8b", "#c8553d", "#8a9b3c", "#7a5195", "#bc8034", "#4d4d4d")
+TITLES = {"auroc": "AUROC", "fpr95_ood_positive": "FPR95, OOD positive", "fpr95_id_positive": "FPR95, ID positive",
+          "aupr_in": "AUPR, ID positive", "aupr_out": "AUPR, OOD positive"}  # fmt: skip
+
+
+def keys_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """``(control, features, score)`` of all detectors in the rows, in their order."""
+    return list(dict.fromkeys((r["control"], r["features"], r["score"]) for r in rows if "auroc" in r))
+
+
+def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], figure: str = "auroc") -> list[list[Any]]:
+    """One row per detector: control, features, score, the figure on every set, and the means over near and far."""
+    value = {(r["control"], r["features"], r["score"], r["set"]): r[figure] for r in rows if figure in r}
+    groups = [g for g in ("near", "far") if any(k[3] == g for k in value)]
+    return [["control", "features", "score", *names, *groups]] + [
+        [*key, *(value.get((*key, s)) for s in (*names, *groups))] for key in keys_of(rows)
+    ]
+
+
+def markdown(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], notes: Sequence[str] = (), warnings: Sequence[str] = ()
+) -> str:
+    """All figures as tables, best of each column in bold, with n, notes and warnings."""
+    out = []
+    accuracy = find(rows, score="id_accuracy")
+    n_id = next((r["n_id"] for r in rows if "n_id" in r), 0)
+    counts = {r["set"]: r["n_ood"] for r in rows if r["set"] in names}
+    out.append(f"{n_id:,} ID test images; OOD: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()) + ".")
+    if accuracy:
+        whose = [r["features"] + (f" ({r['control']})" if r["control"] else "") for r in accuracy]
+        said = ", ".join(f"{who} {r['value']:.3f}" for who, r in zip(whose, accuracy, strict=True))
+        out.append(f"ID accuracy of the classifiers: {said}.")
+    for figure, title in TITLES.items():
+        header, *body = table(rows, names, figure)
+        best = min if figure.startswith("fpr") else max
+        top = [best((r[c] for r in body if r[c] is not None), default=None) for c in range(3, len(header))]
+        out += ["", f"{title}:", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        for r in body:
+            cells = [
+                "–" if v is None else f"**{v:.3f}**" if round(v, 3) == round(top[c], 3) else f"{v:.3f}"
+                for c, v in enumerate(r[3:])
+            ]
+            out.append(f"| {' | '.join([*r[:3], *cells])} |")
+    for title, lines in (("Warnings", warnings), ("Notes", notes)):
+        out += ["", f"{title}:", "", *(f"- {line}" for line in lines)] if lines else []
+    return "\n".join(out) + "\n"
+
+
+def leaders(scored: Scored, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Detectors worth a picture: the two best on raw features, the two best through the SAE, the best control."""
+    mean = {
+        key: float(np.mean([r["auroc"] for r in find(scored.rows, control=key[0], features=key[1], score=key[2])
+                            if r["set"] in names]))
+        for key in keys_of(scored.rows)
+    }  # fmt: skip
+    groups = {
+        "raw": ([k for k in mean if not k[0] and k[1] in ("raw", "embed")], 2),
+        "sae": ([k for k in mean if not k[0] and k[1] not in ("raw", "embed")], 2),
+        "control": ([k for k in mean if k[0]], 1),
+    }
+    return [k for keys, n in groups.values() for k in sorted(keys, key=mean.get, reverse=True)[:n]]
+
+
+def plot_ood(scored: Scored, names: Sequence[str], path: str | Path) -> Path:
+    """ROC curves of the leading detectors, and the distribution of the best one's confidences, for every OOD set."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = leaders(scored, names)
+    figure = Figure(figsize=(3.4 * len(names), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False)
+    best = next((k for k in shown if not k[0] and k[1] not in ("raw", "embed")), shown[0])
+    for top, bottom, name in zip(*axes, names, strict=True):
+        for (control, kind, score), colour in zip(shown, COLOURS, strict=False):
+            conf = scored.conf[control, score, kind]
+            fpr, tpr = roc(conf[ID], conf[name])
+            label = " ".join(filter(None, (f"[{control}]" if control else "", score, kind)))
+            top.plot(fpr, tpr, color=colour, lw=1.4, ls="--" if control else "-", label=label)
+        top.plot([0, 1], [0, 1], color="#bbbbbb", lw=0.8)
+        top.set(title=name, xlabel="ID flagged", ylabel="OOD flagged" if name == names[0] else "")
+        conf = scored.conf[best[0], best[2], best[1]]
+        _distributions(bottom, conf[ID], conf[name])
+        bottom.set(xlabel=f"{best[2]} on {best[1]} (larger = more ID)", ylabel="density" if name == names[0] else "")
+    axes[0, -1].legend(frameon=False, fontsize=7, loc="lower right")
+    axes[1, -1].legend(frameon=False, fontsize=8)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    with atomic_file(path) as temp:
+        figure.savefig(temp, format="png", dpi=120)
+    return Path(path)
+
+
+def _distributions(axis: Any, inside: Tensor, out: Tensor) -> None:
+    both = np.concatenate([inside.numpy(), out.numpy()])
+    edges = np.linspace(*np.percentile(both, [0.5, 99.5]), 41)
+    edges = np.unique(edges) if edges[0] < edges[-1] else np.linspace(edges[0] - 1, edges[0] + 1, 41)
+    for values, label, colour in ((inside, "ID", COLOURS[0]), (out, "OOD", COLOURS[1])):
+        clipped = np.clip(values.numpy(), edges[0], edges[-1])
+        axis.hist(clipped, edges, density=True, alpha=0.55, color=colour, label=label)

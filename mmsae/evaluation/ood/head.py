@@ -1,0 +1,158 @@
+"""OOD detection as one head: every detector on raw features, codes, reconstruction and residual, beside controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.evaluation.features import KINDS, Features, with_sae
+from mmsae.evaluation.ood import detectors as d
+from mmsae.evaluation.ood.fit import DISTANCES, LOGITS, NATIVE, Fitted, Setup, fit_detectors
+from mmsae.evaluation.pooling import Sums, Through
+from mmsae.evaluation.rows import row
+from mmsae.metrics.host.ood import OODMetrics, auroc_interval, ood_metrics
+from mmsae.sae import SAE, random_control
+from mmsae.types import IMAGE, Codes
+
+ID = "id"
+CONTROLS = ("random", "pca", "statistics")
+
+
+def pca_control(train: Features, k: int) -> Callable[[Features], Features]:
+    """Features in which the SAE is replaced by the k leading principal components of the training features."""
+    k = max(1, min(k, train.x.shape[1] - 1))
+    mean = train.x.double().mean(0)
+    x = train.x.double() - mean
+    basis = torch.linalg.eigh(x.T @ x / len(x)).eigenvectors.flip(1)[:, :k]
+
+    def change(f: Features) -> Features:
+        z = (f.x.double() - mean) @ basis
+        recon = (mean + z @ basis.T).float()
+        codes = Codes(z.float(), None, k, f.z.modality)
+        return f.through(Through(codes, recon, Sums.of(f.x, recon, codes, torch.arange(f.n), f.n)))
+
+    return change
+
+
+class Scored(NamedTuple):
+    """What the head returns.
+
+    Attributes:
+        rows: Uniform rows; ``value`` is the AUROC, beside it the other figures of ``OODMetrics``.
+        conf: ``{(control, score, features): {set: (n,) confidences}}``; the set ``id`` is the ID test set.
+        chosen: ``{control: {"score/kind": setting}}``.
+        notes: What a reader must know.
+        edges: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`).
+    """
+
+    rows: list[dict[str, Any]]
+    conf: dict[tuple[str, str, str], dict[str, Tensor]]
+    chosen: dict[str, dict[str, float]]
+    notes: list[str]
+    edges: list[str]
+
+
+def ood_head(
+    setup: Setup,
+    test: Features,
+    ood: Mapping[str, Features],
+    *,
+    sae: SAE | None = None,
+    near: Sequence[str] = (),
+    kinds: Sequence[str] = KINDS,
+    scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE),
+    controls: Sequence[str] = CONTROLS,
+    random: Callable[[str, Features], Features] | None = None,
+    heads: Mapping[str, Mapping[str, d.Head]] = {},
+    modality: str = IMAGE,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda said: None,
+) -> Scored:
+    """Score all detectors and controls on all sets.
+
+    Args:
+        setup: What detectors are fitted and chosen on.
+        test: ID test images.
+        ood: ``{name: features}`` of the OOD test sets.
+        sae: The SAE, for the ``random`` control (one of equal size with fresh weights).
+        near: Names of the near-OOD sets; the others are far.
+        kinds: Kinds of features.
+        scores: Detectors.
+        controls: ``random``, ``pca`` (as many components as latents are on per row), ``statistics`` (a Gaussian on
+            plain picture statistics).
+        random: ``(set name, features) -> features`` of the random SAE where they cannot be computed from ``x``.
+        heads: ``{control: classifiers}`` where ``setup.heads`` are not linear probes either.
+        modality: Whose SAE.
+        seed: Of the random SAE.
+        say: Told what is fitted next; nobody by default.
+    """
+    sets = {ID: test, **ood}
+    out = Scored([], {}, {}, [], [])
+    say(f"{len(scores)} detectors on {', '.join(kinds)}, fitted on {setup.train.n:,} images")
+    _score(out, "", fit_detectors(setup, kinds, scores), sets)
+    coded = [k for k in kinds if k in ("code", "recon", "resid")]
+    if "random" in controls and sae is not None:
+        say("the same through random weights")
+        fresh = random_control(sae, seed)
+        change = random or (lambda _, f: with_sae(f, fresh, modality))
+        named = iter(("train", "val", "val_ood"))
+        again = setup.same_sae(lambda f: change(next(named), f))._replace(heads=heads.get("random", {}))
+        changed = {name: change(name, f) for name, f in sets.items()}
+        _score(out, "random", fit_detectors(again, coded, scores), changed)
+    if "pca" in controls:
+        k = round(setup.train.l0)
+        say(f"the same through {k} principal components")
+        change = pca_control(setup.train, k)
+        again = setup.same_sae(change)._replace(heads=heads.get("pca", {}))
+        own = [s for s in scores if s not in NATIVE or s == "recon"]
+        changed = {name: change(f) for name, f in sets.items()}
+        _score(out, "pca", fit_detectors(again, coded, own), changed)
+        out.notes.append(f"control pca: {changed[ID].z.d_sae} components, the mean number of latents on per row")
+    if "statistics" in controls and all(f.stats is not None for f in (setup.train, *sets.values())):
+        detector = d.MDS(d.Gaussians.fit(setup.train.stats))
+        _score(out, "statistics", Fitted({("mds", "pixels"): lambda f: detector(f.stats)}, {}, {}, []), sets)
+    out.rows.extend(group_means(out.rows, list(ood), near))
+    return out
+
+
+def _score(out: Scored, control: str, fitted: Fitted, sets: Mapping[str, Features]) -> None:
+    """Confidences and rows of all detectors on all sets."""
+    prefix = f"control {control}: " if control else ""
+    out.notes.extend(prefix + note for note in dict.fromkeys(fitted.notes))
+    out.edges.extend(prefix + edge for edge in fitted.edges)
+    out.chosen[control] = fitted.chosen
+    known = sets[ID].labels >= 0
+    for kind, classifier in fitted.classifiers.items():
+        hit = (classifier(sets[ID]).argmax(1) == sets[ID].labels)[known].double()
+        out.rows.append(row("ood", ID, "id_accuracy", kind, hit.mean().item(), len(hit), control))
+    for (score, kind), detector in fitted.detectors.items():
+        conf = {name: detector(f) for name, f in sets.items()}
+        out.conf[control, score, kind] = conf
+        for name, values in conf.items():
+            if name == ID:
+                continue
+            m = ood_metrics(conf[ID], values)
+            low, high = auroc_interval(conf[ID], values)
+            figures = m._asdict()
+            out.rows.append(row("ood", name, score, kind, m.auroc, m.n_id + m.n_ood, control, low=low, high=high,
+                                **figures))  # fmt: skip
+
+
+def group_means(rows: Sequence[Mapping[str, Any]], names: Sequence[str], near: Sequence[str]) -> list[dict[str, Any]]:
+    """Unweighted means over the near sets and over the far ones, as rows of the sets ``near`` and ``far``."""
+    figures = OODMetrics._fields[:5]
+    out = []
+    for group, members in (("near", set(near) & set(names)), ("far", set(names) - set(near))):
+        by: dict[tuple, list] = {}
+        for r in rows:
+            if r["set"] in members:
+                by.setdefault((r["control"], r["score"], r["features"]), []).append(r)
+        for (control, score, kind), some in by.items():
+            mean = {k: sum(r[k] for r in some) / len(some) for k in figures}
+            n = sum(r["n_ood"] for r in some)
+            out.append(row("ood", group, score, kind, mean["auroc"], some[0]["n_id"] + n, control, sets=len(some),
+                           **mean, n_id=some[0]["n_id"], n_ood=n))  # fmt: skip
+    return out

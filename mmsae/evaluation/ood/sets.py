@@ -1,0 +1,237 @@
+"""The sets of an OOD evaluation: ID images split by their uid, OOD sets by name, and what they must not share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.evaluation.features import Features, load_features
+from mmsae.evaluation.labels import plain
+from mmsae.evaluation.ood.head import ID
+from mmsae.filtering.selection import draw
+from mmsae.hosts import Backbone
+from mmsae.sae import SAE
+from mmsae.types import InputError
+
+SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
+GRID = 4  # a picture is cut into GRID x GRID pieces to scramble it
+
+
+class Sources(NamedTuple):
+    """What an evaluation reads; plain values.
+
+    Attributes:
+        id: ID shards: all of them, or where ``train`` is given those of the test.
+        ood: ``{name: shards}``.
+        train: ID shards for fitting, and for choosing where ``val`` is empty; empty: a part of ``id``.
+        val: ID shards for choosing; empty: a part of ``train``.
+        ood_val: OOD validation shards; empty: made from ID validation images.
+        label: Field of the ID labels.
+        classes: Label values, if not those that occur.
+        ood_label: Field that ``exclude`` is about; empty: ``label``.
+        exclude: Label values or class names left out of the OOD sets.
+        limit: At most so many images per set.
+        fit_limit: The same for ``train`` and ``val``; None: ``limit``.
+        pool: See ``load_features``.
+        batch_size: Images per forward pass.
+        workers: Decoding processes.
+        embed: Whether to keep the host's own embeddings.
+        progress: Whether to show bars.
+        cache: See ``load_features``.
+        others: See ``load_features``.
+    """
+
+    id: Any
+    ood: Mapping[str, Any]
+    train: Any = ""
+    val: Any = ""
+    ood_val: Mapping[str, Any] = {}
+    label: str = "cls"
+    classes: Sequence[Any] | None = None
+    ood_label: str = ""
+    exclude: Sequence[str] = ()
+    limit: int | None = None
+    fit_limit: int | None = None
+    pool: str = "max"
+    batch_size: int = 256
+    workers: int = 0
+    embed: bool = False
+    progress: bool = True
+    cache: str = ""
+    others: Mapping[str, Any] = {}
+
+
+class Sets(NamedTuple):
+    """Features of all sets.
+
+    Attributes:
+        train: ID images to fit on.
+        val: ID images to choose on.
+        test: ID images to score.
+        val_ood: The OOD validation set.
+        ood: ``{name: features}``.
+        notes: What was left out.
+        val_ood_is: What the OOD validation set is.
+    """
+
+    train: Features
+    val: Features
+    test: Features
+    val_ood: Features
+    ood: dict[str, Features]
+    notes: list[str]
+    val_ood_is: str
+
+    def by_name(self) -> dict[str, Features]:
+        """``{train, val, val_ood, id, ...: features}``."""
+        return {"train": self.train, "val": self.val, "val_ood": self.val_ood, ID: self.test, **self.ood}
+
+
+def named_shards(arguments: Sequence[str], flag: str) -> dict[str, str]:
+    """``{name: shards}`` of arguments like ``NAME=SHARDS``.
+
+    Raises:
+        InputError: No ``=``, a name twice, or one that means something else.
+    """
+    out: dict[str, str] = {}
+    for argument in arguments:
+        name, sep, shards = argument.partition("=")
+        if not sep or not name or not shards:
+            raise InputError(f"{flag} {argument!r} is not NAME=SHARDS")
+        if name in out or name in (ID, "near", "far", "train", "val", "val_ood"):
+            raise InputError(f"{flag} names {name!r} twice" if name in out else f"{flag} {name!r}: choose another name")
+        out[name] = shards
+    return out
+
+
+def split_of(uid: str, parts: Sequence[str]) -> str:
+    """Which of some parts (keys of :data:`SHARES`) a sample belongs to, by a hash of its uid."""
+    at = draw(uid, 5) * sum(SHARES[p] for p in parts)
+    for p in parts:
+        at -= SHARES[p]
+        if at < 0:
+            return p
+    return parts[-1]
+
+
+def load_sets(host: Backbone, sae: SAE, what: Sources) -> Sets:
+    """Run host and SAE over all shards.
+
+    Raises:
+        InputError: Fewer than two training images, or none of a set; ``val`` or ``fit_limit`` without ``train``.
+    """
+    if not what.train and (what.val or what.fit_limit is not None):
+        raise InputError(f"{'--val' if what.val else '--fit-limit'} goes with training shards: give --train")
+    common = {"pool": what.pool, "batch_size": what.batch_size, "workers": what.workers, "embed": what.embed,
+              "progress": what.progress, "limit": what.limit, "cache": what.cache, "others": what.others}  # fmt: skip
+    fit = common if what.fit_limit is None else {**common, "limit": what.fit_limit}
+    fit_parts = ["train", *([] if what.val else ["val"]), *([] if what.train else ["test"])]
+    whole = load_features(host, sae, what.train or what.id, label=what.label, classes=what.classes, desc=ID, **fit)
+    parts = {p: torch.tensor([split_of(u, fit_parts) == p for u in whole.uids]) for p in fit_parts}
+    if empty := [p for p, at in parts.items() if not at.any()]:
+        raise InputError(f"the {whole.n} ID images leave none for {empty[0]}; give more, or --train")
+    split = {p: whole.rows(at) for p, at in parts.items()}
+    if what.train:
+        split["test"] = load_features(
+            host, sae, what.id, label=what.label, classes=whole.values, desc="id test", **common
+        )
+    if what.val:
+        split["val"] = load_features(
+            host, sae, what.val, label=what.label, classes=whole.values, desc="id validation", **fit
+        )
+    split, notes = _compact(split, whole, what.label)
+    ood = {
+        name: load_features(
+            host, sae, shards, label=what.ood_label or what.label, labelled=False, exclude=what.exclude, desc=name,
+            **common,
+        )
+        for name, shards in what.ood.items()
+    }  # fmt: skip
+    if what.ood_val:
+        (name, shards), *more = what.ood_val.items()
+        if more:
+            raise InputError(f"--ood-val has {1 + len(more)} sets, one is used: give its shards as one pattern")
+        val_ood, said = load_features(host, sae, shards, label="", desc=name, **common), f"the set {name}"
+    else:
+        uids = set(split["val"].uids)
+        val_ood = load_features(
+            host, sae, what.val or what.train or what.id, label="", keep=uids.__contains__, change=generated,
+            changed="generated", desc="ood validation", **{**fit, "limit": None},
+        )  # fmt: skip
+        said = f"generated from the {val_ood.n} ID validation images: half scrambled pieces, half noise of equal colour"
+    return Sets(split["train"], split["val"], split["test"], val_ood, ood, notes, said)
+
+
+def _compact(split: dict[str, Features], whole: Features, label: str) -> tuple[dict[str, Features], list[str]]:
+    """The same sets with the classes that have training images, numbered without gaps; others are left out, said so."""
+    if not label:
+        split = {p: f._replace(labels=torch.zeros(f.n, dtype=torch.long), names=["id"]) for p, f in split.items()}
+        return split, []
+    notes = []
+    present = split["train"].labels.clamp(min=-1).unique()
+    present = present[present >= 0]
+    if not len(present):
+        raise InputError(f"none of the {split['train'].n} ID training images has a label in {label!r} that is a class")
+    new = torch.full((len(whole.names) + 1,), -1)
+    new[present] = torch.arange(len(present))
+    missing = [whole.names[i] for i in range(len(whole.names)) if new[i] < 0]
+    if missing:
+        notes.append(f"classes without training images are left out: {', '.join(missing[:10])}")
+    out = {}
+    for p, f in split.items():
+        labels = new[f.labels]  # -1 takes the last entry, which is -1
+        if gone := int((labels < 0).sum()):
+            notes.append(f"{gone} of {f.n} ID {p} images have no class with training images and are left out")
+        if gone == f.n:
+            raise InputError(f"none of the {f.n} ID {p} images is of a class that has training images")
+        names, values = ([column[i] for i in present.tolist()] for column in (f.names, f.values))
+        out[p] = f._replace(labels=labels, names=names, values=values).rows(labels >= 0)
+    return out, notes
+
+
+def shared_classes(train: Features, ood: Mapping[str, Features]) -> dict[str, list[str]]:
+    """``{OOD set: class names that the ID set has, too}``; names that are bare numbers do not count."""
+    named = {plain(n) for n in (*train.names, *train.said)}
+    named = {n for n in named if n and not n.lstrip("-").isdigit()}
+    found = {name: sorted(n for n in f.said if plain(n) in named) for name, f in ood.items()}
+    return {name: shared for name, shared in found.items() if shared}
+
+
+def shared_images(name: str, test: Features, seen: Sequence[str], what: str) -> list[str]:
+    """A warning where images of a test set are among those that were seen before."""
+    same = len(set(test.uids) & set(seen))
+    why = "equal uids: one picture in both, or tars of one name whose keys repeat"
+    return [f"{same} of the {test.n} {name} images are {what} images, too ({why})"] if same else []
+
+
+def generated(images: Tensor) -> Tensor:
+    """OOD images made of ID ones ``(B, 3, H, W)``: even rows scrambled in pieces, odd rows noise of the same colours.
+
+    Deterministic: the draw is seeded with the batch's shape.
+    """
+    g = torch.Generator().manual_seed(images.shape[0])
+    out = images.clone()
+    if len(odd := images[1::2]):
+        mean, std = odd.mean((2, 3), keepdim=True), odd.std((2, 3), keepdim=True)
+        out[1::2] = mean + std * torch.randn(odd.shape, generator=g)
+    h, w = (n // GRID * GRID for n in images.shape[2:])
+    even = images[::2, :, :h, :w]
+    pieces = even.unflatten(3, (GRID, -1)).unflatten(2, (GRID, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    order = torch.rand(len(even), GRID * GRID, generator=g).argsort(1)
+    pieces = pieces[torch.arange(len(even))[:, None], order].unflatten(1, (GRID, GRID))
+    out[::2, :, :h, :w] = pieces.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+    return out
+
+
+def keep_names(near: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The near sets, checked.
+
+    Raises:
+        InputError: A name that no OOD set has.
+    """
+    if unknown := [n for n in near if n not in names]:
+        raise InputError(f"--near names {unknown[0]!r}, the OOD sets are {', '.join(names)}")
+    return list(near)

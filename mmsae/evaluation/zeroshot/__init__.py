@@ -1,0 +1,1 @@
+"""``mmsae zeroshot``: classification by class names."""

@@ -1,0 +1,171 @@
+"""Zero-shot classification: from host embeddings, reconstructions, codes, and embeddings enhanced by codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmsae.metrics.pairs.retrieval import cosine_to, cosine_to_few
+from mmsae.metrics.statistics import pessimistic_ranks
+from mmsae.types import IMAGE, TEXT, Codes, InputError
+
+ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
+CONCEPTS = ("code", "recon")
+
+
+class Sae(Protocol):
+    """What this task needs of an SAE."""
+
+    def encode(self, x: Tensor, modality: str | None = None) -> Codes:
+        """Codes of ``(N, d)`` raw activations."""
+
+    def decode(self, codes: Codes, modality: str | None = None) -> Tensor:
+        """``(N, d)`` reconstruction in the units of x."""
+
+
+def pool_templates(embeddings: Tensor) -> Tensor:
+    """``(C, d)`` unit class vectors from ``(C, T, d)`` template embeddings: normalise, mean, normalise.
+
+    Without the first normalisation templates would count by their norm.
+    """
+    return normalize(normalize(embeddings, dim=-1).mean(1), dim=-1)
+
+
+@torch.no_grad()
+def class_embeddings(
+    embed: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str], batch_size: int = 1024
+) -> Tensor:
+    """``(C, d)`` class embeddings from prompt templates.
+
+    They have the mean norm of the template embeddings, not 1: cosines do not care, and an SAE trained on raw embeddings
+    sees the scale it knows.
+
+    Args:
+        embed: Texts to their ``(n, d)`` raw text embeddings.
+        classes: Class names.
+        templates: With one ``{}`` each for the class name.
+        batch_size: Prompts per call of ``embed``.
+
+    Raises:
+        InputError: A template without ``{}``.
+    """
+    if bad := [t for t in templates if "{}" not in t]:
+        raise InputError(f"template {bad[0]!r} has no {{}} for the class name")
+    prompts = [t.replace("{}", c) for c in classes for t in templates]
+    rows = torch.cat([embed(prompts[i : i + batch_size]) for i in range(0, len(prompts), batch_size)]).float()
+    rows = rows.unflatten(0, (len(classes), len(templates)))
+    return pool_templates(rows) * rows.norm(dim=-1).mean()
+
+
+def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Share of rows of ``scores (N, C)`` whose label is among the k best; exact ties count against the label."""
+    return hits(scores, labels, k).double().mean().item()
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the top-1 accuracy within the class."""
+    labels = labels.to(scores.device)
+    hit, n = (torch.bincount(labels, w, scores.shape[1]) for w in (hits(scores, labels, 1).double(), None))
+    return (hit[n > 0] / n[n > 0]).mean().item()
+
+
+def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """``(N,)`` bool: whose label is among the k best scores; exact ties count against the label."""
+    right = torch.nn.functional.one_hot(labels.to(scores.device), scores.shape[1]).bool()
+    return pessimistic_ranks(scores, right, tie=0.0) < k
+
+
+@torch.no_grad()
+def zero_shot_scores(sae: Sae, x: Tensor, classes: Tensor, chunk: int = 8192) -> dict[str, Tensor]:
+    """Cosines of N images with C classes, in three spaces.
+
+    Args:
+        sae: Encodes images as ``image`` and class embeddings as ``text``.
+        x: ``(N, d)`` raw image embeddings.
+        classes: ``(C, d)`` class embeddings.
+        chunk: Images at a time.
+
+    Returns:
+        ``raw`` (embeddings), ``recon`` (reconstructions of both sides) and ``code`` (codes), each ``(N, C)``.
+    """
+    classes = classes.to(x.device)  # and so are all scores, wherever the SAE is
+    h = sae.encode(classes, TEXT)
+    to = {"raw": cosine_to(classes), "recon": cosine_to(sae.decode(h, TEXT)), "code": cosine_to_few(h)}
+    out: dict[str, list[Tensor]] = {name: [] for name in to}
+    for part in x.split(chunk):
+        z = sae.encode(part, IMAGE)
+        for name, q in (("raw", part), ("recon", sae.decode(z, IMAGE)), ("code", z)):
+            out[name].append(to[name](q).to(x.device))
+    return {name: torch.cat(v) for name, v in out.items()}
+
+
+def enhance(raw: Tensor, concept: Tensor, alpha: float) -> Tensor:
+    """``cos(x, c) + alpha cos(h_x, h_c)``; at ``alpha = 0`` exactly ``raw`` (VL-SAE, arXiv 2510.21323)."""
+    return raw + alpha * concept if alpha else raw
+
+
+def tune_alpha(
+    scores: dict[str, Tensor], labels: Tensor, concept: str = "code", alphas: Sequence[float] = ALPHAS
+) -> tuple[float, dict[float, float]]:
+    """The alpha with the best top-1 (the smallest among equals), and ``{alpha: top-1}``; 0 is always tried.
+
+    Args:
+        scores: Of the tuning images, from :func:`zero_shot_scores`.
+        labels: ``(N,)`` their classes.
+        concept: Which of the scores enhances ``raw``.
+        alphas: Grid.
+    """
+    tuning = {a: accuracy(enhance(scores["raw"], scores[concept], a), labels) for a in sorted({0.0, *alphas})}
+    return max(tuning, key=lambda a: (tuning[a], -a)), tuning
+
+
+def zero_shot(
+    sae: Sae,
+    x: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    tune: tuple[Tensor, Tensor],
+    *,
+    concept: str = "code",
+    alphas: Sequence[float] = ALPHAS,
+) -> dict[str, Any]:
+    """Zero-shot classification through an SAE, always beside the plain host.
+
+    Args:
+        sae: A trained SAE.
+        x: ``(N, d)`` raw image embeddings to score on.
+        labels: ``(N,)`` int64 classes.
+        classes: ``(C, d)`` from :func:`class_embeddings`.
+        tune: ``(x, labels)`` of other images, on which alone alpha is chosen (top-1, the smallest among equals).
+        concept: What enhances: cosine of the ``code`` or of the ``recon``.
+        alphas: Grid; 0 is always tried.
+
+    Returns:
+        Top-1 accuracies ``raw``, ``recon``, ``code`` and ``enhanced`` with its ``alpha``; ``top5`` and ``balanced``
+        with the same four keys; ``tuning``: ``{alpha: top-1 on the tuning split}``; ``classes`` and ``images``.
+
+    Raises:
+        InputError: An unknown ``concept``, or labels outside the classes.
+    """
+    if concept not in CONCEPTS:
+        raise InputError(f"concept is {concept!r}, expected one of {CONCEPTS}")
+    for name, y in (("test", labels), ("tuning", tune[1])):
+        if len(y) and int(y.max()) >= len(classes):
+            raise InputError(f"{name} labels go up to {int(y.max())} but there are {len(classes)} classes")
+    alpha, tuning = tune_alpha(zero_shot_scores(sae, tune[0], classes), tune[1], concept, alphas)
+    scores = zero_shot_scores(sae, x, classes)
+    scores["enhanced"] = enhance(scores["raw"], scores[concept], alpha)
+    return {
+        **{name: accuracy(s, labels) for name, s in scores.items()},
+        "alpha": alpha,
+        "concept": concept,
+        "top5": {name: accuracy(s, labels, 5) for name, s in scores.items()},
+        "balanced": {name: balanced_accuracy(s, labels) for name, s in scores.items()},
+        "tuning": tuning,
+        "classes": len(classes),
+        "images": len(labels),
+    }

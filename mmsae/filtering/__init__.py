@@ -1,0 +1,1 @@
+"""``mmsae filter``: keep the best image-text pairs, and say why."""

@@ -1,0 +1,1 @@
+"""Hosts with two towers, or one, of other libraries."""

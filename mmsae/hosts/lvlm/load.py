@@ -1,0 +1,200 @@
+"""Loading vision-language models from the hub or a folder; the two are the same code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.hosts.loaded import Loaded, silent
+from mmsae.types import IMAGE, TEXT, InputError
+
+
+@contextmanager
+def quiet(folder: str | Path | None = None) -> Iterator[None]:
+    """Without transformers' progress bars where there is nothing to wait for: writing, or a folder under 200 MB."""
+    from transformers.utils import logging
+
+    path = Path(folder) if folder is not None else None
+    small = path is None or (path.is_dir() and sum(p.stat().st_size for p in path.iterdir()) < 2e8)
+    hide = small and logging.is_progress_bar_enabled()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
+
+
+def load_config(folder: str, **options: Any) -> Any:
+    """The model's configuration, without weights.
+
+    Raises:
+        ValueError or OSError: transformers does not know it.
+    """
+    import transformers
+
+    import mmsae.hosts.lvlm.open_clip_tower  # noqa: F401  registers the tower of the tiny LLaVA
+
+    return transformers.AutoConfig.from_pretrained(folder, **options)
+
+
+def layer_width(folder: str, site: str) -> int:
+    """Width of a site at a decoder layer's input or output, from the configuration alone.
+
+    Raises:
+        InputError: Another kind of site, whose width only the model knows.
+    """
+    parts = site.partition("[")[0].partition(":")[0].split(".")
+    if len(parts) < 2 or parts[-2] != "layers" or not parts[-1].isdigit():
+        raise InputError(f"the width of site {site!r} cannot be told without loading host lvlm:{folder}; name a layer.")
+    try:
+        return load_config(folder).get_text_config().hidden_size
+    except (OSError, ValueError, json.JSONDecodeError) as e:
+        raise InputError(f"the configuration of host lvlm:{folder} cannot be read: {str(e).splitlines()[0]}") from e
+
+
+def load_model(folder: str, device: Any, precision: str, random: bool, **options: Any) -> tuple[Any, Any, Loaded]:
+    """Model, processor, and which of the model's weights were in the files.
+
+    Args:
+        folder: Hub id or folder.
+        device: Where the model goes; not used with a ``device_map``.
+        precision: ``bf16`` and ``fp16`` load weights of that type; ``fp32`` leaves it to ``dtype``.
+        random: Take the configuration only.
+        **options: For ``from_pretrained``: ``dtype`` (default ``auto``, the checkpoint's own), ``device_map``,
+            ``attn_implementation``, ``revision``, ``cache_dir``, ``quantization_config``, ...
+    """
+    import transformers
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = options.pop("dtype", None) or half or "auto"
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise InputError(f"dtype {dtype!r} is none of torch.")
+        dtype = getattr(torch, dtype)
+    shared = {k: options[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in options}
+    config = load_config(folder, **shared)
+    auto = transformers.AutoModelForImageTextToText
+    if random:
+        model, found = auto.from_config(config, **({} if dtype == "auto" else {"dtype": dtype})), Loaded(0, [], [])
+    else:
+        options.setdefault("ignore_mismatched_sizes", True)  # refused by its caller, with names and shapes
+        with quiet(folder), silent():
+            model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        found = Loaded.of(model, info)
+    if "device_map" not in options:
+        model = model.to(device)
+    return model, transformers.AutoProcessor.from_pretrained(folder, **shared), found
+
+
+def decoder_path(model: Any) -> str:
+    """Module path of the language model (in transformers 4 it is not inside ``model``)."""
+    decoder = model.get_decoder()
+    return next(name for name, module in model.named_modules() if module is decoder)
+
+
+def plain_config(config: Any) -> Any:
+    """A configuration without what does not change outputs: folders, versions, and dtypes (weights have them)."""
+    if isinstance(config, dict):
+        drop = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_internal")
+        return {str(k): plain_config(v) for k, v in config.items() if k not in drop}
+    if isinstance(config, (list, tuple)):
+        return [plain_config(v) for v in config]
+    return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
+
+
+PAD, SPECIAL, TEMPLATE, QUESTION, ANSWER, PATCH, BREAK = range(7)
+
+#: ``{policy: modality of the site}``; a site of ``all`` is of the sequence, which is the language model's.
+POLICIES = {"image": IMAGE, "text": TEXT, "text_all": TEXT, "all": TEXT, "image_mean": IMAGE, "text_mean": TEXT}
+MEANS = ("image_mean", "text_mean")
+
+
+class Vocabulary(NamedTuple):
+    """The token ids that are no words.
+
+    Attributes:
+        image: Id of the image token.
+        special: Ids of special tokens (BOS, EOS, padding, role marks), without ``<unk>``, which stands for a word.
+    """
+
+    image: int
+    special: tuple[int, ...]
+
+    def classify(self, ids: Tensor, content: int = QUESTION) -> Tensor:
+        """``(B, T) uint8`` kinds as far as ids tell them: PATCH, SPECIAL, and ``content`` for everything else."""
+        kinds = torch.full_like(ids, content, dtype=torch.uint8)
+        kinds[torch.isin(ids, torch.tensor(self.special, device=ids.device))] = SPECIAL
+        kinds[ids == self.image] = PATCH
+        return kinds
+
+    @classmethod
+    def of(cls, tokenizer: object, image: int, more: Collection[int] = ()) -> Vocabulary:
+        """From a tokenizer of transformers."""
+        keep = {getattr(tokenizer, "unk_token_id", None)} - {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        added = [i for i, t in tokenizer.added_tokens_decoder.items() if t.special]
+        return cls(image, tuple(sorted({*tokenizer.all_special_ids, *added, *more} - keep)))
+
+
+class Span(NamedTuple):
+    """The tokens of one forward call.
+
+    Attributes:
+        kinds: ``(B, T) uint8``.
+        position: ``(B, T)`` place in the item's own sequence, padding not counted.
+        start: Tokens before these that the call finds in the cache; 0 in a prefill.
+    """
+
+    kinds: Tensor
+    position: Tensor
+    start: int
+
+
+def span_of(ids: Tensor, attention: Tensor | None, start: int, vocabulary: Vocabulary, known: Tensor | None) -> Span:
+    """What the tokens of a call are.
+
+    Args:
+        ids: ``(B, T)`` token ids of the call.
+        attention: ``(B, start + T)`` 0 for padding; None where the call has none of that form.
+        start: Tokens in the cache.
+        vocabulary: Of the host.
+        known: ``(b, L)`` kinds of the batch that the call is about; ``B`` is a multiple of ``b`` (beams). Tokens
+            beyond L were generated: content, unless special.
+    """
+    n = ids.shape[1]
+    kinds = vocabulary.classify(ids, QUESTION if known is None else ANSWER)
+    if known is not None and start < known.shape[1]:
+        seen = known[:, start : start + n].to(kinds.device)
+        kinds[:, : seen.shape[1]] = seen.repeat_interleave(len(ids) // len(known), 0)
+    if attention is None or attention.shape != (len(ids), start + n):
+        return Span(kinds, torch.arange(start, start + n, device=ids.device).expand_as(ids), start)
+    attention = attention.to(kinds.device)
+    kinds[attention[:, start:] == 0] = PAD
+    return Span(kinds, (attention.long().cumsum(1) - 1).clamp(min=0)[:, start:], start)
+
+
+def select(policy: str, kinds: Tensor) -> Tensor:
+    """``(B, T) bool``: the tokens that a policy takes (the means: which ones they average)."""
+    image, text = kinds >= PATCH, (kinds != PAD) & (kinds < PATCH)
+    if policy in ("image", "image_mean"):
+        return image
+    if policy == "text":
+        return (kinds == QUESTION) | (kinds == ANSWER)
+    if policy == "text_all":
+        return text
+    if policy == "text_mean":
+        return text & (image.flip(1).cumsum(1).flip(1) == 0)
+    return kinds != PAD
+
+
+def flagged(kinds: Tensor) -> Tensor:
+    """``bool``: special and template tokens, and line breaks, which no content is at."""
+    return (kinds == SPECIAL) | (kinds == TEMPLATE) | (kinds == BREAK)

@@ -1,0 +1,1 @@
+"""What an SAE on a vision-language model is used for."""

@@ -1,0 +1,1 @@
+"""Decoding that is guided by concepts."""

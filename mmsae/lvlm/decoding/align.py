@@ -1,0 +1,52 @@
+"""``mmsae align``: a store of pooled states to one of aligned states, on which VL-SAE trains as on any store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import blake2b
+
+import torch
+
+from mmsae.activations import ActivationStore
+from mmsae.activations.memory import write_store
+from mmsae.fingerprint import fingerprint
+from mmsae.sae.aligner import Aligner
+from mmsae.types import IMAGE, TEXT, InputError, Site
+
+
+def aligned_host(host: str, aligner: Aligner) -> str:
+    """Fingerprint of a host with an aligner after it: an SAE on aligned states does not fit the host alone."""
+    return blake2b(f"{host}\0{fingerprint({}, aligner.state_dict())}".encode(), digest_size=16).hexdigest()
+
+
+def aligned_site(site: Site, aligner: Aligner) -> Site:
+    """The site of aligned states: the same module of the host with the aligner."""
+    return replace(site, host=aligned_host(site.host, aligner), width=aligner.width)
+
+
+@torch.no_grad()
+def align(store: str, aligner: str, out: str) -> str:
+    """Write the aligned states of a store of paired, pooled states; they fit in memory.
+
+    Args:
+        store: Store of ``[image_mean]`` and ``[text_mean]`` states.
+        aligner: Folder, or a published ``llava_aux_best.pt``.
+        out: Store to write.
+
+    Returns:
+        The new store.
+
+    Raises:
+        InputError: The store lacks a modality, or its widths are not the aligner's.
+    """
+    source, maps = ActivationStore(store), Aligner.from_pretrained(aligner)
+    if set(source.modalities) != {IMAGE, TEXT}:
+        raise InputError(f"{store} holds {', '.join(source.modalities)}; aligning needs image and text")
+    x = {}
+    for m in (IMAGE, TEXT):
+        states = source.load(modality=m)
+        if states.shape[1] != maps.d_in[m]:
+            raise InputError(f"{store} has {m} states of width {states.shape[1]}, the aligner takes {maps.d_in[m]}")
+        x[m] = torch.cat([maps.align(part, m) for part in states.split(8192)])
+    sites = {m: aligned_site(s, maps) for m, s in source.sites.items()}
+    return str(write_store(out, x, source.uids, sites=sites, keys=source.keys, captions=source.captions))

@@ -1,0 +1,1 @@
+"""``mmsae pope`` and ``mmsae chair``: objects that are not in the image."""

@@ -1,0 +1,172 @@
+"""Building POPE's questions from any set of pictures whose objects are known (Li et al., arXiv 2305.10355)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmsae.files import atomic_file, lines_of, read_text
+from mmsae.metrics.host.hallucination import NO, YES
+from mmsae.shards import FaultLog, expand, read_shards
+from mmsae.types import InputError
+
+STRATEGIES = ("random", "popular", "adversarial")
+TEMPLATE = "Is there {a} {object} in the image?"
+
+
+class Question(NamedTuple):
+    """A yes/no question.
+
+    Attributes:
+        question_id: From 1.
+        image: Which picture (a uid, or a file name in published files).
+        text: The question.
+        label: ``yes`` or ``no``.
+        object: What is asked for; empty in published files.
+    """
+
+    question_id: int
+    image: str
+    text: str
+    label: str
+    object: str = ""
+
+
+def ask(thing: str, template: str = TEMPLATE) -> str:
+    """The question about an object; ``{a}`` becomes "an" before a vowel."""
+    try:
+        return template.format(a="an" if thing[:1].lower() in "aeiou" else "a", object=thing)
+    except (LookupError, ValueError) as e:
+        raise InputError(f"template {template!r} has something else in braces than a and object: {e}") from e
+
+
+def names_of(objects: Any, fields: Sequence[str] = ()) -> list[str]:
+    """Names in a json field of objects.
+
+    Args:
+        objects: A list of names, ``{name: count}``, or a list of dicts with ``fields``, or else ``category`` or
+            ``name``.
+        fields: Fields of such a dict that make the name, e.g. colour and shape.
+
+    Raises:
+        InputError: None of these.
+    """
+    out = []
+    for o in objects or []:
+        if isinstance(o, Mapping):
+            own = [str(o[f]) for f in fields if o.get(f)] or [str(o[f]) for f in ("category", "name") if f in o][:1]
+            if not own:
+                raise InputError(f"an object has the fields {', '.join(map(str, o))}: say which of them make its name")
+            out.append(" ".join(own))
+        else:
+            out.append(str(o))
+    return out
+
+
+def read_objects(
+    shards: str | Sequence[str], field: str = "objects", fields: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """``{uid: object names}`` of the samples of some shards; pictures are not decoded.
+
+    Raises:
+        InputError: No sample has the field.
+    """
+    out, log = {}, FaultLog()
+    for s in read_shards(expand(shards), log, need=(), decode=False):
+        if field in s.meta:
+            out[s.uid] = names_of(s.meta[field], fields)
+    if not out:
+        raise InputError(f"no sample of {shards} has the json field {field!r}, which names its objects")
+    return out
+
+
+def build_pope(
+    objects: Mapping[str, Sequence[str]],
+    strategy: str = "random",
+    images: int = 500,
+    per_image: int = 3,
+    min_objects: int = 3,
+    seed: int = 0,
+    template: str = TEMPLATE,
+) -> list[Question]:
+    """Questions about pictures, half of them true.
+
+    Args:
+        objects: ``{image: names of its objects}``.
+        strategy: How absent objects are chosen. ``random``; ``popular``: those that most pictures have;
+            ``adversarial``: those that most often occur with the object asked before.
+        images: Number of pictures; all that have enough objects where there are fewer.
+        per_image: Objects asked for that are there, and as many that are not.
+        min_objects: Objects that a picture must have (3 in the original).
+        seed: Of the choice of pictures and objects.
+        template: With ``{a}`` and ``{object}``.
+
+    Raises:
+        InputError: An unknown strategy, or no picture with enough objects there and absent.
+    """
+    if strategy not in STRATEGIES:
+        raise InputError(f"strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
+    sets = {i: sorted(set(o)) for i, o in sorted(objects.items())}
+    frequency = Counter(o for own in sets.values() for o in own)
+    together: dict[str, Counter] = {}
+    for own in sets.values():
+        for a, b in combinations(own, 2):
+            together.setdefault(a, Counter())[b] += 1
+            together.setdefault(b, Counter())[a] += 1
+    names = sorted(frequency)
+    by_frequency = sorted(names, key=lambda o: (-frequency[o], o))
+    fit = [i for i, own in sets.items() if len(own) >= min_objects and len(own) < len(names)]
+    if not fit:
+        raise InputError(
+            f"none of {len(sets)} pictures has at least {min_objects} objects and lacks one of {len(names)}"
+        )
+    rng = np.random.default_rng([seed, STRATEGIES.index(strategy)])
+    pictures = np.random.default_rng(seed)  # the same pictures and objects for every strategy
+    out: list[Question] = []
+    for k in sorted(pictures.permutation(len(fit))[:images].tolist()):
+        own = sets[fit[k]]
+        left = [o for o in names if o not in own]
+        there = [own[j] for j in pictures.permutation(len(own))[: min(per_image, len(left))]]
+        for thing in there:
+            out.append(Question(len(out) + 1, fit[k], ask(thing, template), YES, thing))
+            if strategy == "random":
+                absent = left[int(rng.integers(len(left)))]
+            else:
+                near = together.get(thing, Counter())
+                order = by_frequency if strategy == "popular" else sorted(by_frequency, key=lambda o: -near[o])
+                absent = next(o for o in order if o in left)
+            left.remove(absent)
+            out.append(Question(len(out) + 1, fit[k], ask(absent, template), NO, absent))
+    return out
+
+
+def save_questions(questions: Sequence[Question], path: str | Path) -> Path:
+    """Write one JSON object a line, as published."""
+    with atomic_file(path) as temp:
+        temp.write_text("".join(json.dumps(q._asdict()) + "\n" for q in questions))
+    return Path(path)
+
+
+def load_questions(path: str | Path) -> list[Question]:
+    """Read questions, ours or the published files.
+
+    Raises:
+        InputError: Not such a file; names the line.
+    """
+    out = []
+    for n, line in enumerate(lines_of(read_text(path)), 1):
+        try:
+            q = json.loads(line)
+            label = str(q["label"]).strip().lower()
+            out.append(Question(q["question_id"], str(q["image"]), str(q["text"]), label, q.get("object", "")))
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(f"line {n} of {path} is no question with question_id, image, text and label") from e
+        if label not in (YES, NO):
+            raise InputError(f"line {n} of {path} has the label {q['label']!r}, which is neither yes nor no")
+    return out

@@ -1,0 +1,1 @@
+"""``mmsae patches``: which patches of an image a model needs."""

@@ -1,0 +1,146 @@
+"""Single tokens of a vision-language model made visible: heat on the processor's own grid, words in their context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmsae.filtering.scorers.lvlm import encode_tokens
+from mmsae.hosts import Backbone
+from mmsae.hosts.lvlm.image_grid import ImageGrid
+from mmsae.hosts.lvlm.load import ANSWER, QUESTION
+from mmsae.lvlm.patches.patch_filter import shown_picture
+from mmsae.sae import SAE
+from mmsae.shards import Sample
+from mmsae.types import IMAGE, TEXT, Codes, InputError, Site, Tokens
+
+CONTEXT = 8  # words before and behind a token
+
+
+class ImageView(NamedTuple):
+    """A latent on one picture.
+
+    Attributes:
+        shown: The picture as the model sees it.
+        heat: ``(rows, cols)`` activations on the grid (base and tiles averaged where there are tiles).
+        box: Left, upper, right and lower edge of the token's cell, as shares of the picture.
+        value: Activation of the token.
+    """
+
+    shown: Image.Image
+    heat: Tensor
+    box: tuple[float, float, float, float]
+    value: float
+
+
+class TextView(NamedTuple):
+    """A latent on the words around one token.
+
+    Attributes:
+        words: The tokens in order, with the white space before them.
+        values: Activation of each; 0 where it does not fire.
+        at: Which of them it is about.
+    """
+
+    words: list[str]
+    values: list[float]
+    at: int
+
+
+class Viewer:
+    """Looks at tokens of one batch.
+
+    Args:
+        host: The host.
+        sae: An SAE on its tokens.
+        sites: Where both segments are read.
+        collate: Of the host, with the text that belongs to the sequence.
+        samples: With decoded images.
+    """
+
+    def __init__(self, host: Backbone, sae: SAE, sites: dict[str, Site], collate: Any, samples: Sequence[Sample]):
+        self.host, self.samples = host, list(samples)
+        self.batch = collate(self.samples)
+        with torch.no_grad():
+            self.tokens: Tokens = host.capture(self.batch, sites)
+            self.codes: dict[str, Codes] = encode_tokens(sae, self.tokens)
+        self.grids: list[ImageGrid] = host.grid(self.batch)
+
+    def _values(self, item: int, modality: str, latent: int) -> tuple[Tensor, Tensor]:
+        """``(positions, activations)`` of one item's tokens."""
+        rows = (self.tokens.item[modality] == item).nonzero()[:, 0]
+        z = self.codes[modality].rows(rows).gather(torch.tensor([latent]))[:, 0]
+        return self.tokens.position[modality][rows].cpu(), z.detach().float().cpu()
+
+    def image(self, item: int, position: int, latent: int) -> ImageView:
+        """A latent on the picture that has a token at ``position``.
+
+        Raises:
+            InputError: There is no image token.
+        """
+        at, z = self._values(item, IMAGE, latent)
+        for number, grid in enumerate(self.grids):
+            if grid.item == item and 0 <= position - grid.start < grid.layout.length:
+                own = (at >= grid.start) & (at < grid.start + grid.layout.length)
+                values = torch.zeros(grid.layout.length).index_put_((at[own] - grid.start,), z[own])
+                heat = grid.heat(values)
+                shown = shown_picture(self.host, self.batch, number, self.samples[item].image)
+                return ImageView(shown, heat, _cell(grid, position), float(values[position - grid.start]))
+        raise InputError(f"sample {self.samples[item].key} has no image token at position {position}")
+
+    def text(self, item: int, position: int, latent: int) -> TextView:
+        """A latent on the content words around the token at ``position``."""
+        at, z = self._values(item, TEXT, latent)
+        kinds, mask = (self.batch.inputs[k][item].cpu() for k in ("kinds", "attention_mask"))
+        place = mask.long().cumsum(0) - 1
+        content = ((kinds == QUESTION) | (kinds == ANSWER)).nonzero()[:, 0]
+        where = place[content]
+        middle = int((where == position).nonzero()[0, 0])
+        part = slice(max(0, middle - CONTEXT), middle + CONTEXT + 1)
+        known = dict(zip(at.tolist(), z.tolist(), strict=True))
+        ids = self.batch.inputs["input_ids"][item].cpu()[content]
+        words = _words(self.host.processor.tokenizer, ids.tolist())[part]
+        return TextView(words, [known.get(i, 0.0) for i in where[part].tolist()], middle - part.start)
+
+
+def _cell(grid: ImageGrid, position: int) -> tuple[float, float, float, float]:
+    """The cell of a token as shares of the picture, in the grid that holds it."""
+    for table in grid.layout.grids:
+        hit = (table == position - grid.start).nonzero()
+        if len(hit):
+            (row, col), (rows, cols) = hit[0].tolist(), table.shape
+            return col / cols, row / rows, (col + 1) / cols, (row + 1) / rows
+    raise InputError(f"the token at position {position} is no patch of its picture")
+
+
+def _words(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Tokens as they read, each with the white space before it."""
+    pieces = [str(p) for p in tokenizer.convert_ids_to_tokens(ids)]
+    if any(mark in p for p in pieces for mark in "▁Ġ"):
+        return [p.replace("▁", " ").replace("Ġ", " ") for p in pieces]
+    return [f" {p}" for p in pieces]
+
+
+def heat_picture(view: ImageView, size: int = 144) -> Image.Image:
+    """The picture under the heat of its cells: 1st to 99th percentile, the stronger the redder."""
+    heat = view.heat.numpy()
+    low, high = np.percentile(heat, [1, 99])
+    share = np.clip((heat - low) / (high - low), 0, 1) if high > low else (heat > low).astype(float)
+    picture = view.shown.resize((size, round(size * view.shown.height / view.shown.width)), Image.Resampling.NEAREST)
+    alpha = Image.fromarray((share * 170).round().astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
+    grey = picture.convert("L").convert("RGB")
+    return Image.composite(Image.new("RGB", picture.size, (235, 40, 30)), grey, alpha)
+
+
+def crop_picture(view: ImageView, margin: float = 1.0, size: int = 72) -> Image.Image:
+    """What is around the token: its cell and ``margin`` cells more on every side."""
+    left, top, right, bottom = view.box
+    w, h = margin * (right - left), margin * (bottom - top)
+    edges = max(0, left - w), max(0, top - h), min(1, right + w), min(1, bottom + h)
+    box = [round(e * s) for e, s in zip(edges, view.shown.size * 2, strict=True)]
+    return view.shown.crop(box).resize((size, round(size * (box[3] - box[1]) / max(1, box[2] - box[0]))), Image.NEAREST)

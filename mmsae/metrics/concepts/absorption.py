@@ -1,0 +1,181 @@
+"""Feature absorption, targeted probe perturbation and removal of spurious correlations (SAEBench, arXiv 2503.09532).
+
+All in the units in which codes are decoded by the atoms alone: normalised activations minus the dictionary's bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmsae.metrics.concepts.probing import logistic, matrix, most_different, predictions
+from mmsae.types import Codes
+
+ABSORBERS, NEAR, SHARE = 3, 0.1, 0.4  # absorbers looked at, their least cosine and least share of the projection
+FULL = 0.025  # least cosine of the feature that replaces silent main ones
+
+
+class Absorbed(NamedTuple):
+    """What :func:`absorption` finds on the rows of a concept.
+
+    Attributes:
+        fraction: ``(N,)`` float64 share of the concept that other features carry in place of the main ones.
+        full: ``(N,)`` bool: the main features are silent and one other feature carries the concept.
+    """
+
+    fraction: Tensor
+    full: Tensor
+
+
+def f1(said: Tensor, truth: Tensor) -> float:
+    """F1 of bool predictions."""
+    both = (said & truth).sum().item()
+    return 2 * both / max(1, int(said.sum()) + int(truth.sum()))
+
+
+def main_features(codes: Codes, truth: Tensor, gain: float = 0.03, most: int = 10, l2: float = 1.0) -> Tensor:
+    """``(k,)`` features of the k-sparse probe of a concept, k grown while its F1 gains more than ``gain``.
+
+    Only features that are larger with the concept than without count: SAEBench takes the largest absolute differences,
+    among which may be one that another concept has and this one never.
+
+    Args:
+        codes: Of N rows.
+        truth: ``(N,)`` bool.
+        gain: Least gain of F1.
+        most: Largest k.
+        l2: Of the probe.
+    """
+    x, y = matrix(codes), truth.long().numpy()
+    rises = np.asarray(x[y == 1].mean(0)).ravel() > np.asarray(x[y == 0].mean(0)).ravel()
+    order = most_different(x, y, 2, x.shape[1])
+    order = order[rises[order]][:most]
+    kept, best = 0, -1.0
+    for k in range(1, len(order) + 1):
+        score = f1(predictions(logistic(x, y, 2, l2, order[:k]), x).bool(), truth)
+        if score <= best + gain:
+            break
+        kept, best = k, score
+    return torch.from_numpy(order[:kept].copy())
+
+
+@torch.no_grad()
+def absorption(x: Tensor, codes: Codes, atoms: Tensor, direction: Tensor, main: Tensor) -> Absorbed:
+    """How far features of the concept's children have taken over from its main features.
+
+    On rows where the concept's probe says yes, every feature contributes ``z_i cos(p, d_i)`` to the projection on the
+    probe's direction p. Absorbers are the three other features with the largest contributions, of cosine .1 or more. A
+    row counts 0 where they carry less than .4 of the projection or the main features all of it, 1 where the main ones
+    carry nothing, else the absorbers' share.
+
+    Args:
+        x: ``(N, d)`` rows on which the probe is positive.
+        codes: Their codes.
+        atoms: ``(F, d)``.
+        direction: ``(d,)`` of the probe.
+        main: ``(k,)`` main features.
+    """
+    p = normalize(direction.double(), dim=0)
+    cos = normalize(atoms.double(), dim=1) @ p
+    contribution = codes.to_dense().double() * cos
+    mains = contribution[:, main].sum(1)
+    other = contribution.clone()
+    other[:, main] = 0
+    other[:, cos < NEAR] = 0
+    absorbers = other.clamp(min=0).topk(min(ABSORBERS, other.shape[1]), dim=1).values.sum(1)
+    projection = x.double() @ p
+    rest = torch.minimum(absorbers, projection - mains)
+    fraction = torch.where(mains <= 0, 1.0, rest / (rest + mains))
+    none = (absorbers < SHARE * projection) | (mains >= projection) | (projection <= 0)
+    fraction = torch.where(none, 0.0, fraction)
+    others = contribution.clone()
+    others[:, main] = 0
+    best, which = others.max(1)
+    silent = (codes.to_dense()[:, main] == 0).all(1)
+    full = silent & (cos[which] >= FULL) & (best >= SHARE * projection) & (projection > 0)
+    return Absorbed(fraction, full)
+
+
+def effects(codes: Codes, truth: Tensor, atoms: Tensor, direction: Tensor) -> Tensor:
+    """``(F,)`` float64 effect of each feature on a probe: difference of its class means times its atom's projection."""
+    z = codes.to_dense().double()
+    difference = z[truth].mean(0) - z[~truth].mean(0)
+    return difference * (atoms.double() @ direction.double())
+
+
+def ablate(x: Tensor, codes: Codes, atoms: Tensor, features: Tensor) -> Tensor:
+    """``x`` without some features; what the SAE misses stays."""
+    return x - codes.gather(features) @ atoms[features].to(x)
+
+
+class Binary(NamedTuple):
+    """A linear probe that says yes above 0.
+
+    Attributes:
+        weight: ``(d,)``.
+        bias: Scalar.
+    """
+
+    weight: Tensor
+    bias: float
+
+    def right(self, x: Tensor, truth: Tensor) -> Tensor:
+        """``(N,)`` bool: the rows that it gets right."""
+        return (x.double() @ self.weight + self.bias > 0) == truth
+
+    def accuracy(self, x: Tensor, truth: Tensor) -> float:
+        """Share of rows that it gets right."""
+        return self.right(x, truth).double().mean().item()
+
+
+def fit_binary(x: Tensor, truth: Tensor, l2: float = 1.0) -> Binary:
+    """Logistic regression of one concept."""
+    probe = logistic(matrix(x), truth.long().numpy(), 2, l2)
+    weight = torch.from_numpy(probe.weight[:, 1] - probe.weight[:, 0])
+    return Binary(weight, float(probe.bias[1] - probe.bias[0]))
+
+
+@torch.no_grad()
+def tpp(
+    x: Tensor, codes: Codes, atoms: Tensor, truth: Tensor, probes: Sequence[Binary], chosen: Sequence[Tensor], n: int
+) -> float:
+    """Targeted probe perturbation: how much ablating a concept's n features hurts its probe more than the others'.
+
+    Args:
+        x: ``(N, d)``.
+        codes: Their codes.
+        atoms: ``(F, d)``.
+        truth: ``(N, C)`` bool.
+        probes: One per concept, fitted on other rows.
+        chosen: Per concept its features by falling effect; those of no positive effect are left out.
+        n: Features ablated.
+    """
+    clean = torch.tensor([p.accuracy(x, truth[:, c]) for c, p in enumerate(probes)], dtype=torch.float64)
+    drops = []
+    for features in chosen:
+        y = ablate(x, codes, atoms, features[:n])
+        drops.append(clean - torch.tensor([p.accuracy(y, truth[:, j]) for j, p in enumerate(probes)]).double())
+    drop = torch.stack(drops)  # (ablated concept, probe)
+    own, c = drop.diagonal(), len(probes)
+    others = (drop.sum(1) - own) / max(1, c - 1)
+    return (own - others).mean().item()
+
+
+def scr(ablated: float, biased: float, clean: float, least: float = 1e-3) -> float:
+    """Share of a probe's bias that an ablation removes: ``(ablated - biased) / (clean - biased)``.
+
+    0 where the gap is below ``least``.
+
+    Args:
+        ablated: Accuracy of the biased probe after the ablation.
+        biased: Before it.
+        clean: Accuracy of a probe without the bias.
+        least: Smallest gap that says anything.
+    """
+    gap = clean - biased
+    return (ablated - biased) / gap if abs(gap) >= least else 0.0

@@ -1,0 +1,1 @@
+"""Numbers about image-text pairs and the two modalities."""

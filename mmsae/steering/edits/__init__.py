@@ -1,0 +1,1 @@
+"""The algebra of edits, and hosts that run under them."""

@@ -1,0 +1,143 @@
+"""Interventions on a running host: ``with attach(host, {site: (sae, iv)}) as log: host.generate(...)``."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+
+from mmsae.hosts.base import Backbone
+from mmsae.sae import SAE
+from mmsae.steering.edits.bound import Steer
+from mmsae.steering.edits.intervention import Intervention
+from mmsae.steering.edits.log import Log
+from mmsae.types import InputError, Site
+
+Pair = tuple[SAE, Intervention]
+LARGE = 0.5  # a mean |dx| / |x| above this leaves the data that the host knows
+_OPEN: WeakKeyDictionary[Backbone, list[str]] = WeakKeyDictionary()
+
+
+class Attachment(NamedTuple):
+    """What is attached where."""
+
+    site: Site
+    steer: Steer
+
+
+def active_sites(host: Backbone) -> list[str]:
+    """The sites with an open attachment, in their order; empty when all contexts are closed."""
+    return list(_OPEN.get(host, ()))
+
+
+def check_site(host: Backbone, site: Site | str, sae: SAE, allow_other_site: bool = False) -> tuple[Site, str]:
+    """Whether an SAE may act at a site; it may where it was trained, on whatever tokens the gate chooses there.
+
+    Args:
+        host: The host.
+        site: Where.
+        sae: Imported SAEs that name no site may act at any of their width.
+        allow_other_site: Accept another host, module, or end of it (``in`` or ``out``); never another signal (the
+            update of a module for its output) nor another width.
+
+    Returns:
+        The site, and the modality whose dictionary decodes there.
+
+    Raises:
+        InputError: One sentence with what disagrees.
+    """
+    at = host.site(site, allow_mismatch=True) if allow_other_site and isinstance(site, Site) else host.site(site)
+    modality = at.modality
+    if modality not in sae.modalities:
+        if len(sae.modalities) > 1:
+            raise InputError(f"site {at.module} is of {modality}, the SAE codes {', '.join(sae.modalities)}")
+        modality = sae.modalities[0]
+    if at.width != sae.d_in[modality]:
+        raise InputError(f"site {at.module}:{at.io} has width {at.width}, the SAE takes {sae.d_in[modality]}")
+    trained = sae.sites.get(modality)
+    if trained is None:
+        return at, modality
+    if (trained.io == "update") != (at.io == "update"):
+        raise InputError(
+            f"this SAE was trained on {trained.module}:{trained.io}, a different signal than {at.module}:{at.io}: an "
+            "update is output minus input"
+        )
+    if not allow_other_site:
+        if trained.host and trained.host != at.host:
+            raise InputError(
+                f"this SAE was trained on host {trained.host[:12]} ({trained.hint or 'no hint'}), this is host "
+                f"{at.host[:12]}; --allow-other-site (in Python allow_other_site=True) attaches it all the same"
+            )
+        if (trained.module, trained.io) != (at.module, at.io):
+            raise InputError(
+                f"this SAE was trained at {trained.module}:{trained.io}, not at {at.module}:{at.io}; "
+                "--allow-other-site (in Python allow_other_site=True) attaches it all the same"
+            )
+    return at, modality
+
+
+@contextmanager
+def attach(
+    host: Backbone,
+    interventions: Mapping[Site | str, Pair] | Sequence[tuple[Site | str, Pair]],
+    allow_other_site: bool = False,
+) -> Iterator[Log]:
+    """While the context is open, the host computes with the interventions; several at one site act in their order.
+
+    Args:
+        host: Any backbone.
+        interventions: ``{site: (sae, intervention)}``, or a list of such pairs, where one site may come twice.
+        allow_other_site: See :func:`check_site`.
+
+    Yields:
+        The log: ``|dx|/|x|`` and share of rows touched, per site, step and phase.
+
+    Raises:
+        InputError: An SAE of another site, host, signal or width, a feature out of range, a unit without statistics, a
+            window of steps on a host without steps or outside of its schedule, or a site that nothing reads.
+    """
+    pairs = list(interventions.items() if isinstance(interventions, Mapping) else interventions)
+    attached = []
+    for spec, (sae, iv) in pairs:
+        site, modality = check_site(host, spec, sae, allow_other_site)
+        attached.append(Attachment(site, iv.bind(sae, modality, _dtype(host))))
+        attached[-1].steer.log.site = f"{site.module}:{site.io}[{site.tokens}]"
+        if hasattr(host, "check_consumed"):
+            host.check_consumed(site)
+    log = Log([a.steer.log for a in attached])
+    opened = _OPEN.setdefault(host, [])
+    with ExitStack() as stack:
+        for a in attached:
+            stack.enter_context(_edit(host, a))
+            opened.append(a.steer.log.site)
+            stack.callback(_remove_last, opened, a.steer.log.site)
+        yield log
+    for s in log:
+        if s.relative > LARGE:
+            text = f"{s.site}: |dx| exceeds {LARGE} |x| in the mean (the log says by how much): outputs may break"
+            warnings.warn(text, stacklevel=3)
+
+
+def _edit(host: Backbone, a: Attachment) -> Any:
+    """The host's own context manager; hosts with a clock are told the window of steps, and check it."""
+    if a.steer.steps is None or "steps" not in inspect.signature(host.edit).parameters:
+        return host.edit(a.site, a.steer, where=True)
+    a.steer.gate = replace(a.steer.gate, steps=None)  # what the host applies, for text as well, is not asked again
+    return host.edit(a.site, a.steer, where=True, steps=a.steer.steps)
+
+
+def _remove_last(items: list[str], item: str) -> None:
+    del items[len(items) - 1 - items[::-1].index(item)]
+
+
+def _dtype(host: Backbone) -> torch.dtype:
+    """Of the host's states."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(getattr(host, "precision", ""))
+    parameters = host.model.parameters() if hasattr(host, "model") else ()
+    return half or next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)

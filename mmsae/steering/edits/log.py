@@ -1,0 +1,116 @@
+"""What an intervention did: relative size of the change and share of tokens touched, by step of the generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmsae.hosts.sites import Where
+
+
+class SiteLog:
+    """Sums over the calls at one site, indexed by step id and phase, never by call count.
+
+    Sizes are realised ones: a change that the host's precision rounds away counts as none.
+
+    Attributes:
+        site: Name of the site.
+    """
+
+    def __init__(self, site: str = ""):
+        self.site = site
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, before a new generation."""
+        self._sums: dict[tuple[int | None, str], list[Any]] = {}
+
+    def note(self, where: Where, relative: Tensor | None, touched: int | Tensor) -> None:
+        """One call.
+
+        Args:
+            where: All its rows.
+            relative: ``(n,)`` ``|dx| / |x|`` of the rows that the edit changed; None for none.
+            touched: How many rows that are.
+        """
+        key = (where.step, "decode" if where.start >= max(1, where.prompt or 0) else "prefill")
+        calls, rows, count, total, largest = self._sums.get(key, (0, 0, 0, 0.0, 0.0))
+        if relative is not None and len(relative):  # kept as tensors: reading them would wait for the device
+            total = total + relative.double().sum()
+            largest = torch.maximum(torch.as_tensor(largest, device=relative.device).to(relative), relative.max())
+        self._sums[key] = (calls + 1, rows + len(where.item), count + touched, total, largest)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per step and phase: ``site, step, phase, calls, rows, share, relative, largest``.
+
+        ``share`` of the rows was changed, on these ``|dx|/|x|`` was ``relative`` in the mean and ``largest`` at most.
+        """
+        out = []
+        for (step, phase), (calls, rows, count, total, largest) in self._sums.items():
+            n = int(count)
+            out.append(
+                {"site": self.site, "step": step, "phase": phase, "calls": calls, "rows": rows}
+                | {"share": n / max(1, rows), "relative": float(total) / max(1, n), "largest": float(largest)}
+            )
+        return out
+
+    @property
+    def calls(self) -> int:
+        """How often the site was computed."""
+        return sum(s[0] for s in self._sums.values())
+
+    @property
+    def share(self) -> float:
+        """Share of all rows that were changed."""
+        rows = sum(s[1] for s in self._sums.values())
+        return sum(int(s[2]) for s in self._sums.values()) / max(1, rows)
+
+    @property
+    def relative(self) -> float:
+        """Mean ``|dx| / |x|`` of the rows that were changed; 0 if none was."""
+        count = sum(int(s[2]) for s in self._sums.values())
+        return sum(float(s[3]) for s in self._sums.values()) / max(1, count)
+
+
+class Log:
+    """Logs of the sites of one attachment, in its order; iterates over table rows of all of them.
+
+    Attributes:
+        sites: One :class:`SiteLog` per attached intervention.
+    """
+
+    def __init__(self, sites: list[SiteLog]):
+        self.sites = sites
+
+    def __getitem__(self, i: int) -> SiteLog:
+        return self.sites[i]
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __iter__(self) -> Iterator[SiteLog]:
+        return iter(self.sites)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Rows of all sites, see :meth:`SiteLog.table`."""
+        return [row for s in self.sites for row in s.table()]
+
+    def clear(self) -> None:
+        """Forget everything, before a new generation."""
+        for s in self.sites:
+            s.clear()
+
+    @property
+    def relative(self) -> float:
+        """Mean ``|dx| / |x|`` of the rows that were changed, over all sites."""
+        counts = [sum(int(v[2]) for v in s._sums.values()) for s in self.sites]
+        return sum(s.relative * n for s, n in zip(self.sites, counts, strict=True)) / max(1, sum(counts))
+
+    @property
+    def share(self) -> float:
+        """Share of all rows that were changed, over all sites."""
+        rows = [r for s in self.sites for r in s.table()]
+        return sum(r["share"] * r["rows"] for r in rows) / max(1, sum(r["rows"] for r in rows))

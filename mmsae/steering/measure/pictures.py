@@ -1,0 +1,241 @@
+"""Did it work? Figures of a steered generation beside an unsteered one of the same noise, prompts and schedule.
+
+Nothing here knows how a picture was steered. Scorers of pictures are in ``scorers.py``; these are the statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmsae.metrics.statistics import average_ranks
+from mmsae.types import InputError
+
+
+def directional(before: Tensor, after: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """``cos(E(I') - E(I), E(t+) - E(t0))``: whether pictures moved as the words did (StyleGAN-NADA's measure).
+
+    Args:
+        before: ``(B, d)`` embeddings of the unsteered pictures.
+        after: ``(B, d)`` of the steered ones.
+        source: ``(d,)`` or ``(B, d)`` of the text that describes them now.
+        target: Likewise of the text that should.
+
+    Returns:
+        ``(B,)``; 0 where the picture did not move: no direction is no success.
+    """
+    return F.cosine_similarity(after - before, (target - source).expand_as(after), dim=-1)
+
+
+class Locality(NamedTuple):
+    """Where pictures changed.
+
+    Attributes:
+        inside: ``(B,)`` mean squared change of the pixels in the mask.
+        outside: ``(B,)`` of the others.
+        share: ``(B,)`` inside / (inside + outside), .5 for a change that knows no mask; NaN where nothing changed.
+    """
+
+    inside: Tensor
+    outside: Tensor
+    share: Tensor
+
+
+def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
+    """How much of a change lies inside a mask.
+
+    Args:
+        before: ``(B, C, H, W)``.
+        after: The same pictures, steered.
+        mask: ``(h, w)`` or ``(B, h, w)``, true (or > .5) inside; enlarged to the picture by repeating its cells.
+
+    Raises:
+        InputError: A mask without inside or without outside.
+    """
+    m = mask if mask.dim() == 3 else mask[None]
+    m = F.interpolate(m[:, None].to(before), before.shape[-2:], mode="nearest")[:, 0] > 0.5
+    m = m.expand(len(before), -1, -1)
+    inside = m.flatten(1).sum(1)
+    if not ((inside > 0) & (inside < m[0].numel())).all():
+        raise InputError("a mask that holds all pixels, or none, has no inside and outside to compare.")
+    change = (after - before).square().mean(1)
+    within = (change * m).flatten(1).sum(1) / inside
+    without = (change * ~m).flatten(1).sum(1) / (m[0].numel() - inside)
+    return Locality(within, without, within / (within + without))
+
+
+def spearman(x: Tensor | Sequence[float], y: Tensor | Sequence[float]) -> float:
+    """Rank correlation, ties at the mean of their ranks; NaN where one side is constant."""
+    pair = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in (x, y)], 1)
+    ranks = average_ranks(pair)
+    centred = ranks - ranks.mean(0)
+    norms = centred.norm(dim=0)
+    return (centred[:, 0] @ centred[:, 1] / (norms[0] * norms[1])).item() if norms.min() > 0 else float("nan")
+
+
+def usable(strengths: Sequence[float], quality: Sequence[float], baseline: float, loss: float = 0.1) -> list[float]:
+    """The strengths up to which quality loses no more than a share of what it was without steering.
+
+    Read outwards from 0 on either side: beyond the first strength that loses more nothing is usable, even where the
+    score comes back.
+
+    Args:
+        strengths: Any order, either sign.
+        quality: Higher is better, of each.
+        baseline: Quality at strength 0, positive.
+        loss: Share that may be lost.
+
+    Returns:
+        ``[lowest, highest]`` usable strength, 0 where none is on that side.
+    """
+    if not baseline > 0:
+        raise InputError(f"usable strengths need a positive quality at strength 0, not {baseline}.")
+    ends = [0.0, 0.0]
+    for side, sign in enumerate((-1, 1)):
+        for s, q in sorted(
+            ((s, q) for s, q in zip(strengths, quality, strict=True) if s * sign > 0), key=lambda p: abs(p[0])
+        ):
+            if q < (1 - loss) * baseline:
+                break
+            ends[side] = float(s)
+    return ends
+
+
+class Dose(NamedTuple):
+    """Dose response.
+
+    Attributes:
+        rho: Spearman of strength and mean score.
+        rho_images: Spearman of strength and score over single images.
+        means: Mean score by strength, ascending.
+    """
+
+    rho: float
+    rho_images: float
+    means: dict[float, float]
+
+
+def dose_response(strengths: Sequence[float] | Tensor, scores: Sequence[float] | Tensor) -> Dose:
+    """Whether more strength gives more effect.
+
+    Args:
+        strengths: ``(n,)`` of each image.
+        scores: ``(n,)``.
+    """
+    s, y = (torch.as_tensor(v, dtype=torch.float64) for v in (strengths, scores))
+    levels, which = s.unique(return_inverse=True)
+    means = torch.zeros_like(levels).index_add_(0, which, y) / torch.bincount(which)
+    return Dose(spearman(levels, means), spearman(s, y), dict(zip(levels.tolist(), means.tolist(), strict=True)))
+
+
+class Specificity(NamedTuple):
+    """An effect beside those of random live features at the same relative norm.
+
+    Attributes:
+        effect: Mean over images.
+        control: Mean over controls and images.
+        size: ``(effect - control) / standard deviation of the controls' means``.
+        win_rate: Share of (control, image) pairs in which the feature does better, ties half.
+        beaten: Share of controls whose mean lies below the feature's, ties half.
+        controls: Number of controls.
+    """
+
+    effect: float
+    control: float
+    size: float
+    win_rate: float
+    beaten: float
+    controls: int
+
+
+def specificity(effect: Tensor | Sequence[float], controls: Tensor | Sequence[Sequence[float]]) -> Specificity:
+    """Compare a feature with controls on the same images.
+
+    Args:
+        effect: ``(n,)`` score of each image under the feature.
+        controls: ``(R, n)`` under each control, images in the same order.
+
+    Raises:
+        InputError: Fewer than two controls, or other images.
+    """
+    e, c = torch.as_tensor(effect, dtype=torch.float64), torch.as_tensor(controls, dtype=torch.float64)
+    if c.dim() != 2 or len(c) < 2 or c.shape[1] != len(e):
+        raise InputError(
+            f"specificity compares (n,) effects with (R >= 2, n) controls, not {tuple(e.shape)} with {tuple(c.shape)}."
+        )
+    means = c.mean(1)
+    spread = means.std()
+    difference = e.mean() - means.mean()
+    size = difference / spread if spread > 0 else difference.sign() * torch.inf if difference else torch.zeros(())
+    return Specificity(e.mean().item(), means.mean().item(), float(size), _wins(e, c), _wins(e.mean(), means), len(c))
+
+
+def _wins(a: Tensor, b: Tensor) -> float:
+    return ((a > b).double() + (a == b).double() / 2).mean().item()
+
+
+def kid(x: Tensor, y: Tensor) -> float:
+    """Kernel distance of two sets of features: unbiased squared MMD of the kernel ``(x.y / d + 1)^3`` (1801.01401).
+
+    Args:
+        x: ``(n, d)``, n > 1.
+        y: ``(m, d)``, m > 1.
+
+    Returns:
+        Near 0 (it may be negative) where both come from one distribution.
+    """
+    x, y = x.double(), y.double()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def off_diagonal(a: Tensor) -> Tensor:
+        k, n = kernel(a, a), len(a)
+        return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
+
+    return (off_diagonal(x) + off_diagonal(y) - 2 * kernel(x, y).mean()).item()
+
+
+class Unlearning(NamedTuple):
+    """How well a concept was forgotten, and what was kept (UnlearnCanvas, 2402.11846).
+
+    Attributes:
+        ua: 1 - accuracy on prompts with the concept.
+        ira: Accuracy on the other concepts of its domain.
+        cra: Accuracy in other domains; NaN where there are none.
+        objective: ``(UA + IRA) / 2``, by which SAeUron chooses its settings.
+    """
+
+    ua: float
+    ira: float
+    cra: float
+    objective: float
+
+
+def unlearning(
+    right: Tensor, concept: Sequence[str], target: str, others: Mapping[str, Tensor] | None = None
+) -> Unlearning:
+    """UA, IRA and CRA.
+
+    Args:
+        right: ``(n,)`` bool: whether a classifier sees the prompt's concept of the domain in the picture.
+        concept: ``(n,)`` the prompt's concept of the domain.
+        target: The concept to forget.
+        others: ``{domain: (n,) bool}`` whether it sees the prompt's concept of another domain in the same pictures.
+
+    Raises:
+        InputError: No prompt with the concept, or none without.
+    """
+    hit = torch.tensor([c == target for c in concept])
+    if not hit.any() or hit.all():
+        raise InputError(
+            f"unlearning {target!r} is measured on prompts with and without it, {int(hit.sum())} of {len(hit)} have it."
+        )
+    ok = right.double()
+    ua, ira = 1 - ok[hit].mean().item(), ok[~hit].mean().item()
+    cra = torch.stack([v.double().mean() for v in others.values()]).mean().item() if others else float("nan")
+    return Unlearning(ua, ira, cra, (ua + ira) / 2)

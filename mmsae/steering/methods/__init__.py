@@ -1,0 +1,1 @@
+"""Steering methods, one paper one file."""

@@ -1,0 +1,203 @@
+"""Which attribute does a feature set? Words for what steering changes in pictures, without a person looking.
+
+Two ways, both [D] in their details: the loop of 2508.11277 was not published in detail. Without a judge model: the gain
+of every word of a vocabulary, against the other words and against random features at the same norm, then a choice
+between two pictures on held-out prompts. With a vision-language judge: describe the differences, name them, verify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.metrics.statistics import Interval, interval
+from mmsae.steering.measure.scorers import Judge
+from mmsae.types import InputError
+
+THRESHOLD = 3.0
+
+
+class Pairs(NamedTuple):
+    """Pictures without and with a feature, same noise and prompt in each row.
+
+    Attributes:
+        before: ``(n, 3, H, W)`` in [0, 1].
+        after: The same pictures, steered.
+        prompts: The ``n`` prompts.
+    """
+
+    before: Tensor
+    after: Tensor
+    prompts: Sequence[str]
+
+
+class Attribute(NamedTuple):
+    """A word that a feature may stand for.
+
+    Attributes:
+        word: From the vocabulary.
+        gain: Mean change of its cosine with the pictures.
+        z_words: Against the other words: leave-one-out, since the largest of n words cannot reach 3 standard
+            deviations of its own vocabulary unless n > 11.
+        z_random: Against random features at the same norm, gains taken relative to the vocabulary's mean.
+        choice: Share of held-out pairs in which the steered picture is chosen for the word, with its interval over
+            prompts; None before :func:`confirm`.
+    """
+
+    word: str
+    gain: float
+    z_words: float
+    z_random: float
+    choice: Interval | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the choice lies above chance with its whole interval."""
+        return self.choice is not None and self.choice.low > 0.5
+
+
+def gains(judge: Judge, pairs: Pairs, vocabulary: Sequence[str]) -> Tensor:
+    """``(V,)`` mean over pairs of ``cos(I', t) - cos(I, t)``."""
+    return ((judge.images(pairs.after) - judge.images(pairs.before)) @ judge.texts(vocabulary).T).mean(0)
+
+
+def score_words(gain: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard scores of words against each other and against random features.
+
+    Args:
+        gain: ``(V,)`` of the feature, V > 2.
+        random: ``(R, V)`` of R > 1 random live features at the same relative norm.
+
+    Returns:
+        ``z_words (V,)`` and ``z_random (V,)``.
+
+    Raises:
+        InputError: Too few words or random features to have a deviation.
+    """
+    v = len(gain)
+    if v < 3 or len(random) < 2:
+        raise InputError(f"attributes need 3 words and 2 random features to compare with, not {v} and {len(random)}.")
+    g = gain.double()
+    mean = (g.sum() - g) / (v - 1)  # of the other words
+    spread = (((g.square().sum() - g.square()) / (v - 1) - mean.square()).clamp(min=0) * (v - 1) / (v - 2)).sqrt()
+    z_words = (g - mean) / spread.clamp(min=1e-12)
+    own, other = g - g.mean(), random.double() - random.double().mean(1, keepdim=True)
+    return z_words, (own - other.mean(0)) / other.std(0).clamp(min=1e-12)
+
+
+def discover(
+    judge: Judge,
+    pairs: Pairs,
+    random: Iterable[Pairs],
+    vocabulary: Sequence[str],
+    threshold: float = THRESHOLD,
+) -> list[Attribute]:
+    """The words that a feature moves pictures towards, best first; empty where no word stands out both ways.
+
+    Args:
+        judge: Embeds pictures and words; not the model that is steered.
+        pairs: Under the feature.
+        random: Under each of R random live features, at the same relative norm, prompts and noise.
+        vocabulary: Candidate words or phrases.
+        threshold: Both standard scores must exceed it.
+    """
+    gain = gains(judge, pairs, vocabulary)
+    z_words, z_random = score_words(gain, torch.stack([gains(judge, r, vocabulary) for r in random]))
+    found = [Attribute(w, *map(float, values)) for w, *values in zip(vocabulary, gain, z_words, z_random, strict=True)]
+    return sorted((a for a in found if min(a.z_words, a.z_random) > threshold), key=lambda a: -a.z_words)
+
+
+Choose = Callable[[Tensor, Tensor, str], Tensor]  # (n,3,H,W) twice and a word -> (n,) 1 where the second is chosen
+
+
+def clip_choice(judge: Judge) -> Choose:
+    """Chooses the picture that is closer to the word; .5 where both are equally close."""
+
+    def choose(first: Tensor, second: Tensor, word: str) -> Tensor:
+        t = judge.texts([word])[0]
+        a, b = judge.images(first) @ t, judge.images(second) @ t
+        return (b > a).double() + (a == b).double() / 2
+
+    return choose
+
+
+def confirm(found: Sequence[Attribute], held_out: Pairs, choose: Choose, seed: int = 0) -> list[Attribute]:
+    """Two-alternative choice on prompts that had no part in the discovery.
+
+    Args:
+        found: From :func:`discover`.
+        held_out: Pairs of other prompts.
+        choose: :func:`clip_choice`, or a visual-question model. It sees the two pictures in random order.
+        seed: Of the order.
+    """
+    swap = torch.rand(len(held_out.before), generator=torch.Generator().manual_seed(seed)) < 0.5
+    at = swap.to(held_out.before.device)[:, None, None, None]
+    first, second = (torch.where(at, a, b) for a, b in (held_out[1::-1], held_out[:2]))
+    out = []
+    for a in found:
+        chosen = choose(first, second, a.word).double().cpu()
+        out.append(a._replace(choice=interval(torch.where(swap, 1 - chosen, chosen).numpy(), held_out.prompts)))
+    return out
+
+
+class Judged(NamedTuple):
+    """Verdict of a vision-language judge.
+
+    Attributes:
+        phrase: Name of the attribute; None where the judge found none.
+        success: ``P(yes | steered) - P(yes | base)`` on held-out prompts, with its interval.
+        kept: Mean similarity of steered and base pictures.
+        accepted: ``success >= .5`` and ``kept >= .5``.
+    """
+
+    phrase: str | None
+    success: Interval | None
+    kept: float
+    accepted: bool
+
+
+def judged_attribute(
+    pairs: Pairs,
+    held_out: Pairs,
+    describe: Callable[[Tensor, Tensor], Sequence[str]],
+    name: Callable[[Sequence[Sequence[str]]], str | None],
+    verify: Callable[[Tensor, str], bool | float],
+    kept: Callable[[Tensor, Tensor], Tensor],
+    shown: int = 8,
+    minimum: float = 0.5,
+    seed: int = 0,
+) -> Judged:
+    """Attribute discovery by injected judges, which never see what the feature was trained or named on.
+
+    Args:
+        pairs: For naming; the first ``shown`` are described.
+        held_out: For verifying, of other prompts.
+        describe: Differences of picture b from picture a, each ``(3, H, W)``.
+        name: One attribute phrase for many lists of differences, or None.
+        verify: Whether a picture has the attribute (or how probable it is). Pictures come in random order.
+        kept: ``(n,)`` similarity of pictures (DINO or CLIP cosine).
+        shown: Pairs to describe.
+        minimum: Of success and of similarity.
+        seed: Of the order in which pictures are verified.
+    """
+    lists = [describe(a, b) for a, b in zip(pairs.before[:shown], pairs.after[:shown], strict=True)]
+    phrase = name(lists)
+    similar = kept(held_out.before, held_out.after).double().mean().item()
+    if phrase is None:
+        return Judged(None, None, similar, False)
+    both = torch.cat([held_out.before, held_out.after])
+    order = torch.randperm(len(both), generator=torch.Generator().manual_seed(seed))
+    said = torch.zeros(len(both), dtype=torch.float64)
+    said[order] = torch.tensor([float(verify(both[i], phrase)) for i in order.tolist()], dtype=torch.float64)
+    base, steered = said.chunk(2)
+    success = interval((steered - base).numpy(), held_out.prompts)
+    return Judged(phrase, success, similar, success.mean >= minimum and similar >= minimum)
+
+
+def accept_rate(verdicts: Sequence[Any]) -> float:
+    """Share of features whose attribute was accepted (:class:`Judged`) or confirmed (lists of :class:`Attribute`)."""
+    ok = [v.accepted if isinstance(v, Judged) else any(a.confirmed for a in v) for v in verdicts]
+    return sum(ok) / len(ok) if ok else float("nan")

@@ -1,0 +1,1 @@
+"""Scenes, pictures, captions and shards of the generated world."""

@@ -1,0 +1,1 @@
+"""What SAEs and hosts know about the world."""

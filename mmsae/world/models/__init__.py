@@ -1,0 +1,1 @@
+"""Tiny hosts that are trained on the world."""

@@ -1,0 +1,211 @@
+"""StoreLoader: what is in an epoch, in which order, on which rank, and from where it goes on."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmsae.activations import ActivationStore, StoreLoader, write_store
+from mmsae.activations.loader import split_items
+from mmsae.types import InputError
+from tests.helpers.stores import peak
+
+N = 1000
+
+
+def make(folder, n=N, **kw):
+    rows = torch.arange(n).float()[:, None]
+    return ActivationStore(write_store(folder, {"image": rows, "text": rows + 0.5}, **kw))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("s") / "store", rows_per_shard=130)
+
+
+def rows(loader):
+    return [b.x["image"][:, 0].int().tolist() for b in loader]
+
+
+def flat(batches):
+    return [x for b in batches for x in b]
+
+
+def test_an_epoch_is_every_row_once_in_full_batches(store):
+    loader = StoreLoader(store, 32, block=16, window=4)
+    first, second = rows(loader), rows(loader)
+    assert len(first) == len(loader) == 31 and {len(b) for b in first} == {32}
+    assert len(set(flat(first))) == 31 * 32
+    assert flat(first) != flat(second)
+    missing = [set(range(N)) - set(flat(e)) for e in (first, second)]
+    assert missing[0] != missing[1]  # other rows are left out in each epoch
+
+
+def test_pairs_stay_pairs(store):
+    for b in StoreLoader(store, 50, block=7, window=3, uids=True):
+        assert torch.equal(b.x["text"], b.x["image"] + 0.5) and b.paired()
+        assert [int(u, 16) for u in b.uids] == b.x["image"][:, 0].int().tolist()
+        assert b.x["image"].dtype == torch.float32
+
+
+def test_the_order_derives_from_seed_and_epoch(store):
+    same = [rows(StoreLoader(store, 100, seed=3)) for _ in range(2)]
+    assert same[0] == same[1] != rows(StoreLoader(store, 100, seed=4))
+    a = StoreLoader(store, 100, seed=3, epoch=1)
+    b = StoreLoader(store, 100, seed=3)
+    rows(b)
+    assert rows(a) == rows(b)
+
+
+@pytest.mark.parametrize(("block", "window"), [(1, 1), (10, 4), (10**6, 1)])
+def test_rows_are_mixed(store, block, window):
+    order = np.array(flat(rows(StoreLoader(store, 10, block=block, window=window))))
+    # two neighbours of a shuffled list of n are n / 3 apart on average; of blocks, hardly less
+    assert np.abs(np.diff(order)).mean() > N / 3 * 0.7
+
+
+def test_blocks_are_read_together(store):
+    """With a window of 4 blocks, 40 rows in a row come from 4 runs of 10 neighbours."""
+    loader = StoreLoader(store, 10, block=10, window=4)
+    order = flat(rows(loader))
+    for lo in range(0, 960, 40):
+        assert len({r // 10 for r in order[lo : lo + 40]}) == 4
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [8, 1, 10**4])
+def test_ranks_share_an_epoch(store, world, batch):
+    loaders = [StoreLoader(store, batch, rank=r, world=world, block=16) for r in range(world)]
+    per_rank = [rows(loader) for loader in loaders]
+    assert {len(b) for b in per_rank} == {len(loaders[0])}
+    assert {len(b) for r in per_rank for b in r} == {min(batch, N // world)}
+    seen = flat(flat(per_rank))
+    assert len(seen) == len(set(seen)) > N - world * min(batch, N // world)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [8, 1, 10**4])
+def test_validation_is_every_row_once_and_even_over_ranks(store, world, batch):
+    loaders = [StoreLoader(store, batch, rank=r, world=world, shuffle=False, split=(0, 0.1)) for r in range(world)]
+    per_rank = [rows(loader) for loader in loaders]
+    assert {len(b) for b in per_rank} == {len(loaders[0])}
+    sizes = {len(b) for r in per_rank for b in r}
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0 and max(sizes) <= max(batch, 2)
+    assert sorted(flat(flat(per_rank))) == np.flatnonzero(split_items(store, 0, 0.1)).tolist()
+    if world == 1:
+        assert flat(per_rank[0]) == sorted(flat(per_rank[0]))
+
+
+def test_splits_are_disjoint_complete_and_the_same_for_every_seed(store):
+    parts = [split_items(store, a, b) for a, b in ((0, 0.1), (0.1, 0.35), (0.35, 1))]
+    assert [p.sum() for p in parts] == [100, 250, 650] and (sum(p.astype(int) for p in parts) == 1).all()
+    seen = [set(flat(rows(StoreLoader(store, 1, seed=s, split=(0.1, 1))))) for s in (0, 1)]
+    assert seen[0] == seen[1] == set(np.flatnonzero(~parts[0]).tolist())
+    middle = np.flatnonzero(parts[0]).mean()
+    assert abs(middle - N / 2) < 100  # not a corner of the store
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4, 5, 9, 10, 14, 20])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resumed_loader_goes_on_at_the_next_batch(store, done, world):
+    def make_loader():
+        return StoreLoader(store, 95, rank=world - 1, world=world, block=16, window=8, seed=2)
+
+    whole = make_loader()
+    n = len(whole)
+    batches = flat([rows(whole) for _ in range(5)])
+    stopped = make_loader()
+    got, state = [], stopped.state_dict()
+    while len(got) < done:
+        for b in stopped:
+            got.append(b.x["image"][:, 0].int().tolist())
+            if len(got) == done:
+                state = stopped.state_dict()
+                break
+    assert state["epoch"] * n + state["batch"] == done
+    again = make_loader()
+    again.load_state_dict(state)
+    assert len(again) == n
+    rest = []
+    while len(rest) < len(batches) - done:
+        rest += rows(again)
+    assert got + rest == batches
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 11}, "sizes"),
+        ({"seed": 9}, "seed 0, this run has 9"),
+        ({"world": 2}, "world"),
+        ({"split": (0.2, 1)}, "batches"),
+    ],
+)
+def test_a_state_of_another_order_is_refused(store, change, words):
+    state = StoreLoader(store, 10).state_dict()
+    with pytest.raises(InputError, match=words):
+        StoreLoader(store, **({"batch_size": 10} | change)).load_state_dict(state)
+
+
+def test_a_state_of_another_store_is_refused(store, tmp_path):
+    other = make(tmp_path / "other")
+    with pytest.raises(InputError, match="content_hash"):
+        StoreLoader(other, 10).load_state_dict(StoreLoader(store, 10).state_dict())
+
+
+def test_too_few_items_for_the_ranks(store):
+    with pytest.raises(InputError, match=r"1 of 1000 items .* fewer than 2 ranks"):
+        StoreLoader(store, 10, split=(0, 0.001), world=2)
+
+
+def test_a_split_below_a_batch_is_one_smaller_batch(store):
+    loader = StoreLoader(store, 512, split=(0, 0.1))
+    assert [len(b) for b in rows(loader)] == [100]
+
+
+def test_token_sites_have_a_fixed_quota_per_modality(tmp_path):
+    n, per = 100, {"image": 9, "text": 3}
+    items = {m: torch.arange(n).repeat_interleave(k) for m, k in per.items()}
+    x = {m: torch.stack([i, torch.arange(len(i))], 1).float() for m, i in items.items()}
+    s = ActivationStore(write_store(tmp_path / "s", x, items=items, rows_per_shard=30))
+    loader = StoreLoader(s, 45, split=(0.2, 1), uids=True, block=8)
+    train = set(np.flatnonzero(split_items(s, 0.2, 1)).tolist())
+    seen = {m: [] for m in per}
+    for b in loader:
+        assert len(b.x["image"]) == 45 and len(b.x["text"]) == 15
+        for m in per:
+            assert [int(b.uids[i], 16) for i in b.item[m]] == b.x[m][:, 0].int().tolist()
+            seen[m] += b.x[m][:, 1].int().tolist()
+            assert set(b.x[m][:, 0].int().tolist()) <= train
+    assert len(loader) == 16
+    for m, k in per.items():
+        assert len(set(seen[m])) == len(seen[m]) == 80 * k
+    assert StoreLoader(s, 45, quotas={"image": 10, "text": 10}).sizes == {"image": 10, "text": 10}
+    held = [b for b in StoreLoader(s, 45, split=(0, 0.2), shuffle=False)]
+    assert sum(len(b.x["image"]) for b in held) == 180 and sum(len(b.x["text"]) for b in held) == 60
+
+
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    def run(n):
+        path = tmp_path / str(n)
+        write_store(path, {"image": torch.zeros(n, 2048)}, rows_per_shard=500)
+
+        def work(i):
+            for _ in StoreLoader(ActivationStore(path, verify=False), 64, block=16, window=4):
+                pass
+
+        return peak(work)
+
+    few, many = run(2000), run(16000)  # 16 and 131 MB
+    assert many < few + 30_000_000, (few, many)
+
+
+def test_the_order_is_what_it_was():
+    """A change of the order would silently break the resuming of older runs."""
+    from mmsae.activations.loader import BlockOrder
+
+    order = BlockOrder(np.array([1, 1, 0, 1, 1, 1, 1, 0, 1, 1], bool), 3, 5)
+    assert len(order) == 8
+    assert order.span(None, 0, 8).tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+    whole = order.span(0, 0, 8).tolist()
+    assert [order.span(0, a, b).tolist() for a, b in ((2, 5), (3, 3), (7, 8))] == [whole[2:5], [], whole[7:]]
+    assert sorted(whole) == [0, 1, 3, 4, 5, 6, 8, 9] and whole != sorted(whole)

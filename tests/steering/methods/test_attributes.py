@@ -1,0 +1,102 @@
+"""Attribute discovery on planted words, and its two kinds of judges."""
+
+import pytest
+import torch
+
+from mmsae.steering.methods.attributes import (
+    Pairs,
+    accept_rate,
+    clip_choice,
+    confirm,
+    discover,
+    gains,
+    judged_attribute,
+    score_words,
+)
+from mmsae.types import InputError
+
+WORDS = ["red", "green", "blue", "round", "small", "dark"]
+
+
+class ToyJudge:
+    """Pictures (n, 3, 2, 2) are their 12 numbers; word i is axis i."""
+
+    def images(self, x):
+        return x.flatten(1)
+
+    def texts(self, texts):
+        return torch.eye(12)[[WORDS.index(t) for t in texts]]
+
+
+def pairs(direction, n=20, noise=0.1, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    before = torch.rand(n, 3, 2, 2, generator=g)
+    move = direction + noise * torch.randn(n, 12, generator=g)
+    return Pairs(before, before + move.view(-1, 3, 2, 2), [f"p{i // 2}" for i in range(n)])
+
+
+def random_pairs(r=20):
+    g = torch.Generator().manual_seed(9)
+    return [pairs(torch.nn.functional.normalize(torch.randn(12, generator=g), dim=0) * 0.2, seed=i) for i in range(r)]
+
+
+def test_the_planted_word_is_found_and_confirmed_on_other_prompts():
+    blue = torch.eye(12)[2] * 2
+    found = discover(ToyJudge(), pairs(blue), random_pairs(), WORDS)
+    assert [a.word for a in found] == ["blue"] and found[0].gain == pytest.approx(2, abs=0.1)
+    assert min(found[0].z_words, found[0].z_random) > 3
+    [a] = confirm(found, pairs(blue, seed=5), clip_choice(ToyJudge()))
+    assert a.choice.mean == 1 and a.confirmed
+    [wrong] = confirm(found, pairs(-blue, seed=5), clip_choice(ToyJudge()))
+    assert wrong.choice.mean == 0 and not wrong.confirmed
+    assert accept_rate([[a], [wrong], []]) == pytest.approx(1 / 3)
+
+
+def test_a_random_feature_has_no_attribute_and_a_common_shift_is_none():
+    assert discover(ToyJudge(), random_pairs()[0], random_pairs()[1:], WORDS) == []
+    everything = pairs(torch.ones(12))  # all words gain: none stands out
+    assert discover(ToyJudge(), everything, random_pairs(), WORDS) == []
+
+
+def test_scores_by_hand():
+    z_words, z_random = score_words(torch.tensor([4.0, 1.0, 3.0]), torch.tensor([[0.0, 0, 0], [1, 0, -1]]))
+    # word 0: the others have mean 2 and deviation 2**.5; gains from the mean are 4/3, -5/3, 1/3
+    assert z_words[0] == pytest.approx(2 / 2**0.5) and z_words[1] == pytest.approx((1 - 3.5) / 0.5**0.5)
+    assert z_random[0] == pytest.approx((4 / 3 - 0.5) / 0.5**0.5)
+    with pytest.raises(InputError, match="3 words and 2 random"):
+        score_words(torch.ones(2), torch.ones(5, 2))
+
+
+def test_gains_are_means_of_cosine_changes():
+    p = pairs(torch.eye(12)[0], noise=0.0)
+    assert gains(ToyJudge(), p, ["red", "green"]).tolist() == pytest.approx([1, 0])
+
+
+def test_the_order_of_the_two_pictures_is_hidden_from_the_chooser():
+    """A judge that always takes the second picture learns nothing."""
+    a = discover(ToyJudge(), pairs(torch.eye(12)[2] * 2), random_pairs(), WORDS)
+    [got] = confirm(a, pairs(torch.eye(12)[2], n=400), lambda x, y, w: torch.ones(len(x)))
+    assert 0.4 < got.choice.mean < 0.6
+
+
+def test_injected_judges_see_pairs_and_their_verdict_is_counted():
+    red = torch.eye(12)[0] * 3
+    seen = []
+
+    def describe(a, b):
+        seen.append((b - a).flatten().argmax().item())
+        return [WORDS[seen[-1]]]
+
+    def name(lists):
+        words = {w for found in lists for w in found}
+        return words.pop() if len(words) == 1 else None
+
+    def verify(picture, phrase):
+        return picture.flatten()[WORDS.index(phrase)] > 1.5
+
+    kept = lambda a, b: torch.full((len(a),), 0.8)  # noqa: E731
+    got = judged_attribute(pairs(red), pairs(red, seed=3), describe, name, verify, kept)
+    assert got.phrase == "red" and got.success.mean == 1 and got.accepted and len(seen) == 8
+    lost = judged_attribute(pairs(red), pairs(red, seed=3), describe, name, verify, lambda a, b: torch.zeros(len(a)))
+    assert lost.success.mean == 1 and not lost.accepted
+    assert judged_attribute(pairs(red), pairs(red), describe, lambda x: None, verify, kept).accepted is False
