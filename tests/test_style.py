@@ -1,9 +1,11 @@
 """Rules of style that a tool can check."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,19 @@ def test_the_checker_finds_unsafe_loading(code):
 
 def test_no_exception_is_swallowed():
     assert {name(p): lines for p in CODE if (lines := list(swallowed(ast.parse(p.read_text()))))} == {}
+
+
+def test_public_methods_have_a_docstring():
+    """Those that override a method have the docstring of that one."""
+    for path in (p for p in CODE if p.relative_to(ROOT).parts[0] in ("mmsae", "datamodules")):
+        module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        for cls in vars(module).values():
+            if not (inspect.isclass(cls) and cls.__module__ == module.__name__) or cls.__name__.startswith("_"):
+                continue
+            for method, value in vars(cls).items():
+                value = getattr(value, "fget", getattr(value, "__func__", value))
+                if inspect.isfunction(value) and value.__name__[0] not in "_<" and not value.__doc__:
+                    assert any(method in vars(base) for base in cls.__mro__[1:]), f"{cls} {method} says nothing"
 
 
 def test_nothing_is_unpickled():
