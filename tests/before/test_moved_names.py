@@ -1,0 +1,80 @@
+"""Names that users copied before the modules moved still lead to the same things, and say the new ones.
+
+``files/names.json`` has the modules of version 0.2.0.dev0 and the names that its documentation used; ``files/yaml`` has
+recipes of it that name classes.
+"""
+
+import importlib
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmsae.steering.recipe import load_scorer
+from mmsae.training.cli import build_cli
+from mmsae.training.cli_jobs import build_job
+
+FILES = Path(__file__).parent / "files"
+ROOT = Path(__file__).parents[2]
+KNOWN = json.loads((FILES / "names.json").read_text())
+
+
+@pytest.mark.parametrize("module", KNOWN["names"])
+def test_documented_names_are_still_found(module):
+    found = importlib.import_module(module)
+    assert [n for n in KNOWN["names"][module] if not hasattr(found, n)] == []
+
+
+def test_modules_are_still_found_and_say_where_they_are():
+    wrong = {}
+    for old in KNOWN["modules"]:
+        if getattr(sys.modules.get(old), "__name__", old) != old:
+            del sys.modules[old]  # found by its old name before, and said then
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                new = importlib.import_module(old).__name__
+            except ImportError as e:
+                wrong[old] = str(e)
+                continue
+        if new != old and not any(new in str(w.message) and w.category is DeprecationWarning for w in said):
+            wrong[old] = f"is {new}, and nothing says so"
+    assert wrong == {}
+
+
+def callbacks(recipe):
+    args = ["-c", str(ROOT / "configs/train/paired_topk_store.yaml"), "-c", str(FILES / "yaml" / recipe)]
+    return {type(c).__name__ for c in build_cli(args, run=False).trainer.callbacks}
+
+
+def test_recipes_with_heads_are_read():
+    assert callbacks("test_heads.yaml") >= {"ZeroShotTest", "OODTest"}
+    assert callbacks("test_features.yaml") >= {"MonosemanticityTest", "ClassMeansTest"}
+
+
+@pytest.mark.parametrize("recipe, name", [("pair_weighted", "Filter"), ("weights", "Weights")])
+def test_recipes_of_jobs_are_read(recipe, name):
+    args = [
+        "-c",
+        str(FILES / "yaml" / f"{recipe}.yaml"),
+        "--model.sae",
+        "sae",
+        "--model.shards",
+        "s",
+        "--model.out",
+        "o",
+    ]
+    assert type(build_job(args, run=False).model).__name__ == name
+
+
+def test_the_recipe_of_the_aligner_is_read():
+    job = build_job(["-c", str(FILES / "yaml" / "vl_sae_llava_aligner.yaml")], run=False)
+    assert type(job.model).__name__ == "LitAligner" and type(job.model.aligner).__name__ == "Aligner"
+
+
+def test_scorers_in_a_recipe_are_found():
+    named = yaml.safe_load((FILES / "yaml" / "world_words.yaml").read_text())["scorers"]
+    assert len(named) == 3 and all(callable(load_scorer(text.partition("=")[2])) for text in named)
