@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 UNTIL = "0.4"
 """The version in which the old names are gone."""
@@ -240,6 +241,23 @@ MODULES = {
 }
 """Old module: new module, both without ``mmsae.``; an empty name stands for a package that was divided."""
 
+NAMES = {
+    "metrics.concepts": (
+        "metrics.concepts.concepts", "Match concept_report f1_table match_concepts score_concepts thresholds",
+    ),
+    "metrics.pairs": (
+        "metrics.pairs.pairs",
+        "ModalityScore alive_counts derangement modality_score pair_report top_concept top_concept_agreement"
+        " warnings_of",
+    ),
+    "shards": ("jobs.units", "Unit done part_path run_units units write_part"),
+    "steering.measure": (
+        "steering.measure.pictures",
+        "Dose Locality Specificity Unlearning directional dose_response kid locality specificity unlearning usable",
+    ),
+}  # fmt: skip
+"""Package whose name stayed: where names are today that it had, and which these are."""
+
 
 class _Moved(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
@@ -250,8 +268,7 @@ class _Moved(MetaPathFinder, Loader):
         new = MODULES[spec.name.removeprefix("mmsae.")]
         if not new:
             return None
-        text = f"{spec.name} is mmsae.{new} now; the old name goes in mmsae {UNTIL}"
-        warnings.warn(text, FutureWarning, stacklevel=2)
+        _tell(spec.name, f"mmsae.{new}")
         found = import_module(f"mmsae.{new}")
         self.spec = found.__spec__
         return found
@@ -259,6 +276,23 @@ class _Moved(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         if MODULES[module.__spec__.name.removeprefix("mmsae.")]:
             module.__spec__ = self.spec  # it was executed under its new name
+
+
+def _tell(old: str, new: str) -> None:
+    warnings.warn(f"{old} is {new} now; the old name goes in mmsae {UNTIL}", FutureWarning, stacklevel=3)
+
+
+def earlier(package: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package of :data:`NAMES`."""
+    new, names = NAMES[package.removeprefix("mmsae.")]
+
+    def find(name: str) -> Any:
+        if name not in names.split():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        _tell(f"{package}.{name}", f"mmsae.{new}.{name}")
+        return getattr(import_module(f"mmsae.{new}"), name)
+
+    return find
 
 
 def install() -> None:

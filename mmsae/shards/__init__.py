@@ -1,6 +1,7 @@
 """Image-text shards: sources, decoding, uids, faults, loaders and a writer."""
 
 from mmsae.files import disk_errors
+from mmsae.moved import earlier
 from mmsae.shards.batches import place, taken, tried
 from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
@@ -44,3 +45,5 @@ __all__ = [
     "unit_batches",
     "with_image",
 ]
+
+__getattr__ = earlier(__name__)

@@ -14,32 +14,34 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from mmsae.backbones import load_backbone
-from mmsae.bench import Stages as BenchStages
-from mmsae.cache import ActivationStore, extract
-from mmsae.demo_stages import Stages as DemoStages
-from mmsae.heads.features import load_features
-from mmsae.heads.opening import open_host
-from mmsae.heads.zeroshot_run import zeroshot
+from mmsae.activations import ActivationStore, extract
+from mmsae.bench.command import Stages as BenchStages
+from mmsae.demo.stages import Stages as DemoStages
+from mmsae.evaluation.features import load_features
+from mmsae.evaluation.opening import open_host
+from mmsae.evaluation.zeroshot.command import zeroshot
+from mmsae.filtering.job import filter_shards
+from mmsae.filtering.pair_weights import PairWeights
+from mmsae.hosts import load_backbone
+from mmsae.hosts.diffusion.patch_autoencoder import PatchAutoencoder
+from mmsae.lvlm.decoding.concept import Settings
+from mmsae.lvlm.hallucination.chair import chair_command
+from mmsae.lvlm.hallucination.pope import pope
+from mmsae.lvlm.hallucination.questions import load_questions
+from mmsae.lvlm.patches.command import patches
+from mmsae.lvlm.weights.command import weights
+from mmsae.lvlm.weights.file import load_top, load_weights
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
 from mmsae.steering import FeatureStats
 from mmsae.steering.command import steer
-from mmsae.steering.concept_stats import ConceptStats
-from mmsae.tasks.chair import chair_command
-from mmsae.tasks.concept_decoding import Settings
-from mmsae.tasks.filter import filter_shards
-from mmsae.tasks.filter_weights import PairWeights
-from mmsae.tasks.patches import patches
-from mmsae.tasks.pope import load_questions
-from mmsae.tasks.pope_run import pope
-from mmsae.tasks.weights import weights
-from mmsae.tasks.weights_file import load_top, load_weights
+from mmsae.steering.methods.unlearn import ConceptStats
 from mmsae.training.sweep import sweep
 from mmsae.types import InputError
-from mmsae.world.probe import WorldProbe
+from mmsae.world.measure.probe import WorldProbe
 
 ROOT = Path(__file__).parents[2]
 FILES = Path(__file__).parent / "files"
@@ -157,6 +159,7 @@ def test_a_host_is_the_one_that_its_saes_know(host, names):
 def test_the_pipeline_draws_what_it_drew():
     host = load_backbone("diffusers:hosts/sd")
     close(host.generate(["a red circle"], steps=2, guidance=3.0, seed=0), expected("steer.safetensors")["images"])
+    assert type(StableDiffusionPipeline.from_pretrained("hosts/sd").vae) is PatchAutoencoder
 
 
 def test_an_aligner_maps_as_it_did():

@@ -14,12 +14,14 @@ import pytest
 import yaml
 
 from mmsae.steering.recipe import load_scorer
-from mmsae.training.cli import build_cli
-from mmsae.training.cli_jobs import build_job
+from mmsae.training.cli import build_cli, build_job
 
 FILES = Path(__file__).parent / "files"
 ROOT = Path(__file__).parents[2]
 KNOWN = json.loads((FILES / "names.json").read_text())
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:LightningCLI's args", "ignore:mmsae.* is mmsae.* now:FutureWarning")
 
 
 @pytest.mark.parametrize("module", KNOWN["names"])
@@ -40,7 +42,7 @@ def test_modules_are_still_found_and_say_where_they_are():
             except ImportError as e:
                 wrong[old] = str(e)
                 continue
-        if new != old and not any(new in str(w.message) and w.category is DeprecationWarning for w in said):
+        if new != old and not any(new in str(w.message) and w.category is FutureWarning for w in said):
             wrong[old] = f"is {new}, and nothing says so"
     assert wrong == {}
 

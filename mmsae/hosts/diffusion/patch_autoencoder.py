@@ -6,6 +6,8 @@ import this one (``load_backbone("diffusers:...")`` does) before ``StableDiffusi
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -146,3 +148,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def forward(self, x: Tensor) -> Tensor:
         """Encode and decode."""
         return self.decode(self.encode(x).latent_dist.mode()).sample
+
+
+# The name that is in the folders of pipelines written before this module moved; diffusers imports none by itself.
+sys.modules.setdefault("mmsae.backbones.patch_autoencoder", sys.modules[__name__])

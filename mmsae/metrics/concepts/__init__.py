@@ -1,1 +1,5 @@
 """Numbers about single concepts."""
+
+from mmsae.moved import earlier
+
+__getattr__ = earlier(__name__)
