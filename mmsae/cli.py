@@ -7,12 +7,13 @@ import os
 import re
 import sys
 from argparse import Action, ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
-from mmsae.options import add_shared, take_shared
+from mmsae.errors import InputError
+from mmsae.options import HostOptions, Process, add_group, call, default_of, groups, names, take
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -24,51 +25,110 @@ class Command(NamedTuple):
     Attributes:
         target: ``module:function``; imported when the command is used.
         summary: What it does, for ``mmsae --help``.
+        example: One line that works, for ``mmsae X --help``.
         positional: Whether its required arguments are given by place instead of by name.
     """
 
     target: str
     summary: str
+    example: str
     positional: bool = False
 
 
 LIGHTNING = ("fit", "validate", "test", "predict")
 COMMANDS = {
     "demo": Command(
-        "mmsae.demo.command:demo", "train and compare SAEs on a generated world, end to end, and write a report"
+        "mmsae.demo.command:demo",
+        "train and compare SAEs on a generated world, end to end, and write a report",
+        "mmsae demo --out runs/demo",
     ),
     "pretrain-clip": Command(
-        "mmsae.world.models.clip:pretrain_clip", "train a small open_clip model on image-text shards"
+        "mmsae.world.models.clip:pretrain_clip",
+        "train a small open_clip model on image-text shards",
+        "mmsae pretrain-clip --shards 'shards/train-*.tar' --out clip",
     ),
     "pretrain-diffusion": Command(
         "mmsae.world.models.diffusion.model:pretrain_diffusion",
         "train a tiny text-to-image Stable Diffusion on image-text shards",
+        "mmsae pretrain-diffusion --shards 'shards/train-*.tar' --out diffusion",
     ),
-    "extract": Command("mmsae.activations.extract:extract_command", "run a host over shards and store its activations"),
-    "bench": Command("mmsae.bench.command:bench", "test a published claim on a generated world", positional=True),
-    "filter": Command("mmsae.filtering.command:filter_command", "keep the best image-text samples, and say why"),
-    "sweep": Command("mmsae.training.sweep:sweep", "train a recipe at several k and sizes, and draw FVU over L0"),
-    "info": Command("mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards", positional=True),
+    "extract": Command(
+        "mmsae.activations.extract:extract_command",
+        "run a host over shards and store its activations",
+        "mmsae extract --host ViT-B-32/laion2b_s34b_b79k --shards 'shards/train-*.tar' --out store --precision bf16",
+    ),
+    "bench": Command(
+        "mmsae.bench.command:bench",
+        "test a published claim on a generated world",
+        "mmsae bench filter --out runs/bench_filter --quick",
+        True,
+    ),
+    "filter": Command(
+        "mmsae.filtering.command:filter_command",
+        "keep the best image-text samples, and say why",
+        "mmsae filter --sae runs/paired/sae --shards 'shards/train-*.tar' --out kept --keep 0.5",
+    ),
+    "sweep": Command(
+        "mmsae.training.sweep:sweep",
+        "train a recipe at several k and sizes, and draw FVU over L0",
+        "mmsae sweep --store store --out runs/sweep --k 8 16 --ratio 4 8",
+    ),
+    "info": Command(
+        "mmsae.info:info",
+        "describe an SAE, a run, a store, a host folder or shards",
+        "mmsae info runs/paired/sae",
+        True,
+    ),
     "weights": Command(
-        "mmsae.lvlm.weights.gallery:weights_command", "cross-modal weights of an SAE on an LVLM, and tokens"
+        "mmsae.lvlm.weights.gallery:weights_command",
+        "cross-modal weights of an SAE on an LVLM, and tokens",
+        "mmsae weights --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out weights",
     ),
     "patches": Command(
-        "mmsae.lvlm.patches.command:patches", "which patches of a picture a vision-language model needs"
+        "mmsae.lvlm.patches.command:patches",
+        "which patches of an image a vision-language model needs",
+        "mmsae patches --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out patches",
     ),
-    "align": Command("mmsae.lvlm.decoding.align:align", "aligned states of a store, for VL-SAE on an LVLM"),
-    "pope": Command("mmsae.lvlm.hallucination.pope:pope", "yes/no questions about objects, several ways of answering"),
+    "align": Command(
+        "mmsae.lvlm.decoding.align:align",
+        "aligned states of a store, for VL-SAE on an LVLM",
+        "mmsae align --store states --aligner runs/aligner/aligner --out aligned",
+    ),
+    "pope": Command(
+        "mmsae.lvlm.hallucination.pope:pope",
+        "yes/no questions about objects, several ways of answering",
+        "mmsae pope --host lvlm:llava --shards 'shards/val-*.tar' --out runs/pope --images 100",
+    ),
     "chair": Command(
-        "mmsae.lvlm.hallucination.chair:chair_command", "objects that captions invent, several ways of decoding"
+        "mmsae.lvlm.hallucination.chair:chair_command",
+        "objects that captions invent, several ways of decoding",
+        "mmsae chair --host lvlm:llava --shards 'shards/val-*.tar' --out runs/chair --images 100",
     ),
     "zeroshot": Command(
-        "mmsae.evaluation.zeroshot.command:zeroshot", "classify images by class names, with and without an SAE"
+        "mmsae.evaluation.zeroshot.command:zeroshot",
+        "classify images by class names, with and without an SAE",
+        "mmsae zeroshot --sae runs/paired/sae --shards 'cifar10-test-*.tar' --classes classes.txt --out runs/zeroshot",
     ),
     "ood": Command(
-        "mmsae.evaluation.ood.command:ood", "detect images unlike the training ones, on features and on codes"
+        "mmsae.evaluation.ood.command:ood",
+        "detect images unlike the training ones, on features and on codes",
+        "mmsae ood --sae runs/paired/sae --id 'cifar10-*.tar' --ood 'mnist=mnist-*.tar' --out runs/ood",
     ),
-    "steer": Command("mmsae.steering.command:steer_command", "steer a diffusion model, beside random features"),
-    "evaluate": Command("mmsae.evaluation.card.command:evaluate", "the benchmark card of an SAE, with controls"),
-    "convert": Command("mmsae.interop:convert", "turn another library's checkpoint into an SAE folder"),
+    "steer": Command(
+        "mmsae.steering.command:steer_command",
+        "steer a diffusion model, beside random features",
+        "mmsae steer --host diffusers:pipeline --sae runs/unet/sae --features 168 --prompts prompts.txt",
+    ),
+    "evaluate": Command(
+        "mmsae.evaluation.card.command:evaluate",
+        "the benchmark card of an SAE, with controls",
+        "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card",
+    ),
+    "convert": Command(
+        "mmsae.interop:convert",
+        "turn another library's checkpoint into an SAE folder",
+        "mmsae convert --checkpoint openclip_ViT-B-32_VL_SAE_256_8_best.pth --out vl_sae",
+    ),
 }
 
 SHARDS = ("shards", "val_shards", "train", "val", "calibration", "target")
@@ -102,21 +162,43 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
             args = sys.argv[1:] if args is None else args
             return super().parse_args(one_form(args, lambda option: _takes(known.get(option)), place), **kwargs)
 
-    module, function = COMMANDS[name].target.split(":")
+        def format_help(self) -> str:
+            text = super().format_help().replace("``", "`").rstrip()
+            return f"{text}\n\nexample:\n  {command.example}\n"
+
+    command = COMMANDS[name]
+    module, function = command.target.split(":")
     fn: Callable = getattr(import_module(module), function)
-    parser = Parser(prog=f"mmsae {name}", description=COMMANDS[name].summary, exit_on_error=False, allow_abbrev=False)
+    parser = Parser(prog=f"mmsae {name}", description=command.summary, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file with any of the options below")
-    parser.add_function_arguments(fn, as_group=False, as_positional=COMMANDS[name].positional)
-    add_shared(parser)
+    several = groups(fn)
+    parser.add_function_arguments(fn, as_group=False, as_positional=command.positional, skip=set(several))
+    own = {a.dest for a in parser._actions} | {n for group in several.values() for n in names(group)}
+    for at, group in several.items():
+        add_group(parser, group, default_of(fn, at))
+    for group in [Process] * ("threads" not in own) + [HostOptions] * ("host" in own):
+        add_group(parser, group)
     for action in parser._actions:
-        if action.dest != "print_config":  # jsonargparse looks for that very name
-            action.option_strings = [s.replace("_", "-") for s in action.option_strings]
-            parser._option_string_actions.update(dict.fromkeys(action.option_strings, action))
-        if getattr(action, "_typehint", None) is bool:
-            action.nargs, action.const = "?", "true"  # --verify is --verify true
-        if get_origin(getattr(action, "_typehint", None)) is list:
-            action.nargs, (action._typehint,) = "+", get_args(action._typehint)  # --k 4 8 16
+        _adapt(parser, action)
+    needed = [f"{a.option_strings[0]} {a.dest.upper()}" if a.option_strings else a.dest.upper()
+              for a in parser._actions if a.required]  # fmt: skip
+    parser.usage = " ".join(["%(prog)s", *needed, "[-c FILE] [options]"])
     return parser, fn
+
+
+def _adapt(parser: ArgumentParser, action: Action) -> None:
+    """Dashes for underscores, flags without a value, and several values side by side."""
+    if action.dest != "print_config":  # jsonargparse looks for that very name
+        spelled = [s.replace("_", "-") for s in action.option_strings]
+        parser._option_string_actions.update(dict.fromkeys(spelled, action))
+        action.option_strings = [s for s in spelled if not s.endswith("+")]
+    if getattr(action, "_typehint", None) is bool:
+        action.nargs, action.const = "?", "true"  # --verify is --verify true
+    if (several := get_origin(getattr(action, "_typehint", None))) in (list, tuple):
+        action.nargs, action._typehint = "+", get_args(action._typehint)[0]  # --k 4 8 16
+        action.metavar = action.dest.upper()
+        if several is tuple and action.default is not None:
+            parser.set_defaults({action.dest: list(action.default)})
 
 
 def one_form(args: Sequence[str], takes: Callable[[str], str], place: str = "") -> list[str]:
@@ -195,10 +277,18 @@ def _command(name: str, args: list[str]) -> None:
     parser, fn = command_parser(name)
     values = parser.parse_args(command_args(args)).as_dict()
     values.pop("config", None)
-    take_shared(values, signature(fn).parameters)
-    result = fn(**values)
+    result = call(fn, **_prepare(values, signature(fn).parameters))
     if result is not None:
         print(_last_line(result))
+
+
+def _prepare(values: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+    """Use the threads that are asked for, unless the command does; and put the options of a host into its name."""
+    if "threads" in values and "threads" not in wanted:
+        take(Process, values).use()
+    if "host_options" in values:
+        values["host"] = take(HostOptions, values).name(values["host"])
+    return values
 
 
 def _last_line(result: Any) -> Any:
@@ -211,8 +301,6 @@ def _user_error(e: BaseException | None, command: str) -> str | None:
 
     jsonargparse wraps what a class says about its arguments in an account of all types that it tried.
     """
-    from mmsae.types import InputError
-
     while e is not None:
         if isinstance(e, InputError):
             return str(e)
@@ -246,8 +334,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args[0] in COMMANDS:
             _command(args[0], args[1:])
         else:
-            from mmsae.types import InputError
-
             raise InputError(f"no command {args[0]!r}; there are {', '.join((*LIGHTNING, *COMMANDS))}")
     except BrokenPipeError:  # the reader of our output has seen enough, as in `mmsae info X | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

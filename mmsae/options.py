@@ -1,48 +1,183 @@
-"""Options that every command has, and those of every command that loads a host."""
+"""Options of the commands: frozen dataclasses, each field documented at the field, shared where they mean the same.
+
+A command is a function in ``command.py`` of its folder; what it needs is a parameter, and what it shares with other
+commands (or would make its list of parameters long) is a dataclass from here or from beside the command::
+
+    def filter_command(
+        sae: str, shards: str | list[str], out: str, keep: float = 0.5, run: SAERun = SAERun(), data: Data = Data()
+    ) -> str:
+
+On the command line and in YAML all options stand side by side (``--keep .3 --device cpu``, never ``--run.device``), and
+the help shows each dataclass as a group, under the first line of its docstring. :func:`call` calls such a function with
+flat keywords, too. A command whose default is another says so in its signature, ``run: SAERun = SAERun(batch_size=8)``;
+one that lacks an option has a subclass in which the field is ``field(default=..., init=False)``.
+
+``mmsae X --help`` imports ``command.py`` and nothing heavy: neither the module nor a package above it imports torch or
+what imports it (``mmsae.types`` and ``mmsae.sae`` do; :mod:`mmsae.errors`, :mod:`mmsae.files`, :mod:`mmsae.recipes` and
+this module do not). The work stands in other modules and is imported inside the function.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_origin, get_type_hints
+
+from mmsae.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-
-def add_shared(parser: ArgumentParser) -> None:
-    """Options of every command, and of every one that loads a host."""
-    from mmsae.threads import HELP
-
-    known = {a.dest for a in parser._actions}
-    if "threads" not in known:
-        parser.add_argument("--threads", type=int | None, default=None, help=HELP)
-    if "host" in known:
-        parser.add_argument(
-            "--host_options",
-            type=dict[str, Any],
-            default={},
-            help="Options that the host is loaded with, as --host-options.img_size 224 or as JSON. They become part of "
-            "its name, so that stores and SAEs know them (docs/hosts.md).",
-        )
-        parser.add_argument(
-            "--allow_random_weights",
-            type=bool,
-            default=False,
-            help="Accept a host whose files lack weights, with random ones in their place.",
-        )
+T = TypeVar("T")
 
 
-def take_shared(values: dict[str, Any], wanted: Collection[str]) -> None:
-    """Do what the options of :func:`add_shared` say; the function itself takes those of ``wanted`` only."""
-    if "threads" not in wanted:
-        from mmsae.threads import use_threads
+@dataclass(frozen=True)
+class Run:
+    """Where and how the host computes."""
 
-        use_threads(values.pop("threads"))
-    if "host" in values:
-        options = {k.replace("-", "_"): v for k, v in values.pop("host_options").items()}
-        if values.pop("allow_random_weights"):
+    device: str = "auto"
+    """``cpu``, ``cuda`` or ``auto``."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the host: ``bf16`` and ``fp16`` are autocast, or the type of its weights where it generates."""
+    batch_size: int | None = None
+    """Samples per forward pass. Default: 256; on a CPU as many as have the area of 16 images of 224 pixels."""
+    workers: int | None = None
+    """Decoding processes per device; default: the free cores, 8 at most. 0 decodes in the main process."""
+    progress: bool = True
+    """Whether to print what is done and show bars."""
+
+
+@dataclass(frozen=True)
+class SAERun(Run):
+    """Where and how the host and the SAE compute."""
+
+    allow_other_site: bool = False
+    """Accept an SAE that was trained on another host of equal width, such as a copy of its own."""
+
+
+@dataclass(frozen=True)
+class OneProcessRun(SAERun):
+    """Where and how the host and the SAE compute."""
+
+    workers: int | None = field(default=0, init=False)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What is made of the samples' files."""
+
+    fault_limit: float = 0.05
+    """Largest share of samples that may be unusable."""
+
+
+@dataclass(frozen=True)
+class Data(Shards):
+    """What is made of the samples' files."""
+
+    caption_field: str = ""
+    """Field of the samples' json that holds the caption; empty: ``captions``, ``txt`` or json's ``caption``."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process."""
+
+    threads: int | None = None
+    """CPU threads of this process; processes that it starts inherit the number. Two jobs on one machine need fewer than
+    its cores each, or they slow each other down. Default: torch's own, all cores."""
+
+    def use(self) -> None:
+        """Compute with so many threads from now on, and let processes that are started do so."""
+        use_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """How the host is loaded."""
+
+    host_options: dict[str, Any] = field(default_factory=dict)
+    """Options that the host is loaded with, as --host-options.img_size 224 or as JSON. They become part of its name, so
+    that stores and SAEs know them (docs/hosts.md)."""
+    allow_random_weights: bool = False
+    """Accept a host whose files lack weights, with random ones in their place."""
+
+    def name(self, host: str | None) -> str | None:
+        """The name of a host with these options in it."""
+        options = {k.replace("-", "_"): v for k, v in self.host_options.items()}
+        if self.allow_random_weights:
             options |= {"allow_random": True}
-        if options:
-            from mmsae.hosts import with_options
+        if not options:
+            return host
+        from mmsae.hosts import with_options
 
-            values["host"] = with_options(values["host"] or "", options)
+        return with_options(host or "", options)
+
+
+def use_threads(n: int | None) -> None:
+    """Compute with ``n`` threads from now on, and let processes that are started do so; None changes nothing.
+
+    Raises:
+        InputError: Fewer than one.
+    """
+    if n is None:
+        return
+    if n < 1:
+        raise InputError(f"threads is {n}; it must be at least 1")
+    import os
+
+    import torch
+
+    os.environ |= {"OMP_NUM_THREADS": str(n), "MKL_NUM_THREADS": str(n)}
+    torch.set_num_threads(n)
+
+
+def groups(fn: Callable) -> dict[str, type]:
+    """``{parameter: dataclass}`` of the parameters of a command that are several options each."""
+    hints = get_type_hints(fn)
+    return {n: hints[n] for n in inspect.signature(fn).parameters if dataclasses.is_dataclass(hints.get(n))}
+
+
+def names(group: type) -> list[str]:
+    """Names of the options of a dataclass."""
+    return [f.name for f in dataclasses.fields(group) if f.init]
+
+
+def add_group(parser: ArgumentParser, group: type, default: Any = None) -> None:
+    """Add the options of a dataclass to a parser, as a group of its help; ``default`` is an instance of it."""
+    from jsonargparse import set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        parser.add_class_arguments(group, None)
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    if default is not None:
+        parser.set_defaults({n: getattr(default, n) for n in names(group)})
+
+
+def take(group: type[T], flat: dict[str, Any], default: T | None = None) -> T:
+    """Options of one dataclass, taken out of flat keywords; ``default`` has the values of those that are not there."""
+    hints = get_type_hints(group)
+    given = {n: flat.pop(n) for n in names(group) if n in flat}
+    given = {n: tuple(v) if get_origin(hints[n]) is tuple and isinstance(v, list) else v for n, v in given.items()}
+    return group(**given) if default is None else dataclasses.replace(default, **given)
+
+
+def default_of(fn: Callable, parameter: str) -> Any:
+    """The default of a parameter, None where it has none."""
+    default = inspect.signature(fn).parameters[parameter].default
+    return None if default is inspect.Parameter.empty else default
+
+
+def grouped(fn: Callable, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat keywords as a command takes them, its dataclasses assembled."""
+    left = dict(flat)
+    made = {name: take(group, left, default_of(fn, name)) for name, group in groups(fn).items() if name not in left}
+    return {**left, **made}
+
+
+def call(fn: Callable[..., T], **flat: Any) -> T:
+    """Call a command with flat keywords, as its command line has them: ``call(filter_command, device="cpu", ...)``."""
+    return fn(**grouped(fn, flat))

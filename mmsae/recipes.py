@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mmsae.types import InputError
+from mmsae.errors import InputError
 
 
 def find_recipe(name: str) -> str:

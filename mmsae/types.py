@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmsae.errors import InputError as InputError
+
 IMAGE, TEXT = "image", "text"
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong; one sentence names it. The CLI prints it and exits with 2."""
 
 
 class Faults(NamedTuple):

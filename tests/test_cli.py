@@ -12,8 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from mmsae import InputError, __version__
-from mmsae.cli import COMMANDS, LIGHTNING, SHARDS, _takes, command_parser, main
-from mmsae.options import take_shared
+from mmsae.cli import COMMANDS, LIGHTNING, SHARDS, _prepare, _takes, command_parser, main
 from mmsae.training.cli import build_cli
 from mmsae.world.generator.shards import write_world
 
@@ -275,5 +274,5 @@ def test_options_of_a_host_become_part_of_its_name(tmp_path, monkeypatch):
     sites = [ActivationStore(tmp_path / name).spec.sites for name in "ab"]
     assert sites[0] == sites[1] and {s.hint for s in sites[0].values()} == {f'{host} {{"img_size": 32}}'}
     args = values("zeroshot", "--sae", "s", "--shards", "x", "--out", "o", "--allow-random-weights")
-    take_shared(args, ("host",))
+    _prepare(args, ("host",))
     assert args["host"] == ' {"allow_random": true}' and "host_options" not in args and "threads" not in args

@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from mmsae.options import Process, add_group, use_threads
 from mmsae.recipes import configs_first, job_of
-from mmsae.threads import HELP, use_threads
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
 from mmsae.training.checkpoint import RunCheckpoint, disk_errors
 from mmsae.training.lit import LitSAE
@@ -40,7 +40,7 @@ class ThreadsCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The option."""
-        parser.add_argument("--threads", type=int | None, default=None, help=HELP)
+        add_group(parser, Process)
 
     def before_instantiate_classes(self) -> None:
         """Before anything computes."""
