@@ -25,10 +25,9 @@ from PIL import Image
 from mmsae.activations import extract
 from mmsae.cli import main as mmsae
 from mmsae.files import atomic_file
-from mmsae.filtering.selection import draw
 from mmsae.filtering.truth import damage_auroc
 from mmsae.sae import SAE, random_control
-from mmsae.shards import FaultLog, Sample, ShardWriter, expand, read_shard
+from mmsae.shards import FaultLog, Sample, ShardWriter, draw, expand, read_shard
 from mmsae.world.models.clip import pretrain_clip
 
 DATA = Path("../shared/data")

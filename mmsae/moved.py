@@ -258,6 +258,12 @@ NAMES = {
 }  # fmt: skip
 """Package whose name stayed: where names are today that it had, and which these are."""
 
+DIVIDED = {
+    "interpret.jobs": {"Weights": "lvlm.weights.lightning"},
+    "tasks.sae_v": {"encode_tokens": "lvlm.tokens", "segment_sites": "lvlm.tokens"},
+}
+"""Old module: what it held and its new module does not, and where that is."""
+
 
 class _Moved(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
@@ -270,6 +276,8 @@ class _Moved(MetaPathFinder, Loader):
             return None
         _tell(spec.name, f"mmsae.{new}")
         found = import_module(f"mmsae.{new}")
+        for name, module in DIVIDED.get(spec.name.removeprefix("mmsae."), {}).items():
+            setattr(found, name, getattr(import_module(f"mmsae.{module}"), name))
         self.spec = found.__spec__
         return found
 

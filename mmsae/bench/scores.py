@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmsae.bench.world_filter import Alignment
-from mmsae.filtering.scorers.lvlm import TokenScorer
 from mmsae.hosts import load_backbone
+from mmsae.lvlm.tokens import TokenScorer
 from mmsae.lvlm.weights.command import cross_modal_weights
 from mmsae.lvlm.weights.file import load_weights
 from mmsae.metrics.pairs.correlation import PairScorer

@@ -138,7 +138,7 @@ def words_of_latents(host: Any, sae: Any, root: Path) -> list[dict[str, Any]]:
     """The latents of largest cross-modal weight: what they are called by the words on which they fire most."""
     import torch
 
-    from mmsae.filtering.scorers.lvlm import encode_tokens, segment_sites
+    from mmsae.lvlm.tokens import encode_tokens, segment_sites
     from mmsae.lvlm.weights.file import load_weights
     from mmsae.shards import FaultLog, expand, read_shard
     from mmsae.types import IMAGE, TEXT

@@ -14,10 +14,9 @@ from torch import Tensor
 from mmsae.evaluation.images import Asked, Seen, read_images
 from mmsae.evaluation.labels import Labels, read_labels
 from mmsae.evaluation.pooling import TINY, Moments, Sums, Through, TokenMeans, mean_rows, pool_codes
-from mmsae.filtering.selection import draw
 from mmsae.hosts import Backbone
 from mmsae.sae import SAE
-from mmsae.shards import FAULT_LIMIT, FaultLog, expand
+from mmsae.shards import FAULT_LIMIT, FaultLog, draw, expand
 from mmsae.types import IMAGE, Codes, InputError, Site
 
 KINDS = ("raw", "code", "recon", "resid")

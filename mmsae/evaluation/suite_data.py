@@ -21,10 +21,9 @@ from mmsae.evaluation.shifts import shift
 from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Components, Space, spaces
 from mmsae.evaluation.suite import NotApplicable, Suite
 from mmsae.evaluation.zeroshot.scores import class_embeddings
-from mmsae.filtering.selection import draw
 from mmsae.hosts import Backbone, load_backbone
 from mmsae.sae import SAE, random_control
-from mmsae.shards import FaultLog, read_shards
+from mmsae.shards import FaultLog, draw, read_shards
 from mmsae.types import IMAGE, TEXT, InputError
 
 OOD_ROLES = ("ood", "near_ood", "val_ood")

@@ -26,7 +26,6 @@ from mmsae.filtering.selection import (
     State,
     concatenate,
     distribution,
-    draw,
     kl,
     lazy_greedy,
     quota,
@@ -34,7 +33,7 @@ from mmsae.filtering.selection import (
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.jobs import units, write_part
 from mmsae.metrics.statistics import average_ranks
-from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, shard_name
+from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, draw, shard_name
 from mmsae.shards.decode import parse_json
 from mmsae.shards.names import safe_key
 from mmsae.shards.read import make_uid

@@ -15,10 +15,9 @@ from mmsae.files import read_text
 from mmsae.filtering.pair_weights import FitSample, PairWeights, fit_weights, name_concepts
 from mmsae.filtering.run import Pass, Processes, judged, run_pass
 from mmsae.filtering.scorers.clip import PairReader, Scorer
-from mmsae.filtering.selection import draw
 from mmsae.jobs.folder import JobFolder
 from mmsae.metrics.pairs.correlation import PairScorer
-from mmsae.shards import count_samples, identity, shard_name
+from mmsae.shards import count_samples, draw, identity, shard_name
 from mmsae.types import InputError
 
 WEIGHTS = "weights.safetensors"

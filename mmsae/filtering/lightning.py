@@ -14,8 +14,6 @@ from mmsae.filtering.job import Plan, Result, finish, owner, plan_job, prepare
 from mmsae.filtering.run import Pass, Processes, TarWork, announce, at_work
 from mmsae.filtering.scorers.clip import PairReader, Scorer
 from mmsae.jobs.lightning import LitUnits
-from mmsae.lvlm.weights.command import LitWeights
-from mmsae.lvlm.weights.gallery import write_gallery
 from mmsae.shards import UnitBatch
 
 
@@ -119,9 +117,3 @@ class Filter(LitFilter):
     """``mmsae filter`` on the ranks of a trainer, with ``report.html``."""
 
     present = staticmethod(write_filter_report)
-
-
-class Weights(LitWeights):
-    """``mmsae weights`` on the ranks of a trainer, with ``gallery.html``."""
-
-    present = staticmethod(write_gallery)

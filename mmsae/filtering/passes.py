@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mmsae.filtering.pair_weights import FitSample
 from mmsae.filtering.scorers.clip import PairReader, Scorer
-from mmsae.filtering.selection import Items, draw
-from mmsae.shards import FaultLog
+from mmsae.filtering.selection import Items
+from mmsae.shards import FaultLog, draw
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
 HELD_OUT = 0.2  # share of the target's items on which the match is tested

@@ -17,12 +17,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from mmsae.shards import draw
 from mmsae.types import InputError
 
 BIN_WEIGHTS = (0.0, 0.01, 0.99)  # SDM's, worst third to best third
@@ -228,11 +228,6 @@ def modular(items: Items, objective: Objective, b: int) -> Selection:
     which, at = items.entries(np.arange(items.n))
     mass = np.bincount(which, objective.p[items.col[at]] * items.val[at], items.n)
     return _take(items, objective, np.lexsort((items.uids, -mass))[:b])
-
-
-def draw(uid: str, seed: int = 0) -> float:
-    """A number in [0, 1) that depends on uid and seed only: the score ``random``."""
-    return int.from_bytes(blake2b(f"{seed}/{uid}".encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def random_set(items: Items, objective: Objective, b: int, seed: int = 0) -> Selection:

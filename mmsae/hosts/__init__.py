@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmsae.hosts.base import Backbone, Rows
+from mmsae.hosts.base import Backbone, Rows, pick_device
 from mmsae.hosts.load import embed_width, host_modalities, load_backbone, site_width
 from mmsae.hosts.names import HostName, named_host, parse, with_options
 
@@ -19,6 +19,7 @@ __all__ = [
     "load_backbone",
     "named_host",
     "parse",
+    "pick_device",
     "site_width",
     "with_options",
 ]

@@ -39,6 +39,21 @@ def check_device(device: str | torch.device) -> None:
         raise InputError(f"device {str(device)!r} was asked for, but torch sees no CUDA device.")
 
 
+def pick_device(device: str, rank: int = 0) -> str:
+    """Where to compute: ``auto`` and ``cuda`` become this rank's GPU, or ``auto`` the CPU where there is none.
+
+    Raises:
+        InputError: No such device.
+    """
+    found = torch.cuda.is_available()
+    device = ("cuda" if found else "cpu") if device == "auto" else device
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}; it must be cpu, cuda or auto")
+    if device.startswith("cuda") and not found:
+        raise InputError(f"device is {device}, and torch finds no such GPU here; there is cpu")
+    return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
+
+
 class Backbone(ABC):
     """A frozen host in eval mode.
 

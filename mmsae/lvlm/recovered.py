@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.filtering.scorers.lvlm import segment_sites
 from mmsae.hosts.lvlm.host import LVLMBackbone, recovered
 from mmsae.hosts.lvlm.load import ANSWER, select
 from mmsae.hosts.sites import Where
+from mmsae.lvlm.tokens import segment_sites
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, ImageTextBatch
 

@@ -7,7 +7,7 @@ from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
 from mmsae.shards.pipeline import FAULT_LIMIT, ExactLoader, TrainLoader, make_pipeline, unit_batches
-from mmsae.shards.read import Sample, UidSet, make_uid, read_shard, read_shards, with_image
+from mmsae.shards.read import Sample, UidSet, draw, make_uid, read_shard, read_shards, with_image
 from mmsae.shards.sources import Shard, Source, Sources, as_sources, expand, identity, shard_name
 from mmsae.shards.streams import UnitBatch
 from mmsae.shards.writer import ShardWriter
@@ -31,6 +31,7 @@ __all__ = [
     "decode_image",
     "describe",
     "disk_errors",
+    "draw",
     "expand",
     "identity",
     "make_pipeline",

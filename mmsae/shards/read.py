@@ -65,6 +65,11 @@ def make_uid(source: str, shard: str, key: str, meta: Mapping[str, Any]) -> str:
     return blake2b("\0".join((source, shard, key)).encode(), digest_size=16).hexdigest()
 
 
+def draw(uid: str, seed: int = 0) -> float:
+    """A number in [0, 1) that depends on uid and seed only."""
+    return int.from_bytes(blake2b(f"{seed}/{uid}".encode(), digest_size=6).digest(), "big") / 2**48
+
+
 class UidSet:
     """The uids of one job; a uid for the second time is refused (about 150 bytes of memory a uid)."""
 

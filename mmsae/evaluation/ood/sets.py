@@ -11,9 +11,9 @@ from torch import Tensor
 from mmsae.evaluation.features import Features, load_features
 from mmsae.evaluation.labels import plain
 from mmsae.evaluation.ood.head import ID
-from mmsae.filtering.selection import draw
 from mmsae.hosts import Backbone
 from mmsae.sae import SAE
+from mmsae.shards import draw
 from mmsae.types import InputError
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}

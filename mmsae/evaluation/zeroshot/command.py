@@ -15,13 +15,12 @@ from mmsae.evaluation.rows import row, text_table, write_results
 from mmsae.evaluation.zeroshot.head import Split, ZeroShot, at_embedding, text_classes, zero_shot_head
 from mmsae.evaluation.zeroshot.scores import ALPHAS, zero_shot_scores
 from mmsae.files import atomic_file
-from mmsae.filtering.selection import draw
 from mmsae.hosts import Backbone
 from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.pairs.retrieval import cosine_to
 from mmsae.metrics.statistics import whiskers
 from mmsae.sae import SAE, random_control
-from mmsae.shards import expand
+from mmsae.shards import draw, expand
 from mmsae.types import IMAGE, TEXT, InputError
 
 TUNE_SHARE = 0.2

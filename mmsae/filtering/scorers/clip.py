@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmsae.filtering.pair_weights import PairWeights
-from mmsae.hosts import load_backbone, named_host
+from mmsae.hosts import load_backbone, named_host, pick_device
 from mmsae.kernels.pairs import code_norm
 from mmsae.metrics.pairs.sample_scores import SCORES as LVLM_SCORES
 from mmsae.sae import SAE
@@ -103,21 +103,6 @@ class ScorerSpec(NamedTuple):
     seed: int
     other_site: bool
     text: str = "question"
-
-
-def pick_device(device: str, rank: int = 0) -> str:
-    """Where to compute: ``auto`` and ``cuda`` become this rank's GPU, or ``auto`` the CPU where there is none.
-
-    Raises:
-        InputError: No such device.
-    """
-    found = torch.cuda.is_available()
-    device = ("cuda" if found else "cpu") if device == "auto" else device
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"device is {device!r}; it must be cpu, cuda or auto")
-    if device.startswith("cuda") and not found:
-        raise InputError(f"device is {device}, and torch finds no such GPU here; there is cpu")
-    return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
 
 
 class Pairs(NamedTuple):

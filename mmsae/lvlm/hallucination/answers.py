@@ -15,9 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmsae.files import atomic_file
-from mmsae.filtering.scorers.clip import pick_device
-from mmsae.filtering.scorers.lvlm import TokenScorer
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_backbone, pick_device
 from mmsae.hosts.lvlm.host import LVLMBackbone
 from mmsae.jobs import run_units
 from mmsae.lvlm.decoding.concept import ConceptDecoder, Settings
@@ -30,6 +28,7 @@ from mmsae.lvlm.decoding.methods import (
     unit_direction,
 )
 from mmsae.lvlm.hallucination.questions import Question
+from mmsae.lvlm.tokens import TokenScorer
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
 from mmsae.sae.fingerprint import sae_fingerprint

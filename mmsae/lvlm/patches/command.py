@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import atomic_file
-from mmsae.filtering.scorers.clip import pick_device
-from mmsae.filtering.scorers.lvlm import no_lvlm, segment_sites
-from mmsae.hosts import load_backbone, named_host, parse
+from mmsae.hosts import load_backbone, named_host, parse, pick_device
 from mmsae.jobs import run_units
 from mmsae.lvlm.hallucination.answers import at_least_one, same_job
 from mmsae.lvlm.patches.patch_filter import ALL, SCORES, PatchFilter
+from mmsae.lvlm.tokens import no_lvlm, segment_sites
 from mmsae.lvlm.weights.file import load_weights
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint

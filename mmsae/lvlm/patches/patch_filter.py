@@ -15,12 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.filtering.scorers.lvlm import encode_tokens
-from mmsae.filtering.selection import draw
 from mmsae.hosts import Backbone
+from mmsae.lvlm.tokens import encode_tokens
 from mmsae.metrics.pairs.item_codes import content_rows, entries
 from mmsae.sae import SAE
-from mmsae.shards import FaultLog, Sample, place, taken
+from mmsae.shards import FaultLog, Sample, draw, place, taken
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
 
 SCORES = ("cos", "l0", "l1", "co_l0", "norm", "random")

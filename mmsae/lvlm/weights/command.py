@@ -11,8 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmsae.filtering.scorers.clip import pick_device
-from mmsae.hosts import Backbone, load_backbone, named_host
+from mmsae.hosts import Backbone, load_backbone, named_host, pick_device
 from mmsae.jobs.lightning import LitUnits
 from mmsae.lvlm.weights.file import load_weights
 from mmsae.lvlm.weights.job import Found, Subset, TextChoice, WeightsJob

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmsae.files import atomic_file, remove_leftovers
-from mmsae.filtering.scorers.lvlm import encode_tokens, segment_sites
 from mmsae.hosts import Backbone
 from mmsae.jobs import done, part_path, units, write_part
 from mmsae.jobs.units import Unit
+from mmsae.lvlm.tokens import encode_tokens, segment_sites
 from mmsae.lvlm.weights.file import CFG, CrossModalFile, load_top, load_weights, save_weights
 from mmsae.metrics.concepts.evidence import TopN, TopTable, pack_uids
 from mmsae.metrics.pairs.cross_modal import CrossModalWeights

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.filtering.scorers.lvlm import encode_tokens
 from mmsae.hosts import Backbone
 from mmsae.hosts.lvlm.image_grid import ImageGrid
 from mmsae.hosts.lvlm.load import ANSWER, QUESTION
 from mmsae.lvlm.patches.patch_filter import shown_picture
+from mmsae.lvlm.tokens import encode_tokens
 from mmsae.sae import SAE
 from mmsae.shards import Sample
 from mmsae.types import IMAGE, TEXT, Codes, InputError, Site, Tokens

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmsae.cli import main
-from mmsae.filtering.scorers.lvlm import encode_tokens
 from mmsae.hosts import load_backbone
+from mmsae.lvlm.tokens import encode_tokens
 from mmsae.lvlm.weights.token_view import ImageView, Viewer, crop_picture, heat_picture
 from mmsae.types import InputError
 from tests.helpers.lvlm import llava, llava_next, qwen, sample

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmsae.filtering.scorers.clip import ScorerSpec
-from mmsae.filtering.scorers.lvlm import SaeVScorer, TokenScorer, encode_tokens
+from mmsae.filtering.scorers.lvlm import SaeVScorer
+from mmsae.lvlm.tokens import TokenScorer, encode_tokens
 from mmsae.lvlm.weights.command import LitWeights, Subset, cross_modal_weights, weights
 from mmsae.lvlm.weights.file import load_weights
 from mmsae.metrics import sample_scores

@@ -1,0 +1,97 @@
+"""Tokens of a vision-language host under an SAE: where they are read, their codes, and scores of samples from them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmsae.hosts import Backbone
+from mmsae.metrics.pairs.item_codes import content_rows, max_pool
+from mmsae.metrics.pairs.sample_scores import SCORES, sample_scores
+from mmsae.sae import SAE
+from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
+
+
+def no_lvlm(host: str) -> InputError:
+    """What is said of a host that has not both modalities in one sequence."""
+    return InputError(f"host {host} is no vision-language model: its image and text tokens are no one sequence")
+
+
+def segment_sites(sae: SAE, host: Backbone, allow_other_site: bool = False) -> dict[str, Site]:
+    """Where the image tokens and the text tokens of an SAE on mixed tokens are read.
+
+    An SAE of one modality (imported from a library that knows none) reads both segments of its module.
+
+    Raises:
+        InputError: The SAE was trained on another host or width (unless allowed), or on one row per item.
+    """
+    sae.attach(host, allow_other_site)
+    sites = {m: host.site(s, allow_mismatch=allow_other_site) for m, s in sae.sites.items()}
+    first = next(iter(sites.values()))
+    if not hasattr(host, "sites"):
+        raise no_lvlm(host.hint)
+    if any(s.tokens.endswith(("mean", "pooled")) for s in sites.values()):
+        raise InputError(f"this SAE reads {first}: scores of tokens need a site with tokens, not one row per item")
+    if set(sites) != {IMAGE, TEXT}:
+        sites = host.sites(f"{first.module}:{first.io}")
+    return sites
+
+
+def encode_tokens(sae: SAE, tokens: Tokens) -> dict[str, Codes]:
+    """``{modality: codes}`` of both segments; an SAE of one modality encodes either with it."""
+    only = sae.modalities[0]
+    return {m: sae.encode(x, m if m in sae.modalities else only) for m, x in tokens.x.items()}
+
+
+class TokenScorer:
+    """Scores of image-text samples on a vision-language host.
+
+    Args:
+        host: The host.
+        sae: An SAE on its tokens.
+        weights: ``(d_sae,)`` cross-modal weights; without them the ``cos`` columns are left out.
+        delta: Bound above which a latent is active (see :func:`mmsae.metrics.pairs.sample_scores.sample_scores`).
+        allow_other_site: Accept an SAE that was trained on another host.
+
+    Attributes:
+        columns: What :meth:`score` returns.
+    """
+
+    def __init__(
+        self,
+        host: Backbone,
+        sae: SAE,
+        weights: Tensor | None = None,
+        delta: float = 0.0,
+        allow_other_site: bool = False,
+    ):
+        self.host, self.sae, self.delta = host, sae, delta
+        self.sites = segment_sites(sae, host, allow_other_site)
+        if weights is not None and len(weights) != sae.d_sae:
+            raise InputError(f"there are {len(weights)} cross-modal weights for an SAE of {sae.d_sae} latents")
+        self.weights = None if weights is None else weights.to(host.device)
+        scores = [s for s in SCORES if weights is not None or not s.startswith("cos")]
+        self.columns: tuple[str, ...] = (*scores, "n_image", "n_text")
+        self._last: tuple[ImageTextBatch, Tokens, dict[str, Codes]] | None = None
+
+    @torch.no_grad()
+    def _read(self, batch: ImageTextBatch) -> tuple[Tokens, dict[str, Codes]]:
+        if self._last is None or self._last[0] is not batch:
+            tokens = self.host.capture(batch, self.sites)
+            self._last = batch, tokens, encode_tokens(self.sae, tokens)
+        return self._last[1:]
+
+    def score(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """``{column: (B,) float64}`` of a batch of the host's own collate."""
+        tokens, codes = self._read(batch)
+        found = sample_scores(codes, tokens, self.weights, self.delta)
+        return {c: found[c] for c in self.columns}
+
+    def pooled(self, batch: ImageTextBatch) -> dict[str, Codes]:
+        """``{modality: codes}``, one row a sample: the largest activation of each latent above ``delta``."""
+        tokens, codes = self._read(batch)
+        out = {}
+        for m, c in codes.items():
+            rows = content_rows(tokens, m).nonzero()[:, 0]
+            out[m] = max_pool(c.rows(rows), tokens.item[m][rows]).above(self.delta).codes(len(batch.uids), m)
+        return out
