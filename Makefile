@@ -14,7 +14,7 @@ MOVED  := $(UVENV)/bin/python requirements/moved.py
 HOSTS := transformers diffusers open-clip-torch timm huggingface-hub tokenizers safetensors
 HOST_TESTS := tests/hosts tests/activations/test_extract.py tests/datamodules/test_generation.py \
     tests/datamodules/test_image_text.py tests/datamodules/test_streaming.py tests/steering/edits/test_attach.py \
-    tests/steering/edits/test_bound_diffusion.py tests/steering/edits/test_bound_lvlm.py tests/steering/test_recipe.py \
+    tests/steering/edits/test_intervention_diffusion.py tests/steering/edits/test_intervention_lvlm.py tests/steering/test_recipe.py \
     tests/steering/methods/test_text.py tests/steering/methods/test_denoiser_block.py tests/lvlm/decoding/test_concept.py \
     tests/filtering/scorers/test_lvlm.py tests/lvlm/hallucination/test_pope.py tests/world/models/llava/test_train.py \
     tests/world/models/test_clip.py tests/world/models/diffusion/test_model.py

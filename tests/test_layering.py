@@ -51,8 +51,6 @@ YET_CIRCLES = [
         *("mmsae.hosts.diffusion.stream", "mmsae.hosts.diffusion.tap"),
     ],
     ["mmsae.hosts.lvlm.host", "mmsae.hosts.lvlm.tokens"],
-    ["mmsae.sae.folder", "mmsae.sae.sae"],
-    ["mmsae.steering.edits.bound", "mmsae.steering.edits.intervention"],
 ]
 EVERYTHING = {"demo", "bench", "cli", "info", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}

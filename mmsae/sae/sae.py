@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmsae import __version__
+from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
-from mmsae.sae.encoder import AffineEncoder, Encoder
+from mmsae.sae.encoder import AffineEncoder, Encoder, PerModalityEncoder
 from mmsae.sae.normaliser import Normaliser
+from mmsae.sae.registry import composition, make_part
 from mmsae.sae.selector import Selector, TopK
 from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 class SAE(nn.Module):
@@ -227,27 +227,118 @@ class SAE(nn.Module):
             self.sites = dict(sites)
         return list(sites.values())
 
-    def save_pretrained(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> Path:
-        """Write configuration, weights, state and a model card; see :mod:`mmsae.sae.folder`."""
-        from mmsae.sae.folder import save
+    # Files.
 
-        return save(self, folder, training)
+    def named_weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
+        """``{SAELens name: (weight, whether files hold it transposed)}``, modalities as suffixes (``W_dec.image``)."""
+        encoders = {"": self.encoder}
+        if isinstance(self.encoder, PerModalityEncoder):
+            encoders = {f".{m}": e for m, e in self.encoder.encoders.items()}
+        out = {}
+        for suffix, encoder in encoders.items():
+            out["W_enc" + suffix] = (encoder.weight, True)
+            if getattr(encoder, "bias", None) is not None:
+                out["b_enc" + suffix] = (encoder.bias, False)
+        for key, dictionary in self.dictionaries.items():
+            suffix = "" if key == "shared" else f".{key}"
+            out["W_dec" + suffix] = (dictionary.weight, False)
+            if dictionary.bias is not None:
+                out["b_dec" + suffix] = (dictionary.bias, False)
+        return out
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Buffers that change results, by their names in the file."""
+        parts = {"normaliser": self.normaliser, "selector": self.selector}
+        return {f"{p}.{name}": b for p, part in parts.items() for name, b in part.named_buffers()}
+
+    def config(self, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Contents of ``cfg.json``; its top level is a SAELens TopK config where that is the same model."""
+        n, encoder, shared = self.normaliser, self.encoder, dict(self.dictionaries).get("shared")
+        plain = (
+            len(self.modalities) == 1
+            and isinstance(encoder, AffineEncoder)
+            and encoder.use_bias
+            and self.selector.name == "topk"
+            and shared is not None
+            and shared.use_bias
+            and not (n.per_row or n.centre or n.scale != "none")
+        )
+        fields: dict[str, Any] = {"architecture": "topk" if plain else "mmsae", "d_in": max(self.d_in.values())}
+        fields |= {"d_sae": self.d_sae, "dtype": "float32", "device": "cpu"}
+        if plain:
+            fields |= {
+                "k": self.selector.k,
+                "apply_b_dec_to_input": encoder.subtract_decoder_bias,
+                "normalize_activations": "none",
+                "reshape_activations": "none",
+                "rescale_acts_by_decoder_norm": False,
+                "metadata": {},
+            }
+        own = {"format": folder_format.FORMAT, "version": __version__, **composition(self)}
+        own |= {"sites": {m: s.to_dict() for m, s in self.sites.items()}, "training": dict(training or {})}
+        return fields | {"mmsae": own}
+
+    def save_pretrained(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> Path:
+        """Write configuration, weights, state and a model card; an existing SAE folder is replaced as a whole.
+
+        Args:
+            folder: Where to; see :mod:`mmsae.sae.folder`.
+            training: JSON-able facts about the training data and run, kept in ``cfg.json``.
+
+        Raises:
+            InputError: The folder holds something else, which would be lost.
+        """
+        weights = {
+            name: (w.detach().cpu().t() if turned else w.detach().cpu()).contiguous()
+            for name, (w, turned) in self.named_weights().items()
+        }
+        state = {name: b.detach().cpu().clone() for name, b in self.named_state().items()}
+        return folder_format.write(folder, self.config(training), weights, state)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> SAE:
         """Load a folder that :meth:`save_pretrained` wrote, or a Hugging Face hub id; see :mod:`mmsae.sae.folder`.
 
         The SAE is frozen and in eval mode, so that its outputs are plain tensors; ``requires_grad_()`` trains it on.
-        """
-        from mmsae.sae.folder import load
 
-        return load(path, device)
+        Raises:
+            InputError: No SAE there, a newer format, an unknown part, or tensors that do not fit the config.
+        """
+        folder, block = folder_format.read_config(path)
+        with folder_format.understood(folder):
+            sae = cls(
+                modalities=block["modalities"],
+                normaliser=make_part("normaliser", block["normaliser"]),
+                encoder=make_part("encoder", block["encoder"]),
+                selector=make_part("selector", block["selector"]),
+                dictionaries={k: make_part("dictionary", d) for k, d in block["dictionaries"].items()},
+            )
+            with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: loading draws nothing
+                sae.build(block["d_in"], block["d_sae"])
+            sae.sites = {m: Site(**s) for m, s in block["sites"].items()}
+        sae._fill(folder_format.read_tensors(folder, block), folder / folder_format.WEIGHTS)
+        return sae.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _fill(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+        targets = self.named_weights() | {n: (b, False) for n, b in self.named_state().items()}
+        if set(targets) != set(tensors):
+            odd = sorted(set(targets) ^ set(tensors))
+            raise InputError(f"{file} and {folder_format.CFG} disagree about tensors {odd}")
+        for name, (target, turned) in targets.items():
+            value = tensors[name].t() if turned else tensors[name]
+            if value.shape != target.shape:
+                raise InputError(
+                    f"{name} in {file} has shape {tuple(value.shape)}, {folder_format.CFG} says {tuple(target.shape)}"
+                )
+            target.copy_(value)
+        if hasattr(self.selector, "set_k"):
+            self.selector.set_k(int(self.selector.k_))
+        self.fresh = False
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
         """Save to a temporary folder and upload it to the hub; returns the repository's address."""
-        from mmsae.sae.folder import push
-
-        return push(self, repo_id, private, token)
+        return folder_format.push(self.save_pretrained, repo_id, private, token)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""

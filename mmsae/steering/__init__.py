@@ -5,7 +5,7 @@ from mmsae.steering.edits.edit import Edit
 from mmsae.steering.edits.gate import FVU, Gate
 from mmsae.steering.edits.intervention import Intervention
 from mmsae.steering.edits.units import FeatureStats
-from mmsae.steering.methods.kl_strength import KLSearch, next_token_kl, search_kl
+from mmsae.steering.methods.kl_strength import KLSearch, search_kl
 
 __all__ = [
     "FVU",
@@ -16,6 +16,5 @@ __all__ = [
     "KLSearch",
     "active_sites",
     "attach",
-    "next_token_kl",
     "search_kl",
 ]

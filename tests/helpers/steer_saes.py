@@ -58,3 +58,9 @@ def fired(sae, x, m="image"):
     codes = sae.encode(x, m)
     on = int(codes.indices[0, codes.values[0].argmax()])
     return on, int((codes.to_dense() == 0).all(0).nonzero()[0]) if (codes.to_dense() == 0).all(0).any() else None
+
+
+def mean_kl(clean, steered):
+    """Mean over positions of ``KL(clean || steered)`` of logits, in nats."""
+    p, q = clean.float().log_softmax(-1), steered.float().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())

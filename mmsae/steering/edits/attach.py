@@ -14,8 +14,7 @@ import torch
 
 from mmsae.hosts.base import Backbone
 from mmsae.sae import SAE
-from mmsae.steering.edits.bound import Steer
-from mmsae.steering.edits.intervention import Intervention
+from mmsae.steering.edits.intervention import BoundIntervention, Intervention
 from mmsae.steering.edits.log import Log
 from mmsae.types import InputError, Site
 
@@ -28,7 +27,7 @@ class Attachment(NamedTuple):
     """What is attached where."""
 
     site: Site
-    steer: Steer
+    steer: BoundIntervention
 
 
 def active_sites(host: Backbone) -> list[str]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmsae.hosts.sites import Where
 from mmsae.sae import SAE
 from mmsae.sae.encoder import DistanceEncoder, PerModalityEncoder, PreCodes
 from mmsae.sae.selector import TopK
 from mmsae.steering.edits.edit import Edit
-from mmsae.types import Codes, InputError, RowInfo
+from mmsae.types import Codes, InputError, RowInfo, SAEOutput
 
 POLICIES = ("post", "pre", "budget")
 
@@ -118,3 +119,30 @@ def within_budget(codes: Codes, dz: Tensor, ids: Tensor, k: int) -> Codes:
     drop = free & (rank < (l0 - k)[:, None])
     values = torch.cat([torch.where(drop, -codes.values, 0), dz.to(codes.values)], 1)
     return codes._replace(values=values, indices=torch.cat([codes.indices, ids.expand(len(dz), -1)], 1))
+
+
+def orthonormal(atoms: Tensor) -> Tensor:
+    """``(r, d)`` orthonormal directions of ``atoms (L, d)``, by Gram-Schmidt in their order, without dependent ones.
+
+    Each has a positive product with its atom, so that its sign still means more or less of the feature.
+    """
+    q, r = torch.linalg.qr(F.normalize(atoms.double(), dim=1).t())
+    diagonal = r.diagonal()
+    return (q * diagonal.sign())[:, diagonal.abs() > 1e-6].t().to(atoms.dtype)
+
+
+def sample_fvu(sae: SAE, modality: str, out: SAEOutput, sample: Tensor) -> Tensor:
+    """``(N,)``: share of variance that the SAE leaves unexplained in the sample of each row.
+
+    The unit is the total variance that the normaliser was fitted with, as in the FVU loss; where it was not fitted
+    (imported SAEs), the rows' squared distance from the decoder's bias.
+    """
+    error = (out.target - out.recon).float().square().sum(1)
+    variance = sae.normaliser.variance(modality).float()
+    total = variance.expand_as(error)
+    if not torch.isfinite(variance):
+        bias = sae.dictionary(modality).bias
+        total = (out.target if bias is None else out.target - bias).float().square().sum(1)
+    n = int(sample.max()) + 1 if len(sample) else 0
+    sums = [t.new_zeros(n).index_add_(0, sample, t) for t in (error, total)]
+    return (sums[0] / sums[1].clamp(min=1e-12))[sample]

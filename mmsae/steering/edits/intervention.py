@@ -25,15 +25,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmsae.hosts.sites import Where
 from mmsae.sae import SAE
-from mmsae.steering.edits.bound import Steer
+from mmsae.steering.edits import codes as algebra
 from mmsae.steering.edits.edit import Edit
 from mmsae.steering.edits.gate import FVU, Gate
+from mmsae.steering.edits.log import SiteLog
+from mmsae.steering.edits.rows import dilate, group, mean_donor, only
 from mmsae.steering.edits.units import UNITS, FeatureStats
 from mmsae.steering.methods.kl_strength import KLSearch, search_kl
-from mmsae.types import InputError
+from mmsae.types import Codes, InputError, SAEOutput
 
 WRITEBACKS = ("delta", "splice", "direction", "project_out", "replace")
 _GATE = tuple(f.name for f in fields(Gate))
@@ -100,7 +103,7 @@ class Intervention:
         if self.policy != "post" and (self.writeback not in ("delta", "splice") or self.unit == "rel_norm"):
             raise InputError(f"policy {self.policy!r} is about codes, which this write-back does not edit")
 
-    def bind(self, sae: SAE, modality: str | None = None, dtype: torch.dtype = torch.float32) -> Steer:
+    def bind(self, sae: SAE, modality: str | None = None, dtype: torch.dtype = torch.float32) -> BoundIntervention:
         """The function ``fn(rows, where)`` for :meth:`host.edit <mmsae.hosts.base.Backbone.edit>`.
 
         Args:
@@ -111,7 +114,7 @@ class Intervention:
         Raises:
             InputError: A feature out of range, a unit without statistics, or statistics of another SAE.
         """
-        return Steer(self, sae, modality, dtype)
+        return BoundIntervention(self, sae, modality, dtype)
 
     @torch.no_grad()
     def apply(self, sae: SAE, x: Tensor, modality: str | None = None) -> Tensor:
@@ -199,3 +202,177 @@ class Intervention:
             raise
         except (TypeError, AttributeError, ValueError) as e:
             raise InputError(f"intervention: {e}") from e
+
+
+class BoundIntervention:
+    """``fn(rows, where)``: an intervention with its SAE, as a host calls it; made by :meth:`Intervention.bind`.
+
+    Args:
+        intervention: What to do.
+        sae: Whose codes.
+        modality: Of the site's rows; may be omitted for one-modality SAEs.
+        dtype: Of the host's tensor, so that the log tells the change that remains after rounding.
+
+    Attributes:
+        gate: Where it acts.
+        log: What it did.
+        steps: Its window of steps, for hosts that apply it outside of the steps' clock (text encoders).
+
+    Raises:
+        InputError: A feature out of range, a unit without statistics, statistics of another SAE, or parts that do not
+            go together.
+    """
+
+    def __init__(
+        self, intervention: Intervention, sae: SAE, modality: str | None = None, dtype: torch.dtype = torch.float32
+    ):
+        iv = self.iv = intervention
+        self.sae, self.modality, self.dtype = sae, sae._modality(modality), dtype
+        self.gate, self.log, self.steps = iv.gate, SiteLog(), iv.gate.steps
+        self.signed = bool(getattr(sae, "signed", False))
+        iv.edit.check(sae.d_sae)
+        algebra.check_policy(sae, iv.policy)
+        if sae.training and sae.selector.couples_batch:
+            raise InputError(
+                "this SAE selects over the whole batch while it trains: sae.eval() makes rows independent, "
+                "which guidance (both branches in one batch) needs"
+            )
+        if iv.stats is not None:
+            iv.stats.check(sae, self.modality)
+        weight = sae.dictionary(self.modality).weight
+        self.edit, self.ids = iv.raw(), torch.tensor(iv.edit.ids, dtype=torch.long, device=weight.device)
+        self.push: tuple[Tensor, float] | None = None
+        self.basis: Tensor | None = None
+        if iv.writeback == "direction" or iv.unit == "rel_norm":
+            self.push = self._push(self.edit)
+        if iv.writeback == "project_out":
+            self.basis = algebra.orthonormal(algebra.atoms(sae, self.modality, self.ids))
+
+    def check_steps(self, n: int) -> None:
+        """Refuse a window of steps that a schedule of ``n`` steps does not have; see :meth:`Gate.check_steps`."""
+        self.gate.check_steps(n)
+
+    def __call__(self, rows: Tensor, where: Where) -> Tensor:
+        """Edited rows ``(N, d)``; the very same object where nothing changes, else a new tensor.
+
+        Rows that the gate excludes, or of which no code changes, are bit-identical.
+        """
+        with torch.autocast(rows.device.type, enabled=False):
+            new = self._call(rows, where)
+        if new is None:
+            self.log.note(where, None, 0)
+            return rows
+        new, touched = new
+        old = rows.detach()[touched].float()
+        changed = new.detach()[touched].to(self.dtype).float() - old
+        self.log.note(where, changed.norm(dim=1) / old.norm(dim=1).clamp(min=1e-12), touched.sum())
+        return new
+
+    def _call(self, rows: Tensor, where: Where) -> tuple[Tensor, Tensor] | None:
+        """New rows and ``(N,) bool`` which of them changed; None where nothing does."""
+        weight = self.gate.weight(where, self.modality).to(rows)
+        live = weight[:, 0] != 0
+        if not live.any():
+            return None
+        device = self.sae.dictionary(self.modality).weight.device
+        if device != rows.device:
+            raise InputError(f"the SAE is on {device}, the site's rows on {rows.device}: move it with sae.to(...)")
+        if self.iv.writeback == "replace":
+            return self._replace(rows, where, weight)
+        whole = bool(live.all())
+        x = rows if whole else rows[live]
+        new, touched = self._write(x, where if whole else only(where, live), weight[live])
+        if not touched.any():
+            return None
+        if whole:
+            return new, touched
+        return rows.masked_scatter(live[:, None], new), live.masked_scatter(live, touched)
+
+    def _read(self, x: Tensor, where: Where, weight: Tensor) -> tuple[SAEOutput | None, Codes | None, Tensor]:
+        """What the SAE says, as far as it is needed, and the weights after the gates that ask for it."""
+        iv, out, codes = self.iv, None, None
+        if self.gate.guard or iv.writeback == "splice" or iv.policy == "pre" or iv.donor == "mean":
+            out = self.sae({self.modality: x})[self.modality]
+            codes = out.codes
+        elif (self.push is None and self.basis is None) or self.gate.active is not None:
+            codes = self.sae.encode(x, self.modality)
+        if self.gate.active is not None and iv.writeback != "replace":
+            on = self.gate.acting(codes.gather(self.ids)) if len(self.ids) else codes.l0() > 0
+            weight = weight * on[:, None]
+        if self.gate.guard:
+            fvu = algebra.sample_fvu(self.sae, self.modality, out, group(where))
+            weight = weight * (fvu < self.gate.guard.q)[:, None]
+        return out, codes, weight
+
+    def _write(self, x: Tensor, where: Where, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """New rows for ``x (N, d)``, and which of them changed."""
+        out, codes, weight = self._read(x, where, weight)
+        acts = weight[:, 0] != 0
+        if self.push is not None:
+            direction, size = self.push
+            change = direction * size
+            if self.iv.unit == "rel_norm":
+                change = change * x.norm(dim=1, keepdim=True)
+            return self._added(x, weight * change, acts & bool(size))
+        if self.basis is not None:
+            along = ((x - algebra.origin(self.sae, self.modality, x)) @ self.basis.t()).clamp(min=0)
+            along = self.iv.strength * along
+            return self._added(x, -weight * (along @ self.basis), acts & (along != 0).any(1))
+        change, touched = self._change(out, codes, where)
+        if self.iv.writeback == "delta":
+            return self._added(x, weight * change, acts & touched)
+        target = out.x_hat.float() + change
+        new = torch.where(weight == 1, target, x + weight * (target - x))
+        return torch.where(acts[:, None], new, x), acts
+
+    @staticmethod
+    def _added(x: Tensor, dx: Tensor, touched: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(touched[:, None], x + dx, x), touched
+
+    def _change(self, out: SAEOutput | None, codes: Codes, where: Where) -> tuple[Tensor, Tensor]:
+        """``J(z' - z)``, ``(N, d)`` float32, and ``(N,) bool`` rows with any change of codes."""
+        m, policy, k = self.modality, self.iv.policy, getattr(self.sae.selector, "k", None)
+        sparse = None
+        if self.edit.everything:
+            (op,) = self.edit.ops
+            sparse = codes._replace(values=codes.values * (op.args["g"] - 1))
+        elif policy == "pre" and len(self.ids):
+            sparse = algebra.difference(algebra.reselect(out.pre, codes, self.edit, k, where), codes)
+        else:
+            z = codes.gather(self.ids).float()
+            dz = self.edit.apply(z, where, self.signed) - z
+            if policy == "budget" and len(self.ids):
+                sparse = algebra.within_budget(codes, dz, self.ids, k)
+        if sparse is not None:
+            return algebra.sparse_linear(self.sae, m, sparse), (sparse.values != 0).any(1)
+        return algebra.linear(self.sae, m, dz, self.ids, codes.info), (dz != 0).any(1)
+
+    def _push(self, edit: Edit) -> tuple[Tensor, float]:
+        """``(d,)`` direction and size of a push by ``add`` alone: unit length with ``rel_norm``."""
+        v: dict[int, Tensor] = {}
+        for op in edit.ops:
+            for i, x in zip(op.ids, torch.as_tensor(op.args["v"]).expand(len(op.ids)).tolist(), strict=True):
+                v[i] = v.get(i, 0.0) + x
+        atoms = algebra.atoms(self.sae, self.modality, self.ids)
+        if self.iv.writeback == "direction":
+            atoms = F.normalize(atoms, dim=1)
+        values = torch.tensor([v[i] for i in edit.ids], device=atoms.device)
+        if self.iv.unit != "rel_norm":
+            return values @ atoms, 1.0 if values.any() else 0.0
+        size = float(values.abs().max()) if len(values) else 0.0
+        return F.normalize(values @ atoms, dim=0), size
+
+    def _replace(self, rows: Tensor, where: Where, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rows where the features fire, and their neighbours, moved to the donor's."""
+        out, codes, weight = self._read(rows, where, weight)
+        live = weight[:, 0] != 0
+        mask = dilate(self.gate.acting(codes.gather(self.ids)) & live, where, self.iv.dilate) & live
+        if self.iv.donor == "mean":
+            donor = mean_donor(rows, where, mask, rows - out.x_hat.float())
+        else:
+            donor = self.iv.donor(rows, where, mask).to(rows)
+        if not mask.any():
+            return None
+        weight = weight * self.iv.strength
+        moved = torch.where(weight == 1, donor, rows + weight * (donor - rows))
+        return torch.where(mask[:, None], moved, rows), mask

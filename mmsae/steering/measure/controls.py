@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from mmsae.hosts.sites import Where
 from mmsae.sae import SAE
-from mmsae.steering.edits.bound import Steer
 from mmsae.steering.edits.gate import Gate
-from mmsae.steering.edits.intervention import Intervention
+from mmsae.steering.edits.intervention import BoundIntervention, Intervention
 from mmsae.steering.edits.log import SiteLog
 from mmsae.steering.measure.sweep import Arm
 from mmsae.types import InputError
@@ -71,7 +70,7 @@ class Control:
 class Redirected:
     """``fn(rows, where)``: rows move as far as under ``steer``, in the direction in which ``other`` moves them."""
 
-    def __init__(self, steer: Steer, other: Steer):
+    def __init__(self, steer: BoundIntervention, other: BoundIntervention):
         self.steer, self.other, self.steps = steer, other, steer.steps
 
     @property

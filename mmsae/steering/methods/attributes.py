@@ -1,14 +1,14 @@
 """Which attribute does a feature set? Words for what steering changes in pictures, without a person looking.
 
-Two ways, both [D] in their details: the loop of 2508.11277 was not published in detail. Without a judge model: the gain
-of every word of a vocabulary, against the other words and against random features at the same norm, then a choice
-between two pictures on held-out prompts. With a vision-language judge: describe the differences, name them, verify.
+The gain of every word of a vocabulary is compared with the gains of the other words and with those under random
+features at the same norm, then confirmed by a choice between two images of held-out prompts. The goal is that of arXiv
+2508.11277, whose loop was not published in detail.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,63 +141,3 @@ def confirm(found: Sequence[Attribute], held_out: Pairs, choose: Choose, seed: i
         chosen = choose(first, second, a.word).double().cpu()
         out.append(a._replace(choice=interval(torch.where(swap, 1 - chosen, chosen).numpy(), held_out.prompts)))
     return out
-
-
-class Judged(NamedTuple):
-    """Verdict of a vision-language judge.
-
-    Attributes:
-        phrase: Name of the attribute; None where the judge found none.
-        success: ``P(yes | steered) - P(yes | base)`` on held-out prompts, with its interval.
-        kept: Mean similarity of steered and base pictures.
-        accepted: ``success >= .5`` and ``kept >= .5``.
-    """
-
-    phrase: str | None
-    success: Interval | None
-    kept: float
-    accepted: bool
-
-
-def judged_attribute(
-    pairs: Pairs,
-    held_out: Pairs,
-    describe: Callable[[Tensor, Tensor], Sequence[str]],
-    name: Callable[[Sequence[Sequence[str]]], str | None],
-    verify: Callable[[Tensor, str], bool | float],
-    kept: Callable[[Tensor, Tensor], Tensor],
-    shown: int = 8,
-    minimum: float = 0.5,
-    seed: int = 0,
-) -> Judged:
-    """Attribute discovery by injected judges, which never see what the feature was trained or named on.
-
-    Args:
-        pairs: For naming; the first ``shown`` are described.
-        held_out: For verifying, of other prompts.
-        describe: Differences of picture b from picture a, each ``(3, H, W)``.
-        name: One attribute phrase for many lists of differences, or None.
-        verify: Whether a picture has the attribute (or how probable it is). Pictures come in random order.
-        kept: ``(n,)`` similarity of pictures (DINO or CLIP cosine).
-        shown: Pairs to describe.
-        minimum: Of success and of similarity.
-        seed: Of the order in which pictures are verified.
-    """
-    lists = [describe(a, b) for a, b in zip(pairs.before[:shown], pairs.after[:shown], strict=True)]
-    phrase = name(lists)
-    similar = kept(held_out.before, held_out.after).double().mean().item()
-    if phrase is None:
-        return Judged(None, None, similar, False)
-    both = torch.cat([held_out.before, held_out.after])
-    order = torch.randperm(len(both), generator=torch.Generator().manual_seed(seed))
-    said = torch.zeros(len(both), dtype=torch.float64)
-    said[order] = torch.tensor([float(verify(both[i], phrase)) for i in order.tolist()], dtype=torch.float64)
-    base, steered = said.chunk(2)
-    success = interval((steered - base).numpy(), held_out.prompts)
-    return Judged(phrase, success, similar, success.mean >= minimum and similar >= minimum)
-
-
-def accept_rate(verdicts: Sequence[Any]) -> float:
-    """Share of features whose attribute was accepted (:class:`Judged`) or confirmed (lists of :class:`Attribute`)."""
-    ok = [v.accepted if isinstance(v, Judged) else any(a.confirmed for a in v) for v in verdicts]
-    return sum(ok) / len(ok) if ok else float("nan")

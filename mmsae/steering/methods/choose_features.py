@@ -1,13 +1,13 @@
-"""Which features to steer: by contrast, by attribution, and by what steering them really does (spec 3.5).
+"""Which features to steer, by contrast and by attribution.
 
-Features that fire on a concept and features that cause it are mostly different sets: filtering by output score made
-steering 2-3 times better (arXiv 2505.20063), and ranking by the effect of amplification was better still (2510.03659).
-So contrast and attribution propose, :func:`rank_by_effect` decides.
+Both only propose. Features that fire on a concept and features that cause it are mostly different sets: filtering by
+what a feature puts out made steering 2-3 times better (arXiv 2505.20063), ranking by the effect of amplification better
+still (2510.03659). So steer the candidates, at equal size of change, and let a scorer that had no part in it decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,7 @@ from mmsae.hosts.sites import Where
 from mmsae.kernels import sampled_linear
 from mmsae.sae import SAE
 from mmsae.steering.edits.attach import check_site
-from mmsae.steering.edits.codes import atoms, row_scale
-from mmsae.steering.edits.intervention import Intervention
+from mmsae.steering.edits.codes import row_scale
 from mmsae.types import Codes, InputError, Site
 
 
@@ -162,60 +161,3 @@ def attribute(
         a = attribution(sae, sae.encode(x, modality), grad)
     ids = a.abs().argsort(descending=True, stable=True)[:n]
     return Ranking(ids, a[ids])
-
-
-# By what steering does.
-
-
-def promoted_tokens(
-    sae: SAE, unembedding: Tensor, ids: Sequence[int] | Tensor, n: int = 10, modality: str | None = None
-) -> Tensor:
-    """``(L, n)`` tokens that the atoms of some features raise most, by the logit lens: ``unembedding (V, d)``."""
-    ids = torch.as_tensor(ids, dtype=torch.long)
-    return (atoms(sae, sae._modality(modality), ids) @ unembedding.float().t()).topk(n, dim=1).indices
-
-
-def output_score(steered: Tensor, promoted: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of its own tokens an amplified feature puts out (output score, arXiv 2505.20063; the form is ours).
-
-    Args:
-        steered: ``(L, V)`` next-token logits on a neutral prompt, each row with one feature amplified.
-        promoted: ``(L, n)`` the feature's own tokens, see :func:`promoted_tokens`.
-
-    Returns:
-        ``(L,)`` probability of these tokens together, and ``(L,)`` mean reciprocal rank.
-    """
-    rank = (steered[:, None, :] > steered.gather(1, promoted)[:, :, None]).sum(-1) + 1
-    return steered.softmax(1).gather(1, promoted).sum(1), rank.double().reciprocal().mean(1)
-
-
-def confidence_change(clean: Tensor, steered: Tensor) -> Tensor:
-    """``(L,)`` mean absolute change of the top next-token probability (criterion of arXiv 2510.03659, reconstructed).
-
-    Args:
-        clean: ``(P, V)`` logits of P prompts.
-        steered: ``(L, P, V)`` with one feature amplified in each of L runs.
-    """
-    top = steered.float().softmax(-1).amax(-1)
-    return (top - clean.float().softmax(-1).amax(-1)).abs().mean(-1)
-
-
-def rank_by_effect(
-    ids: Sequence[int] | Tensor,
-    make: Callable[[int], Intervention],
-    measure: Callable[[Intervention], float],
-    n: int | None = None,
-) -> Ranking:
-    """Features by what steering each of them changes in the host's output.
-
-    Args:
-        ids: Candidates, e.g. of :func:`contrast` or :func:`attribute`.
-        make: Feature to intervention, at equal strength; ``rel_norm`` makes features comparable.
-        measure: Runs the host with an intervention and says how large the wanted effect is, by a scorer other than
-            what proposed the candidates.
-        n: The best so many; default: all.
-    """
-    ids = torch.as_tensor(ids, dtype=torch.long)
-    score = torch.tensor([float(measure(make(i))) for i in ids.tolist()], dtype=torch.float64)
-    order = score.argsort(descending=True, stable=True)[:n]
-    return Ranking(ids[order], score[order])

@@ -6,15 +6,12 @@ active. Masks have any size; they are average-pooled to the block's grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmsae.hosts.sites import Where
-from mmsae.sae import SAE
-from mmsae.steering.edits.codes import linear
 from mmsae.steering.edits.edit import Edit
 from mmsae.steering.edits.intervention import Intervention
 from mmsae.steering.edits.units import FeatureStats
@@ -49,47 +46,3 @@ def paint(
     push = {"writeback": "direction"} if torch.as_tensor(beta).min() < 0 else {}
     gates = {"branch": "sign" if guided else "all", **push, **gates}
     return Intervention(Edit.add(ids, beta), unit="x_mean_active", stats=stats, space=mask, steps=steps, **gates)
-
-
-def transport(
-    source: Sequence[int],
-    target: Sequence[int],
-    stats: FeatureStats,
-    mask: Tensor | None = None,
-    beta: float = 1.0,
-    **gates: Any,
-) -> Intervention:
-    """Concept transport inside a mask: latents of one concept go out, those of another come in.
-
-    Args:
-        source: Latents that are ablated.
-        target: Latents that are added, ``beta`` times their mean when active.
-        stats: Of the codes.
-        mask: Where.
-        beta: Strength of what comes in.
-        **gates: Of the intervention.
-    """
-    edit = Edit.ablate([i for i in source if i not in set(target)]) + Edit.add(target, beta)
-    return Intervention(edit, unit="x_mean_active", stats=stats, space=mask, **{"branch": "all", **gates})
-
-
-def icon(sae: SAE, feature: int, stats: FeatureStats, k: float = BETA, modality: str | None = None) -> Callable:
-    """What a latent draws by itself: ``out' = in + k mean_active_i d_i`` everywhere, the block's own update dropped.
-
-    For ``host.edit(SITE:update, icon(...), where=True)`` with an empty prompt.
-    """
-    m = sae._modality(modality)
-    ids = torch.tensor([feature])
-    one = float(stats.unit("x_mean_active", ids)[0])
-
-    def fn(rows: Tensor, where: Where) -> Tensor:
-        _, info = sae.normaliser(rows.to(sae.dictionary(m).weight.dtype), m)
-        dz = rows.new_full((len(rows), 1), k * one)
-        return linear(sae, m, dz, ids.to(rows.device), info).to(rows)
-
-    return fn
-
-
-def ablate_block(rows: Tensor) -> Tensor:
-    """``out' = in``: for ``host.edit(SITE:update, ablate_block)``, the baseline of a block that does nothing."""
-    return torch.zeros_like(rows)

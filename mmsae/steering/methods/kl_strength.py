@@ -10,10 +10,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor
-
-TARGETS = (0.033, 0.1, 0.33, 1.0, 3.0)  # of sweeps
-
 
 class KLSearch(NamedTuple):
     """What a search found.
@@ -33,19 +29,6 @@ class KLSearch(NamedTuple):
     tried: tuple[tuple[float, float], ...]
 
 
-def next_token_kl(clean: Tensor, steered: Tensor, keep: Tensor | None = None) -> float:
-    """Mean over positions of ``KL(clean || steered)`` in nats.
-
-    Args:
-        clean: ``(..., V)`` logits.
-        steered: ``(..., V)`` logits of the same positions.
-        keep: ``(...) bool``, which positions count; None: all.
-    """
-    p, q = clean.float().log_softmax(-1), steered.float().log_softmax(-1)
-    each = (p.exp() * (p - q)).sum(-1)
-    return float((each if keep is None else each[keep]).mean())
-
-
 def search_kl(
     measure: Callable[[float], float],
     target: float = 0.33,
@@ -61,7 +44,7 @@ def search_kl(
     interpolates log strength on log divergence.
 
     Args:
-        measure: Strength to mean divergence, e.g. :func:`next_token_kl` of a clean and a steered run.
+        measure: Strength to mean divergence, of a steered run from a clean one.
         target: Nats.
         start: First strength.
         low: Of the bracket.

@@ -15,29 +15,7 @@ from torch import Tensor
 from mmsae.sae import SAE
 from mmsae.steering.edits.edit import Edit
 from mmsae.steering.edits.intervention import Intervention
-from mmsae.steering.edits.units import FeatureStats
 from mmsae.types import Codes, ImageTextBatch, InputError, Tokens
-
-
-def text_feature(
-    ids: int | Sequence[int], stats: FeatureStats, value: float = 5.0, op: str = "add", **gates: Any
-) -> Intervention:
-    """``add`` or ``set`` features at content tokens of the prompt, in multiples of their mean when active.
-
-    For the pooled vector give the same to an SAE of its own site (``text_encoder_2.text_projection:out``).
-
-    Args:
-        ids: Features.
-        stats: Of their codes.
-        value: In the unit.
-        op: ``add`` or ``set``.
-        **gates: Others of the intervention: ``tokens="eos"``, ``steps``, ``unit``, ...
-    """
-    if op not in ("add", "set"):
-        raise InputError(f"op {op!r} is not add or set.")
-    return Intervention(
-        getattr(Edit, op)(ids, value), **{"unit": "x_mean_active", "stats": stats, "tokens": "content", **gates}
-    )
 
 
 def text_codes(

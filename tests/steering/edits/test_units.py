@@ -10,10 +10,10 @@ from mmsae import InputError, Tokens
 from mmsae.activations import ActivationStore
 from mmsae.activations.memory import write_store
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.steering import Edit, FeatureStats, Intervention, next_token_kl, search_kl
+from mmsae.steering import Edit, FeatureStats, Intervention, search_kl
 from mmsae.steering.edits.units import PERCENTILES
 from mmsae.types import Codes
-from tests.helpers.steer_saes import F, items, make
+from tests.helpers.steer_saes import F, items, make, mean_kl
 
 
 def codes(values):
@@ -157,16 +157,6 @@ def linear_softmax_kl(strength):
     return math.log(math.cosh(strength / 2)) if strength < 1000 else strength / 2 - math.log(2)
 
 
-def test_the_closed_form_is_what_is_measured():
-    clean = torch.zeros(5, 2)
-    steered = torch.stack([torch.full((5,), 1.7), torch.zeros(5)], 1)
-    assert next_token_kl(clean, steered) == pytest.approx(linear_softmax_kl(1.7), rel=1e-5)
-    keep = torch.tensor([True, False, False, False, False])
-    steered[1:] = 0
-    assert next_token_kl(clean, steered, keep) == pytest.approx(linear_softmax_kl(1.7), rel=1e-5)
-    assert next_token_kl(clean, steered) == pytest.approx(linear_softmax_kl(1.7) / 5, rel=1e-5)
-
-
 @pytest.mark.parametrize("target", [0.033, 0.1, 0.33, 1.0, 3.0])
 def test_search_hits_the_closed_form(target):  # T21
     found = search_kl(linear_softmax_kl, target)
@@ -190,7 +180,7 @@ def test_unit_kl_is_resolved_on_a_host():
 
     def measure(iv):
         steered = iv.bind(sae)(x, items(64)) @ head.t()
-        return next_token_kl(x @ head.t(), steered)
+        return mean_kl(x @ head.t(), steered)
 
     iv = Intervention(Edit.add(5, 1.0), unit="kl", strength=0.33)
     found, report = iv.at_kl(measure)

@@ -1,18 +1,9 @@
-"""Attribute discovery on planted words, and its two kinds of judges."""
+"""Attribute discovery on planted words."""
 
 import pytest
 import torch
 
-from mmsae.steering.methods.attributes import (
-    Pairs,
-    accept_rate,
-    clip_choice,
-    confirm,
-    discover,
-    gains,
-    judged_attribute,
-    score_words,
-)
+from mmsae.steering.methods.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
 from mmsae.types import InputError
 
 WORDS = ["red", "green", "blue", "round", "small", "dark"]
@@ -49,7 +40,6 @@ def test_the_planted_word_is_found_and_confirmed_on_other_prompts():
     assert a.choice.mean == 1 and a.confirmed
     [wrong] = confirm(found, pairs(-blue, seed=5), clip_choice(ToyJudge()))
     assert wrong.choice.mean == 0 and not wrong.confirmed
-    assert accept_rate([[a], [wrong], []]) == pytest.approx(1 / 3)
 
 
 def test_a_random_feature_has_no_attribute_and_a_common_shift_is_none():
@@ -77,26 +67,3 @@ def test_the_order_of_the_two_pictures_is_hidden_from_the_chooser():
     a = discover(ToyJudge(), pairs(torch.eye(12)[2] * 2), random_pairs(), WORDS)
     [got] = confirm(a, pairs(torch.eye(12)[2], n=400), lambda x, y, w: torch.ones(len(x)))
     assert 0.4 < got.choice.mean < 0.6
-
-
-def test_injected_judges_see_pairs_and_their_verdict_is_counted():
-    red = torch.eye(12)[0] * 3
-    seen = []
-
-    def describe(a, b):
-        seen.append((b - a).flatten().argmax().item())
-        return [WORDS[seen[-1]]]
-
-    def name(lists):
-        words = {w for found in lists for w in found}
-        return words.pop() if len(words) == 1 else None
-
-    def verify(picture, phrase):
-        return picture.flatten()[WORDS.index(phrase)] > 1.5
-
-    kept = lambda a, b: torch.full((len(a),), 0.8)  # noqa: E731
-    got = judged_attribute(pairs(red), pairs(red, seed=3), describe, name, verify, kept)
-    assert got.phrase == "red" and got.success.mean == 1 and got.accepted and len(seen) == 8
-    lost = judged_attribute(pairs(red), pairs(red, seed=3), describe, name, verify, lambda a, b: torch.zeros(len(a)))
-    assert lost.success.mean == 1 and not lost.accepted
-    assert judged_attribute(pairs(red), pairs(red), describe, lambda x: None, verify, kept).accepted is False

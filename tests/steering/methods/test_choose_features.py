@@ -9,19 +9,10 @@ from mmsae.hosts import load_backbone
 from mmsae.sae import SAE, TopK
 from mmsae.steering import Edit, Intervention
 from mmsae.steering.measure.pictures import dose_response
-from mmsae.steering.methods.choose_features import (
-    attribute,
-    attribution,
-    confidence_change,
-    contrast,
-    gradient,
-    output_score,
-    promoted_tokens,
-    rank_by_effect,
-)
+from mmsae.steering.methods.choose_features import attribute, attribution, contrast, gradient
 from mmsae.types import Codes
 from tests.helpers.encoders import MODELS, save_local
-from tests.helpers.steer_saes import COMPOSITIONS, items, make, orthonormal
+from tests.helpers.steer_saes import COMPOSITIONS, items, make
 
 
 def planted(n=200, d_sae=30, feature=12, seed=0):
@@ -106,23 +97,6 @@ def test_gradients_pass_an_edit_that_is_attached_downstream():
     new = Intervention(Edit.add(3, 2.0), unit="rel_norm").bind(sae)(x, items(64))
     (grad,) = torch.autograd.grad(new.sum(), x)
     assert torch.isfinite(grad).all() and (grad != 0).any()
-
-
-def test_output_score_and_effect():
-    sae = orthonormal(6)
-    unembedding = torch.zeros(9, 6)
-    unembedding[4, 2], unembedding[7, 2], unembedding[1, 5] = 3.0, 2.0, 1.0
-    tokens = promoted_tokens(sae, unembedding, [2, 5], n=2)
-    assert tokens[0].tolist() == [4, 7] and int(tokens[1, 0]) == 1
-    logits = torch.stack([unembedding @ (5 * torch.eye(6)[2]), unembedding @ torch.zeros(6)])
-    probability, rank = output_score(logits, tokens[:, :1])
-    assert probability[0] > 0.9 and probability[1] == pytest.approx(1 / 9, abs=1e-6) and rank.tolist() == [1, 1]
-    assert output_score(logits[:1], torch.tensor([[7]]))[1].tolist() == [0.5]
-    change = confidence_change(torch.zeros(2, 9), torch.stack([logits[:1].expand(2, -1), torch.zeros(2, 9)]))
-    assert change[0] > 0.8 and change[1] == 0
-    effect = rank_by_effect([0, 2, 5], lambda i: Intervention(Edit.add(i, 3.0), unit="rel_norm"),
-                            lambda iv: (iv.apply(sae, torch.ones(2, 6)) @ unembedding.t())[:, 4].mean())  # fmt: skip
-    assert effect.ids.tolist()[0] == 2 and effect.score[0] > effect.score[1] and len(effect.top(1).ids) == 1
 
 
 class Planted(nn.Module):

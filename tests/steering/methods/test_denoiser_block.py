@@ -1,4 +1,4 @@
-"""Block steering on a toy host whose pictures are its states: masks, branches, steps, icons, and T25."""
+"""Block steering on a toy host whose pictures are its states: masks, branches, steps, and T25."""
 
 import warnings
 
@@ -10,7 +10,7 @@ from mmsae.steering.measure.controls import CONTROLS, Control, controls, with_at
 from mmsae.steering.measure.pictures import locality
 from mmsae.steering.measure.scorers import after, change, inside
 from mmsae.steering.measure.sweep import doses, sweep, verdicts
-from mmsae.steering.methods.denoiser_block import ablate_block, icon, paint, transport
+from mmsae.steering.methods.denoiser_block import paint
 from mmsae.types import InputError
 from tests.helpers.steer_toys import COLOURS, SITE, ToyDiffusion, amount, toy_sae
 
@@ -70,19 +70,14 @@ def test_steps_are_a_half_open_window():
     assert [r["step"] for r in log.table()] == [1, 2]
 
 
-def test_transport_takes_one_colour_out_and_another_in():
+def test_one_colour_goes_out_inside_a_mask_and_another_comes_in():
     host, sae = ToyDiffusion(), toy_sae()
-    with attach(host, {SITE: (sae, transport([0], [2], stats(sae), LEFT, beta=2.0))}):
+    edit = Edit.ablate([0]) + Edit.add([2], 2.0)
+    iv = Intervention(edit, stats=stats(sae), space=LEFT, branch="all")
+    with attach(host, {SITE: (sae, iv)}):
         picture = host.generate(["red"], seed=1)[0]
     assert picture[2, :, :2].min() > 0.9 and picture[0, :, :2].max() < 0.2, "blue left"
     assert picture[0, :, 2:].min() > 0.9 and picture[2, :, 2:].max() < 0.2, "red right"
-
-
-def test_icon_and_ablated_block():
-    sae = toy_sae()
-    rows = torch.rand(5, 8)
-    torch.testing.assert_close(icon(sae, 2, stats(sae), k=4.0)(rows, None), 2.0 * torch.eye(8)[2].expand(5, 8))
-    assert not ablate_block(rows).any()
 
 
 def test_a_control_moves_the_same_rows_as_far_in_another_direction():

@@ -8,9 +8,9 @@ import torch
 from mmsae import SAE
 from mmsae.hosts.sites import COND, UNCOND, Where
 from mmsae.sae import AffineEncoder, DistanceEncoder, TopK
-from mmsae.steering import FeatureStats, attach
+from mmsae.steering import Edit, FeatureStats, Intervention, attach
 from mmsae.steering.methods.concept_vector import BOS, CONTENT, EOS, PAD, concept_steering, concept_vector, kinds
-from mmsae.steering.methods.text import substitute, text_batch, text_codes, text_feature, word_pair
+from mmsae.steering.methods.text import substitute, text_batch, text_codes, word_pair
 from mmsae.types import InputError
 from tests.helpers.diffusion import sd
 
@@ -69,24 +69,21 @@ def test_kinds_of_tokens():
     assert kinds(where).tolist() == [BOS, CONTENT, CONTENT, EOS, PAD, BOS, CONTENT, EOS]
 
 
-def test_a_text_feature_changes_content_tokens_of_the_positive_prompt_only(host, sae):
+def test_a_feature_of_a_text_encoder_changes_content_tokens_of_the_positive_prompt_only(host, sae):
     codes, _ = text_codes(host, sae, SPEC, ["a red circle", "a cat"])
     stats = FeatureStats.of_codes([codes], "text")
     i = int(stats.mean_active.argmax())
-    assert text_feature(i, stats).unit == "x_mean_active"
     seen, clean = encoded(host)
     with clean:
         host.generate(["a red circle"], **OPTIONS)
     before = dict(seen)
-    with attach(host, {SPEC: (sae, text_feature(i, stats, 3.0, "set"))}) as log:
+    with attach(host, {SPEC: (sae, Intervention(Edit.set(i, 3.0), stats=stats))}) as log:
         seen, recorder = encoded(host)
         with recorder:
             host.generate(["a red circle"], **OPTIONS)
     moved = (seen[COND] != before[COND]).any(1)
     assert moved.nonzero().flatten().tolist() == [1, 2, 3] and torch.equal(seen[UNCOND], before[UNCOND])
     assert log.share == pytest.approx(3 / 24)
-    with pytest.raises(InputError, match="not add or set"):
-        text_feature(i, stats, op="scale")
 
 
 def test_a_word_for_a_word_by_hand(host, sae):

@@ -6,8 +6,9 @@ import torch
 from mmsae import SAE, InputError
 from mmsae.hosts import load_backbone
 from mmsae.sae import TopK
-from mmsae.steering import Edit, Intervention, attach, next_token_kl
+from mmsae.steering import Edit, Intervention, attach
 from tests.helpers.lvlm import llava, picture
+from tests.helpers.steer_saes import mean_kl
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*dx")  # random SAEs push far
 QUESTIONS = ["is there a red circle?", "what", "is there a blue square left of a red circle?"]
@@ -176,7 +177,7 @@ def test_a_strength_can_be_a_divergence(host, batch):  # T21 on a model
 
     def measure(iv):
         with attach(host, {site: (sae, iv)}):
-            return next_token_kl(clean, host.forward(batch).logits[:, -1])
+            return mean_kl(clean, host.forward(batch).logits[:, -1])
 
     for target in (0.033, 0.1):
         iv, report = Intervention(Edit.add(3, 1.0), unit="kl", strength=target).at_kl(measure, unit="rel_norm")
