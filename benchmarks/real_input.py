@@ -28,7 +28,7 @@ from mmsae.activations import ActivationStore, extract
 from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot
 from mmsae.files import atomic_file
 from mmsae.filtering.truth import Side, mismatch
-from mmsae.hosts import Backbone, load_backbone
+from mmsae.hosts import Host, load_host
 from mmsae.metrics import PairScorer, both_ways, derangement, fvu, groups_of, pair_report
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, expand, read_shard
@@ -95,7 +95,7 @@ def load_split(store: Path, paths: Sequence[str], classes: list | None = None) -
     return Split({m: activations.load(modality=m) for m in (IMAGE, TEXT)}, activations.captions, labels), classes
 
 
-def class_prompts(host: Backbone, train: Split, n: int) -> Tensor:
+def class_prompts(host: Host, train: Split, n: int) -> Tensor:
     """``(n, d)`` class embeddings: the different captions that the class has in training, each normalised, averaged."""
     rows = []
     for c in range(n):
@@ -174,7 +174,7 @@ def select(args: argparse.Namespace, name: str, size: tuple[int, int], val: Spli
     return {"chosen": min(grid, key=lambda s: (bool(s.get("warnings")), s.get("fvu"))), "grid": grid}
 
 
-def prepare(args: argparse.Namespace) -> tuple[Backbone, dict[str, list[str]]]:
+def prepare(args: argparse.Namespace) -> tuple[Host, dict[str, list[str]]]:
     """The host, and the shards of every split, with the stores written."""
     train, test = expand(args.train), expand(args.test)
     if args.val:
@@ -194,7 +194,7 @@ def prepare(args: argparse.Namespace) -> tuple[Backbone, dict[str, list[str]]]:
     clip = args.out / "clip"
     if not args.host and not clip.exists():
         pretrain_clip(train, str(clip), args.clip_steps, args.image_size, args.clip_seed, progress=args.progress)
-    host = load_backbone(args.host or f"local-dir:{clip}")
+    host = load_host(args.host or f"local-dir:{clip}")
     for split, paths in shards.items():
         extract(host, paths, args.out / "store" / split, workers=0, progress=args.progress)
     return host, shards

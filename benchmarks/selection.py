@@ -28,7 +28,7 @@ from mmsae.filtering.selection import (
     two_stage,
 )
 from mmsae.filtering.selection_exchange import exchange
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE, random_control
 from mmsae.world.generator.data import WorldData, generate
 from mmsae.world.generator.scene import CONCEPTS
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--clip", required=True)
     parser.add_argument("--sae", required=True)
     args = parser.parse_args()
-    host, sae = load_backbone(f"local-dir:{args.clip}"), SAE.from_pretrained(args.sae).eval()
+    host, sae = load_host(f"local-dir:{args.clip}"), SAE.from_pretrained(args.sae).eval()
     pool, others = generate(16_000, 21), generate(3_200, 22)
     rows = np.flatnonzero(wanted(others))
     share = wanted(pool)

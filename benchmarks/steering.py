@@ -23,7 +23,7 @@ from steering_saes import TEXT_SITE, block_rows, captions, fvu, load_or_train, t
 
 from mmsae.demo import tiny_hosts
 from mmsae.files import atomic_file
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.metrics.statistics import interval
 from mmsae.steering import FeatureStats, Intervention, attach
 from mmsae.steering.edits.edit import Edit
@@ -58,8 +58,8 @@ class Bench:
 
     def __init__(self, out, diffusion):
         self.out, self.t0, self._plain = out, time.process_time(), {}
-        self.host = load_backbone(f"diffusers:{diffusion or tiny_hosts.diffusion()}")
-        self.clip = load_backbone(f"local-dir:{tiny_hosts.clip()}")
+        self.host = load_host(f"diffusers:{diffusion or tiny_hosts.diffusion()}")
+        self.clip = load_host(f"local-dir:{tiny_hosts.clip()}")
         self.judge, self.probe = CLIPJudge(self.clip), str(tiny_hosts.probe())
         self.text_site, self.block_site = self.host.site(TEXT_SITE), self.host.site(BLOCK)
         self.captions = captions(5000, 11)

@@ -16,7 +16,7 @@ import torch
 
 from mmsae.demo.diffusion import CHOOSE, DRAW, PROBE, TUNE, write_prompts
 from mmsae.demo.stages import PROFILES, SEEDS, Stages, fit_recipe
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE
 from mmsae.steering import FeatureStats
 from mmsae.steering.measure.controls import Control
@@ -91,7 +91,7 @@ def main() -> None:
     for seed in args.seeds:
         out = root / f"seed-{seed}"
         train(root, out, seed)
-        host, sae = load_backbone(f"diffusers:{out / 'diffusion'}"), SAE.from_pretrained(out / "text" / "sae")
+        host, sae = load_host(f"diffusers:{out / 'diffusion'}"), SAE.from_pretrained(out / "text" / "sae")
         asked = draw_prompts(90, PROMPTS)
         found = evaluate_diffusion(
             lambda texts, host=host: host.generate(texts, seed=range(len(texts)), batch_size=48, **DRAW), asked, probe

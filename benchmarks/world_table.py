@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mmsae.demo.command import PROFILES, SEEDS, fit_method, world_pairs
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE, random_control
 from mmsae.types import TEXT
 from mmsae.world.generator.captions import damage
@@ -59,7 +59,7 @@ def main():
     args = parser.parse_args()
     state = json.loads((args.demo / "demo.json").read_text())
     profile = PROFILES[state["recipe"]["profile"]]
-    host = load_backbone(f"local-dir:{args.demo / 'clip'}")
+    host = load_host(f"local-dir:{args.demo / 'clip'}")
     train = world_pairs(args.demo / "store" / "train", profile.train, SEEDS["train"])
     test = world_pairs(args.demo / "store" / "test", profile.test, SEEDS["test"])
     damaged = embed_texts(host, damage(test.scenes, SEEDS["damage"])[0])

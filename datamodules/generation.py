@@ -8,7 +8,7 @@ import lightning
 
 from mmsae.activations import StreamingLoader
 from mmsae.activations.generated import GeneratedLoader, Generating, PromptLoader, read_prompts, split_prompts
-from mmsae.hosts import Backbone, load_backbone, site_width, with_options
+from mmsae.hosts import Host, load_host, site_width, with_options
 from mmsae.types import IMAGE, InputError, Site
 
 
@@ -90,7 +90,7 @@ class GenerationDataModule(lightning.LightningDataModule):
         self.batch_size, self.quotas, self.buffer_rows, self.read_batch = batch_size, quotas, buffer_rows, read_batch
         self.epoch_batches, self.val_fraction, self.val_prompts = epoch_batches, val_fraction, val_prompts
         self.max_prompts, self.precision, self.seed, self.caption_field = max_prompts, precision, seed, caption_field
-        self.backbone: Backbone | None = None
+        self.loaded_host: Host | None = None
         self.split: tuple[list[str], list[str]] = ([], [])
 
     @property
@@ -113,7 +113,7 @@ class GenerationDataModule(lightning.LightningDataModule):
     @property
     def sites(self) -> dict[str, Site]:
         """Where the activations are read; empty before ``setup``, because a site's identity is in the weights."""
-        return {m: self.backbone.site(s) for m, s in self.chosen_sites.items()} if self.backbone else {}
+        return {m: self.loaded_host.site(s) for m, s in self.chosen_sites.items()} if self.loaded_host else {}
 
     def setup(self, stage: str | None = None) -> None:
         """Load the host onto the trainer's device and read the prompts, once.
@@ -122,13 +122,13 @@ class GenerationDataModule(lightning.LightningDataModule):
             InputError: The host or the prompts cannot be had, or its width is not the one that was given.
         """
         device = self.trainer.strategy.root_device if self.trainer else "cpu"
-        if self.backbone is None:
+        if self.loaded_host is None:
             prompts = read_prompts(self.prompts, self.max_prompts, self.caption_field)
             self.split = split_prompts(prompts, self.val_fraction)
-            self.backbone = load_backbone(
+            self.loaded_host = load_host(
                 self.host, device=device, precision=self.precision, allow_random=self.allow_random
             )
-        self.backbone.to(device)
+        self.loaded_host.to(device)
         for m, site in self.sites.items():
             if m != site.modality:
                 raise InputError(f"sites: {site.module} is given as {m}, but it is a site of modality {site.modality}")
@@ -141,7 +141,7 @@ class GenerationDataModule(lightning.LightningDataModule):
         """Mixed batches without end, cut into epochs."""
         rank, world = self._ranks()
         return StreamingLoader(
-            Generating(self.backbone, self.options),
+            Generating(self.loaded_host, self.options),
             PromptLoader(self.split[0], self.read_batch, self.seed, rank, world),
             self.epoch_batches,
             self.batch_size,
@@ -157,7 +157,7 @@ class GenerationDataModule(lightning.LightningDataModule):
         prompts = self.split[1][: self.val_prompts][rank::world]
         if not prompts:
             return []
-        host = Generating(self.backbone, self.options)
+        host = Generating(self.loaded_host, self.options)
         return GeneratedLoader(host, prompts, self.read_batch, self.chosen_sites, self.seed + 1)
 
     def _ranks(self) -> tuple[int, int]:

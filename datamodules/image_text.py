@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import torch
 
-from mmsae.hosts import embed_width, host_modalities, load_backbone, with_options
+from mmsae.hosts import embed_width, host_modalities, load_host, with_options
 from mmsae.shards import FAULT_LIMIT, ExactLoader, Sources, TrainLoader, as_sources, count_samples, make_pipeline
 from mmsae.types import IMAGE, TEXT, InputError, Site
 
@@ -26,7 +26,7 @@ class ImageTextDataModule(lightning.LightningDataModule):
         train: Shards to train on: a path, folder, glob or brace pattern, several of them, ``{pattern: weight}``, or
             ``Source``s with ``pattern, weight, name``.
         val: Shards for ``validate``, ``test`` and ``predict``.
-        host: Name of the host whose transform and tokenizer are used, see ``mmsae.hosts.load_backbone``.
+        host: Name of the host whose transform and tokenizer are used, see ``mmsae.hosts.load_host``.
         transform: Used instead of the host's: PIL image to ``(3, H, W)``.
         tokenize: Used instead of the host's: captions to ``(B, L)`` ids.
         batch_size: Samples a batch on one rank.
@@ -95,11 +95,11 @@ class ImageTextDataModule(lightning.LightningDataModule):
             return
         self._transforms = {True: self.transform, False: self.transform}
         if self.host is not None and (self.transform is None or self.tokenize is None):
-            backbone = load_backbone(self.host, allow_random=self.allow_random)
+            host = load_host(self.host, allow_random=self.allow_random)
             if self.transform is None:
-                self._transforms = {train: backbone.transform(train) for train in (True, False)}
+                self._transforms = {train: host.transform(train) for train in (True, False)}
             if self.tokenize is None and TEXT in self.modalities:
-                self.tokenize = backbone.tokenize
+                self.tokenize = host.tokenize
 
     def train_dataloader(self) -> TrainLoader:
         """Epochs of the endless stream.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import lightning
 
 from mmsae.activations import CaptureLoader, StreamingLoader
-from mmsae.hosts import Backbone, embed_width, host_modalities, load_backbone, site_width, with_options
+from mmsae.hosts import Host, embed_width, host_modalities, load_host, site_width, with_options
 from mmsae.shards import FAULT_LIMIT, Sources, as_sources, count_samples, make_pipeline
 from mmsae.types import InputError, Site
 
@@ -22,7 +22,7 @@ class StreamingActivations(lightning.LightningDataModule):
     Args:
         shards: Shards to train on: path, folder, glob or brace pattern, several of them, ``{pattern: weight}``, or
             sources with ``pattern, weight, name``.
-        host: Name of the host, see ``mmsae.hosts.load_backbone``.
+        host: Name of the host, see ``mmsae.hosts.load_host``.
         val_shards: Shards to validate on, every sample once, unmixed.
         d_in: Width; by default read from the host's configuration, without weights.
         sites: ``{modality: site}``; the host's embeddings by default. ``{image: image.embed}`` reads images only.
@@ -78,7 +78,7 @@ class StreamingActivations(lightning.LightningDataModule):
         self.workers, self.shuffle, self.precision, self.seed = workers, shuffle, precision, seed
         self.caption_field, self.fault_limit, self.allow_random = caption_field, fault_limit, allow_random
         self.text = text
-        self.backbone: Backbone | None = None
+        self.loaded_host: Host | None = None
 
     @property
     def d_in(self) -> int | dict[str, int]:
@@ -99,10 +99,10 @@ class StreamingActivations(lightning.LightningDataModule):
     @property
     def sites(self) -> dict[str, Site]:
         """Where the activations are read; empty before ``setup``, because a site's identity is in the weights."""
-        if self.backbone is None:
+        if self.loaded_host is None:
             return {}
-        wanted = self.chosen_sites or self.backbone.default_sites()
-        return {m: self.backbone.site(s) for m, s in wanted.items()}
+        wanted = self.chosen_sites or self.loaded_host.default_sites()
+        return {m: self.loaded_host.site(s) for m, s in wanted.items()}
 
     def setup(self, stage: str | None = None) -> None:
         """Load the host onto the trainer's device, once.
@@ -110,12 +110,12 @@ class StreamingActivations(lightning.LightningDataModule):
         Raises:
             InputError: The host cannot be had, or its width is not the one that was given.
         """
-        if self.backbone is None:
+        if self.loaded_host is None:
             device = self.trainer.strategy.root_device if self.trainer else "cpu"
-            self.backbone = load_backbone(
+            self.loaded_host = load_host(
                 self.host, device=device, precision=self.precision, allow_random=self.allow_random
             )
-            self.read_batch = self.backbone.batch_size(self.read_batch)
+            self.read_batch = self.loaded_host.batch_size(self.read_batch)
             for m, site in self.sites.items():
                 want = self.d_in[m] if isinstance(self.d_in, dict) else self.d_in
                 if site.width != want:
@@ -133,7 +133,7 @@ class StreamingActivations(lightning.LightningDataModule):
                 f"an epoch of {samples} samples is less than one batch of {self.batch_size} on each of {world} ranks"
             )
         return StreamingLoader(
-            self.backbone,
+            self.loaded_host,
             self._pipeline(self.shards, train=True, epoch_samples=max(samples, self.read_batch * world)),
             n_batches,
             self.batch_size,
@@ -148,7 +148,7 @@ class StreamingActivations(lightning.LightningDataModule):
         if self.val_shards is None:
             return []
         self.setup()
-        return CaptureLoader(self.backbone, self._pipeline(self.val_shards, train=False), self.chosen_sites)
+        return CaptureLoader(self.loaded_host, self._pipeline(self.val_shards, train=False), self.chosen_sites)
 
     test_dataloader = predict_dataloader = val_dataloader
 
@@ -170,6 +170,6 @@ class StreamingActivations(lightning.LightningDataModule):
             world=world,
             fault_limit=self.fault_limit,
             caption_field=self.caption_field,
-            pin_memory=self.backbone.device.type == "cuda",
-            **self.backbone.reading(self.modalities, self.text),
+            pin_memory=self.loaded_host.device.type == "cuda",
+            **self.loaded_host.reading(self.modalities, self.text),
         )

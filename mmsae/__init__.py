@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmsae import moved
 
 if TYPE_CHECKING:
+    from mmsae.load import load_pair
     from mmsae.sae import SAE
     from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
 
@@ -17,7 +18,8 @@ except PackageNotFoundError:  # used from a source folder that was never install
 
 moved.install()
 
-__all__ = ["SAE", "Codes", "InputError", "SAEOutput", "Site", "Tokens", "__version__"]
+__all__ = ["SAE", "Codes", "InputError", "SAEOutput", "Site", "Tokens", "__version__", "load_pair"]
+_WHERE = {"SAE": "sae", "load_pair": "load"}
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +28,4 @@ def __getattr__(name: str) -> Any:
         return import_module(f"mmsae.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("mmsae.sae" if name == "SAE" else "mmsae.types"), name)
+    return getattr(import_module(f"mmsae.{_WHERE.get(name, 'types')}"), name)

@@ -31,7 +31,7 @@ def _sae(folder: Path) -> dict[str, Any]:
 
 def _host(kind: str, folder: Path, allow_random: bool) -> dict[str, Any]:
     """What a folder of a host holds; one that is large is not loaded."""
-    from mmsae.hosts import load_backbone
+    from mmsae.hosts import load_host
     from mmsae.hosts.names import FORMATS
 
     config = json.loads((folder / FORMATS[kind].file).read_text())
@@ -47,7 +47,7 @@ def _host(kind: str, folder: Path, allow_random: bool) -> dict[str, Any]:
         found["architecture"] = ", ".join(config.get("architectures") or [config["model_type"]])
     found["weights"] = nbytes(size)
     if size < 2**29 and kind != "lvlm":  # larger ones take long to load; an LVLM has no site of its own choice
-        host = load_backbone(name, allow_random=allow_random)
+        host = load_host(name, allow_random=allow_random)
         found |= {"fingerprint": host.fingerprint, "sites": {m: str(s) for m, s in host.default_sites().items()}}
     return found
 

@@ -103,7 +103,7 @@ MODULES = {
     "heads.ood_fit": "evaluation.ood.fit",
     "heads.ood_run": "evaluation.ood.command",
     "heads.ood_sets": "evaluation.ood.sets",
-    "heads.opening": "evaluation.opening",
+    "heads.opening": "load",
     "heads.pooling": "evaluation.pooling",
     "heads.rows": "evaluation.rows",
     "heads.shifts": "evaluation.shifts",

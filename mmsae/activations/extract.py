@@ -23,7 +23,7 @@ from mmsae.activations.spec import DTYPES, StoreSpec, has_item_column, name_site
 from mmsae.activations.uids import SeenUids
 from mmsae.activations.writer import PartWriter, StoreWriter, begun_job
 from mmsae.files import free_bytes, nbytes
-from mmsae.hosts import Backbone, Rows, load_backbone
+from mmsae.hosts import Host, Rows, load_host, pick_device
 from mmsae.shards import FAULT_LIMIT, FaultLog, UnitBatch, expand, identity, shard_name, unit_batches
 from mmsae.shards.tar import groups
 from mmsae.types import ImageTextBatch, InputError, Site, Tokens
@@ -57,9 +57,7 @@ class Plan(NamedTuple):
     text: str = "question"
 
 
-def host_batches(
-    host: Backbone, writer: StoreWriter, plan: Plan, todo: Sequence[int], workers: int
-) -> Iterator[UnitBatch]:
+def host_batches(host: Host, writer: StoreWriter, plan: Plan, todo: Sequence[int], workers: int) -> Iterator[UnitBatch]:
     """Batches of some tars of the job, as the host wants them."""
     modalities = {s.modality for s in writer.sites.values()}
     return unit_batches(
@@ -72,7 +70,7 @@ def host_batches(
     )
 
 
-def announce(host: Backbone, writer: StoreWriter, plan: Plan, devices: int) -> None:
+def announce(host: Host, writer: StoreWriter, plan: Plan, devices: int) -> None:
     """Say what will be done, how much disk it takes and about how long, and refuse what will not fit.
 
     The number of samples is counted in the headers of at most four tars, the time is that of one batch.
@@ -129,7 +127,7 @@ _parent = 0  # there too: who started them
 
 
 def extract(
-    host: str | Backbone,
+    host: str | Host,
     shards: str | Sequence[str],
     out: str | Path,
     *,
@@ -150,7 +148,7 @@ def extract(
     Run again after a kill, it goes on; run again after it ended, it does nothing.
 
     Args:
-        host: Name for :func:`mmsae.hosts.load_backbone` (an open_clip name, ``hf-hub:ID``, ``local-dir:DIR``,
+        host: Name for :func:`mmsae.hosts.load_host` (an open_clip name, ``hf-hub:ID``, ``local-dir:DIR``,
             ``timm:NAME``, ``timm:local-dir:DIR``, ``lvlm:ID-or-FOLDER``, ``diffusers:ID-or-FOLDER``: captions), or a
             loaded host.
         shards: Path, folder, glob or brace pattern of tars, or several.
@@ -190,20 +188,20 @@ def extract(
     plan = Plan(paths, str(out), specs, batch_size, workers, dtype, fault_limit, caption_field, progress, text)
     if devices > 1 and not isinstance(host, str):
         raise InputError(f"devices is {devices}, but a host that is loaded already runs on 1; give the host's name")
-    backbone = _load(host, device, precision, 0)
-    plan = plan if plan.batch_size else plan._replace(batch_size=backbone.batch_size())
-    writer = _writer(backbone, plan)
+    loaded = _load(host, device, precision, 0)
+    plan = plan if plan.batch_size else plan._replace(batch_size=loaded.batch_size())
+    writer = _writer(loaded, plan)
     if writer.finished:
         if progress:
             print(f"{out}: finished before, {StoreSpec.load(out).items} items; nothing to do")
         return writer.folder
     try:
-        announce(backbone, writer, plan, devices)
+        announce(loaded, writer, plan, devices)
         todo = writer.missing()
         if devices == 1 or len(todo) < 2:
-            _work(backbone, writer, plan, todo, lead=True)
+            _work(loaded, writer, plan, todo, lead=True)
         else:
-            backbone.to("cpu")  # its memory belongs to the processes now
+            loaded.to("cpu")  # its memory belongs to the processes now
             _spawn(host, device, precision, plan, todo, min(devices, len(todo)))
         return _merge(writer, plan)
     finally:
@@ -211,17 +209,13 @@ def extract(
             writer.discard()
 
 
-def _load(host: str | Backbone, device: str, precision: str, rank: int) -> Backbone:
+def _load(host: str | Host, device: str, precision: str, rank: int) -> Host:
     if not isinstance(host, str):
         return host
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = f"cuda:{rank % max(1, torch.cuda.device_count())}"
-    return load_backbone(host, device=device, precision=precision)
+    return load_host(host, device=pick_device(device, rank), precision=precision)
 
 
-def _writer(host: Backbone, plan: Plan) -> StoreWriter:
+def _writer(host: Host, plan: Plan) -> StoreWriter:
     sites = name_sites([host.site(s) for s in plan.sites or host.default_sites().values()])
     job = {
         "host": host.fingerprint,
@@ -236,7 +230,7 @@ def _writer(host: Backbone, plan: Plan) -> StoreWriter:
     return StoreWriter(plan.out, sites, dtype=plan.dtype, units=len(plan.paths), job=job)
 
 
-def _work(host: Backbone, writer: StoreWriter, plan: Plan, todo: list[int], lead: bool) -> None:
+def _work(host: Host, writer: StoreWriter, plan: Plan, todo: list[int], lead: bool) -> None:
     """Write the parts of this process's tars; the leading process shows its progress."""
     unit_of = {plan.paths[u]: u for u in todo}
     log, seen, parts, done = FaultLog(), SeenUids(writer), {}, 0
@@ -262,7 +256,7 @@ def _work(host: Backbone, writer: StoreWriter, plan: Plan, todo: list[int], lead
                 part.close()
 
 
-def _add(part: PartWriter, host: Backbone, batch: ImageTextBatch, log: FaultLog) -> None:
+def _add(part: PartWriter, host: Host, batch: ImageTextBatch, log: FaultLog) -> None:
     faults = FaultLog()
     faults.merge(batch.faults)
     if batch.uids:
@@ -314,8 +308,8 @@ def _remember(stop: Any) -> None:
 
 
 def _rank(host: str, device: str, precision: str, plan: Plan, todo: list[int], rank: int) -> None:
-    backbone = _load(host, device, precision, rank)
-    _work(backbone, _writer(backbone, plan), plan, todo, lead=rank == 0)
+    loaded = _load(host, device, precision, rank)
+    _work(loaded, _writer(loaded, plan), plan, todo, lead=rank == 0)
 
 
 def _merge(writer: StoreWriter, plan: Plan) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mmsae.files import lines_of, read_text
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.shards import make_pipeline
 from mmsae.types import Faults, ImageTextBatch, InputError, Site, Tokens
 
@@ -105,11 +105,11 @@ class Generating:
     """A text-to-image host in the place of one that encodes: ``capture`` draws the captions of a batch.
 
     Args:
-        host: :class:`~mmsae.hosts.DiffusionBackbone`.
+        host: :class:`~mmsae.hosts.DiffusionHost`.
         options: Of its ``stream``.
     """
 
-    def __init__(self, host: Backbone, options: Mapping[str, Any]) -> None:
+    def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
         self.host, self.options = host, dict(options)
 
     def capture(self, batch: ImageTextBatch, sites: Mapping[str, Site | str]) -> Tokens:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmsae.activations.mixing_buffer import MixingBuffer
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.shards import FaultLog, TrainLoader
 from mmsae.types import Faults, ImageTextBatch, Site, Tokens
 
@@ -31,7 +31,7 @@ class StreamingLoader:
 
     def __init__(
         self,
-        host: Backbone,
+        host: Host,
         pipeline: TrainLoader,
         n_batches: int,
         batch_size: int = 512,
@@ -98,7 +98,7 @@ class CaptureLoader:
     """
 
     def __init__(
-        self, host: Backbone, batches: Iterable[ImageTextBatch], sites: Mapping[str, Site | str] | None = None
+        self, host: Host, batches: Iterable[ImageTextBatch], sites: Mapping[str, Site | str] | None = None
     ) -> None:
         self.host, self.batches, self.sites = host, batches, sites
 

@@ -150,7 +150,7 @@ def bench_filter(
     """The benchmark ``filter`` at any size; a folder may be gone on with by more arms and more seeds."""
     from mmsae.bench.report import filter_table, write_filter_report
     from mmsae.bench.world_filter import Classroom, alignment_set
-    from mmsae.hosts import load_backbone
+    from mmsae.hosts import load_host
     from mmsae.world.generator.shards import write_world
     from mmsae.world.models.clip import pretrain_clip
     from mmsae.world.models.llava.model import train_llava
@@ -182,7 +182,7 @@ def bench_filter(
     )  # fmt: skip
     data = alignment_set(sizes.samples, SEEDS["alignment"], damage)
     stages.run("stages/alignment", lambda: data.write(root / "shards" / "alignment"))
-    host = load_backbone(f"lvlm:{base}")
+    host = load_host(f"lvlm:{base}")
     room = Classroom(host.model, host.processor, data)
     scores, about = _scores(stages, sizes, data, room, base, clip)
     exam = room.exam(sizes.exam, SEEDS["exam"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmsae.bench.world_filter import Alignment
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.lvlm.tokens import TokenScorer
 from mmsae.lvlm.weights.command import cross_modal_weights
 from mmsae.lvlm.weights.file import load_weights
@@ -74,7 +74,7 @@ def _batches(host: Any, data: Alignment, text: str, size: int = 100) -> Iterator
 
 def train_token_sae(base: str, data: Alignment, out: Path, steps: int, d_sae: int, k: int, seed: int) -> dict[str, Any]:
     """An SAE on the image and text tokens of the base model, of the set as it is: nobody says which are damaged."""
-    host = load_backbone(f"lvlm:{base}")
+    host = load_host(f"lvlm:{base}")
     sites = host.sites(SITE)
     parts = [host.capture(batch, sites).x for batch in _batches(host, data, READS[0])]
     x = {m: torch.cat([p[m] for p in parts]) for m in (IMAGE, TEXT)}
@@ -89,7 +89,7 @@ def train_token_sae(base: str, data: Alignment, out: Path, steps: int, d_sae: in
 
 def token_scores(base: str, sae: Path, shards: Path, data: Alignment, text: str, out: Path) -> dict[str, np.ndarray]:
     """``{score: (n,)}`` of SAE-V, and ``n_text``; the cross-modal weights come to ``out``."""
-    host, model = load_backbone(f"lvlm:{base}"), SAE.from_pretrained(sae)
+    host, model = load_host(f"lvlm:{base}"), SAE.from_pretrained(sae)
     definition = {"selection": "per_modality", "delta_quantile": DELTA_QUANTILE}
     cross_modal_weights(
         host, model, str(shards), out, text=text, definition=definition, batch_size=50, progress=False
@@ -104,7 +104,7 @@ def pair_scores(
     clip: str, data: Alignment, pairs: int, seed: int, out: Path, steps: int, d_sae: int = 128, k: int = 8
 ) -> dict[str, np.ndarray]:
     """``{score: (n,)}`` of a PairedTopK on a CLIP, both trained on clean pairs of the world, and of the CLIP alone."""
-    host = load_backbone(f"local-dir:{clip}")
+    host = load_host(f"local-dir:{clip}")
     train = generate(pairs, seed)
     x = {IMAGE: embed_images(host, train.images), TEXT: embed_texts(host, train.full)}
     sae = _sae(x[IMAGE].shape[1], d_sae, k, False, seed)

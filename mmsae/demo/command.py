@@ -38,14 +38,14 @@ def world_pairs(store: Path, n: int, seed: int):
 
 def _score(out: Path, profile: Profile, seed: int) -> dict[str, Any]:
     """All figures of the demo."""
-    from mmsae.hosts import load_backbone
+    from mmsae.hosts import load_host
     from mmsae.metrics.pairs.correlation import PairScorer
     from mmsae.sae import SAE, random_control
     from mmsae.world.generator.captions import damage
     from mmsae.world.measure.host import embed_texts, recall_at_1, zero_shot_attributes
     from mmsae.world.measure.score import encode_pairs, score_sae
 
-    host = load_backbone(f"local-dir:{out / 'clip'}")
+    host = load_host(f"local-dir:{out / 'clip'}")
     train = world_pairs(out / "store" / "train", profile.train, SEEDS["train"])
     test = world_pairs(out / "store" / "test", profile.test, SEEDS["test"])
 

@@ -38,7 +38,7 @@ def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    from mmsae.hosts import load_backbone
+    from mmsae.hosts import load_host
     from mmsae.sae import SAE
     from mmsae.steering import Edit, FeatureStats, Intervention
     from mmsae.steering.measure.controls import Control
@@ -55,7 +55,7 @@ def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
         tune,
     )
 
-    host = load_backbone(f"diffusers:{root / 'diffusion'}")
+    host = load_host(f"diffusers:{root / 'diffusion'}")
     sae, probe = (
         SAE.from_pretrained(root / "diffusion_text" / "sae"),
         WorldProbe.load(root / PROBE),

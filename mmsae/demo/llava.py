@@ -74,7 +74,7 @@ def fit_concepts(host: str, shards: list[str], root: Path, steps: int, seed: int
 
 def measure(host: str, root: Path, p: Profile, seed: int) -> dict[str, Any]:
     """Figures of the vision-language part: yes/no questions, cross-entropy recovered, weights, words of latents."""
-    from mmsae.hosts import load_backbone
+    from mmsae.hosts import load_host
     from mmsae.lvlm.recovered import ce_recovered
     from mmsae.lvlm.weights.file import load_weights
     from mmsae.sae import SAE
@@ -83,17 +83,17 @@ def measure(host: str, root: Path, p: Profile, seed: int) -> dict[str, Any]:
 
     table = {kind: ask_pope(host, kind, root, p, seed) for kind in KINDS}
     held = generate(100, SEEDS["talk_test"], siblings=False)
-    backbone, sae = load_backbone(host), SAE.from_pretrained(root / "llava_tokens" / "sae")
-    collate, n = backbone.collator("question+answer"), len(held.full)
+    loaded, sae = load_host(host), SAE.from_pretrained(root / "llava_tokens" / "sae")
+    collate, n = loaded.collator("question+answer"), len(held.full)
     prompts = {"image_text": pictures(held.images), "text": [None] * n}
     batches = {k: collate.batch([DESCRIBE] * n, v, answers=held.full) for k, v in prompts.items()}
     info = load_weights(root / "weights").info
     return {
         "pope": table,
         "token_sae": last_validation(root / "llava_tokens"),
-        "ce_recovered": {k: ce_recovered(backbone, sae, [b])._asdict() for k, b in batches.items()},
+        "ce_recovered": {k: ce_recovered(loaded, sae, [b])._asdict() for k, b in batches.items()},
         "weights": {k: info[k] for k in ("coverage", "weighted", "mean_weight", "classes", "tokens")},
-        "latents": words_of_latents(backbone, sae, root),
+        "latents": words_of_latents(loaded, sae, root),
         "llava": json.loads((root / "llava" / "training.json").read_text()) | {"curve": None},
     }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmsae.evaluation.images import Asked, Seen, read_images
 from mmsae.evaluation.labels import Labels, read_labels
 from mmsae.evaluation.pooling import TINY, Moments, Sums, Through, TokenMeans, mean_rows, pool_codes
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, FaultLog, draw, expand
 from mmsae.types import IMAGE, Codes, InputError, Site
@@ -138,7 +138,7 @@ def with_sae(features: Features, sae: SAE, modality: str = IMAGE) -> Features:
 
 
 def load_features(
-    host: Backbone,
+    host: Host,
     sae: SAE,
     shards: str | Sequence[str],
     *,

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mmsae.activations.spool import Spool, map_safetensors, release
 from mmsae.files import disk_errors
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.shards import FaultLog, shard_name, unit_batches
 from mmsae.types import IMAGE, Faults, ImageTextBatch, InputError, Site
 
@@ -62,7 +62,7 @@ class Asked:
         workers: Decoding processes.
     """
 
-    host: Backbone
+    host: Host
     site: Site
     modality: str = IMAGE
     embed: bool = False

@@ -21,7 +21,7 @@ from mmsae.evaluation.shifts import shift
 from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Components, Space, spaces
 from mmsae.evaluation.suite import NotApplicable, Suite
 from mmsae.evaluation.zeroshot.scores import class_embeddings
-from mmsae.hosts import Backbone, load_backbone
+from mmsae.hosts import Host, load_host
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, draw, read_shards
 from mmsae.types import IMAGE, TEXT, InputError
@@ -61,7 +61,7 @@ class Data:
     """
 
     def __init__(
-        self, suite: Suite, sae: SAE, host: Backbone, quick: bool = False, batch_size: int | None = None, seed: int = 0,
+        self, suite: Suite, sae: SAE, host: Host, quick: bool = False, batch_size: int | None = None, seed: int = 0,
         progress: bool = True, cache: str = "",
     ):  # fmt: skip
         self.suite, self.sae, self.host, self.quick = suite, sae, host, quick
@@ -252,7 +252,7 @@ class Data:
         return self._once((name, "judge"), make)
 
     def _by_other_host(self, name: str, judge: str) -> Tensor:
-        host, uids = load_backbone(judge, device=str(self.host.device)), self.features(name).uids
+        host, uids = load_host(judge, device=str(self.host.device)), self.features(name).uids
         if host.fingerprint == self.host.fingerprint:
             raise InputError(f"{self.suite.path}: the judge {judge} is the SAE's own host; say judge: host")
         asked = Asked(host, host.site("image.embed"), batch_size=self.batch_size)

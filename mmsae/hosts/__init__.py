@@ -1,22 +1,24 @@
 """Frozen hosts: load one by name, read its activations at a site, replace them there."""
 
+import warnings
+from importlib import import_module
 from typing import Any
 
-from mmsae.hosts.base import Backbone, Rows, pick_device
-from mmsae.hosts.load import embed_width, host_modalities, load_backbone, site_width
+from mmsae.hosts.base import Host, Rows, pick_device
+from mmsae.hosts.load import embed_width, host_modalities, load_host, site_width
 from mmsae.hosts.names import HostName, named_host, parse, with_options
 
 __all__ = [
-    "Backbone",
-    "DiffusionBackbone",
+    "DiffusionHost",
+    "Host",
     "HostName",
-    "LVLMBackbone",
-    "OpenCLIPBackbone",
+    "LVLMHost",
+    "OpenCLIPHost",
     "Rows",
-    "TimmBackbone",
+    "TimmHost",
     "embed_width",
     "host_modalities",
-    "load_backbone",
+    "load_host",
     "named_host",
     "parse",
     "pick_device",
@@ -24,17 +26,21 @@ __all__ = [
     "with_options",
 ]
 
+# open_clip, timm and transformers take seconds to import, so only who names them pays
+_LATE = {
+    "DiffusionHost": "diffusion.host",
+    "LVLMHost": "lvlm.host",
+    "OpenCLIPHost": "encoders.open_clip",
+    "TimmHost": "encoders.timm",
+}
+_OLD = {name.replace("Host", "Host"): name for name in ("Host", *_LATE)} | {"load_host": "load_host"}
+
 
 def __getattr__(name: str) -> Any:
-    # open_clip, timm and transformers take seconds to import, so only who names them pays
-    if name == "OpenCLIPBackbone":
-        from mmsae.hosts.encoders.open_clip import OpenCLIPBackbone as found
-    elif name == "TimmBackbone":
-        from mmsae.hosts.encoders.timm import TimmBackbone as found
-    elif name == "DiffusionBackbone":
-        from mmsae.hosts.diffusion.host import DiffusionBackbone as found
-    elif name == "LVLMBackbone":
-        from mmsae.hosts.lvlm.host import LVLMBackbone as found
-    else:
+    if name in _OLD:
+        new = _OLD[name]
+        warnings.warn(f"mmsae.hosts.{name} is {new} now; the old name goes in mmsae 0.4", FutureWarning, stacklevel=2)
+        return globals().get(new) or __getattr__(new)
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+    return getattr(import_module(f"mmsae.hosts.{_LATE[name]}"), name)

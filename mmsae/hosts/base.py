@@ -54,7 +54,7 @@ def pick_device(device: str, rank: int = 0) -> str:
     return f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
 
 
-class Backbone(ABC):
+class Host(ABC):
     """A frozen host in eval mode.
 
     Args:
@@ -177,7 +177,7 @@ class Backbone(ABC):
         """Pixels of an image as the host takes it; None for hosts of text."""
         return self._probe_input(IMAGE, 1).shape[-2:].numel() if IMAGE in self.modalities else None
 
-    def to(self, device: str | torch.device) -> Backbone:
+    def to(self, device: str | torch.device) -> Host:
         """Move the host; the fingerprint does not change."""
         check_device(device)
         self.model.to(device)
@@ -220,23 +220,23 @@ class Backbone(ABC):
                 self._probing = False
         return self._layouts[module, io]
 
-    def site(self, spec: str | Site, allow_mismatch: bool = False) -> Site:
+    def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
         """The site that a spec names on this host; a :class:`Site` is checked and returned as one of this host.
 
         Raises:
             InputError: Unknown module or policy, or (see :meth:`check_site`) a site of another host.
         """
         if isinstance(spec, Site):
-            return self.check_site(spec, allow_mismatch)
+            return self.check_site(spec, allow_other_site)
         t = resolve(self, spec)
         return Site(self.fingerprint, t.module, t.io, t.tokens, t.modality, t.layout.width, self.hint)
 
-    def check_site(self, site: Site, allow_mismatch: bool = False) -> Site:
+    def check_site(self, site: Site, allow_other_site: bool = False) -> Site:
         """Refuse a site of another host.
 
         Args:
             site: From a checkpoint or a store; one without a host (imported checkpoints) is given this one.
-            allow_mismatch: Accept another fingerprint, not another width or modality.
+            allow_other_site: Accept another fingerprint, not another width or modality.
 
         Returns:
             The same site as a site of this host.
@@ -244,10 +244,10 @@ class Backbone(ABC):
         Raises:
             InputError: With both fingerprints, or the two widths or modalities that disagree.
         """
-        if site.host and site.host != self.fingerprint and not allow_mismatch:
+        if site.host and site.host != self.fingerprint and not allow_other_site:
             raise InputError(
                 f"site {site.module} belongs to host {site.host} ({site.hint or 'no hint'}), but this host is "
-                f"{self.fingerprint} ({self.hint or 'no hint'}); pass allow_mismatch=True to attach anyway."
+                f"{self.fingerprint} ({self.hint or 'no hint'}); pass allow_other_site=True to attach anyway."
             )
         own = self.site(f"{site.module}:{site.io}[{site.tokens}]")
         for field in ("modality", "width"):

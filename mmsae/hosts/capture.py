@@ -15,7 +15,7 @@ from mmsae.hosts.tokens import Marks, from_tokens, keep_mask, put, take, to_toke
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError
 
 if TYPE_CHECKING:
-    from mmsae.hosts.base import Backbone
+    from mmsae.hosts.base import Host
 
 
 class Rows(NamedTuple):
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 @contextmanager
-def tap(host: Backbone, target: Target, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
+def tap(host: Host, target: Target, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
     """While the context is open, send the rows of a site through ``fn(rows, where)``.
 
     ``rows (N, d)`` are float32. If ``fn`` returns the same object, the host's tensor stays the same object.
@@ -80,7 +80,7 @@ def _where(x: Tensor, target: Target, keep: Tensor | None, marks: Marks | None) 
     return Where(item, position, special=marks.special[kept], grid=grid)
 
 
-def read(host: Backbone, batch: ImageTextBatch, targets: list[Target]) -> list[Rows]:
+def read(host: Host, batch: ImageTextBatch, targets: list[Target]) -> list[Rows]:
     """Rows at several sites, in their order, with one forward pass per modality that stops when all are read."""
     got: dict[int, Rows] = {}
     for modality in dict.fromkeys(t.modality for t in targets):

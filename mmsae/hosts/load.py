@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mmsae.hosts import loaded
-from mmsae.hosts.base import Backbone, check_device
+from mmsae.hosts.base import Host, check_device
 from mmsae.hosts.diffusion import load as diffusion_load
 from mmsae.hosts.lvlm.load import layer_width, load_model
 from mmsae.hosts.names import HostName, load_error, parse, reason, split_options, with_options
@@ -82,7 +82,7 @@ def site_width(name: str, site: str) -> int:
         return resolve(load(host, name, "meta", "fp32", False, True, **options)[0], site).layout.width
 
 
-def load_backbone(
+def load_host(
     name: str,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
@@ -90,7 +90,7 @@ def load_backbone(
     allow_random: bool = False,
     seed: int | None = None,
     **options: Any,
-) -> Backbone:
+) -> Host:
     """Load a frozen host.
 
     Args:
@@ -132,10 +132,10 @@ def load_backbone(
     with torch.random.fork_rng(devices=[], enabled=allow_random):
         if allow_random:
             torch.default_generator.manual_seed(seed)
-        backbone, some_random = load(host, hint, device, precision, allow_random, random, **options)
+        host, some_random = load(host, hint, device, precision, allow_random, random, **options)
     if some_random:  # whoever keeps the hint was allowed it, and the fingerprint holds him to these weights
-        backbone.hint = with_options(hint, {"allow_random": True} | ({"seed": seed} if seed else {}))
-    return backbone
+        host.hint = with_options(hint, {"allow_random": True} | ({"seed": seed} if seed else {}))
+    return host
 
 
 def _has_weights(host: HostName) -> bool:
@@ -147,16 +147,16 @@ def _has_weights(host: HostName) -> bool:
 
 # of a kind of hosts: (name, its hint, device, precision, whether weights may be missing, whether to load none, options)
 # -> (host, whether some of its weights are random)
-Loader = Callable[..., tuple[Backbone, bool]]
+Loader = Callable[..., tuple[Host, bool]]
 
 
 def _load_open_clip(
     host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
-) -> tuple[Backbone, bool]:
+) -> tuple[Host, bool]:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    from mmsae.hosts.encoders.open_clip import OpenCLIPBackbone
+    from mmsae.hosts.encoders.open_clip import OpenCLIPHost
 
     config = _model_config(host)
     if host.weights and get_pretrained_cfg(host.model, host.weights).get("quick_gelu"):
@@ -183,15 +183,15 @@ def _load_open_clip(
     finally:
         logging.disable(level)
     tokenizer = partial(open_clip.get_tokenizer, host.open_clip_name, cache_dir=options.get("cache_dir"))
-    return OpenCLIPBackbone(model, config, tokenizer, hint, device, precision), random
+    return OpenCLIPHost(model, config, tokenizer, hint, device, precision), random
 
 
 def _load_timm(
     host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
-) -> tuple[Backbone, bool]:
+) -> tuple[Host, bool]:
     import timm
 
-    from mmsae.hosts.encoders.timm import TimmBackbone
+    from mmsae.hosts.encoders.timm import TimmHost
 
     try:
         model = timm.create_model(host.model, pretrained=not random, **options)
@@ -199,7 +199,7 @@ def _load_timm(
         raise load_error(hint, host, e) from e
     if not random:
         random = loaded.check(hint, {"": _without_classifier(model)}, allow_random)
-    return TimmBackbone(model, hint, device, precision), random
+    return TimmHost(model, hint, device, precision), random
 
 
 def _without_classifier(model: Any) -> loaded.Loaded:
@@ -213,13 +213,13 @@ def _without_classifier(model: Any) -> loaded.Loaded:
 
 def _load_lvlm(
     host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
-) -> tuple[Backbone, bool]:
-    from mmsae.hosts.lvlm.host import LVLMBackbone
+) -> tuple[Host, bool]:
+    from mmsae.hosts.lvlm.host import LVLMHost
 
     try:
         model, processor, found = load_model(host.model, device, precision, random, **options)
         some_random = random or loaded.check(hint, {"": found}, allow_random)
-        return LVLMBackbone(model, processor, hint, None if "device_map" in options else device), some_random
+        return LVLMHost(model, processor, hint, None if "device_map" in options else device), some_random
     except InputError:
         raise
     except Exception as e:
@@ -228,14 +228,14 @@ def _load_lvlm(
 
 def _load_diffusers(
     host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
-) -> tuple[Backbone, bool]:
-    from mmsae.hosts.diffusion.host import DiffusionBackbone
+) -> tuple[Host, bool]:
+    from mmsae.hosts.diffusion.host import DiffusionHost
 
     try:
-        seed = torch.initial_seed() if allow_random else None  # which load_backbone has set
+        seed = torch.initial_seed() if allow_random else None  # which load_host has set
         pipeline, found = diffusion_load.load_pipeline(host.model, precision, seed, **options)
         some_random = loaded.check(hint, found, allow_random)
-        return DiffusionBackbone(pipeline, hint, None if "device_map" in options else device), some_random
+        return DiffusionHost(pipeline, hint, None if "device_map" in options else device), some_random
     except InputError:
         raise
     except Exception as e:

@@ -16,7 +16,7 @@ from mmsae.hosts.tokens import Layout, check_policy, find_layout
 from mmsae.types import InputError
 
 if TYPE_CHECKING:
-    from mmsae.hosts.base import Backbone
+    from mmsae.hosts.base import Host
 
 
 _SPEC = re.compile(r"(?P<module>[\w.]+)(?::(?P<io>\w+))?(?:\[(?P<tokens>\w+)\])?")
@@ -53,7 +53,7 @@ class Target(NamedTuple):
         return f"{self.module}:{self.io}[{self.tokens}]"
 
 
-def resolve(host: Backbone, spec: str) -> Target:
+def resolve(host: Host, spec: str) -> Target:
     """What a spec means on a host.
 
     Raises:
@@ -75,7 +75,7 @@ def resolve(host: Backbone, spec: str) -> Target:
     return Target(module, io, tokens, modality, layout)
 
 
-def find_port(host: Backbone, module: str, io: str) -> Port:
+def find_port(host: Host, module: str, io: str) -> Port:
     """The tensor that a module path or an endpoint names.
 
     Raises:
@@ -92,7 +92,7 @@ def find_port(host: Backbone, module: str, io: str) -> Port:
         raise InputError(f"host {host.hint} has no module or endpoint {module!r}; {hint}.") from None
 
 
-def probe(host: Backbone, module: str, io: str, modality: str) -> Layout:
+def probe(host: Host, module: str, io: str, modality: str) -> Layout:
     """What a site's tensor looks like, found by running the host on one item and on two.
 
     Raises:

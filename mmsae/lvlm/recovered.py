@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.hosts.lvlm.host import LVLMBackbone, recovered
+from mmsae.hosts.lvlm.host import LVLMHost, recovered
 from mmsae.hosts.lvlm.load import ANSWER, select
 from mmsae.hosts.sites import Where
 from mmsae.lvlm.tokens import segment_sites
@@ -36,7 +36,7 @@ class Recovered(NamedTuple):
 
 @torch.no_grad()
 def ce_recovered(
-    host: LVLMBackbone,
+    host: LVLMHost,
     sae: SAE,
     batches: Iterable[ImageTextBatch],
     targets: str = "text",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.metrics.pairs.item_codes import content_rows, max_pool
 from mmsae.metrics.pairs.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
@@ -17,7 +17,7 @@ def no_lvlm(host: str) -> InputError:
     return InputError(f"host {host} is no vision-language model: its image and text tokens are no one sequence")
 
 
-def segment_sites(sae: SAE, host: Backbone, allow_other_site: bool = False) -> dict[str, Site]:
+def segment_sites(sae: SAE, host: Host, allow_other_site: bool = False) -> dict[str, Site]:
     """Where the image tokens and the text tokens of an SAE on mixed tokens are read.
 
     An SAE of one modality (imported from a library that knows none) reads both segments of its module.
@@ -26,7 +26,7 @@ def segment_sites(sae: SAE, host: Backbone, allow_other_site: bool = False) -> d
         InputError: The SAE was trained on another host or width (unless allowed), or on one row per item.
     """
     sae.attach(host, allow_other_site)
-    sites = {m: host.site(s, allow_mismatch=allow_other_site) for m, s in sae.sites.items()}
+    sites = {m: host.site(s, allow_other_site=allow_other_site) for m, s in sae.sites.items()}
     first = next(iter(sites.values()))
     if not hasattr(host, "sites"):
         raise no_lvlm(host.hint)
@@ -59,7 +59,7 @@ class TokenScorer:
 
     def __init__(
         self,
-        host: Backbone,
+        host: Host,
         sae: SAE,
         weights: Tensor | None = None,
         delta: float = 0.0,

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmsae.files import atomic_file, disk_errors
+from mmsae.hosts import pick_device
 from mmsae.lvlm.hallucination.answers import same_job
 from mmsae.report.figures import Figure
 from mmsae.report.page import Fact, Section, Table, render_report
@@ -159,7 +160,7 @@ def steer(
     """
     asked = Asked(features, op, edit, concept, words, anchors, top, forget, percentile)
     method, folder = asked.method, Path(out)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = pick_device(device)
     if len(window) not in (0, 2) or (window and not 0 <= window[0] < window[1] <= steps):
         raise InputError(f"window {window} is not the first and one after the last of {steps} steps.")
     at_least(1, steps=steps, batch_size=batch_size, top=top)

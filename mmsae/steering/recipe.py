@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from mmsae.files import lines_of, read_text
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE
 from mmsae.steering.edits.attach import check_site
 from mmsae.steering.edits.edit import Edit
@@ -95,8 +95,8 @@ def load_target(
         InputError: The host draws no pictures, the SAE names no site, or is of another one.
     """
     model = SAE.from_pretrained(sae)
-    backbone = load_backbone(host, device=device, precision=precision)
-    if not hasattr(backbone, "generate") or not hasattr(backbone, "stream"):
+    loaded = load_host(host, device=device, precision=precision)
+    if not hasattr(loaded, "generate") or not hasattr(loaded, "stream"):
         raise InputError(
             f"host {host} draws no pictures: mmsae steer is for diffusers:... hosts; others are steered in Python, by "
             "mmsae.steering.edits.attach."
@@ -106,8 +106,8 @@ def load_target(
     spec = site if site is not None else next(iter(model.sites.values()))
     if other and isinstance(spec, Site):
         spec = f"{spec.module}:{spec.io}[{spec.tokens}]"
-    at, modality = check_site(backbone, spec, model, other)
-    return Target(backbone, model.to(backbone.device), at, modality, options)
+    at, modality = check_site(loaded, spec, model, other)
+    return Target(loaded, model.to(loaded.device), at, modality, options)
 
 
 #: Options that some methods decide themselves: their defaults, and who takes them.
@@ -271,7 +271,7 @@ def make_metrics(
         if target is not None:
             raise InputError("a target text needs a judge: --judge names an open_clip host.")
         return out
-    clip = CLIPJudge(load_backbone(judge, device=device))
+    clip = CLIPJudge(load_host(judge, device=device))
     out["kept"] = kept(clip)
     if target is not None:
         out |= {"clip_gain": change(similarity(clip, target)), "towards": towards(clip, target)}

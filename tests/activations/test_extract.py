@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from mmsae.activations import ActivationStore, extract, spool
 from mmsae.cli import main
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.shards import FaultLog, ShardWriter, read_shard
 from mmsae.types import ImageTextBatch, InputError
 from tests.helpers.stores import FakeHost, contents, forked, image_bytes, make_shards, peak
@@ -361,7 +361,7 @@ def tiny_clip(folder):
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        host = load_backbone(f"local-dir:{folder}", allow_random=True)
+        host = load_host(f"local-dir:{folder}", allow_random=True)
     save_file(host.model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
 

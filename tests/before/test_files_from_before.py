@@ -17,15 +17,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from mmsae import load_pair
 from mmsae.activations import ActivationStore, extract
 from mmsae.bench.command import Stages as BenchStages
 from mmsae.demo.stages import Stages as DemoStages
 from mmsae.evaluation.features import load_features
-from mmsae.evaluation.opening import open_host
 from mmsae.evaluation.zeroshot.command import zeroshot
 from mmsae.filtering.job import filter_shards
 from mmsae.filtering.pair_weights import PairWeights
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.hosts.diffusion.patch_autoencoder import PatchAutoencoder
 from mmsae.lvlm.decoding.concept import Settings
 from mmsae.lvlm.hallucination.chair import chair_command
@@ -149,7 +149,7 @@ def test_an_sae_computes_what_it_did(name):
      ("diffusers:hosts/sd", "words")],
 )  # fmt: skip
 def test_a_host_is_the_one_that_its_saes_know(host, names):
-    loaded = load_backbone(host)
+    loaded = load_host(host)
     for name in names.split():
         sae = SAE.from_pretrained(f"sae/{name}")
         assert {s.hint for s in sae.sites.values()} == {host}
@@ -157,7 +157,7 @@ def test_a_host_is_the_one_that_its_saes_know(host, names):
 
 
 def test_the_pipeline_draws_what_it_drew():
-    host = load_backbone("diffusers:hosts/sd")
+    host = load_host("diffusers:hosts/sd")
     close(host.generate(["a red circle"], steps=2, guidance=3.0, seed=0), expected("steer.safetensors")["images"])
     assert type(StableDiffusionPipeline.from_pretrained("hosts/sd").vae) is PatchAutoencoder
 
@@ -238,7 +238,7 @@ def test_pair_weights_of_an_earlier_filter_are_taken():
 
 def test_cross_modal_weights_belong_to_their_sae_and_host():
     found = load_weights("weights")
-    found.check(SAE.from_pretrained("sae/tokens"), load_backbone("lvlm:hosts/llava").fingerprint)
+    found.check(SAE.from_pretrained("sae/tokens"), load_host("lvlm:hosts/llava").fingerprint)
     top = load_top("weights", 16, [name for name, _ in found.info["data"]])
     assert set(top) == {"image", "text"} and found.info["weighted"] == int(found.weights.isfinite().sum()) > 0
 
@@ -288,7 +288,7 @@ def test_statistics_and_probe_are_read():
 
 
 def test_activations_that_were_kept_need_no_host(monkeypatch, written):
-    sae, host = open_host("sae/paired", "")
+    sae, host = load_pair("sae/paired", device="cpu")
     options = {"label": "class", "batch_size": 4, "embed": True, "progress": False}
     load_features(host, sae, "shards", cache="fresh", **options)
     (old,), (new,) = (list(Path(f).iterdir()) for f in ("cache", "fresh"))

@@ -9,7 +9,7 @@ import torch
 from datamodules import GenerationDataModule
 from mmsae.activations.generated import PromptLoader, read_prompts, split_prompts
 from mmsae.cli import main
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE
 from mmsae.shards import ShardWriter
 from mmsae.types import InputError
@@ -75,8 +75,8 @@ def test_training_batches_are_rows_of_training_prompts(world):
     batches = list(data.train_dataloader())
     assert [b.x["image"].shape for b in batches] == [(16, 32)] * 3
     held, drawn = set(data.split[1]), []
-    stream = data.backbone.stream
-    data.backbone.stream = lambda prompts, *a, **kw: (drawn.extend(prompts), stream(prompts, *a, **kw))[1]
+    stream = data.loaded_host.stream
+    data.loaded_host.stream = lambda prompts, *a, **kw: (drawn.extend(prompts), stream(prompts, *a, **kw))[1]
     list(data.train_dataloader())
     assert drawn and not set(drawn) & held
     drawn.clear()
@@ -87,7 +87,7 @@ def test_training_batches_are_rows_of_training_prompts(world):
 
 
 def test_rows_are_what_the_pipeline_computes(world):
-    host, seen = load_backbone(world[0]), []
+    host, seen = load_host(world[0]), []
     (tokens,) = host.stream(PROMPTS[:3], SITE, steps=4, sample_steps=[1, 2], seed=[7, 8, 9])
 
     def look(rows, where):
@@ -108,7 +108,7 @@ def test_rows_are_what_the_pipeline_computes(world):
 
 
 def test_a_generation_ends_after_the_last_step_that_is_read(world):
-    host, calls = load_backbone(world[0]), []
+    host, calls = load_host(world[0]), []
     hook = host.model["unet"].register_forward_hook(lambda *_: calls.append(1))
     list(host.stream(PROMPTS[:2], SITE, steps=8, sample_steps=[0, 2]))
     hook.remove()
@@ -147,4 +147,4 @@ def test_the_recipe_trains_an_sae(world, tmp_path):
     assert sae.sites["image"].io == "update" and sae.sites["image"].hint == world[0]
     report = json.loads((tmp_path / "sae" / "cfg.json").read_text())["mmsae"]["training"]
     assert 0 < report["validation"]["val/fvu/image"] < 1
-    sae.attach(load_backbone(world[0]))
+    sae.attach(load_host(world[0]))

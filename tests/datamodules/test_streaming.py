@@ -50,7 +50,7 @@ def make(shards, host, **kw):
 
 def test_nothing_is_loaded_before_setup(host):
     data = make("no-such-shards-*.tar", host)
-    assert data.d_in == 6 and data.modalities == ("image", "text") and data.sites == {} and data.backbone is None
+    assert data.d_in == 6 and data.modalities == ("image", "text") and data.sites == {} and data.loaded_host is None
     sites = {"image": "visual.transformer.resblocks.0:out[patches]", "text": "transformer.resblocks.0:out[mask]"}
     assert make("none", host, sites=sites).d_in == {"image": 16, "text": 12}
     assert make("none", host, d_in=6).d_in == 6
@@ -86,8 +86,8 @@ def test_a_fit(host, shards, tmp_path):
     trainer.fit(module, data)
     assert len(module.train_batches) == 2 * (60 // 8) and module.val_rows == 2 * 60
     assert {tuple(b.x[m].shape) for b in module.train_batches for m in b.x} == {(8, 6)}
-    assert data.sites["image"].width == 6 and data.sites["image"].host == data.backbone.fingerprint
-    assert not any("backbone" in k or "host" in k for k in module.state_dict())
+    assert data.sites["image"].width == 6 and data.sites["image"].host == data.loaded_host.fingerprint
+    assert not any("host" in k for k in module.state_dict())
     # rows of a batch are pairs: what the host says of the same samples one by one
     pairs = {}
     for b in data.val_dataloader():

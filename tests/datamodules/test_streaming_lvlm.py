@@ -7,7 +7,7 @@ import torch
 
 from datamodules import CachedActivations, StreamingActivations
 from mmsae.activations import ActivationStore, MixingBuffer, extract
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE, TopK
 from mmsae.shards import ShardWriter
 from mmsae.training.lit import LitSAE
@@ -38,7 +38,7 @@ def test_streaming_mixes_both_kinds_of_tokens_and_holds_no_special_ones(world):
     batches = list(data.train_dataloader())
     assert len(batches) == 6
     assert all({m: len(x) for m, x in b.x.items()} == {"image": 24, "text": 8} for b in batches)
-    held = load_backbone(host)
+    held = load_host(host)
     every = [t for t in data.val_dataloader()]
     assert sum(len(t.x["image"]) for t in every) == 24 * 9
     assert not any(t.special["text"].any() for t in every)
@@ -57,7 +57,7 @@ def test_extract_stores_means_as_pairs(world, tmp_path):
     store = ActivationStore(extract(host, shards, tmp_path / "store", sites=sites, batch_size=5, workers=0,
                                     device="cpu", progress=False))  # fmt: skip
     assert len(store) == 24 and list(store.modalities) == ["image", "text"] and store.d_in == 32
-    held = load_backbone(host)
+    held = load_host(host)
     assert {m: str(s.tokens) for m, s in store.sites.items()} == {"image": "image_mean", "text": "text_mean"}
     assert all(s.same(held.site(s)) for s in store.sites.values())
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsae import load_pair
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.ood.sets import generated
-from mmsae.evaluation.opening import open_host
 from mmsae.evaluation.shifts import shift
 from mmsae.sae import random_control
 from mmsae.shards import ShardWriter
@@ -35,7 +35,7 @@ def opened(place, monkeypatch):
     """``open(site) -> (sae, host, seen)``; ``seen`` counts the images that go through the host."""
 
     def open_(site):
-        sae, host = open_host(place[site], "")
+        sae, host = load_pair(place[site], device="cpu")
         seen, read = [], host.read
         monkeypatch.setattr(host, "read", lambda batch, sites: seen.extend(batch.uids) or read(batch, sites))
         return sae, host, seen

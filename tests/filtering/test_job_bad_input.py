@@ -200,7 +200,7 @@ def test_the_command_says_it_in_one_line(root, tmp_path, capsys):
 
 def test_a_job_keeps_the_batch_size_that_it_was_begun_with(root, tmp_path, monkeypatch):
     from mmsae.filtering.job import plan_job
-    from mmsae.hosts import Backbone
+    from mmsae.hosts import Host
 
     args = {
         "sae": str(root / "clip-sae"),
@@ -218,7 +218,7 @@ def test_a_job_keeps_the_batch_size_that_it_was_begun_with(root, tmp_path, monke
     ):
         folder.mkdir()
         (folder / file).write_text(json.dumps(content))
-    monkeypatch.setattr(Backbone, "batch_size", lambda self, asked=None: 7 if asked is None else asked)
+    monkeypatch.setattr(Host, "batch_size", lambda self, asked=None: 7 if asked is None else asked)
     for out in (tmp_path / "whole", tmp_path / "begun"):  # on a machine that would choose another number
         assert plan_job(out=str(out), **args).run.batch_size == 256
     assert plan_job(out=str(tmp_path / "new"), **args).run.batch_size == 7

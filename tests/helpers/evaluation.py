@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE, Normaliser, TopK
 from mmsae.shards import ShardWriter
 
@@ -50,10 +50,10 @@ def write_noise(folder, n, seed=9, prefix="n"):
 
 def save_sae(folder, host, site="image.pooled", modalities=("image",), d_sae=64, k=8, seed=0):
     """An untrained SAE on a site of a host (its dictionary is tied, so it reconstructs a little)."""
-    backbone = load_backbone(host)
+    loaded = load_host(host)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sites = {m: backbone.site(site.replace("image", m)) for m in modalities}
+        sites = {m: loaded.site(site.replace("image", m)) for m in modalities}
         normaliser = Normaliser(unit_in=True, centre=True, unit_out=True)
         sae = SAE({m: s.width for m, s in sites.items()}, d_sae, modalities=modalities, normaliser=normaliser,
                   selector=TopK(k))  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmsae import SAE
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import TopK
 from mmsae.shards import ShardWriter
 from mmsae.world.generator.captions import swap
@@ -20,7 +20,7 @@ QUIET = {"workers": 0, "progress": False, "batch_size": 8, "per_shard": 12, "dev
 
 def make_host(root, name="clip", seed=0, d_sae=40, k=6):
     """Folders of a host and of an SAE on it, both with random weights."""
-    host = load_backbone(save_local(root / name, MODELS["vit"], seed))
+    host = load_host(save_local(root / name, MODELS["vit"], seed))
     torch.manual_seed(seed)
     sae = SAE(16, d_sae, selector=TopK(k))
     sae.sites = host.default_sites()

@@ -6,7 +6,7 @@ import tarfile
 
 import torch
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE, AffineEncoder, TopK
 from tests.helpers.lvlm import llava, picture, sample
 
@@ -20,7 +20,7 @@ __all__ = ["QUESTIONS", "make_host", "make_sae", "picture", "sample", "shard"]
 
 
 def make_host(folder):
-    return load_backbone(llava(folder / "llava"))
+    return load_host(llava(folder / "llava"))
 
 
 def make_sae(host, d_sae=48, k=6, site="layers.1:out", seed=0):

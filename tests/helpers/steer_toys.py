@@ -27,7 +27,7 @@ class ToyDiffusion:
         self.fns, self.calls = [], []
         self.model = torch.nn.Linear(1, 1)
 
-    def site(self, spec, allow_mismatch=False):
+    def site(self, spec, allow_other_site=False):
         if isinstance(spec, Site) or spec.startswith("block"):
             return SITE
         raise InputError(f"host toy has no module {spec!r}")

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.types import ImageTextBatch
 from tests.helpers.encoders import CAPTIONS, MODELS, save_local
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
-    """``host(kind) -> OpenCLIPBackbone``, made once."""
+    """``host(kind) -> OpenCLIPHost``, made once."""
     made, root = {}, tmp_path_factory.mktemp("hosts")
 
     def get(kind):
         if kind not in made:
-            made[kind] = load_backbone(save_local(root / kind, MODELS[kind]))
+            made[kind] = load_host(save_local(root / kind, MODELS[kind]))
         return made[kind]
 
     return get

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from tests.helpers.encoders import MODELS
 
 pytestmark = [
@@ -16,7 +16,7 @@ pytestmark = [
 @pytest.mark.parametrize("precision,tolerance", [("fp32", 1e-2), ("bf16", 0.1), ("fp16", 0.05)])
 def test_cuda_agrees_with_cpu(host, batch_for, kind, precision, tolerance):
     cpu = host(kind)
-    gpu = load_backbone(cpu.hint, "cuda", precision)
+    gpu = load_host(cpu.hint, "cuda", precision)
     assert gpu.fingerprint == cpu.fingerprint and gpu.device.type == "cuda"
     batch = batch_for(cpu)
     blocks = [n for n, m in cpu.model.named_modules() if type(m).__name__ == "ResidualAttentionBlock"][:1]

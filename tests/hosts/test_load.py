@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmsae.hosts import embed_width, host_modalities, load_backbone, named_host, parse, site_width, with_options
+from mmsae.hosts import embed_width, host_modalities, load_host, named_host, parse, site_width, with_options
 from mmsae.hosts.names import split_options
 from mmsae.types import InputError, Site
 from tests.helpers.encoders import MODELS, save_local
@@ -55,38 +55,38 @@ def test_names_that_mean_nothing(name, why):
 
 def test_saved_and_loaded_it_is_the_same_host_wherever_it_lies(tmp_path):
     name = save_local(tmp_path / "a", MODELS["vit"])
-    a = load_backbone(name)
+    a = load_host(name)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     path = tmp_path / "b" / "open_clip_config.json"
     config = json.loads(path.read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "b")  # a path is no identity
     config["model_cfg"]["vision_cfg"]["ls_init_value"] = None  # nor is a default that is spelled out
     path.write_text(json.dumps(config))
-    b = load_backbone(f"local-dir:{tmp_path / 'b'}")
+    b = load_host(f"local-dir:{tmp_path / 'b'}")
     assert a.fingerprint == b.fingerprint and a.hint == name != b.hint
     assert a.site("image.embed").same(b.site("image.embed"))
 
     def change(model):
         model.ln_final.bias[0] += 1e-6
 
-    assert load_backbone(save_local(tmp_path / "c", MODELS["vit"], change=change)).fingerprint != a.fingerprint
-    assert load_backbone(name, force_quick_gelu=True).fingerprint != a.fingerprint
+    assert load_host(save_local(tmp_path / "c", MODELS["vit"], change=change)).fingerprint != a.fingerprint
+    assert load_host(name, force_quick_gelu=True).fingerprint != a.fingerprint
     config["preprocess_cfg"]["mean"] = [0.1, 0.1, 0.1]
     path.write_text(json.dumps(config))
-    assert load_backbone(f"local-dir:{tmp_path / 'b'}").fingerprint != a.fingerprint
+    assert load_host(f"local-dir:{tmp_path / 'b'}").fingerprint != a.fingerprint
 
 
 def test_no_weights_are_refused_unless_asked_for(tmp_path):
     with pytest.raises(InputError, match=r"ViT-B-32/TAG .*laion2b_s34b_b79k.*allow_random"):
-        load_backbone("ViT-B-32")
+        load_host("ViT-B-32")
     name = save_local(tmp_path / "a", MODELS["timm_vit"])
     (tmp_path / "a" / "open_clip_model.safetensors").unlink()
     with pytest.raises(InputError, match="allow_random"):
-        load_backbone(name)
+        load_host(name)
     torch.manual_seed(3)
     state = torch.get_rng_state()
     with pytest.warns(UserWarning, match="random"):
-        prints = [load_backbone(name, allow_random=True, seed=s).fingerprint for s in (0, 0, 1)]
+        prints = [load_host(name, allow_random=True, seed=s).fingerprint for s in (0, 0, 1)]
     assert prints[0] == prints[1] != prints[2]
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -97,26 +97,26 @@ def test_broken_folders_name_themselves(tmp_path):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_backbone(name)
+        load_host(name)
     weights.write_bytes(whole)
     good = json.loads(config.read_text())
     wrong = json.loads(config.read_text())
     wrong["model_cfg"]["vision_cfg"]["width"] = 48
     config.write_text(json.dumps(wrong))
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_backbone(name)
+        load_host(name)
     del wrong["model_cfg"]["embed_dim"]
     config.write_text(json.dumps(wrong))
     with pytest.raises(InputError, match="no field 'embed_dim'"):
         embed_width(name)
     config.write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
-        load_backbone(name)
+        load_host(name)
     config.write_text(json.dumps(good))
     for file in (tmp_path / "a").glob("*token*"):
         file.unlink()
     with pytest.raises(InputError, match="tokenizer"):
-        load_backbone(name).tokenize(["a"])
+        load_host(name).tokenize(["a"])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_broken_folders_name_themselves(tmp_path):
 )
 def test_weights_that_cannot_be_had(offline, name, tmp_path):
     with pytest.raises(InputError, match=name):
-        load_backbone(name, cache_dir=str(tmp_path))
+        load_host(name, cache_dir=str(tmp_path))
 
 
 def test_widths_need_no_weights(offline, tmp_path):
@@ -162,7 +162,7 @@ def test_cuda_without_cuda_is_said(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(InputError, match="no CUDA device"):
-        load_backbone(save_local(tmp_path / "a", MODELS["vit"]), device="cuda")
+        load_host(save_local(tmp_path / "a", MODELS["vit"]), device="cuda")
 
 
 def test_options_in_a_name():
@@ -207,26 +207,26 @@ def test_the_name_of_a_folder_of_timm_is_found(timm_folder, tmp_path, monkeypatc
     right = f"timm:local-dir:{timm_folder}"
     for wrong in (str(timm_folder), f"local-dir:{timm_folder}", f"timm:{timm_folder}", f"lvlm:{timm_folder}"):
         with pytest.raises(InputError, match=f"write {right}"):
-            load_backbone(wrong)
-    assert load_backbone(right).hint == right
+            load_host(wrong)
+    assert load_host(right).hint == right
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load_backbone("timm:local-dir:~/tower").fingerprint == load_backbone(right).fingerprint
+    assert load_host("timm:local-dir:~/tower").fingerprint == load_host(right).fingerprint
     with pytest.raises(InputError, match=f"the folder {tmp_path}/towr does not exist"):
-        load_backbone("timm:local-dir:~/towr")
+        load_host("timm:local-dir:~/towr")
     with pytest.raises(InputError, match="names nothing after 'timm:local-dir:'"):
         parse("timm:local-dir:")
 
 
 def test_options_reach_the_host_and_its_sites(timm_folder):
     name = f"timm:local-dir:{timm_folder}"
-    host = load_backbone(name, img_size=64)
+    host = load_host(name, img_size=64)
     assert host.hint == f'{name} {{"img_size": 64}}' and host.site("image.embed").hint == host.hint
     assert host.transform()(Image.new("RGB", (90, 70))).shape == (3, 64, 64)
-    again = load_backbone(host.hint)
-    assert again.fingerprint == host.fingerprint != load_backbone(name).fingerprint
+    again = load_host(host.hint)
+    assert again.fingerprint == host.fingerprint != load_host(name).fingerprint
     assert site_width(host.hint, "blocks.0") == 64 and again.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
     with pytest.raises(InputError, match="no_such_option"):
-        load_backbone(name, no_such_option=3)
+        load_host(name, no_such_option=3)
 
 
 def test_a_folder_that_was_mistyped(offline, tmp_path, monkeypatch):
@@ -234,9 +234,9 @@ def test_a_folder_that_was_mistyped(offline, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     for kind in ("lvlm", "diffusers"):
         with pytest.raises(InputError, match=r"the folder runs/typo does not exist \(runs does\)"):
-            load_backbone(f"{kind}:runs/typo")
+            load_host(f"{kind}:runs/typo")
         with pytest.raises(InputError, match="the folder runs/a/typo does not exist"):
-            load_backbone(f"{kind}:runs/a/typo")
+            load_host(f"{kind}:runs/a/typo")
 
 
 def test_the_whole_reason_is_kept_in_one_line(tmp_path):
@@ -247,26 +247,26 @@ def test_the_whole_reason_is_kept_in_one_line(tmp_path):
     with pytest.raises(
         InputError, match=r'cannot be loaded: .*Missing key\(s\) in state_dict: "ln_final.bias"'
     ) as said:
-        load_backbone(name)
+        load_host(name)
     assert "\n" not in str(said.value)
     other = {**MODELS["vit"], "text_cfg": {**MODELS["vit"]["text_cfg"], "width": 48}}
     save_local(tmp_path / "b", other)
     shutil.copy(tmp_path / "b" / "open_clip_model.safetensors", file)
     with pytest.raises(InputError, match=r"cannot be loaded: .*(size mismatch|width changed)"):
-        load_backbone(name)
+        load_host(name)
     for empty in ("e.bin", "e.pt"):
         (tmp_path / empty).write_bytes(b"")
         with pytest.raises(InputError, match=r"cannot be loaded: [A-Za-z]"):
-            load_backbone(f"ViT-B-32/{tmp_path / empty}")
+            load_host(f"ViT-B-32/{tmp_path / empty}")
 
 
 def test_the_batch_size_follows_host_and_device(tmp_path, monkeypatch):
-    small = load_backbone(save_local(tmp_path / "a", MODELS["vit"]))  # 32 pixels
+    small = load_host(save_local(tmp_path / "a", MODELS["vit"]))  # 32 pixels
     sizes = {}
     for side in (160, 224, 336, 560):
         options = {"img_size": side, "embed_dim": 16, "depth": 1, "num_heads": 1}
         with pytest.warns(UserWarning, match="random"):
-            host = load_backbone("timm:vit_tiny_patch16_224", allow_random=True, **options)
+            host = load_host("timm:vit_tiny_patch16_224", allow_random=True, **options)
         sizes[side] = host.batch_size()
         assert host.batch_size(100) == 100
     assert sizes == {160: 16, 224: 16, 336: 4, 560: 4}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmsae.cli import main
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.types import InputError
 from tests.helpers import lvlm as lvlm_hosts
 from tests.helpers.diffusion import MAKE
@@ -45,19 +45,19 @@ def test_tensors_under_other_names(copy, tmp_path, capsys):
     with pytest.raises(
         InputError, match=rf"random: {n} of {n} \(.*\.\.\.\); .*no place for: {n} \(module\..*--allow-random"
     ):
-        load_backbone(name)
+        load_host(name)
     (tmp_path / "s.tar").write_bytes(bytes(1024))
     with pytest.raises(SystemExit) as ended:
         main(["extract", "--host", name, "--shards", str(tmp_path / "s.tar"), "--out", str(tmp_path / "store")])
     assert ended.value.code == 2 and not (tmp_path / "store").exists()
     with pytest.warns(UserWarning, match="would be random"):
-        host = load_backbone(name, allow_random=True)
+        host = load_host(name, allow_random=True)
     assert json.loads(host.hint.removeprefix(name)) == {"allow_random": True}
     with pytest.warns(UserWarning, match="would be random"):
-        again = load_backbone(host.hint)  # as a store or an SAE would
+        again = load_host(host.hint)  # as a store or an SAE would
     assert again.fingerprint == host.fingerprint and again.hint == host.hint
     with pytest.warns(UserWarning):
-        assert load_backbone(name, allow_random=True, seed=1).fingerprint != host.fingerprint
+        assert load_host(name, allow_random=True, seed=1).fingerprint != host.fingerprint
 
 
 def test_a_part_of_a_pipeline_that_lacks_some(copy):
@@ -66,9 +66,9 @@ def test_a_part_of_a_pipeline_that_lacks_some(copy):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     rewrite(file, lambda t: {k: v for k, v in t.items() if k != "conv_in.weight"})
     with pytest.raises(InputError, match=r"text_encoder: 6 of \d+ \(.*fc1.*unet: 1 of \d+ \(conv_in.weight\)"):
-        load_backbone(f"diffusers:{folder}")
+        load_host(f"diffusers:{folder}")
     with pytest.warns(UserWarning, match="would be random"):
-        hosts = [load_backbone(f"diffusers:{folder}", allow_random=True) for _ in range(2)]
+        hosts = [load_host(f"diffusers:{folder}", allow_random=True) for _ in range(2)]
     assert hosts[0].fingerprint == hosts[1].fingerprint and "allow_random" in hosts[0].hint
 
 
@@ -80,13 +80,13 @@ def test_a_tensor_of_another_shape(copy):
     with pytest.raises(
         InputError, match=r"1 of \d+ \(lm_head.weight \(\d+, 31\) in the file, \(\d+, 32\) in the model\)"
     ):
-        load_backbone(f"lvlm:{folder}")
+        load_host(f"lvlm:{folder}")
 
 
 def test_tensors_that_are_too_many_are_said(copy, recwarn):
     folder = copy("lvlm")
     rewrite(folder / "model.safetensors", lambda t: t | {"model.extra.weight": torch.ones(2)})
-    host = load_backbone(f"lvlm:{folder}")
+    host = load_host(f"lvlm:{folder}")
     assert any("no place for: 1 (model.extra.weight)" in str(w.message) for w in recwarn)
     assert host.hint == f"lvlm:{folder}"
 
@@ -97,7 +97,7 @@ def test_tied_weights_are_not_missing(copy, recwarn):
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
     (folder / "config.json").write_text(json.dumps(config))
     rewrite(folder / "model.safetensors", lambda t: {k: v for k, v in t.items() if "lm_head" not in k})
-    host = load_backbone(f"lvlm:{folder}")
+    host = load_host(f"lvlm:{folder}")
     assert host.hint == f"lvlm:{folder}" and not any("random" in str(w.message) for w in recwarn)
     model = host.model
     assert torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
@@ -113,9 +113,9 @@ def test_another_number_of_classes_leaves_a_classifier_without_weights(tmp_path)
     }
     (tmp_path / "config.json").write_text(json.dumps(cfg))
     name = f"timm:local-dir:{tmp_path}"
-    assert load_backbone(name, num_classes=0).hint == f'{name} {{"num_classes": 0}}'
+    assert load_host(name, num_classes=0).hint == f'{name} {{"num_classes": 0}}'
     with pytest.raises(InputError, match=r"2 of \d+ \(head.weight, head.bias\)"):
-        load_backbone(name, num_classes=7)
+        load_host(name, num_classes=7)
     with pytest.warns(UserWarning, match="would be random"):
-        host = load_backbone(name, num_classes=7, allow_random=True)
+        host = load_host(name, num_classes=7, allow_random=True)
     assert torch.equal(host.model.cls_token, model.cls_token) and host.model.head.out_features == 7

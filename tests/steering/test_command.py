@@ -8,7 +8,7 @@ import torch
 
 from mmsae import SAE
 from mmsae.cli import main
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import AffineEncoder, TopK
 from tests.helpers.diffusion import sd
 
@@ -41,7 +41,7 @@ def made(tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sd().save_pretrained(root / "pipeline")
-    host = load_backbone(f"diffusers:{root / 'pipeline'}")
+    host = load_host(f"diffusers:{root / 'pipeline'}")
     for name, spec in (("text", TEXT_SITE), ("block", BLOCK)):
         torch.manual_seed(0)
         site = host.site(spec)

@@ -29,7 +29,7 @@ def test_the_recipes_say_what_was_published():
     assert (cli.model.sae.ratio, cli.model.sae.selector.k, cli.datamodule.batch_size) == (8, 256, 512)
     assert cli.datamodule.val_fraction == lit.datamodule.val_fraction == 0.2 and cli.trainer.max_epochs == 10
     pope = yaml.safe_load(Path(POPE).read_text())
-    assert pope["site"] == "layers.30:out" and pope["allow_tap_mismatch"] is True
+    assert pope["site"] == "layers.30:out" and pope["allow_other_site"] is True
     assert "layers.30:in[image_mean]" in Path(ALIGNER).read_text()  # what it was trained at
 
 
@@ -56,8 +56,8 @@ def test_all_steps_and_the_mismatch_that_must_be_said(tmp_path, capsys):
     ask += ["--site", "layers.1:out", "--settings.max_new_tokens", "2", "--min-objects", "1", "--per-image", "1"]
     ask += ["--strategies", "random", "--device", "cpu", "--progress", "false"]
     with pytest.raises(SystemExit) as e:
-        main([*ask, "--allow-tap-mismatch", "false"])
+        main([*ask, "--allow-other-site", "false"])
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert e.value.code == 2 and "layers.1:in" in said and "layers.1:out" in said and "allow_tap_mismatch" in said
+    assert e.value.code == 2 and "layers.1:in" in said and "layers.1:out" in said and "allow_other_site" in said
     main(ask)
     assert (tmp_path / "p" / "results.json").exists()

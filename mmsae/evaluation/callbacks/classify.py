@@ -19,7 +19,7 @@ from mmsae.evaluation.labels import Classes, read_classes, read_labels, read_tem
 from mmsae.evaluation.ood.detectors_sae import rarity
 from mmsae.evaluation.zeroshot.head import text_classes
 from mmsae.evaluation.zeroshot.scores import enhance, hits, zero_shot_scores
-from mmsae.hosts import load_backbone, named_host
+from mmsae.hosts import load_host, named_host
 from mmsae.metrics.host.ood import OODScores
 from mmsae.sae import SAE
 from mmsae.shards import expand
@@ -126,7 +126,7 @@ class ZeroShotTest(Callback):
             named = Classes([known.name_of(v) for v in values], values)
         name = named_host(self.host, sae.sites)
         self.known, self.named = known, named
-        vectors = text_classes(load_backbone(name), named.names, read_templates(self.templates))
+        vectors = text_classes(load_host(name), named.names, read_templates(self.templates))
         self.vectors = vectors.to(module.device)
         kinds = ("raw", "recon", "code", "enhanced")
         self.metric = ZeroShotAccuracy(kinds, len(named.names)).to(module.device)

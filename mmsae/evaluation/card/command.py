@@ -14,12 +14,13 @@ from mmsae.evaluation.card.page import markdown, write_card
 from mmsae.evaluation.features import token_site
 from mmsae.evaluation.labels import TEMPLATE_SETS
 from mmsae.evaluation.ood.sets import shared_images
-from mmsae.evaluation.opening import open_pair
 from mmsae.evaluation.rows import text_table, write_results
 from mmsae.evaluation.suite import HEADS, NotApplicable, Suite, load_suite
 from mmsae.evaluation.suite_data import Data, Found
 from mmsae.files import atomic_folder, remove_leftovers
+from mmsae.load import load_pair, other_host_warnings
 from mmsae.recipes import find_recipe
+from mmsae.sae import SAE
 from mmsae.types import InputError
 
 RESULTS, PAGE, TABLES, GALLERY = "results.json", "report.html", "tables.md", "gallery.html"
@@ -147,14 +148,16 @@ def evaluate(
         images = "at most 1,500 images a set" if quick else "all images that the suite asks for"
         what = f"{len(plan.heads)} heads" if len(plan.heads) > 1 else "one head"
         print(f"mmsae evaluate: {what} on {', '.join(plan.data)}, {images}; to {folder}", flush=True)
-    model, backbone, warnings = open_pair(sae, plan.host, device, precision, allow_other_site)
+    trained = SAE.from_pretrained(sae) if isinstance(sae, str) else sae
+    model, loaded = load_pair(trained, plan.host, device, precision, allow_other_site)
+    warnings = other_host_warnings(trained, loaded)
     if gallery:
-        check_host(backbone)
-    data = Data(plan, model, backbone, quick, batch_size, seed, progress, cache)
+        check_host(loaded)
+    data = Data(plan, model, loaded, quick, batch_size, seed, progress, cache)
     start = time.perf_counter()
     found, skipped, seconds = run_suite(data, progress)
     about: dict[str, Any] = {
-        "sae": str(sae), "host": backbone.hint, "site": {m: str(s) for m, s in model.sites.items()}, "suite": plan.path,
+        "sae": str(sae), "host": loaded.hint, "site": {m: str(s) for m, s in model.sites.items()}, "suite": plan.path,
         "root": plan.root, "title": plan.title or Path(plan.path).stem, "d_sae": model.d_sae, "seed": seed,
         "quick": quick,
         "images": {n: data.features(n).n for n in plan.data if data.loaded(n)},

@@ -21,7 +21,7 @@ from mmsae.evaluation.rows import TRAINED
 from mmsae.evaluation.shifts import shift
 from mmsae.evaluation.spaces import RANDOM
 from mmsae.evaluation.suite_data import Data
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.metrics.sparsity import latent_sums
 from mmsae.report.gallery import Card, Gallery, Picture, picture
 from mmsae.report.page import Section, render_report
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
     latent: int
 
 
-def check_host(host: Backbone) -> None:
+def check_host(host: Host) -> None:
     """Refuse a host whose images cannot be drawn.
 
     Raises:

@@ -15,7 +15,6 @@ from mmsae.evaluation.ood.figures import markdown, plot_ood
 from mmsae.evaluation.ood.fit import DISTANCES, EMBED, LOGITS, NATIVE, Setup
 from mmsae.evaluation.ood.head import CONTROLS, Scored, ood_head
 from mmsae.evaluation.ood.sets import Sources, keep_names, load_sets, named_shards, shared_classes, shared_images
-from mmsae.evaluation.opening import open_pair
 from mmsae.evaluation.rows import write_results
 from mmsae.evaluation.spaces import RANDOM
 from mmsae.evaluation.zeroshot.head import (
@@ -28,8 +27,9 @@ from mmsae.evaluation.zeroshot.head import (
     zero_shot_heads,
 )
 from mmsae.files import atomic_file
+from mmsae.load import load_pair, other_host_warnings
 from mmsae.metrics.choice import edge_warning
-from mmsae.sae import random_control
+from mmsae.sae import SAE, random_control
 from mmsae.shards import expand
 from mmsae.types import IMAGE, InputError
 
@@ -118,31 +118,33 @@ def ood(
             raise InputError(f"--{flag} has {odd[0]!r}, there are {', '.join(known)}")
     sets_of, named_val = named_shards(ood, "--ood"), named_shards(ood_val, "--ood-val")
     near = keep_names(near, list(sets_of))
-    model, backbone, warnings = open_pair(sae, host, device, precision, allow_other_site)
+    trained = SAE.from_pretrained(sae) if isinstance(sae, str) else sae
+    model, loaded = load_pair(trained, host, device, precision, allow_other_site)
+    warnings = other_host_warnings(trained, loaded)
     if IMAGE not in model.modalities:
         raise InputError(f"SAE {sae} has no image modality, only {', '.join(model.modalities)}")
     named = read_classes(classes, read_labels(expand(train or id)[:1], label)) if classes else None
-    whose = whose_logits(logits, backbone, bool(named) and label != "")
-    at_head = at_classifier(model, backbone) if whose == "host" else whose == "probe" or at_embedding(model)
+    whose = whose_logits(logits, loaded, bool(named) and label != "")
+    at_head = at_classifier(model, loaded) if whose == "host" else whose == "probe" or at_embedding(model)
     fresh = random_control(model, seed)
     tokens = token_site(model.sites[IMAGE])  # which are not held: what else is to read them does so in the same pass
     others = {RANDOM: fresh} if RANDOM in controls and tokens else {}
     what = Sources(
         id, sets_of, train, val, named_val, label, named.values if named else None, ood_label,
-        read_lines(exclude) if exclude else (), limit, fit_limit, pool, backbone.batch_size(batch_size), workers,
+        read_lines(exclude) if exclude else (), limit, fit_limit, pool, loaded.batch_size(batch_size), workers,
         not at_head, progress, cache, others,
     )  # fmt: skip
     if progress:
         print(f"ood: {len(sets_of)} sets against {id}; {len(scores)} detectors, controls {', '.join(controls)}")
-    sets = load_sets(backbone, model, what)
+    sets = load_sets(loaded, model, what)
     heads, of_controls = {}, {}
     if whose == "host":
-        heads, of_controls = host_heads(model, backbone)
+        heads, of_controls = host_heads(model, loaded)
     elif whose == "zeroshot":
         names = [named.names[named.values.index(v)] for v in sets.train.values]
-        vectors = text_classes(backbone, names, read_templates(templates))
-        heads = zero_shot_heads(model, vectors, backbone.logit_scale)
-        of_controls = {"random": zero_shot_heads(fresh, vectors, backbone.logit_scale)}
+        vectors = text_classes(loaded, names, read_templates(templates))
+        heads = zero_shot_heads(model, vectors, loaded.logit_scale)
+        of_controls = {"random": zero_shot_heads(fresh, vectors, loaded.logit_scale)}
     again = (lambda _, f: f.through(f.others[RANDOM])) if tokens else None
     kinds = [*features, *([EMBED] if EMBED in heads else [])]
     scored = ood_head(
@@ -159,7 +161,7 @@ def ood(
     warnings += edge_warning(scored.edges)
     about = {
         "head": "ood", "sae": str(sae), "sae_training": sae_training(sae), "site": str(model.sites[IMAGE]),
-        "host": backbone.hint, "id": id, "ood": sets_of, "near": near, "train": train, "val": val, "label": label,
+        "host": loaded.hint, "id": id, "ood": sets_of, "near": near, "train": train, "val": val, "label": label,
         "ood_validation": sets.val_ood_is, "classes": sets.train.names, "pool": sets.test.pool, "seed": seed,
         "logits": logits_of(kinds, heads, len(sets.train.names)),
         "fitted_on": fitted_on(scores, sets.train.n, sae_training(sae)),

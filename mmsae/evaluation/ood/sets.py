@@ -11,7 +11,7 @@ from torch import Tensor
 from mmsae.evaluation.features import Features, load_features
 from mmsae.evaluation.labels import plain
 from mmsae.evaluation.ood.head import ID
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.sae import SAE
 from mmsae.shards import draw
 from mmsae.types import InputError
@@ -117,7 +117,7 @@ def split_of(uid: str, parts: Sequence[str]) -> str:
     return parts[-1]
 
 
-def load_sets(host: Backbone, sae: SAE, what: Sources) -> Sets:
+def load_sets(host: Host, sae: SAE, what: Sources) -> Sets:
     """Run host and SAE over all shards.
 
     Raises:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mmsae.evaluation.features import Features, load_features, token_site, with_sae
 from mmsae.evaluation.labels import Classes, Labels, read_classes, read_labels, read_templates
-from mmsae.evaluation.opening import open_pair
 from mmsae.evaluation.rows import row, text_table, write_results
 from mmsae.evaluation.zeroshot.head import Split, ZeroShot, at_embedding, text_classes, zero_shot_head
 from mmsae.evaluation.zeroshot.scores import ALPHAS, zero_shot_scores
 from mmsae.files import atomic_file
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
+from mmsae.load import load_pair, other_host_warnings
 from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.pairs.retrieval import cosine_to
 from mmsae.metrics.statistics import whiskers
@@ -82,7 +82,9 @@ def zeroshot(
     Raises:
         InputError: Names and labels that do not fit, one class only, no image, or a host without texts.
     """
-    model, backbone, warnings = open_pair(sae, host, device, precision, allow_other_site)
+    trained = SAE.from_pretrained(sae) if isinstance(sae, str) else sae
+    model, loaded = load_pair(trained, host, device, precision, allow_other_site)
+    warnings = other_host_warnings(trained, loaded)
     paths = expand(shards)
     known = read_labels(paths, label)
     if classes:
@@ -98,8 +100,8 @@ def zeroshot(
     prompts = read_templates(templates)
     if progress:
         print(f"zeroshot: {len(named.names)} classes, {len(prompts)} templates, {len(paths)} shards")
-    vectors = text_classes(backbone, named.names, prompts)
-    job = _Job(backbone, named, vectors, label, limit, backbone.batch_size(batch_size), workers, progress, cache)
+    vectors = text_classes(loaded, named.names, prompts)
+    job = _Job(loaded, named, vectors, label, limit, loaded.batch_size(batch_size), workers, progress, cache)
     saes = {"": model, **({"random": random_control(model, seed)} if control else {})}
     held = {u for u in known.value if not tune and draw(u, 6) < TUNE_SHARE}
     test_uids = known.labelled() - held
@@ -122,7 +124,7 @@ def zeroshot(
     warnings += edge_warning([e for found in results.values() for e in found.edges])
     main = results[""]
     about = {
-        "head": "zeroshot", "sae": str(sae), "site": str(model.sites[IMAGE]), "host": backbone.hint,
+        "head": "zeroshot", "sae": str(sae), "site": str(model.sites[IMAGE]), "host": loaded.hint,
         "shards": shards, "tune": tune or f"{TUNE_SHARE:.0%} of the shards, by uid", "label": label,
         "classes": named.names, "templates": prompts, "images": {"test": len(test_of[""].split.labels),
         "tuning": len(tune_of[""].split.labels)}, "chance": 1 / len(named.names), "concept": concept,
@@ -150,7 +152,7 @@ class _Scores(NamedTuple):
 
 
 class _Job(NamedTuple):
-    host: Backbone
+    host: Host
     classes: Classes
     vectors: Tensor
     label: str

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmsae.evaluation.ood.detectors import Head, cosine_head
 from mmsae.evaluation.rows import row, wilson
 from mmsae.evaluation.zeroshot.scores import ALPHAS, CONCEPTS, class_embeddings, enhance, hits, tune_alpha
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.metrics.choice import at_edge
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, InputError
@@ -119,7 +119,7 @@ def balanced_interval(hit: Tensor, n: Tensor, seed: int = 0) -> tuple[float, flo
 WHOSE = ("auto", "host", "zeroshot", "probe")
 
 
-def whose_logits(asked: str, host: Backbone, names: bool) -> str:
+def whose_logits(asked: str, host: Host, names: bool) -> str:
     """Whose logits detectors read: ``host``, ``zeroshot`` or ``probe``.
 
     Args:
@@ -142,13 +142,13 @@ def whose_logits(asked: str, host: Backbone, names: bool) -> str:
     return asked
 
 
-def at_classifier(sae: SAE, host: Backbone) -> bool:
+def at_classifier(sae: SAE, host: Host) -> bool:
     """Whether the SAE reads what the host's own classifier reads."""
     own = host.classifier
     return own is not None and IMAGE in sae.sites and sae.sites[IMAGE].module in ("image.embed", "image.pooled")
 
 
-def host_heads(sae: SAE, host: Backbone) -> tuple[dict[str, Head], dict[str, dict[str, Head]]]:
+def host_heads(sae: SAE, host: Host) -> tuple[dict[str, Head], dict[str, dict[str, Head]]]:
     """``{kind: the host's own classifier}``, of the SAE and of every control.
 
     Of ``raw`` and ``recon`` where the SAE is read what the classifier reads, else of ``embed`` alone.
@@ -167,7 +167,7 @@ def logits_of(kinds: Sequence[str], heads: Mapping[str, Head], n_classes: int) -
     return (dict.fromkeys(kinds, "linear probe") if n_classes > 1 else {}) | said
 
 
-def text_classes(host: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+def text_classes(host: Host, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """``(C, d)`` class embeddings of a host, on the CPU; see :func:`mmsae.evaluation.zeroshot.scores.class_embeddings`.
 
     Raises:

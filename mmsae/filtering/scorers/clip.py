@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmsae.filtering.pair_weights import PairWeights
-from mmsae.hosts import load_backbone, named_host, pick_device
+from mmsae.hosts import load_host, named_host, pick_device
 from mmsae.kernels.pairs import code_norm
 from mmsae.metrics.pairs.sample_scores import SCORES as LVLM_SCORES
 from mmsae.sae import SAE
@@ -127,13 +127,13 @@ class PairReader:
     def __init__(self, spec: ScorerSpec, rank: int = 0) -> None:
         device = pick_device(spec.device, rank)
         self.sae = SAE.from_pretrained(spec.sae, device).eval()
-        self.host = load_backbone(named_host(spec.host, self.sae.sites, f"SAE {spec.sae}"), device, spec.precision)
+        self.host = load_host(named_host(spec.host, self.sae.sites, f"SAE {spec.sae}"), device, spec.precision)
         for have, what in ((self.sae.modalities, f"SAE {spec.sae}"), (self.host.modalities, f"host {self.host.hint}")):
             if not {IMAGE, TEXT} <= set(have):
                 raise InputError(f"{what} has {' and '.join(have)}; pair scores need image and text")
         self.sites = {s.modality: s for s in self.sae.attach(self.host, spec.other_site)}
         if spec.other_site:
-            self.sites = {m: self.host.site(s, allow_mismatch=True) for m, s in self.sites.items()}
+            self.sites = {m: self.host.site(s, allow_other_site=True) for m, s in self.sites.items()}
         self.embeds = {m: self.host.site(f"{m}.embed") for m in (IMAGE, TEXT)}
         self.transform, self.tokenize, self.collate = self.host.transform(train=False), self.host.tokenize, None
         self.device = torch.device(device).type

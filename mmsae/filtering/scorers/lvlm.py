@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mmsae.filtering.scorers.clip import Evidence, ScorerSpec, only
-from mmsae.hosts import load_backbone, named_host, pick_device
+from mmsae.hosts import load_host, named_host, pick_device
 from mmsae.lvlm.tokens import TokenScorer
 from mmsae.lvlm.weights.file import load_weights
 from mmsae.sae import SAE
@@ -29,7 +29,7 @@ class SaeVScorer(TokenScorer):
     def __init__(self, spec: ScorerSpec, rank: int = 0):
         device = pick_device(spec.device, rank)
         sae = SAE.from_pretrained(spec.sae, device).eval()
-        host = load_backbone(named_host(spec.host, sae.sites, f"SAE {spec.sae}"), device, spec.precision)
+        host = load_host(named_host(spec.host, sae.sites, f"SAE {spec.sae}"), device, spec.precision)
         file = load_weights(spec.weights) if spec.weights else None
         self.fingerprints = {"sae": sae_fingerprint(sae), "host": host.fingerprint}
         if file is not None:

@@ -20,7 +20,7 @@ from mmsae.hosts.names import reason
 from mmsae.types import TEXT, InputError
 
 if TYPE_CHECKING:
-    from mmsae.hosts.diffusion.host import DiffusionBackbone
+    from mmsae.hosts.diffusion.host import DiffusionHost
 
 _PER_PROMPT = (*EMBEDS, *SECOND, "latents")  # options with one entry per prompt (latents: per image)
 _OURS = {"guidance", "steps", "height", "width", *SECOND, *EMBEDS}  # not handed on as they are
@@ -115,7 +115,7 @@ def n_steps(options: Mapping[str, Any]) -> int:
     return options["steps"] if own is None else len(own)
 
 
-def check_edits(host: DiffusionBackbone, options: Mapping[str, Any]) -> None:
+def check_edits(host: DiffusionHost, options: Mapping[str, Any]) -> None:
     """Refuse edits that are open and cannot act in a call with these options.
 
     Raises:
@@ -136,7 +136,7 @@ def check_edits(host: DiffusionBackbone, options: Mapping[str, Any]) -> None:
 
 
 def run_call(
-    host: DiffusionBackbone,
+    host: DiffusionHost,
     call: Call,
     options: Mapping[str, Any],
     progress: bool = False,
@@ -201,7 +201,7 @@ def scheduler_errors(scheduler: Any, steps: int) -> Iterator[None]:
 
 
 @contextmanager
-def running(host: DiffusionBackbone, run: Run) -> Iterator[None]:
+def running(host: DiffusionHost, run: Run) -> Iterator[None]:
     """``run`` is what the host is doing; compiled modules run eagerly where hooks have to see them."""
     before, host.run = host.run, run
     try:
@@ -212,7 +212,7 @@ def running(host: DiffusionBackbone, run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def eager(host: DiffusionBackbone) -> Iterator[None]:
+def eager(host: DiffusionHost) -> Iterator[None]:
     """Without ``torch.compile``, where something is compiled: compiled code does not see hooks that came later."""
     global _warned
     wrapped = [getattr(host.pipeline, n) for n in host.model]

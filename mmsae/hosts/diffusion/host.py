@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Backbone, Sites, check_device
+from mmsae.hosts.base import Host, Sites, check_device
 from mmsae.hosts.capture import Rows
 from mmsae.hosts.diffusion.call import Call, check_edits, run_call
 from mmsae.hosts.diffusion.call_state import Run
@@ -36,7 +36,7 @@ from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
 NO_IMAGES = "a diffusion pipeline reads no images"
 
 
-class TextToImage(Backbone):
+class TextToImage(Host):
     """A host that makes images of texts and embeds neither."""
 
     @property
@@ -72,7 +72,7 @@ class TextToImage(Backbone):
 Steps = tuple[int, int]
 
 
-class DiffusionBackbone(TextToImage):
+class DiffusionHost(TextToImage):
     """A frozen text-to-image pipeline.
 
     Args:
@@ -119,7 +119,7 @@ class DiffusionBackbone(TextToImage):
     def _image_area(self) -> None:
         return None  # captions are read; what the denoiser computes has a batch size of its own
 
-    def to(self, device: str | torch.device) -> DiffusionBackbone:
+    def to(self, device: str | torch.device) -> DiffusionHost:
         """Move the pipeline; one that a device map or offloading has spread stays where it is."""
         check_device(device)
         spread = getattr(self.pipeline, "hf_device_map", None) or getattr(self.pipeline, "_all_hooks", None)
@@ -138,7 +138,7 @@ class DiffusionBackbone(TextToImage):
         return self.tokenize.context_length
 
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
-        """As :meth:`Backbone.reading`: captions; activations of the denoiser come from :meth:`stream`."""
+        """As :meth:`Host.reading`: captions; activations of the denoiser come from :meth:`stream`."""
         if IMAGE in modalities:
             raise InputError(
                 f"{NO_IMAGES}: sites of {self.denoiser} are read while it generates: host.stream, or mmsae fit with "
@@ -148,10 +148,10 @@ class DiffusionBackbone(TextToImage):
 
     # Sites.
 
-    def site(self, spec: str | Site, allow_mismatch: bool = False) -> Site:
-        """As :meth:`Backbone.site`; names of text layers are found whatever release of transformers is installed."""
+    def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
+        """As :meth:`Host.site`; names of text layers are found whatever release of transformers is installed."""
         if isinstance(spec, Site):
-            return self.check_site(spec, allow_mismatch)
+            return self.check_site(spec, allow_other_site)
         t = resolve(self, spec)
         return Site(self.fingerprint, t.module, t.io, t.tokens, t.modality, t.layout.width, self.hint)
 
@@ -217,7 +217,7 @@ class DiffusionBackbone(TextToImage):
     def edit(
         self, site: Site | str, fn: Callable[..., Tensor], *, where: bool = False, steps: Steps | None = None
     ) -> AbstractContextManager[None]:
-        """As :meth:`Backbone.edit`; holds for :meth:`generate`, :meth:`stream` and, at text sites, :meth:`capture`.
+        """As :meth:`Host.edit`; holds for :meth:`generate`, :meth:`stream` and, at text sites, :meth:`capture`.
 
         Args:
             site: Where. Two edits of one site run in the order in which they were opened.
@@ -321,7 +321,7 @@ class DiffusionBackbone(TextToImage):
         return read(self, batch, [self._target(s) for s in sites])
 
     def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
-        """As :meth:`Backbone.capture`, of text sites; default: :meth:`default_sites`."""
+        """As :meth:`Host.capture`, of text sites; default: :meth:`default_sites`."""
         return super().capture(batch, self.default_sites() if sites is None else sites)
 
     def _encode(self, modality: str, x: Tensor, only: Collection[str] | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """A linear autoencoder of image patches for latent diffusion at the size of a toy: fitted in closed form, no training.
 
 diffusers loads a pipeline folder with a component class of one's own only where that class's module has been imported:
-import this one (``load_backbone("diffusers:...")`` does) before ``StableDiffusionPipeline.from_pretrained``.
+import this one (``load_host("diffusers:...")`` does) before ``StableDiffusionPipeline.from_pretrained``.
 """
 
 from __future__ import annotations

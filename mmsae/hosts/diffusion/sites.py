@@ -21,10 +21,10 @@ from mmsae.hosts.tokens import check_policy
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError
 
 if TYPE_CHECKING:
-    from mmsae.hosts.diffusion.host import DiffusionBackbone
+    from mmsae.hosts.diffusion.host import DiffusionHost
 
 
-def resolve(host: DiffusionBackbone, spec: str) -> Target:
+def resolve(host: DiffusionHost, spec: str) -> Target:
     """What a spec means.
 
     Raises:
@@ -49,7 +49,7 @@ def resolve(host: DiffusionBackbone, spec: str) -> Target:
     return Target(module, io, tokens, modality, layout)
 
 
-def read(host: DiffusionBackbone, batch: ImageTextBatch, targets: list[Target]) -> list[Rows]:
+def read(host: DiffusionHost, batch: ImageTextBatch, targets: list[Target]) -> list[Rows]:
     """Rows at several text sites, in their order, with one pass that stops when all are read.
 
     Raises:
@@ -86,7 +86,7 @@ class Consumed(NamedTuple):
 
 
 @contextmanager
-def _probing(host: DiffusionBackbone) -> Iterator[None]:
+def _probing(host: DiffusionHost) -> Iterator[None]:
     host._probing = True
     try:
         yield
@@ -94,7 +94,7 @@ def _probing(host: DiffusionBackbone) -> Iterator[None]:
         host._probing = False
 
 
-def look(host: DiffusionBackbone, module: str) -> Seen:
+def look(host: DiffusionHost, module: str) -> Seen:
     """Shapes of a module's input and output, from a pass of one and one of two prompts.
 
     Blocks of diffusion transformers are given image and text and return both, in an order of their own: the output is
@@ -131,7 +131,7 @@ def look(host: DiffusionBackbone, module: str) -> Seen:
     return Seen(inputs, outputs, keys[0])
 
 
-def _pass(host: DiffusionBackbone, part: str, n: int) -> None:
+def _pass(host: DiffusionHost, part: str, n: int) -> None:
     """One pass of a text encoder, or of the denoiser, over ``n`` prompts."""
     if part != host.denoiser:
         with running(host, Run(torch.arange(n))), torch.no_grad():
@@ -151,13 +151,13 @@ def _pass(host: DiffusionBackbone, part: str, n: int) -> None:
         handle.remove()
 
 
-def _side(host: DiffusionBackbone) -> int:
+def _side(host: DiffusionHost) -> int:
     size = getattr(host.model[host.denoiser].config, "sample_size", None)
     size = getattr(host.pipeline, "default_sample_size", 64) if size is None else size
     return min(_SIDE, *(size if isinstance(size, (list, tuple)) else [size]))
 
 
-def consumed(host: DiffusionBackbone, target: Target, options: dict[str, Any]) -> Consumed:
+def consumed(host: DiffusionHost, target: Target, options: dict[str, Any]) -> Consumed:
     """Whether noise at a text site reaches the context and the pooled vector; the denoiser's own sites count so."""
     if target.modality != TEXT:
         return Consumed(context=True, pooled=False)
@@ -178,8 +178,8 @@ def consumed(host: DiffusionBackbone, target: Target, options: dict[str, Any]) -
     return Consumed(*(a is not None and not torch.equal(a, b) for a, b in zip(clean, changed, strict=True)))
 
 
-def accept(host: DiffusionBackbone, target: Target, found: Consumed, pooled: bool | None) -> Consumed:
-    """``found``, or a refusal that says what it lacks; see ``DiffusionBackbone.check_consumed``."""
+def accept(host: DiffusionHost, target: Target, found: Consumed, pooled: bool | None) -> Consumed:
+    """``found``, or a refusal that says what it lacks; see ``DiffusionHost.check_consumed``."""
     pooled = not target.has_tokens if pooled is None else pooled
     if found.context or (pooled and found.pooled):
         return found

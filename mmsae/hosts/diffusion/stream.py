@@ -17,14 +17,14 @@ from mmsae.hosts.sites import COND, UNCOND, Where
 from mmsae.types import IMAGE, InputError, Site, Tokens
 
 if TYPE_CHECKING:
-    from mmsae.hosts.diffusion.host import DiffusionBackbone
+    from mmsae.hosts.diffusion.host import DiffusionHost
 
 Branch = Literal["cond", "uncond", "all"]
 _BRANCHES = {"cond": (COND,), "uncond": (UNCOND,), "all": (UNCOND, COND)}
 
 
 def stream(
-    host: DiffusionBackbone,
+    host: DiffusionHost,
     prompts: Sequence[str],
     sites: Site | str | Sites,
     *,
@@ -85,7 +85,7 @@ def stream(
         yield _tokens(got, part.items)
 
 
-def _one_each(host: DiffusionBackbone, sites: Site | str | Sites) -> dict[str, Site]:
+def _one_each(host: DiffusionHost, sites: Site | str | Sites) -> dict[str, Site]:
     given = list(sites.values()) if isinstance(sites, Mapping) else [sites] if isinstance(sites, (str, Site)) else sites
     chosen = [host.site(s) for s in given]
     names = [s.modality for s in chosen]

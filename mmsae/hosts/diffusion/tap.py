@@ -18,7 +18,7 @@ from mmsae.hosts.tokens import Marks, from_tokens, keep_mask, put, take, to_toke
 from mmsae.types import TEXT, InputError
 
 if TYPE_CHECKING:
-    from mmsae.hosts.diffusion.host import DiffusionBackbone
+    from mmsae.hosts.diffusion.host import DiffusionHost
 
 
 class Edit:
@@ -45,7 +45,7 @@ class Edit:
 
 
 @contextmanager
-def tap(host: DiffusionBackbone, edit: Edit, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
+def tap(host: DiffusionHost, edit: Edit, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
     """While the context is open, send the rows of a site through ``fn(rows, where)``, as ``reading.tap`` does.
 
     Raises:
@@ -81,7 +81,7 @@ def tap(host: DiffusionBackbone, edit: Edit, fn: Callable[[Tensor, Where], Tenso
         yield
 
 
-def _marks(host: DiffusionBackbone, target: Target, tokens: Tensor, ids: list[Tensor]) -> Marks | None:
+def _marks(host: DiffusionHost, target: Target, tokens: Tensor, ids: list[Tensor]) -> Marks | None:
     if not target.has_tokens:
         return None
     if target.modality == TEXT:

@@ -17,7 +17,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Backbone
+from mmsae.hosts.base import Host
 from mmsae.hosts.encoders.timm import image_marks
 from mmsae.hosts.hooks import EncodeShadow, ModulePort, Port, ProjectionShadow, Shadow, ShadowPort
 from mmsae.hosts.tokenizer import HostTokenizer
@@ -46,7 +46,7 @@ class AttentionPoolShadow(Shadow):
         return self.original(x) if new is pooled else pool.c_proj(new)
 
 
-class OpenCLIPBackbone(Backbone):
+class OpenCLIPHost(Host):
     """A frozen open_clip model.
 
     Args:

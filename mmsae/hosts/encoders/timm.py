@@ -10,7 +10,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Backbone
+from mmsae.hosts.base import Host
 from mmsae.hosts.hooks import Port, Shadow, ShadowPort
 from mmsae.hosts.tokens import Marks
 from mmsae.types import IMAGE
@@ -53,10 +53,10 @@ class HeadShadow(Shadow):
         return torch.stack([classifier(new) for classifier in found]).mean(0)
 
 
-class TimmBackbone(Backbone):
+class TimmHost(Host):
     """A frozen timm model; ``image.embed`` (or ``image.pooled``) is what its classifier sees.
 
-    Args: as :class:`~mmsae.hosts.base.Backbone`, with a model of ``timm.create_model``.
+    Args: as :class:`~mmsae.hosts.base.Host`, with a model of ``timm.create_model``.
     """
 
     modalities = (IMAGE,)

@@ -3,7 +3,7 @@
 One sequence holds image and text tokens, so a site here is a module of the language model and a token policy
 (:mod:`mmsae.hosts.lvlm.load`): ``layers.16:out[image]``, ``layers.16:out[text]``, ``layers.30:in[text_mean]``.
 ``layers.N`` is short for the model's own path. Modules of the vision tower are sites, too
-(:mod:`mmsae.hosts.lvlm.tokens`). Batches come from :attr:`LVLMBackbone.collate`.
+(:mod:`mmsae.hosts.lvlm.tokens`). Batches come from :attr:`LVLMHost.collate`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Backbone, Sites
+from mmsae.hosts.base import Host, Sites
 from mmsae.hosts.capture import Rows
 from mmsae.hosts.hooks import Port
 from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, layouts, place
@@ -48,7 +48,7 @@ def recovered(original: float, reconstructed: float, zeroed: float) -> float:
     return (zeroed - reconstructed) / (zeroed - original)
 
 
-class LVLMBackbone(Backbone):
+class LVLMHost(Host):
     """A frozen vision-language model.
 
     Args:
@@ -84,7 +84,7 @@ class LVLMBackbone(Backbone):
         return Collator(self.processor, self.vocabulary, self.context_length, text, padding_side)
 
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
-        """As :meth:`Backbone.reading`: its own collate, which needs an image, and a question or caption."""
+        """As :meth:`Host.reading`: its own collate, which needs an image, and a question or caption."""
         return {"transform": None, "tokenize": None, "collate": self.collator(text)}
 
     def prompt(self, question: str, answer: str | None = None, images: int = 1) -> str:
@@ -99,7 +99,7 @@ class LVLMBackbone(Backbone):
         side = getattr(self.model.config.vision_config, "image_size", None)
         return side**2 if isinstance(side, int) else 224**2  # of any size, as it comes
 
-    def to(self, device: str | torch.device) -> Backbone:
+    def to(self, device: str | torch.device) -> Host:
         """Move the host; one that a device map has spread stays where it is."""
         if len(set(getattr(self.model, "hf_device_map", {}).values())) > 1:
             return self
@@ -112,10 +112,10 @@ class LVLMBackbone(Backbone):
         """None: what an encoder would embed is a mean here, ``layers.N:in[image_mean]``."""
         return ()
 
-    def site(self, spec: str | Site, allow_mismatch: bool = False) -> Site:
-        """As :meth:`Backbone.site`; without a policy, a spec means ``all`` tokens."""
+    def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
+        """As :meth:`Host.site`; without a policy, a spec means ``all`` tokens."""
         if isinstance(spec, Site):
-            return self.check_site(spec, allow_mismatch)
+            return self.check_site(spec, allow_other_site)
         t = self._resolve(spec)
         return Site(self.fingerprint, t.module, t.io, t.tokens, t.modality, t.layout.width, self.hint)
 
@@ -205,7 +205,7 @@ class LVLMBackbone(Backbone):
     # Reading and replacing.
 
     def capture(self, batch: ImageTextBatch, sites: str | Sites | None = None) -> Tokens:
-        """Image and text segments of a batch, as :meth:`Backbone.capture`.
+        """Image and text segments of a batch, as :meth:`Host.capture`.
 
         Args:
             batch: Of :attr:`collate`.
@@ -221,7 +221,7 @@ class LVLMBackbone(Backbone):
         return read(self, batch, [self._target(s) for s in sites])
 
     def edit(self, site: Site | str, fn: Callable[..., Tensor], *, where: bool = False) -> AbstractContextManager[None]:
-        """As :meth:`Backbone.edit`; holds in prefill and in decoding with a cache.
+        """As :meth:`Host.edit`; holds in prefill and in decoding with a cache.
 
         While one token at a time is decoded, text rows are the new tokens and image rows do not come again. A site of
         means shifts every averaged token by the change of the mean; decoding, the mean is that of all tokens so far

@@ -1,6 +1,6 @@
 """A timm trunk as the vision tower of a transformers LLaVA, so that a tiny image encoder can be one.
 
-Registered with transformers' Auto classes when this module is imported, which ``load_backbone("lvlm:...")`` does:
+Registered with transformers' Auto classes when this module is imported, which ``load_host("lvlm:...")`` does:
 folders with such a tower load without ``trust_remote_code``.
 """
 

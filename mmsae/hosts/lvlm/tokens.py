@@ -18,11 +18,11 @@ from mmsae.hosts.tokens import Layout, from_tokens, put, to_tokens
 from mmsae.types import IMAGE, ImageTextBatch, InputError
 
 if TYPE_CHECKING:
-    from mmsae.hosts.lvlm.host import LVLMBackbone
+    from mmsae.hosts.lvlm.host import LVLMHost
 
 
 @contextmanager
-def watch(host: LVLMBackbone, seen: list[Any]) -> Iterator[None]:
+def watch(host: LVLMHost, seen: list[Any]) -> Iterator[None]:
     """Keep what the latest call of the model says about its tokens in ``seen[0]`` while the context is open."""
 
     def before(_: Any, args: tuple, kwargs: dict) -> None:
@@ -66,7 +66,7 @@ class _Running:
 
 
 @contextmanager
-def tap(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, Span], Tensor]) -> Iterator[None]:
+def tap(host: LVLMHost, target: Target, fn: Callable[[Tensor, Where, Span], Tensor]) -> Iterator[None]:
     """While the context is open, send the rows of a site through ``fn(rows, where, span)``.
 
     ``rows (N, d)`` are float32. If ``fn`` returns the same object, the host's tensor stays the same object; calls
@@ -116,7 +116,7 @@ def tap(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, Span], 
         yield
 
 
-def read(host: LVLMBackbone, batch: ImageTextBatch, targets: Sequence[Target]) -> list[Rows]:
+def read(host: LVLMHost, batch: ImageTextBatch, targets: Sequence[Target]) -> list[Rows]:
     """Rows at several sites, in their order, with one forward pass that stops when all are read."""
     got: dict[int, Rows] = {}
 
@@ -141,7 +141,7 @@ def read(host: LVLMBackbone, batch: ImageTextBatch, targets: Sequence[Target]) -
 POLICIES = ("all", "patches", "cls")
 
 
-def resolve(host: LVLMBackbone, module: str, io: str, tokens: str) -> Target:
+def resolve(host: LVLMHost, module: str, io: str, tokens: str) -> Target:
     """The target of a module outside the language model, whose shape is seen by showing the host a blank picture.
 
     Raises:
@@ -163,14 +163,14 @@ def resolve(host: LVLMBackbone, module: str, io: str, tokens: str) -> Target:
     return target
 
 
-def has_cls(host: LVLMBackbone) -> bool:
+def has_cls(host: LVLMHost) -> bool:
     """Whether the tower puts a class token before its patches."""
     return any(
         name.endswith("class_embedding") or name.endswith("cls_token") for name, _ in host.model.named_parameters()
     )
 
 
-def _probe(host: LVLMBackbone, module: str, io: str) -> Layout:
+def _probe(host: LVLMHost, module: str, io: str) -> Layout:
     from PIL import Image
 
     seen: list[torch.Size] = []
@@ -197,7 +197,7 @@ def _probe(host: LVLMBackbone, module: str, io: str) -> Layout:
 
 
 @contextmanager
-def tap_tower(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, Any], Tensor]) -> Iterator[None]:
+def tap_tower(host: LVLMHost, target: Target, fn: Callable[[Tensor, Where, Any], Tensor]) -> Iterator[None]:
     """As :func:`tap`, for a site of the vision tower; ``span`` is None.
 
     ``where.item`` is the row of the batch where every prompt with a picture has one, else the number of the picture (or
@@ -228,7 +228,7 @@ def tap_tower(host: LVLMBackbone, target: Target, fn: Callable[[Tensor, Where, A
         yield
 
 
-def owners(host: LVLMBackbone, pictures: int) -> Tensor | None:
+def owners(host: LVLMHost, pictures: int) -> Tensor | None:
     """``(pictures,)`` the prompt of each picture; None where prompts have several, or tiles."""
     if host._known is None:
         return None

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmsae.hosts.lvlm.cache import caches, length
-from mmsae.hosts.lvlm.host import LVLMBackbone
+from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.sites import Where
 from mmsae.lvlm.decoding.align import aligned_host
 from mmsae.sae import SAE
@@ -235,7 +235,7 @@ class ConceptDecoder:
         settings: Strengths; ``PRESETS`` has the published ones.
         site: Module and io whose text states are moved (``layers.30:out``); default: where the SAE's text states were
             read.
-        allow_tap_mismatch: Accept another module or io than the SAE's: the published code trains at the input of a
+        allow_other_site: Accept another module or io than the SAE's: the published code trains at the input of a
             block and decodes at its output.
 
     Raises:
@@ -244,12 +244,12 @@ class ConceptDecoder:
 
     def __init__(
         self,
-        host: LVLMBackbone,
+        host: LVLMHost,
         sae: SAE,
         aligner: Aligner | None = None,
         settings: Settings = PRESETS["pope"],
         site: str | None = None,
-        allow_tap_mismatch: bool = False,
+        allow_other_site: bool = False,
     ):
         self.host, self.settings = host, settings
         trained = sae.sites.get(TEXT)
@@ -257,14 +257,14 @@ class ConceptDecoder:
             raise InputError("the SAE does not say where its states were read: give a site like layers.30:out")
         named = (site or f"{trained.module}:{trained.io}").partition("[")[0]
         self.site = host.site(f"{named}[all]")
-        if trained is not None and not allow_tap_mismatch:
+        if trained is not None and not allow_other_site:
             if aligner is not None and trained.host == aligned_host(host.fingerprint, aligner):
                 trained = replace(trained, host=host.fingerprint, width=0)
             own = host.check_site(trained)
             if (own.module, own.io) != (self.site.module, self.site.io):
                 raise InputError(
                     f"this SAE was trained at {own.module}:{own.io}, not at {self.site.module}:{self.site.io}; "
-                    "allow_tap_mismatch=True decodes there all the same"
+                    "allow_other_site=True decodes there all the same"
                 )
         width = (aligner or sae).d_in[TEXT]
         if width != self.site.width:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmsae.hosts.lvlm.host import LVLMBackbone
+from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.sites import Where
 from mmsae.lvlm.decoding.concept import ConceptDecoder, Settings
 from mmsae.sae import SAE
@@ -108,7 +108,7 @@ def save_edit(
     return edit
 
 
-def steered(host: LVLMBackbone, site: str, edit: Callable[[Tensor, Where], Tensor]) -> AbstractContextManager[None]:
+def steered(host: LVLMHost, site: str, edit: Callable[[Tensor, Where], Tensor]) -> AbstractContextManager[None]:
     """While the context is open, the edit holds at all tokens of a module (``layers.2:out``), decoding included.
 
     What is done to image tokens after the last block reaches nothing: no block reads them there.
@@ -118,7 +118,7 @@ def steered(host: LVLMBackbone, site: str, edit: Callable[[Tensor, Where], Tenso
 
 def make_methods(
     names: Sequence[str],
-    host: LVLMBackbone,
+    host: LVLMHost,
     settings: Settings,
     decoder: Callable[[Settings], ConceptDecoder] | None = None,
     edits: Mapping[str, Callable[[Tensor, Where], Tensor]] | None = None,
@@ -161,7 +161,7 @@ def make_methods(
     return out
 
 
-def _edited(host: LVLMBackbone, site: str, edit: Callable, options: dict) -> Answer:
+def _edited(host: LVLMHost, site: str, edit: Callable, options: dict) -> Answer:
     def answer(batch: ImageTextBatch) -> list[str]:
         with steered(host, site, edit):
             return host.answer(batch, **options)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mmsae.files import atomic_file
-from mmsae.hosts import load_backbone, pick_device
-from mmsae.hosts.lvlm.host import LVLMBackbone
+from mmsae.hosts import load_host, pick_device
+from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.jobs import run_units
 from mmsae.lvlm.decoding.concept import ConceptDecoder, Settings
 from mmsae.lvlm.decoding.methods import (
@@ -49,7 +49,7 @@ class Prompt(NamedTuple):
 
 
 def ask_all(
-    host: LVLMBackbone,
+    host: LVLMHost,
     methods: Mapping[str, Answer],
     shards: str | Sequence[str],
     prompts: Callable[[Sample], list[Prompt]],
@@ -106,7 +106,7 @@ def ask_all(
     return found
 
 
-def _batch(host: LVLMBackbone, asked: Sequence[tuple[Prompt, Sample]]) -> ImageTextBatch:
+def _batch(host: LVLMHost, asked: Sequence[tuple[Prompt, Sample]]) -> ImageTextBatch:
     return host.collate.batch([p.text for p, _ in asked], [s.image for _, s in asked], uids=[s.uid for _, s in asked])
 
 
@@ -130,7 +130,7 @@ class Setup(NamedTuple):
         about: Plain values that decide the answers.
     """
 
-    host: LVLMBackbone
+    host: LVLMHost
     methods: dict[str, Answer]
     about: dict[str, Any]
 
@@ -142,8 +142,8 @@ def set_up(
     sae: str | None,
     aligner: str | None,
     site: str | None,
-    allow_tap_mismatch: bool,
-    probe: Callable[[LVLMBackbone], tuple[Any, list[str]]] | None,
+    allow_other_site: bool,
+    probe: Callable[[LVLMHost], tuple[Any, list[str]]] | None,
     token_sae: str | None,
     gamma: float,
     device: str,
@@ -152,35 +152,33 @@ def set_up(
     """Load host and SAEs, find directions where they are asked for, and make the methods."""
     settings.check()
     device = pick_device(device)
-    backbone = load_backbone(host, device=device, precision=precision)
-    if not isinstance(backbone, LVLMBackbone):
+    loaded = load_host(host, device=device, precision=precision)
+    if not isinstance(loaded, LVLMHost):
         raise InputError(f"host {host} answers no questions: a vision-language model is needed (lvlm:...)")
-    about: dict[str, Any] = {"host": backbone.fingerprint, "settings": settings._asdict(), "methods": list(methods)}
+    about: dict[str, Any] = {"host": loaded.fingerprint, "settings": settings._asdict(), "methods": list(methods)}
     decoder, edits, where = None, {}, ""
     if sae is not None:
         model = SAE.from_pretrained(sae).to(device)
         maps = None if aligner is None else Aligner.from_pretrained(aligner, device)
         about |= {"sae": sae_fingerprint(model), "aligner": aligner, "site": site}
-        decoder = partial(_decoder, backbone, model, maps, site, allow_tap_mismatch)
+        decoder = partial(_decoder, loaded, model, maps, site, allow_other_site)
     if {"ssl", "save"} & set(methods):
         if token_sae is None or probe is None:
             raise InputError("methods ssl and save need --token-sae, an SAE on tokens, and --probe, labelled shards")
         tokens = SAE.from_pretrained(token_sae).to(device)
-        batches, labels = probe(backbone)
-        edits, where, found = find_directions(backbone, tokens, batches, labels, gamma)
+        batches, labels = probe(loaded)
+        edits, where, found = find_directions(loaded, tokens, batches, labels, gamma)
         about |= {"token_sae": sae_fingerprint(tokens), "gamma": gamma, **found}
-    return Setup(backbone, make_methods(methods, backbone, settings, decoder, edits, where), about)
+    return Setup(loaded, make_methods(methods, loaded, settings, decoder, edits, where), about)
 
 
 def _decoder(
-    host: LVLMBackbone, sae: SAE, aligner: Aligner | None, site: str | None, mismatch: bool, settings: Settings
+    host: LVLMHost, sae: SAE, aligner: Aligner | None, site: str | None, mismatch: bool, settings: Settings
 ) -> ConceptDecoder:
     return ConceptDecoder(host, sae, aligner, settings, site, mismatch)
 
 
-def find_directions(
-    host: LVLMBackbone, sae: SAE, batches: Any, labels: list[str], gamma: float
-) -> tuple[dict, str, dict]:
+def find_directions(host: LVLMHost, sae: SAE, batches: Any, labels: list[str], gamma: float) -> tuple[dict, str, dict]:
     """SSL and SAVE edits, from questions whose answers are known, and what was found."""
     scorer = TokenScorer(host, sae)
     text, answers = [], []
@@ -217,7 +215,7 @@ def same_job(out: Path, job: dict[str, Any]) -> Iterator[None]:
 
 
 def probe_batches(
-    host: LVLMBackbone, shards: Any, questions: Sequence[Question], prompt: str, batch_size: int
+    host: LVLMHost, shards: Any, questions: Sequence[Question], prompt: str, batch_size: int
 ) -> Iterator[ImageTextBatch]:
     """Batches of questions in their order, for finding directions."""
     wanted, log = {q.image for q in questions}, FaultLog()

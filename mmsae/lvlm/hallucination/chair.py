@@ -28,7 +28,7 @@ def chair_command(
     methods: list[str] = ["greedy"],  # noqa: B006  jsonargparse shows it in the help; it is not changed
     settings: Settings = PRESETS["chair"],
     site: str | None = None,
-    allow_tap_mismatch: bool = False,
+    allow_other_site: bool = False,
     token_sae: str | None = None,
     probe: str | list[str] | None = None,
     gamma: float = 0.2,
@@ -57,7 +57,7 @@ def chair_command(
         methods: ``greedy`` (always), ``sample``, ``concept`` (with its control ``beta``), ``ssl``, ``save``.
         settings: Of concept decoding; the default is published for LLaVA-1.5.
         site: Where concept decoding edits (``layers.30:out``); default: the SAE's site.
-        allow_tap_mismatch: Accept another site than the SAE's.
+        allow_other_site: Accept another site than the SAE's.
         token_sae: SAE on tokens, for ``ssl`` and ``save``.
         probe: Other labelled shards, on which their directions are found.
         gamma: Strength of these directions, in norms of the state.
@@ -95,7 +95,7 @@ def chair_command(
         return probe_batches(model, probe, own, "{question}", batch_size), [q.label for q in own]
 
     setup = set_up(
-        host, methods, settings, sae, aligner, site, allow_tap_mismatch, probed if probe else None, token_sae, gamma,
+        host, methods, settings, sae, aligner, site, allow_other_site, probed if probe else None, token_sae, gamma,
         device, precision,
     )  # fmt: skip
     job = {**setup.about, "prompt": prompt, "images": sorted(chosen), "seed": seed, "batch_size": batch_size}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import atomic_file
-from mmsae.hosts.lvlm.host import LVLMBackbone
+from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.lvlm.decoding.concept import PRESETS, Settings
 from mmsae.lvlm.hallucination.answers import Prompt, ask_all, at_least_one, probe_batches, same_job, set_up
 from mmsae.lvlm.hallucination.questions import (
@@ -37,7 +37,7 @@ def pope(
     strategies: list[str] = list(STRATEGIES),  # noqa: B006
     settings: Settings = PRESETS["pope"],
     site: str | None = None,
-    allow_tap_mismatch: bool = False,
+    allow_other_site: bool = False,
     token_sae: str | None = None,
     probe: str | list[str] | None = None,
     gamma: float = 0.2,
@@ -69,7 +69,7 @@ def pope(
         strategies: How absent objects are chosen: random, popular, adversarial.
         settings: Of concept decoding; the default is published for LLaVA-1.5.
         site: Where concept decoding edits (``layers.30:out``); default: the SAE's site.
-        allow_tap_mismatch: Accept another site than the SAE's.
+        allow_other_site: Accept another site than the SAE's.
         token_sae: SAE on tokens, for ``ssl`` and ``save``.
         probe: Other labelled shards, on which their directions are found.
         gamma: Strength of these directions, in norms of the state.
@@ -106,12 +106,12 @@ def pope(
         sets = {Path(questions).stem: load_questions(questions)}
         check_pictures(sets, shards)
 
-    def probed(model: LVLMBackbone):
+    def probed(model: LVLMHost):
         own = build(read(probe), "random", min(images, 100))
         return probe_batches(model, probe, own, prompt, batch_size), [q.label for q in own]
 
     setup = set_up(
-        host, methods, settings, sae, aligner, site, allow_tap_mismatch, probed if probe else None, token_sae, gamma,
+        host, methods, settings, sae, aligner, site, allow_other_site, probed if probe else None, token_sae, gamma,
         device, precision,
     )  # fmt: skip
     job = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import atomic_file
-from mmsae.hosts import load_backbone, named_host, parse, pick_device
+from mmsae.hosts import load_host, named_host, parse, pick_device
 from mmsae.jobs import run_units
 from mmsae.lvlm.hallucination.answers import at_least_one, same_job
 from mmsae.lvlm.patches.patch_filter import ALL, SCORES, PatchFilter
@@ -76,13 +76,13 @@ def patches(
     if "cos" in scores and weights is None:
         raise InputError("score cos needs cross-modal weights: give --weights, the folder that mmsae weights wrote")
     device = pick_device(device)
-    backbone = load_backbone(name, device=device, precision=precision)
+    loaded = load_host(name, device=device, precision=precision)
     model = model.to(device).eval()
     file = None if weights is None else load_weights(weights)
     if file is not None:
-        file.check(model, backbone.fingerprint)
+        file.check(model, loaded.fingerprint)
     asker = PatchFilter(
-        backbone, model, segment_sites(model, backbone, allow_other_site), file and file.weights,
+        loaded, model, segment_sites(model, loaded, allow_other_site), file and file.weights,
         file.delta if file else 0.0, keep, scores, seed, max_new_tokens,
     )  # fmt: skip
     log, folder = FaultLog(), Path(out)
@@ -90,7 +90,7 @@ def patches(
     def work(path: str) -> bytes:
         right: dict[str, list[bool]] = {}
         faults, chosen = FaultLog(), []
-        for s in read_shard(path, faults, need=backbone.collate.need, decode=False):
+        for s in read_shard(path, faults, need=loaded.collate.need, decode=False):
             said = s.meta.get("answer")
             fits = said is not None and (not answers or str(said) in answers)
             if fits and (samples is None or len(chosen) < samples) and (s := with_image(s, faults)) is not None:
@@ -100,7 +100,7 @@ def patches(
                 right.setdefault(arm, []).extend(hits)
         return json.dumps({"right": right, "faults": faults.to_dict()}).encode()
 
-    job = {"sae": sae_fingerprint(model), "host": backbone.fingerprint, "scores": list(scores), "keep": list(keep)}
+    job = {"sae": sae_fingerprint(model), "host": loaded.fingerprint, "scores": list(scores), "keep": list(keep)}
     job |= {"weights": None if file is None else file.info, "answers": list(answers), "samples": samples, "seed": seed}
     job |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     job |= {"shards": identity(paths)}
@@ -117,7 +117,7 @@ def patches(
         raise InputError(f"no sample of {shards} has an answer{f' of {answers}' if answers else ''} in its json")
     n = len(right[ALL])
     table = {arm: {"accuracy": sum(h) / n, "error": _error(sum(h) / n, n)} for arm, h in right.items()}
-    results = {"table": table, "questions": n, "keep": list(keep), "scores": list(scores), "host": backbone.hint}
+    results = {"table": table, "questions": n, "keep": list(keep), "scores": list(scores), "host": loaded.hint}
     with atomic_file(folder / "results.json") as temp:
         temp.write_text(json.dumps(results, indent=2) + "\n")
     plot(results, folder / "patches.png")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.lvlm.tokens import encode_tokens
 from mmsae.metrics.pairs.item_codes import content_rows, entries
 from mmsae.sae import SAE
@@ -26,7 +26,7 @@ SCORES = ("cos", "l0", "l1", "co_l0", "norm", "random")
 ALL = "all"
 
 
-def shown_picture(host: Backbone, batch: ImageTextBatch, number: int, original: Image.Image) -> Image.Image:
+def shown_picture(host: Host, batch: ImageTextBatch, number: int, original: Image.Image) -> Image.Image:
     """The picture that the grid of a batch's image lies on.
 
     LLaVA's processor cuts the middle square out, so its own pixels are taken back to colours; the grids of LLaVA-NeXT
@@ -116,7 +116,7 @@ class PatchFilter(NamedTuple):
         max_new_tokens: Of an answer.
     """
 
-    host: Backbone
+    host: Host
     sae: SAE
     sites: dict[str, Site]
     weights: Tensor | None

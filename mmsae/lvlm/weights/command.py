@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmsae.hosts import Backbone, load_backbone, named_host, pick_device
+from mmsae.hosts import Host, load_host, named_host, pick_device
 from mmsae.jobs.lightning import LitUnits
 from mmsae.lvlm.weights.file import load_weights
 from mmsae.lvlm.weights.job import Found, Subset, TextChoice, WeightsJob
@@ -70,11 +70,11 @@ def open_job(
     """
     model = SAE.from_pretrained(sae)
     device = pick_device(device)
-    backbone = load_backbone(named_host(host, model.sites, f"SAE {sae}"), device=device, precision=precision)
+    loaded = load_host(named_host(host, model.sites, f"SAE {sae}"), device=device, precision=precision)
     definition = {"mode": mode, "selection": selection, "n_pool": n_pool, "n_side": n_side, "delta": delta}
     definition |= {"delta_quantile": delta_quantile, "center": center}
     return WeightsJob(
-        backbone, model.to(device), shards, out, text=text, definition=definition, samples=samples,
+        loaded, model.to(device), shards, out, text=text, definition=definition, samples=samples,
         batch_size=batch_size, workers=workers, seed=seed, fault_limit=fault_limit, allow_other_site=allow_other_site,
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ def weights(
 
 
 def cross_modal_weights(
-    host: Backbone,
+    host: Host,
     sae: SAE,
     shards: str | Sequence[str],
     out: str | Path,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmsae.files import atomic_file, remove_leftovers
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.jobs import done, part_path, units, write_part
 from mmsae.jobs.units import Unit
 from mmsae.lvlm.tokens import encode_tokens, segment_sites
@@ -157,7 +157,7 @@ class WeightsJob:
 
     def __init__(
         self,
-        host: Backbone,
+        host: Host,
         sae: SAE,
         shards: str | Sequence[str],
         out: str | Path,

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.hosts import Backbone
+from mmsae.hosts import Host
 from mmsae.hosts.lvlm.image_grid import ImageGrid
 from mmsae.hosts.lvlm.load import ANSWER, QUESTION
 from mmsae.lvlm.patches.patch_filter import shown_picture
@@ -63,7 +63,7 @@ class Viewer:
         samples: With decoded images.
     """
 
-    def __init__(self, host: Backbone, sae: SAE, sites: dict[str, Site], collate: Any, samples: Sequence[Sample]):
+    def __init__(self, host: Host, sae: SAE, sites: dict[str, Site], collate: Any, samples: Sequence[Sample]):
         self.host, self.samples = host, list(samples)
         self.batch = collate(self.samples)
         with torch.no_grad():

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mmsae.hosts.base import Backbone
+from mmsae.hosts.base import Host
 from mmsae.sae import SAE
 from mmsae.steering.edits.intervention import BoundIntervention, Intervention
 from mmsae.steering.edits.log import Log
@@ -20,7 +20,7 @@ from mmsae.types import InputError, Site
 
 Pair = tuple[SAE, Intervention]
 LARGE = 0.5  # a mean |dx| / |x| above this leaves the data that the host knows
-_OPEN: WeakKeyDictionary[Backbone, list[str]] = WeakKeyDictionary()
+_OPEN: WeakKeyDictionary[Host, list[str]] = WeakKeyDictionary()
 
 
 class Attachment(NamedTuple):
@@ -30,12 +30,12 @@ class Attachment(NamedTuple):
     steer: BoundIntervention
 
 
-def active_sites(host: Backbone) -> list[str]:
+def active_sites(host: Host) -> list[str]:
     """The sites with an open attachment, in their order; empty when all contexts are closed."""
     return list(_OPEN.get(host, ()))
 
 
-def check_site(host: Backbone, site: Site | str, sae: SAE, allow_other_site: bool = False) -> tuple[Site, str]:
+def check_site(host: Host, site: Site | str, sae: SAE, allow_other_site: bool = False) -> tuple[Site, str]:
     """Whether an SAE may act at a site; it may where it was trained, on whatever tokens the gate chooses there.
 
     Args:
@@ -51,7 +51,7 @@ def check_site(host: Backbone, site: Site | str, sae: SAE, allow_other_site: boo
     Raises:
         InputError: One sentence with what disagrees.
     """
-    at = host.site(site, allow_mismatch=True) if allow_other_site and isinstance(site, Site) else host.site(site)
+    at = host.site(site, allow_other_site=True) if allow_other_site and isinstance(site, Site) else host.site(site)
     modality = at.modality
     if modality not in sae.modalities:
         if len(sae.modalities) > 1:
@@ -83,14 +83,14 @@ def check_site(host: Backbone, site: Site | str, sae: SAE, allow_other_site: boo
 
 @contextmanager
 def attach(
-    host: Backbone,
+    host: Host,
     interventions: Mapping[Site | str, Pair] | Sequence[tuple[Site | str, Pair]],
     allow_other_site: bool = False,
 ) -> Iterator[Log]:
     """While the context is open, the host computes with the interventions; several at one site act in their order.
 
     Args:
-        host: Any backbone.
+        host: Any host.
         interventions: ``{site: (sae, intervention)}``, or a list of such pairs, where one site may come twice.
         allow_other_site: See :func:`check_site`.
 
@@ -123,7 +123,7 @@ def attach(
             warnings.warn(text, stacklevel=3)
 
 
-def _edit(host: Backbone, a: Attachment) -> Any:
+def _edit(host: Host, a: Attachment) -> Any:
     """The host's own context manager; hosts with a clock are told the window of steps, and check it."""
     if a.steer.steps is None or "steps" not in inspect.signature(host.edit).parameters:
         return host.edit(a.site, a.steer, where=True)
@@ -135,7 +135,7 @@ def _remove_last(items: list[str], item: str) -> None:
     del items[len(items) - 1 - items[::-1].index(item)]
 
 
-def _dtype(host: Backbone) -> torch.dtype:
+def _dtype(host: Host) -> torch.dtype:
     """Of the host's states."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(getattr(host, "precision", ""))
     parameters = host.model.parameters() if hasattr(host, "model") else ()

@@ -104,7 +104,7 @@ class Intervention:
             raise InputError(f"policy {self.policy!r} is about codes, which this write-back does not edit")
 
     def bind(self, sae: SAE, modality: str | None = None, dtype: torch.dtype = torch.float32) -> BoundIntervention:
-        """The function ``fn(rows, where)`` for :meth:`host.edit <mmsae.hosts.base.Backbone.edit>`.
+        """The function ``fn(rows, where)`` for :meth:`host.edit <mmsae.hosts.base.Host.edit>`.
 
         Args:
             sae: Whose codes are edited.

@@ -34,7 +34,7 @@ class CLIPJudge:
     """An open_clip host as a judge.
 
     Args:
-        host: :class:`~mmsae.hosts.Backbone` with images and texts.
+        host: :class:`~mmsae.hosts.Host` with images and texts.
         batch_size: Pictures at a time.
     """
 

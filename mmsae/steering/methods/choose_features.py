@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.hosts.base import Backbone
+from mmsae.hosts.base import Host
 from mmsae.hosts.sites import Where
 from mmsae.kernels import sampled_linear
 from mmsae.sae import SAE
@@ -112,14 +112,14 @@ def attribution(sae: SAE, codes: Codes, grad: Tensor, item: Tensor | None = None
 
 
 def gradient(
-    host: Backbone, site: Site | str, run: Callable[[], Any], loss: Callable[[Any], Tensor]
+    host: Host, site: Site | str, run: Callable[[], Any], loss: Callable[[Any], Tensor]
 ) -> tuple[Tensor, Tensor, Where]:
     """Rows of a site and the gradient of a loss there, by one forward and one backward pass.
 
     Args:
         host: The host; its parameters stay frozen.
         site: Where.
-        run: Calls ``host.model`` (not ``encode_*``, ``forward`` or ``generate`` of the backbone, which keep no graph).
+        run: Calls ``host.model`` (not ``encode_*``, ``forward`` or ``generate`` of the host, which keep no graph).
         loss: Of what ``run`` returned, e.g. ``logit(answer) - logit(baseline)``.
 
     Returns:
@@ -146,7 +146,7 @@ def gradient(
 
 
 def attribute(
-    host: Backbone,
+    host: Host,
     site: Site | str,
     sae: SAE,
     run: Callable[[], Any],

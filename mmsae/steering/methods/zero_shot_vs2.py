@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsae.hosts.base import Backbone
+from mmsae.hosts.base import Host
 from mmsae.sae import SAE
 from mmsae.steering.edits.attach import attach
 from mmsae.steering.edits.edit import Edit
@@ -56,7 +56,7 @@ class ZeroShot(NamedTuple):
 
 @torch.no_grad()
 def zero_shot_steered(
-    host: Backbone,
+    host: Host,
     images: Iterable[Tensor],
     classes: Tensor,
     sae: SAE,
@@ -86,5 +86,5 @@ def zero_shot_steered(
     return ZeroShot(torch.cat(clean), torch.cat(steered), log.share, log.relative)
 
 
-def _predict(host: Backbone, batch: Tensor, classes: Tensor) -> Tensor:
+def _predict(host: Host, batch: Tensor, classes: Tensor) -> Tensor:
     return (F.normalize(host.encode_image(batch), dim=1) @ classes.t()).argmax(1)

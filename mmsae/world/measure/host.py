@@ -33,7 +33,7 @@ ATTRIBUTE_PROMPTS: dict[str, tuple[tuple[str, ...], list[str]]] = {
 
 
 class Host(Protocol):
-    """What is needed of a host (:class:`mmsae.hosts.Backbone` has it)."""
+    """What is needed of a host (:class:`mmsae.hosts.Host` has it)."""
 
     def transform(self, train: bool = False) -> Callable[[Image.Image], Tensor]:
         """The host's image transform."""

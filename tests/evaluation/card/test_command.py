@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 
+from mmsae import load_pair
 from mmsae.cli import main
 from mmsae.evaluation.card.command import evaluate, read_card
 from mmsae.evaluation.card.page import _summary, ood_tables
 from mmsae.evaluation.card.splitting import _side
 from mmsae.evaluation.features import Features
-from mmsae.evaluation.opening import open_host
 from mmsae.evaluation.pooling import TokenMeans, mean_rows, pool_codes
 from mmsae.evaluation.rows import row
 from mmsae.evaluation.spaces import Components
@@ -146,7 +146,7 @@ def test_an_sae_on_tokens_has_every_control(token_card):
 @pytest.mark.parametrize("control", ["", "random", "pca"])
 def test_figures_of_token_sites_are_those_of_the_validation_over_all_tokens(token_card, control):
     folder, card = token_card
-    model, host = open_host(str(folder / "tokens"), "")
+    model, host = load_pair(str(folder / "tokens"), device="cpu")
     read = lambda name: [  # noqa: E731
         host.read(unit.batch, [model.sites["image"]])[0].x
         for unit in unit_batches(expand(str(folder / name)), batch_size=50, **host.reading({"image"}))
@@ -206,10 +206,10 @@ def test_class_names_that_the_host_does_not_know_are_no_figure(place):
 
 def test_limits_hold_for_texts_too(place):
     folder, sae = place
+    from mmsae import load_pair
     from mmsae.evaluation.features import load_features
-    from mmsae.evaluation.opening import open_host
 
-    model, host = open_host(sae, "")
+    model, host = load_pair(sae, device="cpu")
     sides = [
         load_features(host, model, str(folder / "test"), limit=40, modality=m, progress=False)
         for m in ("image", "text")
@@ -326,7 +326,7 @@ def test_fine_labels_become_coarse_classes(place):
 )  # fmt: skip
 def test_files_that_are_not_there_are_found_before_anything_runs(place, change, monkeypatch):
     folder, sae = place
-    monkeypatch.setattr("mmsae.evaluation.card.command.open_pair", lambda *_: pytest.fail("the host was opened"))
+    monkeypatch.setattr("mmsae.evaluation.card.command.load_pair", lambda *_: pytest.fail("the host was opened"))
     suite = yaml.safe_load((folder / "suite.yaml").read_text()) | change
     (folder / "lacks.yaml").write_text(yaml.safe_dump(suite))
     with pytest.raises(InputError, match="none"):

@@ -8,11 +8,11 @@ import torch
 import yaml
 from PIL import Image
 
+from mmsae import load_pair
 from mmsae.cli import main
 from mmsae.evaluation.card.command import evaluate, read_card
 from mmsae.evaluation.card.gallery import DARK, check_host, grid_of, lit, plain
 from mmsae.evaluation.card.top_images import purity
-from mmsae.evaluation.opening import open_host
 from mmsae.shards import expand, unit_batches
 from mmsae.types import InputError
 from tests.helpers.evaluation import save_host, save_sae, write_colours
@@ -59,7 +59,7 @@ def test_tokens_are_lit_and_framed_beside_random_weights(place):
         all("of tokens" in c and re.search(r"\d of 9 (red|green|blue)", c) for c in cards) and "frame is around" in html
     )
     # the first image of the first card is the one that a look at all codes gives
-    sae, host = open_host(str(place / "tokens"), "")
+    sae, host = load_pair(str(place / "tokens"), device="cpu")
     best = {}
     latent = int(re.search(r"#(\d+)", cards[0])[1])
     for unit in unit_batches(expand(str(place / "train")), batch_size=30, **host.reading({"image"})):
@@ -110,7 +110,7 @@ def test_grids():
 
 
 def test_the_transform_is_taken_back(place):
-    _, host = open_host(str(place / "pooled"), "")
+    _, host = load_pair(str(place / "pooled"), device="cpu")
     transform = host.transform()
     image = Image.new("RGB", (32, 32), (200, 100, 50))
     shown = plain(transform(image)[None], transform)[0]

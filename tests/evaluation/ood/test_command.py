@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmsae import load_pair
 from mmsae.cli import main
 from mmsae.evaluation.features import Features, encode_features, load_features
 from mmsae.evaluation.ood.command import ood
@@ -15,9 +16,8 @@ from mmsae.evaluation.ood.detectors import KNN
 from mmsae.evaluation.ood.fit import fit_detectors
 from mmsae.evaluation.ood.head import ID, Setup, ood_head
 from mmsae.evaluation.ood.sets import Sources, generated, load_sets, split_of
-from mmsae.evaluation.opening import open_host
 from mmsae.evaluation.rows import find
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.metrics.host.ood import ood_metrics
 from mmsae.types import Codes, InputError
 from tests.helpers.evaluation import COLOURS, save_host, save_sae, write_colours, write_noise
@@ -163,7 +163,7 @@ def test_fewer_samples_than_features_are_said(place, tmp_path):
 
 
 def test_empty_codes_give_no_nan(place):
-    sae, host = open_host(place["sae"], "")
+    sae, host = load_pair(place["sae"], device="cpu")
     f = load_features(host, sae, place["id"], progress=False)
     dead = f._replace(z=f.z._replace(values=torch.zeros_like(f.z.values)))
     noise = load_features(host, sae, place["noise"], label="", progress=False)
@@ -176,7 +176,7 @@ def test_empty_codes_give_no_nan(place):
 
 
 def test_react_does_not_clip_codes_to_nothing(place):
-    sae, host = open_host(place["sae"], "")
+    sae, host = load_pair(place["sae"], device="cpu")
     f = load_features(host, sae, place["id"], progress=False)
     noise = load_features(host, sae, place["noise"], label="", progress=False)
     few = {"kinds": ("code",), "scores": ("react",)}
@@ -208,7 +208,7 @@ def test_the_number_of_neighbours_stays_a_small_part_of_the_training_images():
 
 
 def test_settings_are_chosen_without_the_test_sets(place):
-    sae, host = open_host(place["sae"], "")
+    sae, host = load_pair(place["sae"], device="cpu")
     sets = load_sets(host, sae, Sources(place["id"], {"noise": place["noise"]}, progress=False))
     setup = Setup(sets.train, sets.val, sets.val_ood)
     a = ood_head(setup, sets.test, sets.ood, controls=())
@@ -217,7 +217,7 @@ def test_settings_are_chosen_without_the_test_sets(place):
 
 
 def test_splits_are_disjoint_and_the_generated_set_is_of_the_validation_images(place):
-    sae, host = open_host(place["sae"], "")
+    sae, host = load_pair(place["sae"], device="cpu")
     sets = load_sets(host, sae, Sources(place["id"], {"noise": place["noise"]}, progress=False))
     uids = [set(f.uids) for f in (sets.train, sets.val, sets.test)]
     assert not uids[0] & uids[1] and not uids[1] & uids[2] and not uids[0] & uids[2]
@@ -238,7 +238,7 @@ def test_generated_pictures_keep_their_colours():
 
 
 def test_features_of_a_store_equal_those_of_the_shards(place):
-    sae, host = open_host(place["sae"], "")
+    sae, host = load_pair(place["sae"], device="cpu")
     f = load_features(host, sae, place["id"], progress=False)
     g = encode_features(sae, f.x, f.labels, f.names, f.uids)
     torch.testing.assert_close(g.recon, f.recon, atol=1e-5, rtol=1e-4)
@@ -250,7 +250,7 @@ def test_features_of_a_store_equal_those_of_the_shards(place):
 
 
 def test_pooling_tokens(place):
-    sae, host = open_host(place["tokens"], place["host"])
+    sae, host = load_pair(place["tokens"], place["host"], device="cpu")
     one = load_features(host, sae, place["noise"], label="", limit=7, progress=False)
     mean = load_features(host, sae, place["noise"], label="", limit=7, pool="mean", progress=False)
     site = sae.sites["image"]
@@ -301,12 +301,12 @@ def test_an_sae_of_another_host_is_refused(place, tmp_path):
 
     other = save_local(tmp_path / "other", MODELS["vit"], seed=5)
     with pytest.raises(InputError, match=r"not on host .*--allow-other-site"):
-        open_host(place["sae"], load_backbone(other))
+        load_pair(place["sae"], load_host(other), device="cpu")
     few = {"controls": [], "scores": ["recon"], "features": ["raw"]}
     r = run(place, tmp_path / "run", host=other, allow_other_site=True, **few)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert "trained on image:image.pooled" in r["warnings"][0] and r["warnings"] == found["warnings"]
-    assert load_backbone(other).fingerprint[:12] in found["site"]
+    assert load_host(other).fingerprint[:12] in found["site"]
 
 
 @pytest.mark.gpu

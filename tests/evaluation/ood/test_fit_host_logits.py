@@ -7,12 +7,12 @@ import pytest
 import timm
 import torch
 
+from mmsae import load_pair
 from mmsae.evaluation.ood.command import ood
 from mmsae.evaluation.ood.head import ID
-from mmsae.evaluation.opening import open_host
 from mmsae.evaluation.rows import find
 from mmsae.evaluation.zeroshot.head import whose_logits
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.shards import expand, unit_batches
 from mmsae.types import InputError
 from tests.helpers.evaluation import save_host, save_sae, write_colours, write_noise
@@ -47,7 +47,7 @@ def run(place, out, **more):
 
 def logits_by_hand(place, through=lambda x: x):
     """Softmax of ``model(x)`` of the noise images, in the order of their shards."""
-    host = load_backbone(place["host"])
+    host = load_host(place["host"])
     out = []
     for unit in unit_batches(expand(place["noise"]), batch_size=8, workers=0, **host.reading({"image"})):
         pooled = host.model.forward_head(host.model.forward_features(unit.batch.images), pre_logits=True)
@@ -64,7 +64,7 @@ def test_the_default_is_the_hosts_own_classifier(place, tmp_path):
         want = logits_by_hand(place)
         np.testing.assert_allclose(conf["|raw|msp|noise"], want.softmax(1).amax(1), rtol=1e-4)
         np.testing.assert_allclose(conf["|raw|energy|noise"], want.logsumexp(1), rtol=1e-4)
-        sae, _ = open_host(place["sae"], "")
+        sae, _ = load_pair(place["sae"], device="cpu")
         want = logits_by_hand(place, lambda x: sae.decode(sae.encode(x, "image"), "image"))
         np.testing.assert_allclose(conf["|recon|msp|noise"], want.softmax(1).amax(1), rtol=1e-4)
     for control in ("random", "pca"):
@@ -102,7 +102,7 @@ def test_what_is_not_to_be_had_is_refused(place, tmp_path, logits, message):
 
 
 def test_a_host_without_classifier(tmp_path):
-    host = load_backbone(save_host(tmp_path / "host"))
+    host = load_host(save_host(tmp_path / "host"))
     with pytest.raises(InputError, match="no linear classifier of its own"):
         whose_logits("host", host, names=True)
     assert whose_logits("auto", host, names=True) == "zeroshot" and whose_logits("auto", host, names=False) == "probe"

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from mmsae import load_pair
 from mmsae.cli import main
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.labels import read_classes, read_labels, read_templates
-from mmsae.evaluation.opening import open_host
 from mmsae.evaluation.rows import find, wilson
 from mmsae.evaluation.zeroshot.command import _Job, plot, zeroshot
 from mmsae.evaluation.zeroshot.head import Split, balanced_interval, text_classes, zero_shot_head
 from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot, zero_shot_scores
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.metrics.reconstruction import FVU
 from mmsae.sae import random_control
 from mmsae.shards import ShardWriter, expand, unit_batches
@@ -45,7 +45,7 @@ def run(place, out, **more):
 
 
 def test_the_head_says_what_the_task_says(place, tmp_path):
-    sae, host = open_host(place["sae"], "")
+    sae, host = load_pair(place["sae"], device="cpu")
     f = load_features(host, sae, place["shards"], progress=False)
     w = text_classes(host, list(COLOURS), ["a {}", "the {} square"])
     want = zero_shot(sae, f.x, f.labels, w, (f.x, f.labels))
@@ -60,7 +60,7 @@ def test_the_head_says_what_the_task_says(place, tmp_path):
 
 
 def test_the_classifier_is_open_clips_own(place):
-    host = load_backbone(place["host"])
+    host = load_host(place["host"])
     templates = ["a {}", "the large {} square on the left", "red {}"]
     mine = normalize(text_classes(host, list(COLOURS), templates), dim=1)
     theirs = open_clip.build_zero_shot_classifier(
@@ -70,7 +70,7 @@ def test_the_classifier_is_open_clips_own(place):
 
 
 def test_alpha_zero_is_plain_clip_to_the_bit(place):
-    sae, host = open_host(place["sae"], "")
+    sae, host = load_pair(place["sae"], device="cpu")
     f = load_features(host, sae, place["shards"], progress=False)
     w = text_classes(host, list(COLOURS), ["a {}"])
     plain = normalize(f.x, dim=1) @ normalize(w, dim=1).T
@@ -136,7 +136,7 @@ def test_an_sae_without_texts_and_one_inside_the_tower(place, tmp_path):
 
 
 def test_explained_variance_inside_the_tower_is_of_tokens(place, tmp_path):
-    sae, host = open_host(place["trunk"], "")
+    sae, host = load_pair(place["trunk"], device="cpu")
     rows = run(place, tmp_path / "o", sae=place["trunk"], tune=place["shards"])["rows"]
     for name, model in (("", sae), ("random", random_control(sae, 0))):
         metric = FVU(sae.sites["image"].width)
@@ -149,7 +149,7 @@ def test_explained_variance_inside_the_tower_is_of_tokens(place, tmp_path):
 
 def test_the_host_runs_on_from_the_reconstruction(place):
     """A perfect SAE inside the tower changes nothing, one that returns zeros does."""
-    sae, host = open_host(place["trunk"], "")
+    sae, host = load_pair(place["trunk"], device="cpu")
     job = _Job(host, read_classes(place["names"]), torch.zeros(3, 16), "cls", None, 64, 0, False)
     plain = load_features(host, sae, place["shards"], embed=True, progress=False).embed
     encode, seen = sae.encode, []
@@ -211,7 +211,7 @@ def test_labels_of_tars_of_one_name_stay_apart(place, tmp_path):
     sets = [write_colours(tmp_path / "a", 60, 0), write_colours(tmp_path / "b", 60, 1, colours=turned)]
     known = read_labels(expand(sets))
     assert len(known.value) == 120
-    model, host = open_host(place["image"], "", "cpu", "fp32")
+    model, host = load_pair(place["image"], device="cpu")
     alone = [load_features(host, model, s, batch_size=32, progress=False) for s in sets]
     for cache in ("", tmp_path / "cache", tmp_path / "cache"):  # without one, while it is made, and from it
         f = load_features(host, model, sets, batch_size=32, progress=False, cache=cache)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae.hosts.diffusion.call_state import Run
-from mmsae.hosts.diffusion.host import DiffusionBackbone
+from mmsae.hosts.diffusion.host import DiffusionHost
 from mmsae.hosts.sites import COND, UNCOND
 from mmsae.types import InputError
 from tests.helpers.diffusion import MAKE, scheduler
@@ -21,7 +21,7 @@ def hosts():
 
     def get(kind):
         if kind not in made:
-            made[kind] = DiffusionBackbone(MAKE[kind](), kind)
+            made[kind] = DiffusionHost(MAKE[kind](), kind)
         return made[kind]
 
     return get

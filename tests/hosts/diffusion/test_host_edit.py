@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mmsae.hosts.diffusion.host import DiffusionBackbone
+from mmsae.hosts.diffusion.host import DiffusionHost
 from mmsae.hosts.sites import COND, UNCOND
 from mmsae.types import InputError
 from tests.helpers.diffusion import MAKE, scheduler
@@ -27,7 +27,7 @@ def hosts():
 
     def get(kind):
         if kind not in made:
-            made[kind] = DiffusionBackbone(MAKE[kind](), kind)
+            made[kind] = DiffusionHost(MAKE[kind](), kind)
         return made[kind]
 
     return get
@@ -73,7 +73,7 @@ def test_a_seed_is_the_same_noise_at_every_precision(kind):
         pipe.scheduler = scheduler("EulerAncestralDiscreteScheduler")  # which draws at every step
     seen, made = {}, {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        host = DiffusionBackbone(pipe.to(dtype))
+        host = DiffusionHost(pipe.to(dtype))
         first = []
         see = lambda m, args, kwargs: first.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])  # noqa: B023, E731
         handle = host.model[host.denoiser].register_forward_pre_hook(see, with_kwargs=True)
@@ -208,7 +208,7 @@ def test_without_guidance_everything_is_conditional(hosts, g):
 
 
 def test_a_guidance_distilled_denoiser_has_one_branch():
-    host, branches = DiffusionBackbone(MAKE["sd"](time_cond_proj_dim=8)), []
+    host, branches = DiffusionHost(MAKE["sd"](time_cond_proj_dim=8)), []
 
     def look(rows, where):
         branches.extend(where.branch.unique().tolist())

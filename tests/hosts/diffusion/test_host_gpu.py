@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmsae.hosts import DiffusionBackbone
+from mmsae.hosts import DiffusionHost
 from mmsae.hosts.sites import COND
 from tests.helpers.diffusion import MAKE
 
@@ -19,7 +19,7 @@ SITE = {"sd": UNET, "sdxl": UNET, "sd3": TRANSFORMER, "flux": TRANSFORMER}
 @pytest.mark.parametrize("kind", MAKE)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-2), (torch.float16, 0.15)])
 def test_cuda_agrees_with_cpu(kind, dtype, tolerance):
-    cpu, gpu = DiffusionBackbone(MAKE[kind]()), DiffusionBackbone(MAKE[kind]().to("cuda", dtype))
+    cpu, gpu = DiffusionHost(MAKE[kind]()), DiffusionHost(MAKE[kind]().to("cuda", dtype))
     assert gpu.device.type == "cuda" and gpu.site(SITE[kind]).width == cpu.site(SITE[kind]).width
     made = []
     for host in (cpu, gpu):

@@ -8,7 +8,7 @@ import torch
 
 import mmsae.hosts.diffusion.call as calls
 from mmsae.activations import ActivationStore, extract
-from mmsae.hosts import DiffusionBackbone, load_backbone, parse, site_width
+from mmsae.hosts import DiffusionHost, load_host, parse, site_width
 from mmsae.hosts.diffusion.prompts import text_marks
 from mmsae.info import describe
 from mmsae.shards import ShardWriter
@@ -25,7 +25,7 @@ def hosts():
 
     def get(kind):
         if kind not in made:
-            made[kind] = DiffusionBackbone(MAKE[kind](), kind)
+            made[kind] = DiffusionHost(MAKE[kind](), kind)
         return made[kind]
 
     return get
@@ -84,10 +84,10 @@ def test_specs_that_mean_nothing(hosts, spec, why):
 def test_an_update_is_another_site_than_the_output(hosts):
     update, out = (hosts("sd").site(f"{BLOCK}:{io}") for io in ("update", "out"))
     assert not update.same(out) and update.width == out.width
-    other = DiffusionBackbone(MAKE["sd"](seed=1))
+    other = DiffusionHost(MAKE["sd"](seed=1))
     with pytest.raises(InputError, match="belongs to host"):
         other.site(update)
-    assert other.site(update, allow_mismatch=True).host == other.fingerprint
+    assert other.site(update, allow_other_site=True).host == other.fingerprint
 
 
 @pytest.mark.parametrize("pad", ["<eos>", "!", "<pad>"])
@@ -163,9 +163,9 @@ def test_clip_skip_is_generated_with(hosts):
 
 def test_saved_and_loaded_it_is_the_same_host(hosts, folder):
     name = f"diffusers:{folder}"
-    host = load_backbone(name)
-    assert isinstance(host, DiffusionBackbone) and host.hint == name and host.precision == "fp32"
-    assert host.fingerprint == hosts("sd").fingerprint != DiffusionBackbone(MAKE["sd"](seed=1)).fingerprint
+    host = load_host(name)
+    assert isinstance(host, DiffusionHost) and host.hint == name and host.precision == "fp32"
+    assert host.fingerprint == hosts("sd").fingerprint != DiffusionHost(MAKE["sd"](seed=1)).fingerprint
     assert torch.equal(host.generate(PROMPTS, steps=2), hosts("sd").generate(PROMPTS, steps=2))
     assert "unet" in host.config() and host.default_sites()["text"].tokens == "mask"
     assert site_width(name, "text_encoder.layers.1:out[mask]") == 32
@@ -180,17 +180,17 @@ def test_names_and_folders_that_are_none(tmp_path, folder):
     with pytest.raises(InputError, match="does not exist"):
         parse(f"diffusers:{tmp_path / 'no'}")
     with pytest.raises(InputError, match="trust_remote_code is True"):
-        load_backbone(f"diffusers:{folder}", trust_remote_code=True)
+        load_host(f"diffusers:{folder}", trust_remote_code=True)
     for option, value in (("use_safetensors", False), ("custom_pipeline", "somebody/else")):
         with pytest.raises(InputError, match=f"{option} is {value}"):
-            load_backbone(f"diffusers:{folder}", **{option: value})
+            load_host(f"diffusers:{folder}", **{option: value})
 
 
 def test_pickled_weights_are_not_read(hosts, tmp_path):
     hosts("sd").pipeline.save_pretrained(tmp_path, safe_serialization=False)
     assert [p.suffix for p in (tmp_path / "unet").glob("diffusion_pytorch_model.*")] == [".bin"]
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_backbone(f"diffusers:{tmp_path}")
+        load_host(f"diffusers:{tmp_path}")
 
 
 def test_a_component_from_a_stranger_is_not_imported(folder, tmp_path):
@@ -201,11 +201,11 @@ def test_a_component_from_a_stranger_is_not_imported(folder, tmp_path):
     index["vae"] = ["this_module_is_nowhere", "Anything"]
     (tmp_path / "p" / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_backbone(f"diffusers:{tmp_path / 'p'}")
+        load_host(f"diffusers:{tmp_path / 'p'}")
 
 
 def test_half_precision(folder):
-    host = load_backbone(f"diffusers:{folder}", precision="bf16")
+    host = load_host(f"diffusers:{folder}", precision="bf16")
     assert host.precision == "bf16" and host.model["unet"].dtype == torch.bfloat16
     seen = []
     with host.edit(f"{BLOCK}:update", lambda r: (seen.append(r.dtype), r)[1]):
@@ -226,10 +226,10 @@ def test_a_safety_checker_that_blanks_is_said(hosts, monkeypatch):
 
 def test_compiled_parts_run_eagerly_where_hooks_must_be_seen(monkeypatch):
     monkeypatch.setattr(calls, "_warned", False)
-    plain = DiffusionBackbone(MAKE["sd"]())
+    plain = DiffusionHost(MAKE["sd"]())
     pipe = MAKE["sd"]()
     pipe.unet = torch.compile(pipe.unet, backend="eager")
-    host = DiffusionBackbone(pipe)
+    host = DiffusionHost(pipe)
     assert host.fingerprint == plain.fingerprint
     with pytest.warns(UserWarning, match="runs without compilation"):
         site = host.site(f"{BLOCK}:update")
@@ -281,7 +281,7 @@ def test_other_pipelines_are_refused():
             """With other arguments."""
 
     with pytest.raises(InputError, match="Odd is no text-to-image pipeline"):
-        DiffusionBackbone(Odd())
+        DiffusionHost(Odd())
     assert clip_text().config.eos_token_id != 2  # CLIPTextModel would look for the largest id
 
 
@@ -292,11 +292,11 @@ def test_pipelines_that_draw_on_pictures_are_refused(hosts):
     for cls in (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline):
         pipe = cls(**parts, requires_safety_checker=False)
         with pytest.raises(InputError, match=f"{cls.__name__} draws on a picture that it is given .*image"):
-            DiffusionBackbone(pipe)
+            DiffusionHost(pipe)
     pipe = MAKE["sd"]()
     pipe.unet.register_to_config(in_channels=9)
     with pytest.raises(InputError, match="takes 9 channels, but latents have 4"):
-        DiffusionBackbone(pipe)
+        DiffusionHost(pipe)
 
 
 def test_a_scheduler_that_fails_is_named(hosts, monkeypatch):
@@ -316,10 +316,10 @@ def test_a_scheduler_that_fails_is_named(hosts, monkeypatch):
 
 def test_stable_diffusion_3_without_its_t5(hosts, tmp_path):
     hosts("sd3").pipeline.save_pretrained(tmp_path)
-    host = load_backbone(f"diffusers:{tmp_path}")
+    host = load_host(f"diffusers:{tmp_path}")
     assert host.pipeline.text_encoder_3 is None and host.fingerprint == hosts("sd3").fingerprint
     index = json.loads((tmp_path / "model_index.json").read_text())
     index |= {"text_encoder_3": ["transformers", "T5EncoderModel"], "tokenizer_3": ["transformers", "T5TokenizerFast"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.warns(UserWarning, match="has no text_encoder_3, so it is loaded without"):
-        assert load_backbone(f"diffusers:{tmp_path}").fingerprint == host.fingerprint
+        assert load_host(f"diffusers:{tmp_path}").fingerprint == host.fingerprint

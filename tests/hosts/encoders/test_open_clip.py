@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsae.hosts import OpenCLIPBackbone, load_backbone
+from mmsae.hosts import OpenCLIPHost, load_host
 from mmsae.types import ImageTextBatch, InputError
 from tests.helpers.encoders import CAPTIONS, MODELS, PREPROCESS, project, save_local, text_states, vit_states
 
@@ -88,7 +88,7 @@ def test_eos_is_the_token_that_the_host_pools(host, batch_for):
 
 def test_length_first_transformers_give_the_same_rows(host, batch_for, tmp_path):
     b = host("vit")
-    other = load_backbone(save_local(tmp_path / "lnd", MODELS["vit"]))
+    other = load_host(save_local(tmp_path / "lnd", MODELS["vit"]))
     for tower in (other.model.visual.transformer, other.model.transformer):
         tower.batch_first = False
         for block in tower.resblocks:
@@ -182,14 +182,14 @@ def test_sites_of_other_hosts_are_refused(host):
     with pytest.raises(InputError) as e:
         b.site(site)
     assert a.fingerprint in str(e.value) and b.fingerprint in str(e.value)
-    moved = b.check_site(site, allow_mismatch=True)
+    moved = b.check_site(site, allow_other_site=True)
     assert moved.host == b.fingerprint and moved.module == site.module and moved.width == site.width
     nameless = replace(site, host="", width=0, hint="")
     assert b.check_site(nameless) == moved
     with pytest.raises(InputError, match=r"width 48.*32"):
-        b.check_site(replace(site, width=48), allow_mismatch=True)
+        b.check_site(replace(site, width=48), allow_other_site=True)
     with pytest.raises(InputError, match=r"modality text.*image"):
-        b.check_site(replace(site, modality="text"), allow_mismatch=True)
+        b.check_site(replace(site, modality="text"), allow_other_site=True)
 
 
 def test_the_transform_is_the_hosts_own(host):
@@ -219,7 +219,7 @@ def test_openais_byte_pair_tokenizer(tmp_path):
     config = {**MODELS["vit"], "text_cfg": {**text, "vocab_size": 49408}}
     model = open_clip.CLIP(**config)
     open_clip.model.set_model_preprocess_cfg(model, {**PREPROCESS, "size": 32})
-    b = OpenCLIPBackbone(model, config, lambda: open_clip.SimpleTokenizer(), "mine")
+    b = OpenCLIPHost(model, config, lambda: open_clip.SimpleTokenizer(), "mine")
     texts = ["hi!!!", "one two three four five six seven eight", "one two three four five six seven eight nine"]
     assert b.too_long(texts) == [False, False, True]
     batch = ImageTextBatch(None, b.tokenize(texts), None, texts, [], [])
@@ -231,7 +231,7 @@ def test_openais_byte_pair_tokenizer(tmp_path):
 def test_half_precision_is_autocast_and_float32_outside(host, batch_for):
     b = host("vit")
     batch = batch_for(b)
-    half = load_backbone(b.hint, precision="bf16")
+    half = load_host(b.hint, precision="bf16")
     assert half.fingerprint == b.fingerprint
     sites = ["image.embed", "text.embed"]
     for a, c in zip(b.read(batch, sites), half.read(batch, sites), strict=True):
@@ -240,7 +240,7 @@ def test_half_precision_is_autocast_and_float32_outside(host, batch_for):
     with torch.autocast("cpu", torch.bfloat16):  # a trainer's autocast does not reach an fp32 host
         assert torch.equal(b.capture(batch).x["image"], b.encode_image(batch.images))
     with pytest.raises(InputError, match="fp8"):
-        load_backbone(b.hint, precision="fp8")
+        load_host(b.hint, precision="fp8")
 
 
 def test_logit_scale(host):
@@ -250,7 +250,7 @@ def test_logit_scale(host):
 
 def test_a_text_without_words_where_the_end_token_pads(tmp_path):
     config = {**MODELS["timm_vit"], "text_cfg": {**MODELS["timm_vit"]["text_cfg"], "pool_type": "last"}}
-    b = load_backbone(save_local(tmp_path / "a", config))
+    b = load_host(save_local(tmp_path / "a", config))
     eos, red, green = b.tokenize.eos_id(), 5, 6
     b.tokenize.pad_id = lambda: eos  # as SigLIP's tokenizer has it
     ids = torch.tensor([[red, green, *[eos] * 8], [red, *[eos] * 9], [eos] * 10, [red] * 10])
@@ -262,7 +262,7 @@ def test_a_text_without_words_where_the_end_token_pads(tmp_path):
 def test_images_that_are_not_square(tmp_path):
     config = {**MODELS["vit"], "vision_cfg": {**MODELS["vit"]["vision_cfg"], "image_size": [32, 64]}}
     name = save_local(tmp_path / "a", config)
-    b = load_backbone(name)
+    b = load_host(name)
     images = b.transform()(Image.new("RGB", (50, 40), "red"))[None]
     assert images.shape == (1, 3, 32, 64) and b.config()["preprocess"]["size"] == [32, 64]
     model, _, transform = open_clip.create_model_and_transforms(name)

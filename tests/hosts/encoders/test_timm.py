@@ -6,14 +6,14 @@ import timm
 import torch
 from PIL import Image
 
-from mmsae.hosts import TimmBackbone, load_backbone
+from mmsae.hosts import TimmHost, load_host
 from mmsae.types import ImageTextBatch, InputError
 
 
 @pytest.fixture(scope="module", params=["test_vit", "test_resnet", "test_convnext"])
 def timm_host(request):
     with pytest.warns(UserWarning, match="random"):
-        return load_backbone(f"timm:{request.param}", allow_random=True)
+        return load_host(f"timm:{request.param}", allow_random=True)
 
 
 def test_embed_is_what_the_classifier_sees(timm_host, batch_for):
@@ -31,7 +31,7 @@ def test_embed_is_what_the_classifier_sees(timm_host, batch_for):
 
 
 def test_block_tokens(batch_for):
-    b = TimmBackbone(timm.create_model("test_vit"), "mine")
+    b = TimmHost(timm.create_model("test_vit"), "mine")
     batch = batch_for(b)
     _, states = b.model.forward_intermediates(batch.images, indices=1, norm=False, output_fmt="NLC")
     rows = b.capture(batch, {"image": "blocks.5:out[patches]"})
@@ -45,7 +45,7 @@ def test_block_tokens(batch_for):
 
 def test_registers_are_special_and_no_patches(batch_for):
     model = timm.create_model("vit_little_patch16_reg4_gap_256", img_size=32, embed_dim=32, depth=1, num_heads=2)
-    b = TimmBackbone(model, "mine")
+    b = TimmHost(model, "mine")
     prefix, patches = b.model.num_prefix_tokens, b.model.patch_embed.num_patches
     images = torch.randn(2, 3, 32, 32)
     b._probe_input = lambda modality, n: torch.zeros(n, 3, 32, 32)
@@ -59,7 +59,7 @@ def test_channels_last_maps(batch_for):
     model = timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(1, 2)
     )
-    b = TimmBackbone(model, "mine")
+    b = TimmHost(model, "mine")
     b._probe_input = lambda modality, n: torch.zeros(n, 3, 64, 64)
     images = torch.randn(2, 3, 64, 64)
     got = b.capture(ImageTextBatch(images, None, None, [], [], []), ["layers.1.blocks.0"]).x["image"]
@@ -80,8 +80,8 @@ def test_no_text_and_the_seed_decides_random_weights(timm_host, batch_for):
     with pytest.raises(InputError, match="no text encoder"):
         b.encode_text(torch.ones(1, 3, dtype=torch.long))
     with pytest.warns(UserWarning):
-        assert load_backbone(b.hint, allow_random=True).fingerprint == b.fingerprint
-        assert load_backbone(b.hint, allow_random=True, seed=1).fingerprint != b.fingerprint
+        assert load_host(b.hint, allow_random=True).fingerprint == b.fingerprint
+        assert load_host(b.hint, allow_random=True, seed=1).fingerprint != b.fingerprint
 
 
 def test_the_classifier_is_the_models_own(timm_host, batch_for):
@@ -91,10 +91,10 @@ def test_the_classifier_is_the_models_own(timm_host, batch_for):
 
 
 def test_hosts_whose_logits_are_not_linear_in_their_embeddings_have_no_classifier():
-    assert TimmBackbone(timm.create_model("test_vit", num_classes=0), "none").classifier is None
+    assert TimmHost(timm.create_model("test_vit", num_classes=0), "none").classifier is None
     model = timm.create_model("test_vit")
     model.forward_head = lambda x, pre_logits=False: type(model).forward_head(model, x, pre_logits).tanh()
-    assert TimmBackbone(model, "bent").classifier is None
+    assert TimmHost(model, "bent").classifier is None
 
 
 def distilled(kind):
@@ -108,7 +108,7 @@ def distilled(kind):
 
 @pytest.mark.parametrize("kind", ["tokens", "pooled"])
 def test_a_model_with_two_classifiers(kind, batch_for):
-    b = TimmBackbone(distilled(kind), kind)
+    b = TimmHost(distilled(kind), kind)
     images = torch.randn(2, *b._probe_input("image", 1).shape[1:])
     with torch.no_grad():
         clean, shift = b.model(images), torch.linspace(-1, 1, b.width())

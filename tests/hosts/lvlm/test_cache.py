@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.hosts.lvlm.cache import cached, caches, is_cache
 from mmsae.hosts.lvlm.tokens import watch
 from mmsae.hosts.sites import Where
@@ -28,7 +28,7 @@ def filled(tokens, layers=2):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return load_backbone(made.llava(tmp_path_factory.mktemp("llava")))
+    return load_host(made.llava(tmp_path_factory.mktemp("llava")))
 
 
 @pytest.fixture()

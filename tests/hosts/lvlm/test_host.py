@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from mmsae.hosts import embed_width, load_backbone, site_width
+from mmsae.hosts import embed_width, load_host, site_width
 from mmsae.hosts.lvlm.host import recovered
 from mmsae.hosts.lvlm.load import ANSWER, BREAK, PAD, PATCH, QUESTION, SPECIAL
 from mmsae.hosts.lvlm.load import TEMPLATE as ROLE
@@ -26,7 +26,7 @@ def hosts(tmp_path_factory):
 
     def get(kind):
         if kind not in ready:
-            ready[kind] = load_backbone(getattr(made, kind)(root / kind))
+            ready[kind] = load_host(getattr(made, kind)(root / kind))
         return ready[kind]
 
     return get
@@ -147,22 +147,22 @@ def test_fingerprint_is_of_config_and_weights(hosts, tmp_path):
     host = hosts("llava")
     host.model.save_pretrained(tmp_path / "copy")
     host.processor.save_pretrained(tmp_path / "copy")
-    copy = load_backbone(f"lvlm:{tmp_path / 'copy'}")
+    copy = load_host(f"lvlm:{tmp_path / 'copy'}")
     assert copy.fingerprint == host.fingerprint
-    other = load_backbone(made.llava(tmp_path / "other", seed=1))
+    other = load_host(made.llava(tmp_path / "other", seed=1))
     assert other.fingerprint != host.fingerprint
     site = host.site("layers.1:out[image]")
     assert copy.site(site).host == host.fingerprint
     with pytest.raises(InputError, match=host.fingerprint):
         other.site(site)
-    assert load_backbone(copy.hint, dtype="bf16").model.dtype == torch.bfloat16
+    assert load_host(copy.hint, dtype="bf16").model.dtype == torch.bfloat16
 
 
 def test_chat_template_is_used_where_there_is_one(tmp_path):
-    plain = load_backbone(made.llava(tmp_path / "a"))
+    plain = load_host(made.llava(tmp_path / "a"))
     assert plain.prompt(ONE) == f"USER: <image>\n{ONE} ASSISTANT:"
     assert plain.prompt(ONE, "no", images=0) == f"USER: {ONE} ASSISTANT: no</s>"
-    chat = load_backbone(made.llava(tmp_path / "b", template="<s>" + TEMPLATE))
+    chat = load_host(made.llava(tmp_path / "b", template="<s>" + TEMPLATE))
     assert chat.prompt(ONE, images=2) == f"<s>USER: <image>\n<image>\n{ONE} ASSISTANT:"
     one, two = (h.collate.batch([ONE], [picture(0)]).inputs for h in (plain, chat))
     assert torch.equal(one["input_ids"], two["input_ids"])  # one BOS, by tokenizer or template
@@ -170,7 +170,7 @@ def test_chat_template_is_used_where_there_is_one(tmp_path):
 
 
 def test_long_text_is_cut_and_counted_and_image_tokens_never(tmp_path):
-    host = load_backbone(made.llava(tmp_path / "h", context=20))
+    host = load_host(made.llava(tmp_path / "h", context=20))
     words = " ".join(["red", "circle"] * 10)
     batch = host.collator("question+answer")([
         sample(0, words), sample(1, "a red circle"),
@@ -183,7 +183,7 @@ def test_long_text_is_cut_and_counted_and_image_tokens_never(tmp_path):
     assert ((batch.inputs["kinds"] >= PATCH).sum(1) == 9).all()  # an image token in a caption is no image
     kinds = batch.inputs["kinds"][2]
     assert (kinds == QUESTION).sum() == 3 and (kinds == ANSWER).sum() > 0  # the answer loses its end first
-    narrow = load_backbone(made.llava(tmp_path / "n", context=12))
+    narrow = load_host(made.llava(tmp_path / "n", context=12))
     with pytest.raises(InputError, match=r"s.tar k0.* 14 tokens.* 12"):
         narrow.collate([sample(0, "what")])
 
@@ -209,7 +209,7 @@ def test_losses(hosts):
 
 
 def test_grid_of_llava_next_at_336(tmp_path):
-    host = load_backbone(made.llava_next(tmp_path, side=336, patch=14, context=3000))
+    host = load_host(made.llava_next(tmp_path, side=336, patch=14, context=3000))
     batch = host.collate.batch(["what", "what"], [picture(0, (336, 336)), picture(0, (672, 672))])
     (layout, large) = (image.layout for image in host.grid(batch))
     assert (batch.inputs["kinds"] >= PATCH).sum(1).tolist() == [1176, 576 + 48 * 49] == [layout.length, large.length]
@@ -267,9 +267,9 @@ def test_bad_input(hosts, tmp_path):
     with pytest.raises(InputError, match="processor inputs"):
         host.capture(three(host)[1]._replace(inputs=None))
     with pytest.raises(InputError, match=r"config\.json does not exist"):
-        load_backbone(f"lvlm:{tmp_path}")
+        load_host(f"lvlm:{tmp_path}")
     with pytest.raises(InputError, match="does not exist"):
-        load_backbone(f"lvlm:{tmp_path / 'none'}")
+        load_host(f"lvlm:{tmp_path / 'none'}")
     with pytest.raises(InputError, match="padded on the left"):
         host.generate(three(host, "right")[1])
     for refuse in (host.transform, lambda: host.encode_image(None), lambda: host.collator("answer")):
@@ -356,7 +356,7 @@ def edited_folder(folder, change):
 )
 def test_a_processor_that_disagrees_with_its_model_is_refused(tmp_path, field, value, why):
     with pytest.raises(InputError, match=why):
-        load_backbone(edited_folder(tmp_path / "h", lambda c: c.update({field: value}) if "patch_size" in c else None))
+        load_host(edited_folder(tmp_path / "h", lambda c: c.update({field: value}) if "patch_size" in c else None))
 
 
 def test_pictures_of_another_size_than_the_models(tmp_path):
@@ -366,7 +366,7 @@ def test_pictures_of_another_size_than_the_models(tmp_path):
             images["crop_size"] = {"height": 16, "width": 16}
 
     with pytest.raises(InputError, match=r"size is 16 in .*, but 24 in the model"):
-        load_backbone(edited_folder(tmp_path / "h", smaller))
+        load_host(edited_folder(tmp_path / "h", smaller))
 
 
 def test_a_family_that_is_not_known_is_refused_by_name(tmp_path):
@@ -381,4 +381,4 @@ def test_a_family_that_is_not_known_is_refused_by_name(tmp_path):
     video = t.LlavaOnevisionVideoProcessor(size={"height": 24, "width": 24})
     processor = t.LlavaOnevisionProcessor(images, made.tokenizer(), video, num_image_tokens=9, chat_template=TEMPLATE)
     with pytest.raises(InputError, match=r"of the family llava_onevision .*LlavaOnevisionProcessor.* not known here"):
-        load_backbone(made._save(tmp_path / "h", t.LlavaOnevisionForConditionalGeneration(config), processor))
+        load_host(made._save(tmp_path / "h", t.LlavaOnevisionForConditionalGeneration(config), processor))

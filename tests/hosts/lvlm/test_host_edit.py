@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.hosts.lvlm.load import PAD, QUESTION, select
 from tests.helpers import lvlm as made
 from tests.helpers.lvlm import picture
@@ -13,7 +13,7 @@ QUESTIONS = ["is there a red circle?", "what", "is there a blue square left of a
 
 @pytest.fixture(scope="module", params=["llava", "llava_next", "qwen"])
 def host(request, tmp_path_factory):
-    return load_backbone(getattr(made, request.param)(tmp_path_factory.mktemp(request.param)))
+    return load_host(getattr(made, request.param)(tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.fixture()

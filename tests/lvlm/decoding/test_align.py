@@ -38,7 +38,7 @@ def test_an_aligned_store_trains_an_sae_that_knows_its_tap(host, tmp_path):
     with pytest.raises(InputError, match="was trained on"):
         sae.attach(host)
     assert ConceptDecoder(host, sae, aligner).site.module.endswith("layers.2")
-    with pytest.raises(InputError, match="allow_tap_mismatch=True decodes there"):
+    with pytest.raises(InputError, match="allow_other_site=True decodes there"):
         ConceptDecoder(host, sae, aligner, site="layers.2:out")
     with pytest.raises(InputError, match="belongs to host"):
         ConceptDecoder(host, sae, Aligner(host.hidden_size, width=20))  # another aligner
@@ -65,4 +65,4 @@ def test_published_recipes_parse(name):
     assert tuple(values.settings if isinstance(values.settings, tuple) else vars(values.settings).values()) == tuple(
         PRESETS[name]
     )
-    assert values.allow_tap_mismatch and values.seed == 55 and values.site == "layers.30:out"
+    assert values.allow_other_site and values.seed == 55 and values.site == "layers.30:out"

@@ -218,9 +218,9 @@ def test_taps(host, parts):
     sae.sites = {m: host.site(f"layers.2:in[{m}_mean]") for m in ("image", "text")}
     try:
         assert ConceptDecoder(host, sae, aligner).site.io == "in"
-        with pytest.raises(InputError, match=r"trained at .*layers.2:in, not at .*layers.2:out; allow_tap_mismatch"):
+        with pytest.raises(InputError, match=r"trained at .*layers.2:in, not at .*layers.2:out; allow_other_site"):
             ConceptDecoder(host, sae, aligner, site="layers.2:out")
-        assert ConceptDecoder(host, sae, aligner, site="layers.2:out", allow_tap_mismatch=True).site.io == "out"
+        assert ConceptDecoder(host, sae, aligner, site="layers.2:out", allow_other_site=True).site.io == "out"
     finally:
         sae.sites = {}
     with pytest.raises(InputError, match="width 32, the text states' maps take 20"):

@@ -5,7 +5,7 @@ import tarfile
 import pytest
 import torch
 
-from mmsae.hosts.lvlm.host import LVLMBackbone
+from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.lvlm.tokens import Where
 from mmsae.lvlm.decoding.concept import Settings
 from mmsae.lvlm.decoding.methods import find_latents, make_methods, save_edit, ssl_edit, unit_direction
@@ -125,12 +125,12 @@ def test_chair_of_a_model(world, tmp_path):
 def test_directions_are_found_on_other_shards(world, tmp_path, monkeypatch):
     """The random host says neither yes nor no, so its probed answers are replaced: always yes."""
     root, host = world
-    answer = LVLMBackbone.answer
+    answer = LVLMHost.answer
 
     def probed(self, batch, **options):
         return ["Yes"] * len(batch.uids) if options["max_new_tokens"] == 8 else answer(self, batch, **options)
 
-    monkeypatch.setattr(LVLMBackbone, "answer", probed)
+    monkeypatch.setattr(LVLMHost, "answer", probed)
     options = {"token_sae": str(root / "tokens"), "probe": str(root / "shards"), "strategies": ["random"], "gamma": 5.0}
     found = run(root, host, tmp_path / "a", methods=["ssl", "save"], **options)
     assert list(found["table"]["random"]) == ["greedy", "ssl", "save"] and found["probed"] == 16

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmsae.cli import main
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.lvlm.patches.command import patches
 from mmsae.lvlm.patches.patch_filter import PatchFilter, blacken, is_right, kept_patches, token_scores
 from mmsae.types import Codes, InputError
@@ -59,7 +59,7 @@ def asker(host, sae, weights=None, **more):
 
 
 def test_maps_are_the_mean_of_base_and_tile(tmp_path):
-    host = load_backbone(llava_next(tmp_path / "next"))
+    host = load_host(llava_next(tmp_path / "next"))
     sae = make_sae(host, d_sae=48, k=12)
     w = torch.rand(48)
     batch = host.collate([sample(0, "is there a red circle ?", size=(40, 24)), sample(1, "yes ?", size=(24, 40))])

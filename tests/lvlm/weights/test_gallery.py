@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmsae.cli import main
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.lvlm.tokens import encode_tokens
 from mmsae.lvlm.weights.token_view import ImageView, Viewer, crop_picture, heat_picture
 from mmsae.types import InputError
@@ -19,7 +19,7 @@ HOSTS = {"llava": (llava, (48, 24)), "llava_next": (llava_next, (40, 24)), "qwen
 @pytest.fixture(scope="module", params=HOSTS)
 def view(request, tmp_path_factory):
     make, size = HOSTS[request.param]
-    host = load_backbone(make(tmp_path_factory.mktemp("view") / request.param))
+    host = load_host(make(tmp_path_factory.mktemp("view") / request.param))
     sae = make_sae(host, d_sae=48, k=24)
     samples = [sample(0, "is there a red circle ?", size=size), sample(1, "what is left of the blue square", size=size)]
     return request.param, Viewer(host, sae, host.sites("layers.1:out"), host.collate, samples), sae, host
@@ -98,7 +98,7 @@ def test_colours():
 
 
 def test_the_command_writes_the_page(tmp_path):
-    host = load_backbone(llava(tmp_path / "llava"))
+    host = load_host(llava(tmp_path / "llava"))
     make_sae(host).save_pretrained(tmp_path / "sae")
     (tmp_path / "shards").mkdir()
     for i in range(2):

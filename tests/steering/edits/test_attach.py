@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import TopK
 from mmsae.steering import Edit, FeatureStats, Intervention, active_sites, attach
 from mmsae.steering.methods.zero_shot_vs2 import vs2, zero_shot_steered
@@ -21,7 +21,7 @@ BLOCK = "visual.transformer.resblocks.1"
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return load_backbone(save_local(tmp_path_factory.mktemp("clip") / "vit", MODELS["vit"]))
+    return load_host(save_local(tmp_path_factory.mktemp("clip") / "vit", MODELS["vit"]))
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def images(host):
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def sae_at(backbone, spec, seed=0, **site):
-    at = replace(backbone.site(spec), **site)
+def sae_at(host, spec, seed=0, **site):
+    at = replace(host.site(spec), **site)
     torch.manual_seed(seed)
     sae = SAE(at.width, 64, modalities=[at.modality], selector=TopK(K)).eval().requires_grad_(False)
     sae.sites = {at.modality: at}
@@ -193,7 +193,7 @@ def test_a_window_of_steps_is_told_to_hosts_with_a_clock(host, images, monkeypat
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_hosts(tmp_path, dtype, images):
-    host = load_backbone(save_local(tmp_path / "vit", MODELS["vit"]))
+    host = load_host(save_local(tmp_path / "vit", MODELS["vit"]))
     host.model.visual.transformer.resblocks.to(dtype)
     host.model.visual.transformer.register_forward_pre_hook(lambda m, a: (a[0].to(dtype), *a[1:]))
     host.model.visual.transformer.register_forward_hook(lambda m, a, out: out.float())

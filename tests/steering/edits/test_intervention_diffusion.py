@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.hosts.diffusion.host import DiffusionBackbone
+from mmsae.hosts.diffusion.host import DiffusionHost
 from mmsae.sae import TopK
 from mmsae.steering import Edit, Intervention, active_sites, attach
 from tests.helpers.diffusion import MAKE
@@ -17,7 +17,7 @@ CALL = {"steps": 3, "seed": [1, 2], "height": 16, "width": 16, "guidance": 3.0}
 
 @pytest.fixture(scope="module")
 def host():
-    return DiffusionBackbone(MAKE["sd"](), "sd")
+    return DiffusionHost(MAKE["sd"](), "sd")
 
 
 def text_site(host):

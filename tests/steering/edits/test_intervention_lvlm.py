@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import TopK
 from mmsae.steering import Edit, Intervention, attach
 from tests.helpers.lvlm import llava, picture
@@ -17,7 +17,7 @@ GREEDY = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [4, 5, 6,
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    return load_backbone(llava(tmp_path_factory.mktemp("llava")))
+    return load_host(llava(tmp_path_factory.mktemp("llava")))
 
 
 @pytest.fixture()

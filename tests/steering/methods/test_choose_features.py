@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmsae import InputError
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE, TopK
 from mmsae.steering import Edit, Intervention
 from mmsae.steering.measure.pictures import dose_response
@@ -66,7 +66,7 @@ def test_one_backward_pass_equals_ablation_where_the_host_is_linear(name):  # T2
 
 
 def test_attribution_on_a_host(tmp_path):  # T22: image.pooled is followed by a projection, a linear head
-    host = load_backbone(save_local(tmp_path / "vit", MODELS["vit"]))
+    host = load_host(save_local(tmp_path / "vit", MODELS["vit"]))
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     sae = SAE(32, 64, modalities=["image"], selector=TopK(5)).eval().requires_grad_(False)

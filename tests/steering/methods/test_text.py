@@ -20,9 +20,9 @@ OPTIONS = {"steps": 2, "guidance": 3.0, "seed": 1}
 
 @pytest.fixture(scope="module")
 def host():
-    from mmsae.hosts.diffusion.host import DiffusionBackbone
+    from mmsae.hosts.diffusion.host import DiffusionHost
 
-    return DiffusionBackbone(sd(), "tiny")
+    return DiffusionHost(sd(), "tiny")
 
 
 def make_sae(host, encoder=None, k=6):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.types import InputError
 from mmsae.world.generator.shards import write_world
 from mmsae.world.measure.host import embed_images, embed_texts, evaluate_clip
@@ -49,7 +49,7 @@ def test_the_folder_is_an_open_clip_model_with_the_same_embeddings(trained, shar
     ids = tokenizer(texts)
     eos = int(ids.max())
     assert eos == stats["words"] + 2 != 2 and (ids == eos).sum(1).tolist() == [1, 1, 1]
-    host = load_backbone(name)
+    host = load_host(name)
     with torch.no_grad():
         assert torch.allclose(host.encode_image(x[None]), model.encode_image(x[None]), atol=1e-5)
         assert torch.allclose(embed_texts(host, texts), model.encode_text(ids), atol=1e-5)
@@ -160,7 +160,7 @@ def test_larger_photographs_and_long_captions(tmp_path):
     assert stats["recipe"]["photo"] and stats["recipe"]["batch_size"] == 6 and stats["too_long"] == 6
     config = json.loads((tmp_path / "m" / "open_clip_config.json").read_text())["model_cfg"]
     assert config["text_cfg"]["context_length"] == clip.LONGEST and config["vision_cfg"]["image_size"] == 48
-    host = load_backbone(f"local-dir:{tmp_path / 'm'}")
+    host = load_host(f"local-dir:{tmp_path / 'm'}")
     assert len(words_of("Photo number 1: word")) == 5
     assert embed_images(host, rng.integers(0, 256, (2, 30, 60, 3), dtype=np.uint8)).shape == (2, 16)
 
@@ -168,7 +168,7 @@ def test_larger_photographs_and_long_captions(tmp_path):
 def test_an_untrained_host_is_near_chance(trained):
     from mmsae.world.generator.data import generate
 
-    result = evaluate_clip(load_backbone(f"local-dir:{trained[0]}"), generate(200, 9), retrieval=100)
+    result = evaluate_clip(load_host(f"local-dir:{trained[0]}"), generate(200, 9), retrieval=100)
     assert set(result["zero_shot"]) >= {"colour", "shape", "size", "texture", "background", "position"}
     assert set(result["recall_at_1"]) == {"image_to_text", "text_to_image"}
     assert result["zero_shot"]["colour_shape"] < 0.5 and result["recall_at_1"]["image_to_text"] < 0.5
@@ -180,5 +180,5 @@ def test_training_on_a_gpu_gives_a_model_that_loads_on_the_cpu(shards, tmp_path)
     stats = pretrain_clip(shards, str(tmp_path / "m"), **SMALL | {"steps": 60}, device="cuda", checkpoint_every=50)
     assert (
         stats["loss"] < 3
-        and load_backbone(f"local-dir:{tmp_path / 'm'}").encode_text(torch.ones(1, 17).long()).isfinite().all()
+        and load_host(f"local-dir:{tmp_path / 'm'}").encode_text(torch.ones(1, 17).long()).isfinite().all()
     )

@@ -299,7 +299,7 @@ def ask_llava(host: Any, images: np.ndarray, questions: list[str], batch_size: i
     """What a vision-language host answers.
 
     Args:
-        host: Of ``load_backbone("lvlm:...")``.
+        host: Of ``load_host("lvlm:...")``.
         images: ``(n, S, S, 3) uint8``, one for each question.
         questions: ``n`` texts.
         batch_size: Prompts at a time.
@@ -317,7 +317,7 @@ def evaluate_llava(host: Any, data: WorldData, n: int = 300, seed: int = 0) -> d
     """Accuracy on yes/no questions and truth of captions, on held-out scenes.
 
     Args:
-        host: Of ``load_backbone("lvlm:...")``.
+        host: Of ``load_host("lvlm:...")``.
         data: Held-out scenes; the first ``n`` are used.
         n: Pictures; each is asked for one object that is there and one that is not.
         seed: Of the questions.

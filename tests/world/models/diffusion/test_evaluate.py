@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.sae import SAE, AffineEncoder, Dictionary, Normaliser, TopK
 from mmsae.types import InputError
 from mmsae.world.generator.render import GROUND, PALETTE
@@ -32,7 +32,7 @@ def steered(tmp_path_factory):
     torch.manual_seed(0)
     parts = dict(normaliser=Normaliser(), encoder=AffineEncoder(), selector=TopK(4))
     sae = SAE(modalities=["text"], d_sae=48, dictionaries={"shared": Dictionary()}, **parts).build(32)
-    return load_backbone(f"diffusers:{root / 'd'}"), sae.eval()
+    return load_host(f"diffusers:{root / 'd'}"), sae.eval()
 
 
 def test_the_latents_of_largest_difference_are_exchanged():

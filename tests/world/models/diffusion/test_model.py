@@ -136,9 +136,9 @@ def test_it_learns_and_the_text_is_used(shards, tmp_path):
     stats = pretrain_diffusion(shards[0], str(out), **SMALL | {"steps": 60})
     curve = json.loads((out / "training.json").read_text())["curve"]
     assert curve[-1][1] < 0.85 * curve[0][1] and stats["steps"] == 60
-    from mmsae.hosts import load_backbone
+    from mmsae.hosts import load_host
 
-    host = load_backbone(f"diffusers:{out}")
+    host = load_host(f"diffusers:{out}")
     assert host.consumed("text_encoder.final_layer_norm:out[all]").context
     a, b = host.generate(["a red circle", "a cyan ring"], steps=2)
     assert not torch.equal(a, b) and a.shape == (3, 32, 32)

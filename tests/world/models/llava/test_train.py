@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmsae.hosts import load_backbone
+from mmsae.hosts import load_host
 from mmsae.types import InputError
 from mmsae.world.generator.data import generate
 from mmsae.world.models.clip import _build, _config, _save
@@ -43,12 +43,12 @@ def test_learns_and_says_what_it_did(trained):
 
 
 def test_loads_in_a_fresh_process_and_answers(trained):
-    code = "import sys; from mmsae.hosts import load_backbone; print(load_backbone(sys.argv[1]).fingerprint)"
+    code = "import sys; from mmsae.hosts import load_host; print(load_host(sys.argv[1]).fingerprint)"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [sys.executable, "-c", code, f"lvlm:{trained[1]}"], capture_output=True, text=True, env=env, check=True
     )
-    host = load_backbone(f"lvlm:{trained[1]}")
+    host = load_host(f"lvlm:{trained[1]}")
     assert run.stdout.strip() == host.fingerprint
     data = generate(6, 9)
     said = ask_llava(host, data.images, ["is there a red circle?"] * 6, batch_size=4)
@@ -62,13 +62,13 @@ def test_loads_in_a_fresh_process_and_answers(trained):
 
 
 def test_tower_is_the_clips_own_trunk_and_stays_so(trained, clip):
-    host = load_backbone(f"lvlm:{trained[1]}")
+    host = load_host(f"lvlm:{trained[1]}")
     tower = host.model.model.vision_tower
     want = {k.removeprefix("visual.trunk."): v for k, v in load_file(f"{clip}/open_clip_model.safetensors").items()}
     for name, value in tower.trunk.state_dict().items():
         assert torch.equal(value, want[name]), name
     pixels = host.collate.batch(["q"] * 50, llava.pictures(generate(200, 1).images[:50])).inputs["pixel_values"]
-    maps = load_backbone(f"local-dir:{clip}").model.visual.trunk.forward_intermediates(pixels, intermediates_only=True)
+    maps = load_host(f"local-dir:{clip}").model.visual.trunk.forward_intermediates(pixels, intermediates_only=True)
     x = tower(pixels).last_hidden_state
     first = (x / tower.scale + tower.mean)[..., :48]
     assert torch.allclose(first, maps[2].flatten(2).transpose(1, 2), atol=1e-4)
