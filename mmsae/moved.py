@@ -210,6 +210,7 @@ MODULES = {
     "tasks.weights_file": "lvlm.weights.file",
     "tasks.weights_job": "lvlm.weights.job",
     "tasks.zero_shot": "evaluation.zeroshot.scores",
+    "threads": "options",
     "tiny_hosts": "demo.tiny_hosts",
     "training.cli_jobs": "training.cli",
     "world.bench_filter": "bench.world_filter",

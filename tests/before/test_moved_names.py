@@ -18,6 +18,8 @@ from mmsae.training.cli import build_cli, build_job
 
 FILES = Path(__file__).parent / "files"
 ROOT = Path(__file__).parents[2]
+#: Modules without a successor: nothing used them but their own tests.
+GONE: set[str] = set()
 KNOWN = json.loads((FILES / "names.json").read_text())
 
 
@@ -32,7 +34,7 @@ def test_documented_names_are_still_found(module):
 
 def test_modules_are_still_found_and_say_where_they_are():
     wrong = {}
-    for old in KNOWN["modules"]:
+    for old in set(KNOWN["modules"]) - GONE:
         if getattr(sys.modules.get(old), "__name__", old) != old:
             del sys.modules[old]  # found by its old name before, and said then
         with warnings.catch_warnings(record=True) as said:
