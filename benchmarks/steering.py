@@ -25,10 +25,11 @@ from mmsae.demo import tiny_hosts
 from mmsae.files import atomic_file
 from mmsae.hosts import load_host
 from mmsae.metrics.statistics import interval
+from mmsae.report.figures import write_png
 from mmsae.steering import FeatureStats, Intervention, attach
 from mmsae.steering.edits.edit import Edit
 from mmsae.steering.measure.controls import controls
-from mmsae.steering.measure.plots import before_after, dose_plot, save
+from mmsae.steering.measure.plots import before_after, dose_plot
 from mmsae.steering.measure.scorers import CLIPJudge, after, inside, kept, towards
 from mmsae.steering.measure.sweep import Item, collect, doses, noise, sweep, verdicts
 from mmsae.steering.methods.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
@@ -134,11 +135,11 @@ def text_encoder(b):
         table = sweep(b.host, texts, arms, metrics, SEEDS, 36, seen=seen, **DRAW)
         table.to_parquet(b.out / f"text-{source}.parquet")
         if source == PAIRS[0][0]:
-            save(
+            write_png(
                 before_after(pictures, "swap", f"{source} to {target}: {n} features of the text encoder"),
                 b.out / "text.png",
             )
-            save(dose_plot(table, ["target", "source", "background"], f"{source} to {target}"), b.out / "dose.png")
+            write_png(dose_plot(table, ["target", "source", "background"], f"{source} to {target}"), b.out / "dose.png")
         out[f"{source} to {target}"] = report(table, best, "target") | baselines(b, pair, texts, source, target)
     return out
 
@@ -251,7 +252,9 @@ def block(b):
             seen=collect([Item(p, noise(SEEDS[0], i)) for i, p in enumerate(new[:3])], pictures), **DRAW,
         )  # fmt: skip
         table.to_parquet(b.out / f"block-{c}.parquet")
-        save(before_after(pictures, "paint", f"{c} painted left: feature {i} of one block"), b.out / f"block-{c}.png")
+        write_png(
+            before_after(pictures, "paint", f"{c} painted left: feature {i} of one block"), b.out / f"block-{c}.png"
+        )
         base = table[(table.strength == 0)].groupby("metric").value.mean().to_dict()
         out[c] = {"feature": i, "beta": best, "prompts": other, "unsteered": base} | report(table, best, "colour left")
     return out

@@ -265,10 +265,7 @@ def _detection(scores: dict[str, np.ndarray], data: Any) -> dict[str, dict[str, 
     import torch
 
     from mmsae.bench.world_filter import KINDS
-    from mmsae.metrics.statistics import auroc, average_ranks
-
-    def spearman(a: np.ndarray, b: np.ndarray) -> float:
-        return float(torch.corrcoef(average_ranks(torch.tensor(np.stack([a, b], 1))).T)[0, 1])
+    from mmsae.metrics.statistics import auroc, spearman
 
     out: dict[str, dict[str, float]] = {}
     captions = data.is_caption
@@ -279,7 +276,8 @@ def _detection(scores: dict[str, np.ndarray], data: Any) -> dict[str, dict[str, 
         for kind in KINDS:
             clean = data.clean & (captions == (kind != "answer"))
             row[kind] = auroc(torch.tensor(s[clean]), torch.tensor(s[data.kind == kind]))
-        row |= {f"spearman_{n}": spearman(s[captions], scores[n][captions]) for n in ("n_text", "l0", "co_l0")}
+        of = lambda n: torch.tensor(scores[n][captions])  # noqa: E731
+        row |= {f"spearman_{n}": spearman(of(name), of(n)).item() for n in ("n_text", "l0", "co_l0")}
         out[name] = row
     return out
 

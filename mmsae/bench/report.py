@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mmsae.files import atomic_file
+from mmsae.report.tables import markdown_table
 
 KINDS = {"swapped": "swapped caption", "attribute": "wrong attribute", "answer": "wrong answer"}
 LENGTH = {"spearman_n_text": "length", "spearman_l0": "l0", "spearman_co_l0": "co_l0"}
@@ -80,27 +80,22 @@ def verdict(results: dict[str, Any]) -> str:
     return text.strip()
 
 
-def _markdown(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def filter_table(results: dict[str, Any]) -> str:
     """Both tables and the verdict, in markdown."""
     seeds = len(results["seeds"])
     return (
         f"Yes/no accuracy on held-out clean scenes after fine-tuning, {seeds} seed{'s' * (seeds > 1)}:\n\n"
-        + _markdown(*_accuracy_rows(results))
-        + "\nAUROC of finding the damage (0.5: blind), and Spearman's ρ among captions:\n\n"
-        + _markdown(*_detection_rows(results))
-        + f"\n{verdict(results)}\n"
+        + markdown_table(*_accuracy_rows(results))
+        + "\n\nAUROC of finding the damage (0.5: blind), and Spearman's ρ among captions:\n\n"
+        + markdown_table(*_detection_rows(results))
+        + f"\n\n{verdict(results)}\n"
     )
 
 
 def write_filter_report(root: Path, results: dict[str, Any]) -> Path:
     """Write ``accuracy.png`` and ``report.html``."""
     from mmsae.report import Section, Table, figure, render_report
-    from mmsae.report.figures import canvas
+    from mmsae.report.figures import GREY, canvas, write_png
 
     s = results["summary"]
     order = sorted(s, key=lambda a: s[a]["accuracy"])
@@ -112,12 +107,11 @@ def write_filter_report(root: Path, results: dict[str, Any]) -> Path:
         marks = {"all data": (s["all"]["accuracy"], "--"), "110%": (1.1 * s["all"]["accuracy"], ":")}
         marks |= {"base": (results["base"]["accuracy"], "-.")}
         for name, (x, style) in marks.items():
-            ax.axvline(x, ls=style, lw=1.2, color="#888888", label=f"{name} {x:.3f}")
+            ax.axvline(x, ls=style, lw=1.2, color=GREY, label=f"{name} {x:.3f}")
         ax.set_xlim(0.4, 1.0)
         ax.set_xlabel("accuracy on yes/no questions, held-out scenes")
         ax.legend(loc="lower right")
-        with atomic_file(root / "accuracy.png") as temp:
-            fig.savefig(temp, format="png", dpi=130, facecolor="white")
+        write_png(fig, root / "accuracy.png", dpi=130, facecolor="white")
         shown = figure(fig, "accuracy of every arm", "Mean and deviation over seeds; a dot is one fine-tuning")
     sections = [
         Section(

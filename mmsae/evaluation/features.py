@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mmsae.evaluation.images import Asked, Seen, read_images
 from mmsae.evaluation.labels import Labels, read_labels
-from mmsae.evaluation.pooling import TINY, Moments, Sums, Through, TokenMeans, mean_rows, pool_codes
+from mmsae.evaluation.pooling import TINY, Sums, Through, TokenMeans, mean_rows, pool_codes
 from mmsae.hosts import Host
+from mmsae.metrics.components import Moments
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, FaultLog, draw, expand
 from mmsae.types import IMAGE, Codes, InputError, Site

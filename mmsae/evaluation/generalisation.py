@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmsae.evaluation.features import KINDS, Features
-from mmsae.evaluation.rows import row, wilson
+from mmsae.evaluation.rows import row
 from mmsae.evaluation.spaces import CONTROLS, Space, spaces
 from mmsae.metrics.choice import at_edge
 from mmsae.metrics.concepts.probing import (
@@ -29,7 +29,7 @@ from mmsae.metrics.concepts.probing import (
     nearest_mean,
     predictions,
 )
-from mmsae.metrics.statistics import paired_interval
+from mmsae.metrics.statistics import paired_interval, wilson
 from mmsae.sae import SAE
 from mmsae.types import InputError
 

@@ -1,4 +1,4 @@
-"""From the rows of images to one row per image: sums over the rows, pooled codes, moments.
+"""From the rows of images to one row per image: sums over the rows, pooled codes.
 
 At a pooled site an image has one row. At a token site it has many, which are not held: what figures need of them is
 summed here while they pass.
@@ -111,26 +111,6 @@ class Through(NamedTuple):
         wide = lambda t: torch.nn.functional.pad(t, (0, z.values.shape[1] - t.shape[1]))  # noqa: E731
         columns = [(t.x, wide(t.z), wide(t.fires)) for t in (p.tokens for p in parts)]
         return cls(z, recon, sums, TokenMeans(*(torch.cat(c) for c in zip(*columns, strict=True))))
-
-
-class Moments:
-    """Mean and covariance of rows, summed in float64."""
-
-    def __init__(self) -> None:
-        self.n, self.total, self.square = 0, 0.0, 0.0
-
-    def add(self, x: Tensor) -> None:
-        """Add rows ``(N, d)``."""
-        for part in x.split(CHUNK):
-            part = part.double()
-            self.n += len(part)
-            self.total = self.total + part.sum(0)
-            self.square = self.square + part.T @ part
-
-    def of(self) -> tuple[Tensor, Tensor]:
-        """``(d,)`` mean and ``(d, d)`` covariance, float64."""
-        mean = self.total / self.n
-        return mean, (self.square - self.n * mean[:, None] * mean) / max(1, self.n - 1)
 
 
 def mean_rows(x: Tensor, item: Tensor, n: int) -> Tensor:

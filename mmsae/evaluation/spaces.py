@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mmsae.evaluation.features import KINDS, Features, encode_features
-from mmsae.evaluation.pooling import Moments
 from mmsae.evaluation.rows import TRAINED
+from mmsae.metrics.components import principal
 from mmsae.sae import SAE, random_control
-from mmsae.types import IMAGE, Codes, InputError
+from mmsae.types import Codes, InputError
 
 RANDOM, PCA, WHITENED = "random", "pca", "whitened"
 CONTROLS = (RANDOM, PCA, WHITENED)
@@ -77,51 +76,3 @@ def spaces(
         if WHITENED in controls:
             out.append(Space("raw", WHITENED, [(p / spread).float() for p in projected]))
     return out
-
-
-def principal(x: Tensor | Moments, least: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, ``(d, r)`` principal axes in falling order, and ``(r,)`` standard deviations, in float64.
-
-    Axes with less than ``least`` of the largest variance are left out: they are rounding.
-
-    Args:
-        x: Rows ``(N, d)``, or their moments.
-        least: Least share of the largest variance.
-    """
-    if isinstance(x, Moments):
-        mean, covariance = x.of()
-    else:
-        mean = x.double().mean(0)
-        c = x.double() - mean
-        covariance = c.T @ c / max(1, len(x) - 1)
-    value, vector = torch.linalg.eigh(covariance)
-    value, vector = value.flip(0), vector.flip(1)
-    keep = value > least * value[0]
-    return mean, vector[:, keep], value[keep].sqrt()
-
-
-class Components(NamedTuple):
-    """Principal components in the place of an SAE: all of them are on in every row.
-
-    Attributes:
-        mean: ``(d,)`` float64.
-        axes: ``(d, k)`` float64.
-    """
-
-    mean: Tensor
-    axes: Tensor
-
-    @classmethod
-    def leading(cls, x: Tensor | Moments, l0: float) -> Components:
-        """The leading components of some rows, as many as a code has latents on."""
-        mean, axes, _ = principal(x)
-        return cls(mean, axes[:, : max(1, round(l0))])
-
-    def encode(self, x: Tensor, modality: str = IMAGE) -> Codes:
-        """Projections of rows ``(N, d)``."""
-        z = (x.double() - self.mean.to(x.device)) @ self.axes.to(x.device)
-        return Codes(z.float(), None, z.shape[1], modality)
-
-    def decode(self, z: Codes, modality: str = IMAGE) -> Tensor:
-        """``(N, d)`` reconstructions."""
-        return (self.mean + z.values.double().cpu() @ self.axes.T).float()

@@ -18,10 +18,11 @@ from mmsae.evaluation.images import Asked, read_images
 from mmsae.evaluation.labels import Classes, read_classes, read_templates
 from mmsae.evaluation.ontology.tree import Tree
 from mmsae.evaluation.shifts import shift
-from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Components, Space, spaces
+from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Space, spaces
 from mmsae.evaluation.suite import NotApplicable, Suite
 from mmsae.evaluation.zeroshot.scores import class_embeddings
 from mmsae.hosts import Host, load_host
+from mmsae.metrics.components import Components
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, draw, read_shards
 from mmsae.types import IMAGE, TEXT, InputError

@@ -32,7 +32,7 @@ from mmsae.filtering.selection import (
 )
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.jobs import units, write_part
-from mmsae.metrics.statistics import average_ranks
+from mmsae.metrics.statistics import spearman
 from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, draw, shard_name
 from mmsae.shards.decode import parse_json
 from mmsae.shards.names import safe_key
@@ -178,13 +178,13 @@ def reshard(
     return shard + 1
 
 
-def spearman(columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+def rank_correlations(columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Rank correlation of every column with every other; NaN (left out) where one is constant."""
     names = [c for c, v in columns.items() if len(np.unique(v)) > 1]
     if not names:
         return {}
-    ranks = average_ranks(torch.from_numpy(np.stack([columns[c] for c in names], 1).astype(np.float64)))
-    table = torch.corrcoef(ranks.T).reshape(len(names), -1)
+    values = torch.from_numpy(np.stack([columns[c] for c in names], 1).astype(np.float64))
+    table = spearman(values, values)
     return {a: {b: round(table[i, j].item(), 6) for j, b in enumerate(names)} for i, a in enumerate(names)}
 
 

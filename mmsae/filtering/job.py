@@ -310,7 +310,7 @@ def finish(plan: Plan, ready: Ready, parts: list[Path], present: Callable[[Resul
         **about,
         "scores": {c: merge.summary(v) for c, v in scored.numbers.items()},
         "scores_kept": {c: merge.summary(v[kept]) for c, v in scored.numbers.items()},
-        "spearman": merge.spearman(scored.numbers),
+        "spearman": merge.rank_correlations(scored.numbers),
         "weights": fitted.about,
         "faults": log.to_dict(),
         "job": folder.job,

@@ -1,7 +1,8 @@
-"""Rank statistics with ties done right: average ranks, AUROC, and ranks in which a tie counts against the truth."""
+"""Rank statistics with ties done right, and intervals: average ranks, AUROC, Spearman, Wilson, bootstraps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -24,6 +25,22 @@ def average_ranks(x: Tensor) -> Tensor:
     last = torch.where(torch.cat([change, edge], 1), i, n - 1).flip(1).cummin(1).values.flip(1)
     ranks = (first + last).double() / 2 + 1
     return torch.empty_like(ranks).scatter_(1, order, ranks).T
+
+
+def centred_ranks(x: Tensor) -> Tensor:
+    """Average ranks within each column of ``x (N,)`` or ``(N, L)``, less their mean; float64."""
+    ranks = average_ranks(x.reshape(len(x), -1))
+    return (ranks - ranks.mean(0)).reshape(x.shape)
+
+
+def spearman(x: Tensor, y: Tensor) -> Tensor:
+    """Rank correlation of every column of ``x (N, A)`` with every column of ``y (N, B)``; ``(N,)`` is one column.
+
+    Returns:
+        ``(A, B)`` float64, without the dimension that a side has not; NaN where a column is constant.
+    """
+    a, b = (centred_ranks(v).reshape(len(v), -1) for v in (x, y))
+    return (a.T @ b / (a.norm(dim=0)[:, None] * b.norm(dim=0))).reshape(x.shape[1:] + y.shape[1:])
 
 
 def auroc_table(scores: Tensor, truth: Tensor) -> Tensor:
@@ -86,7 +103,25 @@ def pessimistic_ranks(scores: Tensor, right: Tensor, tie: float = 1e-6) -> Tenso
     return ((scores >= best - tie) & ~right).sum(1)
 
 
-DRAWS = 1000
+def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% interval of a share by Wilson's score (E. B. Wilson, JASA 1927); ``(nan, nan)`` of nothing.
+
+    It lies in [0, 1] and holds the share to the bit: by rounding alone that of n of n would often end below 1.
+    """
+    if not n:
+        return math.nan, math.nan
+    p, s = hits / n, z * z / n
+    centre, half = p + s / 2, z * math.sqrt(p * (1 - p) / n + s / (4 * n))
+    return max(0.0, min(p, (centre - half) / (1 + s))), min(1.0, max(p, (centre + half) / (1 + s)))
+
+
+DRAWS = 1000  # of a bootstrap
+
+
+def _ends(drawn: np.ndarray, outside: float = 0.05) -> tuple[float, float]:
+    """The interval that leaves out a share of the draws, half on either side; NaNs are left out."""
+    low, high = np.nanquantile(drawn, (outside / 2, 1 - outside / 2))
+    return float(low), float(high)
 
 
 def bootstrap_ratio(top: Tensor, bottom: Tensor, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
@@ -99,8 +134,7 @@ def bootstrap_ratio(top: Tensor, bottom: Tensor, draws: int = DRAWS, seed: int =
     step = max(1, 2 * 10**7 // max(1, len(both)))  # draws at a time: 20 MB of weights
     parts = [_repeats(len(both), min(step, draws - lo), seed + lo) @ both for lo in range(0, draws, step)]
     t, b = np.concatenate(parts).T
-    low, high = np.nanquantile(t / np.where(b == 0, np.nan, b), (0.025, 0.975))
-    return float(low), float(high)
+    return _ends(t / np.where(b == 0, np.nan, b))
 
 
 @lru_cache(maxsize=2)
@@ -131,12 +165,14 @@ def paired_interval(a: Tensor, b: Tensor, draws: int = DRAWS, seed: int = 0) -> 
     d = (a.double() - b.double()).numpy()
     values, counts = np.unique(d, return_counts=True)  # -1, 0, 1: resampling samples is a multinomial draw
     drawn = np.random.default_rng(seed).multinomial(len(d), counts / len(d), size=draws) @ values / len(d)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
+    return _ends(drawn)
 
 
-SAMPLES = 1000
-LEVEL = 0.95
+def balanced_interval(hit: Tensor, n: Tensor, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean over classes of ``hit / n``, images drawn anew within their class."""
+    own = n > 0
+    n, p = n[own].numpy(), (hit[own] / n[own]).numpy().clip(0, 1)
+    return _ends((np.random.default_rng(seed).binomial(n, p, (DRAWS, len(n))) / n).mean(1))
 
 
 class Interval(NamedTuple):
@@ -163,8 +199,8 @@ class Interval(NamedTuple):
 def interval(
     values: Sequence[float] | np.ndarray,
     prompts: Sequence[Hashable],
-    samples: int = SAMPLES,
-    level: float = LEVEL,
+    draws: int = DRAWS,
+    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Percentile interval of a mean, resampling prompts with all of their images.
@@ -172,9 +208,9 @@ def interval(
     Args:
         values: ``(n,)``, one per image; NaN where a measure is undefined there, which is left out.
         prompts: ``(n,)``, which prompt each image came from.
-        samples: Draws.
+        draws: Number of bootstrap samples.
         level: Coverage.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         InputError: Values and prompts of different number.
@@ -189,7 +225,6 @@ def interval(
     if number < 2:
         return Interval(float(x.mean()), np.nan, np.nan, len(x), number)
     total, count = np.bincount(which, x, number), np.bincount(which, minlength=number)
-    draws = np.random.default_rng(seed).integers(0, number, (samples, number))
-    means = total[draws].sum(1) / count[draws].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(x.mean()), float(low), float(high), len(x), number)
+    drawn = np.random.default_rng(seed).integers(0, number, (draws, number))
+    low, high = _ends(total[drawn].sum(1) / count[drawn].sum(1), 1 - level)
+    return Interval(float(x.mean()), low, high, len(x), number)

@@ -1,23 +1,13 @@
-"""Evidence made readable: concept cards, code comparisons, charts and self-contained reports."""
+"""Drawing, tables and self-contained pages: charts, concept cards, code comparisons."""
 
-from mmsae.report.figures import Figure, bar_chart, figure, line_chart
-from mmsae.report.gallery import Card, Gallery, compare_codes, concept_cards, names_of, picture, shown_latents
-from mmsae.report.page import Fact, Section, Table, render_report
+from mmsae.lazy import lazy
 
-__all__ = [
-    "Card",
-    "Fact",
-    "Figure",
-    "Gallery",
-    "Section",
-    "Table",
-    "bar_chart",
-    "compare_codes",
-    "concept_cards",
-    "figure",
-    "line_chart",
-    "names_of",
-    "picture",
-    "render_report",
-    "shown_latents",
-]
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "figures": "Figure bar_chart figure line_chart",
+        "gallery": "Card Gallery compare_codes concept_cards names_of picture shown_latents",
+        "page": "Fact Section Table render_report",
+        "tables": "markdown_table text_table",
+    },
+)

@@ -7,13 +7,17 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure as MplFigure
 
+from mmsae.files import atomic_file
+
 INK = "#010203"  # stands for "the colour of the text" until the SVG is written
+GREY = "#888888"  # of lines to compare with
 PALETTE = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b", "#eab308", "#06b6d4")
 STYLE = {
     "svg.fonttype": "none",
@@ -85,6 +89,13 @@ def inline_svg(fig: MplFigure, alt: str) -> Markup:
 def figure(fig: MplFigure, alt: str, caption: str = "") -> Figure:
     """A matplotlib figure for a report; ``alt`` says in words what it shows."""
     return Figure(inline_svg(fig, alt), caption)
+
+
+def write_png(fig: MplFigure, path: str | Path, dpi: int = 120, **options: Any) -> Path:
+    """Write a PNG, whole or not at all; ``options`` are those of ``savefig``."""
+    with atomic_file(path) as temp:
+        fig.savefig(temp, format="png", dpi=dpi, **options)
+    return Path(path)
 
 
 def line_chart(

@@ -22,12 +22,12 @@ from tqdm import tqdm
 from mmsae.files import atomic_file, disk_errors
 from mmsae.hosts import pick_device
 from mmsae.lvlm.hallucination.answers import same_job
-from mmsae.report.figures import Figure
+from mmsae.report.figures import Figure, write_png
 from mmsae.report.page import Fact, Section, Table, render_report
 from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.steering.edits.units import FeatureStats
 from mmsae.steering.measure.controls import CONTROLS, controls
-from mmsae.steering.measure.plots import before_after, dose_plot, save
+from mmsae.steering.measure.plots import before_after, dose_plot
 from mmsae.steering.measure.scorers import Metric
 from mmsae.steering.measure.sweep import STRIDE, Arm, Item, check, collect, doses, noise, run_batch, summary, verdicts
 from mmsae.steering.recipe import Asked, at_least, load_target, make_metrics, make_way, plain, read_mask, read_prompts
@@ -310,8 +310,8 @@ def _write(result: Result, present: Callable[[Result], None] | None, progress: b
     with atomic_file(folder / "table.csv") as temp:
         table.to_csv(temp, index=False)
     if result.kept:
-        save(before_after(result.kept, result.name), folder / "before_after.png")
-    save(dose_plot(table, result.metrics, result.name), folder / "dose.png")
+        write_png(before_after(result.kept, result.name), folder / "before_after.png")
+    write_png(dose_plot(table, result.metrics, result.name), folder / "dose.png")
     if present is not None:
         present(result)
     with atomic_file(folder / "results.json") as temp:

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from mmsae import InputError, bench
+from mmsae import InputError
+from mmsae.bench import command as bench
 from mmsae.bench.command import BLIND, LIKELIHOOD, PAIR, SAE_V, Sizes, bench_filter
 from mmsae.bench.report import verdict
 from mmsae.bench.world_filter import KINDS, alignment_set, mixed_questions, top_half

@@ -8,7 +8,7 @@ import torch
 from mmsae.evaluation.features import encode_features
 from mmsae.evaluation.generalisation import at_source, effective_robustness, generalisation, logit, robustness_line
 from mmsae.evaluation.rows import find
-from mmsae.evaluation.spaces import principal, spaces
+from mmsae.evaluation.spaces import spaces
 from mmsae.metrics.statistics import bootstrap_mean, bootstrap_ratio, paired_interval
 from mmsae.sae import SAE, TopK
 from mmsae.types import InputError
@@ -53,16 +53,6 @@ def test_intervals_cover_and_pair():
     assert paired_interval(a, a) == (0, 0)
     low, high = paired_interval(a, a & (torch.rand(500, generator=g) < 0.9))
     assert 0.03 < low < 0.08 < high < 0.13
-
-
-def test_principal_axes_whiten_and_leave_empty_directions_out():
-    g = torch.Generator().manual_seed(1)
-    x = torch.randn(400, 3, generator=g) @ torch.diag(torch.tensor([3.0, 1, 0.1]))
-    x = torch.cat([x, x[:, :1]], 1) + 5  # a fourth channel that says nothing new
-    mean, axes, spread = principal(x)
-    assert axes.shape == (4, 3) and (spread[:-1] >= spread[1:]).all()
-    white = (x.double() - mean) @ axes / spread
-    torch.testing.assert_close(white.T @ white / 399, torch.eye(3, dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")

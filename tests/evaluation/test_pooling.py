@@ -1,9 +1,8 @@
-"""Sums over the rows of images against the naive figures, pooled codes, batches as one, moments."""
+"""Sums over the rows of images against the naive figures, pooled codes, batches as one."""
 
 import torch
 
-from mmsae.evaluation.pooling import Moments, Sums, Through, TokenMeans, mean_rows, pool_codes
-from mmsae.evaluation.spaces import Components, principal
+from mmsae.evaluation.pooling import Sums, Through, TokenMeans, mean_rows, pool_codes
 from mmsae.metrics.reconstruction import fvu
 from mmsae.types import Codes
 
@@ -67,17 +66,3 @@ def test_batches_are_one_and_rows_are_rows():
             dense = [t.z._replace(values=field(t)).to_dense() for t in (a, b)]
             torch.testing.assert_close(*dense)
     assert one.rows(pick).sums.rows.tolist() == [5, 5, 5]
-
-
-def test_moments_are_those_of_all_rows_and_components_decode():
-    x, moments = some(500, mean=100.0)[0], Moments()
-    for part in x.split(77):
-        moments.add(part)
-    mean, covariance = moments.of()
-    torch.testing.assert_close(mean, x.double().mean(0))
-    torch.testing.assert_close(covariance, x.double().T.cov(), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(principal(moments)[2], principal(x)[2], rtol=1e-6, atol=0)
-    few, every = Components.leading(moments, 1.6), Components.leading(x, 99)
-    assert few.axes.shape == (6, 2) and every.axes.shape == (6, 6)
-    torch.testing.assert_close(every.decode(every.encode(x)), x, rtol=1e-5, atol=0)
-    assert 0.3 < fvu(few.decode(few.encode(x)), x) < 0.8

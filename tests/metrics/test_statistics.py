@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from mmsae.metrics import both_ways, groups_of, recall_at
-from mmsae.metrics.statistics import auroc, auroc_columns, auroc_table, average_ranks, pessimistic_ranks
+from mmsae.metrics.statistics import (
+    auroc,
+    auroc_columns,
+    auroc_table,
+    average_ranks,
+    balanced_interval,
+    centred_ranks,
+    pessimistic_ranks,
+    spearman,
+    wilson,
+)
 from mmsae.types import Codes
 
 
@@ -100,3 +110,41 @@ def test_equal_captions_are_right_answers_of_each_other():
     text = torch.eye(4)[[1, 0, 2, 3]]  # captions 0 and 1 exchanged, but they are the same sentence
     assert recall_at(image, text, ks=(1,))[1] == 0.5
     assert recall_at(image, text, groups_of(["a", "a", "b", "c"]), ks=(1,))[1] == 1.0
+
+
+def test_spearman_oracle():
+    z = torch.tensor([3.0, 2, 1, 0, 0])
+    assert spearman(z, torch.tensor([5.0, 4, 2, 0, 0])).item() == pytest.approx(1)
+    assert spearman(z, torch.tensor([0.0, 0, 0, 1, 2])).item() == pytest.approx(-0.860309, abs=1e-6)
+    assert spearman(torch.zeros(5), torch.arange(5.0)).isnan()  # a constant has no rank
+
+
+def test_spearman_by_hand_with_ties():
+    assert spearman(torch.tensor([1, 2, 3, 4]), torch.tensor([10, 20, 30, 25])).item() == pytest.approx(1 - 12 / 60)
+    assert spearman(torch.tensor([1, 2, 3]), torch.tensor([5, 5, 9])).item() == pytest.approx(0.5 * 3**0.5)
+
+
+def test_spearman_of_columns_is_that_of_each_pair():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 9, (40, 3), generator=g), torch.randn(40, 2, generator=g)
+    table = spearman(x, y)
+    assert table.shape == (3, 2) and spearman(x, y[:, 0]).shape == (3,)
+    for i in range(3):
+        for j in range(2):
+            assert table[i, j] == spearman(x[:, i], y[:, j])
+    torch.testing.assert_close(spearman(y, y), torch.corrcoef(centred_ranks(y).T))
+
+
+def test_wilson_by_hand():
+    assert wilson(0, 10) == pytest.approx((0, 0.27754), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-5)
+    assert all(v != v for v in wilson(0, 0))
+    for n in range(1, 2001):
+        assert wilson(0, n)[0] == 0 < wilson(0, n)[1] and wilson(n, n)[0] < 1 == wilson(n, n)[1], n
+
+
+def test_balanced_interval_covers_and_shrinks():
+    low, high = balanced_interval(torch.tensor([8.0, 1, 0]), torch.tensor([10, 10, 0]))
+    assert low < 0.45 < high and high - low > 0.1
+    more = balanced_interval(torch.tensor([800.0, 100, 0]), torch.tensor([1000, 1000, 0]))
+    assert more[1] - more[0] == pytest.approx((high - low) / 10, rel=0.35)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmsae.evaluation.features import KINDS
 from mmsae.evaluation.generalisation import SPARSE, generalisation
 from mmsae.evaluation.ontology.measures import class_sets, lca_depth, lch, retrieval_coverage, signed, tree_correlation
-from mmsae.evaluation.rows import TRAINED, row, wilson
+from mmsae.evaluation.rows import TRAINED, row
 from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Space
 from mmsae.evaluation.suite import NotApplicable, head
 from mmsae.evaluation.suite_data import Data, Found
@@ -19,7 +19,7 @@ from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.concepts.probing import L2, sparse_probing
 from mmsae.metrics.concepts.uniqueness import top_rows
 from mmsae.metrics.host.recovered import zero_shot_recovered
-from mmsae.metrics.statistics import bootstrap_mean
+from mmsae.metrics.statistics import bootstrap_mean, wilson
 from mmsae.types import IMAGE, Codes
 
 

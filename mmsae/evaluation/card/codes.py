@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.evaluation.features import Features
-from mmsae.evaluation.rows import TRAINED, row, wilson
+from mmsae.evaluation.rows import TRAINED, row
 from mmsae.evaluation.spaces import PCA, RANDOM
 from mmsae.evaluation.suite import NotApplicable, head
 from mmsae.evaluation.suite_data import Data, Found
@@ -20,7 +20,7 @@ from mmsae.metrics.concepts.uniqueness import coherence, top_rows, uniqueness
 from mmsae.metrics.pairs.bridge import bridge, energy, modality_share, stability
 from mmsae.metrics.pairs.modality import CoActivation
 from mmsae.metrics.sparsity import latent_sums
-from mmsae.metrics.statistics import bootstrap_mean, bootstrap_ratio
+from mmsae.metrics.statistics import bootstrap_mean, bootstrap_ratio, wilson
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, Tokens
 

@@ -14,12 +14,13 @@ from mmsae.evaluation.card.page import markdown, write_card
 from mmsae.evaluation.features import token_site
 from mmsae.evaluation.labels import TEMPLATE_SETS
 from mmsae.evaluation.ood.sets import shared_images
-from mmsae.evaluation.rows import text_table, write_results
+from mmsae.evaluation.rows import write_results
 from mmsae.evaluation.suite import HEADS, NotApplicable, Suite, load_suite
 from mmsae.evaluation.suite_data import Data, Found
 from mmsae.files import atomic_folder, remove_leftovers
 from mmsae.load import load_pair, other_host_warnings
 from mmsae.recipes import find_recipe
+from mmsae.report.tables import text_table
 from mmsae.sae import SAE
 from mmsae.types import InputError
 

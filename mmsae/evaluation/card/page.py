@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsae.report.figures import PALETTE, Figure, bar_chart, canvas, figure
+from mmsae.report.figures import GREY, PALETTE, Figure, bar_chart, canvas, figure
 from mmsae.report.page import Fact, Section, Table, render_report
+from mmsae.report.tables import markdown_table
 
 TITLES = {
     "core": "Reconstruction and sparsity",
@@ -125,9 +126,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         out.append(f"## {TITLES.get(name, name)}\n")
         own = [r for r in rows if r["head"] == name]
         for table in ood_tables(own) if name == "ood" else tables_of(own):
-            head = [f"| {' | '.join(table.columns)} |", "|---" * len(table.columns) + "|"]
-            body = [f"| {' | '.join('' if c is None else str(c) for c in r)} |" for r in table.rows]
-            out.append("\n".join([f"{table.caption}:\n", *head, *body]) + "\n")
+            out.append(f"{table.caption}:\n\n{markdown_table(table.columns, table.rows, none='')}\n")
     return "\n".join(out)
 
 
@@ -147,7 +146,7 @@ def scatter(more: Mapping[str, Any], name: str) -> Figure:
             low, high = ax.get_xlim()
             grid = [max(1e-3, low) + (min(0.999, high) - max(1e-3, low)) * i / 60 for i in range(61)]
             line = [1 / (1 + math.exp(-(slope * math.log(p / (1 - p)) + intercept))) for p in grid]
-            ax.plot(grid, line, "--", lw=1, color="#888888", label="line of raw features")
+            ax.plot(grid, line, "--", lw=1, color=GREY, label="line of raw features")
         ax.set(xlabel="source accuracy", ylabel=f"accuracy on {name}")
         fig.legend(loc="outside right upper")
         text = (
@@ -192,7 +191,7 @@ def _roc(name: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     with canvas(width=4.6, height=3.4) as (fig, ax):
         for i, (label, (fpr, tpr)) in enumerate(curves.items()):
             ax.plot(fpr, tpr, label=label, color=PALETTE[i % len(PALETTE)])
-        ax.plot([0, 1], [0, 1], "--", lw=1, color="#888888")
+        ax.plot([0, 1], [0, 1], "--", lw=1, color=GREY)
         ax.set(xlabel="share of ID images flagged", ylabel="share of OOD images flagged")
         ax.legend(loc="lower right")
         return figure(fig, f"ROC on {name}", f"{name}: OOD is the positive class")

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.rows import row, wilson
+from mmsae.evaluation.rows import row
 from mmsae.evaluation.spaces import PCA, RANDOM
 from mmsae.evaluation.suite import NotApplicable, head
 from mmsae.evaluation.suite_data import Data, Found
 from mmsae.metrics.concepts.uniqueness import top_rows
-from mmsae.metrics.statistics import bootstrap_mean
+from mmsae.metrics.statistics import bootstrap_mean, wilson
 from mmsae.types import Codes
 
 TOP, SAME = 9, 5  # images looked at, and how many of them of one class make a feature pure

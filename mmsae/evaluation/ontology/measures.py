@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmsae.evaluation.ontology.tree import Tree
 from mmsae.metrics.concepts.concepts import match_concepts, score_concepts
-from mmsae.metrics.statistics import average_ranks
+from mmsae.metrics.statistics import centred_ranks
 from mmsae.types import IMAGE, Codes, InputError
 
 
@@ -167,8 +167,7 @@ def tree_correlation(tree: Tree, means: Tensor, draws: int = 200, seed: int = 0)
     near = tree.similarity()
 
     def centred(v: Tensor) -> Tensor:
-        r = average_ranks(v[:, None])[:, 0]
-        r = r - r.mean()
+        r = centred_ranks(v)
         return r / r.norm().clamp(min=1e-12)
 
     a = centred((unit @ unit.T)[i, j])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mmsae.metrics.components import axes_of
 from mmsae.types import InputError
 
 CHUNK = 2048  # rows at a time where a row meets the whole training set
@@ -266,7 +267,7 @@ class ViM(NamedTuple):
         x = head.space(f)
         origin = -torch.linalg.pinv(head.weight, rtol=1e-6) @ head.bias  # rank C - 1 where rows sum to 0
         centred = x - origin
-        vectors = torch.linalg.eigh(centred.T @ centred / len(x)).eigenvectors.flip(1)
+        vectors = axes_of(centred.T @ centred / len(x))[1]
         vim = cls(head, origin, vectors, torch.ones(len(vectors)), min(dim, len(vectors) - 1))
         top = max_logit(head(f)).mean()
         return vim._replace(scales=top / vim.residuals(f, range(len(vectors))).mean(0).clamp(min=1e-12))

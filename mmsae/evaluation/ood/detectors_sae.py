@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmsae.evaluation.features import Features
 from mmsae.metrics.sparsity import latent_sums
-from mmsae.metrics.statistics import average_ranks
+from mmsae.metrics.statistics import spearman
 from mmsae.types import Codes
 
 CORE = 0.9  # share of a profile's mass that its core dimensions hold
@@ -48,15 +48,6 @@ def _over_active(z: Codes, weight: Tensor) -> Tensor:
     """``(n,)`` sum of ``weight (d_sae,)`` over the latents that fire."""
     on = z.values != 0
     return on.double() @ weight if z.indices is None else (weight[z.indices] * on).sum(1)
-
-
-def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """``(n,)`` rank correlation of the rows of ``a (n, M)`` with ``b (M,)``, average ranks; 0 where one is constant."""
-    ra = average_ranks(a.T.contiguous()).T
-    rb = average_ranks(b[:, None])[:, 0]
-    ra, rb = ra - ra.mean(1, keepdim=True), rb - rb.mean()
-    norm = ra.norm(dim=1) * rb.norm()
-    return torch.where(norm > 0, ra @ rb / norm.clamp(min=1e-300), 0.0)
 
 
 class Profiles(NamedTuple):
@@ -93,7 +84,7 @@ class Profiles(NamedTuple):
         for c, rows in _by_class(predicted):
             profile = self.mean[c]
             ids = profile.topk(min(top, max(2, int((profile > 0).sum())))).indices
-            out[rows] = spearman(z.rows(rows).gather(ids).double(), profile[ids])
+            out[rows] = spearman(z.rows(rows).gather(ids).double().T, profile[ids]).nan_to_num(0)
         return out
 
     def cap_energy(self, z: Codes, predicted: Tensor) -> Tensor:

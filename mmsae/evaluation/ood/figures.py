@@ -11,10 +11,9 @@ from torch import Tensor
 
 from mmsae.evaluation.ood.head import ID, Scored
 from mmsae.evaluation.rows import find
-from mmsae.files import atomic_file
 from mmsae.metrics.host.ood import roc
+from mmsae.report.tables import markdown_table
 
-COLOURS = ("#1f6f8b", "#c8553d", "#8a9b3c", "#7a5195", "#bc8034", "#4d4d4d")
 TITLES = {"auroc": "AUROC", "fpr95_ood_positive": "FPR95, OOD positive", "fpr95_id_positive": "FPR95, ID positive",
           "aupr_in": "AUPR, ID positive", "aupr_out": "AUPR, OOD positive"}  # fmt: skip
 
@@ -50,13 +49,9 @@ def markdown(
         header, *body = table(rows, names, figure)
         best = min if figure.startswith("fpr") else max
         top = [best((r[c] for r in body if r[c] is not None), default=None) for c in range(3, len(header))]
-        out += ["", f"{title}:", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        for r in body:
-            cells = [
-                "–" if v is None else f"**{v:.3f}**" if round(v, 3) == round(top[c], 3) else f"{v:.3f}"
-                for c, v in enumerate(r[3:])
-            ]
-            out.append(f"| {' | '.join([*r[:3], *cells])} |")
+        bold = lambda v, best: f"**{v:.3f}**" if v is not None and round(v, 3) == round(best, 3) else v  # noqa: E731
+        cells = [[*r[:3], *map(bold, r[3:], top)] for r in body]
+        out += ["", f"{title}:", "", markdown_table(header, cells)]
     for title, lines in (("Warnings", warnings), ("Notes", notes)):
         out += ["", f"{title}:", "", *(f"- {line}" for line in lines)] if lines else []
     return "\n".join(out) + "\n"
@@ -79,15 +74,16 @@ def leaders(scored: Scored, names: Sequence[str]) -> list[tuple[str, str, str]]:
 
 def plot_ood(scored: Scored, names: Sequence[str], path: str | Path) -> Path:
     """ROC curves of the leading detectors, and the distribution of the best one's confidences, for every OOD set."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from mmsae.report.figures import PALETTE, write_png
 
     shown = leaders(scored, names)
     figure = Figure(figsize=(3.4 * len(names), 6.4), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False)
     best = next((k for k in shown if not k[0] and k[1] not in ("raw", "embed")), shown[0])
     for top, bottom, name in zip(*axes, names, strict=True):
-        for (control, kind, score), colour in zip(shown, COLOURS, strict=False):
+        for (control, kind, score), colour in zip(shown, PALETTE, strict=False):
             conf = scored.conf[control, score, kind]
             fpr, tpr = roc(conf[ID], conf[name])
             label = " ".join(filter(None, (f"[{control}]" if control else "", score, kind)))
@@ -101,16 +97,15 @@ def plot_ood(scored: Scored, names: Sequence[str], path: str | Path) -> Path:
     axes[1, -1].legend(frameon=False, fontsize=8)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure)
-    with atomic_file(path) as temp:
-        figure.savefig(temp, format="png", dpi=120)
-    return Path(path)
+    return write_png(figure, path)
 
 
 def _distributions(axis: Any, inside: Tensor, out: Tensor) -> None:
+    from mmsae.report.figures import PALETTE
+
     both = np.concatenate([inside.numpy(), out.numpy()])
     edges = np.linspace(*np.percentile(both, [0.5, 99.5]), 41)
     edges = np.unique(edges) if edges[0] < edges[-1] else np.linspace(edges[0] - 1, edges[0] + 1, 41)
-    for values, label, colour in ((inside, "ID", COLOURS[0]), (out, "OOD", COLOURS[1])):
+    for values, label, colour in ((inside, "ID", PALETTE[0]), (out, "OOD", PALETTE[1])):
         clipped = np.clip(values.numpy(), edges[0], edges[-1])
         axis.hist(clipped, edges, density=True, alpha=0.55, color=colour, label=label)

@@ -13,6 +13,7 @@ from mmsae.evaluation.ood import detectors as d
 from mmsae.evaluation.ood.fit import DISTANCES, LOGITS, NATIVE, Fitted, Setup, fit_detectors
 from mmsae.evaluation.pooling import Sums, Through
 from mmsae.evaluation.rows import row
+from mmsae.metrics.components import Components, axes_of
 from mmsae.metrics.host.ood import OODMetrics, auroc_interval, ood_metrics
 from mmsae.sae import SAE, random_control
 from mmsae.types import IMAGE, Codes
@@ -26,11 +27,11 @@ def pca_control(train: Features, k: int) -> Callable[[Features], Features]:
     k = max(1, min(k, train.x.shape[1] - 1))
     mean = train.x.double().mean(0)
     x = train.x.double() - mean
-    basis = torch.linalg.eigh(x.T @ x / len(x)).eigenvectors.flip(1)[:, :k]
+    components = Components(mean, axes_of(x.T @ x / len(x))[1][:, :k])
 
     def change(f: Features) -> Features:
-        z = (f.x.double() - mean) @ basis
-        recon = (mean + z @ basis.T).float()
+        z = components.project(f.x)
+        recon = components.restore(z)
         codes = Codes(z.float(), None, k, f.z.modality)
         return f.through(Through(codes, recon, Sums.of(f.x, recon, codes, torch.arange(f.n), f.n)))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmsae.evaluation.features import Features, load_features, token_site, with_sae
 from mmsae.evaluation.labels import Classes, Labels, read_classes, read_labels, read_templates
-from mmsae.evaluation.rows import row, text_table, write_results
+from mmsae.evaluation.rows import row, write_results
 from mmsae.evaluation.zeroshot.head import Split, ZeroShot, at_embedding, text_classes, zero_shot_head
 from mmsae.evaluation.zeroshot.scores import ALPHAS, zero_shot_scores
 from mmsae.files import atomic_file
@@ -19,6 +19,7 @@ from mmsae.load import load_pair, other_host_warnings
 from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.pairs.retrieval import cosine_to
 from mmsae.metrics.statistics import whiskers
+from mmsae.report.tables import markdown_table, text_table
 from mmsae.sae import SAE, random_control
 from mmsae.shards import draw, expand
 from mmsae.types import IMAGE, TEXT, InputError
@@ -227,13 +228,14 @@ def _plain(values: Tensor) -> list[float | None]:
 
 def markdown(rows: list[dict[str, Any]], alpha: float | None, warnings: list[str]) -> str:
     """One line per kind of features and control, intervals in brackets."""
-    lines = ["| features | control | top-1 | top-5 | mean per class | n |", "|---|---|---|---|---|---|"]
+    table = []
     for control, kind in dict.fromkeys((r["control"], r["features"]) for r in rows if "low" in r):
         own = {r["score"]: r for r in rows if (r["control"], r["features"]) == (control, kind) and "low" in r}
         cells = [
             f"{own[s]['value']:.3f} ({own[s]['low']:.3f}–{own[s]['high']:.3f})" for s in ("top1", "top5", "balanced")
         ]
-        lines.append(f"| {kind} | {control or '–'} | {' | '.join(cells)} | {own['top1']['n']} |")
+        table.append([kind, control or None, *cells, own["top1"]["n"]])
+    lines = [markdown_table(["features", "control", "top-1", "top-5", "mean per class", "n"], table)]
     for r in rows:
         if r["score"] == "explained_variance" and r["value"] is not None:
             lines += ["", f"Explained variance ({r['control'] or 'the SAE'}): {r['value']:.3f}"]
@@ -244,31 +246,30 @@ def markdown(rows: list[dict[str, Any]], alpha: float | None, warnings: list[str
 
 def plot(rows: list[dict[str, Any]], main: ZeroShot, path: Path, chance: float) -> None:
     """Top-1 with intervals, trained and random; and top-1 on the tuning split against alpha."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from mmsae.report.figures import GREY, PALETTE, write_png
 
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     kinds = list(main.per_class)
-    for j, (control, colour) in enumerate((("", "#1f6f8b"), ("random", "#bbbbbb"))):
+    for j, (control, colour) in enumerate((("", PALETTE[0]), ("random", GREY))):
         own = {r["features"]: r for r in rows if r["score"] == "top1" and r["control"] == control}
         for i, kind in enumerate(kinds):
             if r := own.get(kind):
                 error = whiskers(r["value"], r["low"], r["high"])
                 left.bar(i + 0.4 * j - 0.2, r["value"], 0.36, yerr=[[e] for e in error], color=colour, capsize=2,
                          label=(control or "SAE") if i == 0 else None)  # fmt: skip
-    left.axhline(chance, color="#4d4d4d", lw=0.8, ls=":", label="chance")
+    left.axhline(chance, color=GREY, lw=0.8, ls=":", label="chance")
     left.set_xticks(range(len(kinds)), kinds)
     left.set(ylabel="top-1, 95% interval", ylim=(0, 1))
     left.legend(frameon=False, fontsize=8)
     if main.tuning:
-        right.plot(list(main.tuning), list(main.tuning.values()), "o-", color="#c8553d", ms=4)
-        right.axvline(main.alpha, color="#4d4d4d", lw=0.8, ls=":")
+        right.plot(list(main.tuning), list(main.tuning.values()), "o-", color=PALETTE[1], ms=4)
+        right.axvline(main.alpha, color=GREY, lw=0.8, ls=":")
         right.set(xlabel="alpha", ylabel="top-1 on the tuning split")
     else:
         right.set_axis_off()
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
-    FigureCanvasAgg(figure)
-    with atomic_file(path) as temp:
-        figure.savefig(temp, format="png", dpi=120)
+    write_png(figure, path)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mmsae.evaluation.ood.detectors import Head, cosine_head
-from mmsae.evaluation.rows import row, wilson
+from mmsae.evaluation.rows import row
 from mmsae.evaluation.zeroshot.scores import ALPHAS, CONCEPTS, class_embeddings, enhance, hits, tune_alpha
 from mmsae.hosts import Host
 from mmsae.metrics.choice import at_edge
+from mmsae.metrics.statistics import balanced_interval, wilson
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, InputError
 
 SCORES = ("top1", "top5", "balanced")
-DRAWS = 1000  # of the bootstrap
 
 
 class Split(NamedTuple):
@@ -105,15 +104,6 @@ def zero_shot_head(
                         low=low, high=high, classes=int((counts > 0).sum())))  # fmt: skip
     edges = at_edge(f"alpha{f' of control {control}' if control else ''}", alpha, tuning, (0.0,)) if tuning else []
     return ZeroShot(rows, alpha, tuning, per_class, counts, edges)
-
-
-def balanced_interval(hit: Tensor, n: Tensor, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the mean over classes of ``hit / n``, images drawn anew within their class."""
-    own = n > 0
-    n, p = n[own].numpy(), (hit[own] / n[own]).numpy().clip(0, 1)
-    draws = np.random.default_rng(seed).binomial(n, p, (DRAWS, len(n))) / n
-    low, high = np.percentile(draws.mean(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 WHOSE = ("auto", "host", "zeroshot", "probe")

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmsae.files import atomic_file
+from mmsae.report.tables import text_table
 
-COLOURS = ("#4d4d4d", "#1f6f8b", "#c8553d", "#8a9b3c", "#7a5195", "#bc8034")
 POPE_COLUMNS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed", "n")
 Pope = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]  # strategy, method, parser, figure
 CHAIR_COLUMNS = ("chair_s", "chair_i", "recall", "length", "mentions", "n")
-
-
-def text_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    """Aligned columns; numbers with three decimals."""
-    cells = [list(map(str, header))] + [[f"{c:.3f}" if isinstance(c, float) else str(c) for c in r] for r in rows]
-    width = [max(len(r[i]) for r in cells) for i in range(len(header))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, width, strict=True)).rstrip() for r in cells)
 
 
 def pope_table(table: Pope, parser: str) -> str:
@@ -56,8 +48,9 @@ def _bars(
     groups: Mapping[str, Mapping[str, Mapping[str, float]]], path: str | Path, title: str, ylim: Any = None
 ) -> Path:
     """One panel per group; in it one cluster of bars per key, one bar per method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from mmsae.report.figures import PALETTE, write_png
 
     figure = Figure(figsize=(4.2 * len(groups), 3.4), layout="constrained")
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
@@ -66,7 +59,7 @@ def _bars(
         for j, method in enumerate(methods):
             x = [i + (j - (len(methods) - 1) / 2) * 0.8 / len(methods) for i in range(len(clusters))]
             values = [c.get(method, float("nan")) for c in clusters.values()]
-            axis.bar(x, values, 0.75 / len(methods), label=method, color=COLOURS[j % len(COLOURS)])
+            axis.bar(x, values, 0.75 / len(methods), label=method, color=PALETTE[j % len(PALETTE)])
         axis.set_xticks(range(len(clusters)), list(clusters))
         axis.set_ylabel(name)
         if ylim:
@@ -74,7 +67,4 @@ def _bars(
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize=10)
-    FigureCanvasAgg(figure)
-    with atomic_file(path) as temp:
-        figure.savefig(temp, format="png", dpi=120)
-    return Path(path)
+    return write_png(figure, path)

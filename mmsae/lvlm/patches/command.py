@@ -14,6 +14,7 @@ from mmsae.lvlm.hallucination.answers import at_least_one, same_job
 from mmsae.lvlm.patches.patch_filter import ALL, SCORES, PatchFilter
 from mmsae.lvlm.tokens import no_lvlm, segment_sites
 from mmsae.lvlm.weights.file import load_weights
+from mmsae.report.tables import markdown_table
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FAULT_LIMIT, FaultLog, expand, identity, read_shard, with_image
@@ -132,16 +133,17 @@ def _error(p: float, n: int) -> float:
 
 def markdown(results: dict[str, Any]) -> str:
     """Accuracy by score and share kept."""
-    t, head = results["table"], ["kept", *results["scores"]]
-    lines = [head, ["---"] * len(head)]
-    lines += [[f"{k:.0%}", *(f"{t[f'{s}/{k:g}']['accuracy']:.3f}" for s in results["scores"])] for k in results["keep"]]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    t = results["table"]
+    rows = [[f"{k:.0%}", *(t[f"{s}/{k:g}"]["accuracy"] for s in results["scores"])] for k in results["keep"]]
+    body = markdown_table(["kept", *results["scores"]], rows)
     return f"{body}\n\nall patches: {t[ALL]['accuracy']:.3f}, {results['questions']} questions"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """The same as a picture, with standard errors."""
     from matplotlib.figure import Figure
+
+    from mmsae.report.figures import write_png
 
     fig = Figure(figsize=(6, 3.6), layout="constrained")
     ax, t = fig.subplots(), results["table"]
@@ -153,5 +155,4 @@ def plot(results: dict[str, Any], path: Path) -> None:
     ax.invert_xaxis()
     ax.set(xlabel="share of patches kept", ylabel="accuracy")
     ax.legend(frameon=False)
-    with atomic_file(path) as temp:
-        fig.savefig(temp, format="png", dpi=130)
+    write_png(fig, path, dpi=130)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsae.metrics.statistics import average_ranks
+from mmsae.metrics.statistics import spearman
 from mmsae.types import InputError
 
 
@@ -68,15 +68,6 @@ def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
     return Locality(within, without, within / (within + without))
 
 
-def spearman(x: Tensor | Sequence[float], y: Tensor | Sequence[float]) -> float:
-    """Rank correlation, ties at the mean of their ranks; NaN where one side is constant."""
-    pair = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in (x, y)], 1)
-    ranks = average_ranks(pair)
-    centred = ranks - ranks.mean(0)
-    norms = centred.norm(dim=0)
-    return (centred[:, 0] @ centred[:, 1] / (norms[0] * norms[1])).item() if norms.min() > 0 else float("nan")
-
-
 def usable(strengths: Sequence[float], quality: Sequence[float], baseline: float, loss: float = 0.1) -> list[float]:
     """The strengths up to which quality loses no more than a share of what it was without steering.
 
@@ -129,7 +120,8 @@ def dose_response(strengths: Sequence[float] | Tensor, scores: Sequence[float] |
     s, y = (torch.as_tensor(v, dtype=torch.float64) for v in (strengths, scores))
     levels, which = s.unique(return_inverse=True)
     means = torch.zeros_like(levels).index_add_(0, which, y) / torch.bincount(which)
-    return Dose(spearman(levels, means), spearman(s, y), dict(zip(levels.tolist(), means.tolist(), strict=True)))
+    rho, rho_images = spearman(levels, means).item(), spearman(s, y).item()
+    return Dose(rho, rho_images, dict(zip(levels.tolist(), means.tolist(), strict=True)))
 
 
 class Specificity(NamedTuple):

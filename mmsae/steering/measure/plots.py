@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mmsae.files import atomic_file
 from mmsae.metrics.statistics import interval
+from mmsae.report.figures import PALETTE
 from mmsae.steering.measure.sweep import UNSTEERED, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLOURS = ("#1f6f8b", "#c8553d", "#8a9b3c", "#7a5195", "#bc8034", "#4d4d4d")
 _TINY = 64  # pixels: smaller pictures keep their pixels when they are enlarged
 
 
@@ -65,7 +62,7 @@ def dose_plot(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> F
         own = rows_of(table, metric)
         base = own[own.intervention == UNSTEERED]
         names = [n for n in own.intervention.unique() if n != UNSTEERED]
-        for colour, name in zip(COLOURS * (len(names) // len(COLOURS) + 1), names, strict=False):
+        for colour, name in zip(PALETTE * (len(names) // len(PALETTE) + 1), names, strict=False):
             mine = own[own.intervention == name]
             _curve(axis, mine[mine.control < 0], base, name, colour)
             _band(axis, mine[mine.control >= 0], base, colour)
@@ -97,14 +94,6 @@ def _band(axis: Any, controls: pd.DataFrame, base: pd.DataFrame, colour: str) ->
     means = means.sort_index()
     axis.plot(means.index, means["mean"], "--", lw=1, color=colour, label="random features (lowest to highest)")
     axis.fill_between(means.index, means["min"], means["max"], facecolor="#888888", alpha=0.2, lw=0)
-
-
-def save(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
-    """Write a PNG, whole or not at all."""
-    FigureCanvasAgg(figure)
-    with atomic_file(path) as temp:
-        figure.savefig(temp, format="png", dpi=dpi)
-    return Path(path)
 
 
 def before_after(kept: Mapping[tuple[str, float, int], Mapping[Any, Tensor]], name: str, title: str = "") -> Figure:

@@ -15,8 +15,8 @@ from mmsae.evaluation.card.splitting import _side
 from mmsae.evaluation.features import Features
 from mmsae.evaluation.pooling import TokenMeans, mean_rows, pool_codes
 from mmsae.evaluation.rows import row
-from mmsae.evaluation.spaces import Components
 from mmsae.evaluation.suite import HEADS
+from mmsae.metrics.components import Components
 from mmsae.metrics.reconstruction import Reconstruction
 from mmsae.metrics.sparsity import sparsity
 from mmsae.sae import SAE, Normaliser, TopK, random_control

@@ -33,13 +33,6 @@ def test_firing_rates_are_smoothed():
     assert ds.firing_rates(z).tolist() == pytest.approx([3 / 5, 1 / 5, 1 / 5])
 
 
-def test_spearman_oracle():
-    z = torch.tensor([[3.0, 2, 1, 0, 0]])
-    assert ds.spearman(z, torch.tensor([5.0, 4, 2, 0, 0])).item() == pytest.approx(1)
-    assert ds.spearman(z, torch.tensor([0.0, 0, 0, 1, 2])).item() == pytest.approx(-0.860309, abs=1e-6)
-    assert ds.spearman(torch.zeros(1, 5), torch.arange(5.0)).item() == 0  # a constant has no rank: no NaN
-
-
 def test_scores_equal_naive_formulas():
     z, y, x = codes(), torch.arange(60) % 3, codes(seed=1)
     p = ds.Profiles.fit(z, y, 3)

@@ -11,9 +11,9 @@ from mmsae import load_pair
 from mmsae.cli import main
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.labels import read_classes, read_labels, read_templates
-from mmsae.evaluation.rows import find, wilson
+from mmsae.evaluation.rows import find
 from mmsae.evaluation.zeroshot.command import _Job, plot, zeroshot
-from mmsae.evaluation.zeroshot.head import Split, balanced_interval, text_classes, zero_shot_head
+from mmsae.evaluation.zeroshot.head import Split, text_classes, zero_shot_head
 from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot, zero_shot_scores
 from mmsae.hosts import load_host
 from mmsae.metrics.reconstruction import FVU
@@ -80,14 +80,6 @@ def test_alpha_zero_is_plain_clip_to_the_bit(place):
     assert r.alpha == 0 and torch.equal(r.per_class["enhanced"], r.per_class["raw"])
 
 
-def test_wilson_by_hand():
-    assert wilson(0, 10) == pytest.approx((0, 0.27754), abs=1e-4)
-    assert wilson(5, 10) == pytest.approx((0.236593, 0.763407), abs=1e-5)
-    assert all(v != v for v in wilson(0, 0))
-    for n in range(1, 2001):
-        assert wilson(0, n)[0] == 0 < wilson(0, n)[1] and wilson(n, n)[0] < 1 == wilson(n, n)[1], n
-
-
 @pytest.mark.parametrize("right", [True, False])
 def test_a_perfect_score_is_drawn(tmp_path, right):
     labels = torch.arange(24) % 3
@@ -97,13 +89,6 @@ def test_a_perfect_score_is_drawn(tmp_path, right):
     assert all(r["low"] <= r["value"] <= r["high"] for r in found.rows)
     plot(found.rows, found, tmp_path / "zeroshot.png", 1 / 3)
     assert (tmp_path / "zeroshot.png").stat().st_size > 0
-
-
-def test_balanced_interval_covers_and_shrinks():
-    low, high = balanced_interval(torch.tensor([8.0, 1, 0]), torch.tensor([10, 10, 0]))
-    assert low < 0.45 < high and high - low > 0.1
-    more = balanced_interval(torch.tensor([800.0, 100, 0]), torch.tensor([1000, 1000, 0]))
-    assert more[1] - more[0] == pytest.approx((high - low) / 10, rel=0.35)
 
 
 def test_the_command_writes_everything(place, tmp_path, capsys):

@@ -10,7 +10,6 @@ from mmsae.steering.measure.pictures import (
     dose_response,
     kid,
     locality,
-    spearman,
     specificity,
     unlearning,
     usable,
@@ -37,12 +36,6 @@ def test_locality_counts_pixels_inside_and_outside():
     assert locality(before, before, mask).share.isnan().all()
     with pytest.raises(InputError, match="no inside and outside"):
         locality(before, after, torch.ones(2, 2))
-
-
-def test_spearman_by_hand_with_ties():
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 25]) == pytest.approx(1 - 6 * 2 / (4 * 15))
-    assert spearman([1, 2, 3], [5, 5, 9]) == pytest.approx(0.5 * 3**0.5)
-    assert np.isnan(spearman([1, 2, 3], [1, 1, 1]))
 
 
 def test_usable_range_ends_at_the_first_loss_on_either_side():

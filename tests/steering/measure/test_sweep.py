@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from mmsae.report.figures import write_png
 from mmsae.steering import Edit, Intervention
 from mmsae.steering.measure.controls import controls
-from mmsae.steering.measure.plots import before_after, dose_plot, save
+from mmsae.steering.measure.plots import before_after, dose_plot
 from mmsae.steering.measure.scorers import after
 from mmsae.steering.measure.sweep import COLUMNS, Item, collect, doses, noise, plan, rows_of, summary, sweep, verdicts
 from mmsae.types import InputError
@@ -129,12 +130,12 @@ def test_pictures_are_written(tmp_path):
     arms += controls(arms, n=3, live=torch.arange(8))
     items = [Item("green", 0), Item("blue left", noise(0, 1))]
     table = sweep(host, ["green", "blue left"], arms, seeds=[0], seen=collect(items, kept), steps=1)
-    path = save(before_after(kept, "red"), tmp_path / "grid.png")
+    path = write_png(before_after(kept, "red"), tmp_path / "grid.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
     figure = dose_plot(table, ["moved"], "dose")
     [line, dashed] = [x for x in figure.axes[0].get_lines()]
     assert line.get_xdata().tolist() == [0, 0.5, 1] and line.get_label() == "red" and "random" in dashed.get_label()
-    assert save(figure, tmp_path / "dose.png").stat().st_size > 1000
+    assert write_png(figure, tmp_path / "dose.png").stat().st_size > 1000
 
 
 def test_more_controls_than_live_features_are_said():
