@@ -1,9 +1,13 @@
-"""Where recipes (YAML files) are found: the working folder, then the installed package, then the repository."""
+"""Where recipes (YAML files) are found, and what they say with the recipes that they include.
+
+They are looked up in the working folder, then in the installed package, then in the repository. ``include:`` at the top
+of a recipe names others, as ``-c`` does; they are read first, in order, and the recipe's own lines are laid over them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,27 +62,77 @@ def configs_first(args: Sequence[str]) -> list[str]:
     return recipes + options
 
 
-def job_of(path: str) -> dict[str, Any] | None:
-    """The module that a recipe names for ``mmsae predict``, as ``class_path`` and ``init_args``; None without one."""
+def _content(path: str) -> Any:
+    """What a file says; None where it cannot be read, for whoever parses it will say why."""
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None  # whoever parses it will say what is wrong
+        return None
+
+
+def read_recipe(path: str, within: tuple[str, ...] = ()) -> Any:
+    """Content of a recipe, laid over what it includes; None where it cannot be read.
+
+    Args:
+        path: File.
+        within: Recipes that include this one.
+
+    Raises:
+        InputError: ``include`` is not a list of recipes, one of them is not found or no mapping, or a recipe includes
+            itself.
+    """
+    content = _content(path)
+    if within and not isinstance(content, dict):
+        raise InputError(f"{path}, which {within[-1]} includes, is not a mapping in YAML")
+    if not isinstance(content, dict) or "include" not in content:
+        return content
+    names, chain, under = content.pop("include"), (*within, path), {}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: include is {names!r}, not a list of recipes")
+    for name in names:
+        beside = Path(path).parent / name
+        found = str(beside) if beside.is_file() else find_recipe(name)
+        if found in chain:
+            raise InputError(f"a recipe includes itself: {' -> '.join((*chain, found))}")
+        under = laid_over(under, read_recipe(found, chain))
+    return laid_over(under, content)
+
+
+def laid_over(under: Any, over: Any) -> Any:
+    """Two configurations as one: mappings key by key, unless they name two classes; else ``over``."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    if "class_path" in over and over["class_path"] != under.get("class_path", over["class_path"]):
+        return over
+    return under | {key: laid_over(under.get(key), value) for key, value in over.items()}
+
+
+def whole_recipe(path: str) -> str:
+    """A recipe as Lightning's command line takes it: its path, or its content where it includes others."""
+    content = _content(path)
+    return json.dumps(read_recipe(path)) if isinstance(content, dict) and "include" in content else path
+
+
+def job_of(path: str) -> dict[str, Any] | None:
+    """The module that a recipe names for ``mmsae predict``, as ``class_path`` and ``init_args``; None without one."""
+    found = read_recipe(path)
     model = found.get("model") if isinstance(found, dict) else None
     return model if isinstance(model, dict) and "class_path" in model else None
 
 
 def command_recipe(path: str) -> str:
-    """A recipe as a plain command takes it: its path, or the arguments of the job that it names as options."""
+    """A recipe as a plain command takes it: as it is, or the arguments of the job that it names as options."""
     job = job_of(path)
-    return path if job is None else json.dumps(job.get("init_args") or {})
+    return whole_recipe(path) if job is None else json.dumps(job.get("init_args") or {})
+
+
+def each_recipe(args: Sequence[str], change: Callable[[str], str]) -> list[str]:
+    """Options with every ``-c RECIPE`` changed."""
+    return [change(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args, strict=False)]
 
 
 def command_args(args: Sequence[str]) -> list[str]:
     """The options of a plain command, recipes first, each as :func:`command_recipe` reads it."""
-    args = configs_first(args)
-    return [
-        command_recipe(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args, strict=False)
-    ]
+    return each_recipe(configs_first(args), command_recipe)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmsae.recipes import read_recipe
 from mmsae.training.cli import build_cli, build_job, names_a_module
 from mmsae.training.lit import LitSAE
 
@@ -51,8 +52,21 @@ def test_data_fragments_combine_with_an_sae(data, tmp_path):
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda p: p.stem)
 def test_the_store_recipe_is_its_fragment(path):
-    complete = yaml.safe_load((ROOT / "train" / f"{path.stem}_store.yaml").read_text())
+    complete = read_recipe(str(ROOT / "train" / f"{path.stem}_store.yaml"))
     assert complete["model"] == yaml.safe_load(path.read_text())["model"]
+
+
+def test_no_recipe_repeats_what_a_fragment_or_another_recipe_says():
+    """Seven lines in a row that two files have in common are a fragment (fragments of SAEs are each a whole method)."""
+
+    def runs(path):
+        lines = [x for x in path.read_text().splitlines() if not x.startswith("#")]
+        return set(zip(*(lines[i:] for i in range(7)), strict=False))
+
+    seen = {run: path for path in FRAGMENTS for run in runs(path)}
+    for path in (p for d in ("data", "run", "world", "train", "smoke") for p in sorted((ROOT / d).glob("*.yaml"))):
+        for run in runs(path):
+            assert seen.setdefault(run, path) == path, f"{path} repeats lines of {seen[run]}:\n" + "\n".join(run)
 
 
 def test_overrides_reach_k_and_ratio(tmp_path):

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmsae.options import Process, add_group, use_threads
-from mmsae.recipes import configs_first, job_of
+from mmsae.recipes import configs_first, each_recipe, job_of, whole_recipe
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
 from mmsae.training.checkpoint import RunCheckpoint, disk_errors
 from mmsae.training.lit import LitSAE
@@ -76,7 +76,7 @@ def build_job(args: list[str] | None, run: bool = True) -> JobCLI:
         | {c: {"exit_on_error": False} for c in LightningCLI.subcommands()},
         auto_configure_optimizers=False,
         trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
-        args=args,
+        args=args and each_recipe(args, whole_recipe),
         run=run,
     )
 
@@ -213,7 +213,7 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
             "default_root_dir": "runs/fit",
             "enable_model_summary": False,
         },
-        args=args,
+        args=args and each_recipe(args, whole_recipe),
         run=run,
     )
 

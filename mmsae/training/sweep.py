@@ -11,11 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mmsae.files import atomic_file
 from mmsae.metrics.statistics import whiskers
-from mmsae.recipes import find_recipe
+from mmsae.recipes import find_recipe, read_recipe
 from mmsae.training.cli import run as lightning
 from mmsae.types import InputError
 
@@ -94,7 +92,7 @@ def _plan(root: Path, store: str, recipe: str, steps: int | None, fit_options: s
     """What all points have in common; kept in ``sweep.json``, so that a folder never mixes two sweeps."""
     path = find_recipe(recipe)
     if steps is None:
-        steps = (yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("trainer") or {}).get("max_steps")
+        steps = (read_recipe(path).get("trainer") or {}).get("max_steps")
         if not steps:
             raise InputError(f"{recipe} has no trainer.max_steps: give --steps")
     plan = {"recipe": recipe, "store": store, "steps": steps, "fit_options": fit_options}

@@ -135,7 +135,7 @@ def test_recipes_are_jobs_and_options_of_a_command(path):
 def test_which_recipes_name_a_module(tmp_path):
     assert names_a_module(["predict", "-c", str(RECIPES[0])]) and names_a_module(["--model=x.Y"])
     assert names_a_module(["--model", "x.Y"]) and not names_a_module(["--model", "x.yaml", "--model.sae.x", "a.B"])
-    plain = str(CONFIGS / "train/topk_store.yaml")
+    plain = str(CONFIGS / "train/llava_tokens.yaml")
     assert not names_a_module(["predict", "-c", plain, "--model.sae.init_args.ratio", "3"])
     assert command_recipe(plain) == plain
     (tmp_path / "broken.yaml").write_text("a: [")

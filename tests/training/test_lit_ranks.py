@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import yaml
 from datamodules import CachedActivations
 from mmsae.activations import StoreLoader
 from mmsae.cli import main
+from mmsae.recipes import read_recipe
 from mmsae.sae import Normaliser, fit_rows
 from tests.helpers.training import RECIPE, ROOT, SMALL, fit, make_store, mmsae
 
@@ -121,7 +121,7 @@ def test_streaming_over_uneven_shards(tmp_path):
         "shards": write(tmp_path / "train", (20, 20, 5)), "val_shards": write(tmp_path / "val", (23,)), "host": host,
         "batch_size": 6, "read_batch": 5, "buffer_pairs": 12, "workers": 0, "shuffle": 8,
     }  # fmt: skip
-    recipe = yaml.safe_load(Path(ROOT / "configs/train/paired_topk_store.yaml").read_text())
+    recipe = read_recipe(str(ROOT / "configs/train/paired_topk_store.yaml"))
     recipe["data"] = {"class_path": "datamodules.StreamingActivations", "init_args": data}
     recipe["trainer"] |= {"max_steps": 9, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
