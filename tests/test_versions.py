@@ -22,8 +22,8 @@ def asked():
     project = toml.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     lines = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    lines += [r for e in ("test", "notebooks", "wordnet") for r in extras[e] if not r.startswith("mmsae[")]
-    assert extras["test"][0] == "mmsae[notebooks,wordnet]"
+    lines += [r for e in ("test", "docs", "notebooks", "wordnet") for r in extras[e] if not r.startswith("mmsae[")]
+    assert extras["test"][0] == "mmsae[docs,notebooks,wordnet]"
     return [Requirement(r) for r in lines]
 
 
