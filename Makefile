@@ -67,7 +67,7 @@ lint: $(READY)
 notebooks: $(READY)  ## execute notebooks/*.ipynb and write their outputs back
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
 
-docs: $(READY)  ## docs/cli.md from the code
+docs: $(READY)  ## docs/reference/cli.md from the code
 	$(BIN)/python docs/make_cli.py
 
 $(READY): pyproject.toml requirements/lock.txt

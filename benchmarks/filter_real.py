@@ -190,7 +190,7 @@ def run_case(name: str, case: Case, out: Path) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table of ``docs/filtering.md``."""
+    """The table of ``docs/results/filtering.md``."""
     head = ["set", "SAE", *(f"`{c}`" for c in SCORES), "reasons (text / image)"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, case in results.items():

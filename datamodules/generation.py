@@ -43,7 +43,7 @@ class GenerationDataModule(lightning.LightningDataModule):
         seed: Of orders, noise and draws.
         caption_field: Field of json that holds the caption.
         allow_random: Accept a host whose files lack weights, with random ones in their place.
-        host_options: Options that the host is loaded with, which become part of its name (docs/hosts.md).
+        host_options: Options that the host is loaded with, which become part of its name (docs/how-to/hosts.md).
     """
 
     def __init__(

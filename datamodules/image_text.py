@@ -39,7 +39,7 @@ class ImageTextDataModule(lightning.LightningDataModule):
         caption_field: Field of ``json`` that holds the caption; empty: ``txt``, or ``json``'s ``caption``.
         fault_limit: Largest share of samples that may be dropped, judged after 1,000 and at the end.
         allow_random: Accept a host whose files lack weights, with random ones in their place.
-        host_options: Options that the host is loaded with, which become part of its name (docs/hosts.md).
+        host_options: Options that the host is loaded with, which become part of its name (docs/how-to/hosts.md).
         pin_memory: Whether batches arrive in pinned memory; where None, if there is a CUDA device.
     """
 

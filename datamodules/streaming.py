@@ -42,7 +42,7 @@ class StreamingActivations(lightning.LightningDataModule):
             ``question+answer``: whole conversations.
         fault_limit: Largest share of samples that may be unusable.
         allow_random: Accept a host whose files lack weights, with random ones in their place.
-        host_options: Options that the host is loaded with, which become part of its name (docs/hosts.md).
+        host_options: Options that the host is loaded with, which become part of its name (docs/how-to/hosts.md).
     """
 
     def __init__(

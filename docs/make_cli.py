@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands and classes themselves: ``python docs/make_cli.py``. A test compares."""
+"""Writes docs/reference/cli.md from commands and classes: ``python docs/make_cli.py``. A test compares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmsae.training import LitSAE, Schedule
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE
 from mmsae.training.checkpoint import RunCheckpoint
 
-FILE = Path(__file__).with_name("cli.md")
+FILE = Path(__file__).with_name("reference") / "cli.md"
 NOT_OPTIONS = ("help", "config", "print_config")
 
 HEAD = """# Commands

@@ -99,7 +99,7 @@ class HostOptions:
 
     host_options: dict[str, Any] = field(default_factory=dict)
     """Options that the host is loaded with, as --host-options.img_size 224 or as JSON. They become part of its name, so
-    that stores and SAEs know them (docs/hosts.md)."""
+    that stores and SAEs know them (docs/how-to/hosts.md)."""
     allow_random_weights: bool = False
     """Accept a host whose files lack weights, with random ones in their place."""
 

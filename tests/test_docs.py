@@ -1,4 +1,4 @@
-"""What the documents name exists: links, paths, Python names, recipes, make targets; docs/cli.md is the code's."""
+"""What the documents name exists: links, paths, Python names, recipes, make targets."""
 
 import importlib
 import os
@@ -22,20 +22,20 @@ def prose(page):
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=doc_blocks.name)
 def test_links_lead_somewhere(page):
     links = [x for x in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in x]
     assert [x for x in links if not (page.parent / x.split("#")[0]).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=doc_blocks.name)
 def test_paths_exist(page):
     code = " ".join(re.findall(r"`([^`]+)`", prose(page))) + " " + " ".join(b.text for b in doc_blocks.blocks(page))
     paths = set(re.findall(rf"(?:{'|'.join(PLACES)})/[\w/*.-]*\.(?:py|md|yaml|ipynb|html)\b", code))
     assert [p for p in paths if not list(ROOT.glob(p))] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", PAGES, ids=doc_blocks.name)
 def test_python_names_exist(page):
     names = set(re.findall(r"`((?:mmsae|datamodules)(?:\.\w+)+)[`(]", prose(page)))
     missing = []
@@ -71,8 +71,8 @@ def test_cli_page_is_the_code():
         env=os.environ | {"PYTHONPATH": str(ROOT / "docs")},
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    page = (ROOT / "docs" / "cli.md").read_text()
-    assert out == page, "docs/cli.md is out of date: python docs/make_cli.py"
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    assert out == page, "docs/reference/cli.md is out of date: python docs/make_cli.py"
     assert all(f"## mmsae {name}\n" in page for name in COMMANDS) and ", ".join(LIGHTNING) in page
     empty = [line for line in page.splitlines() if re.match(r"\| `[^`]+` \|\s*\|", line)]
     assert empty == []

@@ -70,7 +70,7 @@ def test_the_plain_loop_trains(readme):
         torch.testing.assert_close(dictionary.weight.norm(dim=1), torch.ones(512))
 
 
-@pytest.mark.parametrize("document", doc_blocks.DOCS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("document", doc_blocks.DOCS, ids=doc_blocks.name)
 def test_documents_run(document, readme):
     doc_blocks.run_document(document)
 

@@ -16,7 +16,7 @@ from mmsae.jobs.processes import main
 
 MODULE, LOG, STATE, RESULTS = "mmsae.demo.diffusion", "diffusion.log", "diffusion.json", "steering_results.json"
 PICTURES, PROBE = "steering_pictures.safetensors", "probe/probe.safetensors"
-SOURCE, TARGET = "red", "blue"  # fixed before any was tried; docs/world.md has more pairs
+SOURCE, TARGET = "red", "blue"  # fixed before any was tried; docs/results/world.md has more pairs
 SHOWN = 6  # prompts whose pictures are kept
 CHOOSE, TUNE = 80, 18  # prompts that choose latents, and k and strength; 150 of one colour in all
 DRAW = {"steps": 20, "guidance": 3.0}

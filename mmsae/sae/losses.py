@@ -123,7 +123,7 @@ class CodeCosine(LossTerm):
     .3 is a plateau on the generated world and 1 collapses onto hub latents (one latent that fires on everything makes
     every pair agree). Watch the cosine of shuffled pairs. Where text is poor (ten class names) and k is large, .1 and
     .03 collapsed too: a slot of the code is free to hold a constant that the decoder's bias takes away again.
-    ``shuffled=0.5`` ends that: a constant then gains little (docs/first-results.md).
+    ``shuffled=0.5`` ends that: a constant then gains little (docs/results/first-results.md).
 
     Args:
         coefficient: Weight of the term.

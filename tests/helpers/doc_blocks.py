@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def name(document):
+    """A document's path within the repository, which is its test's name."""
+    return document.relative_to(ROOT).as_posix()
+
 
 EVALUATE = (
     "--trainer.accelerator cpu --data.batch_size 16 --trainer.enable_progress_bar false "

@@ -115,7 +115,7 @@ def evaluate(
 
     Args:
         sae: Folder or hub id of the SAE.
-        suite: YAML file that says which data and which heads (configs/eval/world.yaml; docs/evaluation.md).
+        suite: YAML file that says which data and which heads (configs/eval/world.yaml; docs/how-to/evaluate.md).
         out: Folder to write: results.json, tables.md and report.html. It appears when everything is done.
         host: Name of the host; default: the suite's, else that of the SAE's site.
         root: Folder that the suite's data paths are relative to; default: the suite's.

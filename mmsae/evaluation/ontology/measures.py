@@ -1,9 +1,9 @@
 """Do features follow a tree of classes? Lowest common hypernyms against a permutation null, purity, coverage.
 
 The names of the measures are those of Olson et al. (arXiv 2505.15970, 2508.11277), whose formulas could not be read:
-the definitions are this project's, see docs/evaluation.md. A feature stands for the set of classes on most of whose
-images it fires; the claim is not that such sets lie low in the tree but that they lie lower than sets of equal size
-with the classes exchanged at random.
+the definitions are this project's, see docs/how-to/evaluate.md. A feature stands for the set of classes on most of
+whose images it fires; the claim is not that such sets lie low in the tree but that they lie lower than sets of equal
+size with the classes exchanged at random.
 """
 
 from __future__ import annotations
