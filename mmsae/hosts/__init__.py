@@ -33,7 +33,7 @@ _LATE = {
     "OpenCLIPHost": "encoders.open_clip",
     "TimmHost": "encoders.timm",
 }
-_OLD = {name.replace("Host", "Host"): name for name in ("Host", *_LATE)} | {"load_host": "load_host"}
+_OLD = {name.replace("Host", "Backbone"): name for name in ("Host", *_LATE)} | {"load_backbone": "load_host"}
 
 
 def __getattr__(name: str) -> Any:

@@ -82,3 +82,11 @@ def test_the_recipe_of_the_aligner_is_read():
 def test_scorers_in_a_recipe_are_found():
     named = yaml.safe_load((FILES / "yaml" / "world_words.yaml").read_text())["scorers"]
     assert len(named) == 3 and all(callable(load_scorer(text.partition("=")[2])) for text in named)
+
+
+@pytest.mark.parametrize("old", ["Backbone", "OpenCLIPBackbone", "LVLMBackbone", "DiffusionBackbone", "load_backbone"])
+def test_hosts_were_called_backbones(old):
+    hosts = importlib.import_module("mmsae.hosts")
+    new = old.replace("Backbone", "Host").replace("backbone", "host")
+    with pytest.warns(FutureWarning, match=f"mmsae.hosts.{old} is {new} now"):
+        assert getattr(hosts, old) is getattr(hosts, new)
