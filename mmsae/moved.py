@@ -243,27 +243,37 @@ MODULES = {
 """Old module: new module, both without ``mmsae.``; an empty name stands for a package that was divided."""
 
 NAMES = {
-    "metrics.concepts": (
-        "metrics.concepts.concepts", "Match concept_report f1_table match_concepts score_concepts thresholds",
-    ),
-    "metrics.pairs": (
-        "metrics.pairs.pairs",
-        "ModalityScore alive_counts derangement modality_score pair_report top_concept top_concept_agreement"
-        " warnings_of",
-    ),
-    "shards": ("jobs.units", "Unit done part_path run_units units write_part"),
-    "steering.measure": (
-        "steering.measure.pictures",
-        "Dose Locality Specificity Unlearning directional dose_response kid locality specificity unlearning usable",
-    ),
-}  # fmt: skip
-"""Package whose name stayed: where names are today that it had, and which these are."""
-
-DIVIDED = {
-    "interpret.jobs": {"Weights": "lvlm.weights.lightning"},
-    "tasks.sae_v": {"encode_tokens": "lvlm.tokens", "segment_sites": "lvlm.tokens"},
+    "backbones": {
+        "hosts": "Backbone=Host load_backbone=load_host DiffusionBackbone=DiffusionHost LVLMBackbone=LVLMHost"
+        " OpenCLIPBackbone=OpenCLIPHost TimmBackbone=TimmHost"
+    },
+    "backbones.base": {"hosts.base": "Backbone=Host"},
+    "backbones.diffusion": {"hosts.diffusion.host": "DiffusionBackbone=DiffusionHost"},
+    "backbones.load": {"hosts.load": "load_backbone=load_host"},
+    "backbones.lvlm": {"hosts.lvlm.host": "LVLMBackbone=LVLMHost"},
+    "backbones.open_clip": {"hosts.encoders.open_clip": "OpenCLIPBackbone=OpenCLIPHost"},
+    "backbones.timm": {"hosts.encoders.timm": "TimmBackbone=TimmHost"},
+    "heads.pooling": {"metrics.components": "Moments"},
+    "heads.rows": {"metrics.statistics": "wilson", "report.tables": "text_table"},
+    "heads.spaces": {"metrics.components": "Components"},
+    "interpret.jobs": {"lvlm.weights.lightning": "Weights"},
+    "metrics.concepts": {
+        "metrics.concepts.concepts": "Match concept_report f1_table match_concepts score_concepts thresholds"
+    },
+    "metrics.pairs": {
+        "metrics.pairs.pairs": "ModalityScore alive_counts derangement modality_score pair_report top_concept"
+        " top_concept_agreement warnings_of"
+    },
+    "shards": {"jobs.units": "Unit done part_path run_units units write_part"},
+    "steering.measure": {
+        "steering.measure.pictures": "Dose Locality Specificity Unlearning directional dose_response kid locality"
+        " specificity unlearning usable",
+        "metrics.statistics": "spearman",
+    },
+    "steering.run": {"steering.edits.codes": "orthonormal sample_fvu"},
+    "tasks.sae_v": {"lvlm.tokens": "encode_tokens segment_sites"},
 }
-"""Old module: what it held and its new module does not, and where that is."""
+"""Old module: new module: names of the old one that are not where :data:`MODULES` leads; ``OLD=NEW`` where renamed."""
 
 
 class _Moved(MetaPathFinder, Loader):
@@ -272,13 +282,14 @@ class _Moved(MetaPathFinder, Loader):
         return ModuleSpec(name, self, is_package=True) if name != known and known in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        new = MODULES[spec.name.removeprefix("mmsae.")]
+        known = spec.name.removeprefix("mmsae.")
+        new = MODULES[known]
         if not new:
             return None
         _tell(spec.name, f"mmsae.{new}")
         found = import_module(f"mmsae.{new}")
-        for name, module in DIVIDED.get(spec.name.removeprefix("mmsae."), {}).items():
-            setattr(found, name, getattr(import_module(f"mmsae.{module}"), name))
+        if known in NAMES:
+            vars(found)["__getattr__"] = earlier(spec.name, vars(found).get("__getattr__"))
         self.spec = found.__spec__
         return found
 
@@ -291,15 +302,22 @@ def _tell(old: str, new: str) -> None:
     warnings.warn(f"{old} is {new} now; the old name goes in mmsae {UNTIL}", FutureWarning, stacklevel=3)
 
 
-def earlier(package: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package of :data:`NAMES`."""
-    new, names = NAMES[package.removeprefix("mmsae.")]
+def earlier(old: str, own: Callable[[str], Any] | None = None) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module with the names that :data:`NAMES` has for ``old``, and those of its ``own``."""
+    home = {}
+    for new, names in NAMES[old.removeprefix("mmsae.")].items():
+        for name in names.split():
+            before, _, after = name.partition("=")
+            home[before] = new, after or before
 
     def find(name: str) -> Any:
-        if name not in names.split():
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        _tell(f"{package}.{name}", f"mmsae.{new}.{name}")
-        return getattr(import_module(f"mmsae.{new}"), name)
+        if name in home:
+            module, called = home[name]
+            _tell(f"{old}.{name}", f"mmsae.{module}.{called}")
+            return getattr(import_module(f"mmsae.{module}"), called)
+        if own is not None:
+            return own(name)
+        raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
     return find
 

@@ -1,6 +1,5 @@
 """Frozen hosts: load one by name, read its activations at a site, replace them there."""
 
-import warnings
 from importlib import import_module
 from typing import Any
 
@@ -33,14 +32,9 @@ _LATE = {
     "OpenCLIPHost": "encoders.open_clip",
     "TimmHost": "encoders.timm",
 }
-_OLD = {name.replace("Host", "Backbone"): name for name in ("Host", *_LATE)} | {"load_backbone": "load_host"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OLD:
-        new = _OLD[name]
-        warnings.warn(f"mmsae.hosts.{name} is {new} now; the old name goes in mmsae 0.4", FutureWarning, stacklevel=2)
-        return globals().get(new) or __getattr__(new)
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"mmsae.hosts.{_LATE[name]}"), name)

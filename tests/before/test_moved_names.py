@@ -86,7 +86,7 @@ def test_scorers_in_a_recipe_are_found():
 
 @pytest.mark.parametrize("old", ["Backbone", "OpenCLIPBackbone", "LVLMBackbone", "DiffusionBackbone", "load_backbone"])
 def test_hosts_were_called_backbones(old):
-    hosts = importlib.import_module("mmsae.hosts")
     new = old.replace("Backbone", "Host").replace("backbone", "host")
-    with pytest.warns(FutureWarning, match=f"mmsae.hosts.{old} is {new} now"):
-        assert getattr(hosts, old) is getattr(hosts, new)
+    backbones, hosts = importlib.import_module("mmsae.backbones"), importlib.import_module("mmsae.hosts")
+    with pytest.warns(FutureWarning, match=f"mmsae.backbones.{old} is mmsae.hosts.{new} now"):
+        assert getattr(backbones, old) is getattr(hosts, new)
