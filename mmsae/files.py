@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import glob
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from mmsae.errors import InputError
 
@@ -180,3 +182,34 @@ def remove_leftovers(target: str | Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def write_json(target: str | Path, value: Any) -> Path:
+    """Write a JSON file that is either whole or not there, and return its path."""
+    with disk_errors(target), atomic_file(target) as temp:
+        temp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return Path(target)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file so that it is either whole or absent, whatever kills the process or the machine."""
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(tmp, "wb") as f:
+            f.write(data)
+            commit(f, tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def commit(f: BinaryIO, tmp: Path, path: Path) -> None:
+    """Bytes to the disk, then the name: after a power cut too, a file with its final name is whole."""
+    f.flush()
+    os.fsync(f.fileno())
+    os.replace(tmp, path)
+    fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

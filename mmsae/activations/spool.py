@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmsae.files import commit
 from mmsae.types import InputError
 
 _NAMES = {
@@ -28,30 +28,6 @@ _NAMES = {
 }
 _TYPES = {v: k for k, v in _NAMES.items()}
 _CHUNK = 1 << 22
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file so that it is either whole or absent, whatever kills the process or the machine."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(tmp, "wb") as f:
-            f.write(data)
-            commit(f, tmp, path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-
-
-def commit(f: BinaryIO, tmp: Path, path: Path) -> None:
-    """Bytes to the disk, then the name: after a power cut too, a file with its final name is whole."""
-    f.flush()
-    os.fsync(f.fileno())
-    os.replace(tmp, path)
-    fd = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class Spool:

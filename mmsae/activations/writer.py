@@ -26,9 +26,9 @@ from mmsae.activations.spec import (
     has_item_column,
     shard_stem,
 )
-from mmsae.activations.spool import Spool, write_whole
+from mmsae.activations.spool import Spool
 from mmsae.activations.uids import find_duplicate
-from mmsae.files import disk_errors
+from mmsae.files import disk_errors, write_whole
 from mmsae.types import Faults, InputError, Site, Tokens
 
 _META = b"mmsae"

@@ -31,7 +31,7 @@ from mmsae.filtering.selection import (
     quota,
 )
 from mmsae.filtering.selection_exchange import exchange
-from mmsae.jobs import units, write_part
+from mmsae.jobs.units import units, write_part
 from mmsae.metrics.statistics import spearman
 from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, draw, shard_name
 from mmsae.shards.decode import parse_json

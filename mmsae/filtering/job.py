@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,14 +20,16 @@ from mmsae.filtering.choose import SMOOTH, Choice, choose_set, quality_bins
 from mmsae.filtering.fit import WEIGHTS, digest, prepare_cross_modal, prepare_weights, read_names
 from mmsae.filtering.pair_weights import PairWeights
 from mmsae.filtering.passes import Target, part_faults
-from mmsae.filtering.run import Pass, Processes, judged, run_pass, sole_owner
+from mmsae.filtering.run import Pass, Processes, judged, run_pass
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader, Scorer, ScorerSpec, check_score, make_scorer, pairs_up
 from mmsae.filtering.selection import Objective, distribution
 from mmsae.hosts import named_host
-from mmsae.jobs.folder import RESULTS, JobFolder
+from mmsae.jobs.folder import JOB, JobFolder, begun_job
 from mmsae.sae import SAE
 from mmsae.shards import FAULT_LIMIT, expand, identity
 from mmsae.types import InputError
+
+RESULTS = "results.json"
 
 
 class Plan(NamedTuple):
@@ -143,7 +144,8 @@ def plan_job(
     }
     # of the scores of a vision-language LLM this one needs no weights, which may have to be fitted first
     worker = PairReader(spec) if pairs_up(spec) else make_scorer(spec._replace(score="l0"))
-    batch_size = worker.host.batch_size(JobFolder.begun(out).get("batch_size") if batch_size is None else batch_size)
+    begun = begun_job(Path(out) / RESULTS, Path(f"{out}.partial") / JOB)
+    batch_size = worker.host.batch_size(begun.get("batch_size") if batch_size is None else batch_size)
     job = {
         "score": score,
         "keep": keep,
@@ -157,17 +159,11 @@ def plan_job(
         **{"per_shard": per_shard, "compress": compress, "batch_size": batch_size, "precision": precision},
         **{"seed": seed, "caption_field": caption_field, "text": text, "allow_other_site": allow_other_site},
     }
-    folder = JobFolder(out, job)
+    folder = JobFolder(out, job, "mmsae filter", result=RESULTS, beside=True)
     workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if workers is None else workers
     run = Pass("score", paths, str(folder.work / "score"), spec, "", batch_size, workers, caption_field, fault_limit,
                progress)  # fmt: skip
     return Plan(folder, run._replace(modality=select_on if select != "top" else ""), worker, given, weights, called)
-
-
-def owner(folder: JobFolder) -> AbstractContextManager[None]:
-    """Be the one process that leads a job; see :func:`mmsae.filtering.run.sole_owner`."""
-    folder.open()
-    return sole_owner(folder.file, [folder.work / k for k in ("fit", "target", "score")])
 
 
 def _check(
@@ -256,13 +252,10 @@ def filter_shards(
     if folder.finished:
         if progress:
             print(f"{out}: finished before; nothing to do")
-        return folder.result
-    with owner(folder), Processes(devices) as processes:
-        try:
-            ready = prepare(plan, processes)
-            return finish(plan, ready, run_pass(ready.run, processes, ready.worker), present)
-        finally:
-            folder.discard()
+        return folder.out
+    with folder.lead(), Processes(devices) as processes:
+        ready = prepare(plan, processes)
+        return finish(plan, ready, run_pass(ready.run, processes, ready.worker), present)
 
 
 def prepare(plan: Plan, processes: Processes) -> Ready:

@@ -10,9 +10,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from mmsae.filtering.command import write_filter_report
-from mmsae.filtering.job import Plan, Result, finish, owner, plan_job, prepare
-from mmsae.filtering.run import Pass, Processes, TarWork, announce, at_work
+from mmsae.filtering.job import Plan, Result, finish, plan_job, prepare
+from mmsae.filtering.run import Pass, Processes, TarWork, announce
 from mmsae.filtering.scorers.clip import PairReader, Scorer
+from mmsae.jobs.folder import at_work
 from mmsae.jobs.lightning import LitUnits
 from mmsae.shards import UnitBatch
 
@@ -42,7 +43,7 @@ class Ranks(Processes):
 
     def run(self, job: Pass, worker: Scorer | PairReader, todo: list[int]) -> None:
         """Do this rank's share of some tars, and wait for the others."""
-        with at_work(job.folder):
+        with at_work(Path(job.folder).parent / "workers.lock"):
             TarWork(job, worker, self.own(todo), self.lead).run()
         self.wait()
 
@@ -74,7 +75,7 @@ class LitFilter(LitUnits):
         ranks, self.holds = Ranks(self.trainer), ExitStack()
         plan = self._plan() if ranks.lead else None
         if ranks.lead and not plan.folder.finished:
-            self.holds.enter_context(owner(plan.folder))
+            self.holds.enter_context(plan.folder.lead())
         ranks.wait()  # the folder is there and rank 0's before any other looks at it
         self.plan = plan or self._plan()
         if self.plan.folder.finished:
@@ -84,15 +85,14 @@ class LitFilter(LitUnits):
         try:
             self.ready = prepare(self.plan, ranks)
         except BaseException:
-            if ranks.lead:
-                self.plan.folder.discard()
+            self.holds.close()
             raise
         run, worker = self.ready.run, self.ready.worker
         todo = ranks.agree(run.missing())
         if ranks.lead and todo:
             announce(run, worker, todo, min(ranks.devices, len(todo)))
         Path(run.folder).mkdir(parents=True, exist_ok=True)
-        self.holds.enter_context(at_work(run.folder))
+        self.holds.enter_context(at_work(self.plan.folder.lock))
         self.work = TarWork(run, worker, ranks.own(todo), lead=False)  # the trainer has a bar of its own
         return True
 

@@ -5,14 +5,12 @@ Batches never cross tars and a tar belongs to one worker of one process: a part 
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +18,14 @@ from tqdm import tqdm
 
 from mmsae.filtering.passes import make_pass
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader, Scorer, ScorerSpec, make_scorer, pairs_up
-from mmsae.jobs import done, part_path, units, write_part
+from mmsae.jobs.estimate import duration
+from mmsae.jobs.folder import LOCK, at_work
+from mmsae.jobs.processes import end_with_parent
+from mmsae.jobs.units import done, part_path, units, write_part
 from mmsae.shards import FaultLog, UnitBatch, unit_batches
 from mmsae.shards.tar import groups
-from mmsae.types import Faults, InputError
+from mmsae.types import Faults
 
-LOCK = "workers.lock"
 _stop: Any = None  # in the processes of a pass on several devices: an event, set when one of them has failed
 _rank = 0  # there too: which device is this process's
 _reader: PairReader | None = None  # there too: host and SAE, loaded once for all passes
@@ -229,32 +229,18 @@ def announce(job: Pass, worker: Scorer | PairReader, todo: list[int], devices: i
     print(text, flush=True)
 
 
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.1 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def _remember(stop: Any, count: Any) -> None:
     global _stop, _rank
     with count.get_lock():
         _rank, count.value = count.value, count.value + 1
     _stop = stop
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
-
-
-def _follow(parent: int) -> None:
-    """End this process when the one that started it has been killed, whatever it is doing or waiting for."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)  # as safe as a kill
+    end_with_parent()
 
 
 def _share(job: Pass, todo: list[int], lead: bool) -> None:
     """One process's tars of a pass."""
     global _reader
-    with at_work(job.folder):
+    with at_work(Path(job.folder).parent / LOCK):
         if not pairs_up(job.spec):
             spec = job.spec._replace(score="l0") if job.kind == "fit" else job.spec  # there are no weights yet
             worker = make_scorer(spec, _rank)
@@ -262,33 +248,6 @@ def _share(job: Pass, todo: list[int], lead: bool) -> None:
             _reader = _reader or PairReader(job.spec, _rank)
             worker = _reader if job.kind == "fit" else ClipScorer(job.spec, reader=_reader)
         TarWork(job, worker, todo, lead).run()
-
-
-@contextmanager
-def at_work(folder: str) -> Iterator[None]:
-    """Mark the folder of a pass as being written to by a process that does not lead."""
-    with open(Path(folder) / LOCK, "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield
-
-
-@contextmanager
-def sole_owner(file: Path, folders: Sequence[Path]) -> Iterator[None]:
-    """Be the one process that leads a job, and wait for what is left of the processes of a killed one.
-
-    Raises:
-        InputError: Another process leads it.
-    """
-    with open(file, "rb") as mine:
-        try:  # a lock dies with its process, so a killed job leaves none
-            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise InputError(f"{file.parent}: another running process is working on this job") from e
-        for folder in folders:
-            if (folder / LOCK).exists():
-                with open(folder / LOCK, "rb") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def judged(faults: Sequence[dict[str, Any]], limit: float) -> FaultLog:

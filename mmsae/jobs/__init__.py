@@ -1,5 +1,6 @@
-"""Resumable work: one part per unit, and a folder that is whole or not there."""
+"""Resumable work: one part per unit, a folder that is whole or not there, and who does it."""
 
-from mmsae.jobs.units import Unit, done, part_path, run_units, units, write_part
+from mmsae.jobs.folder import JobFolder, same_job
+from mmsae.jobs.units import Parts, Unit, units
 
-__all__ = ["Unit", "done", "part_path", "run_units", "units", "write_part"]
+__all__ = ["JobFolder", "Parts", "Unit", "same_job", "units"]

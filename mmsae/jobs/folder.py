@@ -1,18 +1,75 @@
-"""The folder of a filter job: ``OUT.partial`` while it runs, ``OUT`` once it is whole, and whose job either is."""
+"""The folder of a job: whose job it is, who leads it, and a result that is whole or not there.
+
+While a job is under way ``job.json`` says what identifies it, so that the same command goes on after a kill and another
+is refused. Some jobs work in ``OUT.partial`` and their result appears as a whole; others work in OUT itself.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmsae.files import atomic_file
+from mmsae.files import disk_errors, write_whole
+from mmsae.jobs.units import Parts
 from mmsae.types import InputError
 
-RESULTS = "results.json"
+JOB, LOCK = "job.json", "workers.lock"
+
+
+def same_job(theirs: Mapping[str, Any], ours: Mapping[str, Any], what: str, but: Collection[str] = ()) -> None:
+    """Refuse to mix two jobs.
+
+    Args:
+        theirs: What identifies the job that is there.
+        ours: What identifies this one.
+        what: Where it was found, as "FOLDER holds the result".
+        but: Fields that may differ.
+
+    Raises:
+        InputError: Names the first field that differs, and both values.
+    """
+    for field in {**ours, **theirs}:
+        if field not in but and theirs.get(field) != ours.get(field):
+            raise InputError(
+                f"{what} of another job: its {_differ(field, theirs.get(field), ours.get(field))}; choose another --out"
+            )
+
+
+def _differ(name: str, there: Any, here: Any) -> str:
+    if isinstance(there, dict) and isinstance(here, dict):
+        inner = next(k for k in {**here, **there} if there.get(k) != here.get(k))
+        return _differ(inner if name == "job" else f"{name}.{inner}", there.get(inner), here.get(inner))
+    if isinstance(there, list) and isinstance(here, list) and len(repr(there)) > 80:
+        if len(there) != len(here):
+            return f"{name} is of {len(there)} entries there and of {len(here)} here"
+        i = next(i for i, pair in enumerate(zip(there, here, strict=True)) if pair[0] != pair[1])
+        return _differ(f"{name}[{i}]", there[i], here[i])
+    return f"{name} is {there!r} there and {here!r} here"
+
+
+def stored_job(file: Path) -> dict[str, Any]:
+    """What a ``job.json`` or the JSON of a result says of its job; empty where there is no such file."""
+    found = _read(file)
+    return found.get("job", found)
+
+
+def begun_job(*files: Path) -> dict[str, Any]:
+    """What the first of these files says of its job, the result's before the unfinished work's; empty where none is."""
+    return next((job for job in map(stored_job, files) if job), {})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class JobFolder:
@@ -21,75 +78,129 @@ class JobFolder:
     Args:
         out: The result.
         job: What identifies the job; plain JSON values.
+        command: Whose it is, for messages: ``mmsae filter``.
+        result: The JSON file in OUT by which a finished result is known. It holds the job, as its ``job`` or among its
+            own fields. Without one a job is never known to be finished, only its parts are.
+        beside: Whether to work in ``OUT.partial``, so that OUT appears as a whole.
+        writes: Names of what the job writes into an OUT that may hold other things; None: OUT is the job's alone.
+        but: Fields that may differ between two runs of one job.
 
     Attributes:
-        result: The result's folder.
-        work: The working folder beside it.
-        draft: Where the result is put together.
+        out: The result's folder.
+        work: The working folder.
+        draft: Where a result that appears as a whole is put together.
+        finished: Whether the result of this very job is there.
 
     Raises:
-        InputError: Either folder belongs to another job, or to something else.
+        InputError: One of the folders belongs to another job, or holds something else.
     """
 
-    def __init__(self, out: str | Path, job: Mapping[str, Any]) -> None:
-        self.result = Path(out)
-        self.work = self.result.with_name(self.result.name + ".partial")
-        self.draft = self.work / "result"
-        self.file = self.work / "job.json"
+    def __init__(
+        self,
+        out: str | Path,
+        job: Mapping[str, Any],
+        command: str,
+        *,
+        result: str = "",
+        beside: bool = False,
+        writes: Sequence[str] | None = None,
+        but: Collection[str] = (),
+    ) -> None:
+        self.out, self.command, self.writes, self.but = Path(out), command, writes, but
+        self.work = self.out.with_name(self.out.name + ".partial") if beside else self.out
+        self.draft, self.file = self.work / "result", self.work / JOB
         self.job = json.loads(json.dumps(dict(job)))
-        self.finished = self._finished()
+        self.finished = bool(result) and self._finished(self.out / result)
+        if not self.finished:
+            self._check()
 
-    @staticmethod
-    def begun(out: str | Path) -> dict[str, Any]:
-        """What identifies the job whose result, or unfinished work, lies at ``out``; empty where there is none."""
-        work = Path(out).with_name(Path(out).name + ".partial")
-        for file, field in ((Path(out) / RESULTS, "job"), (work / "job.json", None)):
-            try:
-                found = json.loads(file.read_text())
-                return dict(found if field is None else found[field])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        return {}
-
-    def _finished(self) -> bool:
-        if not self.result.exists() or (self.result.is_dir() and not any(self.result.iterdir())):
+    def _finished(self, file: Path) -> bool:
+        if not file.exists():
+            if self.work != self.out:
+                self._refuse_foreign(self.out, "result")
             return False
-        try:
-            theirs = json.loads((self.result / RESULTS).read_text())["job"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise InputError(f"{self.result} exists and holds no result of mmsae filter; choose another --out") from e
-        self._same(theirs, self.result, "the result")
-        if self.file.exists() and json.loads(self.file.read_text()) == self.job:
+        found = _read(file)
+        theirs = found.get("job") or {k: found[k] for k in self.job if k in found}
+        if not theirs:
+            raise InputError(f"{self.out} exists and holds no result of {self.command}; choose another --out")
+        same_job(theirs, self.job, f"{self.out} holds the result", self.but)
+        if self.work != self.out and stored_job(self.file) == self.job:
             shutil.rmtree(self.work)  # killed between the last two steps
         return True
 
-    def open(self) -> None:
-        """Begin the job, or go on with it."""
+    def _check(self) -> None:
         if self.file.exists():
-            self._same(json.loads(self.file.read_text()), self.work, "the unfinished work")
-            return
-        if self.work.exists() and any(not p.name.startswith(".job.json") for p in self.work.iterdir()):
-            raise InputError(f"{self.work} exists and holds no unfinished job of mmsae filter; choose another --out")
-        with atomic_file(self.file) as temp:
-            temp.write_text(json.dumps(self.job, indent=1))
+            same_job(stored_job(self.file), self.job, f"{self.work} holds the unfinished work", self.but)
+        elif self.writes is None:
+            self._refuse_foreign(self.work, "unfinished job" if self.work != self.out else "result")
+        elif own := [name for name in self.writes if (self.out / name).exists()]:
+            raise InputError(f"{self.out} has {own[0]}, which no {self.command} there wrote; choose another --out")
 
-    def _same(self, theirs: Mapping[str, Any], folder: Path, what: str) -> None:
-        for field in self.job | dict(theirs):
-            a, b = theirs.get(field), self.job.get(field)
-            if a != b:
-                long = isinstance(a, list) and isinstance(b, list)
-                how = f"of {len(a)} and here of {len(b)} entries" if long else f"{a!r} there and {b!r} here"
-                raise InputError(f"{folder} holds {what} of another job: its {field} is {how}; choose another --out")
+    def _refuse_foreign(self, folder: Path, what: str) -> None:
+        if folder.is_file() or (folder.is_dir() and any(not half_written(p) for p in folder.iterdir())):
+            raise InputError(f"{folder} exists and holds no {what} of {self.command}; choose another --out")
+
+    @contextmanager
+    def lead(self) -> Iterator[None]:
+        """Be the one process that leads the job, and wait for what is left of the processes of a killed one.
+
+        Raises:
+            InputError: Another process leads it.
+        """
+        if not self.file.exists():
+            with disk_errors(self.work):
+                self.work.mkdir(parents=True, exist_ok=True)
+                write_whole(self.file, (json.dumps(self.job, indent=1, ensure_ascii=False) + "\n").encode())
+        with open(self.file, "rb") as mine:
+            try:  # a lock dies with its process, so a killed job leaves none
+                fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                raise InputError(f"{self.work}: another running process is working on this job") from e
+            if self.lock.exists():
+                with open(self.lock, "rb") as others:
+                    fcntl.flock(others, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                self.discard()
+
+    @property
+    def lock(self) -> Path:
+        """The file that processes hold which work on the job and do not lead it; see :func:`at_work`."""
+        return self.work / LOCK
+
+    def parts(self, paths: Sequence[str], kind: str = "parts", suffix: str = ".part") -> Parts:
+        """The part files of some tars, in a folder of their own."""
+        return Parts(self.work / kind, paths, suffix)
 
     def publish(self) -> Path:
         """The result takes its place; the working folder goes."""
         for name in (p for p in self.draft.rglob(".*") if p.is_file()):  # of killed processes
             name.unlink()
-        os.replace(self.draft, self.result)
+        os.replace(self.draft, self.out)
         shutil.rmtree(self.work)
-        return self.result
+        return self.out
 
-    def discard(self) -> None:
-        """Remove a working folder in which nothing has been done yet."""
-        if not any(p.is_file() and p != self.file for p in self.work.rglob("*")):
+    def discard(self, scraps: Sequence[str] = ()) -> None:
+        """Remove a working folder in which nothing has been done yet; ``scraps`` are files and folders that do not
+        count.
+        """
+        if not self.file.exists():
+            return
+        own = [self.work / name for name in (JOB, LOCK, *scraps)]
+        files = [p for p in self.work.rglob("*") if p.is_file() and not half_written(p)]
+        if all(p in own or any(scrap in p.parents for scrap in own) for p in files):
             shutil.rmtree(self.work, ignore_errors=True)
+
+
+@contextmanager
+def at_work(lock: Path) -> Iterator[None]:
+    """Mark a job as being worked on by a process that does not lead it."""
+    with open(lock, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        yield
+
+
+def half_written(path: Path) -> bool:
+    """Whether a file is what a killed process left of its writing."""
+    return path.name.startswith(".") and ".tmp" in path.name

@@ -1,38 +1,123 @@
-"""Parts of ``mmsae demo`` that run as processes of their own and end with the one that started them."""
+"""Processes beside the one that leads, which end with it whatever kills it."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+from mmsae.jobs.engine import Share
+from mmsae.jobs.folder import at_work
+
+
+def end_with_parent() -> None:
+    """From now on, end this process when the one that started it has ended, whatever it is doing or waiting for."""
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)  # as safe as a kill; whoever goes on with the job must not meet this process
+
+
+class Local:
+    """An :class:`~mmsae.jobs.engine.Engine` of this process, or of several on this machine; a context manager.
+
+    The other processes start when the first work needs them, and stay for what follows.
+
+    Args:
+        size: Their number; with one, everything is done in the process that leads.
+    """
+
+    lead, rank = True, 0
+    lock: Path | None = None
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+        self._pool: ProcessPoolExecutor | None = None
+        self._stop: Any = None
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._stop.set()
+            self._pool.shutdown()
+
+    def agree(self, value: Any) -> Any:
+        """What this process says."""
+        return value
+
+    def wait(self) -> None:
+        """There is nobody to wait for: the others only work while this process waits for them."""
+
+    def run(self, todo: Sequence[int], here: Callable[[Share], None], there: Callable[..., None], *args: Any) -> None:
+        """Do it here, or deal it out among the other processes; see :class:`~mmsae.jobs.engine.Engine`."""
+        size = min(self.size, len(todo))
+        if size == 1:
+            here(Share(list(todo)))
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+            self._stop = context.Event()
+            self._pool = ProcessPoolExecutor(self.size, context, _start, (self._stop, context.Value("i", 0), self.lock))
+        jobs = [self._pool.submit(_work, there, list(todo[r::size]), r == 0, *args) for r in range(size)]
+        failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
+        if failed:
+            raise failed
+
+
+_stop: Any = None  # in the processes of a pool: an event, set when the work has failed in one of them
+_rank = 0  # there too: which device is this process's
+_held = ExitStack()  # there too: the job's lock, until the process ends
+
+
+def _start(stop: Any, count: Any, lock: Path | None) -> None:
+    global _stop, _rank
+    with count.get_lock():
+        _rank, count.value = count.value, count.value + 1
+    _stop = stop
+    end_with_parent()
+    if lock is not None:
+        _held.enter_context(at_work(lock))
+
+
+def _stopped() -> bool:
+    return _stop.is_set()
+
+
+def _work(there: Callable[..., None], units: list[int], lead: bool, *args: Any) -> None:
+    there(Share(units, _rank, lead, _stopped), *args)
 
 
 class SideProcess:
-    """``python -m MODULE ROOT PROFILE SEED`` with one thread, its output in a log.
+    """``python -m MODULE ARGUMENTS`` with one thread, its output in a log.
 
     Args:
-        module: With ``if __name__ == "__main__": main(run)``.
+        module: Module that calls :func:`main` when it is started.
         log: File for what it prints.
         what: What it is, for errors: "the ... part of the demo".
-        root: Folder of the demo.
-        profile: Its name.
-        seed: Of the models.
+        *args: Its arguments.
     """
 
-    def __init__(self, module: str, log: Path, what: str, root: Path, profile: str, seed: int):
+    def __init__(self, module: str, log: Path, what: str, *args: object):
         self.log, self.what = log, what
-        args = [sys.executable, "-m", module, str(root), profile, str(seed)]
+        command, env = [sys.executable, "-m", module, *map(str, args)], os.environ | {"OMP_NUM_THREADS": "1"}
         with self.log.open("w") as out:
-            self.process = subprocess.Popen(
-                args, stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
+            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
 
     def wait(self) -> None:
-        """Until it is done.
+        """Wait until it is done.
 
         Raises:
             RuntimeError: It failed; with the end of its log.
@@ -49,16 +134,9 @@ class SideProcess:
 
 
 def main(run: Callable[[Path, str, int], None]) -> None:
-    """What such a module does when it is started: ``run(root, profile, seed)``, until the parent ends."""
+    """What the module of a :class:`SideProcess` does when it is started: ``run(root, profile, seed)``."""
     import torch
 
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-
-
-def _end_with_parent() -> None:
-    parent = os.getppid()
-    while os.getppid() == parent:
-        time.sleep(0.1)
-    os._exit(1)  # the demo was killed: whoever starts it again must not meet this process

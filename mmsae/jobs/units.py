@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mmsae.files import atomic_file, disk_errors
+from mmsae.jobs.engine import Share
+from mmsae.jobs.estimate import progress_bar
+from mmsae.shards import FaultLog, UnitBatch
 from mmsae.shards.sources import shard_name
+from mmsae.types import ImageTextBatch
 
 Part = bytes | Callable[[Path], None]
 """The content of a part file, or a function that writes it to the path it is given."""
@@ -43,65 +48,145 @@ def units(paths: Sequence[str]) -> list[Unit]:
     return made
 
 
-def part_path(out: str | Path, unit: Unit, suffix: str = ".part") -> Path:
+class Parts:
+    """The part files of some units, in a folder.
+
+    Args:
+        folder: The folder; made when the first part is written.
+        paths: The shards of the whole job.
+        suffix: Ending of the part files.
+    """
+
+    def __init__(self, folder: str | Path, paths: Sequence[str], suffix: str = ".part") -> None:
+        self.folder, self.units, self.suffix = Path(folder), units(paths), suffix
+
+    def path(self, unit: Unit) -> Path:
+        """Where the part of a unit is."""
+        return self.folder / (unit.name + self.suffix)
+
+    def done(self, unit: Unit) -> bool:
+        """Whether the part of a unit is there; if it is, it is whole."""
+        return self.path(unit).exists()
+
+    def missing(self) -> list[Unit]:
+        """Units whose part is not there."""
+        return [u for u in self.units if not self.done(u)]
+
+    def files(self) -> list[Path]:
+        """All part files in the order of the units, whether or not they are there."""
+        return [self.path(u) for u in self.units]
+
+    def write(self, unit: Unit, part: Part) -> Path:
+        """Write the part of a unit under a temporary name, then rename it.
+
+        Raises:
+            InputError: The disk is full; nothing is left behind.
+        """
+        target = self.path(unit)
+        for killed in self.folder.glob(f".{glob.escape(target.name)}.tmp*"):  # a unit has one owner: nobody writes it
+            killed.unlink()
+        with disk_errors(target), atomic_file(target) as temporary:
+            temporary.write_bytes(part) if isinstance(part, bytes) else part(temporary)
+        return target
+
+    def run(
+        self, work: Callable[[str], Part], *, rank: int = 0, world: int = 1, progress: bool = True, what: str = "shards"
+    ) -> list[Path]:
+        """Do this rank's share of the units that are not done yet.
+
+        Unit i belongs to rank ``i % world``; more ranks than units is allowed. No rank waits for another here: put a
+        barrier with a long timeout between this and the merge.
+
+        Args:
+            work: Gives the part of the shard at a path: bytes, or a function that writes it to a path.
+            rank: This process.
+            world: Number of processes.
+            progress: Whether to show a progress bar.
+            what: Its label.
+
+        Returns:
+            :meth:`files`.
+        """
+        mine = self.units[rank::world]
+        todo = [u for u in mine if not self.done(u)]
+        with progress_bar(what, "tar", progress, len(mine), len(mine) - len(todo)) as bar:
+            for unit in todo:
+                self.write(unit, work(unit.path))
+                bar.update()
+        return self.files()
+
+
+def done(out, unit, suffix=".part"):
+    """Whether the part of a unit is there."""
+    return (Path(out) / (unit.name + suffix)).exists()
+
+
+def part_path(out, unit, suffix=".part"):
     """Where the part of a unit is."""
     return Path(out) / (unit.name + suffix)
 
 
-def done(out: str | Path, unit: Unit, suffix: str = ".part") -> bool:
-    """Whether the part of a unit is there; if it is, it is whole."""
-    return part_path(out, unit, suffix).exists()
+def write_part(out, unit, part, suffix=".part"):
+    """Write the part of a unit."""
+    return Parts(out, [], suffix).write(unit, part)
 
 
-def write_part(out: str | Path, unit: Unit, part: Part, suffix: str = ".part") -> Path:
-    """Write the part of a unit under a temporary name, then rename it.
+class TarWork(Protocol):
+    """What is made of one tar."""
 
-    Raises:
-        InputError: If the disk is full; nothing is left behind.
-    """
-    target = part_path(out, unit, suffix)
-    for killed in target.parent.glob(f".{glob.escape(target.name)}.tmp*"):  # a unit has one owner, so nobody writes it
-        killed.unlink()
-    with disk_errors(target), atomic_file(target) as temporary:
-        temporary.write_bytes(part) if isinstance(part, bytes) else part(temporary)
-    return target
+    def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
+        """Add a batch that has samples; those that cannot be used are counted."""
+
+    def finish(self, faults: FaultLog) -> None:
+        """Write the part; ``faults`` are all of its tar."""
+
+    def close(self) -> None:
+        """Let go of what is held; without :meth:`finish` before it, nothing is left."""
 
 
-def run_units(
-    paths: Sequence[str],
-    out: str | Path,
-    work: Callable[[str], Part],
-    *,
-    suffix: str = ".part",
-    rank: int = 0,
-    world: int = 1,
-    progress: bool = True,
-    desc: str = "shards",
-) -> list[Path]:
-    """Do this rank's share of the units that are not done yet.
-
-    Unit i belongs to rank ``i % world``; more ranks than units is allowed. No rank waits for another here: put a
-    barrier with a long timeout between this and the merge.
+def work_tars(
+    stream: Iterator[UnitBatch],
+    begin: Callable[[str], TarWork],
+    share: Share,
+    what: str,
+    fault_limit: float,
+    progress: bool,
+) -> None:
+    """Write the parts of one process's tars, batch by batch.
 
     Args:
-        paths: The shards of the whole job.
-        out: Folder of the part files.
-        work: Gives the part of the shard at a path: bytes, or a function that writes it to a path.
-        suffix: Of the part files.
-        rank: This process.
-        world: Number of processes.
-        progress: Whether to show a progress bar.
-        desc: Its label.
+        stream: The batches of its tars, which never cross tars.
+        begin: Makes what a tar's batches are added to.
+        share: The process's share of the job.
+        what: Label of the bar, which the leading process shows.
+        fault_limit: Largest share of samples that may be unusable.
+        progress: Whether to show it.
 
-    Returns:
-        The parts of the whole job in order, those of other ranks included whether or not they are there yet.
+    Raises:
+        InputError: Too many samples are unusable.
     """
-    from tqdm import tqdm
-
-    job = units(paths)
-    mine = job[rank::world]
-    todo = [u for u in mine if not done(out, u, suffix)]
-    bar = tqdm(todo, desc=desc, unit="tar", total=len(mine), initial=len(mine) - len(todo), disable=not progress)
-    for unit in bar:
-        write_part(out, unit, work(unit.path), suffix)
-    return [part_path(out, unit, suffix) for unit in job]
+    total, begun, logs, done = FaultLog(), {}, {}, 0
+    with progress_bar(what, "sample", progress and share.lead) as bar, closing(stream):
+        try:
+            for path, batch, last, _ in stream:
+                if share.stopped():
+                    return
+                if path not in begun:
+                    begun[path], logs[path] = begin(path), FaultLog()
+                log = FaultLog()
+                log.merge(batch.faults)
+                if batch.uids:
+                    begun[path].add(batch, log)
+                faults = log.take()
+                logs[path].merge(faults)
+                total.merge(faults)
+                bar.update(len(batch.uids))
+                if last:
+                    begun[path].finish(logs.pop(path))
+                    begun.pop(path).close()
+                    done += 1
+                    bar.set_postfix(tars=f"{done}/{len(share.units)}", dropped=total.dropped)
+                total.check(fault_limit)
+        finally:
+            for unit in begun.values():
+                unit.close()

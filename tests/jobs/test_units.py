@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsae.jobs import done, part_path, run_units, units
+from mmsae.jobs import Parts, units
 from mmsae.types import InputError
 
 
@@ -24,10 +24,10 @@ def work(path):
 
 
 def test_parts_are_in_the_order_of_the_tars_whatever_the_ranks(tmp_path, paths):
-    one = run_units(paths, tmp_path / "one", work, progress=False)
+    one = Parts(tmp_path / "one", paths).run(work, progress=False)
     assert [p.read_bytes() for p in one] == [bytes([i]) * 3 for i in range(5)]
     for rank in range(7):  # more ranks than tars
-        many = run_units(paths, tmp_path / "many", work, rank=rank, world=7, progress=False)
+        many = Parts(tmp_path / "many", paths).run(work, rank=rank, world=7, progress=False)
     assert [(p.name, p.read_bytes()) for p in many] == [(p.name, p.read_bytes()) for p in one]
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [p.name for p in one]
 
@@ -39,18 +39,18 @@ def test_only_what_is_missing_is_done_again(tmp_path, paths):
         asked.append(path)
         return lambda out: out.write_bytes(b"x")
 
-    parts = run_units(paths, tmp_path / "out", counting, suffix=".npy", progress=False)
+    parts = Parts(tmp_path / "out", paths, ".npy").run(counting, progress=False)
     parts[2].unlink()
-    run_units(paths, tmp_path / "out", counting, suffix=".npy", progress=False)
+    Parts(tmp_path / "out", paths, ".npy").run(counting, progress=False)
     assert asked == [*paths, paths[2]] and parts[2].read_bytes() == b"x"
 
 
 def test_a_shard_that_was_replaced_is_another_unit(tmp_path, paths):
     before = units(paths)
-    run_units(paths, tmp_path / "out", work, progress=False)
+    Parts(tmp_path / "out", paths).run(work, progress=False)
     Path(paths[1]).write_bytes(b"longer")
     after = units(paths)
-    assert [done(tmp_path / "out", u) for u in after] == [True, False, True, True, True]
+    assert [Parts(tmp_path / "out", []).done(u) for u in after] == [True, False, True, True, True]
     assert before[0] == after[0] and before[1].name != after[1].name
 
 
@@ -63,13 +63,13 @@ def test_a_failed_unit_leaves_nothing(tmp_path, paths):
         return write
 
     with pytest.raises(InputError, match=r"00000.*\.part: no space left"):
-        run_units(paths, tmp_path / "out", failing, progress=False)
+        Parts(tmp_path / "out", paths).run(failing, progress=False)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 KILLED = """
 import os, signal, sys
-from mmsae.jobs import run_units
+from mmsae.jobs import Parts
 paths, out = sys.argv[2:], sys.argv[1]
 def work(path):
     def write(target):
@@ -80,7 +80,7 @@ def work(path):
                 os.kill(os.getpid(), signal.SIGKILL)
             f.write(data[1:])
     return write
-run_units(paths, out, work, progress=False)
+Parts(out, paths).run(work, progress=False)
 """
 
 
@@ -88,8 +88,8 @@ def test_killed_while_writing_a_part(tmp_path, paths):
     out = tmp_path / "out"
     killed = subprocess.run([sys.executable, "-c", KILLED, str(out), *paths])
     assert killed.returncode == -signal.SIGKILL
-    assert [done(out, u) for u in units(paths)] == [True, True, False, False, False]
+    assert [Parts(out, []).done(u) for u in units(paths)] == [True, True, False, False, False]
     asked = []
-    parts = run_units(paths, out, lambda p: asked.append(p) or work(p), progress=False)
+    parts = Parts(out, paths).run(lambda p: asked.append(p) or work(p), progress=False)
     assert asked == paths[2:] and [p.read_bytes() for p in parts] == [work(p) for p in paths]
-    assert sorted(p.name for p in out.iterdir()) == sorted(part_path(out, u).name for u in units(paths))
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in Parts(out, paths).files())

@@ -17,7 +17,7 @@ import torch
 from mmsae.files import atomic_file
 from mmsae.hosts import load_host, pick_device
 from mmsae.hosts.lvlm.host import LVLMHost
-from mmsae.jobs import run_units
+from mmsae.jobs import Parts
 from mmsae.lvlm.decoding.concept import ConceptDecoder, Settings
 from mmsae.lvlm.decoding.methods import (
     Answer,
@@ -96,7 +96,7 @@ def ask_all(
 
     out.mkdir(parents=True, exist_ok=True)
     log, found = FaultLog(), {m: {} for m in methods}
-    for part in run_units(paths, out, work, progress=progress, desc="answers"):
+    for part in Parts(out, paths).run(work, progress=progress, what="answers"):
         content = json.loads(part.read_text())
         seen, counts, examples = content["faults"]
         log.merge(Faults(seen, counts, tuple(map(tuple, examples))))

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmsae.files import atomic_file
 from mmsae.hosts import load_host, named_host, parse, pick_device
-from mmsae.jobs import run_units
+from mmsae.jobs import Parts
 from mmsae.lvlm.hallucination.answers import at_least_one, same_job
 from mmsae.lvlm.patches.patch_filter import ALL, SCORES, PatchFilter
 from mmsae.lvlm.tokens import no_lvlm, segment_sites
@@ -106,7 +106,7 @@ def patches(
     job |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     job |= {"shards": identity(paths)}
     with same_job(folder, job):
-        parts = run_units(paths, folder / "parts", work, progress=progress, desc="patches")
+        parts = Parts(folder / "parts", paths).run(work, progress=progress, what="patches")
     right: dict[str, list[bool]] = {}
     for part in parts:
         found = json.loads(part.read_text())

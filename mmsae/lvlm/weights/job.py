@@ -20,8 +20,7 @@ from torch import nn
 
 from mmsae.files import atomic_file, remove_leftovers
 from mmsae.hosts import Host
-from mmsae.jobs import done, part_path, units, write_part
-from mmsae.jobs.units import Unit
+from mmsae.jobs.units import Unit, done, part_path, units, write_part
 from mmsae.lvlm.tokens import encode_tokens, segment_sites
 from mmsae.lvlm.weights.file import CFG, CrossModalFile, load_top, load_weights, save_weights
 from mmsae.metrics.concepts.evidence import TopN, TopTable, pack_uids
