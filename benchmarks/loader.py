@@ -22,7 +22,8 @@ from mmsae.sae import SAE, AuxK, CodeCosine, Dictionary, LossContext, Normaliser
 def passes(store, shuffle, batch, rounds):
     seconds = []
     for epoch in range(rounds + 1):
-        loader = StoreLoader(store, batch, seed=0, shuffle=shuffle, epoch=epoch)
+        loader = StoreLoader(store, batch, seed=0, shuffle=shuffle)
+        loader.epoch = epoch
         start, n = time.process_time(), 0
         for tokens in loader:
             n += len(tokens.x["image"])

@@ -107,8 +107,7 @@ class CachedActivations(lightning.LightningDataModule):
                 f"{'train' if shuffle else 'validate'} on, fewer than the number of processes, {world}: give "
                 f"--data.val_fraction {'less' if shuffle else f'0 (no validation) or at least {world / n:.2g}'}"
             )
-        limit = trainer.limit_train_batches if trainer and shuffle else None
-        return StoreLoader(
+        loader = StoreLoader(
             self.activations,
             self.batch_size,
             seed=self.seed,
@@ -120,7 +119,10 @@ class CachedActivations(lightning.LightningDataModule):
             quotas=self.quotas,
             block=self.block,
             window=self.window,
-            epoch=trainer.current_epoch if trainer and shuffle else 0,
-            # the loader must know where an epoch ends, or a checkpoint written there would go on beyond it
-            limit=limit if isinstance(limit, int) else None,
         )
+        if trainer and shuffle:
+            loader.epoch = trainer.current_epoch
+            if isinstance(trainer.limit_train_batches, int):
+                # the loader must know where an epoch ends, or a checkpoint written there would go on beyond it
+                loader.cut(trainer.limit_train_batches)
+        return loader

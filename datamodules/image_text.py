@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import lightning
 import torch
 
-from mmsae.hosts import embed_width, host_modalities, load_host, with_options
-from mmsae.shards import FAULT_LIMIT, ExactLoader, Sources, TrainLoader, as_sources, count_samples, make_pipeline
+from datamodules.options import Loading, Reading
+from mmsae.hosts import embed_width, host_modalities
+from mmsae.options import flat
+from mmsae.shards import ExactLoader, Reader, Sources, TrainLoader
 from mmsae.types import IMAGE, TEXT, InputError, Site
 
 
+@flat
 class ImageTextDataModule(lightning.LightningDataModule):
     """Decoded, transformed and tokenised pairs from shards, as ``ImageTextBatch``.
 
@@ -30,16 +32,8 @@ class ImageTextDataModule(lightning.LightningDataModule):
         transform: Used instead of the host's: PIL image to ``(3, H, W)``.
         tokenize: Used instead of the host's: captions to ``(B, L)`` ids.
         batch_size: Samples a batch on one rank.
-        workers: Processes that read and decode.
-        epoch_samples: Samples of all ranks together that make a training epoch; as many as the shards hold where
-            None (their headers are then read once).
-        shuffle: Samples in the shuffle buffer of each worker.
         augment: Whether training uses the host's training transform.
-        seed: Of all orders.
-        caption_field: Field of ``json`` that holds the caption; empty: ``txt``, or ``json``'s ``caption``.
-        fault_limit: Largest share of samples that may be dropped, judged after 1,000 and at the end.
-        allow_random: Accept a host whose files lack weights, with random ones in their place.
-        host_options: Options that the host is loaded with, which become part of its name (docs/how-to/hosts.md).
+        seed: Seed of all orders.
         pin_memory: Whether batches arrive in pinned memory; where None, if there is a CUDA device.
     """
 
@@ -51,25 +45,19 @@ class ImageTextDataModule(lightning.LightningDataModule):
         transform: Callable | None = None,
         tokenize: Callable | None = None,
         batch_size: int = 256,
-        workers: int = 2,
-        epoch_samples: int | None = None,
-        shuffle: int = 2000,
         augment: bool = False,
         seed: int = 0,
-        caption_field: str = "",
-        fault_limit: float = FAULT_LIMIT,
-        allow_random: bool = False,
-        host_options: dict[str, Any] | None = None,
         pin_memory: bool | None = None,
+        reading: Reading = Reading(),
+        loading: Loading = Loading(),
     ) -> None:
         super().__init__()
         if host is None and transform is None and tokenize is None:
             raise InputError("ImageTextDataModule needs a host, or a transform or tokenize of its own; none was given.")
         self.train, self.val, self.transform, self.tokenize = train, val, transform, tokenize
-        self.host = with_options(host, host_options or {}) if host else host
-        self.batch_size, self.workers, self.epoch_samples = batch_size, workers, epoch_samples
-        self.shuffle, self.augment, self.seed, self.caption_field = shuffle, augment, seed, caption_field
-        self.fault_limit, self.allow_random, self.pin_memory = fault_limit, allow_random, pin_memory
+        self.host = loading.name(host) if host else host
+        self.batch_size, self.augment, self.seed, self.pin_memory = batch_size, augment, seed, pin_memory
+        self.reading, self.loading = reading, loading
         self._transforms: dict[bool, Callable | None] | None = None
 
     @cached_property
@@ -95,7 +83,7 @@ class ImageTextDataModule(lightning.LightningDataModule):
             return
         self._transforms = {True: self.transform, False: self.transform}
         if self.host is not None and (self.transform is None or self.tokenize is None):
-            host = load_host(self.host, allow_random=self.allow_random)
+            host = self.loading.load(self.host)
             if self.transform is None:
                 self._transforms = {train: host.transform(train) for train in (True, False)}
             if self.tokenize is None and TEXT in self.modalities:
@@ -109,10 +97,7 @@ class ImageTextDataModule(lightning.LightningDataModule):
         """
         if self.train is None:
             raise InputError("ImageTextDataModule was given no shards to train on (its argument train is missing).")
-        samples = self.epoch_samples
-        if samples is None:
-            samples = sum(count_samples(source.pattern) for source in as_sources(self.train))
-        return self._pipeline(self.train, True, epoch_samples=samples)
+        return self._pipeline(self.train, True, self.reading.epoch(self.train))
 
     def val_dataloader(self) -> ExactLoader | list:
         """One exact pass, or nothing where there are no validation shards."""
@@ -120,21 +105,10 @@ class ImageTextDataModule(lightning.LightningDataModule):
 
     test_dataloader = predict_dataloader = val_dataloader
 
-    def _pipeline(self, sources: Sources, train: bool, epoch_samples: int | None = None) -> TrainLoader | ExactLoader:
+    def _pipeline(self, sources: Sources, train: bool, epoch: int | None = None) -> TrainLoader | ExactLoader:
         self.setup()
-        return make_pipeline(
-            sources,
-            self._transforms[train and self.augment],
-            self.tokenize,
-            self.batch_size,
-            train=train,
-            seed=self.seed,
-            shuffle=self.shuffle,
-            workers=self.workers,
-            epoch_samples=epoch_samples,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world=self.trainer.world_size if self.trainer else 1,
-            fault_limit=self.fault_limit,
-            caption_field=self.caption_field,
-            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
-        )
+        transform = self._transforms[train and self.augment]
+        reader = Reader.of(transform, self.tokenize, self.batch_size, caption_field=self.reading.caption_field)
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        pin_memory = torch.cuda.is_available() if self.pin_memory is None else self.pin_memory
+        return self.reading.pipeline(sources, reader, epoch, self.seed, ranks, pin_memory)

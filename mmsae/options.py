@@ -20,6 +20,7 @@ this module do not). The work stands in other modules and is imported inside the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -181,3 +182,34 @@ def grouped(fn: Callable, flat: Mapping[str, Any]) -> dict[str, Any]:
 def call(fn: Callable[..., T], **flat: Any) -> T:
     """Call a command with flat keywords, as its command line has them: ``call(filter_command, device="cpu", ...)``."""
     return fn(**grouped(fn, flat))
+
+
+def flat(cls: type[T]) -> type[T]:
+    """Let a class take the options of its dataclasses side by side, in Python, in recipes and on the command line.
+
+    ``__init__`` declares ``mixing: Mixing = Mixing()``, users write ``batch_size=64`` and ``--data.batch_size 64``; the
+    help has what is said at the fields.
+    """
+    from docstring_parser import parse_from_object
+
+    init, own = cls.__init__, groups(cls.__init__)
+    parameters, said = [], [(cls.__doc__ or "").rstrip()]
+    for name, parameter in inspect.signature(init, eval_str=True).parameters.items():
+        if name not in own:
+            parameters.append(parameter)
+            continue
+        group, hints = own[name], get_type_hints(own[name])
+        docs = {p.arg_name: p.description for c in reversed(group.__mro__[:-1]) for p in parse_from_object(c).params}
+        for option in names(group):
+            kind, default = inspect.Parameter.KEYWORD_ONLY, getattr(parameter.default, option, inspect.Parameter.empty)
+            parameters.append(inspect.Parameter(option, kind, default=default, annotation=hints[option]))
+            said.append(f"    {option}: {' '.join(docs[option].split())}")
+    parameters.sort(key=lambda p: p.kind)
+
+    @functools.wraps(init)
+    def side_by_side(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **grouped(init, options))
+
+    side_by_side.__signature__ = inspect.Signature(parameters)
+    cls.__init__, cls.__doc__ = side_by_side, "\n    ".join(said) + "\n"
+    return cls

@@ -80,4 +80,4 @@ def test_the_tokens_of_a_7b_llava_are_streamed_at_their_published_place():
     cli = build_cli(["-c", str(ROOT / "train" / "llava_tokens.yaml")], run=False)
     data = cli.datamodule
     assert data.d_in == 4096 and data.modalities == ("image", "text") and data.text == "question+answer"
-    assert cli.model.sae.ratio == 16 and sum(data.quotas.values()) == 4096
+    assert cli.model.sae.ratio == 16 and sum(data.mixing.quotas.values()) == 4096

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 from mmsae.cli import COMMANDS, Command, command_parser
-from mmsae.options import OneProcessRun, Run, SAERun, call, groups
+from mmsae.options import OneProcessRun, Run, SAERun, call, flat, groups
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,29 @@ def test_the_help_has_a_group_for_each_and_an_example(parser):
     assert "`cpu`, `cuda` or `auto`." in said and said.startswith(
         "usage: mmsae cook --what WHAT --sweet SWEET [-c FILE]"
     )
+
+
+@flat
+class Kitchen:
+    """Where one cooks.
+
+    Args:
+        name: Whose it is.
+    """
+
+    def __init__(self, name: str, taste: Taste = Taste(sweet=True), run: Run = Run()) -> None:
+        self.name, self.taste, self.run = name, taste, run
+
+
+def test_a_class_takes_its_options_side_by_side():
+    assert Kitchen("a").taste == Taste(True) and Kitchen("a", sweet=False).taste == Taste(False)
+    assert Kitchen("a", taste=Taste(False, ())).taste == Taste(False, ()) and Kitchen(name="b").name == "b"
+    with pytest.raises(TypeError, match="sour"):
+        Kitchen("a", sour=True)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Kitchen, "data")
+    given = parser.parse_args([f"--data={__name__}.Kitchen", "--data.name=a", "--data.device=cpu"])
+    made = parser.instantiate(given).data
+    assert made.run == Run(device="cpu") and made.taste == Taste(True)
+    assert given.data.init_args.spices == ("salt",)
+    assert "    sweet: Whether there is sugar in it.\n" in Kitchen.__doc__

@@ -10,7 +10,7 @@ import torch
 
 from mmsae.files import lines_of, read_text
 from mmsae.hosts import Host
-from mmsae.shards import make_pipeline
+from mmsae.shards import Reader, make_pipeline
 from mmsae.types import Faults, ImageTextBatch, InputError, Site, Tokens
 
 
@@ -29,9 +29,8 @@ def read_prompts(source: str | Sequence[str], limit: int = 100_000, caption_fiel
     if isinstance(source, str) and source.endswith(".txt"):
         texts: Any = lines_of(read_text(source))
     else:
-        pipeline = make_pipeline(
-            source, None, None, 1024, train=False, need=("caption",), caption_field=caption_field
-        )  # fmt: skip
+        reader = Reader.of(None, None, 1024, need=("caption",), caption_field=caption_field)
+        pipeline = make_pipeline(source, reader, train=False)
         texts = (c for batch in pipeline for c in batch.captions)
     found: dict[str, None] = {}
     for text in texts:

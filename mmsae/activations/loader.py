@@ -97,8 +97,9 @@ class StoreLoader:
         block: Neighbouring rows that are read together.
         window: Blocks that are mixed with each other; memory is ``block * window`` rows, or 4 batches if that is more.
         uids: Whether batches carry uids; by default where nothing is shuffled.
-        epoch: The first epoch.
-        limit: Largest number of batches per epoch and rank.
+
+    Attributes:
+        epoch: The epoch that the next ``iter()`` gives, or the one that runs.
 
     Raises:
         InputError: The split has fewer items than there are ranks, or rows that are not finite (found here where the
@@ -120,8 +121,6 @@ class StoreLoader:
         block: int = 256,
         window: int = 64,
         uids: bool | None = None,
-        epoch: int = 0,
-        limit: int | None = None,
     ) -> None:
         self.store, self.seed, self.rank, self.world, self.shuffle = store, seed, rank, world, shuffle
         self.split = split
@@ -144,9 +143,8 @@ class StoreLoader:
                 keep = items[store.items_of_rows(n, np.arange(store.spec.rows[n]))]
                 self.orders[m] = BlockOrder(keep, block, seed + salt)
         self._quotas(batch_size, quotas)
-        self._len = self._len if limit is None else min(self._len, limit)
         self._window = max(4, window * block // max(self.sizes.values()))  # in batches; 4, so that large ones mix too
-        self.epoch, self.batch = epoch, 0
+        self.epoch, self.batch = 0, 0
         if store.spec.nbytes < AUTO_VERIFY_BYTES:
             for m, o in self.orders.items():
                 bad = store.not_finite(self.names[m])
@@ -184,6 +182,10 @@ class StoreLoader:
     def __len__(self) -> int:
         """Batches per epoch and rank; the same on every rank."""
         return self._len
+
+    def cut(self, batches: int) -> None:
+        """End every epoch after at most so many batches."""
+        self._len = min(self._len, batches)
 
     @property
     def n_rows(self) -> dict[str, int]:

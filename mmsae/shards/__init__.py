@@ -2,7 +2,7 @@
 
 from mmsae.files import disk_errors
 from mmsae.moved import earlier
-from mmsae.shards.batches import place, taken, tried
+from mmsae.shards.batches import Reader, place, taken, tried
 from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
@@ -18,6 +18,7 @@ __all__ = [
     "BrokenImage",
     "ExactLoader",
     "FaultLog",
+    "Reader",
     "Sample",
     "Shard",
     "ShardWriter",

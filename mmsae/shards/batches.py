@@ -50,7 +50,17 @@ class Reader(NamedTuple):
         caption_field: str = "",
         collate: Collate | None = None,
     ) -> Reader:
-        """A reader that needs what is transformed and tokenised, or what the collate says in ``need``, by default."""
+        """A reader that needs what is transformed and tokenised, or what the collate says in ``need``, by default.
+
+        Args:
+            transform: The host's image transform; None to leave images out.
+            tokenize: The host's tokenizer; None to leave token ids out.
+            batch_size: Samples a batch.
+            need: What a sample must have: ``image, caption, question, json, cls``.
+            caption_field: Field of ``json`` with the caption; empty: ``txt``, or ``json``'s ``caption``.
+            collate: Samples to a batch, of a host whose processor sees image and text together; with it, ``transform``
+                and ``tokenize`` are not used.
+        """
         if need is None and collate is not None:
             need = getattr(collate, "need", ("image", "caption"))
         elif need is None:

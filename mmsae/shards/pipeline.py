@@ -28,9 +28,7 @@ FAULT_LIMIT = 0.05
 
 def make_pipeline(
     sources: Sources | Source | Sequence[Source | str],
-    transform: Transform | None,
-    tokenize: Tokenize | None,
-    batch_size: int,
+    reader: Reader,
     *,
     train: bool,
     seed: int = 0,
@@ -40,9 +38,6 @@ def make_pipeline(
     rank: int = 0,
     world: int = 1,
     fault_limit: float = FAULT_LIMIT,
-    need: Collection[str] | None = None,
-    caption_field: str = "",
-    collate: Collate | None = None,
     pin_memory: bool = False,
 ) -> TrainLoader | ExactLoader:
     """A loader of ``ImageTextBatch`` over one or several sources of shards.
@@ -54,9 +49,7 @@ def make_pipeline(
 
     Args:
         sources: Pattern(s), ``Source``s, or ``{pattern: weight}``.
-        transform: The host's image transform; None to leave images out.
-        tokenize: The host's tokenizer; None to leave token ids out.
-        batch_size: Samples a batch on one rank.
+        reader: How samples become the batches of one rank, see :meth:`Reader.of`.
         train: Endless reshuffled stream, or exact pass.
         seed: Of all orders (training).
         shuffle: Samples in the buffer of each worker (training); it holds undecoded bytes.
@@ -65,28 +58,23 @@ def make_pipeline(
         rank: This process.
         world: Number of processes.
         fault_limit: Largest share of dropped samples, judged after 1,000 samples and at the end.
-        need: What a sample must have (``image, caption, question, json, cls``, see ``read_shard``); by default what is
-            transformed and tokenised, or what the collate says that it reads.
-        caption_field: Field of ``json`` with the caption; empty: ``txt``, or ``json``'s ``caption``.
-        collate: Samples to a batch, of a host whose processor sees image and text together; with it, ``transform`` and
-            ``tokenize`` are not used.
         pin_memory: Whether batches arrive in pinned memory.
 
     Raises:
         InputError: If no shard matches, training has fewer shards than ranks, or an epoch is less than one batch.
     """
     expanded = [Mixed(s.name, s.weight, paths) for s, paths in expand_sources(sources)]
-    reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate)
     n = sum(len(s.paths) for s in expanded)
     if not train:
         tars = [(s.name, path) for s in expanded for path in s.paths][rank::world]
         return ExactLoader(ExactStream(reader, tars), _capped(workers, len(tars), rank), fault_limit, pin_memory)
     if n < world:
         raise InputError(f"Training on {world} ranks needs at least {world} shards, and there are {n}.")
-    n_batches = (epoch_samples or 0) // (batch_size * world)
+    n_batches = (epoch_samples or 0) // (reader.batch_size * world)
     if n_batches < 1:
         raise InputError(
-            f"An epoch of {epoch_samples} samples is less than one batch of {batch_size} on each of {world} ranks."
+            f"An epoch of {epoch_samples} samples is less than one batch of {reader.batch_size} on each of {world} "
+            "ranks."
         )
     stream = TrainStream(reader, expanded, seed, shuffle, rank, world)
     return TrainLoader(stream, _capped(workers, n // world, rank), fault_limit, pin_memory, n_batches)
@@ -115,7 +103,7 @@ def unit_batches(
 
     Args:
         paths: The tars to read (those of this rank that are not done).
-        transform: See ``make_pipeline``; likewise the others.
+        transform: See :class:`Reader`; likewise the others.
         tokenize: As there.
         batch_size: As there.
         workers: As there.

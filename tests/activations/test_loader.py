@@ -50,7 +50,8 @@ def test_pairs_stay_pairs(store):
 def test_the_order_derives_from_seed_and_epoch(store):
     same = [rows(StoreLoader(store, 100, seed=3)) for _ in range(2)]
     assert same[0] == same[1] != rows(StoreLoader(store, 100, seed=4))
-    a = StoreLoader(store, 100, seed=3, epoch=1)
+    a = StoreLoader(store, 100, seed=3)
+    a.epoch = 1
     b = StoreLoader(store, 100, seed=3)
     rows(b)
     assert rows(a) == rows(b)

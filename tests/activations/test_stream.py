@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae.activations import CaptureLoader, StreamingLoader
-from mmsae.shards import make_pipeline
+from mmsae.shards import Reader, make_pipeline
 from mmsae.types import Tokens
 from tests.helpers.stores import FakeHost, make_shards
 
@@ -25,9 +25,8 @@ def shards(tmp_path):
 
 def loader(shards, seed=0, **kw):
     host = Host()
-    pipe = make_pipeline(
-        shards, host.transform(), host.tokenize, 6, train=True, seed=seed, shuffle=10, epoch_samples=60
-    )
+    reader = Reader.of(host.transform(), host.tokenize, 6)
+    pipe = make_pipeline(shards, reader, train=True, seed=seed, shuffle=10, epoch_samples=60)
     return StreamingLoader(host, pipe, 5, 8, 24, seed=seed, **kw)
 
 
@@ -73,7 +72,7 @@ def test_a_restart_keeps_the_place_and_takes_another_order(shards):
 
 def test_validation_is_every_sample_once(shards):
     host = Host()
-    pipe = make_pipeline(shards, host.transform(), host.tokenize, 7, train=False)
+    pipe = make_pipeline(shards, Reader.of(host.transform(), host.tokenize, 7), train=False)
     captured = CaptureLoader(host, pipe)
     for _ in range(2):
         batches = list(captured)

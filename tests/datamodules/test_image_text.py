@@ -92,7 +92,7 @@ def test_the_host_gives_transform_and_tokenizer_and_nothing_is_loaded_before_set
         loaded.append((name, kw))
         return Host()
 
-    monkeypatch.setattr("datamodules.image_text.load_host", load)
+    monkeypatch.setattr("datamodules.options.load_host", load)
     module = ImageTextDataModule(train=shards, val=shards, host="ViT-B-32", batch_size=8, workers=0, augment=True)
     assert module.d_in == 512 and module.modalities == ("image", "text") and module.sites == {} and not loaded
     train, val = module.train_dataloader(), module.val_dataloader()

@@ -42,7 +42,7 @@ def test_streaming_mixes_both_kinds_of_tokens_and_holds_no_special_ones(world):
     every = [t for t in data.val_dataloader()]
     assert sum(len(t.x["image"]) for t in every) == 24 * 9
     assert not any(t.special["text"].any() for t in every)
-    bos = held.read(next(iter(data._pipeline(shards, train=False))), ["layers.1:out[text_all]"])[0]
+    bos = held.read(next(iter(data._pipeline(shards, None))), ["layers.1:out[text_all]"])[0]
     bos = bos.x[bos.position == 0]
     seen = torch.cat([b.x["text"] for b in batches])
     assert torch.cdist(seen, bos).min() > 1e-3

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmsae.jobs import units
-from mmsae.shards import FaultLog, Source, expand, make_pipeline, make_uid, unit_batches
+from mmsae.shards import FaultLog, Reader, Source, expand, make_pipeline, make_uid, unit_batches
 from mmsae.shards.streams import shard_order
 from mmsae.types import ImageTextBatch, InputError
 
@@ -22,7 +22,7 @@ def folder(tmp_path, make):
 
 
 def pipeline(sources, make, batch_size=4, train=False, **kw):
-    return make_pipeline(sources, make.transform, make.tokenize, batch_size, train=train, **kw)
+    return make_pipeline(sources, Reader.of(make.transform, make.tokenize, batch_size), train=train, **kw)
 
 
 def total(batches):
@@ -139,8 +139,8 @@ def test_batches_of_units_refuse_a_uid_for_the_second_time(tmp_path, make):
 
 def test_images_alone_and_texts_alone(tmp_path, make):
     path = make.tar(tmp_path / "x.tar", [("a", {"txt": "t"}), ("b", {"png": make.picture()}), *make.pairs(1)])
-    images = make_pipeline(path, make.transform, None, 4, train=False, fault_limit=1)
-    texts = make_pipeline(path, None, make.tokenize, 4, train=False, fault_limit=1)
+    images = make_pipeline(path, Reader.of(make.transform, None, 4), train=False, fault_limit=1)
+    texts = make_pipeline(path, Reader.of(None, make.tokenize, 4), train=False, fault_limit=1)
     (i,), (t,) = list(images), list(texts)
     assert i.texts is None and i.images.shape[0] == 2 and i.keys == ["b", "00000"]
     assert t.images is None and t.texts.shape[0] == 2 and t.keys == ["a", "00000"]
@@ -216,7 +216,7 @@ def test_random_transforms_follow_the_seed_in_workers(folder, make):
 
     drawn = [
         torch.cat([b.images for b in make_pipeline(
-            str(folder), noise, make.tokenize, 4, train=True, epoch_samples=40, seed=s, workers=2)])
+            str(folder), Reader.of(noise, make.tokenize, 4), train=True, epoch_samples=40, seed=s, workers=2)])
         for s in (5, 5, 6)
     ]  # fmt: skip
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmsae.shards import FaultLog, make_pipeline, taken, tried, unit_batches
+from mmsae.shards import FaultLog, Reader, make_pipeline, taken, tried, unit_batches
 from mmsae.types import ImageTextBatch, InputError
 
 
@@ -45,7 +45,9 @@ def test_a_collate_that_refuses_some_samples(tmp_path, make, workers):
     make.tar(tmp_path / "a.tar", make.pairs(9))
     make.tar(tmp_path / "b.tar", make.pairs(3, start=20))
     collate = Collate(bad=("00000", "00004", "00022"))
-    loader = make_pipeline(str(tmp_path), None, None, 3, train=False, collate=collate, fault_limit=0.5, workers=workers)
+    loader = make_pipeline(
+        str(tmp_path), Reader.of(None, None, 3, collate=collate), train=False, fault_limit=0.5, workers=workers
+    )
     batches = list(loader)
     assert [b.keys for b in batches] == [["00001", "00002", "00003"], ["00005", "00006", "00007"], ["00008"],
                                          ["00020", "00021"]]  # fmt: skip
@@ -76,7 +78,7 @@ def test_training_batches_stay_full(tmp_path, make):
     make.tar(tmp_path / "a.tar", make.pairs(9))
     few = refusing(make.tokenize, "picture 2", "picture 5")
     loader = make_pipeline(
-        str(tmp_path), make.transform, few, 4, train=True, epoch_samples=40, fault_limit=0.5, shuffle=4
+        str(tmp_path), Reader.of(make.transform, few, 4), train=True, epoch_samples=40, fault_limit=0.5, shuffle=4
     )
     batches = list(loader)
     assert [len(b.uids) for b in batches] == [4] * 10 and not {"00002", "00005"} & set(keys(batches))
@@ -87,7 +89,7 @@ def test_training_batches_stay_full(tmp_path, make):
 def test_what_every_sample_meets_ends_the_job_with_the_reason(tmp_path, make, train):
     make.tar(tmp_path / "a.tar", make.pairs(30))
     collate = Collate(bad=[f"{i:05d}" for i in range(30)], error=TypeError)
-    loader = make_pipeline(str(tmp_path), None, None, 4, train=train, collate=collate, epoch_samples=8)
+    loader = make_pipeline(str(tmp_path), Reader.of(None, None, 4, collate=collate), train=train, epoch_samples=8)
     with pytest.raises(InputError, match=r"refused_by_host \d+.*TypeError: no such picture") as e:
         next(iter(loader))
     assert "\n" not in str(e.value)
@@ -97,7 +99,7 @@ def test_what_every_sample_meets_ends_the_job_with_the_reason(tmp_path, make, tr
 def test_a_long_tar_of_refused_samples_is_judged_before_its_end(tmp_path, make):
     make.tar(tmp_path / "a.tar", [(f"{i:05d}", {"png": make.picture(), "txt": "t"}) for i in range(1500)])
     collate = Collate(bad=[f"{i:05d}" for i in range(1500)])
-    loader = make_pipeline(str(tmp_path), None, None, 50, train=False, collate=collate)
+    loader = make_pipeline(str(tmp_path), Reader.of(None, None, 50, collate=collate), train=False)
     with pytest.raises(
         InputError, match=r"1000 of 1000 samples .* refused_by_host 1000; the first was .* a\.tar 00000"
     ):

@@ -60,7 +60,7 @@ class LVLMHost(Host):
     Attributes:
         vocabulary: Ids of image and special tokens.
         collate: ``collate(samples) -> ImageTextBatch``, see :class:`~mmsae.hosts.lvlm.prompt.Collator`; give it to
-            ``make_pipeline(..., collate=)``. :meth:`collator` makes others.
+            ``Reader.of(..., collate=)``. :meth:`collator` makes others.
         decoder: Module path of the language model, ``model.language_model``.
     """
 

@@ -1,0 +1,108 @@
+"""What datamodules share that compute activations of a host while training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+
+from datamodules.options import Loading, Mixing
+from mmsae.activations import StreamingLoader
+from mmsae.hosts import Host, embed_width, host_modalities, site_width
+from mmsae.types import InputError, Site
+
+
+class HostActivations(lightning.LightningDataModule):
+    """Activations of a frozen host, mixed over a buffer.
+
+    The host runs in the training process on the trainer's device, outside the LightningModule: it is in no checkpoint
+    and not wrapped by DDP. A resumed run is a statistical restart: the same distribution in another order.
+
+    Args:
+        host: Name of the host.
+        sites: ``{modality: site}``; None: the host's embeddings.
+        d_in: Width; None: read from the host's configuration, without weights.
+        precision: Arithmetic of the host.
+        loading: How it is loaded.
+        mixing: Buffer and batches.
+        seed: Seed of all orders.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        sites: dict[str, str] | None,
+        d_in: int | None,
+        precision: str,
+        loading: Loading,
+        mixing: Mixing,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.host, self.chosen_sites, self._d_in = loading.name(host), sites, d_in
+        self.precision, self.loading, self.mixing, self.seed = precision, loading, mixing, seed
+        self.loaded_host: Host | None = None
+
+    @property
+    def d_in(self) -> int | dict[str, int]:
+        """Width: one number, or one per modality where they differ."""
+        if self._d_in is None:
+            widths = self._widths()
+            self._d_in = next(iter(widths.values())) if len(set(widths.values())) == 1 else widths
+        return self._d_in
+
+    def _widths(self) -> dict[str, int]:
+        if self.chosen_sites is None:
+            return dict.fromkeys(self.modalities, embed_width(self.host))
+        return {m: site_width(self.host, s) for m, s in self.chosen_sites.items()}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What a batch holds."""
+        return tuple(self.chosen_sites or host_modalities(self.host))
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """Where the activations are read; empty before ``setup``, because a site's identity is in the weights."""
+        if self.loaded_host is None:
+            return {}
+        wanted = self.chosen_sites or self.loaded_host.default_sites()
+        return {m: self.loaded_host.site(s) for m, s in wanted.items()}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the host onto the trainer's device, once.
+
+        Raises:
+            InputError: The host cannot be had, or its width is not the one that was given.
+        """
+        device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        if self.loaded_host is not None:
+            self.loaded_host.to(device)
+            return
+        self.loaded_host = self.loading.load(self.host, device=device, precision=self.precision)
+        for m, site in self.sites.items():
+            if m != site.modality:
+                raise InputError(f"sites: {site.module} is given as {m}, but it is a site of modality {site.modality}")
+            want = site.width if self._d_in is None else self._d_in
+            want = want[m] if isinstance(want, dict) else want
+            if site.width != want:
+                raise InputError(f"d_in is {want}, but {m} activations of host {self.host} have width {site.width}")
+
+    def ranks(self) -> tuple[int, int]:
+        """This rank and the number of ranks, once the host is loaded."""
+        self.setup()
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def mixed(self, host: Any, batches: Any, n_batches: int) -> StreamingLoader:
+        """Mixed batches without end, cut into epochs."""
+        rank, _ = self.ranks()
+        return StreamingLoader(
+            host,
+            batches,
+            n_batches,
+            self.mixing.batch_size,
+            self.mixing.capacity,
+            sites=self.chosen_sites,
+            quotas=self.mixing.quotas,
+            seed=self.seed * 2**20 + rank,
+        )
