@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 
 def lazy(package: str, modules: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
     """``__all__`` and ``__getattr__`` of a package.
+
+    A name that a module of the package has, too, stays what the package gives, also when that module is imported.
 
     Args:
         package: Its ``__name__``.
@@ -16,9 +21,18 @@ def lazy(package: str, modules: Mapping[str, str]) -> tuple[list[str], Callable[
     """
     home = {name: f"{package}.{module}" for module, names in modules.items() for name in names.split()}
 
-    def get(name: str) -> Any:
-        if name not in home:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(home[name]), name)
+    class Package(ModuleType):
+        def __setattr__(self, name: str, value: Any) -> None:
+            """``value`` is the module where one is imported: the import system sets it on the package."""
+            hidden = isinstance(value, ModuleType) and home.get(name) == value.__name__
+            super().__setattr__(name, getattr(value, name) if hidden else value)
 
+    def get(name: str) -> Any:
+        if name in home:
+            return getattr(import_module(home[name]), name)
+        if name.isidentifier() and not name.startswith("_") and find_spec(f"{package}.{name}"):
+            return import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    sys.modules[package].__class__ = Package
     return sorted(home), get

@@ -1,26 +1,18 @@
 """Activations on disk: write them once with a frozen host, read them many times, shuffled and exactly resumable."""
 
-from mmsae.activations.extract import extract
-from mmsae.activations.loader import StoreLoader
-from mmsae.activations.memory import write_store
-from mmsae.activations.mixing_buffer import MixingBuffer
-from mmsae.activations.spec import StoreSpec
-from mmsae.activations.store import ActivationStore, describe_store
-from mmsae.activations.stream import CaptureLoader, StreamingLoader
-from mmsae.activations.synthetic import SyntheticLoader, SyntheticPairs
-from mmsae.activations.writer import StoreWriter
+from mmsae.lazy import lazy
 
-__all__ = [
-    "ActivationStore",
-    "CaptureLoader",
-    "MixingBuffer",
-    "StoreLoader",
-    "StoreSpec",
-    "StoreWriter",
-    "StreamingLoader",
-    "SyntheticLoader",
-    "SyntheticPairs",
-    "describe_store",
-    "extract",
-    "write_store",
-]
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "extract": "extract",
+        "loader": "StoreLoader",
+        "memory": "write_store",
+        "mixing_buffer": "MixingBuffer",
+        "spec": "StoreSpec",
+        "store": "ActivationStore describe_store",
+        "stream": "CaptureLoader StreamingLoader",
+        "synthetic": "SyntheticLoader SyntheticPairs",
+        "writer": "StoreWriter",
+    },
+)

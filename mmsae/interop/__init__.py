@@ -1,5 +1,10 @@
 """Other libraries' checkpoints."""
 
-from mmsae.interop.convert import convert, load
+from mmsae.lazy import lazy
 
-__all__ = ["convert", "load"]
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "convert": "convert load",
+    },
+)

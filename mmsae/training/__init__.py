@@ -1,8 +1,13 @@
 """Lightning training of SAEs."""
 
-from mmsae.training.callbacks import DeadLatentReport, ExportSAE
-from mmsae.training.checkpoint import AtomicCheckpointIO, RunCheckpoint
-from mmsae.training.lit import LitSAE
-from mmsae.training.schedule import Schedule
+from mmsae.lazy import lazy
 
-__all__ = ["AtomicCheckpointIO", "DeadLatentReport", "ExportSAE", "LitSAE", "RunCheckpoint", "Schedule"]
+__all__, __getattr__ = lazy(
+    __name__,
+    {
+        "callbacks": "DeadLatentReport ExportSAE",
+        "checkpoint": "AtomicCheckpointIO RunCheckpoint",
+        "lit": "LitSAE",
+        "schedule": "Schedule",
+    },
+)
