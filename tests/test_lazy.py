@@ -52,5 +52,5 @@ def test_a_name_is_not_hidden_by_a_module(tmp_path):
 
 
 def test_an_unknown_name():
-    with pytest.raises(AttributeError, match="'mmsae.report' has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match=r"'mmsae\.report' has no attribute 'nothing'"):
         mmsae.report.nothing  # noqa: B018  the attribute is asked for
