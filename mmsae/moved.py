@@ -123,7 +123,7 @@ MODULES = {
     "interpret.notebook": "report.notebook",
     "interpret.report": "report.page",
     "interpret.steer_report": "steering.command",
-    "interpret.template": "report.template",
+    "interpret.template": "report.page",
     "interpret.token_gallery": "lvlm.weights.gallery",
     "interpret.token_view": "lvlm.weights.token_view",
     "interpret.top_gallery": "evaluation.card.gallery",
