@@ -11,7 +11,7 @@ from mmsae.options import Data
 class Training:
     """How to train."""
 
-    steps: int
+    steps: int = 300
     """Number of optimiser steps."""
     batch_size: int = 32
     """Number of images a step, at most as many as there are."""
