@@ -67,8 +67,11 @@ lint: $(READY)
 notebooks: $(READY)  ## execute notebooks/*.ipynb and write their outputs back
 	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
 
-docs: $(READY)  ## docs/reference/cli.md from the code
+docs: $(READY)  ## the documentation site into build/docs, with pages that come from the code
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_recipes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 $(READY): pyproject.toml requirements/lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsae needs Python 3.10 or newer, this is " + sys.version.split()[0])'

@@ -76,7 +76,7 @@ def expand(pattern: str | Sequence[str]) -> list[Shard]:
         pattern: Path, folder, glob or brace pattern; or several.
 
     Returns:
-        Paths of ``.tar``, ``.tar.gz`` or ``.tgz`` files, in any case; ``Shard``s keep their names.
+        Paths of ``.tar``, ``.tar.gz`` or ``.tgz`` files, in any case; ``Shard`` objects keep their names.
 
     Raises:
         InputError: If a pattern matches nothing, a shard that it names is missing or is not a tar, or one file is named
