@@ -98,7 +98,11 @@ def render() -> str:
     out = HEAD
     for name, command in COMMANDS.items():
         out += f"## mmsae {name}\n\n{command.summary[0].upper()}{command.summary[1:]}.\n\n"
-        out += f"```bash\n{command.example}\n```\n\n" + table(options(command_parser(name)[0])) + "\n"
+        out += (
+            f"<!-- not run: an example -->\n```bash\n{command.example}\n```\n\n"
+            + table(options(command_parser(name)[0]))
+            + "\n"
+        )
     out += FIT
     for cls, prefix in ((LitSAE, "model"), (RunCheckpoint, "checkpoint"), (ExportSAE, "export")):
         out += class_section(cls, prefix, f"--{prefix}", "###")

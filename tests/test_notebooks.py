@@ -98,9 +98,9 @@ def test_machine_paths_are_found(run):
     assert run.machine_paths(nbformat.v4.new_notebook(cells=[cell])) == [path[:7]]
 
 
-def test_the_readme_lists_them():
-    text = (ROOT / "README.md").read_text()
-    assert NOTEBOOKS and [p.name for p in NOTEBOOKS if f"(notebooks/{p.name})" not in text] == []
+def test_a_page_lists_them():
+    text = (ROOT / "docs" / "how-to" / "notebooks.md").read_text()
+    assert NOTEBOOKS and [p.name for p in NOTEBOOKS if f"`notebooks/{p.name}`" not in text] == []
 
 
 def test_links_between_notebooks_lead_somewhere():

@@ -1,10 +1,12 @@
 """Every command and every Python line in the README and in docs/ runs, at the size of a test.
 
 The stand-ins: 20 shards of 8 generated samples under the README's names, and a VL-SAE state dict with its published
-name and keys. Everything else is made by the README's own commands, one after the other. See ``doc_blocks`` for what is
-appended to the commands; blocks marked ``<!-- not run: WHY -->`` are parsed, and their recipes instantiated.
+name and keys. Everything else is made by the README's own commands, one after the other, and the documents follow in
+the same folder. See ``doc_blocks`` for what is appended to the commands; blocks marked ``<!-- not run: WHY -->`` are
+parsed, and their recipes instantiated.
 """
 
+import functools
 import os
 
 import pytest
@@ -32,6 +34,17 @@ def readme(tmp_path_factory):
         os.chdir(before)
 
 
+@pytest.fixture(scope="module")
+def follow(readme):
+    """A function that follows a document after the README, once; returns the names that its Python blocks made."""
+
+    @functools.cache
+    def run(name):
+        return doc_blocks.run_document(doc_blocks.ROOT / name)
+
+    return run
+
+
 def test_the_first_commands_are_demo_and_test():
     first = next(b for b in doc_blocks.blocks(doc_blocks.README) if b.language == "bash")
     assert doc_blocks.commands(first) == [["make", "demo"], ["make", "test"]]
@@ -39,7 +52,7 @@ def test_the_first_commands_are_demo_and_test():
 
 def test_the_readme_runs_and_leaves_what_it_says(readme):
     place, names = readme
-    for path in ("clip/open_clip_config.json", "store/spec.json", "vl_sae_published/cfg.json"):
+    for path in ("clip/open_clip_config.json", "store/spec.json"):
         assert (place / path).is_file(), path
     for path in ("sae", "sae-best", "checkpoints/last.ckpt", "latents.json", "logs"):
         assert (place / "runs/paired" / path).exists(), path
@@ -48,14 +61,22 @@ def test_the_readme_runs_and_leaves_what_it_says(readme):
     assert names["table"].top(names["latent"])
 
 
-def test_the_resumed_run_went_on(readme):
+def test_the_resumed_run_went_on(readme, follow):
+    follow("docs/how-to/train.md")
     run = readme[0] / "runs/vl_sae"
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
     assert not (run / "sae-earlier").exists(), "the run started anew"
 
 
-def test_the_plain_loop_trains(readme):
-    place, names = readme
+def test_published_checkpoints_are_converted(readme, follow):
+    names = follow("docs/how-to/python.md")
+    assert (readme[0] / "vl_sae_published/cfg.json").is_file() and names["published"].d_sae == 512
+    assert names["x_hat"].shape == (160, 64) and names["table"].top(names["latent"])
+    assert names["values"].shape == (2, 5)
+
+
+def test_the_plain_loop_trains(readme, follow):
+    place, names = readme[0], follow("docs/how-to/python.md")
     sae, x = SAE.from_pretrained(place / "runs/by_hand"), names["x"]
     torch.manual_seed(0)
     fresh = SAE(64, 512)
@@ -71,8 +92,8 @@ def test_the_plain_loop_trains(readme):
 
 
 @pytest.mark.parametrize("document", doc_blocks.DOCS, ids=doc_blocks.name)
-def test_documents_run(document, readme):
-    doc_blocks.run_document(document)
+def test_documents_run(document, follow):
+    follow(doc_blocks.name(document))
 
 
 def test_a_block_that_does_not_run_is_found(tmp_path, monkeypatch):

@@ -1,3 +1,6 @@
+"""The page that :mod:`mmsae.report.page` fills: HTML and CSS in one string, no scripts, nothing external."""
+
+CSS = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--panel:#fff;--ink:#1c1e21;--soft:#5d6470;--line:#e3e5e8;--accent:#2563eb;
 --image:#3b82f6;--text:#f97316;--best:#dcfce7;--warn:#fff7e0;--warn-line:#eab308;--shade:#f2f3f5}
 @media (prefers-color-scheme:dark){:root{--bg:#14161a;--panel:#1c1f25;--ink:#e7e9ec;--soft:#9aa3b0;--line:#2e333c;
@@ -87,3 +90,86 @@ summary{cursor:pointer;font-weight:600}
 pre{overflow:auto;max-height:32rem;background:var(--shade);padding:1rem;border-radius:10px;font-size:.8rem}
 footer{max-width:72rem;margin:0 auto;padding:1rem 1.25rem 3rem}
 @media print{nav,details{display:none}body{background:#fff}.card,.pair,.scroll,figure{break-inside:avoid}}
+"""
+
+TABLE = """
+{% macro table_of(t) %}{% set best = best_rows(t) %}{% set words = word_columns(t) %}
+<div class="scroll" tabindex="0"><table>
+{% if t.caption %}<caption>{{ t.caption }}</caption>{% endif %}
+<thead><tr>{% for c in t.columns %}
+<th scope="col"{{ ' class=word' if loop.index0 in words }}>{{ c }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in t.rows %}{% set r = loop.index0 %}
+<tr><th scope="row">{{ row[0]|number }}</th>{% for cell in row[1:] %}
+<td class="{{ 'word ' if loop.index in words }}{{ 'best' if r in best.get(loop.index, ()) }}">{{ cell|number }}</td>
+{%- endfor %}</tr>{% endfor %}</tbody></table></div>
+{% endmacro %}
+"""
+
+CARD = """
+{% macro card_of(c) %}
+<article class="card"><h4>{{ c.name or 'latent' }} <small>#{{ c.latent }}</small></h4>
+<p class="small">{% for k, v in c.facts %}{{ k }} {{ v }}{{ ' · ' if not loop.last }}{% endfor %}</p>
+{% set three = c.images|length % 4 and c.images|length % 3 == 0 %}
+{% if c.images %}<div class="strip{{ ' three' if three }}">{% for p in c.images %}
+<img src="{{ p.uri }}" alt="{{ p.alt }}" title="{{ p.alt }} ({{ p.value|number }})"{{ ' class=tiny' if p.tiny }}>
+{%- endfor %}</div>{% endif %}
+{% if c.captions %}<ol>{% for text, value in c.captions %}
+<li>{{ text }}<span>{{ '%.2f'|format(value) }}</span></li>{% endfor %}</ol>{% endif %}
+</article>
+{% endmacro %}
+"""
+
+PAIR = """
+{% macro pair_of(p) %}
+<article class="pair"><h4>{{ p.title }}
+{% if p.cosine == p.cosine %}<span>code cosine {{ '%.2f'|format(p.cosine) }}</span>{% endif %}</h4>
+<div class="portrait">{% if p.picture %}<img src="{{ p.picture.uri }}" alt="{{ p.picture.alt }}"
+{{ 'class=tiny' if p.picture.tiny }}>{% endif %}
+<p>{{ p.caption }}</p></div>
+<table class="bars"><thead><tr>
+<th scope="col">image</th><th scope="col">latent</th><th scope="col">text</th></tr></thead>
+<tbody>{% for b in p.bars %}<tr{{ ' class=shared' if b.shared }}>
+<td class="l" title="{{ b.image_value|number }}"><i style="width:{{ '%.1f'|format(100 * b.image) }}%"></i></td>
+<th scope="row">{{ b.label }}</th>
+<td class="r" title="{{ b.text_value|number }}"><i style="width:{{ '%.1f'|format(100 * b.text) }}%"></i></td></tr>
+{% endfor %}</tbody></table></article>
+{% endmacro %}
+"""
+
+BODY = """
+<header><h1>{{ title }}</h1>
+{% if lead %}<div class="lead">{{ lead|prose }}</div>{% endif %}
+{% if meta %}<p class="meta">{% for k, v in meta.items() %}<span>{{ k }} <b>{{ v|number }}</b></span> {% endfor %}</p>
+{% endif %}
+{% if sections|length > 2 %}<nav aria-label="Contents">{% for s in sections %}
+<a href="#{{ s.title|slug }}">{{ s.title }}</a>{% endfor %}</nav>{% endif %}
+</header>
+<main>
+{% for s in sections %}
+<section id="{{ s.title|slug }}"><h2>{{ s.title }}</h2>
+{% for w in s.warnings %}<p class="warning" role="note"><strong>Warning.</strong> {{ w }}</p>{% endfor %}
+{{ s.intro|prose }}
+{% if s.facts %}<div class="tiles">{% for f in s.facts %}<div class="tile"><b>{{ f.value|number }}</b>
+<span>{{ f.label }}</span>{% if f.note %}<span class="small">{{ f.note }}</span>{% endif %}</div>{% endfor %}</div>
+{% endif %}
+{% for t in s.tables %}{{ table_of(t) }}{% endfor %}
+{% if s.figures %}<div class="figures">{% for f in s.figures %}<figure>{{ f.html }}
+{% if f.caption %}<figcaption>{{ f.caption }}</figcaption>{% endif %}</figure>{% endfor %}</div>{% endif %}
+{% if s.pairs %}<div class="pairs">{% for p in s.pairs %}{{ pair_of(p) }}{% endfor %}</div>{% endif %}
+{% for g in s.galleries %}{% if g.title %}<h3>{{ g.title }}</h3>{% endif %}
+<div class="cards">{% for c in g.cards %}{{ card_of(c) }}{% endfor %}</div>{% endfor %}
+</section>
+{% endfor %}
+{% if data %}<details><summary>All numbers as JSON</summary><pre>{{ data }}</pre></details>{% endif %}
+</main>
+<footer class="small">Made by mmsae.</footer>
+"""
+
+PAGE = (
+    TABLE
+    + CARD
+    + PAIR
+    + '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    + '<meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title>'
+    + f"<style>{CSS}</style></head><body>{BODY}</body></html>\n"
+)
