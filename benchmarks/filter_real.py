@@ -26,9 +26,10 @@ from mmsae.activations import extract
 from mmsae.cli import main as mmsae
 from mmsae.files import atomic_file
 from mmsae.filtering.truth import damage_auroc
+from mmsae.options import call
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, Sample, ShardWriter, draw, expand, read_shard
-from mmsae.world.models.clip import pretrain_clip
+from mmsae.world.models.command import pretrain_clip
 
 DATA = Path("../shared/data")
 SHARE, SEED, KEEP = 0.3, 0, 0.7
@@ -154,7 +155,7 @@ def run_case(name: str, case: Case, out: Path) -> dict[str, Any]:
         test = write(case.test or case.train, out / "damaged", swapped)
         train = case.train if case.clean else test
     if not (out / "clip").exists():
-        pretrain_clip(train, str(out / "clip"), steps=case.steps[0], seed=SEED)
+        call(pretrain_clip, shards=train, out=str(out / "clip"), steps=case.steps[0], seed=SEED)
     store = extract(f"local-dir:{out / 'clip'}", train, out / "store", workers=0)
     said = {s.uid: s.meta for p in expand(test) for s in read_shard(p, FaultLog(), decode=False)}
     damaged = {u for u, m in said.items() if m["damaged"]}

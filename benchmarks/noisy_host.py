@@ -22,12 +22,13 @@ from mmsae.demo.command import fit_method
 from mmsae.filtering.truth import Side, pair_scores
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.metrics.statistics import auroc
+from mmsae.options import call
 from mmsae.sae import SAE
 from mmsae.shards import ShardWriter
 from mmsae.types import IMAGE, TEXT
 from mmsae.world.generator.captions import damage
 from mmsae.world.generator.data import generate
-from mmsae.world.models.clip import pretrain_clip
+from mmsae.world.models.command import pretrain_clip
 
 
 def write_damaged(out, n, seed, share):
@@ -53,7 +54,7 @@ def main():
     args = parser.parse_args()
     wrong = write_damaged(args.out / "shards", args.n, 21, 0.3)
     if not (args.out / "clip").exists():
-        pretrain_clip(str(args.out / "shards"), str(args.out / "clip"), steps=args.steps)
+        call(pretrain_clip, shards=str(args.out / "shards"), out=str(args.out / "clip"), steps=args.steps)
     extract(f"local-dir:{args.out / 'clip'}", str(args.out / "shards"), args.out / "store")
     store = ActivationStore(args.out / "store")
     x = {m: store.load(modality=m) for m in (IMAGE, TEXT)}

@@ -24,10 +24,11 @@ from ood_real_table import write_tables
 from mmsae.activations import extract
 from mmsae.evaluation.ood.command import ood
 from mmsae.evaluation.zeroshot.command import zeroshot
+from mmsae.options import call
 from mmsae.shards import expand
 from mmsae.world.generator.ood import FAR, NEAR, write_ood_sets
 from mmsae.world.generator.shards import write_world
-from mmsae.world.models.clip import pretrain_clip
+from mmsae.world.models.command import pretrain_clip
 
 DATA = Path("../shared/data")
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -75,7 +76,7 @@ def photographs(out: Path, data: Path, clip_steps: int, seed: int) -> None:
     clip, store = out / "clip", out / "store"
     host = f"local-dir:{clip}"
     if not clip.exists():
-        pretrain_clip(seen, str(clip), clip_steps, 32, seed, progress=False)
+        call(pretrain_clip, shards=seen, out=str(clip), steps=clip_steps, seed=seed, progress=False)
     extract(host, train, store, sites=["image.embed", "text.embed", "image.pooled"], workers=0, progress=False)
     for name, content in (("classes", CLASSES), ("templates", TEMPLATES)):
         (out / f"{name}.txt").write_text("\n".join(content) + "\n")
@@ -107,7 +108,7 @@ def world(out: Path, clip_steps: int, seed: int) -> None:
     shards, clip, store = out / "shards", out / "clip", out / "store"
     if not clip.exists():
         write_world(shards, 20000, 1, "train", progress=False)
-        pretrain_clip(str(shards), str(clip), clip_steps, 32, seed, progress=False)
+        call(pretrain_clip, shards=str(shards), out=str(clip), steps=clip_steps, seed=seed, progress=False)
     host = f"local-dir:{clip}"
     extract(host, expand(str(shards))[:10], store, sites=["image.embed", "text.embed", "image.pooled"], workers=0,
             progress=False)  # fmt: skip

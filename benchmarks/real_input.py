@@ -30,11 +30,12 @@ from mmsae.files import atomic_file
 from mmsae.filtering.truth import Side, mismatch
 from mmsae.hosts import Host, load_host
 from mmsae.metrics import PairScorer, both_ways, derangement, fvu, groups_of, pair_report
+from mmsae.options import call
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, expand, read_shard
 from mmsae.types import IMAGE, TEXT, InputError
 from mmsae.world.measure.host import embed_texts
-from mmsae.world.models.clip import pretrain_clip
+from mmsae.world.models.command import pretrain_clip
 
 DATA = Path("../shared/data/cifar10")
 SAE_ARGS = "--model.sae.init_args."
@@ -193,7 +194,10 @@ def prepare(args: argparse.Namespace) -> tuple[Host, dict[str, list[str]]]:
         temp.write_text(json.dumps(recipe))
     clip = args.out / "clip"
     if not args.host and not clip.exists():
-        pretrain_clip(train, str(clip), args.clip_steps, args.image_size, args.clip_seed, progress=args.progress)
+        call(
+            pretrain_clip, shards=train, out=str(clip), steps=args.clip_steps, image_size=args.image_size,
+            seed=args.clip_seed, progress=args.progress,
+        )  # fmt: skip
     host = load_host(args.host or f"local-dir:{clip}")
     for split, paths in shards.items():
         extract(host, paths, args.out / "store" / split, workers=0, progress=args.progress)

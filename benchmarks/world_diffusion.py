@@ -17,12 +17,14 @@ import torch
 from mmsae.demo.diffusion import CHOOSE, DRAW, PROBE, TUNE, write_prompts
 from mmsae.demo.stages import PROFILES, SEEDS, Stages, fit_recipe
 from mmsae.hosts import load_host
+from mmsae.options import call
 from mmsae.sae import SAE
 from mmsae.steering import FeatureStats
 from mmsae.steering.measure.controls import Control
 from mmsae.world.generator.scene import COLOURS
 from mmsae.world.generator.shards import write_world
 from mmsae.world.measure.probe import WorldProbe, train_probe
+from mmsae.world.models.command import pretrain_diffusion
 from mmsae.world.models.diffusion.evaluate import (
     SITE,
     colour_contrast,
@@ -33,7 +35,6 @@ from mmsae.world.models.diffusion.evaluate import (
     substitution,
     tune,
 )
-from mmsae.world.models.diffusion.model import pretrain_diffusion
 
 PAIRS = (("red", "blue"), ("green", "purple"), ("yellow", "cyan"))
 PROMPTS, REPORTED = 7, 36  # the seed of the prompts; others were looked at when the method was written
@@ -45,7 +46,14 @@ def train(root: Path, out: Path, seed: int) -> None:
     shards = str(root / "shards")
     stages.run(
         "diffusion",
-        lambda: pretrain_diffusion(shards, str(out / "diffusion"), steps=p.diffusion_steps, seed=seed, overwrite=True),
+        lambda: call(
+            pretrain_diffusion,
+            shards=shards,
+            out=str(out / "diffusion"),
+            steps=p.diffusion_steps,
+            seed=seed,
+            overwrite=True,
+        ),
     )
     extra = [f"--data.prompts={root / 'prompts.txt'}", f"--data.host=diffusers:{out / 'diffusion'}"]
     extra += ["--trainer.val_check_interval", str(p.token_steps)]

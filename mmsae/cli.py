@@ -43,12 +43,12 @@ COMMANDS = {
         "mmsae demo --out runs/demo",
     ),
     "pretrain-clip": Command(
-        "mmsae.world.models.clip:pretrain_clip",
+        "mmsae.world.models.command:pretrain_clip",
         "train a small open_clip model on image-text shards",
         "mmsae pretrain-clip --shards 'shards/train-*.tar' --out clip",
     ),
     "pretrain-diffusion": Command(
-        "mmsae.world.models.diffusion.model:pretrain_diffusion",
+        "mmsae.world.models.command:pretrain_diffusion",
         "train a tiny text-to-image Stable Diffusion on image-text shards",
         "mmsae pretrain-diffusion --shards 'shards/train-*.tar' --out diffusion",
     ),

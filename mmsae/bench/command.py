@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmsae.files import atomic_file
+from mmsae.options import call
 from mmsae.types import InputError
 
 PAPER = {"result": 1.10, "data": 0.50}
@@ -152,7 +153,7 @@ def bench_filter(
     from mmsae.bench.world_filter import Classroom, alignment_set
     from mmsae.hosts import load_host
     from mmsae.world.generator.shards import write_world
-    from mmsae.world.models.clip import pretrain_clip
+    from mmsae.world.models.command import pretrain_clip
     from mmsae.world.models.llava.model import train_llava
 
     stages = Stages(root, {"bench": "filter", "damage": damage, "clip": clip, **sizes._asdict()}, progress)
@@ -162,23 +163,21 @@ def bench_filter(
             f" damaged. About {1.5 + 10 * len(arms) * len(seeds) / 60:.0f} minutes of one core; {root}",
             flush=True,
         )
-    model_seed = SEEDS["models"]
+    model_seed, how = SEEDS["models"], {"overwrite": True, "progress": progress}
     if clip is None:
         clip = str(root / "clip")
 
         def train_clip() -> dict[str, Any]:
             write_world(root / "shards" / "clean", sizes.scenes, SEEDS["world"], progress=False)
             shards = str(root / "shards" / "clean")
-            return pretrain_clip(shards, clip, sizes.clip_steps, seed=model_seed, overwrite=True, progress=progress)
+            return call(pretrain_clip, shards=shards, out=clip, steps=sizes.clip_steps, seed=model_seed, **how)
 
         stages.run("stages/clip", train_clip)
     base = str(root / "base")
     stages.run(
         "stages/base",
-        lambda: train_llava(
-            sizes.scenes, clip, base, sizes.base_steps, model_seed, SEEDS["world"], overwrite=True, progress=progress,
-            **BASE,
-        ),
+        lambda: call(train_llava, data=sizes.scenes, clip=clip, out=base, steps=sizes.base_steps, seed=model_seed,
+                     data_seed=SEEDS["world"], **how, **BASE),
     )  # fmt: skip
     data = alignment_set(sizes.samples, SEEDS["alignment"], damage)
     stages.run("stages/alignment", lambda: data.write(root / "shards" / "alignment"))
@@ -245,7 +244,7 @@ def _arm(
 ) -> dict[str, Any]:
     """Fine-tune on what an arm keeps, and grade it."""
     from mmsae.bench.world_filter import top_half
-    from mmsae.world.models.llava.train import LlavaRecipe
+    from mmsae.world.models.llava.train import LlavaTraining
 
     def work() -> dict[str, Any]:
         data = room.data
@@ -253,7 +252,7 @@ def _arm(
         if arm != "all":
             score = np.zeros(len(rows)) if arm == "random" else scores[arm]  # all equal: the tie-break is random
             rows = top_half(score, data.is_caption, seed)
-        recipe = LlavaRecipe(sizes.steps, sizes.batch_size, seed, lr=0.01, adam_lr=1e-3)
+        recipe = LlavaTraining(sizes.steps, sizes.batch_size, seed, lr=0.01, adam_lr=1e-3)
         grade = room.grade(room.fine_tune(rows, recipe), exam)
         return {**grade, "kept": len(rows), "damaged": float((~data.clean[rows]).mean())}
 

@@ -21,7 +21,7 @@ from mmsae.sae import SAE, AuxK, CodeCosine, Dictionary, LossContext, Normaliser
 from mmsae.types import IMAGE, TEXT, ImageTextBatch
 from mmsae.world.generator.data import generate
 from mmsae.world.measure.host import embed_images, embed_texts
-from mmsae.world.models.llava.questions import pictures
+from mmsae.world.models.llava.questions import pil_images
 
 READS = ("question+answer", "question")
 SITE = "layers.1:out"
@@ -69,7 +69,7 @@ def _batches(host: Any, data: Alignment, text: str, size: int = 100) -> Iterator
     answers = data.answers if text == READS[0] else [None] * len(data.answers)
     for i in range(0, len(data.uids), size):
         part = slice(i, i + size)
-        yield collate.batch(data.questions[part], pictures(data.images[part]), answers[part], data.uids[part])
+        yield collate.batch(data.questions[part], pil_images(data.images[part]), answers[part], data.uids[part])
 
 
 def train_token_sae(base: str, data: Alignment, out: Path, steps: int, d_sae: int, k: int, seed: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mmsae.shards import ShardWriter
 from mmsae.world.generator.captions import damage, swap
 from mmsae.world.generator.data import WorldData, generate
 from mmsae.world.models.llava.questions import DESCRIBE, NO, OBJECTS, YES, Lessons, Questions, object_questions
-from mmsae.world.models.llava.train import Dialogues, LlavaRecipe, answer_loss, image_features, train
+from mmsae.world.models.llava.train import Dialogues, LlavaTraining, answer_loss, image_features, train
 
 #: Kinds of damage; the first two are of captions, the last of questions.
 KINDS = ("swapped", "attribute", "answer")
@@ -179,13 +179,13 @@ class Classroom:
         asked = {kind: object_questions(data.scenes, seed, kind) for kind in ("random", "adversarial")}
         return Exam(self.see(data.images), asked, data.full)
 
-    def fine_tune(self, rows: np.ndarray, recipe: LlavaRecipe) -> nn.Module:
+    def fine_tune(self, rows: np.ndarray, recipe: LlavaTraining) -> nn.Module:
         """A copy of the base model, trained on some samples."""
         model = copy.deepcopy(self.model).requires_grad_(True)
         model.model.vision_tower.requires_grad_(False)
         dialogues = Dialogues(self.data.lessons(rows), self.tokenizer, self.features.shape[1], recipe)
         features = self.features[torch.from_numpy(rows)]
-        train(model, features, dialogues, recipe, state_file=Path("unused"), identity={}, progress=False)
+        train(model, features, dialogues, recipe, progress=False)
         return model.eval()
 
     def _sequences(self, questions: list[str], answers: list[str] | None = None) -> tuple[Tensor, Tensor]:

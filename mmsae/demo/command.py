@@ -109,9 +109,10 @@ def demo(
     from mmsae.demo.ood import detect_ood, make_card
     from mmsae.demo.report.page import write_report
     from mmsae.jobs.processes import SideProcess
+    from mmsae.options import call
     from mmsae.report import names_of
     from mmsae.world.generator.shards import write_world
-    from mmsae.world.models.clip import pretrain_clip
+    from mmsae.world.models.command import pretrain_clip
 
     p, root = PROFILES[profile], Path(out)
     root.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,14 @@ def demo(
         start_beside("diffusion", demo_diffusion, "drawing")
         stages.run(
             "clip",
-            lambda: pretrain_clip(train_shards, str(root / "clip"), steps=p.clip_steps, seed=seed, progress=progress),
+            lambda: call(
+                pretrain_clip,
+                shards=train_shards,
+                out=str(root / "clip"),
+                steps=p.clip_steps,
+                seed=seed,
+                progress=progress,
+            ),
         )
         start_beside("llava", demo_llava, "vision-language")
         for split in ("train", "test"):

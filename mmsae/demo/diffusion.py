@@ -13,6 +13,7 @@ from mmsae.demo.llava import last_validation
 from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_recipe
 from mmsae.files import atomic_file
 from mmsae.jobs.processes import main
+from mmsae.options import call
 
 MODULE, LOG, STATE, RESULTS = "mmsae.demo.diffusion", "diffusion.log", "diffusion.json", "steering_results.json"
 PICTURES, PROBE = "steering_pictures.safetensors", "probe/probe.safetensors"
@@ -101,15 +102,21 @@ def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
 def run(root: Path, profile: str, seed: int) -> None:
     """All stages; those that are done are skipped."""
     from mmsae.world.measure.probe import train_probe
-    from mmsae.world.models.diffusion.model import pretrain_diffusion
+    from mmsae.world.models.command import pretrain_diffusion
 
     p = PROFILES[profile]
     stages = Stages(root / STATE, {"profile": profile, "seed": seed, **p._asdict(), "format": 1})
     out, fitted = root / "diffusion", root / "diffusion_text"
     stages.run(
         "diffusion",
-        lambda: pretrain_diffusion(
-            str(root / "shards" / "train"), str(out), steps=p.diffusion_steps, seed=seed, overwrite=True, progress=False
+        lambda: call(
+            pretrain_diffusion,
+            shards=str(root / "shards" / "train"),
+            out=str(out),
+            steps=p.diffusion_steps,
+            seed=seed,
+            overwrite=True,
+            progress=False,
         ),
     )
     stages.run("probe", lambda: train_probe(48 * p.probe_steps, p.probe_steps).save(root / PROBE))

@@ -14,6 +14,7 @@ from typing import Any
 from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_method, fit_recipe
 from mmsae.files import atomic_file
 from mmsae.jobs.processes import main
+from mmsae.options import call
 
 SITE = "layers.1:out"  # of three layers
 MODULE, LOG, STATE, RESULTS = "mmsae.demo.llava", "llava.log", "llava.json", "llava_results.json"
@@ -79,13 +80,13 @@ def measure(host: str, root: Path, p: Profile, seed: int) -> dict[str, Any]:
     from mmsae.lvlm.weights.file import load_weights
     from mmsae.sae import SAE
     from mmsae.world.generator.data import generate
-    from mmsae.world.models.llava.questions import DESCRIBE, pictures
+    from mmsae.world.models.llava.questions import DESCRIBE, pil_images
 
     table = {kind: ask_pope(host, kind, root, p, seed) for kind in KINDS}
     held = generate(100, SEEDS["talk_test"], siblings=False)
     loaded, sae = load_host(host), SAE.from_pretrained(root / "llava_tokens" / "sae")
     collate, n = loaded.collator("question+answer"), len(held.full)
-    prompts = {"image_text": pictures(held.images), "text": [None] * n}
+    prompts = {"image_text": pil_images(held.images), "text": [None] * n}
     batches = {k: collate.batch([DESCRIBE] * n, v, answers=held.full) for k, v in prompts.items()}
     info = load_weights(root / "weights").info
     return {
@@ -177,8 +178,8 @@ def run(root: Path, profile: str, seed: int) -> None:
     host, tokens = f"lvlm:{root / 'llava'}", root / "llava_tokens"
     stages.run(
         "llava",
-        lambda: train_llava(p.llava_images, str(root / "clip"), str(root / "llava"), p.llava_steps, seed,
-                            SEEDS["train"], overwrite=True, progress=False),
+        lambda: call(train_llava, data=p.llava_images, clip=str(root / "clip"), out=str(root / "llava"),
+                     steps=p.llava_steps, seed=seed, data_seed=SEEDS["train"], overwrite=True, progress=False),
     )  # fmt: skip
     for split, n in (("train", p.talk), ("test", 400)):
         seed_of = SEEDS["talk" if split == "train" else "talk_test"]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from mmsae.demo.stages import METHODS, PROFILES, SEEDS, fit_method
 from mmsae.files import atomic_folder, remove_leftovers
+from mmsae.options import call
 from mmsae.types import InputError
 
 Split = Literal["train", "test"]
@@ -72,10 +73,10 @@ def shards(split: Split = "train") -> Path:
 
 def clip() -> Path:
     """A CLIP of half a million parameters, trained on the world; loads as ``local-dir:FOLDER``."""
-    from mmsae.world.models.clip import pretrain_clip
+    from mmsae.world.models.command import pretrain_clip
 
     def make(target: Path) -> None:
-        pretrain_clip(str(shards()), str(target), steps=_CLIP["steps"], seed=_CLIP["seed"])
+        call(pretrain_clip, shards=str(shards()), out=str(target), steps=_CLIP["steps"], seed=_CLIP["seed"])
 
     return _made("clip", "a tiny CLIP", 45, make)
 
@@ -83,21 +84,24 @@ def clip() -> Path:
 def llava() -> Path:
     """A LLaVA on the image trunk of :func:`clip`, which answers questions about objects; loads as ``lvlm:FOLDER``."""
     from mmsae.world.models.llava.model import train_llava
+    from mmsae.world.models.options import Training
 
     def make(target: Path) -> None:
         r = RECIPES["llava"]
-        train_llava(r["images"], str(clip()), str(target), r["steps"], r["seed"], r["data_seed"])
+        train_llava(
+            r["images"], str(clip()), str(target), r["data_seed"], training=Training(steps=r["steps"], seed=r["seed"])
+        )
 
     return _made("llava", "a tiny LLaVA", 60, make)
 
 
 def diffusion() -> Path:
     """A Stable Diffusion of 32 x 32 pixels that draws one object of the world; loads as ``diffusers:FOLDER``."""
-    from mmsae.world.models.diffusion.model import pretrain_diffusion
+    from mmsae.world.models.command import pretrain_diffusion
 
     def make(target: Path) -> None:
         r = RECIPES["diffusion"]
-        pretrain_diffusion(str(shards()), str(target), steps=r["steps"], seed=r["seed"])
+        call(pretrain_diffusion, shards=str(shards()), out=str(target), steps=r["steps"], seed=r["seed"])
 
     return _made("diffusion", "a tiny Stable Diffusion", 90, make)
 

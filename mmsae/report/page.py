@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from mmsae.files import atomic_file
 from mmsae.report.figures import Figure
 from mmsae.report.gallery import CodePair, Gallery
-from mmsae.report.template import PAGE
 from mmsae.types import InputError
+
+TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("template.html", "style.css"))
 
 
 class Fact(NamedTuple):
@@ -154,15 +156,14 @@ def render_report(
     env = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.filters.update(number=number, prose=prose, slug=_slug)
     env.globals.update(best_rows=best_rows, word_columns=word_columns)
-    html = env.from_string(PAGE).render(
+    html = env.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        css=Markup(STYLE.read_text(encoding="utf-8")),
         title=title,
         sections=sections,
         lead=lead,
         meta=meta or {},
         data=None if data is None else json.dumps(data, indent=2, ensure_ascii=False),
     )
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(html.lstrip(), encoding="utf-8")
-    os.replace(part, path)
-    return path
+    with atomic_file(path) as temp:
+        temp.write_text(html.lstrip(), encoding="utf-8")
+    return Path(path)

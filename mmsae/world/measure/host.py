@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from mmsae.evaluation.zeroshot.scores import accuracy, class_embeddings
 from mmsae.metrics.pairs.retrieval import both_ways, groups_of
 from mmsae.world.generator.captions import PLACES
-from mmsae.world.generator.data import WorldData
 from mmsae.world.generator.scene import BACKGROUNDS, COLOURS, OBJECT_ATTRIBUTES, SHAPES, SIZES, TEXTURES, Scenes
 
 Embed = Callable[[list[str]], Tensor]
@@ -98,23 +97,3 @@ def recall_at_1(image: Tensor, text: Tensor, captions: list[str]) -> dict[str, f
     """``{image_to_text, text_to_image}``: share of samples whose nearest partner has an equal caption."""
     both = both_ways(image, text, groups_of(captions), ks=(1,))
     return {direction: recall[1] for direction, recall in both.items()}
-
-
-def evaluate_clip(host: Host, data: WorldData, retrieval: int = 1000) -> dict[str, Any]:
-    """Zero-shot by attribute on all lone objects, and R@1 among the first ``retrieval`` samples by full captions.
-
-    Args:
-        host: A host with both encoders.
-        data: Held-out samples.
-        retrieval: Samples that compete in retrieval.
-
-    Returns:
-        ``{"zero_shot": {attribute: accuracy}, "recall_at_1": {image_to_text, text_to_image}, "images": n}``.
-    """
-    image = embed_images(host, data.images)
-    text = embed_texts(host, data.full[:retrieval])
-    return {
-        "zero_shot": zero_shot_attributes(image, data.scenes, lambda t: embed_texts(host, t)),
-        "recall_at_1": recall_at_1(image[:retrieval], text, data.full[:retrieval]),
-        "images": len(image),
-    }

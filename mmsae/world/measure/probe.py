@@ -7,20 +7,20 @@ learned from renders of its own.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mmsae.files import atomic_file
 from mmsae.types import InputError
 from mmsae.world.generator.render import GROUND, PALETTE, SIZE, render
 from mmsae.world.generator.scene import CONCEPT_GROUPS, sample_scenes
 from mmsae.world.measure.host import attribute_labels
-from mmsae.world.models.contrastive import schedule
-from mmsae.world.models.loop import Muon
+from mmsae.world.models import loop
+from mmsae.world.models.options import Training
 
 NONE = -1  # no colour is seen
 ATTRIBUTES = ("shape", "colour", "size", "texture", "background", "position")
@@ -152,8 +152,10 @@ def train_probe(
         probe = WorldProbe().train()
     matrices = [p for p in probe.parameters() if p.ndim >= 2]
     vectors = [p for p in probe.parameters() if p.ndim < 2]
-    opts = [Muon(matrices, lr=0.02, weight_decay=0.05), torch.optim.Adam(vectors, lr=3e-3)]
-    for step in tqdm(range(steps), desc="training probe", disable=not progress, leave=False):
+    r = Training(steps, batch_size, seed, lr=0.02, adam_lr=3e-3)
+    opts = [loop.Muon(matrices, lr=r.lr, weight_decay=r.weight_decay), torch.optim.Adam(vectors, lr=r.adam_lr)]
+
+    def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 40, step])
         rows = rng.integers(0, len(images), size=batch_size)
         x = _centred(images[rows])
@@ -161,11 +163,7 @@ def train_probe(
         x[:half] = nn.functional.avg_pool2d(nn.functional.pad(x[:half], (1, 1, 1, 1), mode="replicate"), 3, 1)
         x += 0.05 * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
         logits = probe(x)
-        loss = sum(nn.functional.cross_entropy(logits[a], labels[a][rows]) for a in ATTRIBUTES)
-        for o, peak in zip(opts, (0.02, 3e-3), strict=True):
-            o.param_groups[0]["lr"] = peak * schedule(step, steps)
-            o.zero_grad(set_to_none=True)
-        loss.backward()
-        for o in opts:
-            o.step()
-    return probe.eval()
+        return sum(nn.functional.cross_entropy(logits[a], labels[a][rows]) for a in ATTRIBUTES)
+
+    loop.train(probe, opts, loss_of, r, "probe", max_norm=math.inf, progress=progress)
+    return probe

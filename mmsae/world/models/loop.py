@@ -1,18 +1,22 @@
-"""Muon: momentum whose update of every weight matrix is made (almost) orthogonal."""
+"""The training loop of the world's models: Muon and AdamW, one schedule, a state from which a killed run goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hashlib import blake2b
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmsae.shards import FAULT_LIMIT, FaultLog, UidSet, expand, read_shard
-from mmsae.types import InputError
+from mmsae.errors import InputError
+from mmsae.files import atomic_file, atomic_folder, check_writable, disk_errors
+from mmsae.world.models.options import Training
 
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
@@ -61,114 +65,194 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update.reshape(p.shape), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
 
 
-class Pairs(NamedTuple):
-    """``N`` images with one or more captions each.
-
-    Attributes:
-        images: ``(N, S, S, 3) uint8``.
-        texts: The ``U`` different captions.
-        captions: ``(N, C) int64`` indices into ``texts``; rows with fewer captions repeat their first.
-        counts: ``(N,) int64`` captions of each image.
-        group: ``(N,) int64`` non-decreasing; equal for neighbours that the data calls a pair.
-        faults: What was wrong with the shards.
-    """
-
-    images: np.ndarray
-    texts: list[str]
-    captions: np.ndarray
-    counts: np.ndarray
-    group: np.ndarray
-    faults: FaultLog
-
-    def digest(self) -> str:
-        """Hash of images and captions: the same data, the same string."""
-        h = blake2b(digest_size=16)
-        for part in (self.images, self.captions, self.group):
-            h.update(np.ascontiguousarray(part).tobytes())
-        h.update("\0".join(self.texts).encode())
-        return h.hexdigest()
-
-
-def load_pairs(
-    shards: str | list[str],
-    image_size: int,
-    *,
-    caption_field: str = "",
-    max_gigabytes: float = 4.0,
-    fault_limit: float = FAULT_LIMIT,
-    keep: Callable[[dict[str, Any]], bool] | None = None,
-    progress: bool = True,
-) -> Pairs:
-    """Decode all pairs of some shards, once, into memory.
-
-    An image whose shorter side is not ``image_size`` is resized (bicubic) and cut to its middle, as open_clip does. A
-    sample with a list ``captions`` in its ``json`` has all of those; else the one that every reader sees. Neighbours
-    with the same ``pair`` in their ``json`` stay together.
+def optimizers(
+    named: Iterable[tuple[str, nn.Parameter]], tables: Sequence[str], r: Training
+) -> list[torch.optim.Optimizer]:
+    """Muon for matrices and kernels, AdamW for embedding tables and vectors.
 
     Args:
-        shards: Path, glob or brace pattern, or several.
-        image_size: Pixels a side.
-        caption_field: Field of ``json`` that holds the caption; empty: ``captions``, ``txt`` or ``caption``.
-        max_gigabytes: Refuse data that needs more memory than this.
-        fault_limit: Largest share of unreadable samples.
-        keep: Says of a sample's ``json`` whether it is wanted; all are where None.
-        progress: Show a bar of shards.
+        named: Parameters with their names.
+        tables: Parts of the names of embedding tables.
+        r: The recipe.
+    """
+    named = list(named)
+    is_table = [any(t in n for t in tables) for n, _ in named]
+    matrices = [p for (_, p), table in zip(named, is_table, strict=True) if p.ndim >= 2 and not table]
+    looked_up = [p for (_, p), table in zip(named, is_table, strict=True) if p.ndim >= 2 and table]
+    vectors = [p for _, p in named if p.ndim < 2]
+    groups = [{"params": looked_up, "weight_decay": r.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [
+        Muon(matrices, lr=r.lr, weight_decay=r.weight_decay),
+        torch.optim.AdamW(groups, lr=r.adam_lr, betas=(0.9, 0.98), fused=True),
+    ]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up over 50 steps or a tenth, cosine down to .02."""
+    warm = max(1, min(50, steps // 10))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+class State(NamedTuple):
+    """Where a run keeps what it needs to go on after it was killed.
+
+    Attributes:
+        file: If it is there and its identity is equal, training goes on from it to the same result, bit for bit on one
+            CPU, as without the interruption; a state of another run is said and left unused.
+        identity: What must be equal for that: data, model and recipe.
+        every: Number of steps between two writes; 0: never.
+    """
+
+    file: Path
+    identity: dict[str, Any]
+    every: int
+
+    def load(self, model: nn.Module, opts: Sequence[torch.optim.Optimizer]) -> tuple[int, list[list[float]]]:
+        """The step to go on from (0 without a state of the same run) and the loss curve until there."""
+        if not self.file.exists():
+            return 0, []
+        state = torch.load(self.file, map_location=next(model.parameters()).device, weights_only=True)
+        if state["identity"] != json.dumps(self.identity, sort_keys=True):
+            return 0, []
+        model.load_state_dict(state["model"])
+        for o, s in zip(opts, state["optimizers"], strict=True):
+            o.load_state_dict(s)
+        return state["step"], state["curve"]
+
+    def save(self, model: nn.Module, opts: Sequence[torch.optim.Optimizer], step: int, curve: list) -> None:
+        """Write the file, whole or not at all."""
+        state = {"identity": json.dumps(self.identity, sort_keys=True), "step": step, "curve": curve}
+        state |= {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]}
+        with atomic_file(self.file) as temp:
+            torch.save(state, temp)
+
+
+def train(
+    model: nn.Module,
+    opts: Sequence[torch.optim.Optimizer],
+    loss_of: Callable[[int], Tensor],
+    r: Training,
+    what: str,
+    *,
+    params: Sequence[nn.Parameter] | None = None,
+    max_norm: float = 1.0,
+    after: Callable[[int], None] | None = None,
+    smooth: float = 0.05,
+    state: State | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train ``model`` in place.
+
+    Args:
+        model: In training mode, as it should be.
+        opts: Its optimisers, with their peak learning rates.
+        loss_of: Gives the loss of a step, whose batch is a function of seed and step.
+        r: The recipe.
+        what: What is trained, for the bar.
+        params: Parameters whose common gradient is cut; default: all of the model's.
+        max_norm: Largest norm of that gradient.
+        after: Called after every update, with the number of the step.
+        smooth: Weight of a step in the running mean of the loss.
+        state: Where and how often the state is written; without it a killed run starts anew.
+        progress: Show a bar with loss and time left.
+
+    Returns:
+        ``{"loss": running mean, "curve": [[step, loss], ...], "first_step": where it started}``.
 
     Raises:
-        InputError: No shard matches, no sample is left, too much data, too many faults, or a uid twice.
+        FloatingPointError: The loss is not finite.
     """
-    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
-
-    fit = Compose([Resize(image_size, InterpolationMode.BICUBIC), CenterCrop(image_size)])
-    limit = round(max_gigabytes * 1e9 / (3 * image_size**2))
-    faults, uids, text_ids = FaultLog(), UidSet(), {}
-    images, rows, groups, last = [], [], [], None
-    paths = expand(shards)
-    for path in tqdm(paths, desc="reading shards", disable=not progress, leave=False):
-        for s in read_shard(path, faults, caption_field=caption_field):
-            uids.add(s.uid, s.shard, s.key)
-            if keep and not keep(s.meta):
-                continue
-            if len(images) == limit:
-                raise InputError(
-                    f"{shards} has more than the {limit} images of {image_size} x {image_size} that fit into"
-                    f" {max_gigabytes:g} GB: give fewer shards, a smaller image size or a higher limit"
-                )
-            several = [] if caption_field else s.meta.get("captions") or []
-            captions = [c.strip() for c in several if isinstance(c, str) and c.strip()] or [s.caption]
-            image = s.image if s.image.size == (image_size, image_size) else fit(s.image)
-            images.append(np.asarray(image))
-            rows.append([text_ids.setdefault(c, len(text_ids)) for c in captions])
-            pair = s.meta.get("pair")
-            groups.append((groups[-1] if groups else 0) + (pair is None or pair != last))
-            last = pair
-        faults.check(fault_limit)
-    faults.check(fault_limit, final=True)
-    if len(images) < 2:
-        wanted = "readable pairs of the wanted kind" if keep else "readable pairs"
-        raise InputError(f"{shards} holds {len(images)} {wanted}: at least 2 are needed")
-    widest = max(map(len, rows))
-    return Pairs(
-        images=np.stack(images),
-        texts=list(text_ids),
-        captions=np.array([r + r[:1] * (widest - len(r)) for r in rows]),
-        counts=np.array([len(r) for r in rows]),
-        group=np.array(groups),
-        faults=faults,
-    )
+    params = list(model.parameters()) if params is None else params
+    peaks = [g["lr"] for o in opts for g in o.param_groups]
+    first, curve = (0, []) if state is None else state.load(model, opts)
+    groups = [g for o in opts for g in o.param_groups]  # loading makes new ones
+    if progress and state is not None and state.file.exists():
+        print(f"going on from step {first} of {state.file}" if first else f"{state.file} is of another run: not used")
+    mean = curve[-1][1] if curve else math.nan
+    bar = tqdm(range(first, r.steps), initial=first, total=r.steps, desc=f"training {what}", disable=not progress)
+    for step in bar:
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * schedule(step, r.steps)
+        loss = loss_of(step)
+        for o in opts:
+            o.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, max_norm)
+        for o in opts:
+            o.step()
+        if after is not None:
+            after(step)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate (now {r.lr:g})")
+        mean = value if math.isnan(mean) else (1 - smooth) * mean + smooth * value
+        done = step + 1
+        if done % 20 == 0 or done == r.steps:
+            curve.append([done, mean])
+            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+        if state is not None and state.every and done % state.every == 0 and done < r.steps:
+            state.save(model, opts, done, curve)
+    model.eval()
+    return {"loss": mean, "curve": curve, "first_step": first}
 
 
-def epoch_order(group: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """``(N,)`` sample indices in a new order, members of a group side by side."""
-    rng = np.random.default_rng([seed, 10, epoch])
-    rank = rng.permutation(int(group[-1]) + 1)[group]
-    return np.argsort(rank, kind="stable")
+def free_folder(out: str, overwrite: bool) -> Path:
+    """The folder to write a model to.
+
+    Raises:
+        InputError: It is in use, or cannot be written.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+        raise InputError(f"{out} exists and is not empty: name another folder, or overwrite it with --overwrite true")
+    check_writable(target)
+    return target
 
 
-def flip_and_shift(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Photographs ``(B, S, S, 3)``, half of them mirrored, each moved by up to a tenth of its side (edges repeat)."""
-    n, s = images.shape[:2]
-    shift = rng.integers(-(s // 10), s // 10 + 1, size=(2, n, 1))
-    y, x = np.clip(np.arange(s) + shift, 0, s - 1)
-    x = np.where(rng.random((n, 1)) < 0.5, s - 1 - x, x)
-    return images[np.arange(n)[:, None, None], y[:, :, None], x[:, None, :]]
+@contextmanager
+def cpu_threads(n: int | None) -> Iterator[None]:
+    """Compute with so many threads within; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> dict[str, float]:
+        """By the wall and of this process."""
+        return {"wall": time.perf_counter() - self.start[0], "cpu": time.process_time() - self.start[1]}
+
+
+def finish(
+    target: Path, save: Callable[[Path], None], r: Training, found: dict[str, Any], clock: Clock, progress: bool = True
+) -> dict[str, Any]:
+    """Write a model with its ``training.json``, whole or not at all, and say so.
+
+    Args:
+        target: The folder.
+        save: Writes the model into a folder.
+        r: The recipe.
+        found: What :func:`train` returned, and sizes.
+        clock: When it began.
+        progress: Whether to say so.
+
+    Returns:
+        What was done, without the curve of the loss.
+    """
+    stats = {"out": str(target), "steps": r.steps, **found, "recipe": vars(r), "seconds": clock.seconds()}
+    with disk_errors(target), atomic_folder(target) as folder:
+        save(folder)
+        (folder / "training.json").write_text(json.dumps(stats, indent=1))
+    if progress:
+        print(f"{r.steps} steps, loss {found['loss']:.3f}, {stats['seconds']['wall']:.0f} s; wrote {target}")
+    return {k: v for k, v in stats.items() if k != "curve"}

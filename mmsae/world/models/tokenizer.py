@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from mmsae.types import InputError
+from mmsae.errors import InputError
+from mmsae.world.models.options import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+LONGEST, SHORTEST = 40, 16  # bounds of the context length where it is taken from the captions
 PAD, UNK, EOS = "<pad>", "<unk>", "<eos>"
 _WORD = re.compile(r"\w+|[^\w\s]+")  # what the tokenizer's Whitespace splitter does
 
@@ -43,6 +45,27 @@ def vocabulary(captions: Iterable[str], max_words: int = 20_000) -> list[str]:
     if not words:
         raise InputError("the captions hold no word to make a vocabulary of")
     return words
+
+
+class Words(NamedTuple):
+    """What a text encoder knows of some captions.
+
+    Attributes:
+        words: The vocabulary.
+        context_length: Tokens of a text.
+        too_long: Number of captions that lose their last words.
+    """
+
+    words: list[str]
+    context_length: int
+    too_long: int
+
+    @classmethod
+    def of(cls, captions: Sequence[str], options: Texts) -> Words:
+        """Those of different captions."""
+        words, longest = vocabulary(captions, options.max_words), [len(words_of(t)) for t in captions]
+        length = options.context_length or min(max(*longest, SHORTEST - 1) + 1, LONGEST)
+        return cls(words, length, sum(n >= length for n in longest))
 
 
 def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:

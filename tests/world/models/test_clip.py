@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 
 from mmsae.hosts import load_host
+from mmsae.options import call
 from mmsae.types import InputError
 from mmsae.world.generator.shards import write_world
-from mmsae.world.measure.host import embed_images, embed_texts, evaluate_clip
-from mmsae.world.models import clip, contrastive
-from mmsae.world.models.clip import pretrain_clip
-from mmsae.world.models.tokenizer import words_of
+from mmsae.world.measure.host import embed_images, embed_texts, recall_at_1, zero_shot_attributes
+from mmsae.world.models import contrastive, loop
+from mmsae.world.models.command import pretrain_clip
+from mmsae.world.models.tokenizer import LONGEST, words_of
 
 SMALL = dict(steps=20, batch_size=16, embed_dim=16, text_width=32, text_layers=1, progress=False)
 
@@ -27,7 +28,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("clip") / "model"
-    return out, pretrain_clip(shards, str(out), **SMALL)
+    return out, call(pretrain_clip, shards=shards, out=str(out), **SMALL)
 
 
 def weights(folder):
@@ -68,16 +69,18 @@ def test_training_report(trained):
 
 
 def test_it_learns(shards, tmp_path):
-    first, last = (pretrain_clip(shards, str(tmp_path / str(n)), **SMALL | {"steps": n})["loss"] for n in (1, 60))
+    first, last = (
+        call(pretrain_clip, shards=shards, out=str(tmp_path / str(n)), **SMALL | {"steps": n})["loss"] for n in (1, 60)
+    )
     assert first > 2.5 and last < first - 0.7
 
 
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone(shards, trained, tmp_path):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    pretrain_clip(shards, str(tmp_path / "again"), **SMALL)
+    call(pretrain_clip, shards=shards, out=str(tmp_path / "again"), **SMALL)
     assert torch.equal(before, torch.random.get_rng_state())
-    pretrain_clip(shards, str(tmp_path / "other"), **SMALL, seed=1)
+    call(pretrain_clip, shards=shards, out=str(tmp_path / "other"), **SMALL, seed=1)
     a, b, c = weights(trained[0]), weights(tmp_path / "again"), weights(tmp_path / "other")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["visual.head.proj.weight"], c["visual.head.proj.weight"])
@@ -94,11 +97,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(shards, trained, tmp_path, mon
 
     monkeypatch.setattr(contrastive, "pair_loss", dies)
     with pytest.raises(KeyboardInterrupt):
-        pretrain_clip(shards, str(out), **SMALL, checkpoint_every=5)
+        call(pretrain_clip, shards=shards, out=str(out), **SMALL, checkpoint_every=5)
     assert not out.exists() and (tmp_path / "model.partial").exists()
     monkeypatch.setattr(contrastive, "pair_loss", real)
     # checkpoint_every is no part of what makes a run the same run
-    stats = pretrain_clip(shards, str(out), **SMALL, checkpoint_every=7)
+    stats = call(pretrain_clip, shards=shards, out=str(out), **SMALL, checkpoint_every=7)
     assert stats["first_step"] == 10
     a, b = weights(trained[0]), weights(out)
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -106,11 +109,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(shards, trained, tmp_path, mon
 
 
 def test_a_state_of_another_run_is_not_used(shards, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(contrastive, "schedule", lambda step, steps: 1 / 0 if step == 6 else 1.0)
+    monkeypatch.setattr(loop, "schedule", lambda step, steps: 1 / 0 if step == 6 else 1.0)
     with pytest.raises(ZeroDivisionError):
-        pretrain_clip(shards, str(tmp_path / "model"), **SMALL, checkpoint_every=5)
+        call(pretrain_clip, shards=shards, out=str(tmp_path / "model"), **SMALL, checkpoint_every=5)
     monkeypatch.undo()
-    stats = pretrain_clip(shards, str(tmp_path / "model"), **SMALL | {"lr": 0.01, "progress": True})
+    stats = call(pretrain_clip, shards=shards, out=str(tmp_path / "model"), **SMALL | {"lr": 0.01, "progress": True})
     assert stats["first_step"] == 0 and "of another run" in capsys.readouterr().out
 
 
@@ -119,9 +122,9 @@ def test_a_used_folder_is_refused_unless_overwritten(shards, tmp_path):
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="exists and is not empty"):
-        pretrain_clip(shards, str(out), **SMALL)
+        call(pretrain_clip, shards=shards, out=str(out), **SMALL)
     assert (out / "notes.txt").read_text() == "mine"
-    pretrain_clip(shards, str(out), **SMALL | {"steps": 1}, overwrite=True)
+    call(pretrain_clip, shards=shards, out=str(out), **SMALL | {"steps": 1}, overwrite=True)
     assert (out / "open_clip_config.json").exists() and not (out / "notes.txt").exists()
 
 
@@ -132,16 +135,16 @@ def test_bad_arguments_are_named(shards, tmp_path):
         ({"text_width": 50}, "text_width 50"),
     ):
         with pytest.raises(InputError, match=words):
-            pretrain_clip(shards, str(tmp_path / "x"), **SMALL | change)
+            call(pretrain_clip, shards=shards, out=str(tmp_path / "x"), **SMALL | change)
     with pytest.raises(InputError):
-        pretrain_clip(str(tmp_path / "none-*.tar"), str(tmp_path / "x"), **SMALL)
+        call(pretrain_clip, shards=str(tmp_path / "none-*.tar"), out=str(tmp_path / "x"), **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(contrastive, "pair_loss", lambda *a: torch.tensor(torch.nan, requires_grad=True))
     with pytest.raises(FloatingPointError, match="step 0"):
-        pretrain_clip(shards, str(tmp_path / "x"), **SMALL)
+        call(pretrain_clip, shards=shards, out=str(tmp_path / "x"), **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -156,10 +159,12 @@ def test_larger_photographs_and_long_captions(tmp_path):
             jpg = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(jpg, "JPEG")
             w.write(f"{i}", {"jpg": jpg.getvalue(), "txt": f"Photo number {i}: " + "word " * 50})
-    stats = pretrain_clip(str(tmp_path / "s"), str(tmp_path / "m"), **SMALL | {"steps": 2}, image_size=48)
+    stats = call(
+        pretrain_clip, shards=str(tmp_path / "s"), out=str(tmp_path / "m"), **SMALL | {"steps": 2}, image_size=48
+    )
     assert stats["recipe"]["photo"] and stats["recipe"]["batch_size"] == 6 and stats["too_long"] == 6
     config = json.loads((tmp_path / "m" / "open_clip_config.json").read_text())["model_cfg"]
-    assert config["text_cfg"]["context_length"] == clip.LONGEST and config["vision_cfg"]["image_size"] == 48
+    assert config["text_cfg"]["context_length"] == LONGEST and config["vision_cfg"]["image_size"] == 48
     host = load_host(f"local-dir:{tmp_path / 'm'}")
     assert len(words_of("Photo number 1: word")) == 5
     assert embed_images(host, rng.integers(0, 256, (2, 30, 60, 3), dtype=np.uint8)).shape == (2, 16)
@@ -168,16 +173,26 @@ def test_larger_photographs_and_long_captions(tmp_path):
 def test_an_untrained_host_is_near_chance(trained):
     from mmsae.world.generator.data import generate
 
-    result = evaluate_clip(load_host(f"local-dir:{trained[0]}"), generate(200, 9), retrieval=100)
-    assert set(result["zero_shot"]) >= {"colour", "shape", "size", "texture", "background", "position"}
-    assert set(result["recall_at_1"]) == {"image_to_text", "text_to_image"}
-    assert result["zero_shot"]["colour_shape"] < 0.5 and result["recall_at_1"]["image_to_text"] < 0.5
+    host, data = load_host(f"local-dir:{trained[0]}"), generate(200, 9)
+    image, text = embed_images(host, data.images), embed_texts(host, data.full[:100])
+    zero_shot = zero_shot_attributes(image, data.scenes, lambda t: embed_texts(host, t))
+    assert set(zero_shot) >= {"colour", "shape", "size", "texture", "background", "position"}
+    recall = recall_at_1(image[:100], text, data.full[:100])
+    assert set(recall) == {"image_to_text", "text_to_image"}
+    assert zero_shot["colour_shape"] < 0.5 and recall["image_to_text"] < 0.5
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_on_a_gpu_gives_a_model_that_loads_on_the_cpu(shards, tmp_path):
-    stats = pretrain_clip(shards, str(tmp_path / "m"), **SMALL | {"steps": 60}, device="cuda", checkpoint_every=50)
+    stats = call(
+        pretrain_clip,
+        shards=shards,
+        out=str(tmp_path / "m"),
+        **SMALL | {"steps": 60},
+        device="cuda",
+        checkpoint_every=50,
+    )
     assert (
         stats["loss"] < 3
         and load_host(f"local-dir:{tmp_path / 'm'}").encode_text(torch.ones(1, 17).long()).isfinite().all()

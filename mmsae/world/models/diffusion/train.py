@@ -1,43 +1,28 @@
-"""The loop that trains a denoiser and its text encoder together."""
+"""A denoiser and its text encoder, trained together."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from mmsae.world.models.contrastive import schedule
-from mmsae.world.models.loop import Muon
+from mmsae.world.models import loop
+from mmsae.world.models.options import Training
 
 
-class DiffusionRecipe(NamedTuple):
-    """How to train.
+@dataclass(frozen=True)
+class DiffusionTraining(Training):
+    """How to train a denoiser."""
 
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Pictures a step.
-        seed: Of order, captions, noise and times.
-        lr: Peak learning rate of Muon (weight matrices and kernels).
-        adam_lr: Peak learning rate of AdamW (embeddings, norms, biases).
-        weight_decay: On everything of two or more dimensions.
-        p_null: Share of captions replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
-        ema: Decay of the mean over steps that is kept in place of the last weights.
-    """
-
-    steps: int
-    batch_size: int = 32
-    seed: int = 0
-    lr: float = 0.02
-    adam_lr: float = 2e-3
-    weight_decay: float = 0.01
     p_null: float = 0.1
+    """Share of captions replaced by the empty one, for classifier-free guidance (arXiv 2207.12598)."""
     ema: float = 0.99
+    """Decay of the mean over steps that is kept in place of the last weights."""
 
 
 class Examples(NamedTuple):
@@ -56,20 +41,7 @@ class Examples(NamedTuple):
     counts: np.ndarray
 
 
-def optimizers(parts: nn.ModuleList, r: DiffusionRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for matrices and kernels, AdamW for embedding tables and vectors."""
-    named = list(parts.named_parameters())
-    matrices = [p for n, p in named if p.ndim >= 2 and "_embedding.weight" not in n]
-    tables = [p for n, p in named if p.ndim >= 2 and "_embedding.weight" in n]
-    vectors = [p for _, p in named if p.ndim < 2]
-    groups = [{"params": tables, "weight_decay": r.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [
-        Muon(matrices, lr=r.lr, weight_decay=r.weight_decay),
-        torch.optim.AdamW(groups, lr=r.adam_lr, betas=(0.9, 0.98), fused=True),
-    ]
-
-
-def draw(data: Examples, r: DiffusionRecipe, step: int, n_times: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw(data: Examples, r: DiffusionTraining, step: int, n_times: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Batch ``step`` of the run, a function of seed and step.
 
     Returns:
@@ -86,32 +58,31 @@ def draw(data: Examples, r: DiffusionRecipe, step: int, n_times: int) -> tuple[T
 
 
 def train(
-    unet: nn.Module, text_encoder: nn.Module, scheduler: Any, data: Examples, r: DiffusionRecipe, progress: bool = True
+    unet: nn.Module,
+    text_encoder: nn.Module,
+    scheduler: Any,
+    data: Examples,
+    r: DiffusionTraining,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Train ``unet`` and ``text_encoder`` in place; they end as the mean of their weights over the last steps.
 
     Args:
         unet: ``(x, time, text states) -> .sample``.
         text_encoder: ``(tokens) -> .last_hidden_state``.
-        scheduler: Of diffusers, with ``prediction_type`` ``v_prediction``.
+        scheduler: Scheduler of diffusers, with ``prediction_type`` ``v_prediction``.
         data: What to learn from.
         r: The recipe.
         progress: Say about how long it takes, and show a bar with loss and time left.
 
     Returns:
-        ``{"loss": running mean, "curve": [[step, loss], ...]}``.
-
-    Raises:
-        FloatingPointError: The loss is not finite.
+        See :func:`mmsae.world.models.loop.train`.
     """
     device = next(unet.parameters()).device
     parts = nn.ModuleList([unet, text_encoder]).train()
-    opts = optimizers(parts, r)
-    groups = [g for o in opts for g in o.param_groups]
-    peaks = [g["lr"] for g in groups]
+    opts = loop.optimizers(parts.named_parameters(), ("_embedding.weight",), r)
     weights = list(parts.parameters())
     means = [p.detach().clone() for p in weights]
-    mean, curve = math.nan, []
 
     def loss_of(step: int) -> Tensor:
         x, noise, times, ids = (t.to(device) for t in draw(data, r, step, scheduler.config.num_train_timesteps))
@@ -119,32 +90,16 @@ def train(
         v = unet(scheduler.add_noise(x, noise, times), times, states).sample
         return nn.functional.mse_loss(v, scheduler.get_velocity(x, noise, times))
 
+    def average(step: int) -> None:
+        torch._foreach_lerp_(means, [p.detach() for p in weights], 1 - min(r.ema, (1 + step) / (10 + step)))
+
     if progress:
         print(f"about {r.steps * _seconds(lambda: loss_of(0).backward()):.0f} s", flush=True)
-    bar = tqdm(range(r.steps), desc="training diffusion", disable=not progress)
-    for step in bar:
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * schedule(step, r.steps)
-        loss = loss_of(step)
-        for o in opts:
-            o.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        for o in opts:
-            o.step()
-        torch._foreach_lerp_(means, [p.detach() for p in weights], 1 - min(r.ema, (1 + step) / (10 + step)))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate (now {r.lr:g})")
-        mean = value if math.isnan(mean) else 0.98 * mean + 0.02 * value
-        if (step + 1) % 20 == 0 or step + 1 == r.steps:
-            curve.append([step + 1, mean])
-            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+    found = loop.train(parts, opts, loss_of, r, "diffusion", after=average, smooth=0.02, progress=progress)
     with torch.no_grad():
         for p, m in zip(weights, means, strict=True):
             p.copy_(m)
-    parts.eval()
-    return {"loss": mean, "curve": curve}
+    return found
 
 
 def _seconds(work: Callable[[], None]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsae.files import atomic_folder, check_writable
+from mmsae.errors import InputError
 from mmsae.hosts import loaded, parse
 from mmsae.hosts.lvlm.load import load_model, quiet
 from mmsae.hosts.lvlm.open_clip_tower import TimmTowerConfig
-from mmsae.types import InputError
-from mmsae.world.generator.data import WorldData, generate
-from mmsae.world.models.clip import _threads
-from mmsae.world.models.llava.questions import (
-    DESCRIBE,
-    NO,
-    OBJECTS,
-    YES,
-    Lessons,
-    ask,
-    object_questions,
-    pictures,
-    shard_lessons,
-    world_lessons,
-)
-from mmsae.world.models.llava.train import Dialogues, LlavaRecipe, image_features, train
+from mmsae.world.generator.data import generate
+from mmsae.world.models import loop
+from mmsae.world.models.llava.questions import DESCRIBE, NO, OBJECTS, YES, Lessons, ask, shard_lessons, world_lessons
+from mmsae.world.models.llava.train import Dialogues, LlavaTraining, image_features, train
+from mmsae.world.models.options import ResumedRun, Training
 from mmsae.world.models.tokenizer import vocabulary
 
 PAD, UNK, BOS, EOS, IMAGE = "<pad>", "<unk>", "<s>", "</s>", "<image>"
@@ -147,53 +135,34 @@ def build_model(
     return model
 
 
-STEPS = 300
-
-
 def train_llava(
     data: str | list[str] | int,
     clip: str,
     out: str,
-    steps: int = STEPS,
-    seed: int = 0,
     data_seed: int = 1,
     base: str | None = None,
-    batch_size: int = 32,
-    lr: float = 0.01,
-    adam_lr: float = 3e-3,
     hidden: int = 128,
     layers: int = 3,
-    checkpoint_every: int = 100,
-    overwrite: bool = False,
-    device: str = "cpu",
-    threads: int | None = 1,
-    progress: bool = True,
+    training: Training = Training(steps=300),
+    run: ResumedRun = ResumedRun(threads=1),
 ) -> dict[str, Any]:
     """Train a tiny ``LlavaForConditionalGeneration`` and save it with its processor as transformers does.
 
     The result loads as ``lvlm:OUT``. Fewer steps give a model that hallucinates more. While it runs, OUT.partial holds
-    its state: the same command, given again after an interruption, goes on from there.
+    its state: the same call, made again after an interruption, goes on from there.
 
     Args:
         data: Shards, or a number of scenes to generate. Samples with ``question`` and ``answer`` in their json teach
             these; those of the generated world teach captions and made-up questions; others their caption.
         clip: Folder of a CLIP of ``mmsae pretrain-clip`` whose image trunk becomes the frozen vision tower.
         out: Folder to write the model to.
-        steps: Optimiser steps.
-        seed: Of weights, order and questions.
-        data_seed: Of generated scenes.
+        data_seed: Seed of generated scenes.
         base: A tiny LLaVA to start from instead of random weights (its tokenizer stays; unknown words read as
             ``<unk>``); ``clip`` is then not read.
-        batch_size: Dialogues a step.
-        lr: Peak learning rate of Muon, for matrices.
-        adam_lr: Peak learning rate of AdamW, for embeddings, norms and biases.
         hidden: Width of the language model.
-        layers: Its layers.
-        checkpoint_every: Steps between two writes of OUT.partial; 0 writes none.
-        overwrite: Replace a model that is already in OUT.
-        device: Where to train.
-        threads: CPU threads; None leaves torch's own number.
-        progress: Say what is done and show bars.
+        layers: Number of its layers.
+        training: How to train.
+        run: Where to train, and what becomes of OUT.
 
     Returns:
         What was done: steps, loss, sizes, seconds; OUT/training.json has it too, with the curve of the loss.
@@ -201,72 +170,53 @@ def train_llava(
     Raises:
         InputError: OUT is in use, or clip, base or data are not usable.
     """
-    clock = time.perf_counter(), time.process_time()
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-        raise InputError(f"{out} exists and is not empty: name another folder, or overwrite it with --overwrite true")
-    check_writable(target)
-    if steps < 1 or batch_size < 1:
-        raise InputError(f"steps {steps} and batch_size {batch_size} must be at least 1")
+    clock, target = loop.Clock(), loop.free_folder(out, run.overwrite)
+    if training.steps < 1 or training.batch_size < 1:
+        raise InputError(f"steps {training.steps} and batch_size {training.batch_size} must be at least 1")
     lessons = world_lessons(generate(data, data_seed)) if isinstance(data, int) else shard_lessons(data)
-    with _threads(threads or torch.get_num_threads()):
+    recipe = LlavaTraining(**vars(training))
+    with loop.cpu_threads(run.threads):
         if base is None:
             tower, trunk, preprocess = read_clip(clip)
             tokenizer = build_tokenizer(lessons.texts())
-            model = build_model(tower, trunk, tokenizer, hidden=hidden, layers=layers, seed=seed)
+            model = build_model(tower, trunk, tokenizer, hidden=hidden, layers=layers, seed=recipe.seed)
             processor = build_processor(tokenizer, tower, preprocess)
         else:
             model, processor = _from_base(base)
             tower, tokenizer = model.config.vision_config, processor.tokenizer
         model.requires_grad_(True).model.vision_tower.requires_grad_(False)
-        model.eval().to(device)
+        model.eval().to(run.device)
         images = processor.image_processor
         if lessons.images.shape[1] != tower.image_size:
-            raise InputError(f"the pictures have {lessons.images.shape[1]} pixels a side, the tower {tower.image_size}")
-        features = image_features(model, lessons.images, images.image_mean, images.image_std, device)
+            raise InputError(f"the images have {lessons.images.shape[1]} pixels a side, the tower {tower.image_size}")
+        features = image_features(model, lessons.images, images.image_mean, images.image_std, run.device)
         if base is None:
             features = _standardise(model.model.vision_tower, features)
-        recipe = LlavaRecipe(steps, batch_size, seed, lr, adam_lr)
-        n_parameters = sum(p.numel() for p in model.parameters())
-        if progress:
+        parameters = sum(p.numel() for p in model.parameters())
+        if run.progress:
             print(
-                f"{len(lessons.images)} images, {len(tokenizer)} tokens in the vocabulary, {features.shape[1]} a"
-                f" picture; {n_parameters / 1e6:.2f} M parameters, {steps} steps of {batch_size}"
+                f"{len(lessons.images)} images, {len(tokenizer)} tokens in the vocabulary, {features.shape[1]} an"
+                f" image; {parameters / 1e6:.2f} M parameters, {recipe.steps} steps of {recipe.batch_size}"
             )
-        partial = target.with_name(target.name + ".partial")
         identity = {
-            "recipe": recipe._asdict(),
+            "recipe": vars(recipe),
             "model": [hidden, layers, str(base)],
             "data": _digest(lessons),
             "trunk": float(features[:64].float().sum()),
         }
-        result = train(
-            model,
-            features,
-            Dialogues(lessons, tokenizer, features.shape[1], recipe),
-            recipe,
-            state_file=partial,
-            identity=identity,
-            checkpoint_every=checkpoint_every,
-            progress=progress,
-        )
-    stats = {
-        "out": str(target),
-        "steps": steps,
-        **result,
-        "images": len(lessons.images),
-        "parameters": n_parameters,
-        "recipe": recipe._asdict(),
-        "seconds": {"wall": time.perf_counter() - clock[0], "cpu": time.process_time() - clock[1]},
-    }
-    with atomic_folder(target) as folder, quiet():
-        model.cpu().save_pretrained(folder)
-        processor.save_pretrained(folder)
-        (folder / "training.json").write_text(json.dumps(stats, indent=1))
-    partial.unlink(missing_ok=True)
-    if progress:
-        print(f"{steps} steps, loss {result['loss']:.3f}, {stats['seconds']['wall']:.0f} s; wrote {target}")
-    return {k: v for k, v in stats.items() if k != "curve"}
+        state = loop.State(target.with_name(target.name + ".partial"), identity, run.checkpoint_every)
+        dialogues = Dialogues(lessons, tokenizer, features.shape[1], recipe)
+        found = train(model, features, dialogues, recipe, state, run.progress)
+    found |= {"images": len(lessons.images), "parameters": parameters}
+
+    def save(folder: Path) -> None:
+        with quiet():
+            model.cpu().save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+    stats = loop.finish(target, save, recipe, found, clock, run.progress)
+    state.file.unlink(missing_ok=True)
+    return stats
 
 
 def _from_base(base: str) -> tuple[Any, Any]:
@@ -293,54 +243,3 @@ def _digest(lessons: Lessons) -> str:
     h.update(lessons.present.tobytes())
     h.update("\0".join(lessons.texts()).encode())
     return h.hexdigest()
-
-
-def ask_llava(host: Any, images: np.ndarray, questions: list[str], batch_size: int = 100, **options: Any) -> list[str]:
-    """What a vision-language host answers.
-
-    Args:
-        host: Of ``load_host("lvlm:...")``.
-        images: ``(n, S, S, 3) uint8``, one for each question.
-        questions: ``n`` texts.
-        batch_size: Prompts at a time.
-        **options: For ``generate``; 24 new tokens at most by default.
-    """
-    out: list[str] = []
-    options = {"max_new_tokens": 24} | options
-    for i in range(0, len(questions), batch_size):
-        part = slice(i, i + batch_size)
-        out += host.answer(host.collate.batch(questions[part], pictures(images[part])), **options)
-    return out
-
-
-def evaluate_llava(host: Any, data: WorldData, n: int = 300, seed: int = 0) -> dict[str, Any]:
-    """Accuracy on yes/no questions and truth of captions, on held-out scenes.
-
-    Args:
-        host: Of ``load_host("lvlm:...")``.
-        data: Held-out scenes; the first ``n`` are used.
-        n: Pictures; each is asked for one object that is there and one that is not.
-        seed: Of the questions.
-
-    Returns:
-        ``random``, ``adversarial`` and ``popular``, each ``{accuracy, yes_ratio}``, and ``captions``: ``exact`` is the
-        share of captions that are right in every word, ``wrong_objects`` the share of told objects (colour and shape)
-        that are not there, ``hallucinating`` the share of captions with such an object.
-    """
-    from mmsae.world.models.llava.questions import OBJECTS, present_objects
-
-    scenes, images = data.scenes.rows(slice(0, n)), data.images[:n]
-    out: dict[str, Any] = {}
-    for kind in ("random", "adversarial", "popular"):
-        q = object_questions(scenes, seed, kind)
-        said = np.array([a.split()[:1] == [YES] for a in ask_llava(host, images[q.row], q.texts, max_new_tokens=2)])
-        out[kind] = {"accuracy": float((said == q.answers).mean()), "yes_ratio": float(said.mean())}
-    captions = ask_llava(host, images, [DESCRIBE] * len(images))
-    told = np.array([[o in c for o in OBJECTS] for c in captions])
-    wrong = told & ~present_objects(scenes)
-    out["captions"] = {
-        "exact": float(np.mean([a == b for a, b in zip(captions, data.full, strict=False)])),
-        "wrong_objects": float(wrong.sum() / max(told.sum(), 1)),
-        "hallucinating": float(wrong.any(1).mean()),
-    }
-    return out

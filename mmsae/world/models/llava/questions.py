@@ -153,6 +153,6 @@ def shard_lessons(shards: str | Sequence[str], image_size: int = 32, fault_limit
     return Lessons(np.stack(images), captions, np.stack(present), dialogues)
 
 
-def pictures(images: np.ndarray) -> list[Image.Image]:
+def pil_images(images: np.ndarray) -> list[Image.Image]:
     """``n`` PIL images of ``(n, S, S, 3) uint8``."""
     return [Image.fromarray(x) for x in images]

@@ -1,50 +1,32 @@
-"""The loop that teaches the tiny LLaVA: dialogues over frozen image features, and a state file for killed runs."""
+"""What teaches the tiny LLaVA: dialogues over frozen image features, and the loss of their answers."""
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from mmsae.files import atomic_file
 from mmsae.world.generator.scene import COLOURS, SHAPES
-from mmsae.world.models.contrastive import schedule
+from mmsae.world.models import loop
 from mmsae.world.models.llava.questions import DESCRIBE, NO, OBJECTS, YES, Lessons, ask, draw, near_misses
-from mmsae.world.models.loop import Muon
+from mmsae.world.models.options import Training
 
 TURNS = 4
 END_WEIGHT = 0.1
 ASKED = (0, 1, 2, 2, 2)  # colours, shapes, and most often whole objects, from the beginning: a curriculum was slower
 
 
-class LlavaRecipe(NamedTuple):
-    """How to train.
+@dataclass(frozen=True)
+class LlavaTraining(Training):
+    """How to train a LLaVA."""
 
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Dialogues a step.
-        seed: Of order and questions.
-        lr: Peak learning rate of Muon (weight matrices).
-        adam_lr: Peak learning rate of AdamW (embeddings, head, norms, biases).
-        weight_decay: Of matrices.
-        p_caption: Share of dialogues that are a caption; the others are ``TURNS`` yes/no questions.
-        caption_weight: Weight of the captions' loss beside the answers'.
-    """
-
-    steps: int
-    batch_size: int = 32
-    seed: int = 0
-    lr: float = 0.01
-    adam_lr: float = 3e-3
-    weight_decay: float = 0.05
     p_caption: float = 0.2
+    """Share of dialogues that are a caption; the others are ``TURNS`` yes/no questions."""
     caption_weight: float = 0.5
+    """Weight of the captions' loss beside the answers'."""
 
 
 def image_features(model: nn.Module, images: np.ndarray, mean: list[float], std: list[float], device: Any) -> Tensor:
@@ -60,7 +42,7 @@ def image_features(model: nn.Module, images: np.ndarray, mean: list[float], std:
 class Dialogues:
     """Batch ``step`` of the run, the same whether or not the steps before it were taken."""
 
-    def __init__(self, lessons: Lessons, tokenizer: Any, n_image: int, r: LlavaRecipe) -> None:
+    def __init__(self, lessons: Lessons, tokenizer: Any, n_image: int, r: LlavaTraining) -> None:
         self.lessons, self.r = lessons, r
         self.present = lessons.present
         by_kind = self.present.reshape(-1, len(COLOURS), len(SHAPES))
@@ -150,89 +132,33 @@ def answer_loss(model: nn.Module, features: Tensor, ids: Tensor, weights: Tensor
     return sum(v * ce[w == v].mean() for v in w.unique().tolist())
 
 
-def optimizers(model: nn.Module, r: LlavaRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of decoder and projector, AdamW for the rest."""
-    named = [(n, p) for n, p in model.named_parameters() if "vision_tower" not in n]
-    table = ("embed_tokens", "lm_head")
-    matrices = [p for n, p in named if p.ndim >= 2 and not any(t in n for t in table)]
-    tables = [p for n, p in named if p.ndim >= 2 and any(t in n for t in table)]
-    groups = [{"params": tables, "weight_decay": r.weight_decay}]
-    groups.append({"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0})
-    return [
-        Muon(matrices, lr=r.lr, weight_decay=r.weight_decay),
-        torch.optim.AdamW(groups, lr=r.adam_lr, betas=(0.9, 0.98), fused=True),
-    ]
-
-
 def train(
     model: nn.Module,
     features: Tensor,
     dialogues: Dialogues,
-    r: LlavaRecipe,
-    *,
-    state_file: Path,
-    identity: dict[str, Any],
-    checkpoint_every: int = 0,
+    r: LlavaTraining,
+    state: loop.State | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train projector and language model in place; the vision tower is frozen.
+    """Train projector and language model in place, see :func:`mmsae.world.models.loop.train`.
 
-    Args: as :func:`mmsae.world.models.contrastive.train`; ``features (N, T, F)`` are those of the frozen tower.
-
-    Returns:
-        ``{"loss": running mean, "curve": [[step, loss], ...], "first_step": where it started}``.
-
-    Raises:
-        FloatingPointError: The loss is not finite.
+    Args:
+        model: The LLaVA; its vision tower is frozen.
+        features: ``(N, T, F)`` of the frozen tower.
+        dialogues: Batches of what is said about them.
+        r: The recipe.
+        state: From where a killed run goes on.
+        progress: Show a bar.
     """
     device, image = model.lm_head.weight.device, model.config.image_token_id
-    opts = optimizers(model, r)
-    peaks = [g["lr"] for o in opts for g in o.param_groups]
-    first, curve = _load(state_file, identity, model, opts)
-    groups = [g for o in opts for g in o.param_groups]  # loading makes new ones
-    params = [p for g in groups for p in g["params"]]
-    if progress and state_file.exists():
-        print(f"going on from step {first} of {state_file}" if first else f"{state_file} is of another run: not used")
-    model.train()
-    model.model.vision_tower.eval()
-    mean = curve[-1][1] if curve else math.nan
-    bar = tqdm(range(first, r.steps), initial=first, total=r.steps, desc="training LLaVA", disable=not progress)
-    for step in bar:
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * schedule(step, r.steps)
+    learned = [(n, p) for n, p in model.named_parameters() if "vision_tower" not in n]
+    opts = loop.optimizers(learned, ("embed_tokens", "lm_head"), r)
+
+    def loss_of(step: int) -> Tensor:
         rows, ids, weights = dialogues(step)
         x = features[torch.from_numpy(rows)].to(device).float()
-        loss = answer_loss(model, x, ids.to(device), weights.to(device), image)
-        for o in opts:
-            o.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        for o in opts:
-            o.step()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}: lower the learning rate (now {r.lr:g})")
-        mean = value if math.isnan(mean) else 0.95 * mean + 0.05 * value
-        if (step + 1) % 20 == 0 or step + 1 == r.steps:
-            curve.append([step + 1, mean])
-            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-        if checkpoint_every and (step + 1) % checkpoint_every == 0 and step + 1 < r.steps:
-            state = {"identity": json.dumps(identity, sort_keys=True), "step": step + 1, "curve": curve}
-            state |= {"model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]}
-            with atomic_file(state_file) as temp:
-                torch.save(state, temp)
-    model.eval()
-    return {"loss": mean, "curve": curve, "first_step": first}
+        return answer_loss(model, x, ids.to(device), weights.to(device), image)
 
-
-def _load(path: Path, identity: dict, model: nn.Module, opts: list) -> tuple[int, list[list[float]]]:
-    """The step to go on from (0 without a state of the same run) and the loss curve until there."""
-    if not path.exists():
-        return 0, []
-    state = torch.load(path, map_location=model.lm_head.weight.device, weights_only=True)
-    if state["identity"] != json.dumps(identity, sort_keys=True):
-        return 0, []
-    model.load_state_dict(state["model"])
-    for o, s in zip(opts, state["optimizers"], strict=True):
-        o.load_state_dict(s)
-    return state["step"], state["curve"]
+    model.train().model.vision_tower.eval()
+    params = [p for o in opts for g in o.param_groups for p in g["params"]]
+    return loop.train(model, opts, loss_of, r, "LLaVA", params=params, state=state, progress=progress)

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from mmsae.hosts import load_host
+from mmsae.options import call
 from mmsae.sae import SAE, AffineEncoder, Dictionary, Normaliser, TopK
 from mmsae.types import InputError
 from mmsae.world.generator.render import GROUND, PALETTE
 from mmsae.world.generator.shards import write_world
 from mmsae.world.measure.probe import WorldProbe
+from mmsae.world.models.command import pretrain_diffusion
 from mmsae.world.models.diffusion.evaluate import (
     SITE,
     Contrast,
@@ -20,7 +22,6 @@ from mmsae.world.models.diffusion.evaluate import (
     substitution,
     tune,
 )
-from mmsae.world.models.diffusion.model import pretrain_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def steered(tmp_path_factory):
     root = tmp_path_factory.mktemp("edit")
     write_world(root / "s", 64, seed=5, progress=False)
     small = dict(steps=2, batch_size=8, channels=(16, 32), text_width=32, text_layers=1, progress=False)
-    pretrain_diffusion(str(root / "s"), str(root / "d"), **small)
+    call(pretrain_diffusion, shards=str(root / "s"), out=str(root / "d"), **small)
     torch.manual_seed(0)
     parts = dict(normaliser=Normaliser(), encoder=AffineEncoder(), selector=TopK(4))
     sae = SAE(modalities=["text"], d_sae=48, dictionaries={"shared": Dictionary()}, **parts).build(32)

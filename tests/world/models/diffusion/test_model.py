@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from mmsae.cli import main
 from mmsae.hosts.diffusion.patch_autoencoder import PatchAutoencoder
+from mmsae.options import call
 from mmsae.types import InputError
 from mmsae.world.generator.shards import write_world
+from mmsae.world.models.command import pretrain_diffusion
 from mmsae.world.models.diffusion.evaluate import draw_prompts, evaluate_diffusion, prompts_for, score_pictures
-from mmsae.world.models.diffusion.model import build_scheduler, one_object, pretrain_diffusion
-from mmsae.world.models.diffusion.train import DiffusionRecipe, Examples, draw
+from mmsae.world.models.diffusion.model import build_scheduler, one_object
+from mmsae.world.models.diffusion.train import DiffusionTraining, Examples, draw
 
 SMALL = dict(steps=6, batch_size=8, channels=(16, 32), text_width=32, text_layers=1, progress=False)
 
@@ -31,7 +33,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("diffusion") / "model"
-    return out, pretrain_diffusion(shards[0], str(out), **SMALL)
+    return out, call(pretrain_diffusion, shards=shards[0], out=str(out), **SMALL)
 
 
 def weights(folder):
@@ -123,9 +125,9 @@ print(list(x.shape), s.prediction_type, s.steps_offset, s.clip_sample, s.set_alp
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone(trained, shards, tmp_path):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    pretrain_diffusion(shards[0], str(tmp_path / "again"), **SMALL)
+    call(pretrain_diffusion, shards=shards[0], out=str(tmp_path / "again"), **SMALL)
     assert torch.equal(before, torch.random.get_rng_state())
-    pretrain_diffusion(shards[0], str(tmp_path / "other"), **SMALL, seed=1)
+    call(pretrain_diffusion, shards=shards[0], out=str(tmp_path / "other"), **SMALL, seed=1)
     first, again, other = (weights(f) for f in (trained[0], tmp_path / "again", tmp_path / "other"))
     assert all(torch.equal(again[k], v) for k, v in first.items())
     assert not all(torch.equal(other[k], v) for k, v in first.items())
@@ -133,7 +135,7 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone(trained, 
 
 def test_it_learns_and_the_text_is_used(shards, tmp_path):
     out = tmp_path / "model"
-    stats = pretrain_diffusion(shards[0], str(out), **SMALL | {"steps": 60})
+    stats = call(pretrain_diffusion, shards=shards[0], out=str(out), **SMALL | {"steps": 60})
     curve = json.loads((out / "training.json").read_text())["curve"]
     assert curve[-1][1] < 0.85 * curve[0][1] and stats["steps"] == 60
     from mmsae.hosts import load_host
@@ -148,7 +150,7 @@ def test_batches_are_a_function_of_seed_and_step():
     data = Examples(
         torch.randn(50, 12, 8, 8), torch.arange(40).view(10, 4), np.arange(50)[:, None] % 9, np.ones(50, int)
     )
-    r = DiffusionRecipe(10, batch_size=200, seed=3)
+    r = DiffusionTraining(10, batch_size=200, seed=3)
     x, noise, times, ids = draw(data, r, 4, 1000)
     assert all(torch.equal(p, q) for p, q in zip((x, noise, times, ids), draw(data, r, 4, 1000), strict=True))
     assert torch.equal(times // 5, torch.arange(200)), "one time from each stratum"
@@ -171,11 +173,11 @@ def test_v_of_the_scheduler_is_alpha_noise_minus_sigma_x():
 def test_bad_input(trained, shards, tmp_path):
     out, _ = trained
     with pytest.raises(InputError, match="exists and is not empty"):
-        pretrain_diffusion(shards[0], str(out), **SMALL)
+        call(pretrain_diffusion, shards=shards[0], out=str(out), **SMALL)
     with pytest.raises(InputError, match="image_size 36"):
-        pretrain_diffusion(shards[0], str(tmp_path / "x"), **SMALL, image_size=36)
+        call(pretrain_diffusion, shards=shards[0], out=str(tmp_path / "x"), **SMALL, image_size=36)
     with pytest.raises(InputError, match="text_width 40"):
-        pretrain_diffusion(shards[0], str(tmp_path / "x"), **SMALL | {"text_width": 40})
+        call(pretrain_diffusion, shards=shards[0], out=str(tmp_path / "x"), **SMALL | {"text_width": 40})
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,7 @@ from mmsae.world.models.llava.questions import (
     shard_lessons,
     world_lessons,
 )
-from mmsae.world.models.llava.train import Dialogues, LlavaRecipe
+from mmsae.world.models.llava.train import Dialogues, LlavaTraining
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_questions_are_balanced_and_true(data, kind):
 def test_dialogues_tell_the_truth_and_are_predicted_at_answers_alone(data):
     lessons = world_lessons(data)
     tokenizer = build_tokenizer(lessons.texts())
-    made = Dialogues(lessons, tokenizer, 4, LlavaRecipe(10, batch_size=40, p_caption=0.3))
+    made = Dialogues(lessons, tokenizer, 4, LlavaTraining(10, batch_size=40, p_caption=0.3))
     rows, ids, weights = made(9)
     again = made(9)
     assert all(np.array_equal(a, b) for a, b in zip((rows, ids, weights), again, strict=True))
@@ -103,7 +103,7 @@ def test_lessons_from_shards(data, tmp_path):
     own = shard_lessons(str(tmp_path / "qa"))
     assert own.dialogues == [("is there a ring?", "no"), None] and own.captions == [[], ["a thing"]]
     tokenizer = build_tokenizer(own.texts())
-    rows, ids, weights = Dialogues(own, tokenizer, 1, LlavaRecipe(1, batch_size=20))(0)
+    rows, ids, weights = Dialogues(own, tokenizer, 1, LlavaTraining(1, batch_size=20))(0)
     said = {int(r): tokenizer.decode(i[w > 0]) for r, i, w in zip(rows, ids, weights, strict=True)}
     assert said == {0: "no </s>", 1: "a thing </s>"}
     with pytest.raises(InputError):
