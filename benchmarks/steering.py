@@ -132,7 +132,7 @@ def text_encoder(b):
         }  # fmt: skip
         pictures = {}
         seen = collect([Item(p, noise(SEEDS[0], i)) for i, p in enumerate(texts[:4])], pictures)
-        table = sweep(b.host, texts, arms, metrics, SEEDS, 36, seen=seen, **DRAW)
+        table = sweep(b.host, texts, arms, metrics, SEEDS, 36, watch=seen, **DRAW)
         table.to_parquet(b.out / f"text-{source}.parquet")
         if source == PAIRS[0][0]:
             write_png(
@@ -249,7 +249,7 @@ def block(b):
         pictures = {}
         table = sweep(
             b.host, new, arms, metrics, SEEDS, 36,
-            seen=collect([Item(p, noise(SEEDS[0], i)) for i, p in enumerate(new[:3])], pictures), **DRAW,
+            watch=collect([Item(p, noise(SEEDS[0], i)) for i, p in enumerate(new[:3])], pictures), **DRAW,
         )  # fmt: skip
         table.to_parquet(b.out / f"block-{c}.parquet")
         write_png(

@@ -8,7 +8,7 @@ import torch
 from mmsae.steering import attach
 from mmsae.steering.measure.controls import controls
 from mmsae.steering.measure.pictures import kid, unlearning
-from mmsae.steering.measure.sweep import Arm
+from mmsae.steering.measure.sweep import Condition
 from mmsae.steering.methods.detect_and_replace import from_prompts, replacement
 from mmsae.steering.methods.unlearn import above_percentile, at_steps, forget, latents, selection_score, tune
 from mmsae.world.generator.scene import COLOURS
@@ -82,8 +82,8 @@ def unlearn(b):
         edits = forget(b.concepts, c, best.percentile, best.gamma)
         way = at_steps(b.block_site, b.block, edits)
         found = average(b, way, new, c)
-        random = controls([Arm("forget", best.gamma, way)], 20, b.block_stats.live())
-        pool = [average(b, a.way, new[::2], c, REPORT[:1]) for a in random]
+        random = controls([Condition("forget", best.gamma, way)], 20, b.block_stats.live())
+        pool = [average(b, a.steering, new[::2], c, REPORT[:1]) for a in random]
         out[c] = found | {"unsteered": average(b, [], new, c)} | {
             "percentile": best.percentile, "gamma": best.gamma, "tuning objective": best.result.objective,
             "features": latents(edits), "random ua": [p["ua"] for p in pool], "random ira": [p["ira"] for p in pool],

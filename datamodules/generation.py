@@ -9,20 +9,14 @@ from datamodules.host_activations import HostActivations
 from datamodules.options import Loading, Mixing
 from mmsae.activations import StreamingLoader
 from mmsae.activations.generated import GeneratedLoader, Generating, PromptLoader, read_prompts, split_prompts
-from mmsae.options import flat
+from mmsae.options import Drawing, flat
 from mmsae.types import IMAGE, InputError
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ReadDrawing(Drawing):
     """How images are drawn, and what of them is read."""
 
-    steps: int = 20
-    """Number of denoising steps."""
-    guidance: float = 3.0
-    """Guidance scale of the generations; up to 1 there is no unconditional branch."""
-    negative: str | None = None
-    """Negative prompt; None: the pipeline's own."""
     sample_steps: int | None = None
     """How many steps of a generation are read, drawn anew every time; None: all."""
     positions: int | None = None
@@ -93,7 +87,7 @@ class GenerationDataModule(HostActivations):
         d_in: int | None = None,
         precision: str = "fp32",
         seed: int = 0,
-        drawing: Drawing = Drawing(),
+        drawing: ReadDrawing = ReadDrawing(),
         mixing: RowMixing = RowMixing(),
         chosen: Prompts = Prompts(),
         loading: Loading = Loading(),

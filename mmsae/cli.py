@@ -115,7 +115,7 @@ COMMANDS = {
         "mmsae ood --sae runs/paired/sae --id 'cifar10-*.tar' --ood 'mnist=mnist-*.tar' --out runs/ood",
     ),
     "steer": Command(
-        "mmsae.steering.command:steer_command",
+        "mmsae.steering.command:steer",
         "steer a diffusion model, beside random features",
         "mmsae steer --host diffusers:pipeline --sae runs/unet/sae --features 168 --prompts prompts.txt",
     ),

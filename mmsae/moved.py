@@ -122,7 +122,7 @@ MODULES = {
     "interpret.jobs": "filtering.lightning",
     "interpret.notebook": "report.notebook",
     "interpret.report": "report.page",
-    "interpret.steer_report": "steering.command",
+    "interpret.steer_report": "steering.report",
     "interpret.template": "report.page",
     "interpret.token_gallery": "lvlm.weights.gallery",
     "interpret.token_view": "lvlm.weights.token_view",

@@ -66,6 +66,18 @@ class OneProcessRun(SAERun):
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How images are drawn."""
+
+    steps: int = 20
+    """Number of denoising steps."""
+    guidance: float = 3.0
+    """Guidance scale; up to 1 there is no unconditional branch."""
+    negative: str | None = None
+    """Text to guide away from; None: the pipeline's own."""
+
+
+@dataclass(frozen=True)
 class Shards:
     """What is made of the samples' files."""
 

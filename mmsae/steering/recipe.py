@@ -1,4 +1,4 @@
-"""What a command line asks for, as ways of steering and metrics: the parts of ``mmsae steer``."""
+"""What the options of ``mmsae steer`` ask for: host and site, interventions, metrics."""
 
 from __future__ import annotations
 
@@ -14,59 +14,48 @@ import torch
 import yaml
 
 from mmsae.files import lines_of, read_text
-from mmsae.hosts import load_host
+from mmsae.hosts import DiffusionHost, load_host
+from mmsae.options import OneProcessRun
 from mmsae.sae import SAE
 from mmsae.steering.edits.attach import check_site
 from mmsae.steering.edits.edit import Edit
 from mmsae.steering.edits.intervention import Intervention
 from mmsae.steering.edits.units import FeatureStats
 from mmsae.steering.measure.scorers import CLIPJudge, Metric, Scorer, after, change, inside, kept, similarity, towards
-from mmsae.steering.measure.sweep import Way
+from mmsae.steering.measure.sweep import Steering
 from mmsae.steering.methods.concept_vector import concept_steering, concept_vector
 from mmsae.steering.methods.text import substitute, text_codes, word_pair
 from mmsae.steering.methods.unlearn import ConceptStats, at_steps, concept_stats, forget
+from mmsae.steering.options import Edits, Sweep
 from mmsae.types import TEXT, InputError, Site
 
 OPS = ("add", "set", "scale")
 
 
-class Asked(NamedTuple):
-    """The options of ``mmsae steer`` that say how to steer; see there."""
+def method_of(edits: Edits) -> str:
+    """``features``, ``concept``, ``words`` or ``forget``.
 
-    features: Sequence[int] = ()
-    op: str = "add"
-    edit: Sequence[Mapping[str, Any]] = ()
-    concept: str | None = None
-    words: Sequence[str] = ()
-    anchors: Any = None
-    top: int = 16
-    forget: str | None = None
-    percentile: float = 99.995
-
-    @property
-    def method(self) -> str:
-        """``features``, ``concept``, ``words`` or ``forget``.
-
-        Raises:
-            InputError: None of them, or several.
-        """
-        given = {"features": bool(self.features), "edit": bool(self.edit), "concept": bool(self.concept),
-                 "words": bool(self.words), "forget": bool(self.forget)}  # fmt: skip
-        named = [k for k, v in given.items() if v]
-        if len(named) != 1:
-            raise InputError(f"say how to steer by one of {', '.join(given)}: {', '.join(named) or 'none'} was given.")
-        return "features" if named[0] == "edit" else named[0]
+    Raises:
+        InputError: None of them, or several.
+    """
+    given = [k for k in ("features", "edit", "concept", "words", "forget") if getattr(edits, k)]
+    if len(given) != 1:
+        raise InputError(
+            "say how to steer by one of features, edit, concept, words, forget: "
+            f"{', '.join(given) or 'none'} was given."
+        )
+    return "features" if given[0] == "edit" else given[0]
 
 
-class Target(NamedTuple):
+class SteeredSite(NamedTuple):
     """Who is steered where.
 
     Attributes:
         host: Diffusion host.
         sae: The SAE, where the host computes.
         site: The site.
-        modality: Of the SAE's codes there.
-        options: Of ``host.generate``.
+        modality: Modality of the SAE's codes there.
+        options: Options of ``host.generate``.
     """
 
     host: Any
@@ -86,28 +75,28 @@ class Target(NamedTuple):
         return FeatureStats.of_codes(codes, self.modality)
 
 
-def load_target(
-    host: str, sae: str, site: str | None, device: str, precision: str, other: bool, options: Mapping[str, Any]
-) -> Target:
-    """Load host and SAE and check that they belong together.
+def load_site(
+    host: str, sae: str, site: str | None, device: str, run: OneProcessRun, options: Mapping[str, Any]
+) -> SteeredSite:
+    """Load host and SAE and check that they belong together, at a site that need not be the one it was trained at.
 
     Raises:
-        InputError: The host draws no pictures, the SAE names no site, or is of another one.
+        InputError: The host draws no images, the SAE names no site, or is of another one.
     """
     model = SAE.from_pretrained(sae)
-    loaded = load_host(host, device=device, precision=precision)
-    if not hasattr(loaded, "generate") or not hasattr(loaded, "stream"):
+    loaded = load_host(host, device=device, precision=run.precision)
+    if not isinstance(loaded, DiffusionHost):
         raise InputError(
-            f"host {host} draws no pictures: mmsae steer is for diffusers:... hosts; others are steered in Python, by "
+            f"host {host} draws no images: mmsae steer is for diffusers:... hosts; others are steered in Python, by "
             "mmsae.steering.edits.attach."
         )
     if site is None and not model.sites:
         raise InputError(f"SAE {sae} names no site: say where it was trained with --site.")
     spec = site if site is not None else next(iter(model.sites.values()))
-    if other and isinstance(spec, Site):
+    if run.allow_other_site and isinstance(spec, Site):
         spec = f"{spec.module}:{spec.io}[{spec.tokens}]"
-    at, modality = check_site(loaded, spec, model, other)
-    return Target(loaded, model.to(loaded.device), at, modality, options)
+    at, modality = check_site(loaded, spec, model, run.allow_other_site)
+    return SteeredSite(loaded, model.to(loaded.device), at, modality, options)
 
 
 #: Options that some methods decide themselves: their defaults, and who takes them.
@@ -128,56 +117,70 @@ def _refuse_unused(method: str, gates: Mapping[str, Any]) -> None:
             raise InputError(f"{shown} {gates[option]!r} has no meaning with {method}, which decides it itself.")
 
 
-def make_way(
-    asked: Asked, target: Target, gates: Mapping[str, Any], stats: FeatureStats, folder: Path, seed: int, progress: bool
-) -> tuple[str, Callable[[float], Way]]:
-    """Name of the intervention, and ``strength -> way of steering``.
+def make_steering(
+    edits: Edits,
+    at: SteeredSite,
+    gates: Mapping[str, Any],
+    stats: FeatureStats,
+    folder: Path,
+    seed: int,
+    progress: bool,
+) -> tuple[str, Callable[[float], Steering]]:
+    """Name of the intervention, and ``strength -> how the host is steered``.
+
+    Args:
+        edits: How to steer.
+        at: Host, SAE and site.
+        gates: Fields of the intervention.
+        stats: Statistics of the features.
+        folder: Where statistics of concepts are kept.
+        seed: Seed of the images that these are measured on.
+        progress: Whether to show a bar meanwhile.
 
     Raises:
         InputError: Options that do not go together.
     """
-    method, at = asked.method, target.site
+    method, site = method_of(edits), at.site
     _refuse_unused(method, gates)
     if method == "features":
-        if asked.op not in OPS:
-            raise InputError(f"op {asked.op!r} is not one of {', '.join(OPS)}; give others by --edit.")
-        edit = Edit.from_dict(asked.edit) if asked.edit else getattr(Edit, asked.op)(list(asked.features), 1.0)
+        if edits.op not in OPS:
+            raise InputError(f"op {edits.op!r} is not one of {', '.join(OPS)}; give others by --edit.")
+        edit = Edit.from_dict(edits.edit) if edits.edit else getattr(Edit, edits.op)(list(edits.features), 1.0)
         name = "+".join(f"{op.kind} {' '.join(map(str, (op.ids or ('all',))[:4]))}" for op in edit.ops)
         iv = Intervention(edit, stats=stats, **gates)
-        iv.bind(target.sae, target.modality)  # refuses bad features before anything is drawn
-        return name, lambda s: {at: (target.sae, iv.vary(strength=[s])[0])}
+        iv.bind(at.sae, at.modality)  # refuses bad features before anything is drawn
+        return name, lambda s: {site: (at.sae, iv.vary(strength=[s])[0])}
     if method == "concept":
-        vector = concept_vector(target.host, target.sae, at, asked.concept)
+        vector = concept_vector(at.host, at.sae, site, edits.concept)
         window = {"steps": gates["steps"]} if gates.get("steps") else {}
-        return asked.concept, lambda s: lambda prompts, seeds: concept_steering(target.host, at, vector, s, **window)
-    if asked.anchors is None:
+        return edits.concept, lambda s: lambda prompts, seeds: concept_steering(at.host, site, vector, s, **window)
+    if edits.anchors is None:
         raise InputError(f"{method} needs anchors: prompts that choose the features, others than those reported.")
     if method == "words":
-        if len(asked.words) != 2:
-            raise InputError(f"words are two, the one that is there and the wanted one, not {list(asked.words)}.")
-        old, new = asked.words
-        own = [p for p in read_prompts(asked.anchors) if re.search(rf"\b{re.escape(old)}\b", p)]
+        if len(edits.words) != 2:
+            raise InputError(f"words are two, the one that is there and the wanted one, not {list(edits.words)}.")
+        old, new = edits.words
+        own = [p for p in read_prompts(edits.anchors) if re.search(rf"\b{re.escape(old)}\b", p)]
         if not own:
             raise InputError(f"none of the anchors has the word {old!r}.")
-        pair = word_pair(target.host, target.sae, at, own, [replace_word(p, old, new) for p in own])
+        pair = word_pair(at.host, at.sae, site, own, [replace_word(p, old, new) for p in own])
         given = {k: v for k, v in gates.items() if k not in ("unit", "writeback", "active")}
-        return f"{old} to {new}", lambda s: {at: (target.sae, substitute(pair, asked.top, s, **given))}
-    found = _concepts(asked, target, folder, seed, progress)
-    forget(found, asked.forget, asked.percentile)
+        return f"{old} to {new}", lambda s: {site: (at.sae, substitute(pair, edits.top, s, **given))}
+    found = _concepts(edits.anchors, at, folder / "concept_stats.safetensors", seed, progress)
+    forget(found, edits.forget, edits.percentile)  # refuses before anything is drawn
     more = {k: v for k, v in gates.items() if k in ("policy", "space", "writeback")}
-    return f"forget {asked.forget}", lambda s: at_steps(
-        at, target.sae, forget(found, asked.forget, asked.percentile, s), **more
+    return f"forget {edits.forget}", lambda s: at_steps(
+        site, at.sae, forget(found, edits.forget, edits.percentile, s), **more
     )
 
 
-def _concepts(asked: Asked, target: Target, folder: Path, seed: int, progress: bool) -> ConceptStats:
-    file = folder / "concept_stats.safetensors"
+def _concepts(anchors: Any, at: SteeredSite, file: Path, seed: int, progress: bool) -> ConceptStats:
     if file.exists():
         return ConceptStats.load(file)
+    prompts = read_anchors(anchors)
     found = concept_stats(
-        target.host, target.sae, target.site, read_anchors(asked.anchors), modality=target.modality, seed=seed,
-        progress=progress, **target.options,
-    )  # fmt: skip
+        at.host, at.sae, at.site, prompts, modality=at.modality, seed=seed, progress=progress, **at.options
+    )
     found.save(file)
     return found
 
@@ -243,48 +246,44 @@ def load_scorer(spec: str) -> Scorer:
     return found(*yaml.safe_load(f"[{match[3]}]"))
 
 
-def make_metrics(
-    scorers: Sequence[str], judge: str | None, target: str | None, words: Sequence[str], mask: Any, device: str
-) -> dict[str, Metric]:
+def make_metrics(sweep: Sweep, words: Sequence[str], mask: torch.Tensor | None, device: str) -> dict[str, Metric]:
     """Metrics by name.
 
     Args:
-        scorers: ``NAME=MODULE:SCORER`` each.
-        judge: An open_clip host, or None.
-        target: Text that should become true, for the judge.
-        words: Two words; the target is then the prompt with the second one.
+        sweep: Names scorers, judge and the target text.
+        words: Two words; without a target text, the target is the prompt with the second one.
         mask: ``(H, W)`` or None.
-        device: Of the judge.
+        device: Where the judge computes.
 
     Raises:
         InputError: Malformed, or a target without a judge.
     """
     out: dict[str, Metric] = {}
-    for text in scorers:
+    for text in sweep.scorers:
         name, sep, spec = text.partition("=")
         if not sep:
             raise InputError(f"scorer {text!r} is not of the form NAME=MODULE:SCORER.")
         out[name] = after(load_scorer(spec))
     if mask is not None:
         out["inside"] = inside(mask)
-    if judge is None:
-        if target is not None:
+    if sweep.judge is None:
+        if sweep.target is not None:
             raise InputError("a target text needs a judge: --judge names an open_clip host.")
         return out
-    clip = CLIPJudge(load_host(judge, device=device))
+    clip = CLIPJudge(load_host(sweep.judge, device=device))
     out["kept"] = kept(clip)
-    if target is not None:
-        out |= {"clip_gain": change(similarity(clip, target)), "towards": towards(clip, target)}
+    if sweep.target is not None:
+        out |= {"clip_gain": change(similarity(clip, sweep.target)), "towards": towards(clip, sweep.target)}
     elif words:
         out["towards"] = towards(clip, partial(replace_word, old=words[0], new=words[1]))
     return out
 
 
 def read_mask(path: str | None) -> torch.Tensor | None:
-    """``(H, W)`` weights in [0, 1] from a grey picture, white inside.
+    """``(H, W)`` weights in [0, 1] from a grey image, white inside.
 
     Raises:
-        InputError: No such picture.
+        InputError: No such image.
     """
     if path is None:
         return None
@@ -298,5 +297,5 @@ def read_mask(path: str | None) -> torch.Tensor | None:
 
 
 def plain(value: Any) -> Any:
-    """As JSON keeps it, so that jobs can be compared."""
+    """The value as JSON keeps it, so that jobs can be compared."""
     return json.loads(json.dumps(value, default=str))

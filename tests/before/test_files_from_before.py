@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from mmsae.lvlm.hallucination.questions import load_questions
 from mmsae.lvlm.patches.command import patches
 from mmsae.lvlm.weights.command import weights
 from mmsae.lvlm.weights.file import load_top, load_weights
+from mmsae.options import call
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
 from mmsae.steering import FeatureStats
@@ -70,7 +72,7 @@ JOBS = {
     "patches": (patches, PATCHES, {"seed": 1}),
     "pope": (pope, {**SHORT, **ASKED}, {"seed": 1}),
     "chair": (chair_command, {**SHORT, **ASKING}, {"seed": 1}),
-    "steer": (steer, STEER, {"strengths": [3.0]}),
+    "steer": (partial(call, steer), STEER, {"strengths": [3.0]}),
 }
 
 
@@ -267,7 +269,7 @@ def test_questions_that_were_saved_are_read():
 
 
 def test_an_unfinished_steering_goes_on(written):
-    steer(**STEER, out="steer_begun")
+    call(steer, **STEER, out="steer_begun")
     assert "parts/00000.parquet" not in written and "parts/00001.parquet" in written
     tables("steer_begun/table.parquet", "steer/table.parquet", 1e-4)
     alike(read("steer_begun/results.json"), read("steer/results.json"), rel=1e-4)

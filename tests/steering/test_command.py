@@ -103,7 +103,9 @@ def test_a_killed_run_goes_on_and_another_job_is_refused(made, capsys):
     gone.unlink()
     assert (run(made, "text", *args, out="again") / "table.csv").read_bytes() == whole
     assert parts[0].stat().st_mtime_ns == before and gone.exists() and len(parts) == 2
-    assert "its strengths differs" in refused(capsys, made, "text", *args[:-3], "3", *args[-2:], out="again")
+    assert "its strengths is [2.0] there and [3.0] here" in refused(
+        capsys, made, "text", *args[:-3], "3", *args[-2:], out="again"
+    )
     assert (folder / "table.csv").read_bytes() == whole
 
 
@@ -210,4 +212,4 @@ def test_hosts_that_draw_nothing_are_refused(made, capsys):
     with pytest.raises(SystemExit):
         clip = save_local(made / "clip", next(iter(MODELS.values())))
         main(["steer", "--host", clip, "--sae", str(made / "text"), "--prompts", "x", "--features", "1"])
-    assert "draws no pictures" in capsys.readouterr().err
+    assert "draws no images" in capsys.readouterr().err

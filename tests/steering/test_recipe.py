@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmsae.cli import command_parser
-from mmsae.steering.recipe import Asked
+from mmsae.options import take
+from mmsae.steering.options import Edits
+from mmsae.steering.recipe import method_of
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "steer").glob("*.yaml"))
 
@@ -16,9 +18,8 @@ def test_recipes_are_understood(path):
     more = ["--sae", "sae"] + ([] if "prompts:\n" in path.read_text() else ["--prompts", "a", "b"])
     got = parser.parse_args(["-c", str(path), *more])
     assert got.host.startswith("diffusers:") and 0 not in got.strengths and len(got.seeds) >= 3
-    asked = Asked(got.features, got.op, got.edit, got.concept, got.words, got.anchors, got.top, got.forget)
     if got.words:
-        assert asked.method == "words"
+        assert method_of(take(Edits, got.as_dict())) == "words"
 
 
 def test_there_are_recipes():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,7 @@ from mmsae.sae import SAE
 from mmsae.steering.edits.gate import Gate
 from mmsae.steering.edits.intervention import BoundIntervention, Intervention
 from mmsae.steering.edits.log import SiteLog
-from mmsae.steering.measure.sweep import Arm
+from mmsae.steering.measure.sweep import Condition
 from mmsae.types import InputError
 
 CONTROLS = 20
@@ -109,29 +109,32 @@ def with_atoms(sae: SAE, modality: str, atoms: dict[int, int]) -> SAE:
     return out
 
 
-def controls(arms: Sequence[Arm], n: int = CONTROLS, live: Tensor | None = None, seed: int = 0) -> list[Arm]:
-    """``n`` random controls of every arm, to be swept beside them.
+def controls(
+    conditions: Sequence[Condition], n: int = CONTROLS, live: Tensor | None = None, seed: int = 0
+) -> list[Condition]:
+    """``n`` random controls of every condition, to be swept beside them.
 
     Control ``j`` draws the same features at every strength, so that it has a dose response too.
 
     Args:
-        arms: Whose ways are what ``attach`` takes.
+        conditions: Their steering is what ``attach`` takes.
         n: Controls each.
         live: See :class:`Control`.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        InputError: An arm that steers by a function, which has no atoms to exchange.
+        InputError: A condition that steers by a function, which has no atoms to exchange.
     """
     out = []
     if live is not None and n > len(live):
         warnings.warn(f"{n} random controls were asked for, but {len(live)} features are live: {len(live)} are used.")
         n = len(live)
-    for arm in arms:
-        if callable(arm.way):
-            raise InputError(f"{arm.name} steers by a function: it has no random control.")
-        pairs = list(arm.way.items() if hasattr(arm.way, "items") else arm.way)
+    for condition in conditions:
+        how = condition.steering
+        if callable(how):
+            raise InputError(f"{condition.name} steers by a function: it has no random control.")
+        pairs = list(how.items() if isinstance(how, Mapping) else how)
         for j in range(n):
-            way = [(site, (sae, Control(iv, live, seed + 1000 * i + j))) for i, (site, (sae, iv)) in enumerate(pairs)]
-            out.append(arm._replace(way=way, control=j))
+            own = [(site, (sae, Control(iv, live, seed + 1000 * i + j))) for i, (site, (sae, iv)) in enumerate(pairs)]
+            out.append(condition._replace(steering=own, control=j))
     return out

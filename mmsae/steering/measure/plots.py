@@ -1,9 +1,9 @@
-"""Pictures of a sweep: before and after in a grid, and the dose response with its controls."""
+"""Figures of a sweep: before and after in a grid, and the dose response with its controls."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -11,35 +11,35 @@ from torch import Tensor
 
 from mmsae.metrics.statistics import interval
 from mmsae.report.figures import PALETTE
-from mmsae.steering.measure.sweep import UNSTEERED, rows_of
+from mmsae.steering.measure.sweep import UNSTEERED, Images, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_TINY = 64  # pixels: smaller pictures keep their pixels when they are enlarged
+_TINY = 64  # pixels: smaller images keep their pixels when they are enlarged
 
 
 def grid(
     rows: Sequence[tuple[str, Sequence[Tensor | None]]], columns: Sequence[str], title: str = "", size: float = 1.15
 ) -> Figure:
-    """Pictures side by side.
+    """Images side by side.
 
     Args:
-        rows: ``(label, pictures (3, H, W) in [0, 1] or None)``; a prompt, as a rule.
+        rows: ``(label, images (3, H, W) in [0, 1] or None)``; a prompt, as a rule.
         columns: Headings.
-        title: Above.
-        size: Inches of a picture.
+        title: Title above.
+        size: Inches of an image.
     """
     figure = Figure(figsize=(1.6 + size * len(columns), 0.5 + (size + 0.08) * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (label, pictures) in zip(axes, rows, strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
+    for line, (label, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(line, images, strict=True):
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-            if picture is not None:
-                how = "nearest" if picture.shape[-1] < _TINY else "antialiased"
-                axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation=how)
+            if image is not None:
+                how = "nearest" if image.shape[-1] < _TINY else "antialiased"
+                axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation=how)
         text = textwrap.fill(label, 20)
         line[0].set_ylabel(text, fontsize=7, rotation=0, ha="right", va="center", labelpad=6)
     for axis, heading in zip(axes[0], columns, strict=True):
@@ -53,9 +53,9 @@ def dose_plot(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> F
     """Mean of metrics over the strength, with intervals over prompts; controls as a band from lowest to highest.
 
     Args:
-        table: Of :func:`~mmsae.steering.measure.sweep.sweep`.
-        metrics: One panel each.
-        title: Above.
+        table: What :func:`~mmsae.steering.measure.sweep.sweep` returned.
+        metrics: Metrics, one panel each.
+        title: Title above.
     """
     figure = Figure(figsize=(1.2 + 3.2 * len(metrics), 3.1), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
@@ -96,13 +96,13 @@ def _band(axis: Any, controls: pd.DataFrame, base: pd.DataFrame, colour: str) ->
     axis.fill_between(means.index, means["min"], means["max"], facecolor="#888888", alpha=0.2, lw=0)
 
 
-def before_after(kept: Mapping[tuple[str, float, int], Mapping[Any, Tensor]], name: str, title: str = "") -> Figure:
-    """Unsteered pictures, an intervention at its strengths, and two controls at their largest strength.
+def before_after(kept: Images, name: str, title: str = "") -> Figure:
+    """Unsteered images, an intervention at its strengths, and two controls at their largest strength.
 
     Args:
         kept: What :func:`~mmsae.steering.measure.sweep.collect` kept.
-        name: Of the intervention.
-        title: Above.
+        name: Name of the intervention.
+        title: Title above.
     """
     strengths = sorted({s for n, s, c in kept if n == name and c < 0}, key=lambda s: (abs(s), s))
     columns = {"before": kept[UNSTEERED, 0.0, -1]} | {f"{s:g}": kept[name, s, -1] for s in strengths}

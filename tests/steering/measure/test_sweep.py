@@ -27,7 +27,7 @@ def test_every_arm_sees_the_same_prompts_noise_and_schedule():
     arms += controls(arms[:1], n=2, live=torch.arange(8))
     seen = collect([Item("blue left", noise(1, 1))], kept)
     table = sweep(
-        host, ["green", "blue left"], arms, {"red": after(amount("red"))}, seeds=[1, 2], batch_size=3, seen=seen,
+        host, ["green", "blue left"], arms, {"red": after(amount("red"))}, seeds=[1, 2], batch_size=3, watch=seen,
         steps=2, guidance=2.0,
     )  # fmt: skip
     assert tuple(table.columns) == COLUMNS
@@ -129,7 +129,7 @@ def test_pictures_are_written(tmp_path):
     arms = doses("red", [0.5, 1.0], red)
     arms += controls(arms, n=3, live=torch.arange(8))
     items = [Item("green", 0), Item("blue left", noise(0, 1))]
-    table = sweep(host, ["green", "blue left"], arms, seeds=[0], seen=collect(items, kept), steps=1)
+    table = sweep(host, ["green", "blue left"], arms, seeds=[0], watch=collect(items, kept), steps=1)
     path = write_png(before_after(kept, "red"), tmp_path / "grid.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
     figure = dose_plot(table, ["moved"], "dose")
