@@ -80,7 +80,7 @@ COMMANDS = {
         True,
     ),
     "weights": Command(
-        "mmsae.lvlm.weights.gallery:weights_command",
+        "mmsae.lvlm.weights.command:weights",
         "cross-modal weights of an SAE on an LVLM, and tokens",
         "mmsae weights --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out weights",
     ),

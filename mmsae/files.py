@@ -184,10 +184,10 @@ def remove_leftovers(target: str | Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def write_json(target: str | Path, value: Any) -> Path:
+def write_json(target: str | Path, value: Any, indent: int = 2) -> Path:
     """Write a JSON file that is either whole or not there, and return its path."""
     with disk_errors(target), atomic_file(target) as temp:
-        temp.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temp.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     return Path(target)
 
 

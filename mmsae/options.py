@@ -78,6 +78,17 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class RankRun(SAERun):
+    """Where and how the host and the SAE compute; a trainer says on which devices."""
+
+    device: str = field(default="auto", init=False)
+
+    def on(self, device: str) -> SAERun:
+        """The same on a device."""
+        return SAERun(**vars(self) | {"device": device})
+
+
+@dataclass(frozen=True)
 class Shards:
     """What is made of the samples' files."""
 
@@ -144,6 +155,17 @@ def use_threads(n: int | None) -> None:
 
     os.environ |= {"OMP_NUM_THREADS": str(n), "MKL_NUM_THREADS": str(n)}
     torch.set_num_threads(n)
+
+
+def at_least(least: int, **given: int | None) -> None:
+    """Refuse numbers that are too small; None is no number.
+
+    Raises:
+        InputError: Names the first.
+    """
+    for name, n in given.items():
+        if n is not None and n < least:
+            raise InputError(f"{name} is {n}; it must be at least {least}")
 
 
 def groups(fn: Callable) -> dict[str, type]:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from mmsae.bench.world_filter import Alignment
 from mmsae.hosts import load_host
+from mmsae.lvlm.options import Definition, TokenSample
 from mmsae.lvlm.tokens import TokenScorer
-from mmsae.lvlm.weights.command import cross_modal_weights
 from mmsae.lvlm.weights.file import load_weights
+from mmsae.lvlm.weights.job import cross_modal_weights
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.metrics.reconstruction import fvu
+from mmsae.options import SAERun
 from mmsae.sae import SAE, AuxK, CodeCosine, Dictionary, LossContext, Normaliser, Reconstruction, TopK, UsageTracker
 from mmsae.types import IMAGE, TEXT, ImageTextBatch
 from mmsae.world.generator.data import generate
@@ -90,10 +92,8 @@ def train_token_sae(base: str, data: Alignment, out: Path, steps: int, d_sae: in
 def token_scores(base: str, sae: Path, shards: Path, data: Alignment, text: str, out: Path) -> dict[str, np.ndarray]:
     """``{score: (n,)}`` of SAE-V, and ``n_text``; the cross-modal weights come to ``out``."""
     host, model = load_host(f"lvlm:{base}"), SAE.from_pretrained(sae)
-    definition = {"selection": "per_modality", "delta_quantile": DELTA_QUANTILE}
-    cross_modal_weights(
-        host, model, str(shards), out, text=text, definition=definition, batch_size=50, progress=False
-    )  # fmt: skip
+    definition, run = Definition(delta_quantile=DELTA_QUANTILE), SAERun(batch_size=50, workers=0, progress=False)
+    cross_modal_weights(host, model, str(shards), out, definition, TokenSample(text), run)
     file = load_weights(out)
     scorer = TokenScorer(host, model, file.weights, file.delta)
     parts = [scorer.score(batch) for batch in _batches(host, data, text)]

@@ -103,7 +103,7 @@ def ask_pope(host: str, kind: str, root: Path, p: Profile, seed: int) -> dict[st
     """``{method: figures}`` of questions about held-out pictures, half of them true."""
     import numpy as np
 
-    from mmsae.lvlm.decoding.concept import PRESETS
+    from mmsae.lvlm.decoding.settings import PRESETS
     from mmsae.lvlm.hallucination.pope import pope
     from mmsae.lvlm.hallucination.questions import Question, save_questions
     from mmsae.metrics.host.hallucination import NO, YES
@@ -120,8 +120,8 @@ def ask_pope(host: str, kind: str, root: Path, p: Profile, seed: int) -> dict[st
     save_questions(
         [Question(i + 1, uids[r], text, YES if a else NO, OBJECTS[o]) for i, (r, text, a, o) in enumerate(rows)], file
     )
-    found = pope(
-        host, shard, str(root / "pope" / kind), sae=str(root / "llava_concepts" / "sae"),
+    found = call(
+        pope, host=host, shards=shard, out=str(root / "pope" / kind), sae=str(root / "llava_concepts" / "sae"),
         aligner=str(root / "aligner"), methods=["concept"], questions=str(file),
         settings=PRESETS["pope"]._replace(max_new_tokens=2), batch_size=100, seed=seed, device="cpu", progress=False,
     )  # fmt: skip
@@ -189,8 +189,8 @@ def run(root: Path, profile: str, seed: int) -> None:
     stages.run("fit_llava_tokens", lambda: fit_recipe("llava_tokens", tokens, p.token_steps, seed, False, extra))
     stages.run(
         "weights",
-        lambda: weights(str(tokens / "sae"), str(root / "talk" / "train"), str(root / "weights"), host=host,
-                        text="question+answer", samples=500, batch_size=50, device="cpu", progress=False),
+        lambda: call(weights, sae=str(tokens / "sae"), shards=str(root / "talk" / "train"), out=str(root / "weights"),
+                     host=host, text="question+answer", samples=500, batch_size=50, device="cpu", progress=False),
     )  # fmt: skip
     means = expand(str(root / "shards" / "train"))[: max(2, p.talk // 1000)]
     stages.run("fit_llava_concepts", lambda: fit_concepts(host, means, root, p.sae_steps // 2, seed))

@@ -25,7 +25,9 @@ WEIGHTS = "weights.safetensors"
 
 def digest(path: str) -> str:
     """Hash of a small file, or of the weights in a folder."""
-    file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    from mmsae.lvlm.weights.file import tensors_of
+
+    file = tensors_of(path) if Path(path).is_dir() else Path(path)
     try:
         return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
     except OSError as e:
@@ -124,8 +126,9 @@ def prepare_cross_modal(
         names: ``{latent: name}``.
         processes: Who does the pass for the names.
     """
-    from mmsae.lvlm.weights.command import cross_modal_weights
-    from mmsae.lvlm.weights.file import CFG, TENSORS, load_weights
+    from mmsae.lvlm.weights.file import CFG, TENSORS, load_weights, tensors_of
+    from mmsae.lvlm.weights.job import cross_modal_weights
+    from mmsae.options import call
 
     n, seed, where = folder.job["fit_samples"], run.spec.seed, ""
     paths = sample_tars(run.paths, n, seed)
@@ -134,13 +137,14 @@ def prepare_cross_modal(
         if weights == "auto":
             where = str(folder.work / "cross_modal")
             if processes.lead:
-                cross_modal_weights(
-                    scorer.host, scorer.sae, paths, where, definition={"selection": "per_modality"}, samples=n,
+                call(
+                    cross_modal_weights, host=scorer.host, sae=scorer.sae, shards=paths, out=where, samples=n,
                     batch_size=run.batch_size, workers=run.workers, seed=seed, fault_limit=run.fault_limit,
                     allow_other_site=run.spec.other_site, progress=run.progress, text=run.spec.text,
                 )  # fmt: skip
-        for name in (CFG, TENSORS) if processes.lead else ():
-            shutil.copyfile(Path(where) / name, folder.draft / name)
+        if processes.lead:
+            shutil.copyfile(Path(where) / CFG, folder.draft / CFG)
+            shutil.copyfile(tensors_of(where), folder.draft / TENSORS)
         processes.wait()
     fit_run = run._replace(kind="fit", paths=paths, folder=str(folder.work / "fit"))
     sample, faults = FitSample.read(run_pass(fit_run, processes, scorer))

@@ -20,11 +20,11 @@ class Recovered(NamedTuple):
     """Mean cross-entropies in nats per predicted token.
 
     Attributes:
-        original: Of the model as it is.
-        reconstructed: With the SAE's reconstruction in place of the states.
-        zeroed: With zeros in place of all states.
+        original: Loss of the model as it is.
+        reconstructed: Loss with the SAE's reconstruction in place of the states.
+        zeroed: Loss with zeros in place of all states.
         recovered: ``(zeroed - reconstructed) / (zeroed - original)``; 1 is perfect, 0 as bad as zeros.
-        tokens: Predicted tokens.
+        tokens: Number of predicted tokens.
     """
 
     original: float
@@ -45,12 +45,12 @@ def ce_recovered(
 ) -> Recovered:
     """Cross-entropy with original, reconstructed and zeroed states at the SAE's module.
 
-    Run it twice for the two figures of SAE-V: on prompts with their pictures, and on prompts without.
+    Run it twice for the two figures of SAE-V: on prompts with their images, and on prompts without.
 
     Args:
         host: The host.
         sae: An SAE on its tokens.
-        batches: Of the host's collate; ``collator("question+answer")`` has answers to predict.
+        batches: What the host's collate makes; ``collator("question+answer")`` has answers to predict.
         targets: Predicted tokens: ``text`` (question and answer), ``text_all``, or ``answer``: a model that was trained
             on answers alone predicts questions so badly that any damage helps.
         special: Whether BOS and template tokens are reconstructed too; SAEs here are not trained on them.

@@ -1,11 +1,14 @@
-"""Tokens of a vision-language host under an SAE: where they are read, their codes, and scores of samples from them."""
+"""Tokens of a vision-language host under an SAE: where they are read, their codes and image, scores of samples."""
 
 from __future__ import annotations
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from mmsae.hosts import Host
+from mmsae.hosts import named_host, parse
+from mmsae.hosts.lvlm.host import LVLMHost
+from mmsae.load import load_pair
 from mmsae.metrics.pairs.item_codes import content_rows, max_pool
 from mmsae.metrics.pairs.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
@@ -17,7 +20,16 @@ def no_lvlm(host: str) -> InputError:
     return InputError(f"host {host} is no vision-language model: its image and text tokens are no one sequence")
 
 
-def segment_sites(sae: SAE, host: Host, allow_other_site: bool = False) -> dict[str, Site]:
+def named_lvlm(sae: str, host: str) -> tuple[SAE, str]:
+    """An SAE and the name of its vision-language host; a host of another kind is refused before it is looked for."""
+    model = SAE.from_pretrained(sae)
+    name = named_host(host, model.sites, f"SAE {sae}")
+    if parse(name).kind != "lvlm":
+        raise no_lvlm(name)
+    return model, name
+
+
+def segment_sites(sae: SAE, host: LVLMHost, allow_other_site: bool = False) -> dict[str, Site]:
     """Where the image tokens and the text tokens of an SAE on mixed tokens are read.
 
     An SAE of one modality (imported from a library that knows none) reads both segments of its module.
@@ -25,11 +37,10 @@ def segment_sites(sae: SAE, host: Host, allow_other_site: bool = False) -> dict[
     Raises:
         InputError: The SAE was trained on another host or width (unless allowed), or on one row per item.
     """
-    sae.attach(host, allow_other_site)
-    sites = {m: host.site(s, allow_other_site=allow_other_site) for m, s in sae.sites.items()}
-    first = next(iter(sites.values()))
-    if not hasattr(host, "sites"):
+    if not isinstance(host, LVLMHost):
         raise no_lvlm(host.hint)
+    sites = load_pair(sae, host, allow_other_site=allow_other_site)[0].sites
+    first = next(iter(sites.values()))
     if any(s.tokens.endswith(("mean", "pooled")) for s in sites.values()):
         raise InputError(f"this SAE reads {first}: scores of tokens need a site with tokens, not one row per item")
     if set(sites) != {IMAGE, TEXT}:
@@ -41,6 +52,25 @@ def encode_tokens(sae: SAE, tokens: Tokens) -> dict[str, Codes]:
     """``{modality: codes}`` of both segments; an SAE of one modality encodes either with it."""
     only = sae.modalities[0]
     return {m: sae.encode(x, m if m in sae.modalities else only) for m, x in tokens.x.items()}
+
+
+def shown_image(host: LVLMHost, batch: ImageTextBatch, number: int, original: Image.Image) -> Image.Image:
+    """The image that the grid of a batch's image lies on.
+
+    LLaVA's processor cuts the middle square out, so its own pixels are taken back to colours; the grids of LLaVA-NeXT
+    and Qwen-VL cover the whole image.
+    """
+    pixels = batch.inputs["pixel_values"]
+    if pixels.dim() != 4 or "image_sizes" in batch.inputs:
+        return original.convert("RGB")
+    p = host.processor.image_processor
+    x = pixels[number].float().cpu()
+    if p.do_normalize:
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (p.image_mean, p.image_std))
+        x = x * std + mean
+    if p.do_rescale:
+        x = x / (p.rescale_factor * 255)
+    return Image.fromarray((x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 class TokenScorer:
@@ -59,13 +89,14 @@ class TokenScorer:
 
     def __init__(
         self,
-        host: Host,
+        host: LVLMHost,
         sae: SAE,
         weights: Tensor | None = None,
         delta: float = 0.0,
         allow_other_site: bool = False,
     ):
-        self.host, self.sae, self.delta = host, sae, delta
+        self.host = host
+        self.sae, self.delta = sae, delta
         self.sites = segment_sites(sae, host, allow_other_site)
         if weights is not None and len(weights) != sae.d_sae:
             raise InputError(f"there are {len(weights)} cross-modal weights for an SAE of {sae.d_sae} latents")

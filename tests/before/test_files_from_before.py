@@ -26,7 +26,7 @@ from mmsae.filtering.job import filter_shards
 from mmsae.filtering.pair_weights import PairWeights
 from mmsae.hosts import load_host
 from mmsae.hosts.diffusion.patch_autoencoder import PatchAutoencoder
-from mmsae.lvlm.decoding.concept import Settings
+from mmsae.lvlm.decoding.settings import Settings
 from mmsae.lvlm.hallucination.chair import chair_command
 from mmsae.lvlm.hallucination.pope import pope
 from mmsae.lvlm.hallucination.questions import load_questions
@@ -68,10 +68,10 @@ STEER |= {"device": "cpu", "progress": False}
 JOBS = {
     "store": (extract, EXTRACT, {"batch_size": 3}),
     "filter": (filter_shards, {**FILTER, **QUIET}, {"keep": 0.25}),
-    "weights": (weights, {**WEIGHTS, **QUIET}, {"seed": 1}),
-    "patches": (patches, PATCHES, {"seed": 1}),
-    "pope": (pope, {**SHORT, **ASKED}, {"seed": 1}),
-    "chair": (chair_command, {**SHORT, **ASKING}, {"seed": 1}),
+    "weights": (partial(call, weights), {**WEIGHTS, **QUIET}, {"seed": 1}),
+    "patches": (partial(call, patches), PATCHES, {"seed": 1}),
+    "pope": (partial(call, pope), {**SHORT, **ASKED}, {"seed": 1}),
+    "chair": (partial(call, chair_command), {**SHORT, **ASKING}, {"seed": 1}),
     "steer": (partial(call, steer), STEER, {"strengths": [3.0]}),
 }
 
@@ -244,7 +244,7 @@ def test_cross_modal_weights_belong_to_their_sae_and_host():
 
 
 def test_unfinished_weights_go_on(written):
-    weights(out="weights_begun", **WEIGHTS, **QUIET)
+    call(weights, out="weights_begun", **WEIGHTS, **QUIET)
     assert not any(w.startswith("parts/000000-") for w in written) and any(
         w.startswith("parts/000001-") for w in written
     )

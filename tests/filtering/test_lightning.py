@@ -118,7 +118,9 @@ def test_two_ranks_weigh_as_one_process_does(tmp_path):
     done = subprocess.run([*command, "--trainer.devices", "2"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
-    assert set(tree(tmp_path / "b")) == {"weights.json", "weights.safetensors", "top_tokens.parquet", "gallery.html"}
+    assert set(tree(tmp_path / "b")) == {
+        *("weights.json", "latent_weights.safetensors", "top_tokens.parquet", "gallery.html")
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -128,7 +130,7 @@ def test_recipes_are_jobs_and_options_of_a_command(path):
     assert type(cli.model).__module__ in ("mmsae.filtering.lightning", "mmsae.lvlm.weights.lightning")
     assert cli.trainer.loggers == []
     own = yaml.safe_load(command_recipe(str(path)))
-    assert own == job_of(str(path))["init_args"] and own.items() <= cli.model.options.items()
+    assert own == job_of(str(path))["init_args"] and own.items() <= vars(cli.config.model.init_args).items()
     assert {"Filter": "filter", "Weights": "weights"}[type(cli.model).__name__] in COMMANDS
 
 

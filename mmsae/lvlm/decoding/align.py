@@ -3,28 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from hashlib import blake2b
 
-import torch
-
-from mmsae.activations import ActivationStore
-from mmsae.activations.memory import write_store
-from mmsae.fingerprint import fingerprint
-from mmsae.sae.aligner import Aligner
-from mmsae.types import IMAGE, TEXT, InputError, Site
+from mmsae.errors import InputError
 
 
-def aligned_host(host: str, aligner: Aligner) -> str:
-    """Fingerprint of a host with an aligner after it: an SAE on aligned states does not fit the host alone."""
-    return blake2b(f"{host}\0{fingerprint({}, aligner.state_dict())}".encode(), digest_size=16).hexdigest()
-
-
-def aligned_site(site: Site, aligner: Aligner) -> Site:
-    """The site of aligned states: the same module of the host with the aligner."""
-    return replace(site, host=aligned_host(site.host, aligner), width=aligner.width)
-
-
-@torch.no_grad()
 def align(store: str, aligner: str, out: str) -> str:
     """Write the aligned states of a store of paired, pooled states; they fit in memory.
 
@@ -39,6 +21,14 @@ def align(store: str, aligner: str, out: str) -> str:
     Raises:
         InputError: The store lacks a modality, or its widths are not the aligner's.
     """
+    import torch
+
+    from mmsae.activations import ActivationStore
+    from mmsae.activations.memory import write_store
+    from mmsae.lvlm.decoding.concept import aligned_host
+    from mmsae.sae.aligner import Aligner
+    from mmsae.types import IMAGE, TEXT
+
     source, maps = ActivationStore(store), Aligner.from_pretrained(aligner)
     if set(source.modalities) != {IMAGE, TEXT}:
         raise InputError(f"{store} holds {', '.join(source.modalities)}; aligning needs image and text")
@@ -47,6 +37,7 @@ def align(store: str, aligner: str, out: str) -> str:
         states = source.load(modality=m)
         if states.shape[1] != maps.d_in[m]:
             raise InputError(f"{store} has {m} states of width {states.shape[1]}, the aligner takes {maps.d_in[m]}")
-        x[m] = torch.cat([maps.align(part, m) for part in states.split(8192)])
-    sites = {m: aligned_site(s, maps) for m, s in source.sites.items()}
+        with torch.no_grad():
+            x[m] = torch.cat([maps.align(part, m) for part in states.split(8192)])
+    sites = {m: replace(s, host=aligned_host(s.host, maps), width=maps.width) for m, s in source.sites.items()}
     return str(write_store(out, x, source.uids, sites=sites, keys=source.keys, captions=source.captions))

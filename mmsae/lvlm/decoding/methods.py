@@ -7,9 +7,9 @@ subtracts that of hallucination ones everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +17,18 @@ from torch.nn.functional import normalize
 
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.sites import Where
-from mmsae.lvlm.decoding.concept import ConceptDecoder, Settings
+from mmsae.lvlm.decoding.concept import ConceptDecoder
+from mmsae.lvlm.decoding.settings import Settings
+from mmsae.lvlm.tokens import TokenScorer
 from mmsae.sae import SAE
 from mmsae.types import TEXT, Codes, ImageTextBatch, InputError
 
 METHODS = ("greedy", "sample", "beta", "concept", "ssl", "save")
 Answer = Callable[[ImageTextBatch], list[str]]
+Edit = Callable[[Tensor, Where], Tensor]
 
 
-class Latents(NamedTuple):
+class AnswerLatents(NamedTuple):
     """Latents that go with right answers, and with wrong ones.
 
     Attributes:
@@ -41,14 +44,14 @@ class Latents(NamedTuple):
     answers: int
 
 
-def find_latents(codes: Codes, right: Tensor, n: int = 10, seed: int = 0) -> Latents:
+def find_latents(codes: Codes, right: Tensor, n: int = 10, seed: int = 0) -> AnswerLatents:
     """Latents whose firing differs most between questions that were answered rightly and wrongly (SAVE).
 
     Args:
         codes: One row per question, e.g. max-pooled over its tokens.
         right: ``(N,)`` bool.
         n: Latents of each kind.
-        seed: Of the draw that makes the two sets equally large.
+        seed: Seed of the draw that makes the two sets equally large.
 
     Raises:
         InputError: All answers are right, or none is.
@@ -64,7 +67,7 @@ def find_latents(codes: Codes, right: Tensor, n: int = 10, seed: int = 0) -> Lat
         rates.append((rows.to_dense() > 0).double().mean(0))
     difference = rates[0] - rates[1]
     order = difference.argsort(descending=True, stable=True)
-    return Latents(order[:n], order.flip(0)[:n], difference, size)
+    return AnswerLatents(order[:n], order.flip(0)[:n], difference, size)
 
 
 def unit_direction(sae: SAE, latents: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ def unit_direction(sae: SAE, latents: Tensor) -> Tensor:
     return normalize(normalize(atoms.detach(), dim=1).mean(0), dim=0)
 
 
-def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> Callable[[Tensor, Where], Tensor]:
+def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> Edit:
     """Image tokens of the prompt gain ``gamma |x|`` along ``faithful``; generated ones lose it along ``hallucination``.
 
     Generated tokens are known by the cache, so it must be on.
@@ -90,9 +93,7 @@ def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> Callable[
     return edit
 
 
-def save_edit(
-    faithful: Tensor, hallucination: Tensor, gamma: float, alpha: float | None = None
-) -> Callable[[Tensor, Where], Tensor]:
+def save_edit(faithful: Tensor, hallucination: Tensor, gamma: float, alpha: float | None = None) -> Edit:
     """All tokens but the first gain ``faithful - hallucination``, times ``alpha``, or ``gamma |x|`` without one.
 
     The first token's state is many times larger than others; those of the template are moved, for the last one of them
@@ -108,7 +109,26 @@ def save_edit(
     return edit
 
 
-def steered(host: LVLMHost, site: str, edit: Callable[[Tensor, Where], Tensor]) -> AbstractContextManager[None]:
+def find_directions(
+    host: LVLMHost, sae: SAE, batches: Iterable[ImageTextBatch], labels: Sequence[str], gamma: float
+) -> tuple[dict[str, tuple[str, Edit]], dict[str, Any]]:
+    """SSL and SAVE edits with their site, from questions whose answers are known; and what was found."""
+    scorer = TokenScorer(host, sae)
+    text, answers = [], []
+    for batch in batches:
+        text.append(scorer.pooled(batch)[TEXT].to_dense())
+        answers += host.answer(batch, max_new_tokens=8)
+    codes = Codes(torch.cat(text), None, sae.d_sae)
+    right = torch.tensor([a.lower().startswith(label) for a, label in zip(answers, labels, strict=True)])
+    many, one = find_latents(codes, right), find_latents(codes, right, 1)
+    ssl, save = ([unit_direction(sae, ids) for ids in found[:2]] for found in (one, many))
+    site = next(iter(scorer.sites.values()))
+    at = f"{site.module}:{site.io}"
+    about = {"faithful": many.faithful.tolist(), "hallucination": many.hallucination.tolist(), "probed": many.answers}
+    return {"ssl": (at, ssl_edit(*ssl, gamma)), "save": (at, save_edit(*save, gamma))}, about
+
+
+def steered(host: LVLMHost, site: str, edit: Edit) -> AbstractContextManager[None]:
     """While the context is open, the edit holds at all tokens of a module (``layers.2:out``), decoding included.
 
     What is done to image tokens after the last block reaches nothing: no block reads them there.
@@ -121,8 +141,7 @@ def make_methods(
     host: LVLMHost,
     settings: Settings,
     decoder: Callable[[Settings], ConceptDecoder] | None = None,
-    edits: Mapping[str, Callable[[Tensor, Where], Tensor]] | None = None,
-    site: str = "",
+    edits: Mapping[str, tuple[str, Edit]] | None = None,
 ) -> dict[str, Answer]:
     """``{name: batch -> answers}``.
 
@@ -130,12 +149,11 @@ def make_methods(
     the same cut without concepts, which it has to beat.
 
     Args:
-        names: Of ``METHODS``.
+        names: Some of ``METHODS``.
         host: The host.
-        settings: Of concept decoding; its length, temperature and sampling hold for all but ``greedy``.
+        settings: Settings of concept decoding; their length, temperature and sampling hold for all but ``greedy``.
         decoder: Makes a decoder with some settings; needed for ``concept`` and ``beta``.
-        edits: ``{"ssl": ..., "save": ...}``, decoded as ``greedy``.
-        site: Where these hold.
+        edits: ``{"ssl": (site, edit), "save": (site, edit)}``, decoded as ``greedy``.
 
     Raises:
         InputError: An unknown method, or one that lacks what it needs.
@@ -155,13 +173,13 @@ def make_methods(
         elif name in ("ssl", "save"):
             if name not in (edits or {}):
                 raise InputError(f"method {name} needs an SAE on tokens and shards to find directions on: give --probe")
-            out[name] = _edited(host, site, edits[name], greedy)
+            out[name] = _edited(host, *edits[name], greedy)
         else:
             raise InputError(f"method {name!r} is not one of {', '.join(METHODS)}")
     return out
 
 
-def _edited(host: LVLMHost, site: str, edit: Callable, options: dict) -> Answer:
+def _edited(host: LVLMHost, site: str, edit: Edit, options: dict) -> Answer:
     def answer(batch: ImageTextBatch) -> list[str]:
         with steered(host, site, edit):
             return host.answer(batch, **options)

@@ -1,4 +1,4 @@
-"""Building POPE's questions from any set of pictures whose objects are known (Li et al., arXiv 2305.10355)."""
+"""POPE's questions about any set of images whose objects are known (Li et al., arXiv 2305.10355), and their scores."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.files import atomic_file, lines_of, read_text
-from mmsae.metrics.host.hallucination import NO, YES
+from mmsae.lvlm.options import STRATEGIES, TEMPLATE
+from mmsae.metrics.host.hallucination import NO, PARSERS, YES, score_answers
 from mmsae.shards import FaultLog, expand, read_shards
 from mmsae.types import InputError
-
-STRATEGIES = ("random", "popular", "adversarial")
-TEMPLATE = "Is there {a} {object} in the image?"
 
 
 class Question(NamedTuple):
     """A yes/no question.
 
     Attributes:
-        question_id: From 1.
-        image: Which picture (a uid, or a file name in published files).
+        question_id: Number, from 1.
+        image: Which image (a uid, or a file name in published files).
         text: The question.
         label: ``yes`` or ``no``.
         object: What is asked for; empty in published files.
@@ -69,21 +67,28 @@ def names_of(objects: Any, fields: Sequence[str] = ()) -> list[str]:
     return out
 
 
-def read_objects(
+def read_labels(
     shards: str | Sequence[str], field: str = "objects", fields: Sequence[str] = ()
-) -> dict[str, list[str]]:
-    """``{uid: object names}`` of the samples of some shards; pictures are not decoded.
+) -> dict[str, tuple[list[str], list[str]]]:
+    """``{uid: (object names, reference captions)}`` of the samples of some shards; images are not decoded.
 
     Raises:
         InputError: No sample has the field.
     """
-    out, log = {}, FaultLog()
-    for s in read_shards(expand(shards), log, need=(), decode=False):
+    out = {}
+    for s in read_shards(expand(shards), FaultLog(), need=(), decode=False):
         if field in s.meta:
-            out[s.uid] = names_of(s.meta[field], fields)
+            out[s.uid] = names_of(s.meta[field], fields), s.meta.get("captions") or [s.caption]
     if not out:
         raise InputError(f"no sample of {shards} has the json field {field!r}, which names its objects")
     return out
+
+
+def read_objects(
+    shards: str | Sequence[str], field: str = "objects", fields: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """``{uid: object names}``, see :func:`read_labels`."""
+    return {uid: names for uid, (names, _) in read_labels(shards, field, fields).items()}
 
 
 def build_pope(
@@ -95,20 +100,20 @@ def build_pope(
     seed: int = 0,
     template: str = TEMPLATE,
 ) -> list[Question]:
-    """Questions about pictures, half of them true.
+    """Questions about images, half of them true.
 
     Args:
         objects: ``{image: names of its objects}``.
-        strategy: How absent objects are chosen. ``random``; ``popular``: those that most pictures have;
+        strategy: How absent objects are chosen. ``random``; ``popular``: those that most images have;
             ``adversarial``: those that most often occur with the object asked before.
-        images: Number of pictures; all that have enough objects where there are fewer.
+        images: Number of images; all that have enough objects where there are fewer.
         per_image: Objects asked for that are there, and as many that are not.
-        min_objects: Objects that a picture must have (3 in the original).
-        seed: Of the choice of pictures and objects.
-        template: With ``{a}`` and ``{object}``.
+        min_objects: Objects that an image must have (3 in the original).
+        seed: Seed of the choice of images and objects.
+        template: Wording, with ``{a}`` and ``{object}``.
 
     Raises:
-        InputError: An unknown strategy, or no picture with enough objects there and absent.
+        InputError: An unknown strategy, or no image with enough objects there and absent.
     """
     if strategy not in STRATEGIES:
         raise InputError(f"strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
@@ -123,16 +128,14 @@ def build_pope(
     by_frequency = sorted(names, key=lambda o: (-frequency[o], o))
     fit = [i for i, own in sets.items() if len(own) >= min_objects and len(own) < len(names)]
     if not fit:
-        raise InputError(
-            f"none of {len(sets)} pictures has at least {min_objects} objects and lacks one of {len(names)}"
-        )
+        raise InputError(f"none of {len(sets)} images has at least {min_objects} objects and lacks one of {len(names)}")
     rng = np.random.default_rng([seed, STRATEGIES.index(strategy)])
-    pictures = np.random.default_rng(seed)  # the same pictures and objects for every strategy
+    drawn = np.random.default_rng(seed)  # the same images and objects for every strategy
     out: list[Question] = []
-    for k in sorted(pictures.permutation(len(fit))[:images].tolist()):
+    for k in sorted(drawn.permutation(len(fit))[:images].tolist()):
         own = sets[fit[k]]
         left = [o for o in names if o not in own]
-        there = [own[j] for j in pictures.permutation(len(own))[: min(per_image, len(left))]]
+        there = [own[j] for j in drawn.permutation(len(own))[: min(per_image, len(left))]]
         for thing in there:
             out.append(Question(len(out) + 1, fit[k], ask(thing, template), YES, thing))
             if strategy == "random":
@@ -169,4 +172,42 @@ def load_questions(path: str | Path) -> list[Question]:
             raise InputError(f"line {n} of {path} is no question with question_id, image, text and label") from e
         if label not in (YES, NO):
             raise InputError(f"line {n} of {path} has the label {q['label']!r}, which is neither yes nor no")
+    return out
+
+
+def by_image(sets: Mapping[str, Sequence[Question]]) -> dict[str, list[tuple[str, Question]]]:
+    """``{image: (strategy, question) of it}``."""
+    out: dict[str, list[tuple[str, Question]]] = {}
+    for strategy, questions in sets.items():
+        for q in questions:
+            out.setdefault(q.image, []).append((strategy, q))
+    return out
+
+
+def check_images(sets: Mapping[str, Sequence[Question]], shards: str | Sequence[str]) -> None:
+    """Refuse questions about a key that several samples have: they would be asked about one and scored for another.
+
+    Raises:
+        InputError: Names the key and two of its shards.
+    """
+    asked, at = by_image(sets).keys(), {}
+    for s in read_shards(expand(shards), FaultLog(), need=(), decode=False):
+        for image in {s.uid, s.key} & asked:
+            if first := at.get(image):
+                raise InputError(
+                    f"questions are about {image}, which is a sample of {first} and one of {s.shard}: name their uids"
+                )
+            at[image] = s.shard
+
+
+def score_methods(
+    answers: Mapping[str, Mapping[str, str]], questions: Sequence[Question], strategy: str
+) -> dict[str, dict[str, dict[str, float]]]:
+    """``{method: {parser: figures}}`` of the questions that were answered (their images are in the shards)."""
+    out = {}
+    for method, said in answers.items():
+        own = [(said[i], q.label) for q in questions if (i := f"{strategy}/{q.question_id}") in said]
+        if own:
+            given, wanted = zip(*own, strict=True)
+            out[method] = {p: score_answers(given, wanted, p)._asdict() for p in PARSERS}
     return out

@@ -1,4 +1,4 @@
-"""Which patches of a picture does a vision-language model need? The patch filter of SAE-V (arXiv 2502.17514).
+"""Which patches of an image does a vision-language model need? The patch filter of SAE-V (arXiv 2502.17514).
 
 Every patch gets a score from the SAE's latents on its tokens; the best share stays, the others are painted black, and
 the model is asked again. If a score knows what matters, the model answers better than with as many patches at random.
@@ -6,43 +6,33 @@ the model is asked again. If a score knows what matters, the model answers bette
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.hosts import Host
-from mmsae.lvlm.tokens import encode_tokens
+from mmsae.files import write_json
+from mmsae.hosts.lvlm.host import LVLMHost
+from mmsae.jobs import JobFolder
+from mmsae.lvlm.options import PatchChoice
+from mmsae.lvlm.tokens import encode_tokens, segment_sites, shown_image
+from mmsae.lvlm.weights.file import CrossModalFile
 from mmsae.metrics.pairs.item_codes import content_rows, entries
+from mmsae.options import OneProcessRun
+from mmsae.report.tables import markdown_table
 from mmsae.sae import SAE
-from mmsae.shards import FaultLog, Sample, draw, place, taken
-from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError, Site, Tokens
+from mmsae.sae.fingerprint import sae_fingerprint
+from mmsae.shards import FaultLog, Sample, draw, expand, identity, place, read_shard, taken, with_image
+from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
 
-SCORES = ("cos", "l0", "l1", "co_l0", "norm", "random")
 ALL = "all"
-
-
-def shown_picture(host: Host, batch: ImageTextBatch, number: int, original: Image.Image) -> Image.Image:
-    """The picture that the grid of a batch's image lies on.
-
-    LLaVA's processor cuts the middle square out, so its own pixels are taken back to colours; the grids of LLaVA-NeXT
-    and Qwen-VL cover the whole picture.
-    """
-    pixels = batch.inputs["pixel_values"]
-    if pixels.dim() != 4 or "image_sizes" in batch.inputs:
-        return original.convert("RGB")
-    p = host.processor.image_processor
-    x = pixels[number].float().cpu()
-    if p.do_normalize:
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (p.image_mean, p.image_std))
-        x = x * std + mean
-    if p.do_rescale:
-        x = x / (p.rescale_factor * 255)
-    return Image.fromarray((x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def token_scores(
@@ -51,10 +41,10 @@ def token_scores(
     """``{score: (N,)}`` of N image tokens.
 
     Args:
-        codes: Of the tokens.
+        codes: Codes of the tokens.
         weights: ``(d_sae,)`` cross-modal weights, NaN where there is none; without them there is no ``cos``.
         partners: ``(N, d_sae)`` bool, the latents that count for ``co_l0``: those that fire on the text beside each
-            token's picture. (The published code takes one chosen set for all.)
+            token's image. (The published code takes one chosen set for all.)
         delta: A latent counts above this value.
 
     Returns:
@@ -87,9 +77,9 @@ def kept_patches(scores: np.ndarray, keep: float, tie: np.ndarray) -> np.ndarray
     return mask.reshape(scores.shape)
 
 
-def blacken(picture: Image.Image, kept: np.ndarray) -> Image.Image:
-    """The picture with black in the cells of the grid ``kept (rows, cols)`` that are false."""
-    pixels = np.array(picture.convert("RGB"))
+def blacken(image: Image.Image, kept: np.ndarray) -> Image.Image:
+    """The image with black in the cells of the grid ``kept (rows, cols)`` that are false."""
+    pixels = np.array(image.convert("RGB"))
     rows, cols = (np.arange(s) * k // s for s, k in zip(pixels.shape[:2], kept.shape, strict=True))
     pixels[~kept[rows[:, None], cols[None]]] = 0
     return Image.fromarray(pixels)
@@ -101,34 +91,24 @@ def is_right(said: str, wanted: str) -> bool:
     return bool(b) and a[: len(b)] == b
 
 
-class PatchFilter(NamedTuple):
-    """What asks.
+class PatchFilter:
+    """Asks a host about images of which patches are black.
 
-    Attributes:
+    Args:
         host: The host.
         sae: An SAE on its tokens.
-        sites: Where both segments are read.
-        weights: ``(d_sae,)`` cross-modal weights, or None.
-        delta: A latent counts above this value.
-        keep: Shares of the patches that stay.
-        scores: Names of the scores.
-        seed: Of ``random`` and of ties.
-        max_new_tokens: Of an answer.
+        choice: Which patches go black, and what is asked then.
+        weights: Cross-modal weights, for the score ``cos``; a latent counts above their ``delta``, else above 0.
     """
 
-    host: Host
-    sae: SAE
-    sites: dict[str, Site]
-    weights: Tensor | None
-    delta: float
-    keep: Sequence[float]
-    scores: Sequence[str]
-    seed: int
-    max_new_tokens: int
+    def __init__(self, host: LVLMHost, sae: SAE, choice: PatchChoice, weights: CrossModalFile | None = None):
+        self.host, self.sae, self.choice, self.file = host, sae, choice, weights
+        self.sites = segment_sites(sae, host)
+        self.weights, self.delta = (None, 0.0) if weights is None else weights[:2]
 
     def maps(self, batch: ImageTextBatch) -> list[dict[str, np.ndarray]]:
         """``{score: (rows, cols)}`` of every image; where a patch has two tokens (LLaVA-NeXT), their mean."""
-        tokens: Tokens = self.host.capture(batch, self.sites)
+        tokens = self.host.capture(batch, self.sites)
         codes = encode_tokens(self.sae, tokens)
         text = content_rows(tokens, TEXT)
         said = torch.zeros(len(batch.uids), self.sae.d_sae, dtype=torch.bool, device=self.host.device)
@@ -145,16 +125,16 @@ class PatchFilter(NamedTuple):
             maps = {
                 name: grid.heat(empty.index_put((place[own].cpu(),), v[own].cpu())).numpy() for name, v in found.items()
             }
-            rng = np.random.default_rng([self.seed, int(draw(batch.uids[grid.item]) * 2**31)])
+            rng = np.random.default_rng([self.choice.seed, int(draw(batch.uids[grid.item]) * 2**31)])
             out.append(maps | {"random": rng.random(next(iter(maps.values())).shape)})
         return out
 
     @torch.no_grad()
     def ask(self, samples: Sequence[Sample], faults: FaultLog | None = None) -> dict[str, list[bool]]:
-        """``{arm: was each answer right}``, arms ``all`` and ``SCORE/KEEP``; one image a sample.
+        """``{shown: was each answer right}``, where ``all`` or ``SCORE/KEEP`` is shown; one image a sample.
 
         Args:
-            samples: With decoded images.
+            samples: Samples with decoded images.
             faults: Counts the samples that the host refuses, which are left out.
         """
         collate = self.host.collator("question")
@@ -165,15 +145,88 @@ class PatchFilter(NamedTuple):
         if len(grids) != len(samples):
             raise InputError(f"{len(samples)} samples have {len(grids)} images; the patch filter needs one each")
         maps = self.maps(batch)
-        pictures = [shown_picture(self.host, batch, i, s.image) for i, s in enumerate(samples)]
-        arms = {ALL: pictures}
-        for name in self.scores:
-            for share in self.keep:
+        images = [shown_image(self.host, batch, i, s.image) for i, s in enumerate(samples)]
+        shown = {ALL: images}
+        for name in self.choice.scores:
+            for share in self.choice.keep:
                 masks = [kept_patches(m[name], share, m["random"]) for m in maps]
-                arms[f"{name}/{share:g}"] = [blacken(p, k) for p, k in zip(pictures, masks, strict=True)]
+                shown[f"{name}/{share:g}"] = [blacken(x, k) for x, k in zip(images, masks, strict=True)]
         out = {}
-        for arm, shown in arms.items():
-            painted = collate([s._replace(image=p) for s, p in zip(samples, shown, strict=True)])
-            said = self.host.answer(painted, max_new_tokens=self.max_new_tokens)
-            out[arm] = [is_right(a, str(s.meta["answer"])) for a, s in zip(said, samples, strict=True)]
+        for name, painted in shown.items():
+            painted = collate([s._replace(image=x) for s, x in zip(samples, painted, strict=True)])
+            said = self.host.answer(painted, max_new_tokens=self.choice.max_new_tokens)
+            out[name] = [is_right(a, str(s.meta["answer"])) for a, s in zip(said, samples, strict=True)]
         return out
+
+
+def filter_patches(
+    asker: PatchFilter, shards: str | Sequence[str], out: str | Path, run: OneProcessRun, fault_limit: float
+) -> dict[str, Any]:
+    """Ask about the samples of shards, tar by tar, and write results.json and patches.png.
+
+    Raises:
+        InputError: Another job in the folder, no sample with an answer, or too many unusable samples.
+    """
+    host, c, paths, folder = asker.host, asker.choice, expand(shards), Path(out)
+
+    def work(path: str) -> bytes:
+        right: dict[str, list[bool]] = {}
+        faults, chosen = FaultLog(), []
+        for s in read_shard(path, faults, need=host.collate.need, decode=False):
+            said = s.meta.get("answer")
+            fits = said is not None and (not c.answers or str(said) in c.answers)
+            if fits and (c.samples is None or len(chosen) < c.samples) and (s := with_image(s, faults)) is not None:
+                chosen.append(s)
+        for i in range(0, len(chosen), run.batch_size):
+            for shown, hits in asker.ask(chosen[i : i + run.batch_size], faults).items():
+                right.setdefault(shown, []).extend(hits)
+        return json.dumps({"right": right, "faults": faults.to_dict()}).encode()
+
+    job = {"sae": sae_fingerprint(asker.sae), "host": host.fingerprint, "batch_size": run.batch_size, **asdict(c)}
+    job |= {"weights": None if asker.file is None else asker.file.info, "shards": identity(paths)}
+    log, right = FaultLog(), {}
+    with (folder_of := JobFolder(out, job, "mmsae patches")).lead():
+        for part in folder_of.parts(paths).run(work, progress=run.progress, what="patches"):
+            found = json.loads(part.read_text())
+            log.merge(FaultLog.from_dict(found["faults"]).take())
+            for shown, hits in found["right"].items():
+                right.setdefault(shown, []).extend(hits)
+    log.check(fault_limit, final=True)
+    if not right:
+        raise InputError(f"no sample of {shards} has an answer{f' of {list(c.answers)}' * bool(c.answers)} in its json")
+    n = len(right[ALL])
+    share = {shown: sum(hits) / n for shown, hits in right.items()}
+    table = {shown: {"accuracy": p, "error": math.sqrt(p * (1 - p) / n)} for shown, p in share.items()}
+    results = {"table": table, "questions": n, "keep": list(c.keep), "scores": list(c.scores), "host": host.hint}
+    write_json(folder / "results.json", results)
+    plot(results, folder / "patches.png")
+    if run.progress:
+        print(markdown(results))
+    return {**results, "out": str(folder)}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Accuracy by score and share kept."""
+    t = results["table"]
+    rows = [[f"{k:.0%}", *(t[f"{s}/{k:g}"]["accuracy"] for s in results["scores"])] for k in results["keep"]]
+    body = markdown_table(["kept", *results["scores"]], rows)
+    return f"{body}\n\nall patches: {t[ALL]['accuracy']:.3f}, {results['questions']} questions"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draw the same, with standard errors."""
+    from matplotlib.figure import Figure
+
+    from mmsae.report.figures import write_png
+
+    fig = Figure(figsize=(6, 3.6), layout="constrained")
+    ax, t = fig.subplots(), results["table"]
+    shares = [1.0, *sorted(results["keep"], reverse=True)]
+    for name in results["scores"]:
+        rows = [t[ALL], *(t[f"{name}/{k:g}"] for k in shares[1:])]
+        style = {"ls": "--", "color": "0.4"} if name == "random" else {}
+        ax.errorbar(shares, [r["accuracy"] for r in rows], [r["error"] for r in rows], label=name, capsize=2, **style)
+    ax.invert_xaxis()
+    ax.set(xlabel="share of patches kept", ylabel="accuracy")
+    ax.legend(frameon=False)
+    write_png(fig, path, dpi=130)

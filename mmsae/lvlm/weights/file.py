@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmsae.files import atomic_folder
 from mmsae.metrics.concepts.evidence import TopTable, pack_uids, unpack_uids
 from mmsae.metrics.pairs.cross_modal import CrossModal
 from mmsae.metrics.pairs.modality import CLASSES, Lift, modality_class, modality_index
@@ -21,7 +20,8 @@ from mmsae.sae.fingerprint import is_of, sae_fingerprint
 from mmsae.types import IMAGE, TEXT, InputError
 
 FORMAT = 1
-CFG, TENSORS, TOKENS = "weights.json", "weights.safetensors", "top_tokens.parquet"
+CFG, TENSORS, TOKENS = "weights.json", "latent_weights.safetensors", "top_tokens.parquet"
+BEFORE = "weights.safetensors"  # the name of TENSORS up to version 0.2
 
 
 class CrossModalFile(NamedTuple):
@@ -59,22 +59,16 @@ class CrossModalFile(NamedTuple):
 
 
 def save_weights(
-    folder: str | Path,
-    found: CrossModal,
-    lift: Lift,
-    info: dict[str, Any],
-    top: Mapping[str, TopTable] | None = None,
-    more: Callable[[Path], None] | None = None,
-) -> Path:
-    """Write the folder.
+    folder: Path, found: CrossModal, lift: Lift, info: dict[str, Any], top: Mapping[str, TopTable]
+) -> None:
+    """Write the files into a folder.
 
     Args:
-        folder: Where to.
+        folder: The folder.
         found: The weights.
         lift: Co-activation of the pairs.
         info: Names the SAE, host, site, data and definition.
         top: ``{modality: strongest tokens}``, for ``top_tokens.parquet``.
-        more: Called with the folder before it appears.
     """
     rate = {m: found.fired[m].double() / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
     mean = {m: found.energy[m] / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
@@ -98,14 +92,9 @@ def save_weights(
         "classes": dict(zip(CLASSES, torch.bincount(kinds, minlength=len(CLASSES)).tolist(), strict=True)),
         **lift.summary(kinds == CLASSES.index("shared")),
     }
-    with atomic_folder(folder) as temp:
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temp / TENSORS)
-        (temp / CFG).write_text(json.dumps(report, indent=2) + "\n")
-        if top is not None:
-            save_top(temp / TOKENS, top, [name for name, _ in info["data"]])
-        if more is not None:
-            more(temp)
-    return Path(folder)
+    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / TENSORS)
+    (folder / CFG).write_text(json.dumps(report, indent=2) + "\n")
+    save_top(folder / TOKENS, top, [name for name, _ in info["data"]])
 
 
 def save_top(path: Path, top: Mapping[str, TopTable], tars: Sequence[str]) -> None:
@@ -124,6 +113,11 @@ def save_top(path: Path, top: Mapping[str, TopTable], tars: Sequence[str]) -> No
     pq.write_table(pa.concat_tables(tables, promote_options="permissive"), path, compression="zstd")
 
 
+def tensors_of(folder: str | Path) -> Path:
+    """The safetensors file of a folder; an older version called it otherwise."""
+    return next((p for name in (TENSORS, BEFORE) if (p := Path(folder) / name).exists()), Path(folder) / TENSORS)
+
+
 def load_weights(folder: str | Path) -> CrossModalFile:
     """Read what :func:`save_weights` wrote.
 
@@ -132,7 +126,7 @@ def load_weights(folder: str | Path) -> CrossModalFile:
     """
     folder = Path(folder)
     try:
-        info, tensors = json.loads((folder / CFG).read_text()), load_file(folder / TENSORS)
+        info, tensors = json.loads((folder / CFG).read_text()), load_file(tensors_of(folder))
     except (OSError, ValueError, SafetensorError) as e:
         raise InputError(
             f"no cross-modal weights in {folder}: expected {CFG} and {TENSORS} ({type(e).__name__})"

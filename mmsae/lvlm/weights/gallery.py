@@ -1,4 +1,4 @@
-"""``mmsae weights`` with its gallery: the strongest image and text tokens of a latent on a vision-language model.
+"""The page of ``mmsae weights``: the strongest image and text tokens of latents on a vision-language model.
 
 The pass over the shards keeps the strongest tokens of every latent by uid, position and tar; the page reads the few
 samples that it shows again.
@@ -7,8 +7,7 @@ samples that it shows again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +15,19 @@ import torch
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from mmsae.lvlm.weights.command import weights
-from mmsae.lvlm.weights.job import Found
-from mmsae.lvlm.weights.token_view import TextView, Viewer, crop_picture, heat_picture
-from mmsae.metrics.concepts.evidence import unpack_uids
+from mmsae.hosts.lvlm.host import LVLMHost
+from mmsae.lvlm.weights.file import CrossModalFile, load_weights
+from mmsae.lvlm.weights.token_view import LatentOnText, TokenViewer, crop_image, heat_image
+from mmsae.metrics.concepts.evidence import TopTable, unpack_uids
 from mmsae.metrics.pairs.modality import CLASSES
 from mmsae.report.gallery import picture
 from mmsae.report.page import Fact, Section, render_report
+from mmsae.sae import SAE
 from mmsae.shards import FaultLog, Sample, read_shard, with_image
-from mmsae.types import IMAGE, TEXT, InputError
+from mmsae.types import IMAGE, TEXT, InputError, Site
 
 PAGE = "gallery.html"
-ASKED = "Asked for"
+FIRST = "Asked for"
 SHOWN = 4  # tokens of each modality on a card
 KINDS = {
     "Shared, highest weight": "Latents whose strongest image and text tokens have the most similar states.",
@@ -48,37 +48,30 @@ class Token(NamedTuple):
     value: float
 
 
-def weights_command(
-    sae: str,
-    shards: str | list[str],
-    out: str,
-    latents: list[int] = [],  # noqa: B006  jsonargparse shows it in the help; it is not changed
-    **options: Any,
-) -> dict[str, Any]:
-    """Cross-modal weights of every latent: are its strongest text and image tokens alike?
+class TokenSource(NamedTuple):
+    """How samples of a job are looked at again.
 
-    OUT holds weights.safetensors and weights.json, top_tokens.parquet (the strongest tokens of every latent) and
-    gallery.html, which shows some of them on their pictures and in their sentences.
-
-    Args:
-        sae: SAE folder or hub id, trained on image and text tokens of a vision-language model.
-        shards: Path, folder, glob or brace pattern of tars, or several.
-        out: Folder to write.
-        latents: Latents that gallery.html is to show first; where the weights are there already, the page alone is
-            written anew.
-        **options: The other arguments of ``mmsae.lvlm.weights.command.weights``.
-
-    Returns:
-        ``weights.json``, with the folder as ``out``.
+    Attributes:
+        host: The host.
+        sae: An SAE on its tokens.
+        sites: Where both segments are read.
+        collate: What made the sequences.
+        paths: The tars, by number.
+        batch_size: Samples per forward pass.
     """
-    page = partial(write_gallery, latents=latents)
-    return weights(sae, shards, out, present=page, again=bool(latents), **options)
+
+    host: LVLMHost
+    sae: SAE
+    sites: dict[str, Site]
+    collate: Any
+    paths: Sequence[str]
+    batch_size: int
 
 
-def choose(found: Found, most: int = 8) -> dict[str, list[int]]:
+def choose(file: CrossModalFile, top: Mapping[str, TopTable], most: int = 8) -> dict[str, list[int]]:
     """``{heading: latents}`` that the page shows."""
-    t, w = found.file.tensors, found.file.weights
-    has = {m: (found.top[m].values[:, 0] > 0).cpu() for m in (IMAGE, TEXT)}
+    t, w = file.tensors, file.weights
+    has = {m: (top[m].values[:, 0] > 0).cpu() for m in (IMAGE, TEXT)}
     fired = (t[f"fired.{IMAGE}"] + t[f"fired.{TEXT}"]).double()
 
     def first(score: Tensor, on: Tensor) -> list[int]:
@@ -92,11 +85,11 @@ def choose(found: Found, most: int = 8) -> dict[str, list[int]]:
     return dict(zip(KINDS, [best, worst, *only], strict=True))
 
 
-def tokens_of(found: Found, latents: Sequence[int], most: int = SHOWN) -> list[Token]:
+def tokens_of(top: Mapping[str, TopTable], latents: Sequence[int], most: int = SHOWN) -> list[Token]:
     """The strongest tokens of some latents, both modalities, best first."""
     out = []
     for j in latents:
-        for m, table in found.top.items():
+        for m, table in top.items():
             on = table.values[j, :most] > 0
             uids = unpack_uids(table.ids[j, :most][on])
             extra, values = table.extra[j, :most][on].tolist(), table.values[j, :most][on].tolist()
@@ -111,17 +104,16 @@ def read_samples(path: str, uids: set[str]) -> list[Sample]:
     return [s for s in (with_image(sample, FaultLog()) for sample in found) if s is not None]
 
 
-def draw_tokens(found: Found, tokens: Sequence[Token]) -> dict[Token, Markup]:
+def draw_tokens(source: TokenSource, tokens: Sequence[Token]) -> dict[Token, Markup]:
     """Every token as HTML, from one more forward pass over the samples that have them."""
-    job, wanted, out = found.job, defaultdict(list), {}
+    wanted, out = defaultdict(list), {}
     for t in tokens:
         wanted[t.tar].append(t)
-    collate = job.collate.collate
     for tar, own in sorted(wanted.items()):
-        samples = read_samples(job.paths[tar], {t.uid for t in own})
-        for i in range(0, len(samples), job.batch_size):
-            part = samples[i : i + job.batch_size]
-            view = Viewer(job.host, job.sae, job.sites, collate, part)
+        samples = read_samples(source.paths[tar], {t.uid for t in own})
+        for i in range(0, len(samples), source.batch_size):
+            part = samples[i : i + source.batch_size]
+            view = TokenViewer(source.host, source.sae, source.sites, source.collate, part)
             at = {s.uid: n for n, s in enumerate(part)}
             for t in own:
                 if t.uid in at:
@@ -129,18 +121,18 @@ def draw_tokens(found: Found, tokens: Sequence[Token]) -> dict[Token, Markup]:
     return {t: out[t] for t in tokens if t in out}  # best first
 
 
-def _drawn(view: Viewer, item: int, t: Token) -> Markup:
+def _drawn(view: TokenViewer, item: int, t: Token) -> Markup:
     if t.modality == TEXT:
         return _sentence(view.text(item, t.position, t.latent), t.value)
     seen = view.image(item, t.position, t.latent)
     rows, cols = seen.heat.shape
     what = f"{t.value:.2f} at {t.position} in {view.samples[item].key}; grid {rows} x {cols}"
-    shown = (picture(heat_picture(seen), f"heat: {what}", size=144), picture(crop_picture(seen), f"crop: {what}"))
+    shown = (picture(heat_image(seen), f"heat: {what}", size=144), picture(crop_image(seen), f"crop: {what}"))
     tags = Markup("").join(Markup('<img src="{}" alt="{}" title="{}">').format(p.uri, p.alt, p.alt) for p in shown)
     return Markup("<figure>{}<figcaption>{:.2f}</figcaption></figure>").format(tags, t.value)
 
 
-def _sentence(seen: TextView, value: float) -> Markup:
+def _sentence(seen: LatentOnText, value: float) -> Markup:
     top = max([*seen.values, 1e-12])
     words = [
         Markup('<span{} style="--heat:{:.0f}%" title="{:.3g}">{}</span>').format(
@@ -151,12 +143,12 @@ def _sentence(seen: TextView, value: float) -> Markup:
     return Markup("<li><q>{}</q><b>{:.2f}</b></li>").format(Markup("").join(words), value)
 
 
-def card(found: Found, latent: int, drawn: dict[Token, Markup]) -> Markup:
+def card(file: CrossModalFile, latent: int, drawn: dict[Token, Markup]) -> Markup:
     """One latent."""
-    t, info = found.file.tensors, found.file.info
+    t, info = file.tensors, file.info
     facts = [CLASSES[int(t["class"][latent])]]
     for name, value in (
-        ("weight", found.file.weights[latent]),
+        ("weight", file.weights[latent]),
         ("modality index", t["index.firing"][latent]),
         ("lift", t["lift"][latent]),
     ):
@@ -171,23 +163,29 @@ def card(found: Found, latent: int, drawn: dict[Token, Markup]) -> Markup:
     return Markup('<article class="card">{}{}</article>').format(head, body)
 
 
-def write_gallery(found: Found, latents: Sequence[int] = ()) -> Path:
-    """Write ``gallery.html`` into the folder of a finished ``mmsae weights``; some latents may be asked for.
+def write_gallery(folder: Path, top: Mapping[str, TopTable], source: TokenSource, latents: Sequence[int] = ()) -> Path:
+    """Write ``gallery.html`` into a folder of weights.
+
+    Args:
+        folder: The folder.
+        top: ``{modality: strongest tokens}``; ``extra`` holds each token's position and the number of its tar.
+        source: How samples are looked at again.
+        latents: Latents that are shown first.
 
     Raises:
         InputError: A latent that the SAE does not have.
     """
-    d_sae = found.job.sae.d_sae
+    d_sae, file = source.sae.d_sae, load_weights(folder)
     for j in latents:
         if not 0 <= j < d_sae:
             raise InputError(f"there is no latent {j} in an SAE of {d_sae} latents")
-    shown, info = choose(found), found.file.info
+    shown, info = choose(file, top), file.info
     if latents:
-        shown = {ASKED: list(dict.fromkeys(latents)), **shown}
-    drawn = draw_tokens(found, tokens_of(found, list(dict.fromkeys(j for ids in shown.values() for j in ids))))
+        shown = {FIRST: list(dict.fromkeys(latents)), **shown}
+    drawn = draw_tokens(source, tokens_of(top, list(dict.fromkeys(j for ids in shown.values() for j in ids))))
     text = (
-        "Pictures: the latent's activation on the grid of the host's processor, grey where it is silent, red where it"
-        " is strong (1st to 99th percentile of the picture), and what is around its strongest token. Sentences: the"
+        "Images: the latent's activation on the grid of the host's processor, grey where it is silent, red where it"
+        " is strong (1st to 99th percentile of the image), and what is around its strongest token. Sentences: the"
         " strongest token is underlined, the darker a word the stronger. One token a sample."
     )
     facts = [
@@ -200,9 +198,9 @@ def write_gallery(found: Found, latents: Sequence[int] = ()) -> Path:
     sections = [Section("Latents", text, facts=facts)]
     for heading, ids in shown.items():
         if ids:
-            cards = Markup("").join(card(found, j, drawn) for j in ids)
+            cards = Markup("").join(card(file, j, drawn) for j in ids)
             intro = Markup('<p>{}</p><div class="cards">{}</div>').format(escape(KINDS.get(heading, "")), cards)
             sections.append(Section(heading, intro))
-    meta = {"site": str(next(iter(found.job.sites.values())).module), "text": info["text"], "delta": info["delta"]}
+    meta = {"site": str(next(iter(source.sites.values())).module), "text": info["text"], "delta": info["delta"]}
     lead = "Which image and text tokens of a vision-language model make a latent fire."
-    return render_report(found.folder / PAGE, "Tokens of latents", sections, lead=lead, meta=meta)
+    return render_report(folder / PAGE, "Tokens of latents", sections, lead=lead, meta=meta)

@@ -6,34 +6,39 @@ One tar is one unit of work with one part file, so a killed job goes on where it
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmsae.files import atomic_file, remove_leftovers
-from mmsae.hosts import Host
-from mmsae.jobs.units import Unit, done, part_path, units, write_part
-from mmsae.lvlm.tokens import encode_tokens, segment_sites
-from mmsae.lvlm.weights.file import CFG, CrossModalFile, load_top, load_weights, save_weights
-from mmsae.metrics.concepts.evidence import TopN, TopTable, pack_uids
+from mmsae.files import atomic_folder, remove_leftovers
+from mmsae.hosts.lvlm.host import LVLMHost
+from mmsae.jobs import JobFolder, Unit
+from mmsae.jobs.engine import Engine, Share
+from mmsae.jobs.processes import Local
+from mmsae.jobs.units import work_tars
+from mmsae.load import load_pair
+from mmsae.lvlm.options import RUN, Definition, TokenSample
+from mmsae.lvlm.tokens import encode_tokens, named_lvlm, segment_sites
+from mmsae.lvlm.weights.file import CFG, load_top, load_weights, save_weights
+from mmsae.lvlm.weights.gallery import TokenSource, write_gallery
+from mmsae.metrics.concepts.evidence import TopN, pack_uids
 from mmsae.metrics.pairs.cross_modal import CrossModalWeights
 from mmsae.metrics.pairs.item_codes import content_rows
 from mmsae.metrics.pairs.modality import CoActivation
+from mmsae.options import SAERun, Shards, at_least
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.shards import FAULT_LIMIT, FaultLog, Sample, UnitBatch, count_samples, expand, identity, unit_batches
-from mmsae.types import IMAGE, TEXT, Faults, ImageTextBatch, InputError, Tokens
+from mmsae.shards import FaultLog, Sample, UnitBatch, count_samples, expand, identity, unit_batches
+from mmsae.types import IMAGE, TEXT, Faults, ImageTextBatch, Tokens
 
-TextChoice = Literal["question", "question+answer"]
-JOB, PARTS = "job.json", "parts"
 TOP = 6  # strongest tokens of each modality that are kept per latent, one a sample
 
 
@@ -42,8 +47,8 @@ class Subset:
 
     Args:
         collate: The host's.
-        share: Of the samples, 0 to 1.
-        seed: Of the choice.
+        share: Share of the samples, 0 to 1.
+        seed: Seed of the choice.
     """
 
     def __init__(self, collate: Any, share: float, seed: int = 0):
@@ -65,19 +70,19 @@ class Subset:
         return int.from_bytes(digest, "big") < self.share * 2**64
 
 
-class Evidence(nn.Module):
+class LatentStatistics(nn.Module):
     """The streaming metrics that make up a weights file.
 
     Args:
         d_sae: Number of latents.
-        width: Of the hidden vectors.
-        **definition: Of :class:`~mmsae.metrics.pairs.cross_modal.CrossModalWeights`.
+        width: Width of the hidden vectors.
+        definition: What the weight of a latent is.
     """
 
-    def __init__(self, d_sae: int, width: int, **definition: Any):
+    def __init__(self, d_sae: int, width: int, definition: Definition):
         super().__init__()
         alone = {"sync_on_compute": False}  # ranks meet in the part files
-        self.weights = CrossModalWeights(d_sae, width, **definition, **alone)
+        self.weights = CrossModalWeights(d_sae, width, **asdict(definition), **alone)
         self.lift = CoActivation(d_sae, self.weights.delta, **alone)
         # beside each token's uid: its position in the sequence, and the number of its tar
         self.top = nn.ModuleDict({m: TopN(d_sae, TOP, extra=2, **alone) for m in (IMAGE, TEXT)})
@@ -107,27 +112,14 @@ class Evidence(nn.Module):
         tensors = {f"{name}.{k}": v for name, metric in self._metrics().items() for k, v in metric.part().items()}
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, path, {"faults": json.dumps(faults)})
 
-    def merge(self, path: Path) -> None:
-        """Add a part file."""
+    def merge(self, path: Path) -> Faults:
+        """Add a part file, and return the faults of its tar."""
         tensors = load_file(path)
         for name, metric in self._metrics().items():
             metric.merge({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
-
-
-class Found(NamedTuple):
-    """What a report shows of a finished job.
-
-    Attributes:
-        folder: Where the result is being put together.
-        file: The weights, as they are stored.
-        top: ``{modality: strongest tokens}``; ``extra`` holds each token's position and the number of its tar.
-        job: Host, SAE, sites, tars and the collate that made the sequences.
-    """
-
-    folder: Path
-    file: CrossModalFile
-    top: dict[str, TopTable]
-    job: WeightsJob
+        with safe_open(path, "pt") as f:
+            seen, counts, examples = json.loads(f.metadata()["faults"])
+        return Faults(seen, counts, tuple(map(tuple, examples)))
 
 
 class WeightsJob:
@@ -138,17 +130,13 @@ class WeightsJob:
         sae: An SAE on its tokens.
         shards: Path, folder, glob or brace pattern of tars, or several.
         out: Folder to write.
-        text: Which text is part of a sequence.
-        definition: Arguments of :class:`~mmsae.metrics.pairs.cross_modal.CrossModalWeights`.
-        samples: About so many are looked at; None for all.
-        batch_size: Samples per forward pass.
-        workers: Decoding processes.
-        seed: Of the choice of samples.
-        fault_limit: Largest share of samples that may be unusable.
-        allow_other_site: Accept an SAE that was trained on another host.
+        definition: What the weight of a latent is.
+        sample: Which tokens are looked at.
+        run: Batch size and workers, and whether an SAE of another host is accepted.
+        data: Largest share of samples that may be unusable.
 
     Attributes:
-        finished: Whether the result is there already.
+        folder: Whose work it is, and whether the result is there already.
 
     Raises:
         InputError: Another job in the folder, or an SAE of another site.
@@ -156,135 +144,171 @@ class WeightsJob:
 
     def __init__(
         self,
-        host: Host,
+        host: LVLMHost,
         sae: SAE,
         shards: str | Sequence[str],
         out: str | Path,
-        *,
-        text: TextChoice = "question",
-        definition: dict[str, Any] | None = None,
-        samples: int | None = 1000,
-        batch_size: int = 8,
-        workers: int = 0,
-        seed: int = 0,
-        fault_limit: float = FAULT_LIMIT,
-        allow_other_site: bool = False,
+        definition: Definition = Definition(),
+        sample: TokenSample = TokenSample(),
+        run: SAERun = RUN,
+        data: Shards = Shards(),
     ):
-        for name, n, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
-            if n is not None and n < least:
-                raise InputError(f"{name} is {n}; it must be at least {least}")
-        self.host, self.sae, self.paths, self.out = host, sae, expand(shards), Path(out)
-        self.batch_size, self.workers, self.fault_limit = batch_size, workers, fault_limit
-        self.evidence = Evidence(sae.d_sae, next(iter(sae.d_in.values())), **(definition or {})).to(host.device)
-        self.sites = segment_sites(sae, host, allow_other_site)
+        at_least(1, samples=sample.samples, batch_size=run.batch_size)
+        at_least(0, workers=run.workers)
+        self.host, self.sae, self.run, self.fault_limit = host, sae, run, data.fault_limit
+        self.paths = expand(shards)
+        self.statistics = LatentStatistics(sae.d_sae, next(iter(sae.d_in.values())), definition).to(host.device)
+        self.sites = segment_sites(sae, host, run.allow_other_site)
         self.about = {
             "sae": sae_fingerprint(sae),
             "host": host.fingerprint,
             "hint": host.hint,
             "sites": {m: s.to_dict() for m, s in self.sites.items()},
-            "definition": self.evidence.weights.config(),
-            "text": text,
-            "samples": samples,
-            "seed": seed,
-            "batch_size": batch_size,
+            "definition": self.statistics.weights.config(),
+            "text": sample.text,
+            "samples": sample.samples,
+            "seed": sample.seed,
+            "batch_size": run.batch_size,
             "data": identity(self.paths),
         }
-        self.parts, self.finished = self.out / PARTS, (self.out / CFG).exists()
-        if self.finished:
-            _same_job(self.about, load_weights(self.out).info, self.out / CFG)
-        elif (self.out / JOB).exists():
-            _same_job(self.about, json.loads((self.out / JOB).read_text()), self.out / JOB)
-        elif _holds_other(self.out):  # it would be replaced as a whole
-            raise InputError(f"{self.out} exists and holds no result of mmsae weights; choose another --out")
-        counted = 0 if samples is None else sum(count_samples(p) for p in self.paths)
-        self.share = 1.0 if samples is None else min(1.0, samples / max(1, counted))
-        self.collate = Subset(host.collator(text), self.share, seed)
-        self._path, self._log = "", FaultLog()
+        self.folder = JobFolder(out, self.about, "mmsae weights", result=CFG, but=("hint",))
+        self.parts = self.folder.parts(self.paths)
+        counted = 0 if sample.samples is None else sum(count_samples(p) for p in self.paths)
+        share = 1.0 if sample.samples is None else min(1.0, sample.samples / max(1, counted))
+        self.collate = Subset(host.collator(sample.text), share, sample.seed)
 
-    def begin(self) -> None:
-        """Make the folder; one process does so, before any works."""
-        with atomic_file(self.out / JOB) as temp:
-            temp.write_text(json.dumps(self.about, indent=2) + "\n")
-        self.parts.mkdir(parents=True, exist_ok=True)
-
-    def describe(self) -> str:
-        """One sentence about what will be done."""
+    def __str__(self) -> str:
         return (
             f"cross-modal weights of {self.sae.d_sae} latents at {next(iter(self.sites.values()))}, "
-            f"from about {self.share:.0%} of the samples of {len(self.paths)} shards"
+            f"from about {self.collate.share:.0%} of the samples of {len(self.paths)} shards"
         )
 
-    def todo(self, rank: int = 0, world: int = 1) -> list[Unit]:
-        """This rank's tars that have no part yet."""
-        return [u for u in units(self.paths)[rank::world] if not done(self.parts, u)]
+    @torch.no_grad()
+    def work(self, share: Share) -> None:
+        """Write the parts of some tars."""
+        begin = {u.path: u for u in self.parts.units}
+        stream = self._batches([self.parts.units[i] for i in share.units])
+        work_tars(stream, lambda p: _Tar(self, begin[p]), share, "weights", self.fault_limit, self.run.progress)
 
-    def batches(self, todo: Sequence[Unit]) -> Iterator[UnitBatch]:
+    def _batches(self, todo: Sequence[Unit]) -> Iterator[UnitBatch]:
         """Batches of some tars, one tar after the other: what is known of one is as large as the result."""
         for unit in todo:
-            stream = unit_batches([unit.path], None, None, self.batch_size, workers=self.workers, collate=self.collate)
+            stream = unit_batches(
+                [unit.path], None, None, self.run.batch_size, workers=self.run.workers, collate=self.collate
+            )
             with closing(stream):
                 yield from stream
 
     @torch.no_grad()
-    def add(self, step: UnitBatch) -> None:
-        """Add a batch, and write the part of its tar after the last."""
-        unit = next(u for u in units(self.paths) if u.path == step.path)
-        if step.path != self._path:
-            self._path, self._log = step.path, FaultLog()
-            self.evidence.reset()
-        self._log.merge(step.batch.faults)
-        if step.batch.uids:
-            self.evidence.update(self.sae, self.host.capture(step.batch, self.sites), unit.index)
-        if step.last:
-            faults, self._path = self._log.take(), ""
-            write_part(self.parts, unit, lambda temp: self.evidence.save(temp, faults))
-
-    def found(self) -> Found:
-        """The result of a job that is finished."""
-        top = load_top(self.out, self.sae.d_sae, [name for name, _ in self.about["data"]])
-        return Found(self.out, load_weights(self.out), top, self)
-
-    @torch.no_grad()
-    def finish(self, present: Callable[[Found], None] | None = None) -> FaultLog:
+    def finish(self, latents: Sequence[int] | None) -> FaultLog:
         """Merge the parts of all tars and write the result; one process does so, after all have worked.
 
         Args:
-            present: Called with the result before it appears, to put a page beside it.
+            latents: Latents that the page is to show first; None: there is no page.
 
         Raises:
             InputError: Too many samples were unusable.
         """
         log = FaultLog()
-        self.evidence.reset()
-        for unit in units(self.paths):
-            part = part_path(self.parts, unit)
-            log.merge(_faults(part))
-            self.evidence.merge(part)
+        self.statistics.reset()
+        for part in self.parts.files():
+            log.merge(self.statistics.merge(part))
         log.check(self.fault_limit, final=True)
-        top = {m: metric.compute() for m, metric in self.evidence.top.items()}
-
-        def page(folder: Path) -> None:
-            if present is not None:
-                present(Found(folder, load_weights(folder), top, self))
-
-        found, lift = self.evidence.weights.compute(), self.evidence.lift.compute()
-        save_weights(self.out, found, lift, {**self.about, "faults": log.to_dict()}, top, page)
-        shutil.rmtree(self.parts, ignore_errors=True)
-        remove_leftovers(self.out)  # of killed runs
+        s, info = self.statistics, {**self.about, "faults": log.to_dict()}
+        top = {m: metric.compute() for m, metric in s.top.items()}
+        with atomic_folder(self.folder.out) as folder:
+            save_weights(folder, s.weights.compute(), s.lift.compute(), info, top)
+            if latents is not None:
+                write_gallery(folder, top, self.source(), latents)
+        remove_leftovers(self.folder.out)  # of killed runs
         return log
 
-
-def _holds_other(out: Path) -> bool:
-    return out.is_file() or (out.is_dir() and any(not p.name.startswith(f".{JOB}") for p in out.iterdir()))
-
-
-def _faults(path: Path) -> Faults:
-    with safe_open(path, "pt") as f:
-        seen, counts, examples = json.loads(f.metadata()["faults"])
-    return Faults(seen, counts, tuple(map(tuple, examples)))
+    def source(self) -> TokenSource:
+        """How samples of the job are looked at again."""
+        return TokenSource(self.host, self.sae, self.sites, self.collate.collate, self.paths, self.run.batch_size)
 
 
-def _same_job(job: dict[str, Any], old: dict[str, Any], file: Path) -> None:
-    for key, value in json.loads(json.dumps(job)).items():
-        if key != "hint" and old.get(key) != value:
-            raise InputError(f"{file} is of another job: its {key} is {old.get(key)}, not {value}; give another --out")
+class _Tar:
+    """The part of one tar; all tars of a process share the job's statistics."""
+
+    def __init__(self, job: WeightsJob, unit: Unit):
+        self.job, self.unit = job, unit
+        job.statistics.reset()
+
+    def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
+        self.job.statistics.update(self.job.sae, self.job.host.capture(batch, self.job.sites), self.unit.index)
+
+    def finish(self, faults: FaultLog) -> None:
+        found = faults.take()
+        self.job.parts.write(self.unit, lambda temp: self.job.statistics.save(temp, found))
+
+    def close(self) -> None:
+        self.job.statistics.reset()
+
+
+def open_job(
+    sae: str,
+    shards: str | Sequence[str],
+    out: str | Path,
+    host: str = "",
+    definition: Definition = Definition(),
+    sample: TokenSample = TokenSample(),
+    run: SAERun = RUN,
+    data: Shards = Shards(),
+) -> WeightsJob:
+    """A job whose SAE and host are loaded."""
+    model, name = named_lvlm(sae, host)
+    model, loaded = load_pair(model, name, run.device, run.precision, run.allow_other_site)
+    return WeightsJob(loaded, model, shards, out, definition, sample, run, data)
+
+
+def weigh(job: WeightsJob, latents: Sequence[int] | None = (), engine: Engine | None = None) -> dict[str, Any]:
+    """Do a job, or say that it is done.
+
+    Args:
+        job: The job; every process of the engine has one of its own.
+        latents: Latents that the page is to show first; None: there is no page.
+        engine: Who does it; default: this process.
+
+    Returns:
+        ``weights.json``, with the folder as ``out``.
+    """
+    engine, folder = Local() if engine is None else engine, job.folder
+    say = print if job.run.progress and engine.lead else lambda text: None
+    if folder.finished:
+        if latents and engine.lead:
+            top = load_top(folder.out, job.sae.d_sae, [name for name, _ in job.about["data"]])
+            write_gallery(folder.out, top, job.source(), latents)
+        say(f"{folder.out}: finished before; {'only the page is new' if latents else 'nothing to do'}")
+    else:
+        engine.lock = folder.lock
+        with folder.lead() if engine.lead else nullcontext():
+            say(str(job))
+            if todo := engine.agree([u.index for u in job.parts.missing()]):
+                engine.run(todo, job.work, job.work)
+            log = job.finish(latents) if engine.lead else None
+        engine.wait()
+        if log is not None:
+            say(log.summary())
+    info = load_weights(folder.out).info
+    if not folder.finished:
+        say(f"{info['weighted']} latents have a weight ({info['coverage']:.0%} of those that fire)")
+    return {**info, "out": str(folder.out)}
+
+
+def cross_modal_weights(
+    host: LVLMHost,
+    sae: SAE,
+    shards: str | Sequence[str],
+    out: str | Path,
+    definition: Definition = Definition(),
+    sample: TokenSample = TokenSample(),
+    run: SAERun = RUN,
+    data: Shards = Shards(),
+) -> dict[str, Any]:
+    """``mmsae weights`` with a host and an SAE that are loaded, and without a page; see :class:`WeightsJob`.
+
+    Raises:
+        InputError: Another job in the folder, an SAE of another site, or too many unusable samples.
+    """
+    return weigh(WeightsJob(host, sae, shards, out, definition, sample, run, data), None)

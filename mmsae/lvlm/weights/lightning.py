@@ -1,12 +1,38 @@
-"""``mmsae weights`` as a LightningModule, with its page."""
+"""``mmsae weights`` as a LightningModule."""
 
 from __future__ import annotations
 
-from mmsae.lvlm.weights.command import LitWeights
-from mmsae.lvlm.weights.gallery import write_gallery
+from mmsae.jobs.lightning import LitJob, Ranks
+from mmsae.lvlm.options import Definition, TokenSample
+from mmsae.lvlm.weights.job import open_job, weigh
+from mmsae.options import RankRun, Shards, flat
 
 
-class Weights(LitWeights):
-    """``mmsae weights`` on the ranks of a trainer, with ``gallery.html``."""
+@flat
+class Weights(LitJob):
+    """``mmsae weights`` on the ranks of a trainer.
 
-    present = staticmethod(write_gallery)
+    Args:
+        sae: SAE folder or hub id, trained on image and text tokens of a vision-language model.
+        shards: Path, folder, glob or brace pattern of tars, or several.
+        out: Folder to write.
+        host: Name of the host (``lvlm:FOLDER`` or ``lvlm:HUB_ID``); default: the SAE's own.
+    """
+
+    def __init__(
+        self,
+        sae: str,
+        shards: str | list[str],
+        out: str,
+        host: str = "",
+        definition: Definition = Definition(),
+        sample: TokenSample = TokenSample(),
+        run: RankRun = RankRun(batch_size=8, workers=0),
+        data: Shards = Shards(),
+    ):
+        super().__init__()
+        self.given = (sae, shards, out, host, definition, sample)
+        self.run, self.data = run, data
+
+    def work(self, ranks: Ranks, device: str) -> None:
+        weigh(open_job(*self.given, self.run.on(device), self.data), (), ranks)

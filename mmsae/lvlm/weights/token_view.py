@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.hosts import Host
+from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.lvlm.image_grid import ImageGrid
 from mmsae.hosts.lvlm.load import ANSWER, QUESTION
-from mmsae.lvlm.patches.patch_filter import shown_picture
-from mmsae.lvlm.tokens import encode_tokens
+from mmsae.lvlm.tokens import encode_tokens, shown_image
 from mmsae.sae import SAE
 from mmsae.shards import Sample
 from mmsae.types import IMAGE, TEXT, Codes, InputError, Site, Tokens
@@ -22,13 +21,13 @@ from mmsae.types import IMAGE, TEXT, Codes, InputError, Site, Tokens
 CONTEXT = 8  # words before and behind a token
 
 
-class ImageView(NamedTuple):
-    """A latent on one picture.
+class LatentOnImage(NamedTuple):
+    """A latent on one image.
 
     Attributes:
-        shown: The picture as the model sees it.
+        shown: The image as the model sees it.
         heat: ``(rows, cols)`` activations on the grid (base and tiles averaged where there are tiles).
-        box: Left, upper, right and lower edge of the token's cell, as shares of the picture.
+        box: Left, upper, right and lower edge of the token's cell, as shares of the image.
         value: Activation of the token.
     """
 
@@ -38,7 +37,7 @@ class ImageView(NamedTuple):
     value: float
 
 
-class TextView(NamedTuple):
+class LatentOnText(NamedTuple):
     """A latent on the words around one token.
 
     Attributes:
@@ -52,18 +51,18 @@ class TextView(NamedTuple):
     at: int
 
 
-class Viewer:
+class TokenViewer:
     """Looks at tokens of one batch.
 
     Args:
         host: The host.
         sae: An SAE on its tokens.
         sites: Where both segments are read.
-        collate: Of the host, with the text that belongs to the sequence.
-        samples: With decoded images.
+        collate: The host's, with the text that belongs to the sequence.
+        samples: Samples with decoded images.
     """
 
-    def __init__(self, host: Host, sae: SAE, sites: dict[str, Site], collate: Any, samples: Sequence[Sample]):
+    def __init__(self, host: LVLMHost, sae: SAE, sites: dict[str, Site], collate: Any, samples: Sequence[Sample]):
         self.host, self.samples = host, list(samples)
         self.batch = collate(self.samples)
         with torch.no_grad():
@@ -77,8 +76,8 @@ class Viewer:
         z = self.codes[modality].rows(rows).gather(torch.tensor([latent]))[:, 0]
         return self.tokens.position[modality][rows].cpu(), z.detach().float().cpu()
 
-    def image(self, item: int, position: int, latent: int) -> ImageView:
-        """A latent on the picture that has a token at ``position``.
+    def image(self, item: int, position: int, latent: int) -> LatentOnImage:
+        """A latent on the image that has a token at ``position``.
 
         Raises:
             InputError: There is no image token.
@@ -89,11 +88,11 @@ class Viewer:
                 own = (at >= grid.start) & (at < grid.start + grid.layout.length)
                 values = torch.zeros(grid.layout.length).index_put_((at[own] - grid.start,), z[own])
                 heat = grid.heat(values)
-                shown = shown_picture(self.host, self.batch, number, self.samples[item].image)
-                return ImageView(shown, heat, _cell(grid, position), float(values[position - grid.start]))
+                shown = shown_image(self.host, self.batch, number, self.samples[item].image)
+                return LatentOnImage(shown, heat, _cell(grid, position), float(values[position - grid.start]))
         raise InputError(f"sample {self.samples[item].key} has no image token at position {position}")
 
-    def text(self, item: int, position: int, latent: int) -> TextView:
+    def text(self, item: int, position: int, latent: int) -> LatentOnText:
         """A latent on the content words around the token at ``position``."""
         at, z = self._values(item, TEXT, latent)
         kinds, mask = (self.batch.inputs[k][item].cpu() for k in ("kinds", "attention_mask"))
@@ -105,17 +104,17 @@ class Viewer:
         known = dict(zip(at.tolist(), z.tolist(), strict=True))
         ids = self.batch.inputs["input_ids"][item].cpu()[content]
         words = _words(self.host.processor.tokenizer, ids.tolist())[part]
-        return TextView(words, [known.get(i, 0.0) for i in where[part].tolist()], middle - part.start)
+        return LatentOnText(words, [known.get(i, 0.0) for i in where[part].tolist()], middle - part.start)
 
 
 def _cell(grid: ImageGrid, position: int) -> tuple[float, float, float, float]:
-    """The cell of a token as shares of the picture, in the grid that holds it."""
+    """The cell of a token as shares of the image, in the grid that holds it."""
     for table in grid.layout.grids:
         hit = (table == position - grid.start).nonzero()
         if len(hit):
             (row, col), (rows, cols) = hit[0].tolist(), table.shape
             return col / cols, row / rows, (col + 1) / cols, (row + 1) / rows
-    raise InputError(f"the token at position {position} is no patch of its picture")
+    raise InputError(f"the token at position {position} is no patch of its image")
 
 
 def _words(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -126,18 +125,18 @@ def _words(tokenizer: Any, ids: list[int]) -> list[str]:
     return [f" {p}" for p in pieces]
 
 
-def heat_picture(view: ImageView, size: int = 144) -> Image.Image:
-    """The picture under the heat of its cells: 1st to 99th percentile, the stronger the redder."""
+def heat_image(view: LatentOnImage, size: int = 144) -> Image.Image:
+    """The image under the heat of its cells: 1st to 99th percentile, the stronger the redder."""
     heat = view.heat.numpy()
     low, high = np.percentile(heat, [1, 99])
     share = np.clip((heat - low) / (high - low), 0, 1) if high > low else (heat > low).astype(float)
-    picture = view.shown.resize((size, round(size * view.shown.height / view.shown.width)), Image.Resampling.NEAREST)
-    alpha = Image.fromarray((share * 170).round().astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
-    grey = picture.convert("L").convert("RGB")
-    return Image.composite(Image.new("RGB", picture.size, (235, 40, 30)), grey, alpha)
+    image = view.shown.resize((size, round(size * view.shown.height / view.shown.width)), Image.Resampling.NEAREST)
+    alpha = Image.fromarray((share * 170).round().astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    grey = image.convert("L").convert("RGB")
+    return Image.composite(Image.new("RGB", image.size, (235, 40, 30)), grey, alpha)
 
 
-def crop_picture(view: ImageView, margin: float = 1.0, size: int = 72) -> Image.Image:
+def crop_image(view: LatentOnImage, margin: float = 1.0, size: int = 72) -> Image.Image:
     """What is around the token: its cell and ``margin`` cells more on every side."""
     left, top, right, bottom = view.box
     w, h = margin * (right - left), margin * (bottom - top)

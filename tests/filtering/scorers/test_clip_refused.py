@@ -11,10 +11,12 @@ from PIL import Image
 from mmsae.activations import ActivationStore, extract
 from mmsae.filtering.job import filter_shards
 from mmsae.hosts.lvlm.prompt import Collator
-from mmsae.lvlm.hallucination.answers import Prompt, ask_all, probe_batches
+from mmsae.jobs import JobFolder
+from mmsae.lvlm.hallucination.answers import AnsweringHost, Prompt, ask_all, probe_batches
 from mmsae.lvlm.hallucination.questions import Question
 from mmsae.lvlm.patches.command import patches
 from mmsae.lvlm.weights.command import weights
+from mmsae.options import OneProcessRun, call
 from mmsae.shards import expand
 from mmsae.types import InputError
 from tests.helpers.lvlm_jobs import QUESTIONS, make_host, make_sae, picture
@@ -77,9 +79,10 @@ def test_extract_and_filter(world, tmp_path):
 
 def test_weights_and_patches(world, tmp_path):
     given = {"host": world["host"].hint, "fault_limit": 0.2, "batch_size": 3, "progress": False, "device": "cpu"}
-    found = weights(world["sae"], world["shards"], str(tmp_path / "w"), samples=None, workers=0, **given)
+    given |= {"sae": world["sae"], "shards": world["shards"]}
+    found = call(weights, **given, out=str(tmp_path / "w"), samples=None, workers=0)
     assert found["faults"]["counts"] == {"refused_by_host": 1} and found["pairs"] == 6
-    found = patches(world["sae"], world["shards"], str(tmp_path / "p"), scores=["random"], keep=[0.5], **given)
+    found = call(patches, **given, out=str(tmp_path / "p"), scores=["random"], keep=[0.5])
     assert found["questions"] == 6
 
 
@@ -92,9 +95,10 @@ def test_answers_and_probes(world, tmp_path):
     def answer(batch):
         return ["yes"] * len(batch.uids)
 
-    found = ask_all(host, {"a": answer, "b": answer}, shards, prompts, tmp_path, 3, fault_limit=0.2, progress=False)
+    ready, run = AnsweringHost(host, {"a": answer, "b": answer}, {}), OneProcessRun(batch_size=3, progress=False)
+    found = ask_all(ready, JobFolder(tmp_path / "o", {}, "mmsae pope"), shards, prompts, 0, run, 0.2)
     assert {i.split("/")[0] for i in found["a"]} == set(keys(range(7))) and found["a"] == found["b"]
-    (part,) = tmp_path.glob("*.part")
+    (part,) = tmp_path.glob("o/parts/*.part")
     assert json.loads(part.read_text())["faults"] == [7, {"refused_by_host": 1}, [REFUSED]]
     asked = [Question(1, f"{i:032x}", "is there a red circle ?", "no") for i in (2, 3)]
     with pytest.raises(InputError, match=rf"question of the probe cannot be asked: .*{3:032x} .ValueError: absolute"):

@@ -29,7 +29,7 @@ def job(tmp_path_factory):
 
 def test_kept_by_cross_modal_weights_with_reasons(job, tmp_path):
     out = Path(filter_command(**job, out=str(tmp_path / "a"), score="cos_code"))
-    assert {"weights.json", "weights.safetensors", "report.html", "uids.npy"} <= set(tree(out))
+    assert {"weights.json", "latent_weights.safetensors", "report.html", "uids.npy"} <= set(tree(out))
     table = pq.read_table(out / "scores.parquet").to_pydict()
     assert {"cos_code", "cos_algorithm", "cos_mean", "l0", "l1", "co_l0", "co_l1", "text_only"} <= set(table)
     assert sum(table["kept"]) == 6 == results(out)["kept"]

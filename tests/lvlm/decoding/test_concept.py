@@ -5,11 +5,14 @@ import torch
 
 from mmsae.hosts.lvlm.cache import caches
 from mmsae.hosts.lvlm.tokens import Where
-from mmsae.lvlm.decoding.concept import GREEDY, PRESETS, ConceptDecoder, ConceptShift, Settings, WriteBack, mix_logits
+from mmsae.lvlm.decoding.concept import ConceptDecoder, ConceptShift, WriteBack, mix_logits
+from mmsae.lvlm.decoding.settings import PRESETS, Settings
 from mmsae.sae import SAE, Dictionary, DistanceEncoder, TopK
 from mmsae.sae.aligner import Aligner
 from mmsae.types import InputError
 from tests.helpers.lvlm_jobs import QUESTIONS, make_host, sample
+
+GREEDY = Settings(alpha_c=0.0, beta_c=0.0, do_sample=False)
 
 SITE = "layers.1:out"
 IMAGE_TOKEN = 4  # a model that says one asks for an image that is not there

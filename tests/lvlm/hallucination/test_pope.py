@@ -7,13 +7,14 @@ import torch
 
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.lvlm.tokens import Where
-from mmsae.lvlm.decoding.concept import Settings
 from mmsae.lvlm.decoding.methods import find_latents, make_methods, save_edit, ssl_edit, unit_direction
+from mmsae.lvlm.decoding.settings import Settings
 from mmsae.lvlm.hallucination.answers import probe_batches
 from mmsae.lvlm.hallucination.chair import chair_command
 from mmsae.lvlm.hallucination.pope import pope
 from mmsae.lvlm.hallucination.questions import Question
 from mmsae.metrics.host.hallucination import PARSERS
+from mmsae.options import call
 from mmsae.sae import SAE, Dictionary, DistanceEncoder, TopK
 from mmsae.types import Codes, InputError
 from tests.helpers.lvlm_jobs import make_host, make_sae, picture
@@ -50,7 +51,12 @@ def world(tmp_path_factory):
 
 
 def run(root, host, out, **options):
-    return pope(host.hint, str(root / "shards"), str(out), min_objects=2, per_image=2, **{**QUIET, **options})
+    given = {"host": host.hint, "shards": str(root / "shards"), "out": str(out), "min_objects": 2, "per_image": 2}
+    return call(pope, **{**given, **QUIET, **options})
+
+
+def captions_of(root, host, out, **options):
+    return call(chair_command, host=host.hint, shards=str(root / "shards"), out=str(out), **options)
 
 
 def test_pope_of_a_model(world, tmp_path):
@@ -66,7 +72,7 @@ def test_pope_of_a_model(world, tmp_path):
     }  # fmt: skip
     again = run(root, host, tmp_path / "a", methods=["concept", "sample"], sae=str(root / "vlsae"))
     assert again == found
-    with pytest.raises(InputError, match="is of another run: its methods differs"):
+    with pytest.raises(InputError, match="holds the unfinished work of another job: its methods"):
         run(root, host, tmp_path / "a")
 
 
@@ -101,25 +107,19 @@ def test_questions_about_a_key_that_two_pictures_have_are_refused(world, tmp_pat
     row = {"question_id": 1, "image": "00001", "text": "is there a red circle ?", "label": "no"}
     (tmp_path / "q.json").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=r"about 00001, which is a sample of a/0\.tar and one of b/0\.tar"):
-        pope(
-            host.hint,
-            [str(tmp_path / n) for n in "ab"],
-            str(tmp_path / "o"),
-            questions=str(tmp_path / "q.json"),
-            **QUIET,
-        )
+        run(root, host, tmp_path / "o", shards=[str(tmp_path / n) for n in "ab"], questions=str(tmp_path / "q.json"))
 
 
 def test_chair_of_a_model(world, tmp_path):
     root, host = world
     options = {**QUIET, "prompt": "what is left of the picture ?", "sae": str(root / "vlsae"), "methods": ["concept"]}
-    found = chair_command(host.hint, str(root / "shards"), str(tmp_path / "c"), **options)
+    found = captions_of(root, host, tmp_path / "c", **options)
     assert list(found["table"]) == ["greedy", "beta", "concept"]
     assert all(f["n"] == 8 and f["length"] > 0 for f in found["table"].values())
     details = json.loads((tmp_path / "c" / "captions.json").read_text())
     assert len(details["concept"]) == 8 and (tmp_path / "c" / "chair.png").stat().st_size > 1000
     with pytest.raises(InputError, match="methods ssl and save need --token-sae"):
-        chair_command(host.hint, str(root / "shards"), str(tmp_path / "d"), **{**options, "methods": ["ssl"]})
+        captions_of(root, host, tmp_path / "d", **{**options, "methods": ["ssl"]})
 
 
 def test_directions_are_found_on_other_shards(world, tmp_path, monkeypatch):
@@ -162,7 +162,7 @@ def test_wrong_arguments_are_named_and_leave_nothing(world, tmp_path, options, w
 def test_a_picture_of_the_probe_that_is_broken_is_named(world):
     root, host = world
     lost = [Question(1, "f" * 32, "is there a dog ?", "no")]
-    with pytest.raises(InputError, match="1 of 1 pictures of the probe"):
+    with pytest.raises(InputError, match="1 of 1 images of the probe"):
         next(probe_batches(host, str(root / "shards"), lost, "{question}", 1))
 
 

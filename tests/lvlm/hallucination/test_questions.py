@@ -59,7 +59,7 @@ def test_articles_names_and_files(tmp_path):
         build_pope(PICTURES, "hard")
     few = build_pope({"a": ["cat", "dog", "cow"], "b": ["cat", "pig", "hen"]})  # two are absent from each picture
     assert Counter(q.label for q in few) == {"yes": 4, "no": 4}
-    with pytest.raises(InputError, match="none of 12 pictures has at least 9 objects"):
+    with pytest.raises(InputError, match="none of 12 images has at least 9 objects"):
         build_pope(PICTURES, min_objects=9)
     line = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "Yes"}
     (tmp_path / "q.json").write_text(json.dumps(line))

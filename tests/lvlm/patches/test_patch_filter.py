@@ -9,8 +9,11 @@ from PIL import Image
 
 from mmsae.cli import main
 from mmsae.hosts import load_host
+from mmsae.lvlm.options import PatchChoice
 from mmsae.lvlm.patches.command import patches
 from mmsae.lvlm.patches.patch_filter import PatchFilter, blacken, is_right, kept_patches, token_scores
+from mmsae.lvlm.weights.file import CrossModalFile
+from mmsae.options import call
 from mmsae.types import Codes, InputError
 from tests.helpers.lvlm import llava_next
 from tests.helpers.lvlm_jobs import make_host, make_sae, sample, shard
@@ -54,8 +57,8 @@ def test_right_answers():
 
 
 def asker(host, sae, weights=None, **more):
-    given = {"keep": (0.5,), "scores": ("cos",), "seed": 0, "max_new_tokens": 2, "delta": 0.0} | more
-    return PatchFilter(host, sae, host.sites("layers.1:out"), weights, **given)
+    choice = PatchChoice(**{"keep": (0.5,), "scores": ("cos",), "max_new_tokens": 2} | more)
+    return PatchFilter(host, sae, choice, None if weights is None else CrossModalFile(weights, 0.0, {}, {}))
 
 
 def test_maps_are_the_mean_of_base_and_tile(tmp_path):
@@ -120,20 +123,20 @@ def test_the_command(tmp_path, capsys):
         shard(tmp_path / "shards" / f"{i}.tar", 4, start=4 * i)
     args = {"sae": str(tmp_path / "sae"), "shards": str(tmp_path / "shards"), "device": "cpu", "progress": False}
     with pytest.raises(InputError, match="score cos needs cross-modal weights"):
-        patches(**args, out=str(tmp_path / "p"))
+        call(patches, **args, out=str(tmp_path / "p"))
     with pytest.raises(InputError, match="no score 'x'"):
-        patches(**args, out=str(tmp_path / "p"), scores=["x"])
+        call(patches, **args, out=str(tmp_path / "p"), scores=["x"])
     with pytest.raises(InputError, match="host timm:resnet18 is no vision-language model"):  # not: give --weights
-        patches(**args | {"host": "timm:resnet18"}, out=str(tmp_path / "p"))
+        call(patches, **args | {"host": "timm:resnet18"}, out=str(tmp_path / "p"))
     with pytest.raises(InputError, match=r"no sample of .* has an answer of \['perhaps'\]"):
-        patches(**args, out=str(tmp_path / "q"), scores=["l0"], answers=["perhaps"])
+        call(patches, **args, out=str(tmp_path / "q"), scores=["l0"], answers=["perhaps"])
     cli = ["--sae", args["sae"], "--shards", args["shards"]]
     main(["weights", *cli, "--out", str(tmp_path / "w"), "--samples", "null", "--n-side", "2", "--progress", "false"])
     main(["patches", *cli, "--weights", str(tmp_path / "w"), "--out", str(tmp_path / "p"), "--keep", "0.5", "0.25"])
     found = json.loads((tmp_path / "p" / "results.json").read_text())
     assert found["questions"] == 8 and len(found["table"]) == 1 + 6 * 2
     assert (tmp_path / "p" / "patches.png").stat().st_size > 1000 and "| 25% |" in capsys.readouterr().out
-    again = patches(**args, weights=str(tmp_path / "w"), out=str(tmp_path / "p"), keep=[0.5, 0.25])
+    again = call(patches, **args, weights=str(tmp_path / "w"), out=str(tmp_path / "p"), keep=[0.5, 0.25])
     assert again["table"] == found["table"]
-    with pytest.raises(InputError, match="its seed differs"):
-        patches(**args, weights=str(tmp_path / "w"), out=str(tmp_path / "p"), keep=[0.5, 0.25], seed=1)
+    with pytest.raises(InputError, match="its seed is 0 there and 1 here"):
+        call(patches, **args, weights=str(tmp_path / "w"), out=str(tmp_path / "p"), keep=[0.5, 0.25], seed=1)

@@ -8,7 +8,7 @@ import torch
 from mmsae.cli import main
 from mmsae.hosts import load_host
 from mmsae.lvlm.tokens import encode_tokens
-from mmsae.lvlm.weights.token_view import ImageView, Viewer, crop_picture, heat_picture
+from mmsae.lvlm.weights.token_view import LatentOnImage, TokenViewer, crop_image, heat_image
 from mmsae.types import InputError
 from tests.helpers.lvlm import llava, llava_next, qwen, sample
 from tests.helpers.lvlm_jobs import make_sae, shard
@@ -22,7 +22,7 @@ def view(request, tmp_path_factory):
     host = load_host(make(tmp_path_factory.mktemp("view") / request.param))
     sae = make_sae(host, d_sae=48, k=24)
     samples = [sample(0, "is there a red circle ?", size=size), sample(1, "what is left of the blue square", size=size)]
-    return request.param, Viewer(host, sae, host.sites("layers.1:out"), host.collate, samples), sae, host
+    return request.param, TokenViewer(host, sae, host.sites("layers.1:out"), host.collate, samples), sae, host
 
 
 def dense(view, sae, host, modality):
@@ -88,13 +88,15 @@ def test_words_are_those_around_the_token(view):
 def test_colours():
     from PIL import Image
 
-    view = ImageView(Image.new("RGB", (20, 10), "white"), torch.tensor([[0.0, 0.0], [0.0, 2.0]]), (0.5, 0.5, 1, 1), 2.0)
-    drawn = np.asarray(heat_picture(view, 40)).astype(int)
+    view = LatentOnImage(
+        Image.new("RGB", (20, 10), "white"), torch.tensor([[0.0, 0.0], [0.0, 2.0]]), (0.5, 0.5, 1, 1), 2.0
+    )
+    drawn = np.asarray(heat_image(view, 40)).astype(int)
     assert drawn.shape == (20, 40, 3) and (drawn[:10] == 255).all() and (drawn[:, :20] == 255).all()
     assert (drawn[10:, 20:, 0] - drawn[10:, 20:, 1] > 100).all()
-    silent = np.asarray(heat_picture(view._replace(heat=torch.zeros(2, 2)), 40))
+    silent = np.asarray(heat_image(view._replace(heat=torch.zeros(2, 2)), 40))
     assert (silent == 255).all()
-    assert crop_picture(view, margin=0).size == (72, 36) and crop_picture(view).size == (72, 36)
+    assert crop_image(view, margin=0).size == (72, 36) and crop_image(view).size == (72, 36)
 
 
 def test_the_command_writes_the_page(tmp_path):

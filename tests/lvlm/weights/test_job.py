@@ -8,9 +8,12 @@ import torch
 from mmsae.filtering.scorers.clip import ScorerSpec
 from mmsae.filtering.scorers.lvlm import SaeVScorer
 from mmsae.lvlm.tokens import TokenScorer, encode_tokens
-from mmsae.lvlm.weights.command import LitWeights, Subset, cross_modal_weights, weights
+from mmsae.lvlm.weights.command import weights
 from mmsae.lvlm.weights.file import load_weights
+from mmsae.lvlm.weights.job import Subset, cross_modal_weights
+from mmsae.lvlm.weights.lightning import Weights
 from mmsae.metrics import sample_scores
+from mmsae.options import call
 from mmsae.sae import SAE, TopK
 from mmsae.shards import unit_batches
 from mmsae.types import InputError
@@ -29,6 +32,15 @@ def world(tmp_path_factory):
     for i in range(3):
         shard(root / "shards" / f"{i}.tar", 6, start=6 * i)
     return root, host, sae
+
+
+def run(host, sae, root, out, **options):
+    return call(cross_modal_weights, host=host, sae=sae, shards=str(root / "shards"), out=out, **options)
+
+
+def command(root, out, **options):
+    given = {"sae": str(root / "sae"), "shards": str(root / "shards"), "n_side": 3, "device": "cpu"}
+    return call(weights, out=str(out), **{**given, **QUIET, **options})
 
 
 def batch(host, n=5):
@@ -79,17 +91,17 @@ def test_scorer_refuses(world):
 
 def test_weights_of_shards(world, tmp_path):
     root, host, sae = world
-    found = weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=3, device="cpu", **QUIET)
+    found = command(root, tmp_path / "w")
     assert found["out"] == str(tmp_path / "w") and found["pairs"] == 18 and found["tokens"]["image"] == 18 * 9
     assert 0 < found["coverage"] <= 1 and found["text"] == "question" and found["weighted"] > 0
     file = load_weights(tmp_path / "w")
     file.check(sae, host.fingerprint)
     assert file.weights.isfinite().sum() == found["weighted"]
     assert not (tmp_path / "w" / "parts").exists()
-    again = weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=3, device="cpu", **QUIET)
+    again = command(root, tmp_path / "w")
     assert again == found
-    with pytest.raises(InputError, match="is of another job: its definition is"):
-        weights(str(root / "sae"), str(root / "shards"), str(tmp_path / "w"), n_side=4, device="cpu", **QUIET)
+    with pytest.raises(InputError, match=r"result of another job: its definition\.n_side is 3 there and 4 here"):
+        command(root, tmp_path / "w", n_side=4)
     spec = ScorerSpec(str(root / "sae"), "", "cos_code", str(tmp_path / "w"), "cpu", "fp32", 0, False)
     scorer = SaeVScorer(spec)
     got, why = scorer.score(batch(host)), scorer.evidence(batch(host))
@@ -113,8 +125,7 @@ def test_weights_of_an_sae_without_sites_are_its_own_wherever_they_are_used(worl
     bare = make_sae(host)
     bare.sites = {}
     bare.save_pretrained(tmp_path / "bare")
-    about, quiet = {"host": host.hint, "device": "cpu"}, {"n_side": 3, **QUIET}
-    weights(str(tmp_path / "bare"), str(root / "shards"), str(tmp_path / "w"), **about, **quiet)
+    command(root, tmp_path / "w", sae=str(tmp_path / "bare"), host=host.hint)
     spec = ScorerSpec(str(tmp_path / "bare"), host.hint, "cos_code", str(tmp_path / "w"), "cpu", "fp32", 0, False)
     assert SaeVScorer(spec).score(batch(host))["cos_code"].isfinite().all()
     load_weights(tmp_path / "w").check(SAE.from_pretrained(tmp_path / "bare"), host.fingerprint)
@@ -122,8 +133,8 @@ def test_weights_of_an_sae_without_sites_are_its_own_wherever_they_are_used(worl
 
 def test_a_killed_job_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
     root, host, sae = world
-    options = {"definition": {"selection": "pooled", "n_pool": 12, "n_side": 3}, **QUIET}
-    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "whole", **options)
+    options = {"selection": "pooled", "n_pool": 12, "n_side": 3, **QUIET}
+    run(host, sae, root, tmp_path / "whole", **options)
     seen, capture = [], host.capture
 
     def dies(batch, sites):
@@ -134,12 +145,12 @@ def test_a_killed_job_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(host, "capture", dies)
     with pytest.raises(KeyboardInterrupt):
-        cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "killed", **options)
+        run(host, sae, root, tmp_path / "killed", **options)
     assert len(list((tmp_path / "killed" / "parts").iterdir())) == 1
     (tmp_path / ".killed.tmp-0123abcd").mkdir()  # what a kill while the result is written leaves
-    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "killed", **options)
+    run(host, sae, root, tmp_path / "killed", **options)
     assert seen == ["0.tar", "1.tar", "1.tar", "2.tar"]
-    for name in ("weights.json", "weights.safetensors"):
+    for name in ("weights.json", "latent_weights.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"]
 
@@ -148,7 +159,7 @@ def test_answers_are_text_only_where_asked(world, tmp_path):
     root, host, sae = world
     counts = {}
     for text in ("question", "question+answer"):
-        counts[text] = cross_modal_weights(host, sae, str(root / "shards"), tmp_path / text, text=text, **QUIET)
+        counts[text] = run(host, sae, root, tmp_path / text, text=text, **QUIET)
     assert counts["question+answer"]["tokens"]["text"] == counts["question"]["tokens"]["text"] + 18
 
 
@@ -157,26 +168,27 @@ def test_a_subset_is_chosen_by_uid(world, tmp_path):
     subset = Subset(None, 0.5)
     share = sum(subset.keeps(f"{i:032x}") for i in range(2000)) / 2000
     assert share == pytest.approx(0.5, abs=0.05) and not Subset(None, 0.0).keeps("0") and Subset(None, 1.0).keeps("0")
-    found = cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "w", samples=9, progress=False)
+    found = run(host, sae, root, tmp_path / "w", samples=9, progress=False)
     assert 0 < found["pairs"] < 18
 
 
 def test_lightning_predict_gives_the_same_files(world, tmp_path):
-    root, host, sae = world
-    definition = {"n_side": 3, "selection": "per_modality"}
-    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "a", definition=definition, **QUIET)
+    root = world[0]
+    command(root, tmp_path / "a")
     options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     for _ in range(2):  # the second time there is nothing to do
-        model = LitWeights(str(root / "sae"), str(root / "shards"), str(tmp_path / "b"), n_side=3, samples=None)
+        model = Weights(
+            sae=str(root / "sae"), shards=str(root / "shards"), out=str(tmp_path / "b"), n_side=3, samples=None
+        )
         pl.Trainer(accelerator="cpu", **options).predict(model, return_predictions=False)
-    for name in ("weights.json", "weights.safetensors", "top_tokens.parquet"):
+    for name in ("weights.json", "latent_weights.safetensors", "top_tokens.parquet", "gallery.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted(p.name for p in (tmp_path / "a").iterdir())
 
 
 def test_top_tokens_are_those_of_the_naive_search(world, tmp_path):
     root, host, sae = world
-    cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "w", **QUIET)
+    run(host, sae, root, tmp_path / "w", **QUIET)
     best = {}
     for step in unit_batches(sorted(str(p) for p in (root / "shards").iterdir()), None, None, 8, collate=host.collate):
         if not step.batch.uids:
@@ -205,12 +217,12 @@ def test_top_tokens_are_those_of_the_naive_search(world, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"samples": 0}, "samples is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"workers": -1}, "workers is -1"),
-     ({"definition": {"selection": "per_modality", "n_side": 0}}, "n_side is 0")],
+     ({"selection": "per_modality", "n_side": 0}, "n_side is 0")],
 )  # fmt: skip
 def test_wrong_numbers_are_named_and_leave_nothing(world, tmp_path, options, words):
     root, host, sae = world
     with pytest.raises(InputError, match=words):
-        cross_modal_weights(host, sae, str(root / "shards"), tmp_path / "w", **{**QUIET, **options})
+        run(host, sae, root, tmp_path / "w", **{**QUIET, **options})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,7 +231,7 @@ def test_a_folder_of_something_else_stays_as_it_is(world, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(InputError, match="holds no result of mmsae weights"):
-            cross_modal_weights(host, sae, str(root / "shards"), out, **QUIET)
+            run(host, sae, root, out, **QUIET)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -227,6 +239,6 @@ def test_bad_files(tmp_path):
     with pytest.raises(InputError, match="no cross-modal weights in"):
         load_weights(tmp_path)
     (tmp_path / "weights.json").write_text(json.dumps({"format": 1}))
-    (tmp_path / "weights.safetensors").write_bytes(b"nothing")
+    (tmp_path / "latent_weights.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no cross-modal weights in"):
         load_weights(tmp_path)
