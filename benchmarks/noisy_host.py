@@ -8,13 +8,11 @@ three seeds of the SAE.
 """
 
 import argparse
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from world_table import cell
 
 from mmsae.activations import ActivationStore, extract
@@ -24,10 +22,10 @@ from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.metrics.statistics import auroc
 from mmsae.options import call
 from mmsae.sae import SAE
-from mmsae.shards import ShardWriter
 from mmsae.types import IMAGE, TEXT
 from mmsae.world.generator.captions import damage
 from mmsae.world.generator.data import generate
+from mmsae.world.generator.shards import write_images
 from mmsae.world.models.command import pretrain_clip
 
 
@@ -37,11 +35,7 @@ def write_damaged(out, n, seed, share):
     wrong = np.random.default_rng([seed, 9]).random(n) < share
     texts = np.where(wrong, damage(data.scenes, seed)[0], data.full).tolist()
     if not out.exists():
-        with ShardWriter(out, "noisy") as writer:
-            for i, text in enumerate(texts):
-                png = io.BytesIO()
-                Image.fromarray(data.images[i]).save(png, "PNG", compress_level=1)
-                writer.write(f"noisy-{i:07d}", {"png": png.getvalue(), "txt": text, "json": {"uid": data.uids[i]}})
+        write_images(out, "noisy", data.images, texts, [{"uid": u} for u in data.uids], digits=7)
     return torch.from_numpy(wrong)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from mmsae.demo.command import PROFILES, SEEDS, fit_method, world_pairs
+from mmsae.demo.scores import world_pairs
+from mmsae.demo.stages import PROFILES, SEEDS, fit_method
 from mmsae.hosts import load_host
 from mmsae.sae import SAE, random_control
 from mmsae.types import TEXT

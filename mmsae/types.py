@@ -66,7 +66,6 @@ class Tokens(NamedTuple):
         uids: The sample ids that ``item`` points into, or None where nobody needs them.
         position: ``{modality: (N_m,) int64}`` token position in the host's sequence (token sites only).
         special: ``{modality: (N_m,) bool}`` flags of CLS, BOS, EOS or padding tokens (token sites only).
-        grad: ``{modality: (N_m, d_m)}`` gradients of a loss at ``x``, for methods that use them.
         faults: What was dropped while this batch was read.
     """
 
@@ -75,7 +74,6 @@ class Tokens(NamedTuple):
     uids: list[str] | None = None
     position: dict[str, Tensor] | None = None
     special: dict[str, Tensor] | None = None
-    grad: dict[str, Tensor] | None = None
     faults: Faults | None = None
 
     @classmethod

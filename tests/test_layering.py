@@ -43,7 +43,6 @@ ALLOWED = {
 YET: set[tuple[str, str]] = set()
 YET_CIRCLES = [
     ["mmsae.activations.uids", "mmsae.activations.writer"],
-    ["mmsae.demo.diffusion", "mmsae.demo.llava", "mmsae.demo.report.drawing", "mmsae.demo.report.page"],
     ["mmsae.filtering.scorers.clip", "mmsae.filtering.scorers.lvlm"],
     ["mmsae.hosts.base", "mmsae.hosts.capture", "mmsae.hosts.sites"],
     [

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from mmsae.types import Codes, InputError, Tokens
 
@@ -117,8 +116,3 @@ class SyntheticLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at that place at the next ``iter()``."""
         self.epoch, self.batch, self._begun = state["epoch"], state["batch"], False
-
-
-def matched_cosine(true: Tensor, found: Tensor) -> Tensor:
-    """``(n_atoms,)`` cosine of every true atom with the nearest found one: how much of a dictionary was recovered."""
-    return (F.normalize(true, dim=1) @ F.normalize(found, dim=1).T).max(1).values

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mmsae.errors import InputError
 from mmsae.files import atomic_file
 from mmsae.options import call
-from mmsae.types import InputError
 
 PAPER = {"result": 1.10, "data": 0.50}
 SAE_V = ("cos_code", "cos_algorithm", "cos_mean", "l0", "l1", "co_l0", "co_l1")

@@ -8,19 +8,17 @@ yes and no exchanged.
 from __future__ import annotations
 
 import copy
-import io
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from mmsae.shards import ShardWriter
 from mmsae.world.generator.captions import damage, swap
 from mmsae.world.generator.data import WorldData, generate
+from mmsae.world.generator.shards import write_images
 from mmsae.world.models.llava.questions import DESCRIBE, NO, OBJECTS, YES, Lessons, Questions, object_questions
 from mmsae.world.models.llava.train import Dialogues, LlavaTraining, answer_loss, image_features, train
 
@@ -71,13 +69,9 @@ class Alignment(NamedTuple):
 
     def write(self, out: str | Path) -> None:
         """Shards of it, with ``question``, ``answer`` and ``damage`` in the json."""
-        with ShardWriter(out, "align") as writer:
-            rows = zip(self.images, self.texts(), self.uids, self.questions, self.answers, self.kind, strict=True)
-            for i, (image, text, uid, question, answer, kind) in enumerate(rows):
-                png = io.BytesIO()
-                Image.fromarray(image).save(png, "PNG", compress_level=1)
-                meta = {"uid": uid, "question": question, "answer": answer, "damage": str(kind) or None}
-                writer.write(f"align-{i:07d}", {"png": png.getvalue(), "txt": text, "json": meta})
+        rows = zip(self.uids, self.questions, self.answers, self.kind, strict=True)
+        metas = [{"uid": u, "question": q, "answer": a, "damage": str(kind) or None} for u, q, a, kind in rows]
+        write_images(out, "align", self.images, self.texts(), metas, digits=7)
 
 
 def mixed_questions(data: WorldData, seed: int) -> Questions:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmsae.demo.llava import last_validation
+from mmsae.demo.curves import last_validation
 from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_recipe
 from mmsae.files import atomic_file
 from mmsae.jobs.processes import main

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ def write_damaged(root: Path, n: int) -> None:
     The truth goes to a file beside them, ``{uid: {kind, caption, wrong}}``: nothing in the shards tells it.
     """
     import numpy as np
-    from PIL import Image
 
-    from mmsae.shards import ShardWriter
     from mmsae.world.generator.captions import damage, swap
     from mmsae.world.generator.data import generate
+    from mmsae.world.generator.shards import write_images
 
     data = generate(n, SEEDS["filter"], siblings=False)
     captions, swapped = swap(data.full, SEEDS["filter"], SHARE)
@@ -36,12 +34,7 @@ def write_damaged(root: Path, n: int) -> None:
     for i in clean[: round(SHARE * n)].tolist():
         captions[i] = wrong[i]
         truth[data.uids[i]] = {"kind": ATTRIBUTE, "caption": data.full[i], "wrong": which[i]}
-    with ShardWriter(root / "damaged", "damaged", per_shard=1000) as writer:
-        for i in range(n):
-            png = io.BytesIO()
-            Image.fromarray(data.images[i]).save(png, "PNG", compress_level=1)
-            meta = {"uid": data.uids[i]}
-            writer.write(f"damaged-{i:06d}", {"png": png.getvalue(), "txt": captions[i], "json": meta})
+    write_images(root / "damaged", "damaged", data.images, captions, [{"uid": u} for u in data.uids])
     with atomic_file(root / TRUTH) as temp:
         temp.write_text(json.dumps(truth, indent=1))
 

@@ -5,12 +5,12 @@ It needs nothing but the CLIP and runs as a process of its own, beside the stage
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from mmsae.demo.curves import last_validation
 from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_method, fit_recipe
 from mmsae.files import atomic_file
 from mmsae.jobs.processes import main
@@ -24,22 +24,19 @@ WORDS = 12  # latents whose words are listed
 
 def write_talk(out: Path, n: int, seed: int) -> None:
     """Shards of conversations about pictures: every other one a caption, the others a question about an object."""
-    from PIL import Image
-
-    from mmsae.shards import ShardWriter
     from mmsae.world.generator.data import generate
+    from mmsae.world.generator.shards import write_images
     from mmsae.world.models.llava.questions import DESCRIBE, NO, YES, object_questions
 
     data = generate(n, seed, siblings=False)
     asked = object_questions(data.scenes, seed, "adversarial")
-    with ShardWriter(out, "talk", per_shard=1000) as writer:
-        for i in range(n):
-            png = io.BytesIO()
-            Image.fromarray(data.images[i]).save(png, "PNG", compress_level=1)
-            q = 2 * i + i // 2 % 2  # the questions of picture i are rows 2i (true) and 2i + 1
-            own = (asked.texts[q], YES if asked.answers[q] else NO) if i % 2 else (DESCRIBE, data.full[i])
-            meta = data.meta(i) | dict(zip(("question", "answer"), own, strict=True))
-            writer.write(f"talk-{i:06d}", {"png": png.getvalue(), "txt": data.full[i], "json": meta})
+
+    def meta(i: int) -> dict[str, Any]:
+        q = 2 * i + i // 2 % 2  # the questions of image i are rows 2i (true) and 2i + 1
+        own = (asked.texts[q], YES if asked.answers[q] else NO) if i % 2 else (DESCRIBE, data.full[i])
+        return data.meta(i) | dict(zip(("question", "answer"), own, strict=True))
+
+    write_images(out, "talk", data.images, data.full, map(meta, range(n)))
 
 
 def fit_concepts(host: str, shards: list[str], root: Path, steps: int, seed: int) -> None:
@@ -126,13 +123,6 @@ def ask_pope(host: str, kind: str, root: Path, p: Profile, seed: int) -> dict[st
         settings=PRESETS["pope"]._replace(max_new_tokens=2), batch_size=100, seed=seed, device="cpu", progress=False,
     )  # fmt: skip
     return {method: parsed["official"] for method, parsed in found["table"][kind].items()}
-
-
-def last_validation(run: Path) -> dict[str, float]:
-    """``{fvu/image: ...}`` of the last validation of a run."""
-    from mmsae.demo.report.page import read_curves
-
-    return {k.removeprefix("val/"): v[-1] for k, (_, v) in read_curves(run).items() if k.startswith("val/")}
 
 
 def words_of_latents(host: Any, sae: Any, root: Path) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmsae.errors import InputError
 from mmsae.files import atomic_file
 from mmsae.recipes import find_recipe
-from mmsae.types import InputError
 
 METHODS = ("paired_topk", "vl_sae", "shared_topk")
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsae.demo.stages import METHODS, PROFILES, SEEDS, fit_method
+from mmsae.errors import InputError
 from mmsae.files import atomic_folder, remove_leftovers
 from mmsae.options import call
-from mmsae.types import InputError
 
 Split = Literal["train", "test"]
 

@@ -8,7 +8,6 @@ __all__, __getattr__ = lazy(
         "concepts.concepts": "concept_report",
         "concepts.evidence": "TopN TopTable text_keys top_evidence",
         "concepts.similarity": "concept_similarity intra_inter",
-        "evidence_io": "LatentEvidence load_evidence save_evidence",
         "host.chair": "ChairReport Objects chair",
         "host.hallucination": "PopeReport parse_answer pope_report score_answers",
         "host.ood": "OODMetrics OODScores ood_metrics",

@@ -84,21 +84,3 @@ def sparsity(codes: Codes, hub: float = 0.1) -> SparsityStats:
     metric = Sparsity(codes.d_sae, hub).to(codes.values.device)
     metric.update(codes)
     return metric.compute()
-
-
-def density_histogram(density: Tensor, decades: int = 6, per_decade: int = 4) -> tuple[Tensor, Tensor]:
-    """Histogram of log10 firing density over the latents that fired at all.
-
-    Args:
-        density: ``(d_sae,)`` share of rows in which each latent fired.
-        decades: The lowest edge is ``10 ** -decades``; rarer latents are counted in the first bin.
-        per_decade: Bins per factor of ten.
-
-    Returns:
-        ``(bins + 1,)`` edges as log10 density, and ``(bins,)`` int64 counts; their sum is the number of living latents.
-    """
-    bins = decades * per_decade
-    edges = torch.linspace(-decades, 0, bins + 1, dtype=torch.float64, device=density.device)
-    log = density[density > 0].double().log10()
-    at = torch.searchsorted(edges, log, right=True).sub_(1).clamp_(0, bins - 1)
-    return edges, torch.bincount(at, minlength=bins)

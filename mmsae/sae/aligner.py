@@ -87,7 +87,7 @@ class Aligner(nn.Module):
 
     def tokens(self, tokens: Tokens) -> Tokens:
         """The same tokens with aligned states, for an SAE to train on."""
-        return tokens._replace(x={m: self.align(x, m) for m, x in tokens.x.items()}, grad=None)
+        return tokens._replace(x={m: self.align(x, m) for m, x in tokens.x.items()})
 
     def losses(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``contrastive``, ``image`` and ``text`` (mean squared errors of the way back), of paired states (B, d).

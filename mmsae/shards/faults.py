@@ -57,18 +57,6 @@ class FaultLog:
         for example in faults.examples:
             self._keep(tuple(example))
 
-    def gather(self) -> FaultLog:
-        """The sum over all ranks of ``torch.distributed`` (every rank must call it); a copy on one process."""
-        import torch.distributed as dist
-
-        total, logs = FaultLog(self.keep), [self.to_dict()]
-        if dist.is_available() and dist.is_initialized():
-            logs = [None] * dist.get_world_size()
-            dist.all_gather_object(logs, self.to_dict())
-        for log in logs:
-            total.merge(FaultLog.from_dict(log).take())
-        return total
-
     @property
     def dropped(self) -> int:
         """Samples that were dropped (a truncated shard counts as one: how many it lost is not known)."""

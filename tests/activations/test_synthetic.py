@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mmsae.activations import SyntheticLoader, SyntheticPairs
-from mmsae.activations.synthetic import matched_cosine
 from mmsae.types import InputError
 
 
@@ -69,12 +68,6 @@ def test_a_resumed_loader_goes_on(done):
     again.load_state_dict(state)
     rest, _ = run(again, 9 - done)
     assert all(torch.equal(a, b) for a, b in zip(whole[done:], rest, strict=True))
-
-
-def test_matched_cosine():
-    true = torch.eye(3)
-    found = torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 0.0]])
-    torch.testing.assert_close(matched_cosine(true, found), torch.tensor([0.5**0.5, 1.0, 0.0]))
 
 
 def test_wrong_arguments():

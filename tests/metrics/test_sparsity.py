@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmsae.metrics import Sparsity, density_histogram, sparsity
+from mmsae.metrics.sparsity import Sparsity, sparsity
 from mmsae.types import Codes
 
 
@@ -37,10 +37,3 @@ def test_streaming_and_merging_equal_one_pass_and_states_are_integers():
     assert one.fired.dtype == torch.long
     for a, b in zip(one.compute(), sparsity(c), strict=True):
         torch.testing.assert_close(a, b, check_dtype=False)
-
-
-def test_density_histogram_counts_the_living():
-    density = torch.tensor([0.0, 1e-9, 1e-3, 0.0011, 0.5, 1.0], dtype=torch.float64)
-    edges, counts = density_histogram(density, decades=4, per_decade=1)
-    assert edges.tolist() == [-4, -3, -2, -1, 0]
-    assert counts.tolist() == [1, 2, 0, 2]  # one too rare for the lowest edge, none of the dead one

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmsae.demo.curves import read_curves
 from mmsae.demo.ood import card_section, ood_section
 from mmsae.demo.report.drawing import steering_section
 from mmsae.demo.report.uses import filter_section, llava_sections
@@ -27,18 +27,6 @@ from mmsae.report import (
 from mmsae.types import IMAGE, TEXT
 
 TITLES = {"paired_topk": "PairedTopK", "vl_sae": "VL-SAE", "shared_topk": "Shared TopK", "random": "random weights"}
-
-
-def read_curves(run: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """``{column: (steps, values)}`` of all CSV logs of a run, in order of steps; a resumed run has several files."""
-    columns: dict[str, dict[int, float]] = {}
-    for file in sorted(run.glob("logs/version_*/metrics.csv")):
-        with file.open(newline="") as handle:
-            for row in csv.DictReader(handle):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        columns.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: tuple(map(list, zip(*sorted(points.items()), strict=True))) for name, points in columns.items()}
 
 
 def _overview(results: dict[str, Any]) -> Section:

@@ -256,18 +256,3 @@ def lca_depth(tree: Tree, rows: Tensor, labels: Tensor, groups: Sequence[float] 
         "groups": by_group,
         "features": int(full.sum()),
     }
-
-
-@torch.no_grad()
-def containment(codes: Codes, share: float = 0.9, ratio: float = 2.0) -> Tensor:
-    """``(E, 2)`` int64 edges (above, below): features that fire wherever a rarer one does, nearest ones only.
-
-    ``i`` is above ``j`` where at least ``share`` of the rows of ``j`` also fire ``i`` and ``i`` fires ``ratio`` times
-    as often. Of all that are above ``j`` the rarest is its parent, so a planted tree is found and not its closure.
-    """
-    on = (codes.to_dense() > 0).double()
-    n = on.sum(0)
-    above = ((on.T @ on) >= share * n[None]) & (n[:, None] >= ratio * n[None]) & (n[None] > 0)
-    rarest = torch.where(above, n[:, None], torch.inf).min(0)
-    below = rarest.values.isfinite().nonzero()[:, 0]
-    return torch.stack([rarest.indices[below], below], 1)

@@ -1,4 +1,4 @@
-"""Feature absorption, targeted probe perturbation and removal of spurious correlations (SAEBench, arXiv 2503.09532).
+"""Feature absorption and targeted probe perturbation (SAEBench, arXiv 2503.09532).
 
 All in the units in which codes are decoded by the atoms alone: normalised activations minus the dictionary's bias.
 """
@@ -164,18 +164,3 @@ def tpp(
     own, c = drop.diagonal(), len(probes)
     others = (drop.sum(1) - own) / max(1, c - 1)
     return (own - others).mean().item()
-
-
-def scr(ablated: float, biased: float, clean: float, least: float = 1e-3) -> float:
-    """Share of a probe's bias that an ablation removes: ``(ablated - biased) / (clean - biased)``.
-
-    0 where the gap is below ``least``.
-
-    Args:
-        ablated: Accuracy of the biased probe after the ablation.
-        biased: Before it.
-        clean: Accuracy of a probe without the bias.
-        least: Smallest gap that says anything.
-    """
-    gap = clean - biased
-    return (ablated - biased) / gap if abs(gap) >= least else 0.0

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mmsae.shards import ShardWriter
 from mmsae.world.generator.data import generate
 from mmsae.world.generator.scene import COLOURS, OBJECT_ATTRIBUTES, SHAPES
+from mmsae.world.generator.shards import write_images
 
 CHECK, STEP = 4, 30  # pixels of a field, and how much lighter or darker it is
 NEAR, FAR = ("checker",), ("digits", "noise")
 PER_SHARD = 500
-
-
-def write_images(folder: str | Path, prefix: str, images: np.ndarray, classes: Iterable[str]) -> str:
-    """Shards of ``images (n, H, W, 3) uint8`` with a caption and json ``class``; returns the folder."""
-    with ShardWriter(folder, prefix, per_shard=PER_SHARD) as writer:
-        for i, (image, name) in enumerate(zip(images, classes, strict=True)):
-            png = io.BytesIO()
-            Image.fromarray(image).save(png, "PNG", compress_level=1)
-            fields = {"png": png.getvalue(), "txt": f"a {name}", "json": {"class": name}}
-            writer.write(f"{prefix}-{i:06d}", fields)
-    return str(folder)
 
 
 def lone_objects(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -75,4 +61,7 @@ def write_ood_sets(out: str | Path, n: int, seed: int) -> dict[str, str]:
         "noise": (noise, ["noise"] * len(noise)),
         "checker": (checker(other), [f"checkered {name}" for name in other_names]),
     }
-    return {name: write_images(Path(out) / name, name, *some) for name, some in sets.items()}
+    for name, (some, classes) in sets.items():
+        texts, metas = [f"a {c}" for c in classes], [{"class": c} for c in classes]
+        write_images(Path(out) / name, name, some, texts, metas, per_shard=PER_SHARD)
+    return {name: str(Path(out) / name) for name in sets}

@@ -1,15 +1,52 @@
-"""The generated world as webdataset shards, readable like any other image-text set."""
+"""Generated images as webdataset shards, readable like any other image-text set."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from mmsae.shards import ShardWriter
 from mmsae.world.generator.data import WorldData, generate
+
+
+def write_images(
+    out: str | Path,
+    prefix: str,
+    images: np.ndarray,
+    texts: Iterable[str],
+    metas: Iterable[dict[str, Any]],
+    *,
+    per_shard: int = 1000,
+    digits: int = 6,
+    compress: bool = False,
+    progress: bool = False,
+) -> None:
+    """Write images as ``out/PREFIX-NNNNNN.tar`` with the keys png, txt and json; equal images give equal bytes.
+
+    Args:
+        out: Folder of the shards; made where missing.
+        prefix: First part of the shard names and of the keys.
+        images: ``(n, H, W, 3) uint8``.
+        texts: Caption of each.
+        metas: Json of each.
+        per_shard: Samples a shard.
+        digits: Digits of the number in a key.
+        compress: Write ``.tar.gz``, about a third of the size.
+        progress: Show a progress bar.
+    """
+    rows = zip(images, texts, metas, strict=True)
+    with ShardWriter(out, prefix, per_shard=per_shard, compress=compress) as writer:
+        bar = tqdm(rows, desc=f"writing {prefix}", total=len(images), disable=not progress, leave=False)
+        for i, (image, text, meta) in enumerate(bar):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG", compress_level=1)
+            writer.write(f"{prefix}-{i:0{digits}d}", {"png": png.getvalue(), "txt": text, "json": meta})
 
 
 def write_world(
@@ -23,7 +60,7 @@ def write_world(
     compress: bool = False,
     progress: bool = True,
 ) -> WorldData:
-    """Generate samples and write them as ``out/PREFIX-NNNNNN.tar`` with the keys png, txt (full caption) and json.
+    """Generate samples and write them, with their full captions; see :func:`write_images`.
 
     Args:
         out: Folder of the shards; made where missing.
@@ -40,9 +77,8 @@ def write_world(
         What was written.
     """
     data = generate(n, seed, siblings=siblings)
-    with ShardWriter(out, prefix, per_shard=per_shard, compress=compress) as writer:
-        for i in tqdm(range(n), desc=f"writing {prefix}", disable=not progress, leave=False):
-            png = io.BytesIO()
-            Image.fromarray(data.images[i]).save(png, "PNG", compress_level=1)
-            writer.write(f"{prefix}-{i:07d}", {"png": png.getvalue(), "txt": data.full[i], "json": data.meta(i)})
+    write_images(
+        out, prefix, data.images, data.full, map(data.meta, range(n)),
+        per_shard=per_shard, digits=7, compress=compress, progress=progress,
+    )  # fmt: skip
     return data

@@ -1,4 +1,4 @@
-"""Trees, lowest common hypernyms, coverage, the permutation null, tree correlation, containment."""
+"""Trees, lowest common hypernyms, coverage, the permutation null, tree correlation."""
 
 import json
 
@@ -7,7 +7,6 @@ import torch
 
 from mmsae.evaluation.ontology.measures import (
     class_sets,
-    containment,
     lca_depth,
     lch,
     placed,
@@ -202,14 +201,6 @@ def test_different_kingdoms_share_nothing():
     tree = binary()
     rows = torch.tensor([[0, 4]])
     assert lca_depth(tree, rows, torch.arange(8))["depth"].tolist() == [0.0]
-
-
-def test_containment_recovers_a_planted_tree_exactly():
-    tree = binary()
-    z, _ = planted(tree, noise=0.0)
-    edges = {tuple(e) for e in containment(z).tolist()}
-    want = {(int(p), i) for i, p in enumerate(tree.parent) if int(p) != i}
-    assert edges == want
 
 
 class Synset:

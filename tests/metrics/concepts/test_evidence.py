@@ -1,11 +1,8 @@
-import json
-
 import pytest
 import torch
 
-from mmsae.metrics import TopN, load_evidence, save_evidence, text_keys, top_evidence
+from mmsae.metrics import TopN, text_keys, top_evidence
 from mmsae.metrics.concepts.evidence import pack_uids, unpack_uids
-from mmsae.metrics.evidence_io import Sample
 from mmsae.types import Codes, InputError
 
 
@@ -109,72 +106,3 @@ def test_rows_in_finds_positions():
 def test_wrong_number_of_uids():
     with pytest.raises(InputError, match="1 uids for 90 rows"):
         TopN(7).update(sparse_codes(), [uid(0)])
-
-
-@pytest.fixture
-def tables():
-    return {
-        m: top_evidence(sparse_codes(seed=s), [uid(i) for i in range(90)], 3) for s, m in enumerate(("image", "text"))
-    }
-
-
-def test_json_round_trip(tmp_path, tables):
-    captions = {uid(i): f"the caption / no. {i} ü" for i in range(90)}
-    got = load_evidence(save_evidence(tmp_path / "e.json", tables, captions))
-    assert sorted(got) == list(range(6)) and [p.name for p in tmp_path.iterdir()] == ["e.json"]
-    for j, e in got.items():
-        for m, t in tables.items():
-            assert [(s.uid, s.value) for s in e.top[m]] == t.top(j)
-            assert all(s.text == captions[s.uid] for s in e.top[m])
-            assert e.n_fired[m] == t.n_fired[j] and e.mean_active[m] == pytest.approx(t.mean_active[j].item())
-    z = [sparse_codes(seed=s).to_dense().mean(0) for s in (0, 1)]
-    assert got[2].mean_activation == pytest.approx((z[0][2] + z[1][2]).item() / 2)  # zeros included
-
-
-def test_parquet(tmp_path, tables):
-    import pandas as pd
-
-    df = pd.read_parquet(save_evidence(tmp_path / "e.parquet", tables))
-    one = df[(df.latent == 1) & (df.modality == "text")].sort_values("rank")
-    assert list(zip(one.uid, one.value.tolist(), strict=True)) == tables["text"].top(1)
-    empty = {"image": top_evidence(sparse_codes(levels=1), [uid(i) for i in range(90)])}
-    assert len(pd.read_parquet(save_evidence(tmp_path / "none.parquet", empty))) == 0
-
-
-def test_published_concepts(tmp_path):
-    """spec/vl_sae.md section 5: the JSON that VL-SAE publishes, LLaVA prefix included."""
-    body = {
-        "0": {
-            "image_urls": ["http://a/1.jpg", "http://a/2.jpg"],
-            "image_names": ["1.jpg", "2.jpg"],
-            "texts": ["<image>\na dog", "a cat"],
-            "mean_activation": 0.2032,
-        },
-        "4095": {"image_urls": [], "image_names": ["x.jpg"], "texts": [], "mean_activation": 0.0},
-    }
-    (tmp_path / "c.json").write_text(json.dumps(body))
-    got = load_evidence(tmp_path / "c.json")
-    assert got[0].top["text"] == [Sample("a dog", text="a dog"), Sample("a cat", text="a cat")]
-    assert got[0].top["image"][1] == Sample("2.jpg", url="http://a/2.jpg")
-    assert got[0].mean_activation == 0.2032 and got[4095].top["image"] == [Sample("x.jpg")]
-
-
-@pytest.mark.parametrize(
-    "text,message",
-    [
-        ("{", "cannot read"),
-        ('{"a": 1}', "neither"),
-        ("[]", "neither"),
-        ('{"format": "mmsae-evidence", "version": 99}', "format 99"),
-        ('{"0": {"image_names": ["a", "b"], "image_urls": ["u"], "texts": [], "mean_activation": 0}}', "unit 0.*2.*1"),
-    ],
-)
-def test_bad_files(tmp_path, text, message):
-    (tmp_path / "e.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        load_evidence(tmp_path / "e.json")
-
-
-def test_bad_suffix(tmp_path, tables):
-    with pytest.raises(InputError, match=r"\.csv"):
-        save_evidence(tmp_path / "e.csv", tables)
