@@ -20,7 +20,7 @@ class CachedActivations(lightning.LightningDataModule):
         store: Folder that ``mmsae extract`` wrote.
         batch_size: Items (token sites: rows of the modality with most) per batch and rank.
         val_fraction: Share of the items that training never sees; 0: no validation.
-        seed: Of the training order.
+        seed: Seed of the training order.
         sites: ``{modality: site}`` where the store has several per modality, or to use one modality only.
         quotas: ``{modality: rows per batch}`` for token sites.
         block: Neighbouring rows that are read together.
@@ -76,7 +76,6 @@ class CachedActivations(lightning.LightningDataModule):
         return {m: self.spec.sites[n] for m, n in self.spec.choose(self.chosen_sites).items()}
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the store, once."""
         if self.activations is None:
             self.activations = ActivationStore(self.store, self.verify)
 
@@ -89,7 +88,7 @@ class CachedActivations(lightning.LightningDataModule):
         return self._loader((0.0, self.val_fraction), shuffle=False) if self.val_fraction else []
 
     def test_dataloader(self) -> StoreLoader:
-        """As validation; all items where ``val_fraction`` is 0."""
+        """The validation items, or all where ``val_fraction`` is 0."""
         return self._loader((0.0, self.val_fraction or 1.0), shuffle=False)
 
     def predict_dataloader(self) -> StoreLoader:

@@ -116,7 +116,6 @@ class GenerationDataModule(HostActivations):
         super().setup(stage)
 
     def train_dataloader(self) -> StreamingLoader:
-        """Mixed batches without end, cut into epochs."""
         ranks = self.ranks()
         prompts = PromptLoader(self.split[0], self.mixing.read_batch, self.seed, *ranks)
         return self.mixed(self._generating(), prompts, self.mixing.epoch_batches)

@@ -69,7 +69,6 @@ class StreamingActivations(HostActivations):
         self.shards, self.val_shards, self.text, self.reading = shards, val_shards, text, reading
 
     def train_dataloader(self) -> StreamingLoader:
-        """Mixed batches without end, cut into epochs."""
         _, world = self.ranks()
         samples, size = self.reading.epoch(self.shards), self.mixing.batch_size
         n_batches = self.mixing.epoch_batches or samples // (size * world)

@@ -15,14 +15,14 @@ class SyntheticDictionary(lightning.LightningDataModule):
         d_in: Width.
         n_atoms: Atoms of the true dictionary.
         k: Active atoms per item.
-        modalities: Their names.
+        modalities: Names of the modalities.
         noise: Expected norm of the noise.
         modality_gap: Norm of each modality's mean.
         atom_cosine: Cosine of an atom of one modality with the same atom of another.
         pairs: Items per training epoch, over all ranks.
         val_pairs: Validation items, over all ranks.
         batch_size: Items per batch and rank.
-        seed: Of dictionary and items.
+        seed: Seed of dictionary and items.
 
     Attributes:
         truth: The generator, with ``atoms`` and ``mean`` per modality.

@@ -102,7 +102,6 @@ class Aligner(nn.Module):
         return {"contrastive": info_nce(e[IMAGE], e[TEXT], self.tau, self.normalize), **back}
 
     def forward(self, x: Mapping[str, Tensor]) -> Tensor:
-        """Sum of :meth:`losses`."""
         return sum(self.losses(x).values())
 
     def save_pretrained(self, folder: str | Path) -> Path:

@@ -114,7 +114,6 @@ class AffineEncoder(Encoder):
         self.use_bias, self.subtract_decoder_bias = bias, subtract_decoder_bias
 
     def config(self) -> dict:
-        """Arguments that rebuild this part."""
         return {"bias": self.use_bias, "subtract_decoder_bias": self.subtract_decoder_bias}
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
@@ -132,7 +131,6 @@ class AffineEncoder(Encoder):
             self.bias.copy_(-self.weight @ mean.to(self.weight))
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
-        """Pre-codes of normalised rows ``x (N, d)``."""
         if self.subtract_decoder_bias and dictionary.bias is not None:
             x = x - dictionary.bias
         return PreCodes(x, self.weight, self.bias)
@@ -156,7 +154,6 @@ class DistanceEncoder(Encoder):
     name = "distance"
 
     def config(self) -> dict:
-        """Arguments that rebuild this part."""
         return {}
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
@@ -165,7 +162,6 @@ class DistanceEncoder(Encoder):
         self.weight = nn.Parameter(torch.empty(d_sae, d).uniform_(-(d**-0.5), d**-0.5))
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
-        """Pre-codes of normalised rows ``x (N, d)``."""
         norm = x.norm(dim=1, keepdim=True)
         # prototypes are scaled after the product: their norms cost one pass, normalised copies and their gradients five
         scale = self.weight.norm(dim=1).clamp(min=1e-12).reciprocal()
@@ -187,21 +183,17 @@ class PerModalityEncoder(Encoder):
         self.encoders = nn.ModuleDict()
 
     def config(self) -> dict:
-        """Arguments that rebuild this part."""
         return {"encoder": {"name": self.template[0].name, **self.template[0].config()}}
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
-        """Build one copy a modality."""
         for m, d in d_in.items():
             part = copy.deepcopy(self.template[0])
             part.build({m: d}, d_sae, {m: dictionaries[m if m in dictionaries else "shared"]})
             self.encoders[m] = part
 
     def centre_(self, means: Mapping[str, Tensor]) -> None:
-        """Each copy about its modality's mean."""
         for m, mean in means.items():
             self.encoders[m].centre_({m: mean})
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
-        """Pre-codes of normalised rows ``x (N, d)`` by the modality's own encoder."""
         return self.encoders[modality](x, dictionary, modality)

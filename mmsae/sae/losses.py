@@ -63,7 +63,6 @@ class Reconstruction(LossTerm):
         self.reduction = reduction
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
-        """Scalar loss."""
         total = 0.0
         for m, out in outputs.items():
             error = (out.target - out.recon).square().sum(1).mean()

@@ -341,7 +341,6 @@ class SAE(nn.Module):
         return folder_format.push(self.save_pretrained, repo_id, private, token)
 
     def extra_repr(self) -> str:
-        """Sizes, for ``print``."""
         return f"d_in={self.d_in}, d_sae={self.d_sae}, modalities={self.modalities}"
 
 

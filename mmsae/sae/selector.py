@@ -66,7 +66,6 @@ class TopK(Selector):
         self._k = int(self.k_)
 
     def config(self) -> dict:
-        """Arguments that rebuild this part."""
         return {"k": self._k, "strict": self.strict}
 
     def build(self, d_sae: int) -> None:
@@ -81,7 +80,6 @@ class TopK(Selector):
             )
 
     def forward(self, pre: PreCodes, modality: str) -> tuple[Tensor, Tensor]:
-        """Returns ``(values (N, k), indices (N, k))``."""
         linear, indices = pre.topk(self._k + self.strict)
         if self.strict:
             linear, order = linear.sort(dim=1, descending=True)

@@ -22,7 +22,7 @@ class LitAligner(pl.LightningModule):
     Args:
         aligner: Built, or sized by the datamodule's ``d_in``.
         lr: Peak learning rate of AdamW, which falls as a cosine over the epochs.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
     """
 
     def __init__(self, aligner: Aligner, lr: float = 5e-5, weight_decay: float = 0.01):
@@ -51,7 +51,6 @@ class LitAligner(pl.LightningModule):
         return own | {"trainer.max_epochs": self.trainer.max_epochs}  # the length of the cosine
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the run was asked for."""
         checkpoint["mmsae"] = {"recipe": self._recipe()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -72,11 +71,9 @@ class LitAligner(pl.LightningModule):
         return loss
 
     def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
-        """One step's loss."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: Tokens, batch_idx: int) -> None:
-        """Log the losses."""
         self._step(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
@@ -89,7 +86,6 @@ class LitAligner(pl.LightningModule):
             self.aligner.save_pretrained(Path(self.trainer.default_root_dir) / "aligner")
 
     def configure_optimizers(self):
-        """AdamW and a cosine per epoch."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         epochs = max(1, self.trainer.max_epochs or 1)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)]

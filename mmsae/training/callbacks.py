@@ -38,7 +38,6 @@ class RunProgress(TQDMProgressBar):
         return {k: v for k, v in super().get_metrics(*args, **kwargs).items() if k != "v_num"}
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Draw the last step before closing."""
         bar = self.train_progress_bar
         if not bar.disable:
             bar.n = trainer.fit_loop.epoch_loop.batch_progress.current.processed
@@ -71,11 +70,9 @@ class ExportSAE(Callback):
         self.validation: dict[str, float] = {}
 
     def state_dict(self) -> dict:
-        """The best value so far, and the last validation."""
         return {"best": self.best, "validation": self.validation}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore both."""
         self.best, self.validation = state["best"], state.get("validation", {})
 
     def targets(self, trainer: pl.Trainer) -> tuple[Path, Path]:
@@ -114,7 +111,6 @@ class ExportSAE(Callback):
                 rank_zero_info(f"the SAE of an earlier run is now {aside}")
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Keep the best."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         metrics = trainer.callback_metrics

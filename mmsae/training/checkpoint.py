@@ -146,14 +146,12 @@ class RunCheckpoint(ModelCheckpoint):
                 self._stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what was due."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._due = self._stops(trainer) or self._due
             self._write(trainer)
             self._stop(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last step."""
         self._due = True
         self._write(trainer)
 

@@ -39,11 +39,9 @@ class ThreadsCLI(LightningCLI):
     """LightningCLI with ``--threads``, which holds in every rank, for each reads the command line."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The option."""
         add_group(parser, Process)
 
     def before_instantiate_classes(self) -> None:
-        """Before anything computes."""
         use_threads(self._get(self.config, "threads"))
 
 
@@ -85,7 +83,6 @@ class RunCLI(ThreadsCLI):
     """LightningCLI whose run lives in ``--trainer.default_root_dir``: logs, checkpoints and the SAE folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Callbacks that every run has, each with its own options, and the number of threads."""
         super().add_arguments_to_parser(parser)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ExportSAE, "export")

@@ -201,7 +201,6 @@ class LitSAE(pl.LightningModule):
         return self.sae({m: batch.x[m] for m in self.sae.modalities})
 
     def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
-        """One step's loss."""
         outputs = self(batch)
         ctx = LossContext(self.sae, self.usage, self.global_step / self.total_steps)
         terms = {term.name: term(outputs, ctx) for term in self.losses}
@@ -227,17 +226,14 @@ class LitSAE(pl.LightningModule):
         self.log_dict(bar, prog_bar=True, batch_size=rows)
 
     def validation_step(self, batch: Tokens, batch_idx: int) -> None:
-        """Accumulate the validation metrics."""
         self.validation.update(batch, self(batch))
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
@@ -261,7 +257,6 @@ class LitSAE(pl.LightningModule):
         self.sae.project_()
 
     def configure_optimizers(self):
-        """Optimiser, and the schedule stepped once a step."""
         optimizer = self.make_optimizer(list(self.sae.parameters()))
         if self.make_scheduler is None:
             return optimizer

@@ -25,7 +25,6 @@ class _ToStdout(logging.StreamHandler):
 
     @property
     def stream(self) -> TextIO:
-        """The stream."""
         return sys.stdout
 
     @stream.setter

@@ -75,7 +75,7 @@ def check(saved: Mapping[str, Any], own: Mapping[str, Any], fitting: bool) -> No
 
     Args:
         saved: :func:`recipe` in the checkpoint. What only one of the two has (another version's) is not compared.
-        own: Of this run.
+        own: :func:`recipe` of this run.
         fitting: Whether training goes on; else the parts of the SAE alone matter.
 
     Raises:

@@ -125,7 +125,7 @@ class Edit:
     """A map of codes ``z -> z'`` with a support, the sequence of its primitives; ``Edit()`` changes nothing.
 
     Attributes:
-        ops: In order of application.
+        ops: Primitives in order of application.
     """
 
     ops: tuple[Op, ...] = ()

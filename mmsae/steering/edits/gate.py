@@ -39,7 +39,7 @@ class Gate:
         tokens: ``content`` (no class, register, BOS, EOS, padding or template tokens), ``eos``, ``pad``, ``image``,
             ``text``, ``all``, or positions; None: ``content`` on text sites, else ``all``.
         space: ``(H, W)`` weights in [0, 1], average-pooled to the site's grid; ``(B, H, W)`` has one map per item.
-        branch: Of classifier-free guidance: ``all``, ``cond``, ``uncond``, or ``sign`` (+ on cond, - on uncond).
+        branch: Guidance branches: ``all``, ``cond``, ``uncond``, or ``sign`` (+ on cond, - on uncond).
             Hosts without branches are all ``cond``.
         steps: Half-open window ``(start, end)`` of generation steps; ``range(a, b)`` does too. None: all.
         phase: ``prefill``, ``decode`` (the call holds generated tokens) or ``both``.

@@ -48,16 +48,16 @@ class Intervention:
     """What to do at a site; a value, without SAE or host.
 
     Attributes:
-        edit: Of the codes.
-        unit: Of the edit's strengths: ``raw``, ``x_mean_active``, ``x_mean_all``, ``x_max``, ``x_pXX``; ``rel_norm``
-            (an edit of ``add`` alone moves every row by ``|dx| = gamma |x|``, gamma the largest ``|v|``, whatever its
-            code is); ``kl`` (nats of next-token divergence, resolved by :meth:`at_kl`).
+        edit: Edit of the codes.
+        unit: Unit of its strengths: ``raw``, ``x_mean_active``, ``x_mean_all``, ``x_max``, ``x_pXX``; ``rel_norm`` (an
+            edit of ``add`` alone moves every row by ``|dx| = gamma |x|``, gamma the largest ``|v|``, whatever its code
+            is); ``kl`` (nats of next-token divergence, resolved by :meth:`at_kl`).
         stats: Needed by all units but ``raw``, ``rel_norm`` and ``kl``.
         writeback: See the module.
         policy: ``post``, ``pre`` or ``budget``.
         strength: Multiplies all strengths and factors of the edit (``v, lo, hi, g, b``), and how far ``project_out``
             and ``replace`` go; what :meth:`vary` sweeps.
-        donor: Of ``replace``: ``"mean"`` (the sample's other rows), or ``donor(rows, where, mask) -> (N, d)``.
+        donor: Donor of ``replace``: ``"mean"`` (the sample's other rows), or ``donor(rows, where, mask) -> (N, d)``.
         dilate: Cells by which ``replace`` grows its mask.
         tokens, space, branch, steps, phase, active, guard: See :class:`~mmsae.steering.edits.gate.Gate`.
 
@@ -107,9 +107,9 @@ class Intervention:
         """The function ``fn(rows, where)`` for :meth:`host.edit <mmsae.hosts.base.Host.edit>`.
 
         Args:
-            sae: Whose codes are edited.
-            modality: Of the site; may be omitted for one-modality SAEs.
-            dtype: Of the host's tensor, for the log.
+            sae: The SAE whose codes are edited.
+            modality: Modality of the site; may be omitted for one-modality SAEs.
+            dtype: Type of the host's tensor, for the log.
 
         Raises:
             InputError: A feature out of range, a unit without statistics, or statistics of another SAE.
@@ -153,7 +153,7 @@ class Intervention:
 
         Args:
             measure: Runs the host with an intervention and returns the mean next-token KL from the clean run.
-            unit: In which strengths are tried.
+            unit: Unit in which strengths are tried.
             search: Options of :func:`~mmsae.steering.methods.kl_strength.search_kl`.
 
         Returns:
@@ -209,14 +209,14 @@ class BoundIntervention:
 
     Args:
         intervention: What to do.
-        sae: Whose codes.
-        modality: Of the site's rows; may be omitted for one-modality SAEs.
-        dtype: Of the host's tensor, so that the log tells the change that remains after rounding.
+        sae: The SAE whose codes are edited.
+        modality: Modality of the site's rows; may be omitted for one-modality SAEs.
+        dtype: Type of the host's tensor, so that the log tells the change that remains after rounding.
 
     Attributes:
         gate: Where it acts.
         log: What it did.
-        steps: Its window of steps, for hosts that apply it outside of the steps' clock (text encoders).
+        steps: Window of steps, for hosts that apply it outside of the steps' clock (text encoders).
 
     Raises:
         InputError: A feature out of range, a unit without statistics, statistics of another SAE, or parts that do not

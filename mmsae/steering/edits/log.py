@@ -11,7 +11,25 @@ from torch import Tensor
 from mmsae.hosts.sites import Where
 
 
-class SiteLog:
+class _Totals:
+    def _totals(self) -> tuple[int, int, float]:
+        """Rows, how many of them were changed, and the sum of ``|dx| / |x|`` of these."""
+        raise NotImplementedError
+
+    @property
+    def share(self) -> float:
+        """Share of all rows that were changed."""
+        rows, changed, _ = self._totals()
+        return changed / max(1, rows)
+
+    @property
+    def relative(self) -> float:
+        """Mean ``|dx| / |x|`` of the rows that were changed; 0 if none was."""
+        _, changed, total = self._totals()
+        return total / max(1, changed)
+
+
+class SiteLog(_Totals):
     """Sums over the calls at one site, indexed by step id and phase, never by call count.
 
     Sizes are realised ones: a change that the host's precision rounds away counts as none.
@@ -62,20 +80,12 @@ class SiteLog:
         """How often the site was computed."""
         return sum(s[0] for s in self._sums.values())
 
-    @property
-    def share(self) -> float:
-        """Share of all rows that were changed."""
-        rows = sum(s[1] for s in self._sums.values())
-        return sum(int(s[2]) for s in self._sums.values()) / max(1, rows)
-
-    @property
-    def relative(self) -> float:
-        """Mean ``|dx| / |x|`` of the rows that were changed; 0 if none was."""
-        count = sum(int(s[2]) for s in self._sums.values())
-        return sum(float(s[3]) for s in self._sums.values()) / max(1, count)
+    def _totals(self) -> tuple[int, int, float]:
+        sums = self._sums.values()
+        return sum(s[1] for s in sums), sum(int(s[2]) for s in sums), sum(float(s[3]) for s in sums)
 
 
-class Log:
+class Log(_Totals):
     """Logs of the sites of one attachment, in its order; iterates over table rows of all of them.
 
     Attributes:
@@ -103,14 +113,6 @@ class Log:
         for s in self.sites:
             s.clear()
 
-    @property
-    def relative(self) -> float:
-        """Mean ``|dx| / |x|`` of the rows that were changed, over all sites."""
-        counts = [sum(int(v[2]) for v in s._sums.values()) for s in self.sites]
-        return sum(s.relative * n for s, n in zip(self.sites, counts, strict=True)) / max(1, sum(counts))
-
-    @property
-    def share(self) -> float:
-        """Share of all rows that were changed, over all sites."""
-        rows = [r for s in self.sites for r in s.table()]
-        return sum(r["share"] * r["rows"] for r in rows) / max(1, sum(r["rows"] for r in rows))
+    def _totals(self) -> tuple[int, int, float]:
+        rows, changed, total = zip(*(s._totals() for s in self.sites), strict=True) if self.sites else ((), (), ())
+        return sum(rows), sum(changed), sum(total)

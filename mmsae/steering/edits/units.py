@@ -41,7 +41,7 @@ class FeatureStats:
         mean_all: Mean over all rows.
         max: Largest code.
         percentiles: ``(len(PERCENTILES), d_sae)`` percentiles of the positive codes, from bins 9 % wide.
-        modality: Whose codes.
+        modality: Modality of the codes.
         sae: Fingerprint of the SAE; empty where it is not known.
         path: Folder that they were read from or written to, so that a recipe can name it.
     """
@@ -140,7 +140,7 @@ class FeatureStats:
         Args:
             sae: The SAE.
             batches: E.g. a stream of a host, or of :meth:`from_store`.
-            modality: Whose; may be omitted for one-modality SAEs.
+            modality: Modality of the codes; may be omitted for one-modality SAEs.
             tokens: ``content`` leaves special tokens out, as the default gate of text sites does; ``all`` keeps them.
             rows: Stop after this many.
         """

@@ -32,7 +32,7 @@ class Control:
     Attributes:
         intervention: What is controlled; it edits codes (write-back ``delta`` or ``direction``).
         live: ``(L,)`` features to draw from; None: those that fired in the intervention's statistics.
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
 
     intervention: Intervention
@@ -57,7 +57,7 @@ class Control:
         return dict(zip(own, pool[order][: len(own)].tolist(), strict=True))
 
     def bind(self, sae: SAE, modality: str | None = None, dtype: torch.dtype = torch.float32) -> Redirected:
-        """As :meth:`Intervention.bind <mmsae.steering.edits.intervention.Intervention.bind>`."""
+        """The function for ``host.edit``, see :meth:`mmsae.steering.edits.intervention.Intervention.bind`."""
         iv = self.intervention
         if iv.writeback not in ("delta", "direction"):
             raise InputError(f"writeback {iv.writeback!r} has no random control: it does not write atoms.")

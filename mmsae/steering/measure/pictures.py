@@ -1,6 +1,6 @@
 """Did it work? Figures of a steered generation beside an unsteered one of the same noise, prompts and schedule.
 
-Nothing here knows how a picture was steered. Scorers of pictures are in ``scorers.py``; these are the statistics.
+Nothing here knows how an image was steered. Scorers of images are in ``scorers.py``; these are the statistics.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from mmsae.types import InputError
 
 
 def directional(before: Tensor, after: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """``cos(E(I') - E(I), E(t+) - E(t0))``: whether pictures moved as the words did (StyleGAN-NADA's measure).
+    """``cos(E(I') - E(I), E(t+) - E(t0))``: whether images moved as the words did (StyleGAN-NADA's measure).
 
     Args:
-        before: ``(B, d)`` embeddings of the unsteered pictures.
+        before: ``(B, d)`` embeddings of the unsteered images.
         after: ``(B, d)`` of the steered ones.
         source: ``(d,)`` or ``(B, d)`` of the text that describes them now.
         target: Likewise of the text that should.
 
     Returns:
-        ``(B,)``; 0 where the picture did not move: no direction is no success.
+        ``(B,)``; 0 where the image did not move: no direction is no success.
     """
     return F.cosine_similarity(after - before, (target - source).expand_as(after), dim=-1)
 
 
 class Locality(NamedTuple):
-    """Where pictures changed.
+    """Where images changed.
 
     Attributes:
         inside: ``(B,)`` mean squared change of the pixels in the mask.
@@ -50,8 +50,8 @@ def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
 
     Args:
         before: ``(B, C, H, W)``.
-        after: The same pictures, steered.
-        mask: ``(h, w)`` or ``(B, h, w)``, true (or > .5) inside; enlarged to the picture by repeating its cells.
+        after: The same images, steered.
+        mask: ``(h, w)`` or ``(B, h, w)``, true (or > .5) inside; enlarged to the image by repeating its cells.
 
     Raises:
         InputError: A mask without inside or without outside.
@@ -66,34 +66,6 @@ def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
     within = (change * m).flatten(1).sum(1) / inside
     without = (change * ~m).flatten(1).sum(1) / (m[0].numel() - inside)
     return Locality(within, without, within / (within + without))
-
-
-def usable(strengths: Sequence[float], quality: Sequence[float], baseline: float, loss: float = 0.1) -> list[float]:
-    """The strengths up to which quality loses no more than a share of what it was without steering.
-
-    Read outwards from 0 on either side: beyond the first strength that loses more nothing is usable, even where the
-    score comes back.
-
-    Args:
-        strengths: Any order, either sign.
-        quality: Higher is better, of each.
-        baseline: Quality at strength 0, positive.
-        loss: Share that may be lost.
-
-    Returns:
-        ``[lowest, highest]`` usable strength, 0 where none is on that side.
-    """
-    if not baseline > 0:
-        raise InputError(f"usable strengths need a positive quality at strength 0, not {baseline}.")
-    ends = [0.0, 0.0]
-    for side, sign in enumerate((-1, 1)):
-        for s, q in sorted(
-            ((s, q) for s, q in zip(strengths, quality, strict=True) if s * sign > 0), key=lambda p: abs(p[0])
-        ):
-            if q < (1 - loss) * baseline:
-                break
-            ends[side] = float(s)
-    return ends
 
 
 class Dose(NamedTuple):
@@ -214,10 +186,10 @@ def unlearning(
     """UA, IRA and CRA.
 
     Args:
-        right: ``(n,)`` bool: whether a classifier sees the prompt's concept of the domain in the picture.
+        right: ``(n,)`` bool: whether a classifier sees the prompt's concept of the domain in the image.
         concept: ``(n,)`` the prompt's concept of the domain.
         target: The concept to forget.
-        others: ``{domain: (n,) bool}`` whether it sees the prompt's concept of another domain in the same pictures.
+        others: ``{domain: (n,) bool}`` whether it sees the prompt's concept of another domain in the same images.
 
     Raises:
         InputError: No prompt with the concept, or none without.

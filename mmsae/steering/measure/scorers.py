@@ -1,8 +1,8 @@
-"""From pictures to numbers: what a metric of a sweep is made of.
+"""From images to numbers: what a metric of a sweep is made of.
 
 A *scorer* is any ``scorer(images (B, 3, H, W) in [0, 1], prompts) -> (B,)``: a classifier's hit, the answer of a
 visual-question model, a colour probe. Success should be scored by another model than the one that chose the feature. A
-*metric* compares a steered picture with its unsteered twin: ``metric(before, after, prompts) -> (B,)``.
+*metric* compares a steered image with its unsteered twin: ``metric(before, after, prompts) -> (B,)``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Metric = Callable[[Tensor, Tensor, Sequence[str]], Tensor]
 
 
 class Judge(Protocol):
-    """Embeds pictures and texts in one space, unit norm."""
+    """Embeds images and texts in one space, unit norm."""
 
     def images(self, x: Tensor) -> Tensor:
-        """``(B, d)`` of pictures ``(B, 3, H, W)`` in [0, 1]."""
+        """``(B, d)`` of images ``(B, 3, H, W)`` in [0, 1]."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """``(n, d)`` of texts."""
@@ -35,7 +35,7 @@ class CLIPJudge:
 
     Args:
         host: :class:`~mmsae.hosts.Host` with images and texts.
-        batch_size: Pictures at a time.
+        batch_size: Images at a time.
     """
 
     def __init__(self, host: Any, batch_size: int = 64):
@@ -45,7 +45,7 @@ class CLIPJudge:
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def images(self, x: Tensor) -> Tensor:
-        """``(B, d)`` unit embeddings of pictures ``(B, 3, H, W)`` in [0, 1], by the host's own transform.
+        """``(B, d)`` unit embeddings of images ``(B, 3, H, W)`` in [0, 1], by the host's own transform.
 
         The latest few tensors are remembered: every metric of a sweep asks for the same two.
         """
@@ -55,7 +55,7 @@ class CLIPJudge:
             return found[0]
         parts = []
         for some in x.detach().cpu().clamp(0, 1).split(self.batch_size):
-            batch = torch.stack([self._transform(to_pil_image(picture)) for picture in some])
+            batch = torch.stack([self._transform(to_pil_image(image)) for image in some])
             parts.append(self.host.encode_image(batch))
         out = F.normalize(torch.cat(parts), dim=1)
         self._seen = [*self._seen[-3:], (x, out)]
@@ -71,17 +71,17 @@ class CLIPJudge:
 
 
 def after(scorer: Scorer) -> Metric:
-    """The score of the steered picture."""
+    """The score of the steered image."""
     return lambda before, steered, prompts: scorer(steered, prompts)
 
 
 def change(scorer: Scorer) -> Metric:
-    """The score of the steered picture minus that of its twin."""
+    """The score of the steered image minus that of its twin."""
     return lambda before, steered, prompts: scorer(steered, prompts).double() - scorer(before, prompts).double()
 
 
 def similarity(judge: Judge, text: str) -> Scorer:
-    """``cos(E(I), E(text))``; its :func:`change` is the CLIP gain of a steered picture."""
+    """``cos(E(I), E(text))``; its :func:`change` is the CLIP gain of a steered image."""
     return lambda images, prompts: judge.images(images) @ judge.texts([text])[0]
 
 
@@ -93,7 +93,7 @@ def towards(
     Args:
         judge: Embeds both.
         target: The wanted text, or a function from the prompt to it.
-        source: What the unsteered picture shows; default: its prompt.
+        source: What the unsteered image shows; default: its prompt.
     """
 
     def texts(which: Callable[[str], str] | str | None, prompts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which attribute does a feature set? Words for what steering changes in pictures, without a person looking.
+"""Which attribute does a feature set? Words for what steering changes in images, without a person looking.
 
 The gain of every word of a vocabulary is compared with the gains of the other words and with those under random
 features at the same norm, then confirmed by a choice between two images of held-out prompts. The goal is that of arXiv
@@ -21,11 +21,11 @@ THRESHOLD = 3.0
 
 
 class Pairs(NamedTuple):
-    """Pictures without and with a feature, same noise and prompt in each row.
+    """Images without and with a feature, same noise and prompt in each row.
 
     Attributes:
         before: ``(n, 3, H, W)`` in [0, 1].
-        after: The same pictures, steered.
+        after: The same images, steered.
         prompts: The ``n`` prompts.
     """
 
@@ -39,11 +39,11 @@ class Attribute(NamedTuple):
 
     Attributes:
         word: From the vocabulary.
-        gain: Mean change of its cosine with the pictures.
+        gain: Mean change of its cosine with the images.
         z_words: Against the other words: leave-one-out, since the largest of n words cannot reach 3 standard
             deviations of its own vocabulary unless n > 11.
         z_random: Against random features at the same norm, gains taken relative to the vocabulary's mean.
-        choice: Share of held-out pairs in which the steered picture is chosen for the word, with its interval over
+        choice: Share of held-out pairs in which the steered image is chosen for the word, with its interval over
             prompts; None before :func:`confirm`.
     """
 
@@ -95,12 +95,12 @@ def discover(
     vocabulary: Sequence[str],
     threshold: float = THRESHOLD,
 ) -> list[Attribute]:
-    """The words that a feature moves pictures towards, best first; empty where no word stands out both ways.
+    """The words that a feature moves images towards, best first; empty where no word stands out both ways.
 
     Args:
-        judge: Embeds pictures and words; not the model that is steered.
-        pairs: Under the feature.
-        random: Under each of R random live features, at the same relative norm, prompts and noise.
+        judge: Embeds images and words; not the model that is steered.
+        pairs: Images under the feature.
+        random: Images under each of R random live features, at the same relative norm, prompts and noise.
         vocabulary: Candidate words or phrases.
         threshold: Both standard scores must exceed it.
     """
@@ -114,7 +114,7 @@ Choose = Callable[[Tensor, Tensor, str], Tensor]  # (n,3,H,W) twice and a word -
 
 
 def clip_choice(judge: Judge) -> Choose:
-    """Chooses the picture that is closer to the word; .5 where both are equally close."""
+    """Chooses the image that is closer to the word; .5 where both are equally close."""
 
     def choose(first: Tensor, second: Tensor, word: str) -> Tensor:
         t = judge.texts([word])[0]
@@ -130,8 +130,8 @@ def confirm(found: Sequence[Attribute], held_out: Pairs, choose: Choose, seed: i
     Args:
         found: From :func:`discover`.
         held_out: Pairs of other prompts.
-        choose: :func:`clip_choice`, or a visual-question model. It sees the two pictures in random order.
-        seed: Of the order.
+        choose: :func:`clip_choice`, or a visual-question model. It sees the two images in random order.
+        seed: Seed of the order.
     """
     swap = torch.rand(len(held_out.before), generator=torch.Generator().manual_seed(seed)) < 0.5
     at = swap.to(held_out.before.device)[:, None, None, None]

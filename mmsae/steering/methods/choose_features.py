@@ -58,10 +58,10 @@ def contrast(
     Args:
         target: Codes of rows with the concept; e.g. one pooled row per sample, so that halves are halves of samples.
         background: Codes of rows without it.
-        n: At most so many.
+        n: Largest number of features.
         by: ``mean`` (difference of means over all rows) or ``rate`` (of firing rates; SAVE, arXiv 2512.07730).
         holdout: Share of the rows that only check; 0 checks nothing.
-        seed: Of the split; rows are drawn, not cut off.
+        seed: Seed of the split; rows are drawn, not cut off.
 
     Raises:
         InputError: Another ``by``, or too few rows to split.
@@ -118,9 +118,9 @@ def gradient(
 
     Args:
         host: The host; its parameters stay frozen.
-        site: Where.
+        site: The site.
         run: Calls ``host.model`` (not ``encode_*``, ``forward`` or ``generate`` of the host, which keep no graph).
-        loss: Of what ``run`` returned, e.g. ``logit(answer) - logit(baseline)``.
+        loss: Loss of what ``run`` returned, e.g. ``logit(answer) - logit(baseline)``.
 
     Returns:
         ``x (N, d)``, ``dL/dx (N, d)`` and what the rows are.

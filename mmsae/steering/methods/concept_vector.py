@@ -59,7 +59,7 @@ def concept_vector(host: Any, sae: SAE, site: Any, phrase: str) -> ConceptVector
 
     Args:
         host: Diffusion host.
-        sae: Trained at the site, with an affine encoder.
+        sae: SAE of the site, with an affine encoder.
         site: Text layer; with token policy ``all`` the vector has all positions, else those of the policy.
         phrase: The concept.
 
@@ -103,7 +103,7 @@ def concept_steering(
 
     Args:
         host: Diffusion host.
-        site: As in :func:`concept_vector`.
+        site: Text layer, see :func:`concept_vector`.
         vector: The concept.
         strength: Lambda; published for removing a concept: -0.5.
         scope: ``sign``, as published: added on the conditional branch, subtracted on the other. ``cond``: the former.
@@ -145,7 +145,7 @@ def concept_steering(
     with host.edit(site, fn, where=True, **({} if steps is None else {"steps": steps})):
         yield log
     if log.relative > LARGE:
-        warnings.warn(f"{site}: |dx| is {log.relative:.2g} |x| in the mean; pictures may break", stacklevel=3)
+        warnings.warn(f"{site}: |dx| is {log.relative:.2g} |x| in the mean; images may break", stacklevel=3)
 
 
 def _check_lengths(where: Where, cond: Tensor, vector: ConceptVector) -> None:

@@ -33,7 +33,7 @@ def paint(
 
     Args:
         ids: Latents.
-        stats: Of their codes.
+        stats: Statistics of their codes.
         mask: ``(H, W)`` or ``(B, H, W)`` weights in [0, 1]; None: everywhere.
         beta: Multiples of the mean when active. Negative ones push along the negative atom, also where the latent is
             off, as published; they are written without codes (``direction``), which is the same for unit-norm
@@ -41,7 +41,7 @@ def paint(
         guided: Add on the conditional branch and subtract on the other: guidance doubles the effect. Else all branches
             get the same.
         steps: Half-open window.
-        **gates: Others of the intervention.
+        **gates: Other fields of the intervention.
     """
     push = {"writeback": "direction"} if torch.as_tensor(beta).min() < 0 else {}
     gates = {"branch": "sign" if guided else "all", **push, **gates}

@@ -2,7 +2,7 @@
 
 Pushing a code takes activations where the host never saw any; replacing the detected positions by activations that lack
 the concept stays on its data. Two donors: the same noise drawn from a prompt without the concept, or the rest of the
-same picture. Only the abstract of the paper was available: thresholds and donors are [R].
+same image. Only the abstract of the paper was available: thresholds and donors are [R].
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def replacement(
         donor: ``"mean"``: the mean of the sample's other positions plus the position's own reconstruction error; or
             :meth:`Recording.donor` of a run without the concept.
         dilate: Cells that the mask grows on every side.
-        **gates: Of the intervention: ``steps``, ``branch``, ``space``, ...
+        **gates: Fields of the intervention: ``steps``, ``branch``, ``space``, ...
     """
     return Intervention(
         Edit.ablate(ids), unit="raw", writeback="replace", donor=donor, dilate=dilate, active=tau,
@@ -88,21 +88,21 @@ def from_prompts(
     gates: dict[str, Any] | None = None,
     **options: Any,
 ) -> Callable[[Sequence[str], Sequence[int]], Any]:
-    """A way of steering for a sweep whose donor is the same noise drawn from the prompt without the concept.
+    """Steering for a sweep, whose donor is the same noise drawn from the prompt without the concept.
 
     Every batch is drawn twice: once from the donors' prompts, whose rows at the site are held for all steps
     (``steps * rows * d`` numbers), and once with the replacement.
 
     Args:
         host: Diffusion host.
-        site: Of maps.
-        sae: Trained there.
+        site: Site with maps.
+        sae: SAE of the site.
         ids: See :func:`replacement`.
         tau: See :func:`replacement`.
         without: From a prompt to the same one without the concept.
         dilate: See :func:`replacement`.
         gates: See :func:`replacement`.
-        **options: Of ``host.generate``, as in the run that is steered; all prompts are one batch if nothing is said.
+        **options: Options of ``host.generate``, as in the run that is steered; all prompts are one batch by default.
     """
 
     @contextmanager

@@ -16,7 +16,7 @@ class KLSearch(NamedTuple):
 
     Attributes:
         strength: The closest strength that was tried.
-        kl: Its divergence, nats.
+        kl: Divergence at it, nats.
         target: What was wanted.
         converged: Whether ``kl`` is within the tolerance of ``target``.
         tried: ``(strength, kl)`` of every evaluation, in order.
@@ -47,8 +47,8 @@ def search_kl(
         measure: Strength to mean divergence, of a steered run from a clean one.
         target: Nats.
         start: First strength.
-        low: Of the bracket.
-        high: Of the bracket.
+        low: Lower end of the bracket.
+        high: Upper end of the bracket.
         tolerance: Relative error at which the search stops.
         evaluations: After this many it stops as well, and reports that it has not converged.
     """

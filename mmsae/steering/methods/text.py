@@ -21,15 +21,7 @@ from mmsae.types import Codes, ImageTextBatch, InputError, Tokens
 def text_codes(
     host: Any, sae: SAE, site: Any, prompts: Sequence[str], modality: str | None = None
 ) -> tuple[Codes, Tokens]:
-    """Codes of a text site for some prompts, and the tokens that they are of.
-
-    Args:
-        host: With ``tokenize`` and ``capture``.
-        sae: Trained there.
-        site: Of text.
-        prompts: Texts.
-        modality: Of the SAE.
-    """
+    """Codes of a text site for some prompts, and the tokens that they are of."""
     tokens = host.capture(text_batch(host, prompts), [site])
     [(_, x)] = tokens.x.items()
     return sae.encode(x, modality), tokens
@@ -45,8 +37,8 @@ class WordPair(NamedTuple):
     """Codes of prompts that differ in one word, content tokens only; row i of both is the same place of one prompt.
 
     Attributes:
-        source: With the word that is there.
-        target: With the word that should be.
+        source: Codes of the word that is there.
+        target: Codes of the word that should be.
     """
 
     source: Codes
@@ -70,9 +62,9 @@ def word_pair(host: Any, sae: SAE, site: Any, source: Sequence[str], target: Seq
     """Contrast of prompts that differ in one word.
 
     Args:
-        host: See :func:`text_codes`.
-        sae: See :func:`text_codes`.
-        site: See :func:`text_codes`.
+        host: Diffusion host.
+        sae: SAE of the site.
+        site: Site of text.
         source: Prompts with the word that is there.
         target: The same prompts with the word that should be.
 
@@ -98,10 +90,10 @@ def substitute(pair: WordPair, n: int = 16, strength: float = 1.0, **gates: Any)
     that change most. Strength 1 is what the other word does in the mean.
 
     Args:
-        pair: From :func:`word_pair`, of other prompts than those that are reported.
+        pair: What :func:`word_pair` made of other prompts than those that are reported.
         n: Features, half of them going and half of them coming.
         strength: Multiple of the difference.
-        **gates: Of the intervention.
+        **gates: Other fields of the intervention.
 
     Raises:
         InputError: Nothing of the source's goes away.

@@ -1,6 +1,6 @@
 """Forgetting a concept in a diffusion model: SAeUron's recipe (arXiv 2501.18052) as a list of interventions.
 
-Statistics of concepts (``concept_stats.py``) -> latents whose share of the concept's code stands out at each step ->
+Statistics of concepts -> latents whose share of the concept's code stands out at each step ->
 where such a latent is above its usual value, it is multiplied by a negative number, on all positions and both guidance
 branches, step by step.
 """
@@ -104,15 +104,15 @@ def concept_stats(
 
     Args:
         host: Diffusion host.
-        sae: Trained at ``site``.
-        site: Where.
+        sae: SAE of the site.
+        site: The site.
         prompts: ``{concept: its anchor prompts}``; as many of each as of the others is best.
-        modality: Of the SAE; default: its only one.
+        modality: Modality of the codes; default: the SAE's only one.
         steps: Steps of the generation.
         seed: Prompt ``i`` of every concept is drawn with seed ``seed + i``, so that concepts differ in words only.
         batch_size: Prompts at a time.
         progress: Whether to show a bar.
-        **options: Of ``host.generate``.
+        **options: Options of ``host.generate``.
 
     Returns:
         Codes averaged over positions and prompts (and over the evaluations of a step, where a scheduler has several).
@@ -127,7 +127,7 @@ def concept_stats(
     total = torch.zeros(len(prompts), steps, sae.d_sae)
     seen = torch.zeros(len(prompts), steps)
     jobs = [(c, i, text) for c, texts in enumerate(prompts.values()) for i, text in enumerate(texts)]
-    bar = tqdm(total=len(jobs), desc="statistics", disable=not progress, unit="picture")
+    bar = tqdm(total=len(jobs), desc="statistics", disable=not progress, unit="image")
     for at in range(0, len(jobs), batch_size):
         concept, number, texts = zip(*jobs[at : at + batch_size], strict=True)
         which = torch.tensor(concept)
@@ -170,7 +170,7 @@ def above_percentile(score: Tensor, percentile: float) -> Tensor:
 
     Args:
         score: ``(F,)``.
-        percentile: Of 100; 99.99, 99.995 and 99.999 are 3, 2 and 1 latents of 20,480.
+        percentile: Percentile of all scores; 99.99, 99.995 and 99.999 are 3, 2 and 1 latents of 20,480.
 
     Raises:
         InputError: A percentile outside (0, 100).
@@ -194,10 +194,10 @@ def forget(
     published. Several concepts: the union of their latents; where two claim one, the later concept's factor holds.
 
     Args:
-        stats: Of a generation with as many steps as the one that will be steered.
+        stats: Statistics of a generation with as many steps as the one that will be steered.
         concepts: What to forget.
-        percentile: Of selection scores; latents above it are taken.
-        gamma: Negative.
+        percentile: Percentile of selection scores; latents above it are taken.
+        gamma: Negative factor.
     """
     names = [concepts] if isinstance(concepts, str) else list(concepts)
     chosen: list[dict[int, float]] = [{} for _ in range(stats.steps)]
@@ -216,10 +216,10 @@ def at_steps(site: Any, sae: SAE, edits: Sequence[Edit], **gates: Any) -> list[t
     """Edits of a step each as what ``attach`` takes; empty ones are left out.
 
     Args:
-        site: Where.
-        sae: Trained there.
-        edits: Of step 0, 1, ...
-        **gates: Of the interventions; default: both guidance branches.
+        site: The site.
+        sae: SAE of the site.
+        edits: Edits of step 0, 1, ...
+        **gates: Other fields of the interventions; default: both guidance branches.
     """
     gates = {"branch": "all", "unit": "raw", **gates}
     return [(site, (sae, Intervention(e, steps=(t, t + 1), **gates))) for t, e in enumerate(edits) if e.ops]
@@ -229,9 +229,9 @@ class Setting(NamedTuple):
     """One setting of :func:`forget`, and what it did.
 
     Attributes:
-        percentile: Of scores.
+        percentile: Percentile of scores.
         gamma: Factor.
-        result: On the tuning seed.
+        result: What was measured on the tuning seed.
     """
 
     percentile: float
@@ -252,8 +252,8 @@ def tune(
         stats: See :func:`forget`.
         concepts: See :func:`forget`.
         measure: Draws with edits, on a tuning seed, and judges.
-        percentiles: To try.
-        gammas: To try; among equals the gentlest is first.
+        percentiles: Percentiles to try.
+        gammas: Factors to try; among equals the gentlest is first.
 
     Warns:
         UserWarning: The best setting is an end of what was tried.

@@ -40,7 +40,7 @@ class ZeroShot(NamedTuple):
     Attributes:
         clean: ``(N,)`` predicted classes of the host alone.
         steered: ``(N,)`` with the intervention.
-        share: Of rows on which the intervention acted.
+        share: Share of rows on which the intervention acted.
         relative: Mean ``|dx| / |x|`` of these rows.
     """
 
@@ -67,10 +67,10 @@ def zero_shot_steered(
     """Classify images by cosine with class embeddings, each with and without an intervention at an image site.
 
     Args:
-        host: With images and texts in one space.
+        host: Host with images and texts in one space.
         images: Batches ``(B, 3, H, W)`` of the host's transform.
         classes: ``(C, d)`` embeddings, e.g. :func:`mmsae.evaluation.zeroshot.scores.class_embeddings`.
-        sae: Trained at the site.
+        sae: SAE of the site.
         intervention: E.g. :func:`vs2`.
         site: An endpoint (``image.embed``, ``image.pooled``) or any module of the image tower.
         allow_other_site: See :func:`~mmsae.steering.edits.attach.attach`.

@@ -12,7 +12,6 @@ from mmsae.steering.measure.pictures import (
     locality,
     specificity,
     unlearning,
-    usable,
 )
 from mmsae.types import InputError
 
@@ -36,14 +35,6 @@ def test_locality_counts_pixels_inside_and_outside():
     assert locality(before, before, mask).share.isnan().all()
     with pytest.raises(InputError, match="no inside and outside"):
         locality(before, after, torch.ones(2, 2))
-
-
-def test_usable_range_ends_at_the_first_loss_on_either_side():
-    strengths, quality = [-4, -2, 2, 4, 8, 16], [0.2, 0.95, 1.0, 0.9, 0.5, 1.0]
-    assert usable(strengths, quality, 1.0) == [-2, 4]
-    assert usable([1, 2], [0.1, 1], 1.0) == [0, 0]
-    with pytest.raises(InputError, match="positive quality"):
-        usable([1], [1], 0.0)
 
 
 def test_dose_response_ranks_means_and_images():
