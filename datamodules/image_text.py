@@ -9,7 +9,7 @@ import lightning
 import torch
 
 from datamodules.options import Loading, Reading
-from mmsae.hosts import embed_width, host_modalities
+from mmsae.hosts import as_encoder, embed_width, host_modalities
 from mmsae.options import flat
 from mmsae.shards import ExactLoader, Reader, Sources, TrainLoader
 from mmsae.types import IMAGE, TEXT, InputError, Site
@@ -83,7 +83,7 @@ class ImageTextDataModule(lightning.LightningDataModule):
             return
         self._transforms = {True: self.transform, False: self.transform}
         if self.host is not None and (self.transform is None or self.tokenize is None):
-            host = self.loading.load(self.host)
+            host = as_encoder(self.loading.load(self.host), "ImageTextDataModule")
             if self.transform is None:
                 self._transforms = {train: host.transform(train) for train in (True, False)}
             if self.tokenize is None and TEXT in self.modalities:

@@ -249,6 +249,11 @@ class Site:
     width: int = 0
     hint: str = ""
 
+    @property
+    def spec(self) -> str:
+        """What a host calls it: ``MODULE.PATH:io[tokens]``."""
+        return f"{self.module}:{self.io}[{self.tokens}]"
+
     def same(self, other: Site) -> bool:
         """Whether both name the same tensor of the same host (the reload hint does not count)."""
         return replace(self, hint="") == replace(other, hint="")

@@ -44,12 +44,6 @@ YET: set[tuple[str, str]] = set()
 YET_CIRCLES = [
     ["mmsae.activations.uids", "mmsae.activations.writer"],
     ["mmsae.filtering.scorers.clip", "mmsae.filtering.scorers.lvlm"],
-    ["mmsae.hosts.base", "mmsae.hosts.capture", "mmsae.hosts.sites"],
-    [
-        *("mmsae.hosts.diffusion.call", "mmsae.hosts.diffusion.host", "mmsae.hosts.diffusion.sites"),
-        *("mmsae.hosts.diffusion.stream", "mmsae.hosts.diffusion.tap"),
-    ],
-    ["mmsae.hosts.lvlm.host", "mmsae.hosts.lvlm.tokens"],
 ]
 EVERYTHING = {"demo", "bench", "cli", "info", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}

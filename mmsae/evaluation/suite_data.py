@@ -21,7 +21,7 @@ from mmsae.evaluation.shifts import shift
 from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Space, spaces
 from mmsae.evaluation.suite import NotApplicable, Suite
 from mmsae.evaluation.zeroshot.scores import class_embeddings
-from mmsae.hosts import Host, load_host
+from mmsae.hosts import Encoder, Host, load_host
 from mmsae.metrics.components import Components
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, draw, read_shards
@@ -282,7 +282,7 @@ class Data:
         Raises:
             NotApplicable: The host has no text, or its images are not read where text is compared with them.
         """
-        if TEXT not in self.host.modalities or self.host.tokenize is None:
+        if not isinstance(self.host, Encoder) or TEXT not in self.host.modalities:
             raise NotApplicable("the host encodes no text")
         if self.sae.sites[IMAGE].module != "image.embed":
             raise NotApplicable(f"images are read at {self.sae.sites[IMAGE].module}, where no text can be compared")

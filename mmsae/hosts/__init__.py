@@ -4,17 +4,22 @@ from importlib import import_module
 from typing import Any
 
 from mmsae.hosts.base import Host, Rows, pick_device
+from mmsae.hosts.encoders.encoder import Encoder, as_encoder
 from mmsae.hosts.load import embed_width, host_modalities, load_host, site_width
 from mmsae.hosts.names import HostName, named_host, parse, with_options
+from mmsae.hosts.protocols import Generates
 
 __all__ = [
     "DiffusionHost",
+    "Encoder",
+    "Generates",
     "Host",
     "HostName",
     "LVLMHost",
     "OpenCLIPHost",
     "Rows",
     "TimmHost",
+    "as_encoder",
     "embed_width",
     "host_modalities",
     "load_host",

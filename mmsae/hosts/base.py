@@ -1,32 +1,33 @@
 """A frozen host: reads activations at a :class:`~mmsae.types.Site` and lets a function replace them there.
 
-Site specs are ``image.embed``, ``text.pooled`` (virtual endpoints) or ``MODULE.PATH:io[tokens]`` in the host's own
-naming, e.g. ``visual.transformer.resblocks.5:out[patches]``; ``io`` defaults to ``out``, ``tokens`` to ``all`` for
-token states and ``pooled`` elsewhere. What a module's tensor looks like is found by running it on a batch of one and a
-batch of two, so any module of any host can be a site as long as its tensor holds one feature vector per token.
+Site specs are ``MODULE.PATH:io[tokens]`` in the host's own naming, as ``visual.transformer.resblocks.5:out[patches]``,
+or names of virtual endpoints; ``io`` defaults to ``out``, ``tokens`` to ``all`` for token states and ``pooled``
+elsewhere. What a module's tensor looks like is found by running it on a batch of one and a batch of two, so any module
+of any host can be a site as long as its tensor holds one feature vector per token.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmsae.fingerprint import fingerprint
-from mmsae.hosts.capture import Rows, read, tap
-from mmsae.hosts.hooks import Port, autocast
-from mmsae.hosts.sites import Target, probe, resolve
-from mmsae.hosts.tokenizer import HostTokenizer
-from mmsae.hosts.tokens import Layout, Marks
-from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
+from mmsae.hosts.capture import Picked, Rows, Use, collect, tap
+from mmsae.hosts.hooks import ModulePort, Port
+from mmsae.hosts.sites import Target, parse_site
+from mmsae.hosts.tokens import Layout, find_layout
+from mmsae.types import IMAGE, ImageTextBatch, InputError, Site, Tokens
 
 Sites = Mapping[str, Site | str] | Sequence[Site | str]
+Pick = Callable[[Tensor], Picked | None]
 
 
 def check_device(device: str | torch.device) -> None:
@@ -64,16 +65,12 @@ class Host(ABC):
         precision: ``fp32``, or autocast ``bf16`` / ``fp16``; outputs are float32 either way.
 
     Attributes:
-        modalities: What it encodes.
-        tokenize: ``tokenize(texts) -> (B, L)`` ids by the host's own tokenizer; None for hosts without text.
-        context_length: L, or None.
-        logit_scale: The factor of cosines in the host's logits (exponential of its parameter), or None.
+        modalities: What its sites hold.
+        endpoints: Names of virtual endpoints, sites that are no module's.
     """
 
     modalities: tuple[str, ...] = (IMAGE,)
-    tokenize: HostTokenizer | None = None
-    context_length: int | None = None
-    logit_scale: float | None = None
+    endpoints: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, hint: str = "", device: str | torch.device = "cpu", precision: str = "fp32"):
         if precision not in ("fp32", "bf16", "fp16"):
@@ -91,9 +88,6 @@ class Host(ABC):
         """Plain values that, with the weights, determine the outputs."""
 
     @abstractmethod
-    def transform(self, train: bool = False) -> Callable:
-        """The host's own transform, PIL image -> ``(3, H, W)``; ``train`` adds its augmentation."""
-
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
         """``transform``, ``tokenize`` and ``collate`` for the pipelines of ``mmsae.shards``: what makes its batches.
 
@@ -104,57 +98,26 @@ class Host(ABC):
         Raises:
             InputError: This host has none.
         """
-        if text != "question":
-            raise InputError(f"text is {text}, but host {self.hint} reads captions: it has no conversations")
-        return {
-            "transform": self.transform(train=False) if IMAGE in modalities else None,
-            "tokenize": self.tokenize if TEXT in modalities else None,
-            "collate": None,
-        }
 
     @abstractmethod
-    def _encode(self, modality: str, x: Tensor) -> Tensor:
-        """``(B, d)`` un-normalised embeddings."""
+    def default_sites(self) -> dict[str, Site]:
+        """``{modality: where it is read if nobody says}``."""
 
-    @abstractmethod
-    def _endpoint(self, name: str) -> Port:
-        """The port of a virtual endpoint."""
-
-    @abstractmethod
-    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
-        """What the ``tokens (B, T, d)`` of a site are; ``ids (B, L)`` are the token ids behind a text site."""
-
-    @abstractmethod
-    def _has_cls(self, modality: str) -> bool:
-        """Whether an encoder has a class token."""
-
-    @abstractmethod
-    def _probe_input(self, modality: str, n: int) -> Tensor:
-        """Any valid input of ``n`` items."""
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """Names of the virtual endpoints."""
-        return tuple(f"{m}.{e}" for m in self.modalities for e in ("embed", "pooled"))
-
-    def _modality(self, module: str) -> str:
-        """Which encoder a module belongs to."""
-        return IMAGE
-
-    def _ids_entry(self) -> nn.Module | None:
-        """The module whose first argument is the token ids."""
-        return None
-
-    def _channels_last(self) -> bool:
-        """Whether the host's maps are ``(B, H, W, d)``."""
-        return False
-
-    # Running it.
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits of config and weights, taken once: the host is frozen."""
+        return fingerprint(self.config(), self.model.state_dict())
 
     @property
     def device(self) -> torch.device:
         """Where the host is."""
         return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> Host:
+        """Move the host; the fingerprint does not change."""
+        check_device(device)
+        self.model.to(device)
+        return self
 
     def batch_size(self, asked: int | None = None) -> int:
         """Samples of a forward pass: what is asked for, else 256; on a CPU fewer where images are large.
@@ -175,50 +138,25 @@ class Host(ABC):
 
     def _image_area(self) -> int | None:
         """Pixels of an image as the host takes it; None for hosts of text."""
-        return self._probe_input(IMAGE, 1).shape[-2:].numel() if IMAGE in self.modalities else None
-
-    def to(self, device: str | torch.device) -> Host:
-        """Move the host; the fingerprint does not change."""
-        check_device(device)
-        self.model.to(device)
-        return self
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """32 hex digits of config and weights, taken once: the host is frozen."""
-        return fingerprint(self.config(), self.model.state_dict())
-
-    @torch.no_grad()
-    def _run(self, modality: str, x: Tensor) -> Tensor:
-        if modality not in self.modalities:
-            raise InputError(f"host {self.hint} has no {modality} encoder (it has {', '.join(self.modalities)}).")
-        with autocast(self.device, self.precision):
-            return self._encode(modality, x.to(self.device, non_blocking=True)).float()
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """``(B, d)`` float32 raw (un-normalised) embeddings of ``images (B, 3, H, W)``."""
-        return self._run(IMAGE, images)
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """``(B, d)`` float32 raw (un-normalised) embeddings of token ids ``(B, L)``."""
-        return self._run(TEXT, ids)
-
-    @cached_property
-    def classifier(self) -> tuple[Tensor, Tensor] | None:
-        """``(C, d)`` weights and ``(C,)`` bias of the host's own linear classifier of ``image.embed``, or None."""
         return None
 
     # Sites.
 
-    def _layout(self, module: str, io: str, modality: str) -> Layout:
-        """What a site's tensor looks like, probed once; edits that are open do not see the probe."""
-        if (module, io) not in self._layouts:
-            self._probing = True
-            try:
-                self._layouts[module, io] = probe(self, module, io, modality)
-            finally:
-                self._probing = False
-        return self._layouts[module, io]
+    def resolve(self, spec: str) -> Target:
+        """What a spec means on this host.
+
+        Raises:
+            InputError: It is malformed, or names a module, io or token policy that the host does not have there.
+        """
+        module, io, tokens = parse_site(spec)
+        if module in self.endpoints and io != "out":
+            raise InputError(f"site {spec!r}: the endpoint {module} has io 'out' only.")
+        module = self._full_name(module)
+        layout = self._layout(module, io)
+        tokens = tokens or ("all" if layout.ndim > 2 else "pooled")
+        target = Target(module, io, tokens, self._modality(module, tokens), layout)
+        self._check_policy(target, f"site {spec!r}")
+        return target
 
     def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
         """The site that a spec names on this host; a :class:`Site` is checked and returned as one of this host.
@@ -228,7 +166,7 @@ class Host(ABC):
         """
         if isinstance(spec, Site):
             return self.check_site(spec, allow_other_site)
-        t = resolve(self, spec)
+        t = self.resolve(spec)
         return Site(self.fingerprint, t.module, t.io, t.tokens, t.modality, t.layout.width, self.hint)
 
     def check_site(self, site: Site, allow_other_site: bool = False) -> Site:
@@ -256,20 +194,128 @@ class Host(ABC):
                 raise InputError(f"site {site.module} has {field} {theirs}, but on host {self.hint} it is {ours}.")
         return own
 
-    def default_sites(self) -> dict[str, Site]:
-        """``{modality: its embed endpoint}``."""
-        return {m: self.site(f"{m}.embed") for m in self.modalities}
+    def width(self, spec: str | Site | None = None) -> int:
+        """Feature width d at a site; default: the first of :meth:`default_sites`."""
+        return (next(iter(self.default_sites().values())) if spec is None else self.site(spec)).width
 
-    def width(self, spec: str | Site = "image.embed") -> int:
-        """Feature width d at a site."""
-        return self.site(spec).width
+    def one_each(self, sites: Site | str | Sites) -> dict[str, Site]:
+        """``{modality: site}``.
+
+        Raises:
+            InputError: Two sites have one modality.
+        """
+        given = list(sites.values()) if isinstance(sites, Mapping) else sites
+        chosen = [self.site(s) for s in ([given] if isinstance(given, (str, Site)) else given)]
+        names = [s.modality for s in chosen]
+        if len(set(names)) != len(names):
+            raise InputError(f"one site per modality is read, got {', '.join(names)}; use read or edits for several.")
+        return dict(zip(names, chosen, strict=True))
+
+    # What a kind of hosts says about its modules.
+
+    def _full_name(self, module: str) -> str:
+        """The module's own path, where it may be named by another one."""
+        return module
+
+    @abstractmethod
+    def _modality(self, module: str, tokens: str = "all") -> str:
+        """Whose activations a module computes."""
+
+    @abstractmethod
+    def _check_policy(self, target: Target, where: str) -> None:
+        """Refuse a token policy that a site does not have."""
+
+    def _probe(self, module: str, n: int) -> None:
+        """Run the part of the host that holds a module over any ``n`` items, for :meth:`_measure`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _picking(self, target: Target) -> AbstractContextManager[Pick]:
+        """While the context is open, what picks the rows of a site from its tensor."""
+
+    @abstractmethod
+    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+        """Runs of the host over a batch, each after the numbers of the sites that it reaches."""
+
+    def _channels_last(self) -> bool:
+        """Whether the host's maps are ``(B, H, W, d)``."""
+        return False
+
+    def _module(self, path: str) -> nn.Module:
+        """A module of the host.
+
+        Raises:
+            InputError: No such module; the message has near matches.
+        """
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            names = [*self.endpoints, *(n for n, _ in self.model.named_modules())]
+            near = difflib.get_close_matches(path, names, n=5, cutoff=0.5)
+            hint = f"near matches: {', '.join(near)}" if near else "host.model.named_modules() lists modules"
+            raise InputError(f"host {self.hint} has no module or endpoint {path!r}; {hint}.") from None
+
+    def _port(self, module: str, io: str) -> Port:
+        """The tensor of a site."""
+        return ModulePort(self._module(module), io)
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """While the context is open, edits that are open do not see what runs."""
+        before, self._probing = self._probing, True
+        try:
+            yield
+        finally:
+            self._probing = before
+
+    def _layout(self, module: str, io: str) -> Layout:
+        """What a site's tensor looks like, found once."""
+        if (module, io) not in self._layouts:
+            with self._unseen():
+                self._layouts[module, io] = self._measure(module, io)
+        return self._layouts[module, io]
+
+    def _measure(self, module: str, io: str) -> Layout:
+        """What a site's tensor looks like, by running the host on one item and on two.
+
+        Raises:
+            InputError: The host never calls the module, calls it several times, or its tensor is no set of features.
+        """
+        shapes, where = [], f"{module}:{io}"
+
+        def note(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                raise InputError(f"{where} cannot be a site: its tensor is {x.dtype}, not floating point.")
+            shapes.append(x.shape)
+            return x
+
+        with self._port(module, io).attach(note):
+            for n in (1, 2):
+                self._probe(module, n)
+        if len(shapes) != 2:
+            calls = "never called" if not shapes else f"called {len(shapes) // 2} times"
+            batch = f"one {self._modality(module)} batch"
+            raise InputError(f"{where} cannot be a site: it is {calls} when the host encodes {batch}.")
+        return find_layout(*shapes, channels_last=self._channels_last(), where=where)
 
     # Reading and replacing.
+
+    @contextmanager
+    def _tap(self, target: Target, fn: Use, *more: Any) -> Iterator[None]:
+        """While the context is open, send the rows of a site through ``fn(rows, where)``."""
+        with self._picking(target, *more) as pick:
+            port = self._port(target.module, target.io)
+            with tap(port, target, lambda x: None if self._probing else pick(x), fn):
+                yield
+
+    def _target(self, site: Site | str) -> Target:
+        """What a spec, or a site of this host, means."""
+        return self.resolve(site if isinstance(site, str) else self.site(site).spec)
 
     def edit(self, site: Site | str, fn: Callable[..., Tensor], *, where: bool = False) -> AbstractContextManager[None]:
         """Context manager: while it is open, the host computes with ``fn(x)`` in place of ``x`` at ``site``.
 
-        Holds for :meth:`encode_image`, :meth:`encode_text`, :meth:`capture` and direct calls of ``self.model``.
+        Holds for everything that the host does, :meth:`capture` and direct calls of ``self.model`` among it.
 
         Args:
             site: Where.
@@ -277,38 +323,34 @@ class Host(ABC):
                 shape. It must not change its argument in place. Returning the same object changes nothing at all.
             where: Call ``fn(rows, where)`` with a :class:`~mmsae.hosts.sites.Where`.
         """
-        return tap(self, self._target(site), lambda rows, at: fn(rows, at) if where else fn(rows))
-
-    def _target(self, site: Site | str) -> Target:
-        s = self.site(site)
-        return resolve(self, f"{s.module}:{s.io}[{s.tokens}]")
+        return self._tap(self._target(site), lambda rows, at: fn(rows, at) if where else fn(rows))
 
     def read(self, batch: ImageTextBatch, sites: Sequence[Site | str]) -> list[Rows]:
-        """Rows at several sites, in their order, with one forward pass per modality that stops when all are read.
+        """Rows at several sites, in their order, with forward passes that stop when all are read.
 
         Raises:
-            InputError: A site's modality is missing from the batch.
+            InputError: The batch has nothing that reaches a site.
         """
-        return read(self, batch, [self._target(s) for s in sites])
+        targets = [self._target(s) for s in sites]
+        got: dict[int, Rows | None] = {}
+        for reached, run in self._passes(batch, targets):
+            got |= zip(reached, collect([partial(self._tap, targets[i]) for i in reached], run), strict=True)
+        if unread := [targets[i] for i, rows in sorted(got.items()) if rows is None]:
+            raise InputError(f"site {unread[0]} was not reached: the batch has no {unread[0].modality} for it.")
+        return [got[i] for i in range(len(targets))]
 
     def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
         """Activations of a batch, without gradients, on the host's device.
 
         Args:
-            batch: Images and/or token ids.
-            sites: One site per modality; default: the ``embed`` endpoints of what the batch holds.
+            batch: As :meth:`reading` makes it.
+            sites: One site per modality; default: :meth:`default_sites`.
 
         Returns:
             Tokens; ``position`` and ``special`` are filled for token sites.
         """
-        if sites is None:
-            held = {IMAGE: batch.images, TEXT: batch.texts}
-            sites = [f"{m}.embed" for m in self.modalities if held[m] is not None]
-        chosen = [self.site(s) for s in (sites.values() if isinstance(sites, Mapping) else sites)]
-        names = [s.modality for s in chosen]
-        if len(set(names)) != len(names):
-            raise InputError(f"capture takes one site per modality, got {', '.join(names)}; use read for several.")
-        rows = dict(zip(names, self.read(batch, chosen), strict=True))
+        chosen = self.one_each(self.default_sites() if sites is None else sites)
+        rows = dict(zip(chosen, self.read(batch, list(chosen.values())), strict=True))
         optional = {
             field: {m: getattr(r, field) for m, r in rows.items() if getattr(r, field) is not None} or None
             for field in ("position", "special")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmsae.hosts.hooks import Done, watch_input
-from mmsae.hosts.sites import Target, Where, find_port
-from mmsae.hosts.tokens import Marks, from_tokens, keep_mask, put, take, to_tokens
-from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError
-
-if TYPE_CHECKING:
-    from mmsae.hosts.base import Host
+from mmsae.hosts.hooks import Done, Port
+from mmsae.hosts.sites import Target, Where
+from mmsae.hosts.tokens import from_tokens, put, take
+from mmsae.types import InputError
 
 
 class Rows(NamedTuple):
@@ -34,75 +31,94 @@ class Rows(NamedTuple):
     special: Tensor | None = None
 
 
+class Picked(NamedTuple):
+    """The rows of a site in one call of the host.
+
+    Attributes:
+        tokens: ``(B, T, d)`` the host's tensor.
+        where: Which rows they are.
+        keep: ``(B, T)`` which tokens are rows (or are averaged); None for all.
+        pooled: Whether the rows are means over the kept tokens, one per item.
+    """
+
+    tokens: Tensor
+    where: Where
+    keep: Tensor | None = None
+    pooled: bool = False
+
+    def take(self) -> Tensor:
+        """``(N, d)`` float32 rows."""
+        return take(self.tokens.float() if self.pooled else self.tokens, self.keep, self.pooled).float()
+
+    def put(self, old: Tensor, new: Tensor) -> Tensor:
+        """The tokens with the rows ``old`` replaced by ``new``; never in place."""
+        return put(self.tokens, self.keep, self.pooled, old, new)
+
+
+def places(tokens: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Item and position of the rows of ``tokens (B, T, d)`` that are kept, ``(N,)`` each."""
+    if keep is not None:
+        return keep.nonzero(as_tuple=True)
+    b, t, at = *tokens.shape[:2], tokens.device
+    return torch.arange(b, device=at).repeat_interleave(t), torch.arange(t, device=at).repeat(b)
+
+
+Use = Callable[[Tensor, Where], Tensor]
+
+
 @contextmanager
-def tap(host: Host, target: Target, fn: Callable[[Tensor, Where], Tensor]) -> Iterator[None]:
+def tap(port: Port, target: Target, pick: Callable[[Tensor], Picked | None], fn: Use) -> Iterator[None]:
     """While the context is open, send the rows of a site through ``fn(rows, where)``.
 
-    ``rows (N, d)`` are float32. If ``fn`` returns the same object, the host's tensor stays the same object.
+    If ``fn`` returns the same object, the host's tensor stays the same object.
+
+    Args:
+        port: The tensor.
+        target: The site.
+        pick: The tensor's rows in this call; None: the call passes by.
+        fn: ``(N, d)`` float32 rows to rows of the same shape.
     """
-    ids: list[Tensor] = []
 
     def on(x: Tensor) -> Tensor:
-        if host._probing:
+        picked = pick(x)
+        if picked is None:
             return x
-        tokens = to_tokens(x, target.layout)
-        marks = keep = None
-        if target.has_tokens:
-            marks = host._marks(target.modality, tokens, ids[0] if ids else None, target.layout.ndim == 4)
-            keep = None if target.tokens == "all" else keep_mask(target.tokens, marks)
-        rows = take(tokens.float(), keep, target.pooled)
-        new = fn(rows, _where(x, target, keep, marks))
+        rows = picked.take()
+        new = fn(rows, picked.where)
         if new is rows:
             return x
         if new.shape != rows.shape:
             raise InputError(f"the edit at {target} returned shape {tuple(new.shape)}, not {tuple(rows.shape)}.")
-        return from_tokens(put(tokens, keep, target.pooled, rows, new), x, target.layout)
+        return from_tokens(picked.put(rows, new), x, target.layout)
 
-    with ExitStack() as stack:
-        entry = host._ids_entry()
-        if target.has_tokens and target.modality == TEXT and entry is not None:
-            stack.enter_context(watch_input(entry, ids))
-        stack.enter_context(find_port(host, target.module, target.io).attach(on))
+    with port.attach(on):
         yield
 
 
-def _where(x: Tensor, target: Target, keep: Tensor | None, marks: Marks | None) -> Where:
-    """What the rows of :func:`tap` are."""
-    n = x.shape[target.layout.batch]
-    if target.pooled or marks is None:
-        return Where(torch.arange(n, device=x.device))
-    kept = torch.ones_like(marks.content) if keep is None else keep
-    item, position = kept.nonzero(as_tuple=True)
-    grid = None
-    if target.layout.ndim == 4:
-        h, w = x.movedim((target.layout.batch, target.layout.channel), (0, -1)).shape[1:3]
-        grid = (h, w)
-    return Where(item, position, special=marks.special[kept], grid=grid)
+def collect(taps: Sequence[Callable[[Use], AbstractContextManager]], run: Callable[[], Any]) -> list[Rows | None]:
+    """Rows at several taps, in their order, from one run of the host that stops when all are read.
 
+    Args:
+        taps: ``tap(fn)`` is open while the host runs.
+        run: Runs the host.
 
-def read(host: Host, batch: ImageTextBatch, targets: list[Target]) -> list[Rows]:
-    """Rows at several sites, in their order, with one forward pass per modality that stops when all are read."""
-    got: dict[int, Rows] = {}
-    for modality in dict.fromkeys(t.modality for t in targets):
-        x = batch.images if modality == IMAGE else batch.texts
-        if x is None:
-            raise InputError(f"a site reads the {modality}s of a batch that has none.")
-        wanted = [i for i, t in enumerate(targets) if t.modality == modality]
-        with suppress(Done), ExitStack() as stack:
-            for i in wanted:
-                stack.enter_context(tap(host, targets[i], _recorder(i, got, wanted)))
-            host._run(modality, x)
-    return [got[i] for i in range(len(targets))]
+    Returns:
+        None for a tap that was not reached.
+    """
+    got: list[Rows | None] = [None] * len(taps)
 
+    def recorder(i: int) -> Use:
+        def record(rows: Tensor, where: Where) -> Tensor:
+            # cloned at once: the host may go on in place (ReLU) on this very memory
+            got[i] = Rows(rows.clone(), where.item, where.position, where.special)
+            if all(g is not None for g in got):
+                raise Done
+            return rows
 
-def _recorder(i: int, got: dict[int, Rows], wanted: list[int]) -> Callable[..., Tensor]:
-    """A function for :func:`tap` that keeps the rows, and stops the forward pass after the last site."""
+        return record
 
-    def record(rows: Tensor, where: Where) -> Tensor:
-        # cloned at once: the host may go on in place (ReLU) on this very memory
-        got[i] = Rows(rows.clone(), where.item, where.position, where.special)
-        if all(j in got for j in wanted):
-            raise Done
-        return rows
-
-    return record
+    with suppress(Done), ExitStack() as stack:
+        for i, opened in enumerate(taps):
+            stack.enter_context(opened(recorder(i)))
+        run()
+    return got

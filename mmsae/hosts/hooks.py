@@ -64,7 +64,7 @@ def rewrap(output: Any, new: Tensor, key: Any = None) -> Any:
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
-def _first_input(args: tuple, kwargs: dict) -> tuple[int | str, Tensor]:
+def first_input(args: tuple, kwargs: dict) -> tuple[int | str, Tensor]:
     """Where the hidden state is among a module's arguments, and the tensor."""
     named: list[tuple[Any, Any]] = [*enumerate(args), *((k, kwargs[k]) for k in _KEYS if k in kwargs), *kwargs.items()]
     for where, value in named:
@@ -93,7 +93,7 @@ class ModulePort(NamedTuple):
         held: list[Tensor] = []
 
         def before(_: nn.Module, args: tuple, kwargs: dict) -> Any:
-            where, x = _first_input(args, kwargs)
+            where, x = first_input(args, kwargs)
             if self.io == "update":
                 held[:] = [x.clone()]  # the module may work in place on its input
                 return None
@@ -213,7 +213,7 @@ def watch_input(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     """Keep the module's latest first argument (token ids, say) in ``seen[0]`` while the context is open."""
 
     def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen[:] = [_first_input(args, kwargs)[1]]
+        seen[:] = [first_input(args, kwargs)[1]]
 
     handle = module.register_forward_pre_hook(before, with_kwargs=True)
     try:

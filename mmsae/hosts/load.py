@@ -17,7 +17,6 @@ from mmsae.hosts.base import Host, check_device
 from mmsae.hosts.diffusion import load as diffusion_load
 from mmsae.hosts.lvlm.load import layer_width, load_model
 from mmsae.hosts.names import HostName, load_error, parse, reason, split_options, with_options
-from mmsae.hosts.sites import resolve
 from mmsae.types import IMAGE, TEXT, InputError
 
 
@@ -79,7 +78,7 @@ def site_width(name: str, site: str) -> int:
     options = {k: v for k, v in options.items() if k not in ("allow_random", "seed")}
     load: Loader = _load_timm if host.kind == "timm" else _load_open_clip
     with torch.device("meta"):
-        return resolve(load(host, name, "meta", "fp32", False, True, **options)[0], site).layout.width
+        return load(host, name, "meta", "fp32", False, True, **options)[0].resolve(site).layout.width
 
 
 def load_host(

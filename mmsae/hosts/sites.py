@@ -1,23 +1,17 @@
-"""Where on a host: site specs, and what the tensor of a module looks like.
+"""Where on a host: site specs, what they mean there, and which rows an edit sees.
 
 A spec is a virtual endpoint (``image.embed``, ``text.pooled``) or ``MODULE.PATH:io[tokens]`` in the host's own naming.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from mmsae.hosts.hooks import ModulePort, Port
-from mmsae.hosts.tokens import Layout, check_policy, find_layout
+from mmsae.hosts.tokens import Layout
 from mmsae.types import InputError
-
-if TYPE_CHECKING:
-    from mmsae.hosts.base import Host
-
 
 _SPEC = re.compile(r"(?P<module>[\w.]+)(?::(?P<io>\w+))?(?:\[(?P<tokens>\w+)\])?")
 
@@ -29,7 +23,7 @@ class Target(NamedTuple):
         module: Module path or virtual endpoint.
         io: ``in``, ``out`` or ``update``.
         tokens: Token policy.
-        modality: Which encoder computes it.
+        modality: ``image`` or ``text``.
         layout: What the host's tensor looks like.
     """
 
@@ -53,66 +47,19 @@ class Target(NamedTuple):
         return f"{self.module}:{self.io}[{self.tokens}]"
 
 
-def resolve(host: Host, spec: str) -> Target:
-    """What a spec means on a host.
+def parse_site(spec: str) -> tuple[str, str, str | None]:
+    """Module, io and token policy (None where none is named) of a spec.
 
     Raises:
-        InputError: The spec is malformed, or names a module, io or token policy that the host does not have there.
+        InputError: It is malformed.
     """
     match = _SPEC.fullmatch(spec)
     if not match:
         raise InputError(f"site {spec!r} is not of the form MODULE.PATH:io[tokens] or MODALITY.embed.")
-    module, io = match["module"], match["io"] or "out"
+    io = match["io"] or "out"
     if io not in ("in", "out", "update"):
         raise InputError(f"site {spec!r}: io {io!r} is not one of in, out, update.")
-    virtual = module in host.endpoints
-    if virtual and io != "out":
-        raise InputError(f"site {spec!r}: the endpoint {module} has io 'out' only.")
-    modality = module.split(".")[0] if virtual else host._modality(module)
-    layout = host._layout(module, io, modality)
-    tokens = match["tokens"] or ("all" if layout.ndim > 2 else "pooled")
-    check_policy(tokens, layout, modality, host._has_cls(modality), f"site {spec!r}")
-    return Target(module, io, tokens, modality, layout)
-
-
-def find_port(host: Host, module: str, io: str) -> Port:
-    """The tensor that a module path or an endpoint names.
-
-    Raises:
-        InputError: No such module; the message has near matches.
-    """
-    if module in host.endpoints:
-        return host._endpoint(module)
-    try:
-        return ModulePort(host.model.get_submodule(module), io)
-    except AttributeError:
-        names = [*host.endpoints, *(n for n, _ in host.model.named_modules())]
-        near = difflib.get_close_matches(module, names, n=5, cutoff=0.5)
-        hint = f"near matches: {', '.join(near)}" if near else f"endpoints: {', '.join(host.endpoints)}"
-        raise InputError(f"host {host.hint} has no module or endpoint {module!r}; {hint}.") from None
-
-
-def probe(host: Host, module: str, io: str, modality: str) -> Layout:
-    """What a site's tensor looks like, found by running the host on one item and on two.
-
-    Raises:
-        InputError: The host never calls the module, calls it several times, or its tensor is no set of features.
-    """
-    shapes, where = [], f"{module}:{io}"
-
-    def note(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            raise InputError(f"{where} cannot be a site: its tensor is {x.dtype}, not floating point.")
-        shapes.append(x.shape)
-        return x
-
-    with find_port(host, module, io).attach(note):
-        for n in (1, 2):
-            host._run(modality, host._probe_input(modality, n))
-    if len(shapes) != 2:
-        calls = "never called" if not shapes else f"called {len(shapes) // 2} times"
-        raise InputError(f"{where} cannot be a site: it is {calls} when the host encodes one {modality} batch.")
-    return find_layout(*shapes, channels_last=host._channels_last(), where=where)
+    return match["module"], io, match["tokens"]
 
 
 UNCOND, COND = 0, 1  # the guidance branches of a diffusion pipeline

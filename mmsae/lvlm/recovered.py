@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsae.hosts.lvlm.host import LVLMHost, recovered
-from mmsae.hosts.lvlm.load import ANSWER, select
+from mmsae.hosts.lvlm.tokens import ANSWER, select
 from mmsae.hosts.sites import Where
 from mmsae.lvlm.tokens import segment_sites
 from mmsae.sae import SAE

@@ -6,6 +6,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from datamodules.image_text import ImageTextDataModule
+from mmsae.hosts import Encoder
 from mmsae.shards import ShardWriter, Source
 from mmsae.types import ImageTextBatch, InputError
 
@@ -82,6 +83,7 @@ def test_fit_with_explicit_callables_and_resume_in_the_middle_of_an_epoch(tmp_pa
 def test_the_host_gives_transform_and_tokenizer_and_nothing_is_loaded_before_setup(shards, monkeypatch):
     loaded = []
 
+    @Encoder.register
     class Host:
         tokenize = staticmethod(words)
 

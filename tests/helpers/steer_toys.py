@@ -32,6 +32,9 @@ class ToyDiffusion:
             return SITE
         raise InputError(f"host toy has no module {spec!r}")
 
+    def check_consumed(self, site):
+        self.site(site)
+
     def active_sites(self):
         return [SITE] * len(self.fns)
 

@@ -27,7 +27,7 @@ def batch_for():
 
     def get(host):
         g = torch.Generator().manual_seed(0)
-        images = torch.randn(4, *host._probe_input("image", 1).shape[1:], generator=g)
+        images = torch.randn(4, *host.probe_input("image", 1).shape[1:], generator=g)
         ids = host.tokenize(CAPTIONS) if host.tokenize else None
         return ImageTextBatch(images, ids, list("wxyz"), CAPTIONS, list("0123"), ["s"] * 4)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmsae.evaluation.ood.detectors import Head, cosine_head
 from mmsae.evaluation.rows import row
 from mmsae.evaluation.zeroshot.scores import ALPHAS, CONCEPTS, class_embeddings, enhance, hits, tune_alpha
-from mmsae.hosts import Host
+from mmsae.hosts import Encoder, Host
 from mmsae.metrics.choice import at_edge
 from mmsae.metrics.statistics import balanced_interval, wilson
 from mmsae.sae import SAE
@@ -124,17 +124,22 @@ def whose_logits(asked: str, host: Host, names: bool) -> str:
     if asked not in WHOSE:
         raise InputError(f"logits is {asked!r}, it can be {', '.join(WHOSE)}")
     if asked == "auto":
-        return "host" if host.classifier is not None else "zeroshot" if names else "probe"
-    if asked == "host" and host.classifier is None:
+        return "host" if classifier(host) is not None else "zeroshot" if names else "probe"
+    if asked == "host" and classifier(host) is None:
         raise InputError(f"logits is host, but host {host.hint} has no linear classifier of its own: zeroshot or probe")
     if asked == "zeroshot" and not names:
         raise InputError("logits is zeroshot, which needs the names of labelled classes: give --classes and --label")
     return asked
 
 
+def classifier(host: Host) -> tuple[Tensor, Tensor] | None:
+    """Weights and bias of the host's own linear classifier of embeddings, or None."""
+    return host.classifier if isinstance(host, Encoder) else None
+
+
 def at_classifier(sae: SAE, host: Host) -> bool:
     """Whether the SAE reads what the host's own classifier reads."""
-    own = host.classifier
+    own = classifier(host)
     return own is not None and IMAGE in sae.sites and sae.sites[IMAGE].module in ("image.embed", "image.pooled")
 
 
@@ -143,7 +148,7 @@ def host_heads(sae: SAE, host: Host) -> tuple[dict[str, Head], dict[str, dict[st
 
     Of ``raw`` and ``recon`` where the SAE is read what the classifier reads, else of ``embed`` alone.
     """
-    weight, bias = host.classifier
+    weight, bias = classifier(host)
     head = Head(weight.double(), bias.double(), known=False)
     if not at_classifier(sae, host):
         return {"embed": head}, {}
@@ -163,7 +168,7 @@ def text_classes(host: Host, names: Sequence[str], templates: Sequence[str]) -> 
     Raises:
         InputError: The host has no text encoder.
     """
-    if TEXT not in host.modalities or host.tokenize is None:
+    if not isinstance(host, Encoder) or TEXT not in host.modalities:
         raise InputError(f"host {host.hint} has no text encoder, so class names say nothing to it")
     return class_embeddings(lambda texts: host.encode_text(host.tokenize(texts)), names, templates).cpu()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmsae.filtering.pair_weights import PairWeights
-from mmsae.hosts import load_host, named_host, pick_device
+from mmsae.hosts import as_encoder, load_host, named_host, pick_device
 from mmsae.kernels.pairs import code_norm
 from mmsae.metrics.pairs.sample_scores import SCORES as LVLM_SCORES
 from mmsae.sae import SAE
@@ -128,6 +128,7 @@ class PairReader:
         device = pick_device(spec.device, rank)
         self.sae = SAE.from_pretrained(spec.sae, device).eval()
         self.host = load_host(named_host(spec.host, self.sae.sites, f"SAE {spec.sae}"), device, spec.precision)
+        as_encoder(self.host, "a pair score")
         for have, what in ((self.sae.modalities, f"SAE {spec.sae}"), (self.host.modalities, f"host {self.host.hint}")):
             if not {IMAGE, TEXT} <= set(have):
                 raise InputError(f"{what} has {' and '.join(have)}; pair scores need image and text")

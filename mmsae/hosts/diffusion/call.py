@@ -1,26 +1,26 @@
-"""One call of a pipeline: what it is given, prompt by prompt, and what has to hold while it runs."""
+"""A pipeline and its calls: what a call is given, prompt by prompt, and what has to hold while it runs."""
 
 from __future__ import annotations
 
 import inspect
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmsae.hosts.diffusion.call_state import Run, clock
-from mmsae.hosts.diffusion.prompts import EMBEDS, SECOND, encode, guided, old_name
+from mmsae.hosts.diffusion.edits import Edit
+from mmsae.hosts.diffusion.load import TEXT_ENCODERS, denoiser_name, parts
+from mmsae.hosts.diffusion.prompts import EMBEDS, SECOND, PromptTokenizer, check_pipeline, encode, guided, old_name
 from mmsae.hosts.hooks import Done
 from mmsae.hosts.names import reason
 from mmsae.types import TEXT, InputError
-
-if TYPE_CHECKING:
-    from mmsae.hosts.diffusion.host import DiffusionHost
 
 _PER_PROMPT = (*EMBEDS, *SECOND, "latents")  # options with one entry per prompt (latents: per image)
 _OURS = {"guidance", "steps", "height", "width", *SECOND, *EMBEDS}  # not handed on as they are
@@ -115,70 +115,6 @@ def n_steps(options: Mapping[str, Any]) -> int:
     return options["steps"] if own is None else len(own)
 
 
-def check_edits(host: DiffusionHost, options: Mapping[str, Any]) -> None:
-    """Refuse edits that are open and cannot act in a call with these options.
-
-    Raises:
-        InputError: A window outside of the schedule, a text site that the pipeline does not consume, or embeddings are
-            given, so that no text will be encoded.
-    """
-    n = n_steps(options)
-    for e in host._edits:
-        if e.steps and e.steps[1] > n:
-            raise InputError(f"the edit of {e.target} holds at steps {e.steps}, but the schedule has {n} steps.")
-        if e.target.modality != TEXT:
-            continue
-        if options.get("prompt_embeds") is not None:
-            raise InputError(f"{e.target} is edited, but prompt_embeds are given: no text encoder will run.")
-        skip = {k: options[k] for k in ("clip_skip",) if options.get(k) is not None}
-        if not any(host.consumed(str(e.target), **skip)):
-            host.check_consumed(str(e.target), **skip)
-
-
-def run_call(
-    host: DiffusionHost,
-    call: Call,
-    options: Mapping[str, Any],
-    progress: bool = False,
-    last: int | None = None,
-) -> Any:
-    """What the pipeline returns for the images of ``call``, with the edits of ``host`` that are open.
-
-    Raises:
-        Done: The denoiser is called after step ``last``.
-    """
-    pipeline, run = host.pipeline, Run(call.items, last)
-    options = {**options, **call.options}
-    run.windows = {e: e.steps for e in host._edits if e.steps and e.target.modality == TEXT}
-    known = inspect.signature(type(pipeline).__call__).parameters
-    bar = getattr(pipeline, "_progress_bar_config", {})
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(running(host, run))
-        pipeline.set_progress_bar_config(**{**bar, "disable": not progress})
-        stack.callback(pipeline.set_progress_bar_config, **bar)
-        stack.enter_context(old_name(pipeline))
-        both = guided(pipeline, options["guidance"], call.negatives, options)
-        sets = list(dict.fromkeys(run.held(s) for s in range(n_steps(options))))
-        found = {h: encode(pipeline, run, call.prompts, call.negatives, both, options, h) for h in sets}
-        run.contexts = found if len(sets) > 1 else {}
-        embeds = found[sets[0]]
-        run.negative = embeds["negative_prompt_embeds"]
-        if host._edits or host._probing:
-            stack.enter_context(clock(pipeline, host.model[host.denoiser], run))
-        given = {
-            "num_inference_steps": options["steps"], "guidance_scale": options["guidance"], **embeds,
-            "height": options.get("height"), "width": options.get("width"), "num_images_per_prompt": 1,
-            "generator": [torch.Generator().manual_seed(s) for s in call.seeds],
-        }  # fmt: skip
-        if options.get("timesteps") is not None or options.get("sigmas") is not None:
-            given["num_inference_steps"] = None
-        given = {k: v for k, v in given.items() if k in known and v is not None}
-        stack.enter_context(FullNoise())
-        stack.enter_context(scheduler_errors(pipeline.scheduler, n_steps(options)))
-        return pipeline(**given, **{k: v for k, v in options.items() if k not in _OURS})
-
-
 @contextmanager
 def scheduler_errors(scheduler: Any, steps: int) -> Iterator[None]:
     """What diffusers' scheduler itself raises, in a sentence that names it.
@@ -200,30 +136,123 @@ def scheduler_errors(scheduler: Any, steps: int) -> Iterator[None]:
         ) from e
 
 
-@contextmanager
-def running(host: DiffusionHost, run: Run) -> Iterator[None]:
-    """``run`` is what the host is doing; compiled modules run eagerly where hooks have to see them."""
-    before, host.run = host.run, run
-    try:
-        with eager(host) if host._edits or host._probing else nullcontext():
+class Runner:
+    """A pipeline of diffusers, and what it is doing.
+
+    Args:
+        pipeline: Any that makes images of texts alone.
+
+    Attributes:
+        pipeline: As given.
+        denoiser: Name of its denoiser, ``unet`` or ``transformer``.
+        model: Its text encoders and denoiser by their names.
+        tokenizers: ``{text encoder: its tokenizer}``.
+        run: The call that is under way, or None.
+    """
+
+    def __init__(self, pipeline: Any):
+        check_pipeline(pipeline)
+        self.pipeline, self.denoiser, self.model = pipeline, denoiser_name(pipeline), parts(pipeline)
+        names = [n for n in TEXT_ENCODERS if n in self.model]
+        self.tokenizers = {n: getattr(pipeline, n.replace("text_encoder", "tokenizer")) for n in names}
+        self.run: Run | None = None
+
+    @cached_property
+    def tokenize(self) -> PromptTokenizer:
+        """``tokenize(texts) -> (B, L)`` ids of all text encoders, side by side."""
+        return PromptTokenizer.of(self.pipeline, self.tokenizers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline computes."""
+        return torch.device(self.pipeline._execution_device)
+
+    def read_texts(self, ids: Tensor, only: Collection[str]) -> None:
+        """Run some text encoders as the pipeline does."""
+        for name, own in self.tokenize.split(ids).items():
+            if name in only:
+                encoder, own = self.model[name], own.to(self.device)
+                mask = own != self.tokenizers[name].pad_token_id
+                masked = getattr(encoder.config, "use_attention_mask", False)
+                encoder(own, attention_mask=mask.long() if masked else None)
+
+    def call(
+        self,
+        call: Call,
+        options: Mapping[str, Any],
+        edits: Sequence[Edit] = (),
+        watched: bool = True,
+        progress: bool = False,
+        last: int | None = None,
+    ) -> Any:
+        """What the pipeline returns for the images of a call.
+
+        Args:
+            call: The images.
+            options: Of the pipeline's call.
+            edits: Those that are open.
+            watched: Whether anybody is to see the call from inside.
+            progress: Whether to show the pipeline's bar.
+            last: The call ends after this step.
+
+        Raises:
+            Done: The denoiser is called after step ``last``.
+        """
+        pipeline, run = self.pipeline, Run(call.items, last)
+        options = {**options, **call.options}
+        run.windows = {e: e.steps for e in edits if e.steps and e.target.modality == TEXT}
+        known = inspect.signature(type(pipeline).__call__).parameters
+        bar = getattr(pipeline, "_progress_bar_config", {})
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self.running(run, watched))
+            pipeline.set_progress_bar_config(**{**bar, "disable": not progress})
+            stack.callback(pipeline.set_progress_bar_config, **bar)
+            stack.enter_context(old_name(pipeline))
+            both = guided(pipeline, options["guidance"], call.negatives, options)
+            sets = list(dict.fromkeys(run.held(s) for s in range(n_steps(options))))
+            found = {h: encode(pipeline, run, call.prompts, call.negatives, both, options, h) for h in sets}
+            run.contexts = found if len(sets) > 1 else {}
+            embeds = found[sets[0]]
+            run.negative = embeds["negative_prompt_embeds"]
+            if watched:
+                stack.enter_context(clock(pipeline, self.model[self.denoiser], run))
+            given = {
+                "num_inference_steps": options["steps"], "guidance_scale": options["guidance"], **embeds,
+                "height": options.get("height"), "width": options.get("width"), "num_images_per_prompt": 1,
+                "generator": [torch.Generator().manual_seed(s) for s in call.seeds],
+            }  # fmt: skip
+            if options.get("timesteps") is not None or options.get("sigmas") is not None:
+                given["num_inference_steps"] = None
+            given = {k: v for k, v in given.items() if k in known and v is not None}
+            stack.enter_context(FullNoise())
+            stack.enter_context(scheduler_errors(pipeline.scheduler, n_steps(options)))
+            return pipeline(**given, **{k: v for k, v in options.items() if k not in _OURS})
+
+    @contextmanager
+    def running(self, run: Run, watched: bool = True) -> Iterator[None]:
+        """``run`` is what the pipeline is doing; compiled modules run eagerly where hooks have to see them."""
+        before, self.run = self.run, run
+        try:
+            with self.eager() if watched else nullcontext():
+                yield
+        finally:
+            self.run = before
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Without ``torch.compile``, where something is compiled: compiled code does not see hooks that came later."""
+        global _warned
+        wrapped = [getattr(self.pipeline, n) for n in self.model]
+        if not any(_compiled(m) for m in (*wrapped, *self.model.modules())):
             yield
-    finally:
-        host.run = before
-
-
-@contextmanager
-def eager(host: DiffusionHost) -> Iterator[None]:
-    """Without ``torch.compile``, where something is compiled: compiled code does not see hooks that came later."""
-    global _warned
-    wrapped = [getattr(host.pipeline, n) for n in host.model]
-    if not any(_compiled(m) for m in (*wrapped, *host.model.modules())):
-        yield
-        return
-    if not _warned:
-        _warned = True
-        warnings.warn(f"host {host.hint}: it is compiled, and runs without compilation while sites are read or edited.")
-    with torch.compiler.set_stance("force_eager"):
-        yield
+            return
+        if not _warned:
+            _warned = True
+            name = type(self.pipeline).__name__
+            warnings.warn(f"{name} is compiled, and runs without compilation while sites are read or edited.")
+        with torch.compiler.set_stance("force_eager"):
+            yield
 
 
 def _compiled(module: nn.Module) -> bool:

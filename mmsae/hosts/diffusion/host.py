@@ -13,66 +13,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Host, Sites, check_device
-from mmsae.hosts.capture import Rows
-from mmsae.hosts.diffusion.call import Call, check_edits, run_call
+from mmsae.hosts.base import Host, Pick, Sites, check_device
+from mmsae.hosts.capture import Picked, Use
+from mmsae.hosts.diffusion.call import Call, Runner, n_steps
 from mmsae.hosts.diffusion.call_state import Run
-from mmsae.hosts.diffusion.load import TEXT_ENCODERS, denoiser_name, part_config, parts
-from mmsae.hosts.diffusion.prompts import PromptTokenizer, check_pipeline
-from mmsae.hosts.diffusion.sites import Consumed, accept, consumed, look, read, resolve
-from mmsae.hosts.diffusion.tap import Edit, Seen, tap
-from mmsae.hosts.hooks import ModulePort, Port
-from mmsae.hosts.sites import Target, find_port
-from mmsae.hosts.tokens import Layout, Marks, find_layout
+from mmsae.hosts.diffusion.edits import Edit
+from mmsae.hosts.diffusion.load import TEXT_ENCODERS, layer_paths, part_config
+from mmsae.hosts.diffusion.prompts import PromptTokenizer
+from mmsae.hosts.diffusion.sites import Consumed, Seen, accept, consumed, look
+from mmsae.hosts.diffusion.stream import BRANCHES, Branch, draw_steps, keeper, to_tokens
+from mmsae.hosts.hooks import Done, ModulePort, Port, watch_input
+from mmsae.hosts.sites import Target, Where
+from mmsae.hosts.tokens import Layout, check_policy, find_layout
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
-
-NO_IMAGES = "a diffusion pipeline reads no images"
-
-
-class TextToImage(Host):
-    """A host that makes images of texts and embeds neither."""
-
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """None: sites are modules."""
-        return ()
-
-    def transform(self, train: bool = False) -> Callable:
-        """Refused."""
-        raise InputError(f"{NO_IMAGES}: host {self.hint} has no image transform.")
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Refused."""
-        raise InputError(f"{NO_IMAGES}: host {self.hint} has no image encoder.")
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Refused: there is no embedding of a text here, only states of its tokens."""
-        raise InputError(f"host {self.hint} has no text embedding: read a site like text_encoder.final_layer_norm:out.")
-
-    def _endpoint(self, name: str) -> Port:
-        raise NotImplementedError("there are no endpoints")
-
-    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
-        raise NotImplementedError("taps mark their tokens themselves")
-
-    def _has_cls(self, modality: str) -> bool:
-        return False
-
-    def _probe_input(self, modality: str, n: int) -> Tensor:
-        return self.tokenize([""] * n)
-
 
 Steps = tuple[int, int]
 
 
-class DiffusionHost(TextToImage):
+class DiffusionHost(Host):
     """A frozen text-to-image pipeline.
 
     Args:
@@ -84,26 +49,22 @@ class DiffusionHost(TextToImage):
         pipeline: As given.
         denoiser: Name of its denoiser, ``unet`` or ``transformer``.
         tokenizers: ``{text encoder: its tokenizer}``.
-        run: The call that is under way, or None.
         blanked: How many images the pipeline's safety checker has blanked so far.
     """
 
     modalities = (TEXT, IMAGE)
 
     def __init__(self, pipeline: Any, hint: str = "", device: str | torch.device | None = None):
-        check_pipeline(pipeline)
-        self.pipeline, self.denoiser = pipeline, denoiser_name(pipeline)
-        self.run: Run | None = None
-        self._reading = False
+        self._runner = Runner(pipeline)
+        self.pipeline, self.denoiser, self.tokenizers = pipeline, self._runner.denoiser, self._runner.tokenizers
         self.blanked = 0
+        self._reading = False
         self._edits: list[Edit] = []
         self._seen: dict[str, Seen] = {}
         self._consumed: dict[Any, Consumed] = {}
-        model = parts(pipeline)
+        model = self._runner.model
         super().__init__(model, hint, pipeline.device if device is None else device)
         self.precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(model[self.denoiser].dtype, "fp32")
-        names = [n for n in TEXT_ENCODERS if n in model]
-        self.tokenizers = {n: getattr(pipeline, n.replace("text_encoder", "tokenizer")) for n in names}
 
     # What it is.
 
@@ -113,11 +74,17 @@ class DiffusionHost(TextToImage):
 
     @property
     def device(self) -> torch.device:
-        """Where the pipeline computes."""
-        return torch.device(self.pipeline._execution_device)
+        return self._runner.device
 
-    def _image_area(self) -> None:
-        return None  # captions are read; what the denoiser computes has a batch size of its own
+    @property
+    def run(self) -> Run | None:
+        """The call that is under way, or None."""
+        return self._runner.run
+
+    @property
+    def tokenize(self) -> PromptTokenizer:
+        """``tokenize(texts) -> (B, L)`` ids of all text encoders, side by side."""
+        return self._runner.tokenize
 
     def to(self, device: str | torch.device) -> DiffusionHost:
         """Move the pipeline; one that a device map or offloading has spread stays where it is."""
@@ -127,33 +94,18 @@ class DiffusionHost(TextToImage):
             self.pipeline.to(device)
         return self
 
-    @cached_property
-    def tokenize(self) -> PromptTokenizer:
-        """``tokenize(texts) -> (B, L)`` ids of all text encoders, side by side."""
-        return PromptTokenizer.of(self.pipeline, self.tokenizers)
-
-    @property
-    def context_length(self) -> int:
-        """Token ids of one text, over all encoders."""
-        return self.tokenize.context_length
-
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
         """As :meth:`Host.reading`: captions; activations of the denoiser come from :meth:`stream`."""
         if IMAGE in modalities:
             raise InputError(
-                f"{NO_IMAGES}: sites of {self.denoiser} are read while it generates: host.stream, or mmsae fit with "
-                "the datamodule GenerationDataModule."
+                f"a diffusion pipeline reads no images: sites of {self.denoiser} are read while it generates: "
+                "host.stream, or mmsae fit with the datamodule GenerationDataModule."
             )
-        return super().reading(modalities, text)
+        if text != "question":
+            raise InputError(f"text is {text}, but host {self.hint} reads captions: it has no conversations")
+        return {"transform": None, "tokenize": self.tokenize, "collate": None}
 
     # Sites.
-
-    def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
-        """As :meth:`Host.site`; names of text layers are found whatever release of transformers is installed."""
-        if isinstance(spec, Site):
-            return self.check_site(spec, allow_other_site)
-        t = resolve(self, spec)
-        return Site(self.fingerprint, t.module, t.io, t.tokens, t.modality, t.layout.width, self.hint)
 
     def default_sites(self) -> dict[str, Site]:
         """The last but one layer of the first text encoder whose states reach the denoiser as context."""
@@ -169,7 +121,12 @@ class DiffusionHost(TextToImage):
         target = self._target(site)
         key = (target.module, target.io, target.tokens, *sorted(options.items()))
         if key not in self._consumed:
-            self._consumed[key] = consumed(self, target, options)
+            if target.modality == TEXT:
+                with self._unseen():
+                    found = consumed(self._runner, self._port(target.module, target.io), options)
+            else:
+                found = Consumed(context=True, pooled=False)
+            self._consumed[key] = found
         return self._consumed[key]
 
     def check_consumed(self, site: Site | str, pooled: bool | None = None, **options: Any) -> Consumed:
@@ -187,16 +144,27 @@ class DiffusionHost(TextToImage):
         Raises:
             InputError: Nothing does, or the pooled vector alone.
         """
-        return accept(self, self._target(site), self.consumed(site, **options), pooled)
+        return accept(self.pipeline, self._target(site), self.consumed(site, **options), pooled)
 
-    def _target(self, site: Site | str) -> Target:
-        s = self.site(site)
-        return resolve(self, f"{s.module}:{s.io}[{s.tokens}]")
+    def _full_name(self, module: str) -> str:
+        """Names of text layers are found whatever release of transformers is installed."""
+        root, _, rest = module.partition(".")
+        if self._modality(module) != TEXT or not rest:
+            return module
+        names = dict(self.model.named_modules())
+        return next((p for p in (module, *layer_paths(root, rest)) if p in names), module)
 
-    def _modality(self, module: str) -> str:
-        return TEXT if module.split(".")[0] in TEXT_ENCODERS else IMAGE
+    def _modality(self, module: str, tokens: str = "all") -> str:
+        return TEXT if module.partition(".")[0] in TEXT_ENCODERS else IMAGE
 
-    def _layout(self, module: str, io: str, modality: str) -> Layout:
+    def _check_policy(self, target: Target, where: str) -> None:
+        check_policy(target.tokens, target.layout, target.modality, False, where)
+        if target.modality == IMAGE and target.tokens != "all" and target.has_tokens:
+            raise InputError(
+                f"{where}: token policy {target.tokens!r} is not for the denoiser, whose sites have 'all'."
+            )
+
+    def _measure(self, module: str, io: str) -> Layout:
         seen = self._look(module)
         if io == "update" and seen.inputs != seen.outputs:
             shapes = f"its input has shape {tuple(seen.inputs[0])} and its output {tuple(seen.outputs[0])}"
@@ -205,12 +173,30 @@ class DiffusionHost(TextToImage):
 
     def _look(self, module: str) -> Seen:
         if module not in self._seen:
-            find_port(self, module, "out")  # raises where there is none, with near matches
-            self._seen[module] = look(self, module)
+            self._module(module)  # raises where there is none, with near matches
+            with self._unseen():
+                self._seen[module] = look(self._runner, module)
         return self._seen[module]
 
     def _port(self, module: str, io: str) -> Port:
-        return ModulePort(self.model.get_submodule(module), io, self._look(module).key)
+        return ModulePort(self._module(module), io, self._look(module).key)
+
+    @contextmanager
+    def _picking(self, target: Target, edit: Edit | None = None) -> Iterator[Pick]:
+        edit, ids = edit or Edit(target), []
+        part = target.module.partition(".")[0]
+
+        def pick(x: Tensor) -> Picked | None:
+            run = self.run
+            unknown = run is None and not self._reading if target.modality == TEXT else run is None or run.step is None
+            if unknown:
+                raise InputError(f"site {target} is edited, but the pipeline was called directly: call host.generate.")
+            return edit.pick(x, run, ids, self.tokenizers.get(part))
+
+        with ExitStack() as stack:
+            if target.modality == TEXT and target.has_tokens:
+                stack.enter_context(watch_input(self.model[part], ids))
+            yield pick
 
     # Editing and generating.
 
@@ -237,8 +223,8 @@ class DiffusionHost(TextToImage):
         return self._open(opened, lambda rows, at: fn(rows, at) if where else fn(rows))
 
     @contextmanager
-    def _open(self, edit: Edit, fn: Callable[..., Tensor]) -> Iterator[None]:
-        with tap(self, edit, fn):
+    def _open(self, edit: Edit, fn: Use) -> Iterator[None]:
+        with self._tap(edit.target, fn, edit):
             self._edits.append(edit)
             try:
                 yield
@@ -294,13 +280,33 @@ class DiffusionHost(TextToImage):
         """
         call = Call.of(prompts, negative, seed, num_images_per_prompt, options)
         options |= {"guidance": guidance, "steps": steps, "height": height, "width": width, "output_type": output_type}
-        check_edits(self, options)
+        self._check_edits(options)
         out = []
         for lo in range(0, len(call.items), batch_size):
-            made = run_call(self, call.part(lo, lo + batch_size), options, progress)
+            part = call.part(lo, lo + batch_size)
+            made = self._runner.call(part, options, self._edits, bool(self._edits), progress)
             self._count_blanked(getattr(made, "nsfw_content_detected", None))
             out.append(made.images.float().cpu())
         return torch.cat(out)
+
+    def _check_edits(self, options: dict[str, Any]) -> None:
+        """Refuse edits that are open and cannot act in a call with these options.
+
+        Raises:
+            InputError: A window outside of the schedule, a text site that the pipeline does not consume, or embeddings
+                are given, so that no text will be encoded.
+        """
+        n = n_steps(options)
+        for e in self._edits:
+            if e.steps and e.steps[1] > n:
+                raise InputError(f"the edit of {e.target} holds at steps {e.steps}, but the schedule has {n} steps.")
+            if e.target.modality != TEXT:
+                continue
+            if options.get("prompt_embeds") is not None:
+                raise InputError(f"{e.target} is edited, but prompt_embeds are given: no text encoder will run.")
+            skip = {k: options[k] for k in ("clip_skip",) if options.get(k) is not None}
+            if not any(self.consumed(str(e.target), **skip)):
+                self.check_consumed(str(e.target), **skip)
 
     def _count_blanked(self, flags: Sequence[bool] | None) -> None:
         n = sum(map(bool, flags or ()))
@@ -310,27 +316,81 @@ class DiffusionHost(TextToImage):
 
     # Reading.
 
-    def stream(self, prompts: Sequence[str], sites: Site | str | Sites, **options: Any) -> Iterator[Tokens]:
-        """Activations while images are made of prompts, see :func:`mmsae.hosts.diffusion.stream.stream`."""
-        from mmsae.hosts.diffusion.stream import stream
+    def stream(
+        self,
+        prompts: Sequence[str],
+        sites: Site | str | Sites,
+        *,
+        steps: int = 20,
+        sample_steps: int | Sequence[int] | None = None,
+        positions: int | None = None,
+        branch: Branch = "cond",
+        guidance: float = 3.0,
+        seed: int | Sequence[int] = 0,
+        negative: str | Sequence[str] | None = None,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> Iterator[Tokens]:
+        """Activations while images are made of prompts; a call of the pipeline ends after the last step wanted.
 
-        return stream(self, prompts, sites, **options)
+        Args:
+            prompts: Texts.
+            sites: One site, or one per modality; text sites are read while prompts are encoded.
+            steps: Number of denoising steps.
+            sample_steps: How many of them are read, drawn anew for every call; or which; None: all.
+            positions: How many positions of an image are read at a step, drawn anew for every call and step; None: all.
+            branch: Guidance branch that is read: ``cond``, ``uncond`` or ``all``.
+            guidance: Guidance scale; statistics should be taken at that of the steering to come.
+            seed: Seed of noise and draws, as in :meth:`generate`: one number is the same noise for every prompt.
+            negative: Texts to guide away from, as in :meth:`generate`.
+            batch_size: Images per call.
+            **options: Further arguments of the pipeline's call.
 
-    def read(self, batch: ImageTextBatch, sites: Sequence[Site | str]) -> list[Rows]:
-        """Rows at several text sites, in their order, from the captions' ids."""
-        return read(self, batch, [self._target(s) for s in sites])
+        Yields:
+            Tokens of one call: ``item`` counts the prompts of that call, ``uids`` are their numbers among all prompts,
+            ``position`` is row by row in the map.
 
-    def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
-        """As :meth:`Host.capture`, of text sites; default: :meth:`default_sites`."""
-        return super().capture(batch, self.default_sites() if sites is None else sites)
+        Raises:
+            InputError: Two sites of one modality, a step outside of the schedule, or a branch that does not run.
+        """
+        chosen = self.one_each(sites)
+        if branch not in BRANCHES:
+            raise InputError(f"branch {branch!r} is not one of {', '.join(BRANCHES)}.")
+        options |= {"steps": steps, "guidance": guidance, "output_type": "latent"}
+        call = Call.of(prompts, negative, seed, 1, options)
+        self._check_edits(options)
+        for lo in range(0, len(call.items), batch_size):
+            part = call.part(lo, lo + batch_size)
+            draw = torch.Generator().manual_seed(part.seeds[0] * 1_000_003 + lo)
+            wanted = draw_steps(sample_steps, n_steps(options), draw)
+            got: dict[str, list[tuple[Tensor, Where]]] = {m: [] for m in chosen}
+            with suppress(Done), ExitStack() as stack:
+                for m, site in chosen.items():
+                    keep = keeper(got[m], BRANCHES[branch], m == IMAGE, positions, draw)
+                    read = Edit(self._target(site), at=wanted if m == IMAGE else None)
+                    stack.enter_context(self._open(read, keep))
+                self._runner.call(part, options, self._edits, last=max(wanted) if IMAGE in chosen else -1)
+            for m, rows in got.items():
+                if not rows:
+                    why = f"branch {branch!r} does not run at guidance {guidance}"
+                    raise InputError(f"nothing was read at {chosen[m]}: {why}.")
+            yield to_tokens(got, part.items)
 
-    def _encode(self, modality: str, x: Tensor, only: Collection[str] | None = None) -> Tensor:
-        """Run the text encoders (``only`` some) as the pipeline does; the last one's states."""
-        states = None
-        for name, ids in self.tokenize.split(x).items():
-            if only is None or name in only:
-                encoder, ids = self.model[name], ids.to(self.device)
-                mask = ids != self.tokenizers[name].pad_token_id
-                masked = getattr(encoder.config, "use_attention_mask", False)
-                states = encoder(ids, attention_mask=mask.long() if masked else None)[0]
-        return states
+    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+        if any(t.modality == IMAGE for t in targets):
+            raise InputError(
+                f"no captions give sites of {self.denoiser}: they are read while it generates (host.stream)."
+            )
+        if batch.texts is None:
+            raise InputError("a site reads the texts of a batch that has none.")
+        encoders = {t.module.partition(".")[0] for t in targets}
+        return [(list(range(len(targets))), partial(self._read_texts, batch.texts, encoders))]
+
+    @torch.no_grad()
+    def _read_texts(self, ids: Tensor, encoders: Collection[str]) -> None:
+        before, self._reading = self._reading, True
+        try:
+            with self._runner.eager():
+                self._runner.read_texts(ids, encoders)
+        finally:
+            self._reading = before

@@ -1,100 +1,22 @@
-"""Activations of generations as a stream: some steps and some positions of every picture, nothing held for long."""
+"""Activations of generations: some steps and some positions of every image, nothing held for long."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mmsae.hosts.base import Sites
-from mmsae.hosts.diffusion.call import Call, check_edits, n_steps, run_call
-from mmsae.hosts.diffusion.tap import Edit
-from mmsae.hosts.hooks import Done
 from mmsae.hosts.sites import COND, UNCOND, Where
-from mmsae.types import IMAGE, InputError, Site, Tokens
-
-if TYPE_CHECKING:
-    from mmsae.hosts.diffusion.host import DiffusionHost
+from mmsae.types import InputError, Tokens
 
 Branch = Literal["cond", "uncond", "all"]
-_BRANCHES = {"cond": (COND,), "uncond": (UNCOND,), "all": (UNCOND, COND)}
+BRANCHES = {"cond": (COND,), "uncond": (UNCOND,), "all": (UNCOND, COND)}
 
 
-def stream(
-    host: DiffusionHost,
-    prompts: Sequence[str],
-    sites: Site | str | Sites,
-    *,
-    steps: int = 20,
-    sample_steps: int | Sequence[int] | None = None,
-    positions: int | None = None,
-    branch: Branch = "cond",
-    guidance: float = 3.0,
-    seed: int | Sequence[int] = 0,
-    negative: str | Sequence[str] | None = None,
-    batch_size: int = 8,
-    **options: Any,
-) -> Iterator[Tokens]:
-    """Activations while pictures are made of prompts; a call of the pipeline ends after the last step that is wanted.
-
-    Args:
-        host: The pipeline.
-        prompts: Texts.
-        sites: One site, or one per modality; text sites are read while prompts are encoded.
-        steps: Of the scheduler.
-        sample_steps: How many of them are read, drawn anew for every call; or which; None: all.
-        positions: How many positions of a picture are read at a step, drawn anew for every call and step; None: all.
-        branch: ``cond``, ``uncond`` or ``all``.
-        guidance: As in ``generate``, which is what statistics of the steering to come should be taken at.
-        seed: Of noise and draws, as in ``generate``: one number is the same noise for every prompt.
-        negative: As in ``generate``.
-        batch_size: Pictures per call.
-        **options: Of the pipeline's call.
-
-    Yields:
-        Tokens of one call: ``item`` counts the prompts of that call, ``uids`` are their numbers among all prompts,
-        ``position`` is row by row in the map.
-
-    Raises:
-        InputError: Two sites of one modality, a step outside of the schedule, or a branch that does not run.
-    """
-    chosen = _one_each(host, sites)
-    if branch not in _BRANCHES:
-        raise InputError(f"branch {branch!r} is not one of {', '.join(_BRANCHES)}.")
-    options |= {"steps": steps, "guidance": guidance, "output_type": "latent"}
-    call = Call.of(prompts, negative, seed, 1, options)
-    check_edits(host, options)
-    for lo in range(0, len(call.items), batch_size):
-        part = call.part(lo, lo + batch_size)
-        draw = torch.Generator().manual_seed(part.seeds[0] * 1_000_003 + lo)
-        wanted = _steps(sample_steps, n_steps(options), draw)
-        got: dict[str, list[tuple[Tensor, Where]]] = {m: [] for m in chosen}
-        with suppress(Done), ExitStack() as stack:
-            for m, site in chosen.items():
-                keep = _keeper(got[m], _BRANCHES[branch], m == IMAGE, positions, draw)
-                read = Edit(host._target(site), at=wanted if m == IMAGE else None)
-                stack.enter_context(host._open(read, keep))
-            run_call(host, part, options, last=max(wanted) if IMAGE in chosen else -1)
-        for m, rows in got.items():
-            if not rows:
-                why = f"branch {branch!r} does not run at guidance {guidance}"
-                raise InputError(f"nothing was read at {chosen[m]}: {why}.")
-        yield _tokens(got, part.items)
-
-
-def _one_each(host: DiffusionHost, sites: Site | str | Sites) -> dict[str, Site]:
-    given = list(sites.values()) if isinstance(sites, Mapping) else [sites] if isinstance(sites, (str, Site)) else sites
-    chosen = [host.site(s) for s in given]
-    names = [s.modality for s in chosen]
-    if len(set(names)) != len(names):
-        raise InputError(f"stream takes one site per modality, got {', '.join(names)}; use edits to read several.")
-    return dict(zip(names, chosen, strict=True))
-
-
-def _steps(sample: int | Sequence[int] | None, n: int, draw: torch.Generator) -> set[int]:
+def draw_steps(sample: int | Sequence[int] | None, n: int, draw: torch.Generator) -> set[int]:
+    """Which of ``n`` steps are read: all, so many of them, or those that are given."""
     if isinstance(sample, int):
         sample = torch.randperm(n, generator=draw)[: max(1, sample)].tolist()
     wanted = set(range(n) if sample is None else sample)
@@ -103,7 +25,7 @@ def _steps(sample: int | Sequence[int] | None, n: int, draw: torch.Generator) ->
     return wanted
 
 
-def _keeper(
+def keeper(
     got: list, branches: tuple[int, ...], maps: bool, positions: int | None, draw: torch.Generator
 ) -> Callable[[Tensor, Where], Tensor]:
     """An edit that changes nothing and keeps some of the rows in ``got``."""
@@ -124,7 +46,8 @@ def _keeper(
     return keep
 
 
-def _tokens(got: Mapping[str, list[tuple[Tensor, Where]]], items: Tensor) -> Tokens:
+def to_tokens(got: Mapping[str, list[tuple[Tensor, Where]]], items: Tensor) -> Tokens:
+    """What was kept in one call, whose images are of the prompts ``items``."""
     first = int(items[0])
     x = {m: torch.cat([r for r, _ in rows]) for m, rows in got.items()}
     item = {m: torch.cat([w.item for _, w in rows]) - first for m, rows in got.items()}

@@ -17,7 +17,7 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Host
+from mmsae.hosts.encoders.encoder import Encoder
 from mmsae.hosts.encoders.timm import image_marks
 from mmsae.hosts.hooks import EncodeShadow, ModulePort, Port, ProjectionShadow, Shadow, ShadowPort
 from mmsae.hosts.tokenizer import HostTokenizer
@@ -46,7 +46,7 @@ class AttentionPoolShadow(Shadow):
         return self.original(x) if new is pooled else pool.c_proj(new)
 
 
-class OpenCLIPHost(Host):
+class OpenCLIPHost(Encoder):
     """A frozen open_clip model.
 
     Args:
@@ -124,7 +124,7 @@ class OpenCLIPHost(Host):
         encode = self.model.encode_image if modality == IMAGE else self.model.encode_text
         return encode(x, normalize=False)
 
-    def _modality(self, module: str) -> str:
+    def _tower(self, module: str) -> str:
         return IMAGE if module.split(".")[0] == "visual" else TEXT
 
     def _channels_last(self) -> bool:
@@ -133,7 +133,7 @@ class OpenCLIPHost(Host):
     def _ids_entry(self) -> nn.Module:
         return self.model.token_embedding if isinstance(self.model, CLIP) else self._text
 
-    def _probe_input(self, modality: str, n: int) -> Tensor:
+    def probe_input(self, modality: str, n: int) -> Tensor:
         if modality == TEXT:
             return torch.ones(n, self.context_length, dtype=torch.long)
         return torch.zeros(n, 3, *self._preprocess().input_size[1:])

@@ -10,7 +10,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Host
+from mmsae.hosts.encoders.encoder import Encoder
 from mmsae.hosts.hooks import Port, Shadow, ShadowPort
 from mmsae.hosts.tokens import Marks
 from mmsae.types import IMAGE
@@ -53,7 +53,7 @@ class HeadShadow(Shadow):
         return torch.stack([classifier(new) for classifier in found]).mean(0)
 
 
-class TimmHost(Host):
+class TimmHost(Encoder):
     """A frozen timm model; ``image.embed`` (or ``image.pooled``) is what its classifier sees.
 
     Args: as :class:`~mmsae.hosts.base.Host`, with a model of ``timm.create_model``.
@@ -86,7 +86,7 @@ class TimmHost(Host):
         layer = self.model.get_classifier()
         if not isinstance(layer, nn.Linear):
             return None
-        x = torch.rand(self._probe_input(IMAGE, 2).shape, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(self.probe_input(IMAGE, 2).shape, generator=torch.Generator().manual_seed(0))
         features = self.model.forward_features(x.to(self.device))
         logits, pooled = self.model.forward_head(features), self.model.forward_head(features, pre_logits=True)
         linear = isinstance(logits, Tensor) and pooled.shape[1:] == layer.weight.shape[1:]
@@ -101,7 +101,7 @@ class TimmHost(Host):
     def _channels_last(self) -> bool:
         return getattr(self.model, "output_fmt", "") == "NHWC"
 
-    def _probe_input(self, modality: str, n: int) -> Tensor:
+    def probe_input(self, modality: str, n: int) -> Tensor:
         return torch.zeros(n, *self._data()["input_size"])
 
     def _prefix(self) -> tuple[int, int | None]:

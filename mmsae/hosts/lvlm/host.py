@@ -1,32 +1,45 @@
 """Vision-language models of transformers (LLaVA, LLaVA-NeXT, Qwen-VL) as frozen hosts.
 
 One sequence holds image and text tokens, so a site here is a module of the language model and a token policy
-(:mod:`mmsae.hosts.lvlm.load`): ``layers.16:out[image]``, ``layers.16:out[text]``, ``layers.30:in[text_mean]``.
-``layers.N`` is short for the model's own path. Modules of the vision tower are sites, too
-(:mod:`mmsae.hosts.lvlm.tokens`). Batches come from :attr:`LVLMHost.collate`.
+(:mod:`mmsae.hosts.lvlm.tokens`): ``layers.16:out[image]``, ``layers.16:out[text]``, ``layers.30:in[text_mean]``.
+``layers.N`` is short for the model's own path. Modules of the vision tower are sites, too, with the policies ``all``,
+``patches`` and ``cls``: of a tensor ``(images or tiles, tokens, width)``. Batches come from :attr:`LVLMHost.collate`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mmsae.hosts.base import Host, Sites
-from mmsae.hosts.capture import Rows
-from mmsae.hosts.hooks import Port
-from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, layouts, place
-from mmsae.hosts.lvlm.load import PATCH, POLICIES, Vocabulary, decoder_path, plain_config, select
+from mmsae.hosts.base import Host, Pick, Sites
+from mmsae.hosts.capture import Picked
+from mmsae.hosts.hooks import Done
+from mmsae.hosts.lvlm.cache import cached
+from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, has_cls, layouts, place
+from mmsae.hosts.lvlm.load import decoder_path, plain_config
 from mmsae.hosts.lvlm.prompt import Collator, TextChoice
-from mmsae.hosts.lvlm.tokens import read, resolve, tap
-from mmsae.hosts.sites import _SPEC, Target, find_port
-from mmsae.hosts.tokens import Marks
+from mmsae.hosts.lvlm.tokens import (
+    MEANS,
+    PATCH,
+    POLICIES,
+    MeansSoFar,
+    PickedMeans,
+    Vocabulary,
+    flagged,
+    select,
+    span_of,
+)
+from mmsae.hosts.sites import Target, Where
+from mmsae.hosts.tokens import Layout, to_tokens
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
 
-_LOST = "of a vision-language model: image and text share one sequence; read a site like 'layers.2:out[image]'."
+TOWER_POLICIES = ("all", "patches", "cls")
 
 
 class TextLoss(NamedTuple):
@@ -50,6 +63,11 @@ def recovered(original: float, reconstructed: float, zeroed: float) -> float:
 
 class LVLMHost(Host):
     """A frozen vision-language model.
+
+    Edits hold in prefill and in decoding with a cache. While one token at a time is decoded, text rows are the new
+    tokens and image rows do not come again. A site of means shifts every averaged token by the change of the mean;
+    decoding, the mean is that of all tokens so far and the new token is shifted by its change, while those in the cache
+    keep the shift of their own step (beam search reorders the cache unseen: use means with one beam).
 
     Args:
         model: ``...ForConditionalGeneration`` of transformers.
@@ -107,18 +125,6 @@ class LVLMHost(Host):
 
     # Sites.
 
-    @property
-    def endpoints(self) -> tuple[str, ...]:
-        """None: what an encoder would embed is a mean here, ``layers.N:in[image_mean]``."""
-        return ()
-
-    def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
-        """As :meth:`Host.site`; without a policy, a spec means ``all`` tokens."""
-        if isinstance(spec, Site):
-            return self.check_site(spec, allow_other_site)
-        t = self._resolve(spec)
-        return Site(self.fingerprint, t.module, t.io, t.tokens, t.modality, t.layout.width, self.hint)
-
     def sites(self, spec: str) -> dict[str, Site]:
         """Both segments of a module: ``"layers.2:out"`` is ``{image: ...[image], text: ...[text]}``."""
         spec = spec.partition("[")[0]
@@ -128,29 +134,59 @@ class LVLMHost(Host):
         """Image and text tokens of the residual stream after half of the layers."""
         return self.sites(f"layers.{max(0, self.n_layers // 2 - 1)}:out")
 
-    def width(self, spec: str | Site = "layers.0:in[all]") -> int:
-        """Feature width d at a site."""
-        return self.site(spec).width
+    def _decodes(self, module: str) -> bool:
+        """Whether a module is part of the language model."""
+        return f"{module}.".startswith(f"{self.decoder}.")
 
-    def _target(self, site: Site | str) -> Target:
-        s = self.site(site)
-        return self._resolve(f"{s.module}:{s.io}[{s.tokens}]")
-
-    def _resolve(self, spec: str) -> Target:
-        match = _SPEC.fullmatch(spec)
-        if match is None:
-            raise InputError(f"site {spec!r} is not MODULE.PATH:io[tokens], as in layers.2:out[image].")
-        module, io, tokens = match["module"], match["io"] or "out", match["tokens"] or "all"
-        if io not in ("in", "out", "update"):
-            raise InputError(f"site {spec!r}: io {io!r} is not one of in, out, update.")
+    def _full_name(self, module: str) -> str:
         names = dict(self.model.named_modules())
         module = next((m for m in (module, f"{self.decoder}.{module}", f"model.{module}") if m in names), module)
-        find_port(self, module, io)  # raises where there is none, with near matches
-        if not f"{module}.".startswith(f"{self.decoder}."):
-            return resolve(self, module, io, tokens)
-        if tokens not in POLICIES:
-            raise InputError(f"site {spec!r}: token policy {tokens!r} is not one of {', '.join(POLICIES)}.")
-        return Target(module, io, tokens, POLICIES[tokens], self._layout(module, io, TEXT))
+        self._module(module)  # raises where there is none, with near matches
+        in_tower = any(part.startswith("vis") for part in module.split("."))  # vision_tower, vision_model, visual
+        if not self._decodes(module) and not in_tower:
+            raise InputError(
+                f"site {module}: it is part neither of the language model {self.decoder} nor of a vision tower."
+            )
+        return module
+
+    def _modality(self, module: str, tokens: str = "all") -> str:
+        return POLICIES.get(tokens, TEXT) if self._decodes(module) else IMAGE
+
+    def _check_policy(self, target: Target, where: str) -> None:
+        decodes = self._decodes(target.module)
+        known, whose = (tuple(POLICIES), "the language model") if decodes else (TOWER_POLICIES, "a vision tower")
+        if target.tokens not in known:
+            raise InputError(f"{where}: token policy {target.tokens!r} is not one of {', '.join(known)} of {whose}.")
+        if not decodes and target.tokens == "cls" and not has_cls(self.model):
+            raise InputError(f"{where}: this vision tower has no class token.")
+
+    def _probe(self, module: str, n: int) -> None:
+        words = [i for i in range(len(self.vocabulary.special) + 1) if i not in self.vocabulary.special]
+        with torch.no_grad():
+            self.model(input_ids=torch.full((n, 3), words[0], device=self.device), use_cache=False)
+
+    def _measure(self, module: str, io: str) -> Layout:
+        """As in the base class; what a vision tower gives is seen by showing it one blank image."""
+        if self._decodes(module):
+            return super()._measure(module, io)
+        from PIL import Image
+
+        seen: list[torch.Size] = []
+
+        def note(x: Tensor) -> Tensor:
+            seen.append(x.shape)
+            raise Done
+
+        side = getattr(getattr(self.model.config, "vision_config", None), "image_size", None) or 224
+        batch = self.collate.batch(["?"], [Image.new("RGB", (side, side))])
+        with suppress(Done), self._port(module, io).attach(note):
+            self.forward(batch)
+        if not seen:
+            raise InputError(f"{module}:{io} cannot be a site: no image reaches it.")
+        if len(seen[0]) != 3:
+            shape = tuple(seen[0])
+            raise InputError(f"{module}:{io} cannot be a site: its shape is {shape}, not (images, tokens, width).")
+        return Layout(3, 0, 2, seen[0][2])
 
     # Running it.
 
@@ -170,10 +206,8 @@ class LVLMHost(Host):
         finally:
             self._known = before
 
-    @property
+    @cached_property
     def _accepted(self) -> set[str]:
-        import inspect
-
         return set(inspect.signature(self.model.forward).parameters)
 
     @torch.no_grad()
@@ -216,24 +250,70 @@ class LVLMHost(Host):
             sites = self.sites(sites) if "[" not in sites else [sites]
         return super().capture(batch, self.default_sites() if sites is None else sites)
 
-    def read(self, batch: ImageTextBatch, sites: Sequence[Site | str]) -> list[Rows]:
-        """Rows at several sites, in their order, with one forward pass that stops when all are read."""
-        return read(self, batch, [self._target(s) for s in sites])
+    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+        return [(list(range(len(targets))), partial(self.forward, batch))]
 
-    def edit(self, site: Site | str, fn: Callable[..., Tensor], *, where: bool = False) -> AbstractContextManager[None]:
-        """As :meth:`Host.edit`; holds in prefill and in decoding with a cache.
+    @contextmanager
+    def watch(self, seen: list[Any]) -> Iterator[None]:
+        """Keep what the latest call of the model says of its tokens in ``seen[0]``: ids, mask, length of the cache."""
 
-        While one token at a time is decoded, text rows are the new tokens and image rows do not come again. A site of
-        means shifts every averaged token by the change of the mean; decoding, the mean is that of all tokens so far
-        and the new token is shifted by its change, while those in the cache keep the shift of their own step (beam
-        search reorders the cache unseen: use means with one beam).
+        def before(_: Any, args: tuple, kwargs: dict) -> None:
+            ids = args[0] if args else kwargs.get("input_ids")
+            mask, known = kwargs.get("attention_mask"), self._known
+            start = cached(args, kwargs, None if known is None else known.shape[1])  # now: the layers will fill it
+            seen[:] = [(ids, mask if isinstance(mask, Tensor) else None, start)]
 
-        Args:
-            site: Where.
-            fn: ``fn(rows)``; it must not change them in place. The same object changes nothing at all.
-            where: Call ``fn(rows, where)`` with a :class:`~mmsae.hosts.sites.Where`.
+        handle = self.model.register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _picking(self, target: Target) -> Iterator[Pick]:
+        if not self._decodes(target.module):
+            yield partial(self._pick_in_tower, target)
+            return
+        seen: list[Any] = []
+        with self.watch(seen):
+            yield partial(self._pick, target, seen, MeansSoFar())
+
+    def _pick(self, target: Target, seen: list[Any], means: MeansSoFar, x: Tensor) -> Picked | PickedMeans | None:
+        """Rows of the language model; calls without such rows (image tokens while decoding) pass by."""
+        ids, attention, start = seen[0] if seen else (None, None, 0)
+        if ids is None:
+            raise InputError(f"{target} cannot be read: the model was called without input_ids.")
+        known = self._known
+        span = span_of(ids, attention, start, self.vocabulary, known)
+        prompt = known.shape[1] if known is not None else 0 if ids.shape[1] == 1 else None
+        tokens = to_tokens(x, target.layout)
+        keep = select(target.tokens, span.kinds).to(x.device)
+        if target.tokens in MEANS:
+            rows, has = means.add(tokens.float(), keep, start)
+            item = has.nonzero()[:, 0]
+            image = torch.full_like(item, target.tokens == "image_mean", dtype=torch.bool)
+            picked = PickedMeans(tokens, Where(item, None, image, None, start, prompt), keep, rows[has])
+        else:
+            item = keep.nonzero()[:, 0]
+            kinds, position = span.kinds.to(x.device)[keep], span.position.to(x.device)[keep]
+            picked = Picked(tokens, Where(item, position, kinds >= PATCH, flagged(kinds), start, prompt), keep)
+        return None if start and not len(item) else picked
+
+    def _pick_in_tower(self, target: Target, x: Tensor) -> Picked:
+        """Rows of the vision tower.
+
+        ``where.item`` is the row of the batch where every prompt with an image has one, else the number of the image
+        (or tile). ``where.special`` is the class token.
         """
-        return tap(self, self._target(site), lambda rows, at, span: fn(rows, at) if where else fn(rows))
+        tokens = to_tokens(x, target.layout)
+        special = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=x.device)
+        special[:, 0] = has_cls(self.model)
+        keep = {"all": torch.ones_like(special), "patches": ~special, "cls": special}[target.tokens]
+        item, position = keep.nonzero(as_tuple=True)
+        if self._known is not None:
+            owners = (self._known >= PATCH).any(1).nonzero()[:, 0]
+            item = owners.to(x.device)[item] if len(owners) == len(tokens) else item  # else several, or tiles
+        return Picked(tokens, Where(item, position, torch.ones_like(item, dtype=torch.bool), special[keep]), keep)
 
     def loss(
         self,
@@ -262,36 +342,3 @@ class LVLMHost(Host):
         """Where the tokens of every image of a batch lie in the picture, by the processor's own arithmetic."""
         inputs = {k: v.cpu() for k, v in batch.inputs.items()}
         return place(inputs["kinds"] >= PATCH, inputs["attention_mask"], layouts(self.processor, inputs))
-
-    # What the base class asks of hosts with one encoder per modality.
-
-    def transform(self, train: bool = False) -> Callable:
-        """Refused: the processor sees image and text together."""
-        raise InputError(f"host {self.hint} has no image transform of its own: use its collate.")
-
-    def _encode(self, modality: str, x: Tensor) -> Tensor:
-        return self.model(input_ids=x, use_cache=False).logits[:, -1]
-
-    def _modality(self, module: str) -> str:
-        return TEXT
-
-    def _probe_input(self, modality: str, n: int) -> Tensor:
-        words = [i for i in range(len(self.vocabulary.special) + 1) if i not in self.vocabulary.special]
-        return torch.full((n, 3), words[0])
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Refused."""
-        raise InputError(f"encode_image {_LOST}")
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Refused."""
-        raise InputError(f"encode_text {_LOST}")
-
-    def _endpoint(self, name: str) -> Port:
-        raise InputError(f"{name}: no endpoint {_LOST}")
-
-    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
-        raise NotImplementedError("kinds take the place of marks")
-
-    def _has_cls(self, modality: str) -> bool:
-        return False

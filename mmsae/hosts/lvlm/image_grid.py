@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmsae.types import InputError
 
 
-class Layout(NamedTuple):
+class ImageLayout(NamedTuple):
     """The tokens of one image, counted from its first.
 
     Attributes:
@@ -36,7 +36,7 @@ class ImageGrid(NamedTuple):
 
     item: int
     start: int
-    layout: Layout
+    layout: ImageLayout
 
     def maps(self, values: Tensor) -> list[Tensor]:
         """``(rows, cols)`` pictures of ``values (length,)``, one per grid, base first."""
@@ -51,13 +51,13 @@ class ImageGrid(NamedTuple):
         return (base + fine) / 2
 
 
-def _plain(rows: int, cols: int, lead: int = 0) -> Layout:
+def _plain(rows: int, cols: int, lead: int = 0) -> ImageLayout:
     """A grid row by row after ``lead`` tokens of a class token."""
     grid = lead + torch.arange(rows * cols).view(rows, cols)
-    return Layout((grid,), torch.empty(0, dtype=torch.long), lead + rows * cols)
+    return ImageLayout((grid,), torch.empty(0, dtype=torch.long), lead + rows * cols)
 
 
-def layouts(processor: Any, inputs: dict[str, Tensor]) -> list[Layout]:
+def layouts(processor: Any, inputs: dict[str, Tensor]) -> list[ImageLayout]:
     """The layout of every image of a batch, in the order of its images.
 
     Args:
@@ -77,7 +77,7 @@ def layouts(processor: Any, inputs: dict[str, Tensor]) -> list[Layout]:
     return [_tiled(processor, size, (height, width), rows, cols, lead) for size in sizes.tolist()]
 
 
-def _tiled(processor: Any, size: list[int], tile: tuple[int, int], rows: int, cols: int, lead: int) -> Layout:
+def _tiled(processor: Any, size: list[int], tile: tuple[int, int], rows: int, cols: int, lead: int) -> ImageLayout:
     """LLaVA-NeXT: the whole image, then all tiles together row by row, a line break after each row."""
     from transformers.image_processing_utils import select_best_resolution
 
@@ -86,7 +86,12 @@ def _tiled(processor: Any, size: list[int], tile: tuple[int, int], rows: int, co
     cells, fine_rows = processor._get_unpadded_features(*size, rows, cols, *scale)
     base, fine_cols = _plain(rows, cols, lead), cells // fine_rows
     table = base.length + torch.arange(fine_rows * (fine_cols + 1)).view(fine_rows, fine_cols + 1)
-    return Layout((*base.grids, table[:, :-1]), table[:, -1], base.length + table.numel())
+    return ImageLayout((*base.grids, table[:, :-1]), table[:, -1], base.length + table.numel())
+
+
+def has_cls(model: nn.Module) -> bool:
+    """Whether a vision tower puts a class token before its patches."""
+    return any(name.endswith(("class_embedding", "cls_token")) for name, _ in model.named_parameters())
 
 
 _LLAVA = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
@@ -115,7 +120,7 @@ def check_processor(processor: Any, model: nn.Module, name: str) -> None:
         pairs = {"patch_size": (images.patch_size, vision.patch_size)}
         pairs["merge_size"] = images.merge_size, getattr(vision, "spatial_merge_size", images.merge_size)
     else:
-        extra = any(n.endswith(("class_embedding", "cls_token")) for n, _ in model.named_parameters())
+        extra = has_cls(model)
         strategy = getattr(config, "vision_feature_select_strategy", processor.vision_feature_select_strategy)
         pairs = {"patch_size": (processor.patch_size, getattr(vision, "patch_size", processor.patch_size))}
         pairs["vision_feature_select_strategy"] = processor.vision_feature_select_strategy, strategy
@@ -138,7 +143,7 @@ def _side(images: Any) -> int | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-def place(is_image: Tensor, attention: Tensor, found: list[Layout]) -> list[ImageGrid]:
+def place(is_image: Tensor, attention: Tensor, found: list[ImageLayout]) -> list[ImageGrid]:
     """Every image's place in its sequence.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmsae.hosts.lvlm.image_grid import layouts, place
-from mmsae.hosts.lvlm.load import ANSWER, BREAK, PAD, PATCH, QUESTION, TEMPLATE, Vocabulary
+from mmsae.hosts.lvlm.tokens import ANSWER, BREAK, PAD, PATCH, QUESTION, TEMPLATE, Vocabulary
 from mmsae.types import Faults, ImageTextBatch, InputError
 
 TextChoice = Literal["question", "question+answer"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.lvlm.image_grid import ImageGrid
-from mmsae.hosts.lvlm.load import ANSWER, QUESTION
+from mmsae.hosts.lvlm.tokens import ANSWER, QUESTION
 from mmsae.lvlm.tokens import encode_tokens, shown_image
 from mmsae.sae import SAE
 from mmsae.shards import Sample

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mmsae.hosts.base import Host
+from mmsae.hosts import Generates, Host
 from mmsae.sae import SAE
 from mmsae.steering.edits.intervention import BoundIntervention, Intervention
 from mmsae.steering.edits.log import Log
@@ -106,8 +105,8 @@ def attach(
     for spec, (sae, iv) in pairs:
         site, modality = check_site(host, spec, sae, allow_other_site)
         attached.append(Attachment(site, iv.bind(sae, modality, _dtype(host))))
-        attached[-1].steer.log.site = f"{site.module}:{site.io}[{site.tokens}]"
-        if hasattr(host, "check_consumed"):
+        attached[-1].steer.log.site = site.spec
+        if isinstance(host, Generates):
             host.check_consumed(site)
     log = Log([a.steer.log for a in attached])
     opened = _OPEN.setdefault(host, [])
@@ -125,7 +124,7 @@ def attach(
 
 def _edit(host: Host, a: Attachment) -> Any:
     """The host's own context manager; hosts with a clock are told the window of steps, and check it."""
-    if a.steer.steps is None or "steps" not in inspect.signature(host.edit).parameters:
+    if a.steer.steps is None or not isinstance(host, Generates):
         return host.edit(a.site, a.steer, where=True)
     a.steer.gate = replace(a.steer.gate, steps=None)  # what the host applies, for text as well, is not asked again
     return host.edit(a.site, a.steer, where=True, steps=a.steer.steps)
@@ -137,6 +136,5 @@ def _remove_last(items: list[str], item: str) -> None:
 
 def _dtype(host: Host) -> torch.dtype:
     """Of the host's states."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(getattr(host, "precision", ""))
-    parameters = host.model.parameters() if hasattr(host, "model") else ()
-    return half or next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(host.precision)
+    return half or next((p.dtype for p in host.model.parameters() if p.is_floating_point()), torch.float32)

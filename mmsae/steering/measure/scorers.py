@@ -8,12 +8,13 @@ visual-question model, a colour probe. Success should be scored by another model
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsae.hosts import Host, as_encoder
 from mmsae.steering.measure.pictures import directional, locality
 
 Scorer = Callable[[Tensor, Sequence[str]], Tensor]
@@ -38,8 +39,8 @@ class CLIPJudge:
         batch_size: Images at a time.
     """
 
-    def __init__(self, host: Any, batch_size: int = 64):
-        self.host, self.batch_size = host, batch_size
+    def __init__(self, host: Host, batch_size: int = 64):
+        self.host, self.batch_size = as_encoder(host, "a judge"), batch_size
         self._transform = host.transform()
         self._texts: dict[str, Tensor] = {}
         self._seen: list[tuple[Tensor, Tensor]] = []

@@ -48,7 +48,7 @@ def test_registers_are_special_and_no_patches(batch_for):
     b = TimmHost(model, "mine")
     prefix, patches = b.model.num_prefix_tokens, b.model.patch_embed.num_patches
     images = torch.randn(2, 3, 32, 32)
-    b._probe_input = lambda modality, n: torch.zeros(n, 3, 32, 32)
+    b.probe_input = lambda modality, n: torch.zeros(n, 3, 32, 32)
     batch = ImageTextBatch(images, None, None, [], [], [])
     every, only = b.read(batch, ["blocks.0", "blocks.0[patches]"])
     assert every.special.sum() == 2 * prefix == 8 and len(only.x) == 2 * patches
@@ -60,7 +60,7 @@ def test_channels_last_maps(batch_for):
         "swin_tiny_patch4_window7_224", img_size=64, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(1, 2)
     )
     b = TimmHost(model, "mine")
-    b._probe_input = lambda modality, n: torch.zeros(n, 3, 64, 64)
+    b.probe_input = lambda modality, n: torch.zeros(n, 3, 64, 64)
     images = torch.randn(2, 3, 64, 64)
     got = b.capture(ImageTextBatch(images, None, None, [], [], []), ["layers.1.blocks.0"]).x["image"]
     assert got.shape == (2 * 8 * 8, 32)
@@ -109,7 +109,7 @@ def distilled(kind):
 @pytest.mark.parametrize("kind", ["tokens", "pooled"])
 def test_a_model_with_two_classifiers(kind, batch_for):
     b = TimmHost(distilled(kind), kind)
-    images = torch.randn(2, *b._probe_input("image", 1).shape[1:])
+    images = torch.randn(2, *b.probe_input("image", 1).shape[1:])
     with torch.no_grad():
         clean, shift = b.model(images), torch.linspace(-1, 1, b.width())
         with b.edit("image.embed", lambda x: x.clone()):

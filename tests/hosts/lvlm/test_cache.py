@@ -6,7 +6,6 @@ from transformers import DynamicCache
 
 from mmsae.hosts import load_host
 from mmsae.hosts.lvlm.cache import cached, caches, is_cache
-from mmsae.hosts.lvlm.tokens import watch
 from mmsae.hosts.sites import Where
 from mmsae.types import InputError
 from tests.helpers import lvlm as made
@@ -110,7 +109,7 @@ def test_an_edit_does_not_act_on_the_prompt_alone(host, batch, tokens):
 
 def test_a_generation_tells_its_length_at_each_step(host, batch):
     n, starts = batch.inputs["input_ids"].shape[1], []
-    with watch(host, seen := []):
+    with host.watch(seen := []):
         hook = host.model.register_forward_hook(lambda *_: starts.append(seen[0][2]))
         host.generate(batch, max_new_tokens=4, eos_token_id=None, do_sample=False)
         host.generate(batch, max_new_tokens=2, eos_token_id=None, do_sample=False, use_cache=False)

@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 
-from mmsae.hosts import embed_width, load_host, site_width
+from mmsae.hosts import as_encoder, embed_width, load_host, site_width
 from mmsae.hosts.lvlm.host import recovered
-from mmsae.hosts.lvlm.load import ANSWER, BREAK, PAD, PATCH, QUESTION, SPECIAL
-from mmsae.hosts.lvlm.load import TEMPLATE as ROLE
+from mmsae.hosts.lvlm.tokens import ANSWER, BREAK, PAD, PATCH, QUESTION, SPECIAL
+from mmsae.hosts.lvlm.tokens import TEMPLATE as ROLE
 from mmsae.shards import FaultLog, ShardWriter, unit_batches
 from mmsae.types import InputError
 from tests.helpers import lvlm as made
@@ -272,9 +272,10 @@ def test_bad_input(hosts, tmp_path):
         load_host(f"lvlm:{tmp_path / 'none'}")
     with pytest.raises(InputError, match="padded on the left"):
         host.generate(three(host, "right")[1])
-    for refuse in (host.transform, lambda: host.encode_image(None), lambda: host.collator("answer")):
-        with pytest.raises(InputError):
-            refuse()
+    with pytest.raises(InputError, match="neither 'question' nor 'question\\+answer'"):
+        host.collator("answer")
+    with pytest.raises(InputError, match=r"filter needs embeddings of images or texts, and host lvlm:.*has none"):
+        as_encoder(host, "filter")
 
 
 def words_of(host, batch, kind, row=0):

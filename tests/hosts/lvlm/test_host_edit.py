@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae.hosts import load_host
-from mmsae.hosts.lvlm.load import PAD, QUESTION, select
+from mmsae.hosts.lvlm.tokens import PAD, QUESTION, select
 from tests.helpers import lvlm as made
 from tests.helpers.lvlm import picture
 

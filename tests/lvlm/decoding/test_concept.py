@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae.hosts.lvlm.cache import caches
-from mmsae.hosts.lvlm.tokens import Where
+from mmsae.hosts.sites import Where
 from mmsae.lvlm.decoding.concept import ConceptDecoder, ConceptShift, WriteBack, mix_logits
 from mmsae.lvlm.decoding.settings import PRESETS, Settings
 from mmsae.sae import SAE, Dictionary, DistanceEncoder, TopK

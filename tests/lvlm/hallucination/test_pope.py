@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmsae.hosts.lvlm.host import LVLMHost
-from mmsae.hosts.lvlm.tokens import Where
+from mmsae.hosts.sites import Where
 from mmsae.lvlm.decoding.methods import find_latents, make_methods, save_edit, ssl_edit, unit_direction
 from mmsae.lvlm.decoding.settings import Settings
 from mmsae.lvlm.hallucination.answers import probe_batches

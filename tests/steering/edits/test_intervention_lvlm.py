@@ -154,7 +154,7 @@ def test_states_of_the_tower_are_read_and_belong_to_their_prompts(host, batch): 
     assert torch.allclose(tokens.x["image"][9:], alone.x["image"], atol=1e-5)
     with attach(host, {site: (make_sae(16, ("image",)), raw(Edit.add(3, 0.0)))}):
         assert torch.equal(host.capture(batch, [site]).x["image"], tokens.x["image"])
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="has no image for it"):
         host.capture(host.collate.batch(QUESTIONS[:1], [None]), [site])
     with pytest.raises(InputError, match="'image' is not one of all, patches, cls"):
         host.site(tower_site(host, 0, "image"))

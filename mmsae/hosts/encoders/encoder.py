@@ -1,0 +1,183 @@
+"""Hosts with an image tower, a text tower or both, each of which ends in an embedding."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmsae.hosts.base import Host, Pick, Sites
+from mmsae.hosts.capture import Picked, places
+from mmsae.hosts.hooks import Port, autocast, watch_input
+from mmsae.hosts.sites import Target, Where
+from mmsae.hosts.tokenizer import HostTokenizer
+from mmsae.hosts.tokens import Marks, check_policy, keep_mask, to_tokens
+from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
+
+
+class Encoder(Host):
+    """A frozen host whose sites lie in two towers, or in one.
+
+    Besides modules, the endpoints ``image.embed`` and ``image.pooled`` (and those of text) are sites: the embedding,
+    and what it is projected from.
+
+    Attributes:
+        tokenize: ``tokenize(texts) -> (B, L)`` ids by the host's own tokenizer; None for hosts without text.
+        context_length: L, or None.
+        logit_scale: The factor of cosines in the host's logits (exponential of its parameter), or None.
+    """
+
+    tokenize: HostTokenizer | None = None
+    context_length: int | None = None
+    logit_scale: float | None = None
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Names of the virtual endpoints."""
+        return tuple(f"{m}.{e}" for m in self.modalities for e in ("embed", "pooled"))
+
+    @abstractmethod
+    def transform(self, train: bool = False) -> Callable:
+        """The host's own transform, PIL image -> ``(3, H, W)``; ``train`` adds its augmentation."""
+
+    @abstractmethod
+    def probe_input(self, modality: str, n: int) -> Tensor:
+        """Any valid input of ``n`` items."""
+
+    @abstractmethod
+    def _encode(self, modality: str, x: Tensor) -> Tensor:
+        """``(B, d)`` un-normalised embeddings."""
+
+    @abstractmethod
+    def _endpoint(self, name: str) -> Port:
+        """The port of a virtual endpoint."""
+
+    @abstractmethod
+    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
+        """What the ``tokens (B, T, d)`` of a site are; ``ids (B, L)`` are the token ids behind a text site."""
+
+    @abstractmethod
+    def _has_cls(self, modality: str) -> bool:
+        """Whether a tower has a class token."""
+
+    def _tower(self, module: str) -> str:
+        """Which tower a module belongs to."""
+        return IMAGE
+
+    def _ids_entry(self) -> nn.Module | None:
+        """The module whose first argument is the token ids."""
+        return None
+
+    def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
+        if text != "question":
+            raise InputError(f"text is {text}, but host {self.hint} reads captions: it has no conversations")
+        return {
+            "transform": self.transform(train=False) if IMAGE in modalities else None,
+            "tokenize": self.tokenize if TEXT in modalities else None,
+            "collate": None,
+        }
+
+    def default_sites(self) -> dict[str, Site]:
+        return {m: self.site(f"{m}.embed") for m in self.modalities}
+
+    def _image_area(self) -> int | None:
+        return self.probe_input(IMAGE, 1).shape[-2:].numel() if IMAGE in self.modalities else None
+
+    # Embeddings.
+
+    @torch.no_grad()
+    def _run(self, modality: str, x: Tensor) -> Tensor:
+        if modality not in self.modalities:
+            raise InputError(f"host {self.hint} has no {modality} encoder (it has {', '.join(self.modalities)}).")
+        with autocast(self.device, self.precision):
+            return self._encode(modality, x.to(self.device, non_blocking=True)).float()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """``(B, d)`` float32 raw (un-normalised) embeddings of ``images (B, 3, H, W)``."""
+        return self._run(IMAGE, images)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """``(B, d)`` float32 raw (un-normalised) embeddings of token ids ``(B, L)``."""
+        return self._run(TEXT, ids)
+
+    @cached_property
+    def classifier(self) -> tuple[Tensor, Tensor] | None:
+        """``(C, d)`` weights and ``(C,)`` bias of the host's own linear classifier of ``image.embed``, or None."""
+        return None
+
+    # Sites.
+
+    def _modality(self, module: str, tokens: str = "all") -> str:
+        return module.partition(".")[0] if module in self.endpoints else self._tower(module)
+
+    def _check_policy(self, target: Target, where: str) -> None:
+        check_policy(target.tokens, target.layout, target.modality, self._has_cls(target.modality), where)
+
+    def _port(self, module: str, io: str) -> Port:
+        return self._endpoint(module) if module in self.endpoints else super()._port(module, io)
+
+    def _probe(self, module: str, n: int) -> None:
+        modality = self._modality(module)
+        self._run(modality, self.probe_input(modality, n))
+
+    @contextmanager
+    def _picking(self, target: Target) -> Iterator[Pick]:
+        ids: list[Tensor] = []
+        layout = target.layout
+
+        def pick(x: Tensor) -> Picked:
+            tokens = to_tokens(x, layout)
+            if not target.has_tokens:
+                return Picked(tokens, Where(torch.arange(len(tokens), device=x.device)))
+            marks = self._marks(target.modality, tokens, ids[0] if ids else None, layout.ndim == 4)
+            keep = None if target.tokens == "all" else keep_mask(target.tokens, marks)
+            if target.pooled:
+                return Picked(tokens, Where(torch.arange(len(tokens), device=x.device)), keep, pooled=True)
+            grid = tuple(x.movedim((layout.batch, layout.channel), (0, -1)).shape[1:3]) if layout.ndim == 4 else None
+            special = marks.special.flatten() if keep is None else marks.special[keep]
+            return Picked(tokens, Where(*places(tokens, keep), special=special, grid=grid), keep)
+
+        with ExitStack() as stack:
+            entry = self._ids_entry()
+            if target.has_tokens and target.modality == TEXT and entry is not None:
+                stack.enter_context(watch_input(entry, ids))
+            yield pick
+
+    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+        found = []
+        for m in dict.fromkeys(t.modality for t in targets):
+            x = batch.images if m == IMAGE else batch.texts
+            if x is None:
+                raise InputError(f"a site reads the {m}s of a batch that has none.")
+            found.append(([i for i, t in enumerate(targets) if t.modality == m], partial(self._run, m, x)))
+        return found
+
+    def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
+        """As :meth:`Host.capture`; default: the ``embed`` endpoints of what the batch holds."""
+        if sites is None:
+            held = {IMAGE: batch.images, TEXT: batch.texts}
+            sites = [f"{m}.embed" for m in self.modalities if held[m] is not None]
+        return super().capture(batch, sites)
+
+
+def as_encoder(host: Host, task: str) -> Encoder:
+    """The host, which has to have embeddings.
+
+    Args:
+        host: Any host.
+        task: What needs them, for the message.
+
+    Raises:
+        InputError: It is a vision-language model, whose images and texts share one sequence, or makes images.
+    """
+    if not isinstance(host, Encoder):
+        raise InputError(
+            f"{task} needs embeddings of images or texts, and host {host.hint} ({type(host).__name__}) has none: name "
+            "an open_clip or timm host"
+        )
+    return host
