@@ -264,13 +264,14 @@ NAMES = {
         "metrics.pairs.pairs": "ModalityScore alive_counts derangement modality_score pair_report top_concept"
         " top_concept_agreement warnings_of"
     },
-    "shards": {"jobs.units": "Unit done part_path run_units units write_part"},
+    "shards": {"jobs.units": "Unit done part_path units write_part"},
     "steering.measure": {
         "steering.measure.pictures": "Dose Locality Specificity Unlearning directional dose_response kid locality"
         " specificity unlearning usable",
         "metrics.statistics": "spearman",
     },
     "steering.run": {"steering.edits.codes": "orthonormal sample_fvu"},
+    "steering.sweep": {"steering.measure.sweep": "Arm=Condition Way=Steering"},
     "tasks.sae_v": {"lvlm.tokens": "encode_tokens segment_sites"},
 }
 """Old module: new module: names of the old one that are not where :data:`MODULES` leads; ``OLD=NEW`` where renamed."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmsae.moved import NAMES, earlier
 from mmsae.steering.recipe import load_scorer
 from mmsae.training.cli import build_cli, build_job
 
@@ -47,6 +48,18 @@ def test_modules_are_still_found_and_say_where_they_are():
         if new != old and not any(new in str(w.message) and w.category is FutureWarning for w in said):
             wrong[old] = f"is {new}, and nothing says so"
     assert wrong == {}
+
+
+def test_every_name_in_the_table_leads_somewhere():
+    lost = []
+    for old in NAMES:
+        find = earlier(f"mmsae.{old}")
+        for name in " ".join(NAMES[old].values()).split():
+            try:
+                find(name.partition("=")[0])
+            except (ImportError, AttributeError) as e:
+                lost.append(f"{old}.{name}: {e}")
+    assert lost == []
 
 
 def callbacks(recipe):
