@@ -215,8 +215,7 @@ def _scores(
 
     root, seed = stages.root, SEEDS["models"]
     about = stages.run(
-        "stages/sae",
-        lambda: train_token_sae(base, data, root / "sae", sizes.sae_steps, sizes.d_sae, sizes.k, seed),
+        "stages/sae", lambda: train_token_sae(base, data, root / "sae", sizes.sae_steps, sizes.d_sae, sizes.k, seed)
     )
 
     def listed(found: dict[str, np.ndarray]) -> dict[str, list[float]]:

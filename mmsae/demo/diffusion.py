@@ -57,10 +57,7 @@ def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
     )
 
     host = load_host(f"diffusers:{root / 'diffusion'}")
-    sae, probe = (
-        SAE.from_pretrained(root / "diffusion_text" / "sae"),
-        WorldProbe.load(root / PROBE),
-    )
+    sae, probe = (SAE.from_pretrained(root / "diffusion_text" / "sae"), WorldProbe.load(root / PROBE))
     asked = draw_prompts(p.drawn, seed)
     drawn = evaluate_diffusion(
         lambda texts: host.generate(texts, seed=range(len(texts)), batch_size=48, **DRAW), asked, probe

@@ -27,11 +27,7 @@ def intra_inter(image: Tensor, text: Tensor) -> dict[str, float]:
     upper = cos.triu(1).sum() * 2
     off = cos.sum() - cos.diagonal().sum()
     pairs = n * (n - 1) if n > 1 else float("nan")
-    return {
-        "intra": cos.diagonal().mean().item(),
-        "inter_upper": upper.item() / pairs,
-        "inter_sym": off.item() / pairs,
-    }
+    return {"intra": cos.diagonal().mean().item(), "inter_upper": upper.item() / pairs, "inter_sym": off.item() / pairs}
 
 
 def top_means(rows: Tensor, features: Tensor) -> Tensor:

@@ -103,10 +103,7 @@ class PairScorer(NamedTuple):
 
     def codes(self, image: Codes, text: Codes) -> dict[str, Tensor]:
         """``(N,)`` scores of N pairs from their codes: ``pair_code`` and ``pair_weighted``."""
-        return {
-            "pair_code": code_cosine(image, text),
-            "pair_weighted": code_cosine(image, text, self.weights),
-        }
+        return {"pair_code": code_cosine(image, text), "pair_weighted": code_cosine(image, text, self.weights)}
 
     def embeddings(self, x_image: Tensor, x_text: Tensor) -> dict[str, Tensor]:
         """``(N,)`` scores of N pairs from host embeddings: ``clip`` (cosine) and ``clip_centred``.

@@ -71,12 +71,7 @@ class _Batches:
 
 
 def train(
-    model: nn.Module,
-    pairs: Pairs,
-    ids: Tensor,
-    r: ClipTraining,
-    state: loop.State | None = None,
-    progress: bool = True,
+    model: nn.Module, pairs: Pairs, ids: Tensor, r: ClipTraining, state: loop.State | None = None, progress: bool = True
 ) -> dict[str, Any]:
     """Train ``model`` in place, see :func:`mmsae.world.models.loop.train`.
 

@@ -91,9 +91,5 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 def token_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], context_length: int) -> Tensor:
     """``(n, context_length) int64``, as open_clip's ``HFTokenizer`` makes them."""
     return tokenizer(
-        [clean(t) for t in texts],
-        return_tensors="pt",
-        max_length=context_length,
-        padding="max_length",
-        truncation=True,
+        [clean(t) for t in texts], return_tensors="pt", max_length=context_length, padding="max_length", truncation=True
     ).input_ids
