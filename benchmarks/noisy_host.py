@@ -25,7 +25,7 @@ from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT
 from mmsae.world.generator.captions import damage
 from mmsae.world.generator.data import generate
-from mmsae.world.generator.shards import write_images
+from mmsae.world.generator.shards import write_samples
 from mmsae.world.models.command import pretrain_clip
 
 
@@ -35,7 +35,7 @@ def write_damaged(out, n, seed, share):
     wrong = np.random.default_rng([seed, 9]).random(n) < share
     texts = np.where(wrong, damage(data.scenes, seed)[0], data.full).tolist()
     if not out.exists():
-        write_images(out, "noisy", data.images, texts, [{"uid": u} for u in data.uids], digits=7)
+        write_samples(out, "noisy", data.images, texts, [{"uid": u} for u in data.uids], digits=7)
     return torch.from_numpy(wrong)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmsae.errors import InputError
-from mmsae.files import atomic_file
+from mmsae.files import write_json
 from mmsae.options import call
 
 PAPER = {"result": 1.10, "data": 0.50}
@@ -26,7 +26,7 @@ LIKELIHOOD = "answer_likelihood"
 CONTROLS = ("all", "random", "oracle")
 ARMS = (*CONTROLS, LIKELIHOOD, *PAIR, *SAE_V, BLIND)
 QUICK = ("all", "random", "cos_code", "oracle")
-#: Of the base model, written down so that it stays half-trained when the defaults get better.
+#: Settings of the base model, written down so that it stays half-trained when the defaults get better.
 BASE = {"batch_size": 32, "lr": 0.02, "adam_lr": 2e-3, "hidden": 128, "layers": 3}
 SEEDS = {"world": 1, "alignment": 5, "exam": 9, "models": 0}
 
@@ -41,8 +41,8 @@ class Sizes(NamedTuple):
         samples: Size of the alignment set.
         sae_steps: Steps of each SAE.
         d_sae: Latents of the SAE on tokens.
-        k: Of them a token.
-        steps: Of every fine-tuning.
+        k: Latents that a token has.
+        steps: Steps of every fine-tuning.
         batch_size: Dialogues a step.
         exam: Held-out scenes; four questions each.
     """
@@ -78,8 +78,7 @@ class Stages:
 
     @staticmethod
     def _write(file: Path, value: Any) -> None:
-        with atomic_file(file) as temp:
-            temp.write_text(json.dumps(value, indent=1) + "\n")
+        write_json(file, value)
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
         """What ``work`` returned, now or earlier; ``NAME.json`` has it with the seconds that it took."""
@@ -119,7 +118,7 @@ def bench(
         out: Folder for everything; the same command goes on where it was interrupted.
         quick: Four arms and one seed.
         clip: Folder of ``mmsae pretrain-clip`` on the generated world; default: one is trained.
-        seeds: Of the fine-tunings and of the random halves; ``quick`` takes the first.
+        seeds: Seeds of the fine-tunings and of the random halves; ``quick`` takes the first.
         arms: What to fine-tune on: ``all``, ``random``, ``oracle`` and halves by any of the scores.
         damage: Share of damaged samples, above 0 and at most .5.
         progress: Say what is done.
@@ -197,8 +196,7 @@ def bench_filter(
     results["summary"] = _summary(results["arms"], results["base"])
     results |= {"paper": PAPER, "damage": damage, "seeds": list(seeds), "sizes": sizes._asdict()}
     results |= {"cpu_seconds": stages.seconds()}
-    with atomic_file(root / "results.json") as temp:
-        temp.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(root / "results.json", results)
     table = filter_table(results)
     (root / "table.md").write_text(table)
     report = write_filter_report(root, results)

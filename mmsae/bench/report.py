@@ -1,4 +1,4 @@
-"""Table, picture and page of ``mmsae bench filter``."""
+"""Table, figure and page of ``mmsae bench filter``."""
 
 from __future__ import annotations
 

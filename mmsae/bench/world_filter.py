@@ -1,7 +1,7 @@
 """An alignment set with known damage, and what the tiny LLaVA becomes when it is fine-tuned on a part of it.
 
 Half of the samples are captions (``describe the image.``), half are yes/no questions about objects. Damage is
-recorded: ``swapped``: the caption of another picture; ``attribute``: one attribute of the caption is wrong; ``answer``:
+recorded: ``swapped``: the caption of another image; ``attribute``: one attribute of the caption is wrong; ``answer``:
 yes and no exchanged.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmsae.world.generator.captions import damage, swap
 from mmsae.world.generator.data import WorldData, generate
-from mmsae.world.generator.shards import write_images
+from mmsae.world.generator.shards import write_samples
 from mmsae.world.models.llava.questions import DESCRIBE, NO, OBJECTS, YES, Lessons, Questions, object_questions
 from mmsae.world.models.llava.train import Dialogues, LlavaTraining, answer_loss, image_features, train
 
@@ -71,11 +71,11 @@ class Alignment(NamedTuple):
         """Shards of it, with ``question``, ``answer`` and ``damage`` in the json."""
         rows = zip(self.uids, self.questions, self.answers, self.kind, strict=True)
         metas = [{"uid": u, "question": q, "answer": a, "damage": str(kind) or None} for u, q, a, kind in rows]
-        write_images(out, "align", self.images, self.texts(), metas, digits=7)
+        write_samples(out, "align", self.images, self.texts(), metas, digits=7)
 
 
 def mixed_questions(data: WorldData, seed: int) -> Questions:
-    """One question per picture, half of them with the answer no; half of the absent objects are near misses."""
+    """One question per image, half of them with the answer no; half of the absent objects are near misses."""
     rng = np.random.default_rng([seed, 41])
     n = len(data.images)
     easy, hard = (object_questions(data.scenes, seed, kind) for kind in ("random", "adversarial"))
@@ -125,7 +125,7 @@ def top_half(score: np.ndarray, is_caption: np.ndarray, seed: int, keep: float =
     Args:
         score: ``(n,)``, larger is better.
         is_caption: ``(n,) bool``.
-        seed: Of the order of equal scores.
+        seed: Seed of the order of equal scores.
         keep: Share of each, rounded up.
     """
     tie = np.random.default_rng([seed, 42]).random(len(score))
@@ -149,11 +149,11 @@ class Exam(NamedTuple):
 
 
 class Classroom:
-    """The base model, the pictures as its frozen tower sees them, and everything that is done with copies of it.
+    """The base model, the images as its frozen tower sees them, and everything that is done with copies of it.
 
     Args:
         model: The base LLaVA.
-        processor: Its processor.
+        processor: The processor of the model.
         data: The alignment set.
     """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsae.demo.stages import METHODS, PROFILES, SEEDS, Stages, fit_method
-from mmsae.files import atomic_file
+from mmsae.files import write_json
 
 
 def demo(
@@ -24,7 +24,7 @@ def demo(
     Args:
         out: Folder for everything; the same command goes on where it was interrupted.
         profile: ``default`` reaches the documented figures; ``tiny`` is quick and rough.
-        seed: Of the models; the world is always the same.
+        seed: Seed of the models; the world is always the same.
         progress: Show progress bars.
 
     Returns:
@@ -118,8 +118,7 @@ def demo(
         results[key] = json.loads((root / module.RESULTS).read_text()) | {"seconds": took}
     seconds = stages.state["seconds"] | {"score": scored}
     results |= {"seconds": seconds, "profile": profile, "seed": seed}
-    with atomic_file(root / "results.json") as temp:
-        temp.write_text(json.dumps(results, indent=2))
+    write_json(root / "results.json", results)
     report = write_report(root, results)
     if (profile, seed) == ("default", 0):
         tiny_hosts.keep({name: root / name for name in ("clip", "llava", "diffusion", "probe")})

@@ -11,14 +11,14 @@ from typing import Any
 
 from mmsae.demo.curves import last_validation
 from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_recipe
-from mmsae.files import atomic_file
+from mmsae.files import atomic_file, write_json
 from mmsae.jobs.processes import main
 from mmsae.options import call
 
 MODULE, LOG, STATE, RESULTS = "mmsae.demo.diffusion", "diffusion.log", "diffusion.json", "steering_results.json"
-PICTURES, PROBE = "steering_pictures.safetensors", "probe/probe.safetensors"
+IMAGES, PROBE = "steering_pictures.safetensors", "probe/probe.safetensors"
 SOURCE, TARGET = "red", "blue"  # fixed before any was tried; docs/results/world.md has more pairs
-SHOWN = 6  # prompts whose pictures are kept
+SHOWN = 6  # prompts whose images are kept
 CHOOSE, TUNE = 80, 18  # prompts that choose latents, and k and strength; 150 of one colour in all
 DRAW = {"steps": 20, "guidance": 3.0}
 
@@ -35,7 +35,7 @@ def write_prompts(file: Path, n: int, seed: int) -> None:
 
 
 def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
-    """Figures of the pipeline, its SAE, and one substitution beside its controls; pictures go to a file."""
+    """Figures of the pipeline, its SAE, and one substitution beside its controls; images go to a file."""
     import torch
     from safetensors.torch import save_file
 
@@ -79,10 +79,10 @@ def measure(root: Path, p: Profile, seed: int) -> dict[str, Any]:
     } | {f"random {j}": (Control(edit, seed=j), reported.texts) for j in range(p.controls)}
     table, kept = [], {}
     for name, (way, texts) in ways.items():
-        pictures, relative = draw_with(host, sae, way, texts, **DRAW)
-        table.append({"way": name, **outcome(pictures, reported, target, probe)._asdict(), "relative": relative})
-        kept[name] = pictures[:SHOWN].contiguous()
-    with atomic_file(root / PICTURES) as temp:
+        images, relative = draw_with(host, sae, way, texts, **DRAW)
+        table.append({"way": name, **outcome(images, reported, target, probe)._asdict(), "relative": relative})
+        kept[name] = images[:SHOWN].contiguous()
+    with atomic_file(root / IMAGES) as temp:
         save_file({n: torch.as_tensor(x) for n, x in kept.items()}, temp)
     training = json.loads((root / "diffusion" / "training.json").read_text())
     return {
@@ -124,8 +124,7 @@ def run(root: Path, profile: str, seed: int) -> None:
 
     def save() -> None:
         results = measure(root, p, seed)
-        with atomic_file(root / RESULTS) as temp:
-            temp.write_text(json.dumps(results, indent=2))
+        write_json(root / RESULTS, results)
 
     stages.run("steering", save)
 

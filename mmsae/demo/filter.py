@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.demo.stages import SEEDS
-from mmsae.files import atomic_file
+from mmsae.files import write_json
 
 KEEP = 0.7  # as many as are undamaged
 SWAP, ATTRIBUTE = "swap", "attribute"
@@ -16,7 +16,7 @@ TRUTH, RESULTS = "damaged.json", "filter_results.json"
 
 
 def write_damaged(root: Path, n: int) -> None:
-    """Shards in which .15 of the captions are another picture's and .15 have one wrong attribute.
+    """Shards in which .15 of the captions are another image's and .15 have one wrong attribute.
 
     The truth goes to a file beside them, ``{uid: {kind, caption, wrong}}``: nothing in the shards tells it.
     """
@@ -24,7 +24,7 @@ def write_damaged(root: Path, n: int) -> None:
 
     from mmsae.world.generator.captions import damage, swap
     from mmsae.world.generator.data import generate
-    from mmsae.world.generator.shards import write_images
+    from mmsae.world.generator.shards import write_samples
 
     data = generate(n, SEEDS["filter"], siblings=False)
     captions, swapped = swap(data.full, SEEDS["filter"], SHARE)
@@ -34,23 +34,20 @@ def write_damaged(root: Path, n: int) -> None:
     for i in clean[: round(SHARE * n)].tolist():
         captions[i] = wrong[i]
         truth[data.uids[i]] = {"kind": ATTRIBUTE, "caption": data.full[i], "wrong": which[i]}
-    write_images(root / "damaged", "damaged", data.images, captions, [{"uid": u} for u in data.uids])
-    with atomic_file(root / TRUTH) as temp:
-        temp.write_text(json.dumps(truth, indent=1))
+    write_samples(root / "damaged", "damaged", data.images, captions, [{"uid": u} for u in data.uids])
+    write_json(root / TRUTH, truth)
 
 
 def filter_damaged(root: Path, sae: str, names: dict[int, str], progress: bool = True) -> None:
     """``mmsae filter`` of that set, and how well its result fits the truth."""
     from mmsae.filtering.command import filter_command
 
-    with atomic_file(root / "names.json") as temp:
-        temp.write_text(json.dumps(names))
+    write_json(root / "names.json", names)
     filter_command(
         str(root / sae / "sae"), str(root / "damaged"), str(root / "filter"), score="pair_weighted", keep=KEEP,
         host=f"local-dir:{root / 'clip'}", names=str(root / "names.json"), workers=0, device="cpu", progress=progress,
     )  # fmt: skip
-    with atomic_file(root / RESULTS) as temp:
-        temp.write_text(json.dumps(judge(root), indent=1, ensure_ascii=False))
+    write_json(root / RESULTS, judge(root))
 
 
 def judge(root: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmsae.demo.curves import last_validation
 from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_method, fit_recipe
-from mmsae.files import atomic_file
+from mmsae.files import write_json
 from mmsae.jobs.processes import main
 from mmsae.options import call
 
@@ -23,9 +23,9 @@ WORDS = 12  # latents whose words are listed
 
 
 def write_talk(out: Path, n: int, seed: int) -> None:
-    """Shards of conversations about pictures: every other one a caption, the others a question about an object."""
+    """Shards of conversations about images: every other one a caption, the others a question about an object."""
     from mmsae.world.generator.data import generate
-    from mmsae.world.generator.shards import write_images
+    from mmsae.world.generator.shards import write_samples
     from mmsae.world.models.llava.questions import DESCRIBE, NO, YES, object_questions
 
     data = generate(n, seed, siblings=False)
@@ -36,11 +36,11 @@ def write_talk(out: Path, n: int, seed: int) -> None:
         own = (asked.texts[q], YES if asked.answers[q] else NO) if i % 2 else (DESCRIBE, data.full[i])
         return data.meta(i) | dict(zip(("question", "answer"), own, strict=True))
 
-    write_images(out, "talk", data.images, data.full, map(meta, range(n)))
+    write_samples(out, "talk", data.images, data.full, map(meta, range(n)))
 
 
 def fit_concepts(host: str, shards: list[str], root: Path, steps: int, seed: int) -> None:
-    """VL-SAE for a vision-language model: mean states of captioned pictures, an aligner, an SAE on aligned states."""
+    """VL-SAE for a vision-language model: mean states of captioned images, an aligner, an SAE on aligned states."""
     import lightning.pytorch as pl
     import torch
 
@@ -97,7 +97,7 @@ def measure(host: str, root: Path, p: Profile, seed: int) -> dict[str, Any]:
 
 
 def ask_pope(host: str, kind: str, root: Path, p: Profile, seed: int) -> dict[str, dict[str, float]]:
-    """``{method: figures}`` of questions about held-out pictures, half of them true."""
+    """``{method: figures}`` of questions about held-out images, half of them true."""
     import numpy as np
 
     from mmsae.lvlm.decoding.settings import PRESETS
@@ -187,8 +187,7 @@ def run(root: Path, profile: str, seed: int) -> None:
 
     def save() -> None:
         results = measure(host, root, p, seed)
-        with atomic_file(root / RESULTS) as temp:
-            temp.write_text(json.dumps(results, indent=2))
+        write_json(root / RESULTS, results)
 
     stages.run("hallucination", save)
 

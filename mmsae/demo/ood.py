@@ -1,8 +1,7 @@
-"""The part of ``mmsae demo`` about pictures that are unlike the world: digits, noise, and a faint checkerboard."""
+"""The part of ``mmsae demo`` about images that are unlike the world: digits, noise, and a faint checkerboard."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from markupsafe import Markup
 
 from mmsae.demo.stages import SEEDS, fit_recipe
 from mmsae.evaluation.card.command import evaluate, read_card
-from mmsae.files import atomic_file
+from mmsae.files import write_json
 from mmsae.report import Fact, Section, Table, bar_chart
 
 RESULTS = "ood_results.json"
@@ -26,7 +25,7 @@ SHOWN = {
     "codes recon": "SAE error",
     "random codes recon": "error of a random SAE",
     "pca codes recon": "error of PCA",
-    "statistics pixels mds": "plain picture statistics",
+    "statistics pixels mds": "plain image statistics",
 }
 
 
@@ -36,8 +35,8 @@ def detect_ood(root: Path, n: int, steps: int, seed: int, progress: bool = True)
     Args:
         root: Folder of the demo.
         n: Scenes drawn for the in-distribution set; those of one object are kept.
-        steps: Of the SAE.
-        seed: Of the SAE and its random control.
+        steps: Steps of the SAE.
+        seed: Seed of the SAE and its random control.
         progress: Show bars.
     """
     from mmsae.activations import extract
@@ -55,8 +54,7 @@ def detect_ood(root: Path, n: int, steps: int, seed: int, progress: bool = True)
         str(run / "sae"), sets["id"], [f"{name}={sets[name]}" for name in (*FAR, *NEAR)], str(root / "ood"), host=host,
         near=list(NEAR), label="class", seed=seed, device="cpu", progress=False,
     )  # fmt: skip
-    with atomic_file(root / RESULTS) as temp:
-        temp.write_text(json.dumps(figures(done["rows"]) | {"notes": done["notes"]}, indent=1))
+    write_json(root / RESULTS, figures(done["rows"]) | {"notes": done["notes"]})
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -89,12 +87,12 @@ def ood_section(results: dict[str, Any]) -> Section:
     chart = bar_chart(bars, y_label="AUROC", lines={"chance": 0.5})
     intro = """
 Handwritten digits and noise were never seen by the CLIP, and a faint checkerboard over scenes of the world is nearly
-the world. Detectors read the features before the projection; an SAE was trained on them, from pictures of the world
+the world. Detectors read the features before the projection; an SAE was trained on them, from images of the world
 alone. Settings were chosen on scrambled and noisy versions of other scenes. The last three rows are controls: without
 them one might take for understanding what a mean and a covariance can do. All detectors, with intervals and both
 conventions of FPR95, are in `ood/tables.md` and `ood/results.json`.
 """
-    return Section("Pictures from elsewhere", intro, [chart], [table])
+    return Section("Images from elsewhere", intro, [chart], [table])
 
 
 def _labelled(rows: list[list[Any]]) -> dict[str, list[Any]]:
@@ -128,7 +126,7 @@ def card_section(root: Path) -> Section:
         facts.append(Fact(label, value, f"raw features {raw:.3f}, random weights {random:.3f}"))
     text = Markup(
         '<p>Every measure of the literature that applies, each beside its controls: <a href="{0}/report.html">the '
-        "benchmark card of PairedTopK</a>, a quick run of <code>mmsae evaluate</code> on at most 1,500 pictures a set. "
+        "benchmark card of PairedTopK</a>, a quick run of <code>mmsae evaluate</code> on at most 1,500 images a set. "
         "The whole suite, with probes under shift and OOD detection, takes about two minutes: <code>mmsae evaluate "
         "--sae {1}/paired_topk/sae --suite configs/eval/world.yaml --root {1} --out {1}/card</code>.</p>"
     ).format(FOLDER, root)

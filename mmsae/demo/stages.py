@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmsae.errors import InputError
-from mmsae.files import atomic_file
+from mmsae.files import write_json
 from mmsae.recipes import find_recipe
 
 METHODS = ("paired_topk", "vl_sae", "shared_topk")
@@ -25,13 +25,13 @@ class Profile(NamedTuple):
         clip_steps: Steps of the CLIP.
         sae_steps: Steps of each SAE.
         damaged: Samples of the set that is filtered.
-        llava_images: Pictures that the LLaVA learns from.
-        llava_steps: Its steps.
+        llava_images: Images that the LLaVA learns from.
+        llava_steps: Steps of the LLaVA.
         token_steps: Steps of the SAEs on its tokens, and on those of the pipeline's text encoder.
         talk: Conversations that SAE is trained on.
-        questions: Pictures that are asked about, two questions each.
+        questions: Images that are asked about, two questions each.
         diffusion_steps: Steps of the text-to-image pipeline.
-        probe_steps: Of the classifier of generated pictures.
+        probe_steps: Steps of the classifier of generated images.
         drawn: Prompts that the pipeline is tried on.
         steered: Prompts that steering is reported on.
         controls: Random directions that steering is compared with.
@@ -96,8 +96,7 @@ class Stages:
         start = time.perf_counter()
         work()
         self.state["seconds"][name] = round(time.perf_counter() - start, 2)
-        with atomic_file(self.file) as temp:
-            temp.write_text(json.dumps(self.state, indent=2))
+        write_json(self.file, self.state)
 
 
 def fit_recipe(recipe: str, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()) -> None:
@@ -107,7 +106,7 @@ def fit_recipe(recipe: str, run: Path, steps: int, seed: int, progress: bool = T
         recipe: ``configs/train/world_RECIPE.yaml``.
         run: Run folder; the SAE comes to ``run/sae``.
         steps: Training steps.
-        seed: Of weights.
+        seed: Seed of weights.
         progress: Show the bar.
         extra: More command-line arguments.
     """

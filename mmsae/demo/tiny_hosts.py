@@ -107,7 +107,7 @@ def diffusion() -> Path:
 
 
 def probe() -> Path:
-    """A classifier of what a picture shows, to judge generated pictures; a file for ``WorldProbe.load``."""
+    """A classifier of what an image shows, to judge generated images; a file for ``WorldProbe.load``."""
     from mmsae.world.measure.probe import train_probe
 
     def make(target: Path) -> None:
@@ -115,7 +115,7 @@ def probe() -> Path:
         with atomic_folder(target) as temp:
             train_probe(r["n"], r["steps"], r["seed"], progress=True).save(temp / "probe.safetensors")
 
-    return _made("probe", "a classifier of generated pictures", 15, make) / "probe.safetensors"
+    return _made("probe", "a classifier of generated images", 15, make) / "probe.safetensors"
 
 
 def store(split: Split = "train") -> Path:

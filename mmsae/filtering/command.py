@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mmsae.filtering.job import Result, filter_shards
 from mmsae.report.figures import INK, PALETTE, Figure, canvas, figure
-from mmsae.report.gallery import Bar, CodePair, picture
+from mmsae.report.gallery import Bar, CodePair, thumbnail
 from mmsae.report.page import Fact, Section, Table, render_report
 from mmsae.shards import FaultLog, read_shard
 
@@ -133,7 +133,7 @@ def _pair(example: Example, score: str) -> CodePair:
             bars.append(Bar(name, image, text, image, text, False))
     top = max((max(b.image, b.text) for b in bars), default=1.0)
     bars = [b._replace(image=b.image / top, text=b.text / top) for b in bars]
-    shown = None if example.image is None else picture(example.image, f"image of {row['key']}", size=160)
+    shown = None if example.image is None else thumbnail(example.image, f"image of {row['key']}", size=160)
     return CodePair(f"{score} {row[score]:.3f}", shown, row["caption"], row.get("pair_code", float("nan")), bars)
 
 

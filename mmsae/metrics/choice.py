@@ -10,7 +10,7 @@ def at_edge(what: str, chosen: float, grid: Iterable[float], natural: Sequence[f
     """``["what: chosen (of smallest to largest)"]`` where the chosen setting is an end of its grid, else nothing.
 
     Args:
-        what: Whose setting.
+        what: Name of the setting.
         chosen: The chosen one.
         grid: All that were tried; of one setting nothing was chosen.
         natural: Ends beyond which there is nothing to try, such as a weight of 0; these are not said.

@@ -6,7 +6,7 @@ __all__, __getattr__ = lazy(
     __name__,
     {
         "figures": "Figure bar_chart figure line_chart",
-        "gallery": "Card Gallery compare_codes concept_cards names_of picture shown_latents",
+        "gallery": "Card Gallery compare_codes concept_cards names_of shown_latents thumbnail",
         "page": "Fact Section Table render_report",
         "tables": "markdown_table text_table",
     },

@@ -41,7 +41,7 @@ STYLE = {
 
 
 class Figure(NamedTuple):
-    """A picture in a report.
+    """A figure in a report.
 
     Attributes:
         html: Inline SVG or an ``<img>`` with a data URI.

@@ -17,7 +17,7 @@ from mmsae.metrics.concepts.evidence import TopTable
 from mmsae.types import IMAGE, TEXT, Codes
 
 
-class Picture(NamedTuple):
+class Thumbnail(NamedTuple):
     """One image on a card.
 
     Attributes:
@@ -37,17 +37,17 @@ class Card(NamedTuple):
     """What a latent looks like.
 
     Attributes:
-        latent: Its index.
-        name: Its meaning, or empty.
+        latent: Index of the latent.
+        name: Name of what it means, or empty.
         facts: ``[(label, value)]``, small print.
-        images: Its top images.
+        images: Top images of the latent.
         captions: ``[(caption, activation)]``, no caption twice.
     """
 
     latent: int
     name: str
     facts: list[tuple[str, str]]
-    images: list[Picture]
+    images: list[Thumbnail]
     captions: list[tuple[str, float]]
 
 
@@ -74,20 +74,20 @@ class CodePair(NamedTuple):
 
     Attributes:
         title: ``Matched pair``, say.
-        picture: The image, or None.
+        image: What it shows, or None.
         caption: The text.
-        cosine: Of the two codes.
+        cosine: Cosine of the two codes.
         bars: The latents of both, shared ones first.
     """
 
     title: str
-    picture: Picture | None
+    image: Thumbnail | None
     caption: str
     cosine: float
     bars: list[Bar]
 
 
-def picture(image: Any, alt: str, value: float | None = None, size: int = 128, photo: bool = False) -> Picture:
+def thumbnail(image: Any, alt: str, value: float | None = None, size: int = 128, photo: bool = False) -> Thumbnail:
     """An image as a data URI, scaled down to fit ``size`` pixels, never up.
 
     Args:
@@ -109,7 +109,7 @@ def picture(image: Any, alt: str, value: float | None = None, size: int = 128, p
     )
     image.save(buffer, kind, **options)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(uri, alt, value, max(image.size) <= 64)
+    return Thumbnail(uri, alt, value, max(image.size) <= 64)
 
 
 def names_of(concepts: Sequence[Mapping[str, Any]], side: str = "same", least_f1: float = 0.6) -> dict[int, str]:
@@ -148,7 +148,7 @@ def concept_cards(
     Args:
         latents: Which.
         tables: ``{"image": ..., "text": ...}`` top samples.
-        image_of: uid to an image as :func:`picture` takes it, or None where it is not at hand.
+        image_of: uid to an image as :func:`thumbnail` takes it, or None where it is not at hand.
         caption_of: uid to caption; captions are listed once each, so ask the tables for more than ``n_captions``.
         names: Meanings, where known.
         correlation: ``(d_sae,)`` cross-modal correlation of the codes.
@@ -168,8 +168,8 @@ def concept_cards(
         images = []
         for uid, value in tables[IMAGE].top(j)[:n_images] if IMAGE in tables else []:
             if uid not in seen:
-                image = image_of(uid)
-                seen[uid] = None if image is None else picture(image, caption_of.get(uid) or f"image {uid}", size=size)
+                image, said = image_of(uid), caption_of.get(uid) or f"image {uid}"
+                seen[uid] = None if image is None else thumbnail(image, said, size=size)
             if seen[uid]:
                 images.append(seen[uid]._replace(value=value))
         captions: dict[str, float] = {}
@@ -198,7 +198,7 @@ def compare_codes(
         text: Codes of one row.
         title: Heading.
         caption: The text.
-        image_shown: The image, as :func:`picture` takes it.
+        image_shown: The image, as :func:`thumbnail` takes it.
         names: Meanings of latents.
         most: Latents shown, strongest first.
         size: Longest side of the stored image in pixels.
@@ -218,5 +218,5 @@ def compare_codes(
         )
         for i in rank.argsort(descending=True)[:most].tolist()
     ]
-    shown = None if image_shown is None else picture(image_shown, f"image of the {title.lower()}", size=size)
+    shown = None if image_shown is None else thumbnail(image_shown, f"image of the {title.lower()}", size=size)
     return CodePair(title, shown, caption, code_cosine(image, text)[0].item(), bars)

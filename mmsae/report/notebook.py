@@ -1,4 +1,4 @@
-"""Pictures in a notebook: plain matplotlib figures, and sliders where a notebook server can show them."""
+"""Images and codes in a notebook: plain matplotlib figures, and sliders where a notebook server can show them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def show_images(
     """Images in a grid.
 
     Args:
-        images: As :func:`as_array` takes them, row by row.
+        images: Images as :func:`as_array` takes them, row by row.
         titles: One above each.
         columns: Images in a row.
         size: Inches a side of one image.

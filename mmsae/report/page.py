@@ -52,7 +52,7 @@ class Section(NamedTuple):
         title: Heading, also its entry in the contents.
         intro: Text: ``Markup`` as it is, else light markdown (paragraphs, ``-`` lists, ``**bold**``, ``*emphasis*``,
             backquoted code); HTML in it is shown, not interpreted.
-        figures: Pictures.
+        figures: Charts and images.
         tables: Tables.
         galleries: Concept cards.
         facts: Tiles above everything else.
@@ -145,7 +145,7 @@ def render_report(
     Args:
         path: The HTML file.
         title: Heading of the page.
-        sections: Its parts.
+        sections: Parts of the page.
         lead: Text below the heading, as ``Section.intro``.
         meta: Small print below the lead: ``{label: value}``, e.g. the profile, seed and version.
         data: Numbers shown as JSON in a closed box at the end.

@@ -17,9 +17,9 @@ from mmsae.report import (
     concept_cards,
     line_chart,
     names_of,
-    picture,
     render_report,
     shown_latents,
+    thumbnail,
 )
 from mmsae.report.page import best_rows, number, prose
 from mmsae.types import Codes, InputError
@@ -109,14 +109,14 @@ def test_names_of_keeps_good_matches_only():
     assert names_of(concepts) == {3: "disc / red"}
 
 
-def test_picture_shrinks_and_says_when_it_is_tiny():
+def test_a_thumbnail_shrinks_and_says_when_it_is_tiny():
     from base64 import b64decode
     from io import BytesIO
 
     from PIL import Image
 
-    big = picture(np.zeros((300, 200, 3), np.uint8), "x", size=120)
-    small = picture(torch.ones(3, 8, 8), "y")
+    big = thumbnail(np.zeros((300, 200, 3), np.uint8), "x", size=120)
+    small = thumbnail(torch.ones(3, 8, 8), "y")
     sizes = [Image.open(BytesIO(b64decode(p.uri.split(",")[1]))).size for p in (big, small)]
     assert sizes == [(80, 120), (8, 8)] and (big.tiny, small.tiny) == (False, True)
 

@@ -33,7 +33,7 @@ def steering_section(out: Path, results: dict[str, Any]) -> Section:
         [[w, *(row[k] for k in mean)] for w, row in rows.items() if not w.startswith("random")]
         + [[f"random directions, mean of {len(random)}", *mean.values()]]
         + [[f"the most {target} of them", *(max(random, key=lambda row: row["target"])[k] for k in mean)]],
-        f"Prompts of a {source} object: what the pixels of the drawn pictures show",
+        f"Prompts of a {source} object: what the pixels of the drawn images show",
     )
     shape = drawn["probe"]["shape"]
     intro = f"""
@@ -43,27 +43,27 @@ unexplained. {len(r["edit"]["latents"])} latents that tell {source} from {target
 where those of {source} fire. They were chosen on {r["prompts"]["chosen_on"]} prompts, their number and strength on
 {r["prompts"]["tuned_on"]} more, and everything below is from others. A random direction moves the same tokens just as
 far. What was drawn is said by arithmetic on pixels and by a classifier that learned from renders, not by the model
-itself. Shape is as prompted in {shape:.0%} of the pictures (chance 20%): a pipeline of this size and training draws
+itself. Shape is as prompted in {shape:.0%} of the images (chance 20%): a pipeline of this size and training draws
 colour, background and size as told, but not shape and place.
 """
-    return Section("Drawing, and steering what is drawn", intro, [_pictures(out, r)], [table], facts=facts)
+    return Section("Drawing, and steering what is drawn", intro, [_images(out, r)], [table], facts=facts)
 
 
-def _pictures(out: Path, r: dict[str, Any]) -> Figure:
+def _images(out: Path, r: dict[str, Any]) -> Figure:
     from safetensors.torch import load_file
 
-    from mmsae.demo.diffusion import PICTURES
+    from mmsae.demo.diffusion import IMAGES
     from mmsae.report.figures import canvas, figure
 
-    kept = load_file(out / PICTURES)
+    kept = load_file(out / IMAGES)
     ways = [w for w in SHOWN if w in kept]
     n = len(kept[ways[0]])
     with canvas(n, len(ways), width=1.6 + 1.1 * n, height=1.15 * len(ways), squeeze=False) as (fig, axes):
         for line, way in zip(axes, ways, strict=True):
-            for axis, picture in zip(line, kept[way], strict=True):
-                axis.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+            for axis, image in zip(line, kept[way], strict=True):
+                axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.grid(False)
             line[0].set_ylabel(way, rotation=0, ha="right", va="center")
         caption = "Each column is one prompt and one noise: " + "; ".join(r["prompts"]["reported"][:n])
-        return figure(fig, "pictures before and after steering", caption)
+        return figure(fig, "images before and after steering", caption)

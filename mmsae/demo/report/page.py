@@ -40,9 +40,9 @@ def _overview(results: dict[str, Any]) -> Section:
         Fact("one wrong word found, AUROC", mismatch, f"host {results['mismatch']['attribute']['clip']:.3f}"),
     ]
     intro = """
-A world of coloured shapes was generated together with the truth about every picture, a small CLIP was trained on its
+A world of coloured shapes was generated together with the truth about every image, a small CLIP was trained on its
 image-caption pairs, and three sparse autoencoders were trained on that CLIP's embeddings. Because the truth is known,
-it can be said which of their latents mean something, and whether they mean the same in pictures and in words.
+it can be said which of their latents mean something, and whether they mean the same in images and in words.
 
 Everything here is scored on held-out renders. Latents and thresholds were matched with concepts on training renders.
 The last rows are those of an SAE of equal size with **random weights**: without them every number looks good.
@@ -90,7 +90,7 @@ def _methods(results: dict[str, Any]) -> Section:
     )
     intro = """
 FVU is the share of variance that the reconstruction leaves unexplained. *Same* asks for one latent that detects the
-concept in pictures **and** in captions, and counts the worse of the two. The cosine of codes means little without that
+concept in images **and** in captions, and counts the worse of the two. The cosine of codes means little without that
 of shuffled pairs: codes that agree whatever the pair would look perfectly aligned.
 """
     warnings = [f"{TITLES[name]}: {w}" for name, m in results["methods"].items() for w in m["warnings"]]
@@ -149,7 +149,7 @@ def _examples(out: Path, results: dict[str, Any]) -> list[Section]:
     store = ActivationStore(out / "store" / "test")
     uids, captions = list(store.uids), list(store.captions)
     log = FaultLog()
-    pictures = {s.uid: s.image for path in expand(str(out / "shards" / "test")) for s in read_shard(path, log)}
+    images = {s.uid: s.image for path in expand(str(out / "shards" / "test")) for s in read_shard(path, log)}
     sae = SAE.from_pretrained(out / "paired_topk" / "sae")
     saved = torch.load(out / "report.pt", weights_only=True)
     names = names_of(results["methods"]["paired_topk"]["concepts"])
@@ -160,12 +160,12 @@ def _examples(out: Path, results: dict[str, Any]) -> list[Section]:
     tables = {IMAGE: top_evidence(codes[IMAGE], uids, 8), TEXT: top_evidence(codes[TEXT], uids, 4, keys)}
     latents = shown_latents(tables, saved["correlation"], 24)
     cards = concept_cards(
-        latents, tables, pictures.get, dict(zip(uids, captions, strict=True)), names, saved["correlation"]
+        latents, tables, images.get, dict(zip(uids, captions, strict=True)), names, saved["correlation"]
     )
     gallery = Section(
         "Concepts",
         "The latents whose image and text codes correlate most. Names come from the truth of the world, where a latent "
-        "reaches F1 .6 in both modalities; the pictures and captions are the held-out ones that it fires on most.",
+        "reaches F1 .6 in both modalities; the images and captions are the held-out ones that it fires on most.",
         galleries=[Gallery(cards)],
     )
     scenes = sample_scenes(len(uids), 2)
@@ -173,12 +173,12 @@ def _examples(out: Path, results: dict[str, Any]) -> list[Section]:
     row = next(i for i in range(len(uids)) if not scenes.two[i] and changed[i] == "colour")
     one = slice(row, row + 1)
     pairs = [
-        compare_codes(codes[IMAGE].rows(one), c.rows(one), title, text, pictures[uids[row]], names)
+        compare_codes(codes[IMAGE].rows(one), c.rows(one), title, text, images[uids[row]], names)
         for title, c, text in (("Matched pair", codes[TEXT], captions[row]), ("Wrong colour", wrong, texts[row]))
     ]
     why = Section(
         "Why a pair does not fit",
-        "The codes of one picture beside those of its caption, and of the same caption with the wrong colour. Latents "
+        "The codes of one image beside those of its caption, and of the same caption with the wrong colour. Latents "
         "that only one side has say what is wrong.",
         pairs=pairs,
     )
@@ -218,7 +218,7 @@ def write_report(out: Path, results: dict[str, Any]) -> Path:
     }
     return render_report(
         out / "report.html",
-        "mmsae demo: one set of concepts for pictures and words",
+        "mmsae demo: one set of concepts for images and words",
         sections,
         meta={"profile": results["profile"], "seed": results["seed"]},
         data=figures,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.metrics.pairs.modality import CLASSES
-from mmsae.report import Fact, Section, Table, bar_chart, picture
+from mmsae.report import Fact, Section, Table, bar_chart, thumbnail
 from mmsae.report.gallery import Bar, CodePair
 
 SCORES = {
@@ -43,17 +43,17 @@ def filter_section(out: Path, results: dict[str, Any]) -> list[Section]:
         "AUROC of right against damaged captions in this set, .5 is chance",
     )
     intro = """
-A new set of pairs was written in which 15% of the captions belong to another picture and 15% have one wrong word, and
+A new set of pairs was written in which 15% of the captions belong to another image and 15% have one wrong word, and
 `mmsae filter` kept 70% of it by the weighted cosine of PairedTopK's codes. Weights were fitted on the damaged set
 itself: nobody said which pairs are right. Everything else about it is in `filter/report.html`.
 """
     wanted = {e["uid"] for some in r["examples"].values() for e in some}
-    pictures = {
+    images = {
         s.uid: s.image for path in expand(str(out / "damaged")) for s in read_shard(path, FaultLog()) if s.uid in wanted
     }
-    pairs = [_reasons(title, e, pictures[e["uid"]], r["score"]) for title, some in r["examples"].items() for e in some]
+    pairs = [_reasons(title, e, images[e["uid"]], r["score"]) for title, some in r["examples"].items() for e in some]
     how = (
-        "Bars to the left are concepts that only the picture has, to the right those that only the text has, strongest "
+        "Bars to the left are concepts that only the image has, to the right those that only the text has, strongest "
         "first. Names come from the truth of the world where a latent is one of its concepts, else from top captions."
     )
     return [
@@ -71,7 +71,7 @@ def _reasons(title: str, e: dict[str, Any], image: Any, score: str) -> CodePair:
     top = max((max(b.image, b.text) for b in bars), default=1.0) or 1.0
     bars = [b._replace(image=b.image / top, text=b.text / top) for b in bars]
     caption = e["caption"] + (f" — in truth: {e['truth']}" if e["truth"] else "")
-    return CodePair(title, picture(image, f"picture: {title}", size=160), caption, e[score], bars)
+    return CodePair(title, thumbnail(image, f"image: {title}", size=160), caption, e[score], bars)
 
 
 def llava_sections(results: dict[str, Any]) -> list[Section]:
@@ -91,7 +91,7 @@ def llava_sections(results: dict[str, Any]) -> list[Section]:
                 *(ce[k][c] for c in ("original", "reconstructed", "zeroed")),
                 ce[k]["recovered"] if ce[k]["zeroed"] - ce[k]["original"] > LEAST_LOSS else None,
             ]
-            for k, label in (("image_text", "picture and text"), ("text", "text alone"))
+            for k, label in (("image_text", "image and text"), ("text", "text alone"))
         ],
         "Cross-entropy of the text, nats per token, with the states of that layer replaced",
     )
@@ -105,14 +105,14 @@ def llava_sections(results: dict[str, Any]) -> list[Section]:
     )
     intro = """
 The same world also teaches a tiny LLaVA: the CLIP's frozen image trunk, a projector and a three-layer language model
-that answers yes/no questions and describes pictures. One SAE was trained on its image and text tokens, streamed from
+that answers yes/no questions and describes images. One SAE was trained on its image and text tokens, streamed from
 conversations. A latent's **cross-modal weight** is the mean cosine between the states of the text tokens and of the
-image tokens on which it fires most. The model was taught with pictures only, so without one it knows little that
+image tokens on which it fires most. The model was taught with images only, so without one it knows little that
 reconstruction could lose: no share is given where zeroed states cost next to nothing.
 """
     columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
     rows = [[kind, DECODING[m], *(f[c] for c in columns)] for kind, own in r["pope"].items() for m, f in own.items()]
-    pope = Table(["absent objects", "decoding", *columns], rows, "Yes/no questions about held-out pictures, half true")
+    pope = Table(["absent objects", "decoding", *columns], rows, "Yes/no questions about held-out images, half true")
     chart = bar_chart(
         {m: {k: own[m]["accuracy"] for k, own in r["pope"].items()} for m in DECODING},
         y_label="accuracy",
@@ -121,7 +121,7 @@ reconstruction could lose: no share is given where zeroed states cost next to no
     n = next(iter(r["pope"].values()))["greedy"]["n"]
     about = f"""
 Objects that are not there were drawn at random, or as near misses (*adversarial*): right in colour or in shape. Concept
-decoding moves the text states towards what the picture's concepts say and mixes both predictions; the control only
+decoding moves the text states towards what the image's concepts say and mixes both predictions; the control only
 drops tokens that are less than β times as likely as the best, as concept decoding does too. What it gains over that
 control is what the concepts gave. With {n} questions a kind, differences below {2 * (0.25 / n) ** 0.5:.2f} are noise.
 """

@@ -23,7 +23,7 @@ from mmsae.evaluation.spaces import RANDOM
 from mmsae.evaluation.suite_data import Data
 from mmsae.hosts import Host
 from mmsae.metrics.sparsity import latent_sums
-from mmsae.report.gallery import Card, Gallery, Picture, picture
+from mmsae.report.gallery import Card, Gallery, Thumbnail, thumbnail
 from mmsae.report.page import Section, render_report
 from mmsae.shards import FaultLog, Sample, read_shard, with_image
 from mmsae.types import IMAGE, ImageTextBatch, InputError
@@ -110,7 +110,7 @@ def choose(p: Purity, f: Features, number: int, labelled: bool, seed: int) -> di
 
 
 def card(
-    s: Shown, p: Purity, f: Features, names: Sequence[str], drawn: Mapping[tuple[Shown, str], Picture]
+    s: Shown, p: Purity, f: Features, names: Sequence[str], drawn: Mapping[tuple[Shown, str], Thumbnail]
 ) -> Card:  # fmt: skip
     """One latent: how often it fires, what class its images are of, and the images."""
     fires = f"{(f.z.gather(torch.tensor([s.latent]))[:, 0] != 0).double().mean().item():.1%} of images"
@@ -129,7 +129,7 @@ def card(
 @torch.no_grad()
 def draw(
     data: Data, name: str, wanted: Mapping[str, Sequence[Shown]], names: Sequence[str]
-) -> dict[tuple[Shown, str], Picture]:
+) -> dict[tuple[Shown, str], Thumbnail]:
     """The thumbnails of some images of a set, ``{uid: latents that it is shown for}``."""
     transform, change = data.host.transform(), shift(data.suite.data[name].change)
     saes, site, out = {TRAINED: data.sae, RANDOM: data.random}, data.sae.sites[IMAGE], {}
@@ -147,7 +147,7 @@ def draw(
                 special = None if rows.special is None else rows.special[own].cpu()
                 thumb = lit(shown[i], z, special)
                 what = " ".join(filter(None, (class_of[sample.uid], sample.key)))
-                out[s, sample.uid] = picture(thumb, what, float(z.max()), SIZE, photo=True)
+                out[s, sample.uid] = thumbnail(thumb, what, float(z.max()), SIZE, photo=True)
     return out
 
 

@@ -20,7 +20,7 @@ from mmsae.lvlm.weights.file import CrossModalFile, load_weights
 from mmsae.lvlm.weights.token_view import LatentOnText, TokenViewer, crop_image, heat_image
 from mmsae.metrics.concepts.evidence import TopTable, unpack_uids
 from mmsae.metrics.pairs.modality import CLASSES
-from mmsae.report.gallery import picture
+from mmsae.report.gallery import thumbnail
 from mmsae.report.page import Fact, Section, render_report
 from mmsae.sae import SAE
 from mmsae.shards import FaultLog, Sample, read_shard, with_image
@@ -127,7 +127,7 @@ def _drawn(view: TokenViewer, item: int, t: Token) -> Markup:
     seen = view.image(item, t.position, t.latent)
     rows, cols = seen.heat.shape
     what = f"{t.value:.2f} at {t.position} in {view.samples[item].key}; grid {rows} x {cols}"
-    shown = (picture(heat_image(seen), f"heat: {what}", size=144), picture(crop_image(seen), f"crop: {what}"))
+    shown = (thumbnail(heat_image(seen), f"heat: {what}", size=144), thumbnail(crop_image(seen), f"crop: {what}"))
     tags = Markup("").join(Markup('<img src="{}" alt="{}" title="{}">').format(p.uri, p.alt, p.alt) for p in shown)
     return Markup("<figure>{}<figcaption>{:.2f}</figcaption></figure>").format(tags, t.value)
 

@@ -45,11 +45,11 @@ def main_features(codes: Codes, truth: Tensor, gain: float = 0.03, most: int = 1
     among which may be one that another concept has and this one never.
 
     Args:
-        codes: Of N rows.
+        codes: Codes of N rows.
         truth: ``(N,)`` bool.
         gain: Least gain of F1.
         most: Largest k.
-        l2: Of the probe.
+        l2: Penalty of the probe.
     """
     x, y = matrix(codes), truth.long().numpy()
     rises = np.asarray(x[y == 1].mean(0)).ravel() > np.asarray(x[y == 0].mean(0)).ravel()

@@ -165,13 +165,13 @@ def sparse_probing(
     Args:
         train: ``(N, F)`` features or codes.
         train_truth: ``(N, C)`` bool concepts.
-        test: Of other samples.
+        test: Features or codes of other samples.
         test_truth: ``(M, C)`` bool.
         ks: Numbers of features.
         rows: Largest numbers of training and test rows.
         l2: Strength of the penalty.
         least: Rows of each kind that a concept must have in training and test.
-        seed: Of the balanced draws, which are the same for every kind of feature.
+        seed: Seed of the balanced draws, which are the same for every kind of feature.
     """
     x, held = matrix(train), matrix(test)
     c = train_truth.shape[1]

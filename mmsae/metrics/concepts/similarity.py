@@ -54,7 +54,7 @@ def concept_similarity(
         image: ``(N, d)`` judge's image features; the judge is not the host that the SAE was trained on.
         text: ``(M, d)`` judge's text features.
         n_latents: How many to draw, without replacement; all when there are fewer.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Returns:
         The scores, and ``latents``: how many were drawn.

@@ -69,7 +69,7 @@ def coherence(rows: Tensor, embeddings: Tensor) -> Tensor:
     """``(F,)`` float64 mean pairwise cosine of each feature's top samples; NaN for fewer than two.
 
     Args:
-        rows: As for :func:`uniqueness`, positions in ``embeddings``.
+        rows: Rows as :func:`uniqueness` takes them, positions in ``embeddings``.
         embeddings: ``(N, d)`` of a judge.
     """
     e = normalize(embeddings.double(), dim=1)

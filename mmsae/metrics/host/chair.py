@@ -1,4 +1,4 @@
-"""CHAIR: objects that a caption mentions and the picture does not have (Rohrbach et al., EMNLP 2018).
+"""CHAIR: objects that a caption mentions and the image does not have (Rohrbach et al., EMNLP 2018).
 
 The original needs Python 2 and two language packages whose versions change results; here words are singularised by a
 frozen table (``singular.json``) and synonyms come from a file in the original's form.
@@ -117,7 +117,7 @@ class Objects(NamedTuple):
         return {self.name.get(n.lower(), n.lower()) for n in names}
 
     def truth(self, annotated: Iterable[str], references: Iterable[str] = ()) -> set[str]:
-        """What a picture has: its annotated objects and those that its reference captions mention."""
+        """What an image has: its annotated objects and those that its reference captions mention."""
         return self.canonical(annotated).union(*(self.mentions(r) for r in references))
 
 
@@ -127,7 +127,7 @@ class ChairReport(NamedTuple):
     Attributes:
         chair_s: Share of captions with a hallucinated object.
         chair_i: Share of mentions (with repetition) that are hallucinated; 0 without mentions.
-        recall: Share of the pictures' objects that are mentioned.
+        recall: Share of the images' objects that are mentioned.
         length: Mean number of words.
         mentions: Mentions.
         n: Captions.

@@ -19,7 +19,7 @@ class ZeroShotRecovered(NamedTuple):
         mean: With the mean embedding in place of every one.
         recovered_zero: ``(zero - reconstructed) / (zero - clean)``; 1 is the host, 0 as bad as zeros. NaN where the
             host itself is no better than zeros (an overconfident one): there is nothing to recover.
-        recovered_mean: Likewise against the mean.
+        recovered_mean: The same against the mean.
         recovered_kl: ``1 - KL(clean, reconstructed) / KL(clean, mean)``.
         top1_clean: Accuracy of the host.
         top1_reconstructed: Accuracy with reconstructions.

@@ -120,7 +120,7 @@ def pair_report(
             each other in retrieval, never shuffled partners.
         x: ``{modality: (N, d)}`` host embeddings in one space, for their own retrieval beside that of the codes.
         x_hat: ``{modality: (N, d)}`` reconstructions, likewise.
-        seed: Of the shuffled pairs.
+        seed: Seed of the shuffled pairs.
         ks: Retrieval cut-offs.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Scenes, pictures, captions and shards of the generated world."""
+"""Scenes, images, captions and shards of the generated world."""

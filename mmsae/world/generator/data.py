@@ -1,4 +1,4 @@
-"""The generated world in memory: pictures, two captions each, and the truth about them."""
+"""The generated world in memory: images, two captions each, and the truth about them."""
 
 from __future__ import annotations
 

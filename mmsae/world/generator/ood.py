@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmsae.world.generator.data import generate
 from mmsae.world.generator.scene import COLOURS, OBJECT_ATTRIBUTES, SHAPES
-from mmsae.world.generator.shards import write_images
+from mmsae.world.generator.shards import write_samples
 
 CHECK, STEP = 4, 30  # pixels of a field, and how much lighter or darker it is
 NEAR, FAR = ("checker",), ("digits", "noise")
 PER_SHARD = 500
+
+
+def write_images(folder: str | Path, prefix: str, images: np.ndarray, classes: Sequence[str]) -> str:
+    """Shards of ``images (n, H, W, 3) uint8`` with a caption and json ``class``; returns the folder."""
+    texts, metas = [f"a {c}" for c in classes], [{"class": c} for c in classes]
+    write_samples(folder, prefix, images, texts, metas, per_shard=PER_SHARD)
+    return str(folder)
 
 
 def lone_objects(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -25,7 +33,7 @@ def lone_objects(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
 
 
 def digits(n: int) -> tuple[np.ndarray, list[str]]:
-    """At most n of scikit-learn's handwritten digits (8 x 8, the UCI set) as grey pictures of 32 x 32."""
+    """At most n of scikit-learn's handwritten digits (8 x 8, the UCI set) as grey images of 32 x 32."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -34,19 +42,19 @@ def digits(n: int) -> tuple[np.ndarray, list[str]]:
 
 
 def checker(images: np.ndarray) -> np.ndarray:
-    """Pictures whose fields of 4 x 4 pixels are in turn a little lighter and darker: near-OOD."""
+    """Images whose fields of 4 x 4 pixels are in turn a little lighter and darker: near-OOD."""
     at = np.arange(images.shape[1]) // CHECK
     sign = np.where((at[:, None] + at[None]) % 2, STEP, -STEP)[None, :, :, None]
     return (images.astype(np.int16) + sign).clip(0, 255).astype(np.uint8)
 
 
 def write_ood_sets(out: str | Path, n: int, seed: int) -> dict[str, str]:
-    """Write the ID set ``id`` (about .6 n scenes of one object) and the OOD sets, of half as many pictures.
+    """Write the ID set ``id`` (about .6 n scenes of one object) and the OOD sets, of half as many images.
 
     Args:
         out: Folder; every set is a folder in it.
         n: Scenes drawn for the ID set.
-        seed: Of scenes and noise; not one that a host was trained on.
+        seed: Seed of scenes and noise; not one that a host was trained on.
 
     Returns:
         ``{set: folder}`` of id, digits, noise and checker.
@@ -61,7 +69,4 @@ def write_ood_sets(out: str | Path, n: int, seed: int) -> dict[str, str]:
         "noise": (noise, ["noise"] * len(noise)),
         "checker": (checker(other), [f"checkered {name}" for name in other_names]),
     }
-    for name, (some, classes) in sets.items():
-        texts, metas = [f"a {c}" for c in classes], [{"class": c} for c in classes]
-        write_images(Path(out) / name, name, some, texts, metas, per_shard=PER_SHARD)
-    return {name: str(Path(out) / name) for name in sets}
+    return {name: write_images(Path(out) / name, name, *some) for name, some in sets.items()}

@@ -1,4 +1,4 @@
-"""Scenes to 32 x 32 RGB pictures, in numpy, a block at a time."""
+"""Scenes to 32 x 32 RGB images, in numpy, a block at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _shrink(x: np.ndarray) -> np.ndarray:
 
 
 def render(scenes: Scenes, seed: int) -> np.ndarray:
-    """``(n, 32, 32, 3) uint8`` pictures: 2 x supersampled shapes, Gaussian pixel noise drawn from ``seed``."""
+    """``(n, 32, 32, 3) uint8`` images: 2 x supersampled shapes, Gaussian pixel noise drawn from ``seed``."""
     rng = np.random.default_rng([seed, 2])
     out = np.empty((scenes.n, SIZE, SIZE, 3), np.uint8)
     for start in range(0, scenes.n, _BLOCK):
@@ -54,7 +54,7 @@ def render(scenes: Scenes, seed: int) -> np.ndarray:
 
 
 def _paint(scenes: Scenes) -> np.ndarray:
-    """``(m, 32, 32, 3) float32`` pictures without noise."""
+    """``(m, 32, 32, 3) float32`` images without noise."""
     at = ((np.arange(2 * SIZE) + 0.5) / 2).astype(np.float32)
     image = np.repeat(GROUND[scenes.background][:, None, None], SIZE, 1).repeat(SIZE, 2)
     for j in range(2):

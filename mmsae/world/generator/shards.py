@@ -15,7 +15,7 @@ from mmsae.shards import ShardWriter
 from mmsae.world.generator.data import WorldData, generate
 
 
-def write_images(
+def write_samples(
     out: str | Path,
     prefix: str,
     images: np.ndarray,
@@ -60,7 +60,7 @@ def write_world(
     compress: bool = False,
     progress: bool = True,
 ) -> WorldData:
-    """Generate samples and write them, with their full captions; see :func:`write_images`.
+    """Generate samples and write them, with their full captions; see :func:`write_samples`.
 
     Args:
         out: Folder of the shards; made where missing.
@@ -77,7 +77,7 @@ def write_world(
         What was written.
     """
     data = generate(n, seed, siblings=siblings)
-    write_images(
+    write_samples(
         out, prefix, data.images, data.full, map(data.meta, range(n)),
         per_shard=per_shard, digits=7, compress=compress, progress=progress,
     )  # fmt: skip

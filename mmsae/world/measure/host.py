@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmsae.evaluation.zeroshot.scores import accuracy, class_embeddings
+from mmsae.hosts import Host
 from mmsae.metrics.pairs.retrieval import both_ways, groups_of
 from mmsae.world.generator.captions import PLACES
 from mmsae.world.generator.scene import BACKGROUNDS, COLOURS, OBJECT_ATTRIBUTES, SHAPES, SIZES, TEXTURES, Scenes
@@ -29,22 +29,6 @@ ATTRIBUTE_PROMPTS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "position": (PLACES, [f"a {n} {{}}" for n in _NOUNS]),
     "colour_shape": (tuple(_NOUNS), ["a {}"]),
 }
-
-
-class Host(Protocol):
-    """What is needed of a host (:class:`mmsae.hosts.Host` has it)."""
-
-    def transform(self, train: bool = False) -> Callable[[Image.Image], Tensor]:
-        """The host's image transform."""
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """``(n, L)`` token ids."""
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """``(n, d)`` raw embeddings of transformed images."""
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """``(n, d)`` raw embeddings of token ids."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a picture of the world shows, said by scorers that have nothing to do with the model that made or steers it.
+"""What an image of the world shows, said by scorers that have nothing to do with the model that made or steers it.
 
 Two kinds: arithmetic on pixels (colour and background), and a small classifier of all attributes of a lone object that
 learned from renders of its own.
@@ -29,7 +29,7 @@ _GREY = 30.0  # length of the mean chroma (grey levels) below which there is no 
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """``(n, H, W, 3) uint8`` of pictures ``(n, 3, H, W)`` in [0, 1], the scorers' format."""
+    """``(n, H, W, 3) uint8`` of images ``(n, 3, H, W)`` in [0, 1], the scorers' format."""
     return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -65,7 +65,7 @@ def pixel_colour(images: np.ndarray) -> np.ndarray:
 
 
 class WorldProbe(nn.Module):
-    """A small convolutional classifier of every attribute of a lone object on a 32 x 32 picture.
+    """A small convolutional classifier of every attribute of a lone object on a 32 x 32 image.
 
     Args:
         width: Channels of the first layer.
@@ -85,13 +85,13 @@ class WorldProbe(nn.Module):
         self.heads = nn.ModuleDict({a: nn.Linear(4 * w, len(CONCEPT_GROUPS[a])) for a in ATTRIBUTES})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """``{attribute: (B, values) logits}`` of pictures ``(B, 3, 32, 32)`` in [-1, 1]."""
+        """``{attribute: (B, values) logits}`` of images ``(B, 3, 32, 32)`` in [-1, 1]."""
         h = self.trunk(x)
         return {a: head(h) for a, head in self.heads.items()}
 
     @torch.no_grad()
     def predict(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """``{attribute: (n,) value ids}`` of pictures ``(n, 32, 32, 3) uint8``."""
+        """``{attribute: (n,) value ids}`` of images ``(n, 32, 32, 3) uint8``."""
         device = next(self.parameters()).device
         parts = [self(_centred(images[i : i + 500]).to(device)) for i in range(0, len(images), 500)]
         return {a: torch.cat([p[a] for p in parts]).argmax(1).cpu().numpy() for a in ATTRIBUTES}
@@ -133,14 +133,14 @@ def train_probe(
 ) -> WorldProbe:
     """A :class:`WorldProbe` trained on renders of its own.
 
-    Generated pictures are softer than renders, so half of a batch is blurred and all of it is noisy: else softness
+    Generated images are softer than renders, so half of a batch is blurred and all of it is noisy: else softness
     would be read as one of the shapes.
 
     Args:
         n: Scenes that are rendered; three fifths have one object and are used.
         steps: Optimiser steps.
-        seed: Of scenes, weights and order.
-        batch_size: Pictures a step.
+        seed: Seed of scenes, weights and order.
+        batch_size: Images a step.
         progress: Show a bar.
     """
     scenes = sample_scenes(n, seed, siblings=False)

@@ -82,7 +82,7 @@ def score_sae(
         damaged: ``(n, d)`` raw text embeddings of the held-out captions with one attribute of object 0 changed.
         embed: Texts to raw text embeddings.
         retrieval: Held-out pairs that compete in retrieval.
-        seed: Of the shuffled and swapped pairs.
+        seed: Seed of the shuffled and swapped pairs.
 
     Returns:
         ``fvu``, ``concept_f1``, ``concept_auc``, their ``_by_group``, ``concepts``, ``top_concept_agreement``,

@@ -1,4 +1,4 @@
-"""Scorers of generated pictures for sweeps of steering: arithmetic on pixels, and a classifier of its own.
+"""Scorers of generated images for sweeps of steering: arithmetic on pixels, and a classifier of its own.
 
 ``mmsae steer --scorers "blue=mmsae.world.measure.scorers:colour(blue)"
 "ground=mmsae.world.measure.scorers:asked(background)"``
@@ -54,9 +54,9 @@ def probed(file: str, group: str, value: str | None = None) -> Scorer:
     """1 where a :class:`~mmsae.world.measure.probe.WorldProbe` sees a value of a group (default: the prompt's).
 
     Args:
-        file: Of the classifier.
+        file: File of the classifier.
         group: ``shape``, ``colour``, ``size``, ``texture``, ``background`` or ``position``.
-        value: Of the group.
+        value: Value of the group.
     """
     probe, fixed = WorldProbe.load(file), None if value is None else _index(group, value)
 

@@ -43,7 +43,7 @@ def pretrain_clip(
         training: How to train.
         texts: The text encoder.
         data: What is made of the samples' files.
-        run: Where to train, and what becomes of OUT.
+        run: Device, threads, and what becomes of OUT.
 
     Returns:
         What was done: steps, loss, sizes, faults, seconds; OUT/training.json has it too, with the curve of the loss.
@@ -81,7 +81,7 @@ def pretrain_clip(
             f" steps of {recipe.batch_size}{', mirrored and shifted' if recipe.photo else ''}"
         )
     identity = {"recipe": vars(recipe), "model": config, "data": pairs.digest()}
-    state = loop.State(target.with_name(target.name + ".partial"), identity, run.checkpoint_every)
+    state = loop.RunState(target.with_name(target.name + ".partial"), identity, run.checkpoint_every)
     tokenizer = word_tokenizer(words.words)
     ids = token_ids(tokenizer, pairs.texts, words.context_length)
     with loop.cpu_threads(run.threads or (1 if image_size <= 64 else None)):
@@ -127,7 +127,7 @@ def pretrain_diffusion(
         training: How to train.
         texts: The text encoder.
         data: What is made of the samples' files.
-        run: Where to train, and what becomes of OUT.
+        run: Device, threads, and what becomes of OUT.
 
     Returns:
         What was done: steps, loss, sizes, faults, seconds; OUT/training.json has it too, with the curve of the loss.

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from mmsae.world.models import loop
 from mmsae.world.models.options import Training
-from mmsae.world.models.pairs import Pairs, epoch_order, flip_and_shift
+from mmsae.world.models.pairs import LoadedPairs, epoch_order, flip_and_shift
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def pair_loss(image: Tensor, text: Tensor, caption: Tensor, scale: Tensor) -> Te
 class _Batches:
     """Batch ``step`` of the run, the same whether or not the steps before it were taken."""
 
-    def __init__(self, pairs: Pairs, ids: Tensor, r: ClipTraining, device: torch.device) -> None:
+    def __init__(self, pairs: LoadedPairs, ids: Tensor, r: ClipTraining, device: torch.device) -> None:
         self.pairs, self.ids, self.r, self.device = pairs, ids, r, device
         self.per_epoch = len(pairs.images) // r.batch_size
         self.epoch, self.order = -1, np.empty(0, int)
@@ -71,7 +71,12 @@ class _Batches:
 
 
 def train(
-    model: nn.Module, pairs: Pairs, ids: Tensor, r: ClipTraining, state: loop.State | None = None, progress: bool = True
+    model: nn.Module,
+    pairs: LoadedPairs,
+    ids: Tensor,
+    r: ClipTraining,
+    state: loop.RunState | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Train ``model`` in place, see :func:`mmsae.world.models.loop.train`.
 

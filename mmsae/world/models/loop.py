@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: Tensors of two or more dimensions, or groups of them.
         lr: Learning rate.
-        momentum: Of the Nesterov momentum.
+        momentum: Share of the Nesterov momentum that is kept.
         weight_decay: Decoupled.
     """
 
@@ -95,7 +95,7 @@ def schedule(step: int, steps: int) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-class State(NamedTuple):
+class RunState(NamedTuple):
     """Where a run keeps what it needs to go on after it was killed.
 
     Attributes:
@@ -140,14 +140,14 @@ def train(
     max_norm: float = 1.0,
     after: Callable[[int], None] | None = None,
     smooth: float = 0.05,
-    state: State | None = None,
+    state: RunState | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train ``model`` in place.
 
     Args:
-        model: In training mode, as it should be.
-        opts: Its optimisers, with their peak learning rates.
+        model: The model, in training mode.
+        opts: The optimisers, with their peak learning rates.
         loss_of: Gives the loss of a step, whose batch is a function of seed and step.
         r: The recipe.
         what: What is trained, for the bar.
@@ -155,7 +155,7 @@ def train(
         max_norm: Largest norm of that gradient.
         after: Called after every update, with the number of the step.
         smooth: Weight of a step in the running mean of the loss.
-        state: Where and how often the state is written; without it a killed run starts anew.
+        state: File of the state and how often it is written; without it a killed run starts anew.
         progress: Show a bar with loss and time left.
 
     Returns:

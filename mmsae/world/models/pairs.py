@@ -17,7 +17,7 @@ from mmsae.world.models.options import PairData
 _SIDES = re.compile(r"\b(left|right)\b")
 
 
-class Pairs(NamedTuple):
+class LoadedPairs(NamedTuple):
     """``N`` images with one or more captions each.
 
     Attributes:
@@ -57,7 +57,7 @@ def load_pairs(
     *,
     keep: Callable[[dict[str, Any]], bool] | None = None,
     progress: bool = True,
-) -> Pairs:
+) -> LoadedPairs:
     """Decode all pairs of some shards, once, into memory.
 
     An image whose shorter side is not ``image_size`` is resized (bicubic) and cut to its middle, as open_clip does. A
@@ -105,7 +105,7 @@ def load_pairs(
         wanted = "readable pairs of the wanted kind" if keep else "readable pairs"
         raise InputError(f"{shards} holds {len(images)} {wanted}: at least 2 are needed")
     widest = max(map(len, rows))
-    return Pairs(
+    return LoadedPairs(
         images=np.stack(images),
         texts=list(text_ids),
         captions=np.array([r + r[:1] * (widest - len(r)) for r in rows]),

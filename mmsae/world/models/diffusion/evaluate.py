@@ -1,4 +1,4 @@
-"""Whether generated pictures show what their prompts say, by scorers that never saw the generator."""
+"""Whether generated images show what their prompts say, by scorers that never saw the generator."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmsae.world.generator.captions import PLACES
 from mmsae.world.generator.scene import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES
 from mmsae.world.measure.probe import WorldProbe, pixel_background, pixel_colour, to_uint8
 
-#: Prompts to pictures ``(n, 3, H, W)`` in [0, 1].
+#: Prompts to images ``(n, 3, H, W)`` in [0, 1].
 Generate = Callable[[list[str]], Tensor]
 
 
-class Prompts(NamedTuple):
+class ObjectPrompts(NamedTuple):
     """Prompts for one object, and what they ask for.
 
     Attributes:
@@ -34,31 +34,31 @@ class Prompts(NamedTuple):
     texts: list[str]
     wanted: dict[str, np.ndarray]
 
-    def rows(self, which: np.ndarray | slice) -> Prompts:
+    def rows(self, which: np.ndarray | slice) -> ObjectPrompts:
         """Some of them."""
         index = np.arange(len(self.texts))[which]
-        return Prompts([self.texts[i] for i in index], {a: v[index] for a, v in self.wanted.items()})
+        return ObjectPrompts([self.texts[i] for i in index], {a: v[index] for a, v in self.wanted.items()})
 
-    def recoloured(self, colour: str) -> Prompts:
+    def recoloured(self, colour: str) -> ObjectPrompts:
         """The same prompts with another colour."""
         value = np.full(len(self.texts), COLOURS.index(colour))
         return prompts_for(self.wanted | {"colour": value})
 
 
-def prompts_for(wanted: dict[str, np.ndarray]) -> Prompts:
+def prompts_for(wanted: dict[str, np.ndarray]) -> ObjectPrompts:
     """``a large red circle in the center on a dark background``, of given values."""
     rows = zip(*(wanted[a].tolist() for a in ("size", "colour", "shape", "position", "background")), strict=True)
     texts = [f"a {SIZES[z]} {COLOURS[c]} {SHAPES[s]} {PLACES[p]} on a {BACKGROUNDS[b]} background"
              for z, c, s, p, b in rows]  # fmt: skip
-    return Prompts(texts, wanted)
+    return ObjectPrompts(texts, wanted)
 
 
-def draw_prompts(n: int, seed: int, colour: str | None = None, *, vary: bool = False) -> Prompts:
+def draw_prompts(n: int, seed: int, colour: str | None = None, *, vary: bool = False) -> ObjectPrompts:
     """Prompts in random order, no combination twice before all have come.
 
     Args:
         n: How many.
-        seed: Of the order.
+        seed: Seed of the order.
         colour: The only colour; else all six.
         vary: Sizes and places too (900 prompts, 150 of one colour); else all objects are large and in the center (90
             prompts, 15 of one colour).
@@ -76,8 +76,8 @@ def draw_prompts(n: int, seed: int, colour: str | None = None, *, vary: bool = F
     return prompts_for(dict(zip(values, grid[order].T, strict=True)))
 
 
-def score_pictures(images: np.ndarray, wanted: dict[str, np.ndarray], probe: WorldProbe | None = None) -> dict:
-    """Share of pictures that show what was wanted.
+def score_images(images: np.ndarray, wanted: dict[str, np.ndarray], probe: WorldProbe | None = None) -> dict:
+    """Share of images that show what was wanted.
 
     Args:
         images: ``(n, H, W, 3) uint8``.
@@ -97,10 +97,10 @@ def score_pictures(images: np.ndarray, wanted: dict[str, np.ndarray], probe: Wor
     return out
 
 
-def evaluate_diffusion(generate: Generate, prompts: Prompts, probe: WorldProbe | None = None) -> dict:
-    """:func:`score_pictures` of what ``generate`` makes of the prompts, and ``n``."""
+def evaluate_diffusion(generate: Generate, prompts: ObjectPrompts, probe: WorldProbe | None = None) -> dict:
+    """:func:`score_images` of what ``generate`` makes of the prompts, and ``n``."""
     images = to_uint8(generate(prompts.texts))
-    return {"n": len(images), **score_pictures(images, prompts.wanted, probe)}
+    return {"n": len(images), **score_images(images, prompts.wanted, probe)}
 
 
 SITE = "text_encoder.final_layer_norm:out[mask]"
@@ -121,13 +121,13 @@ class Contrast(NamedTuple):
 
 
 @torch.no_grad()
-def colour_contrast(host: Any, sae: SAE, prompts: Prompts, colour: str) -> Contrast:
+def colour_contrast(host: Any, sae: SAE, prompts: ObjectPrompts, colour: str) -> Contrast:
     """Mean codes of prompts and of the same prompts with another colour, on the tokens that know the colour.
 
     Args:
         host: The pipeline.
         sae: Trained at :data:`SITE`.
-        prompts: Of one colour.
+        prompts: Prompts of one colour.
         colour: The other one.
     """
     x = [
@@ -150,8 +150,8 @@ def substitution(contrast: Contrast, k: int, strength: float = 1.0, stats: Featu
     Args:
         contrast: On prompts other than those that are reported.
         k: Latents of either side.
-        strength: Of both.
-        stats: Of the latents; random controls draw from those that are live there.
+        strength: Strength of both sides.
+        stats: Statistics of the latents; random controls draw from those that are live there.
     """
     gain = contrast.target - contrast.source
     source, target = ((sign * gain).topk(min(k, int((sign * gain > 0).sum()))).indices for sign in (-1, 1))
@@ -161,7 +161,7 @@ def substitution(contrast: Contrast, k: int, strength: float = 1.0, stats: Featu
 
 
 class Outcome(NamedTuple):
-    """Shares of pictures.
+    """Shares of images.
 
     Attributes:
         source: Show the source colour, by pixels.
@@ -176,9 +176,9 @@ class Outcome(NamedTuple):
     size: float
 
 
-def outcome(pictures: Tensor, prompts: Prompts, target: int, probe: WorldProbe) -> Outcome:
-    """What pictures ``(n, 3, H, W)`` in [0, 1] of prompts show when ``target`` (an index into COLOURS) was wanted."""
-    images = to_uint8(pictures)
+def outcome(drawn: Tensor, prompts: ObjectPrompts, target: int, probe: WorldProbe) -> Outcome:
+    """What images ``(n, 3, H, W)`` in [0, 1] of prompts show when ``target`` (an index into COLOURS) was wanted."""
+    images = to_uint8(drawn)
     said, ground = pixel_colour(images), pixel_background(images)
     right = [said == prompts.wanted["colour"], said == target, ground == prompts.wanted["background"]]
     right.append(probe.predict(images)["size"] == prompts.wanted["size"])
@@ -186,14 +186,14 @@ def outcome(pictures: Tensor, prompts: Prompts, target: int, probe: WorldProbe) 
 
 
 def draw_with(host: Any, sae: SAE, way: Any, texts: Sequence[str], **options: Any) -> tuple[Tensor, float]:
-    """Pictures of prompts ``(n, 3, H, W)``, and the mean ``|dx| / |x|`` of the tokens that were changed.
+    """Images of prompts ``(n, 3, H, W)``, and the mean ``|dx| / |x|`` of the tokens that were changed.
 
     Args:
         host: The pipeline.
         sae: Trained at :data:`SITE`.
         way: An intervention, a control, or None.
         texts: The prompts; each has its own noise, the same for every way.
-        **options: Of ``host.generate``.
+        **options: Options of ``host.generate``.
     """
     options = {"seed": range(len(texts)), "batch_size": 48} | options
     if way is None:
@@ -207,7 +207,7 @@ def tune(
     host: Any,
     sae: SAE,
     contrast: Contrast,
-    prompts: Prompts,
+    prompts: ObjectPrompts,
     target: int,
     probe: WorldProbe,
     ks: Iterable[int] = KS,
@@ -229,7 +229,7 @@ def tune(
         ks: To try.
         strengths: To try.
         stats: See :func:`substitution`.
-        **options: Of ``host.generate``.
+        **options: Options of ``host.generate``.
 
     Returns:
         ``k``, strength (the gentlest among equals), and all that was tried.
@@ -239,8 +239,8 @@ def tune(
     """
     tried = []
     for k, strength in product(ks, strengths):
-        pictures, _ = draw_with(host, sae, substitution(contrast, k, strength, stats), prompts.texts, **options)
-        tried.append({"k": k, "strength": strength, **outcome(pictures, prompts, target, probe)._asdict()})
+        images, _ = draw_with(host, sae, substitution(contrast, k, strength, stats), prompts.texts, **options)
+        tried.append({"k": k, "strength": strength, **outcome(images, prompts, target, probe)._asdict()})
     best = max(tried, key=lambda t: (t["target"] + t["background"] + t["size"], -t["strength"], -t["k"]))
     warn_at_edge(tried, best, ("k", "strength"))
     return best["k"], best["strength"], tried

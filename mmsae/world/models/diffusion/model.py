@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmsae.world.models.options import Texts
-from mmsae.world.models.pairs import Pairs
+from mmsae.world.models.pairs import LoadedPairs
 from mmsae.world.models.tokenizer import word_tokenizer
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def one_object(meta: dict[str, Any]) -> bool:
     return len(meta.get("objects", (None,))) == 1
 
 
-def encode(pairs: Pairs, channels: int, whiten: float) -> tuple[Any, torch.Tensor, float]:
+def encode(pairs: LoadedPairs, channels: int, whiten: float) -> tuple[Any, torch.Tensor, float]:
     """The autoencoder, the scaled latents ``(N, C, h, w)``, and its PSNR in dB."""
     from mmsae.hosts.diffusion.patch_autoencoder import PatchAutoencoder
 

@@ -32,7 +32,7 @@ class Examples(NamedTuple):
         latents: ``(N, C, h, w) float32`` scaled latents.
         ids: ``(U + 1, L) int64`` tokens of the different captions, the empty one last.
         captions: ``(N, K) int64`` rows of ``ids``.
-        counts: ``(N,) int64`` captions of each picture.
+        counts: ``(N,) int64`` captions of each image.
     """
 
     latents: Tensor

@@ -162,7 +162,7 @@ def train_llava(
         hidden: Width of the language model.
         layers: Number of its layers.
         training: How to train.
-        run: Where to train, and what becomes of OUT.
+        run: Device, threads, and what becomes of OUT.
 
     Returns:
         What was done: steps, loss, sizes, seconds; OUT/training.json has it too, with the curve of the loss.
@@ -204,7 +204,7 @@ def train_llava(
             "data": _digest(lessons),
             "trunk": float(features[:64].float().sum()),
         }
-        state = loop.State(target.with_name(target.name + ".partial"), identity, run.checkpoint_every)
+        state = loop.RunState(target.with_name(target.name + ".partial"), identity, run.checkpoint_every)
         dialogues = Dialogues(lessons, tokenizer, features.shape[1], recipe)
         found = train(model, features, dialogues, recipe, state, run.progress)
     found |= {"images": len(lessons.images), "parameters": parameters}

@@ -28,10 +28,10 @@ def ask(thing: str) -> str:
 
 
 class Questions(NamedTuple):
-    """Yes/no questions about pictures.
+    """Yes/no questions about images.
 
     Attributes:
-        row: ``(m,) int64`` which picture.
+        row: ``(m,) int64`` which image.
         texts: The ``m`` questions.
         answers: ``(m,) bool``, true for yes.
         objects: ``(m,) int64`` what is asked for, index into :data:`OBJECTS`.
@@ -67,14 +67,14 @@ def draw(candidates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def object_questions(
     scenes: Scenes | np.ndarray, seed: int, negatives: Negatives = "random", per_image: int = 1
 ) -> Questions:
-    """POPE's questions: of every picture, equally often an object that is there and one that is not.
+    """POPE's questions: of every image, equally often an object that is there and one that is not.
 
     Args:
         scenes: The scenes, or their :func:`present_objects`.
         seed: Everything follows from it.
         negatives: Absent objects are ``random``; ``adversarial``: near misses, which share colour or shape with an
             object that is there; ``popular``: the one that most scenes have, of those absent here.
-        per_image: Pairs of questions for each picture.
+        per_image: Pairs of questions for each image.
     """
     rng = np.random.default_rng([seed, 30])
     present = scenes if isinstance(scenes, np.ndarray) else present_objects(scenes)
@@ -99,9 +99,9 @@ class Lessons(NamedTuple):
 
     Attributes:
         images: ``(N, S, S, 3) uint8``.
-        captions: Of each picture, the answers to :data:`DESCRIBE` (may be none).
+        captions: Answers to :data:`DESCRIBE` of each image (may be none).
         present: ``(N, 30) bool`` objects, about which questions are made up; a row without any has no such questions.
-        dialogues: Of each picture, its own question and answer, or None.
+        dialogues: The own question and answer of each image, or None.
     """
 
     images: np.ndarray

@@ -72,7 +72,7 @@ class Dialogues:
         return tokenizer(text, add_special_tokens=False).input_ids
 
     def __call__(self, step: int) -> tuple[np.ndarray, Tensor, Tensor]:
-        """Rows of the pictures ``(B,)``, token ids ``(B, L)``, and weights ``(B, L)`` of the tokens as targets."""
+        """Rows of the images ``(B,)``, token ids ``(B, L)``, and weights ``(B, L)`` of the tokens as targets."""
         r = self.r
         rng = np.random.default_rng([r.seed, 20, step])
         rows = rng.integers(0, len(self.present), size=r.batch_size)
@@ -137,7 +137,7 @@ def train(
     features: Tensor,
     dialogues: Dialogues,
     r: LlavaTraining,
-    state: loop.State | None = None,
+    state: loop.RunState | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train projector and language model in place, see :func:`mmsae.world.models.loop.train`.

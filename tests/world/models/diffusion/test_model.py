@@ -16,7 +16,7 @@ from mmsae.options import call
 from mmsae.types import InputError
 from mmsae.world.generator.shards import write_world
 from mmsae.world.models.command import pretrain_diffusion
-from mmsae.world.models.diffusion.evaluate import draw_prompts, evaluate_diffusion, prompts_for, score_pictures
+from mmsae.world.models.diffusion.evaluate import draw_prompts, evaluate_diffusion, prompts_for, score_images
 from mmsae.world.models.diffusion.model import build_scheduler, one_object
 from mmsae.world.models.diffusion.train import DiffusionTraining, Examples, draw
 
@@ -227,8 +227,8 @@ def test_renders_of_what_was_prompted_score_one_and_others_less():
     scenes = scenes.rows(~scenes.two)
     wanted = {k: v.numpy() for k, v in attribute_labels(scenes).items()}
     images = render(scenes, 8)
-    assert score_pictures(images, wanted) == {"colour": 1.0, "background": 1.0}
-    assert score_pictures(np.roll(images, 1, 0), wanted)["colour"] < 0.4
+    assert score_images(images, wanted) == {"colour": 1.0, "background": 1.0}
+    assert score_images(np.roll(images, 1, 0), wanted)["colour"] < 0.4
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     prompts = draw_prompts(3, 0)
     assert evaluate_diffusion(lambda texts: x[: len(texts)], prompts)["n"] == 3
