@@ -267,7 +267,7 @@ NAMES = {
     "shards": {"jobs.units": "Unit done part_path units write_part"},
     "steering.measure": {
         "steering.measure.pictures": "Dose Locality Specificity Unlearning directional dose_response kid locality"
-        " specificity unlearning usable",
+        " specificity unlearning",
         "metrics.statistics": "spearman",
     },
     "steering.run": {"steering.edits.codes": "orthonormal sample_fvu"},
