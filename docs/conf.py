@@ -31,7 +31,7 @@ PACKAGES = {
     "mmsae.training": (),
     "mmsae.metrics": (),
     "mmsae.filtering": ("selection", "selection_exchange"),
-    "mmsae.lvlm": ("decoding.concept", "decoding.methods", "recovered"),
+    "mmsae.lvlm": ("decoding.concept", "decoding.directions", "recovered"),
     "mmsae.evaluation": ("suite", "features", "callbacks", "zeroshot.head", "ood.head", "ontology.measures"),
     "mmsae.steering": ("methods", "measure"),
     "mmsae.report": ("notebook",),

@@ -180,7 +180,7 @@ MODULES = {
     "tasks.chair": "lvlm.hallucination.chair",
     "tasks.concept_decoding": "lvlm.decoding.concept",
     "tasks.concept_decoding_align": "lvlm.decoding.align",
-    "tasks.concept_decoding_methods": "lvlm.decoding.methods",
+    "tasks.concept_decoding_methods": "lvlm.decoding.directions",
     "tasks.filter": "filtering.job",
     "tasks.filter_calibrate": "filtering.calibrate",
     "tasks.filter_fit": "filtering.fit",
@@ -257,6 +257,7 @@ NAMES = {
     "heads.rows": {"metrics.statistics": "wilson", "report.tables": "text_table"},
     "heads.spaces": {"metrics.components": "Components"},
     "interpret.jobs": {"lvlm.weights.lightning": "Weights"},
+    "interpret.token_gallery": {"lvlm.weights.command": "weights_command=weights"},
     "metrics.concepts": {
         "metrics.concepts.concepts": "Match concept_report f1_table match_concepts score_concepts thresholds"
     },
@@ -272,7 +273,12 @@ NAMES = {
     },
     "steering.run": {"steering.edits.codes": "orthonormal sample_fvu"},
     "steering.sweep": {"steering.measure.sweep": "Arm=Condition Way=Steering"},
+    "tasks.concept_decoding_methods": {"lvlm.hallucination.answers": "METHODS make_methods steered"},
     "tasks.sae_v": {"lvlm.tokens": "encode_tokens segment_sites"},
+    "tasks.weights": {
+        "lvlm.weights.job": "Subset cross_modal_weights",
+        "lvlm.weights.lightning": "LitWeights=Weights",
+    },
 }
 """Old module: new module: names of the old one that are not where :data:`MODULES` leads; ``OLD=NEW`` where renamed."""
 

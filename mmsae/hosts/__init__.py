@@ -7,9 +7,10 @@ from mmsae.hosts.base import Host, Rows, pick_device
 from mmsae.hosts.encoders.encoder import Encoder, as_encoder
 from mmsae.hosts.load import embed_width, host_modalities, load_host, site_width
 from mmsae.hosts.names import HostName, named_host, parse, with_options
-from mmsae.hosts.protocols import Generates
+from mmsae.hosts.protocols import Answers, Generates
 
 __all__ = [
+    "Answers",
     "DiffusionHost",
     "Encoder",
     "Generates",

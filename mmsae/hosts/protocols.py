@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from mmsae.types import Site
+from mmsae.types import ImageTextBatch, Site
 
 
 @runtime_checkable
@@ -25,3 +25,14 @@ class Generates(Protocol):
 
     def check_consumed(self, site: Site | str) -> Any:
         """Refuse a site that does not reach what makes the image."""
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """Answers prompts in which images and text are one sequence."""
+
+    def answer(self, batch: ImageTextBatch, **options: Any) -> list[str]:
+        """What it says to each prompt."""
+
+    def sites(self, spec: str) -> dict[str, Site]:
+        """``{modality: its tokens}`` at a module."""

@@ -6,9 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.hosts import named_host, parse
-from mmsae.hosts.lvlm.host import LVLMHost
-from mmsae.load import load_pair
+from mmsae.hosts import Answers, named_host, parse
 from mmsae.metrics.pairs.item_codes import content_rows, max_pool
 from mmsae.metrics.pairs.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
@@ -29,7 +27,7 @@ def named_lvlm(sae: str, host: str) -> tuple[SAE, str]:
     return model, name
 
 
-def segment_sites(sae: SAE, host: LVLMHost, allow_other_site: bool = False) -> dict[str, Site]:
+def segment_sites(sae: SAE, host: Answers, allow_other_site: bool = False) -> dict[str, Site]:
     """Where the image tokens and the text tokens of an SAE on mixed tokens are read.
 
     An SAE of one modality (imported from a library that knows none) reads both segments of its module.
@@ -37,9 +35,10 @@ def segment_sites(sae: SAE, host: LVLMHost, allow_other_site: bool = False) -> d
     Raises:
         InputError: The SAE was trained on another host or width (unless allowed), or on one row per item.
     """
-    if not isinstance(host, LVLMHost):
+    if not isinstance(host, Answers):
         raise no_lvlm(host.hint)
-    sites = load_pair(sae, host, allow_other_site=allow_other_site)[0].sites
+    sae.attach(host, allow_other_site)
+    sites = {m: host.site(s, allow_other_site=allow_other_site) for m, s in sae.sites.items()}
     first = next(iter(sites.values()))
     if any(s.tokens.endswith(("mean", "pooled")) for s in sites.values()):
         raise InputError(f"this SAE reads {first}: scores of tokens need a site with tokens, not one row per item")
@@ -54,7 +53,7 @@ def encode_tokens(sae: SAE, tokens: Tokens) -> dict[str, Codes]:
     return {m: sae.encode(x, m if m in sae.modalities else only) for m, x in tokens.x.items()}
 
 
-def shown_image(host: LVLMHost, batch: ImageTextBatch, number: int, original: Image.Image) -> Image.Image:
+def shown_image(host: Answers, batch: ImageTextBatch, number: int, original: Image.Image) -> Image.Image:
     """The image that the grid of a batch's image lies on.
 
     LLaVA's processor cuts the middle square out, so its own pixels are taken back to colours; the grids of LLaVA-NeXT
@@ -89,7 +88,7 @@ class TokenScorer:
 
     def __init__(
         self,
-        host: LVLMHost,
+        host: Answers,
         sae: SAE,
         weights: Tensor | None = None,
         delta: float = 0.0,

@@ -6,25 +6,30 @@ They are made tar by tar, one part file each, so a killed run goes on where it s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from mmsae.hosts import load_host, pick_device
-from mmsae.hosts.lvlm.host import LVLMHost
+from mmsae.hosts import Answers, load_host, pick_device
 from mmsae.jobs import JobFolder
 from mmsae.lvlm.decoding.concept import ConceptDecoder
-from mmsae.lvlm.decoding.methods import Answer, find_directions, make_methods
+from mmsae.lvlm.decoding.directions import Edit, find_latents, save_edit, ssl_edit, unit_direction
+from mmsae.lvlm.decoding.settings import Settings
 from mmsae.lvlm.hallucination.questions import Question
 from mmsae.lvlm.options import Answering
+from mmsae.lvlm.tokens import TokenScorer
 from mmsae.options import OneProcessRun
 from mmsae.sae import SAE
 from mmsae.sae.aligner import Aligner
 from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, Sample, expand, identity, place, read_shard, read_shards, taken, tried
-from mmsae.types import Faults, ImageTextBatch, InputError
+from mmsae.types import TEXT, Codes, Faults, ImageTextBatch, InputError
+
+METHODS = ("greedy", "sample", "beta", "concept", "ssl", "save")
+Answer = Callable[[ImageTextBatch], list[str]]
 
 
 class Prompt(NamedTuple):
@@ -44,18 +49,16 @@ class AnsweringHost(NamedTuple):
 
     Attributes:
         host: The host.
-        methods: ``{name: batch -> answers}``, see :func:`~mmsae.lvlm.decoding.methods.make_methods`.
-        about: Plain values that decide the answers.
+        methods: ``{name: batch -> answers}``, see :func:`make_methods`.
     """
 
-    host: LVLMHost
+    host: Answers
     methods: dict[str, Answer]
-    about: dict[str, Any]
 
 
 def prepare(
     host: str, answering: Answering, run: OneProcessRun, prompt: str, probe: Callable[[], list[Question]]
-) -> AnsweringHost:
+) -> tuple[AnsweringHost, dict[str, Any]]:
     """Load host and SAEs, find directions where they are asked for, and make the methods.
 
     Args:
@@ -64,12 +67,15 @@ def prepare(
         run: Where the host runs.
         prompt: What stands around a question of the probe.
         probe: Gives questions about ``answering.probe`` by which directions are found.
+
+    Returns:
+        The host with its methods, and plain values that decide the answers.
     """
     settings, methods = answering.settings, answering.methods
     settings.check()
     device = pick_device(run.device)
     loaded = load_host(host, device=device, precision=run.precision)
-    if not isinstance(loaded, LVLMHost):
+    if not isinstance(loaded, Answers):
         raise InputError(f"host {host} answers no questions: a vision-language model is needed (lvlm:...)")
     about: dict[str, Any] = {"host": loaded.fingerprint, "settings": settings._asdict(), "methods": list(methods)}
     decoder, edits = None, {}
@@ -85,7 +91,104 @@ def prepare(
         batches = probe_batches(loaded, answering.probe, asked, prompt, run.batch_size)
         edits, found = find_directions(loaded, tokens, batches, [q.label for q in asked], answering.gamma)
         about |= {"token_sae": sae_fingerprint(tokens), "gamma": answering.gamma, **found}
-    return AnsweringHost(loaded, make_methods(methods, loaded, settings, decoder, edits), about)
+    return AnsweringHost(loaded, make_methods(methods, loaded, settings, decoder, edits)), about
+
+
+def find_directions(
+    host: Answers, sae: SAE, batches: Iterable[ImageTextBatch], labels: Sequence[str], gamma: float
+) -> tuple[dict[str, tuple[str, Edit]], dict[str, Any]]:
+    """SSL and SAVE edits with their site, from questions whose answers are known; and what was found."""
+    scorer = TokenScorer(host, sae)
+    text, answers = [], []
+    for batch in batches:
+        text.append(scorer.pooled(batch)[TEXT].to_dense())
+        answers += host.answer(batch, max_new_tokens=8)
+    codes = Codes(torch.cat(text), None, sae.d_sae)
+    right = torch.tensor([a.lower().startswith(label) for a, label in zip(answers, labels, strict=True)])
+    many, one = find_latents(codes, right), find_latents(codes, right, 1)
+    ssl, save = ([unit_direction(sae, ids) for ids in found[:2]] for found in (one, many))
+    site = next(iter(scorer.sites.values()))
+    at = f"{site.module}:{site.io}"
+    about = {"faithful": many.faithful.tolist(), "hallucination": many.hallucination.tolist(), "probed": many.answers}
+    return {"ssl": (at, ssl_edit(*ssl, gamma)), "save": (at, save_edit(*save, gamma))}, about
+
+
+def probe_batches(
+    host: Answers, shards: Any, questions: Sequence[Question], prompt: str, batch_size: int
+) -> Iterator[ImageTextBatch]:
+    """Batches of questions in their order, for finding directions."""
+    wanted, log = {q.image for q in questions}, FaultLog()
+    images = {s.uid: s.image for s in read_shards(expand(shards), log, need=("image",)) if s.uid in wanted}
+    if lost := sorted(wanted - set(images)):
+        raise InputError(f"{len(lost)} of {len(wanted)} images of the probe {shards} cannot be read, {lost[0]} say")
+    for i in range(0, len(questions), batch_size):
+        part = questions[i : i + batch_size]
+        make = lambda qs: host.collate.batch(  # noqa: E731
+            [prompt.replace("{question}", q.text) for q in qs], [images[q.image] for q in qs]
+        )
+        batch, _ = tried(make, part, log, lambda q: (str(shards), q.image))
+        if batch is None:
+            raise InputError(f"a question of the probe cannot be asked: {log.summary().splitlines()[-1].strip()}")
+        yield batch
+
+
+def steered(host: Answers, site: str, edit: Edit) -> AbstractContextManager[None]:
+    """While the context is open, the edit holds at all tokens of a module (``layers.2:out``), decoding included.
+
+    What is done to image tokens after the last block reaches nothing: no block reads them there.
+    """
+    return host.edit(f"{site.partition('[')[0]}[all]", edit, where=True)
+
+
+def make_methods(
+    names: Sequence[str],
+    host: Answers,
+    settings: Settings,
+    decoder: Callable[[Settings], ConceptDecoder] | None = None,
+    edits: Mapping[str, tuple[str, Edit]] | None = None,
+) -> dict[str, Answer]:
+    """``{name: batch -> answers}``.
+
+    ``greedy`` and ``sample`` are the model alone; ``concept`` is concept decoding, and with it always comes ``beta``,
+    the same cut without concepts, which it has to beat.
+
+    Args:
+        names: Some of ``METHODS``.
+        host: The host.
+        settings: Settings of concept decoding; their length, temperature and sampling hold for all but ``greedy``.
+        decoder: Makes a decoder with some settings; needed for ``concept`` and ``beta``.
+        edits: ``{"ssl": (site, edit), "save": (site, edit)}``, decoded as ``greedy``.
+
+    Raises:
+        InputError: An unknown method, or one that lacks what it needs.
+    """
+    wanted = list(dict.fromkeys(["greedy", *names, *(["beta"] if "concept" in names else [])]))
+    greedy = {"do_sample": False, "max_new_tokens": settings.max_new_tokens}
+    out: dict[str, Answer] = {}
+    for name in sorted(wanted, key=lambda n: METHODS.index(n) if n in METHODS else -1):
+        if name == "greedy":
+            out[name] = lambda batch: host.answer(batch, **greedy)
+        elif name == "sample":
+            out[name] = lambda batch: host.answer(batch, **{**settings.generation(), "do_sample": True})
+        elif name in ("beta", "concept"):
+            if decoder is None:
+                raise InputError("methods concept and beta need an SAE of image and text states: give --sae")
+            out[name] = decoder(settings if name == "concept" else settings.control()).answer
+        elif name in ("ssl", "save"):
+            if name not in (edits or {}):
+                raise InputError(f"method {name} needs an SAE on tokens and shards to find directions on: give --probe")
+            out[name] = _edited(host, *edits[name], greedy)
+        else:
+            raise InputError(f"method {name!r} is not one of {', '.join(METHODS)}")
+    return out
+
+
+def _edited(host: Answers, site: str, edit: Edit, options: dict) -> Answer:
+    def answer(batch: ImageTextBatch) -> list[str]:
+        with steered(host, site, edit):
+            return host.answer(batch, **options)
+
+    return answer
 
 
 def what_is_asked(shards: str | Sequence[str], seed: int, run: OneProcessRun) -> dict[str, Any]:
@@ -134,36 +237,19 @@ def ask_all(
             log.add(*one)
         return json.dumps({"rows": rows, "faults": log.take()}).encode()
 
-    log, answers = FaultLog(), {m: {} for m in ready.methods}
+    log, answers = FaultLog(), {}
     with job.lead():
         for part in job.parts(expand(shards)).run(work, progress=run.progress, what="answers"):
             content = json.loads(part.read_text())
             seen, counts, examples = content["faults"]
             log.merge(Faults(seen, counts, tuple(map(tuple, examples))))
             for name, prompt, answer in content["rows"]:
-                answers[name][prompt] = answer
+                answers.setdefault(name, {})[prompt] = answer
     log.check(fault_limit, final=True)
+    if not answers:
+        raise InputError(f"none of the questions is about a sample of {shards}")
     return answers
 
 
-def _batch(host: LVLMHost, asked: Sequence[tuple[Prompt, Sample]]) -> ImageTextBatch:
+def _batch(host: Answers, asked: Sequence[tuple[Prompt, Sample]]) -> ImageTextBatch:
     return host.collate.batch([p.text for p, _ in asked], [s.image for _, s in asked], uids=[s.uid for _, s in asked])
-
-
-def probe_batches(
-    host: LVLMHost, shards: Any, questions: Sequence[Question], prompt: str, batch_size: int
-) -> Iterator[ImageTextBatch]:
-    """Batches of questions in their order, for finding directions."""
-    wanted, log = {q.image for q in questions}, FaultLog()
-    images = {s.uid: s.image for s in read_shards(expand(shards), log, need=("image",)) if s.uid in wanted}
-    if lost := sorted(wanted - set(images)):
-        raise InputError(f"{len(lost)} of {len(wanted)} images of the probe {shards} cannot be read, {lost[0]} say")
-    for i in range(0, len(questions), batch_size):
-        part = questions[i : i + batch_size]
-        make = lambda qs: host.collate.batch(  # noqa: E731
-            [prompt.replace("{question}", q.text) for q in qs], [images[q.image] for q in qs]
-        )
-        batch, _ = tried(make, part, log, lambda q: (str(shards), q.image))
-        if batch is None:
-            raise InputError(f"a question of the probe cannot be asked: {log.summary().splitlines()[-1].strip()}")
-        yield batch

@@ -62,8 +62,8 @@ def chair_command(
         own = read_objects(answering.probe, labels.object_field, labels.object_names)
         return build_pope(own, "random", 100, 3, 1, seed, question)
 
-    ready = prepare(host, answering, run, "{question}", probe)
-    job = {**ready.about, "prompt": prompt, "images": list(truth), **what_is_asked(shards, seed, run)}
+    ready, about = prepare(host, answering, run, "{question}", probe)
+    job = {**about, "prompt": prompt, "images": list(truth), **what_is_asked(shards, seed, run)}
     captions = ask_all(
         ready, JobFolder(out, job, "mmsae chair"), shards, lambda s: [Prompt(s.uid, prompt)] * (s.uid in truth), seed,
         run, data.fault_limit,
@@ -73,7 +73,7 @@ def chair_command(
         m: {i: {"caption": c, "hallucinated": hallucinated(c, truth[i], objects)} for i, c in own.items()}
         for m, own in captions.items()
     }
-    folder, results = Path(out), {"table": table, **ready.about}
+    folder, results = Path(out), {"table": table, **about}
     write_json(folder / "captions.json", details, indent=1)
     write_json(folder / "results.json", results, indent=1)
     plot_chair(table, folder / "chair.png")

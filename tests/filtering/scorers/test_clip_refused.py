@@ -95,7 +95,7 @@ def test_answers_and_probes(world, tmp_path):
     def answer(batch):
         return ["yes"] * len(batch.uids)
 
-    ready, run = AnsweringHost(host, {"a": answer, "b": answer}, {}), OneProcessRun(batch_size=3, progress=False)
+    ready, run = AnsweringHost(host, {"a": answer, "b": answer}), OneProcessRun(batch_size=3, progress=False)
     found = ask_all(ready, JobFolder(tmp_path / "o", {}, "mmsae pope"), shards, prompts, 0, run, 0.2)
     assert {i.split("/")[0] for i in found["a"]} == set(keys(range(7))) and found["a"] == found["b"]
     (part,) = tmp_path.glob("o/parts/*.part")

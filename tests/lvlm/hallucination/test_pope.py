@@ -7,9 +7,9 @@ import torch
 
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.sites import Where
-from mmsae.lvlm.decoding.methods import find_latents, make_methods, save_edit, ssl_edit, unit_direction
+from mmsae.lvlm.decoding.directions import find_latents, save_edit, ssl_edit, unit_direction
 from mmsae.lvlm.decoding.settings import Settings
-from mmsae.lvlm.hallucination.answers import probe_batches
+from mmsae.lvlm.hallucination.answers import make_methods, probe_batches
 from mmsae.lvlm.hallucination.chair import chair_command
 from mmsae.lvlm.hallucination.pope import pope
 from mmsae.lvlm.hallucination.questions import Question
