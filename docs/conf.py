@@ -12,6 +12,7 @@ html_theme = "furo"
 html_title = "mmsae"
 html_show_copyright = html_show_sphinx = html_copy_source = False
 myst_heading_anchors = 4  # links to headings, as on code hosts
+autodoc_inherit_docstrings = False  # those of other libraries are not ours
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 90
 autodoc_typehints_format = "short"
