@@ -92,11 +92,11 @@ def photographs(out: Path, data: Path, clip_steps: int, seed: int) -> None:
         sae = str(out / f"sae_{name}" / "sae")
         once(
             out / f"zeroshot_{name}",
-            lambda folder, sae=sae: zeroshot(sae, test, folder, tune=held, progress=False, **names),
+            lambda folder, sae=sae: call(zeroshot, sae, test, folder, tune=held, progress=False, **names),
         )
         once(
             out / f"ood_{name}",
-            lambda folder, sae=sae: ood(
+            lambda folder, sae=sae: call(ood,
                 sae, test, [f"{k}={v}" for k, v in sets.items()], folder, near=["tiny_imagenet"], train=held,
                 ood_label="wnid", exclude="configs/eval/cifar10_overlap.txt", progress=False, **names,
             ),
@@ -121,13 +121,13 @@ def world(out: Path, clip_steps: int, seed: int) -> None:
         sae, own = str(out / f"sae_{name}" / "sae"), {"host": host, "label": "class"}
         once(
             out / f"zeroshot_{name}",
-            lambda folder, sae=sae, own=own: zeroshot(
-                sae, sets["id"], folder, templates=str(out / "templates.txt"), progress=False, **own
+            lambda folder, sae=sae, own=own: call(
+                zeroshot, sae, sets["id"], folder, templates=str(out / "templates.txt"), progress=False, **own
             ),
         )
         once(
             out / f"ood_{name}",
-            lambda folder, sae=sae, own=own: ood(
+            lambda folder, sae=sae, own=own: call(ood,
                 sae, sets["id"], [f"{k}={sets[k]}" for k in (*FAR, *NEAR)], folder, near=list(NEAR), progress=False,
                 **own,
             ),

@@ -24,6 +24,7 @@ from real_hosts_table import write_report
 from mmsae.activations import extract
 from mmsae.evaluation.card.command import evaluate
 from mmsae.evaluation.ood.command import ood
+from mmsae.options import call
 
 SAE = "--model.sae.init_args."
 SUITE = "configs/eval/tiny_imagenet.yaml"
@@ -85,7 +86,7 @@ def run(name: str, case: Case, args: argparse.Namespace) -> None:
         sae, limit = str(folder / "sae"), 100 if args.quick else case.limit
         once(
             folder / "ood",
-            lambda out, sae=sae, shared=shared, limit=limit: ood(
+            lambda out, sae=sae, shared=shared, limit=limit: call(ood,
                 sae, str(tiny / "tiny_imagenet-val-*.tar.gz"), [f"{k}={args.data / v}" for k, v in SETS.items()], out,
                 train=shards, val=str(tiny / "tiny_imagenet-train-000006.tar.gz"), limit=limit,
                 fit_limit=500 if args.quick else 5000, scores=SCORES, label="wnid", **shared,
@@ -93,7 +94,8 @@ def run(name: str, case: Case, args: argparse.Namespace) -> None:
         )  # fmt: skip
         once(
             folder / "card",
-            lambda out, sae=sae, shared=shared: evaluate(
+            lambda out, sae=sae, shared=shared: call(
+                evaluate,
                 sae,
                 SUITE,
                 out,

@@ -44,11 +44,11 @@ mmsae validate -c configs/smoke/paired_topk.yaml --trainer.default_root_dir runs
 
 `-c` may be given several times; later files and options win. `--ckpt_path last` goes on with the run in
 `--trainer.default_root_dir`, or starts it where there is none; options that disagree with the checkpoint are refused.
-On SIGTERM a checkpoint is written and the exit code is 143. `--data.NAME` is short for `--data.init_args.NAME`. The
-options of `--trainer` are Lightning's (`mmsae fit --help`); mmsae changes these defaults: `max_epochs` -1 (give
-`max_steps`), `num_sanity_val_steps` 0, `default_root_dir` runs/fit, no model summary, CSV and TensorBoard logs in
-`RUN/logs`. In YAML and `--...help CLASS` a part is named by its class path, as below. `--threads`
-is the number of CPU threads of each process.
+On SIGTERM a checkpoint is written and the exit code is 143. `--data.NAME` is short for `--data.init_args.NAME`.
+`mmsae fit --help` shows what most runs need, `mmsae fit --help all` everything, Lightning's options of `--trainer` too;
+mmsae changes these of its defaults: `max_epochs` -1 (give `max_steps`), `num_sanity_val_steps` 0, `default_root_dir`
+runs/fit, no model summary, CSV and TensorBoard logs in `RUN/logs`. In YAML and `--...help CLASS` a part is named by its
+class path, as below. `--threads` is the number of CPU threads of each process.
 
 """
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import yaml
+
+from mmsae.recipes import purpose
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "reference" / "recipes.md"
@@ -49,12 +50,6 @@ FOLDERS = {
     "steer": "For `mmsae steer`",
     "eval": "For `mmsae evaluate`, `test`, `sweep`, `pope` and `chair`",
 }
-
-
-def purpose(path: Path) -> str:
-    """The first sentence of a recipe's first comment."""
-    comment = " ".join(line[1:].strip() for line in re.match(r"(#.*\n)+", path.read_text())[0].splitlines())
-    return re.match(r"(.+?)\.?(?:(?<=\.)\s|$)", comment)[1]
 
 
 def table(folder: str) -> str:

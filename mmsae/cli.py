@@ -125,7 +125,7 @@ COMMANDS = {
         "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card",
     ),
     "convert": Command(
-        "mmsae.interop:convert",
+        "mmsae.interop.command:convert",
         "turn another library's checkpoint into an SAE folder",
         "mmsae convert --checkpoint openclip_ViT-B-32_VL_SAE_256_8_best.pth --out vl_sae",
     ),
@@ -327,8 +327,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mmsae {__version__}")
         return
     try:
-        if args[0] in LIGHTNING:
+        if args[0] in LIGHTNING and args[1:] in (["-h"], ["--help"]):
+            from mmsae.training.help import text
+
+            print(text(args[0]))
+        elif args[0] in LIGHTNING:
             from mmsae.training.cli import run
+
+            args = args[:-1] if args[-2:] in (["-h", "all"], ["--help", "all"]) else args
 
             run([args[0], *one_form(args[1:], _takes_in_training)])
         elif args[0] in COMMANDS:

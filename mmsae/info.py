@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import nbytes
-from mmsae.types import InputError
+from mmsae.types import InputError, Site
 
 
-def _sae(folder: Path) -> dict[str, Any]:
-    from mmsae.sae import SAE
+def _sae(path: Path) -> dict[str, Any]:
+    """What the folder of an SAE says; its weights are counted, not read, and torch is not imported."""
+    from mmsae.sae.folder import count_parameters, read_config, understood
 
-    sae = SAE.from_pretrained(folder)
-    block = json.loads((folder / "cfg.json").read_text())["mmsae"]
-    return {
-        "kind": "SAE",
-        "latents": sae.d_sae,
-        "widths": sae.d_in,
-        "parameters": sum(p.numel() for p in sae.parameters()),
-        **{slot: block[slot] for slot in ("normaliser", "encoder", "selector", "dictionaries")},
-        "sites": {m: str(s) for m, s in sae.sites.items()} or "not named",
-        "training": block["training"],
-    }
+    folder, block = read_config(path)
+    with understood(folder):
+        return {
+            "kind": "SAE",
+            "latents": block["d_sae"],
+            "widths": block["d_in"],
+            "parameters": count_parameters(folder, block),
+            **{slot: block[slot] for slot in ("normaliser", "encoder", "selector", "dictionaries")},
+            "sites": {m: str(Site(**s)) for m, s in block["sites"].items()} or "not named",
+            "training": block["training"],
+        }
 
 
 def _host(kind: str, folder: Path, allow_random: bool) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def lazy(package: str, modules: Mapping[str, str]) -> tuple[list[str], Callable[
 
     class Package(ModuleType):
         def __setattr__(self, name: str, value: Any) -> None:
-            """``value`` is the module where one is imported: the import system sets it on the package."""
-            hidden = isinstance(value, ModuleType) and home.get(name) == value.__name__
-            super().__setattr__(name, getattr(value, name) if hidden else value)
+            """Not the module of a name, which the import system sets on the package when it is imported."""
+            if not (name in home and isinstance(value, ModuleType)):
+                super().__setattr__(name, value)
 
     def get(name: str) -> Any:
         if name in home:

@@ -208,14 +208,17 @@ def default_of(fn: Callable, parameter: str) -> Any:
 
 def grouped(fn: Callable, flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat keywords as a command takes them, its dataclasses assembled."""
-    left = dict(flat)
-    made = {name: take(group, left, default_of(fn, name)) for name, group in groups(fn).items() if name not in left}
+    left, made = dict(flat), {}
+    for name, group in groups(fn).items():
+        default = default_of(fn, name)
+        if name not in left and (default is None or set(names(group)) & set(left)):
+            made[name] = take(group, left, default)
     return {**left, **made}
 
 
-def call(fn: Callable[..., T], **flat: Any) -> T:
+def call(fn: Callable[..., T], *args: Any, **flat: Any) -> T:
     """Call a command with flat keywords, as its command line has them: ``call(filter_command, device="cpu", ...)``."""
-    return fn(**grouped(fn, flat))
+    return fn(*args, **grouped(fn, flat))
 
 
 def flat(cls: type[T]) -> type[T]:

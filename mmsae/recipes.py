@@ -7,6 +7,7 @@ of a recipe names others, as ``-c`` does; they are read first, in order, and the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,14 +25,30 @@ def find_recipe(name: str) -> str:
     if Path(name).exists():
         return _utf8(name)
     inside = Path(*[p for p in Path(name).parts if p not in ("configs", ".")] or ["."])
-    roots = [Path(str(files("mmsae"))) / "configs", Path(__file__).parents[1] / "configs"]
-    for root in roots:
+    for root in _roots():
         if (root / inside).is_file():
             return str(root / inside)
-    known = sorted({str(p.relative_to(r)) for r in roots if r.is_dir() for p in r.rglob("*.yaml")})
+    known = sorted({str(p.relative_to(r)) for r in _roots() if r.is_dir() for p in r.rglob("*.yaml")})
     raise InputError(
         f"no recipe {name}: not in the working folder, and mmsae has {', '.join(known) or 'none installed'}"
     )
+
+
+def _roots() -> list[Path]:
+    """Folders of recipes: the installed package's, and the repository's."""
+    return [Path(str(files("mmsae"))) / "configs", Path(__file__).parents[1] / "configs"]
+
+
+def recipes_of(folder: str) -> list[Path]:
+    """The recipes of a folder of ``configs`` (``train``), by name."""
+    return next((found for r in _roots() if (found := sorted((r / folder).glob("*.yaml")))), [])
+
+
+def purpose(path: Path) -> str:
+    """The first sentence of a recipe's first comment."""
+    lines = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))[0].splitlines()
+    comment = " ".join(line[1:].strip() for line in lines)
+    return re.match(r"(.+?)\.?(?:(?<=\.)\s|$)", comment)[1]
 
 
 def _utf8(path: str) -> str:

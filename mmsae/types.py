@@ -1,4 +1,4 @@
-"""The few shapes that everything passes around.
+"""The few shapes that everything passes around; torch is imported by those of their methods that compute.
 
 Batches are NamedTuples of tensors and dicts of tensors: Lightning moves those between devices as they are
 (it raises on frozen dataclasses). Every modality-indexed mapping uses the modality name (``image``, ``text``) as key.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsae.errors import InputError as InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE, TEXT = "image", "text"
 
@@ -79,10 +79,14 @@ class Tokens(NamedTuple):
     @classmethod
     def pooled(cls, x: dict[str, Tensor], uids: list[str] | None = None, faults: Faults | None = None) -> Tokens:
         """Tokens of a pooled site: row i of every modality belongs to item i."""
+        import torch
+
         return cls(x, {m: torch.arange(len(v), device=v.device) for m, v in x.items()}, uids, faults=faults)
 
     def paired(self) -> bool:
         """Whether all modalities have equal counts and equal ``item`` order, so that row i of each is one pair."""
+        import torch
+
         first, *rest = self.item.values()
         return bool(rest) and all(len(r) == len(first) and torch.equal(r, first) for r in rest)
 
@@ -132,6 +136,8 @@ class Codes(NamedTuple):
         What is filled up has latents that the row has not: ids are distinct within a row, or a product of two codes
         might read the filling in place of a value.
         """
+        import torch
+
         first, info = parts[0], None
         if all(p.info is not None for p in parts):
             columns = zip(*(p.info for p in parts), strict=True)
@@ -169,6 +175,8 @@ class Codes(NamedTuple):
 
     def gather(self, ids: Tensor) -> Tensor:
         """``(N, len(ids))`` code values of the latents ``ids (L,)``, which may repeat."""
+        import torch
+
         if self.indices is None:
             return self.values[:, ids]
         ids, back = ids.to(self.indices.device).unique(return_inverse=True)
@@ -187,6 +195,8 @@ class Codes(NamedTuple):
 
     def pool(self, items: Tensor, n_items: int | None = None) -> Tensor:
         """``(n_items, d_sae)`` mean code of each item; ``items (N,)`` maps rows to items."""
+        import torch
+
         n = int(items.max()) + 1 if n_items is None else n_items
         out = self.values.new_zeros(n, self.d_sae)
         if self.indices is None:
@@ -197,6 +207,8 @@ class Codes(NamedTuple):
 
     def to_csr(self) -> Tensor:
         """``(N, d_sae)`` sparse CSR tensor of the entries that fired, columns sorted."""
+        import torch
+
         if self.indices is None:
             return self.values.to_sparse_csr()
         order = self.indices.argsort(1)

@@ -11,9 +11,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from mmsae import InputError, __version__
+from mmsae import SAE, InputError, __version__
 from mmsae.cli import COMMANDS, LIGHTNING, SHARDS, _prepare, _takes, command_parser, main
+from mmsae.sae import TopK
 from mmsae.training.cli import build_cli
+from mmsae.training.help import OPTIONS
 from mmsae.world.generator.shards import write_world
 
 SMOKE = "configs/smoke/paired_topk.yaml"
@@ -77,9 +79,22 @@ def test_every_option_of_fit_is_explained():
 @pytest.mark.parametrize("name", LIGHTNING)
 def test_help_of_lightning_commands(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
+        main([name, "--help", "all"])
     said = capsys.readouterr().out
     assert stop.value.code == 0 and said.startswith(f"usage: mmsae [options] {name}") and "--model.sae" in said
+    main([name, "--help"])
+    short = capsys.readouterr().out
+    assert short.startswith(f"usage: mmsae {name} -c RECIPE") and f"mmsae {name} --help all" in short
+    assert "configs/" in short and f"example:\n  mmsae {name} -c configs/" in short
+
+
+def test_short_help_of_training_names_options_that_there_are():
+    known = {"--config", "--ckpt_path", "--data.store", "--data.shards", "--data.batch_size", "--print_config"}
+    known |= set(build_cli(["-c", str(ROOT / SMOKE)], run=False).parser._option_string_actions)
+    given = {o.split()[0] for part in OPTIONS.values() for name in part for o in name.split(", ") if o[:2] == "--"}
+    assert not {o for o in given if o not in known and not o.startswith("--model.sae.init_args.")}
+    sae = inspect.signature(SAE).parameters
+    assert {"ratio", "selector"} <= set(sae) and "k" in inspect.signature(TopK).parameters
 
 
 def values(name, *args):

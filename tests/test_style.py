@@ -21,7 +21,7 @@ PROSE = [
 LONGEST = 500  # lines, without a reason in the docstring
 PARAMETERS = 12
 # Functions of more, still to get options of their own; only to become shorter.
-MANY = set("extract evaluate load_features ood ood_head zeroshot plan_job".split())
+MANY = set("extract plan_job".split())
 
 
 def name(path):

@@ -8,7 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from mmsae.demo.stages import SEEDS, fit_recipe
-from mmsae.evaluation.card.command import evaluate, read_card
+from mmsae.evaluation.card.card import read_card
+from mmsae.evaluation.card.command import evaluate
+from mmsae.evaluation.options import EvaluationRun, Labelled, OODSets
 from mmsae.files import write_json
 from mmsae.report import Fact, Section, Table, bar_chart
 
@@ -52,7 +54,7 @@ def detect_ood(root: Path, n: int, steps: int, seed: int, progress: bool = True)
     fit_recipe("topk_pooled", run, steps, seed, progress, ["--data.store", str(store)])
     done = ood(
         str(run / "sae"), sets["id"], [f"{name}={sets[name]}" for name in (*FAR, *NEAR)], str(root / "ood"), host=host,
-        near=list(NEAR), label="class", seed=seed, device="cpu", progress=False,
+        seed=seed, beside=OODSets(near=NEAR), images=Labelled("class"), run=EvaluationRun("cpu", progress=False),
     )  # fmt: skip
     write_json(root / RESULTS, figures(done["rows"]) | {"notes": done["notes"]})
 
@@ -108,7 +110,8 @@ HEADS = ["core", "recovered", "monosemantic", "unique", "pairs", "stable", "prob
 def make_card(root: Path, seed: int) -> str:
     """``mmsae evaluate --quick`` of the heads that take seconds; probes under shift and OOD detection are left out."""
     sae = str(root / "paired_topk" / "sae")
-    return evaluate(sae, SUITE, str(root / FOLDER), root=str(root), heads=HEADS, quick=True, seed=seed, progress=False)
+    run, out = EvaluationRun(progress=False), str(root / FOLDER)
+    return evaluate(sae, SUITE, out, root=str(root), heads=HEADS, quick=True, seed=seed, run=run)
 
 
 def card_section(root: Path) -> Section:

@@ -6,21 +6,22 @@ Images are streamed, their features are held: ``(n, d)`` per kind, codes sparse.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.images import Asked, Seen, read_images
+from mmsae.evaluation.images import HostPass, ImageChange, ImageRows, read_images
 from mmsae.evaluation.labels import Labels, read_labels
+from mmsae.evaluation.options import EvaluationRun
 from mmsae.evaluation.pooling import TINY, Sums, Through, TokenMeans, mean_rows, pool_codes
 from mmsae.hosts import Host
-from mmsae.metrics.components import Moments
+from mmsae.metrics.components import Components, Moments
 from mmsae.sae import SAE
-from mmsae.shards import FAULT_LIMIT, FaultLog, draw, expand
+from mmsae.shards import draw, expand
 from mmsae.types import IMAGE, Codes, InputError, Site
 
-KINDS = ("raw", "code", "recon", "resid")
 POOLS = ("max", "mean")
 
 
@@ -36,8 +37,8 @@ class Features(NamedTuple):
         names: Class names by number.
         uids: The n sample ids.
         sums: See :class:`Through`.
-        values: Label values by class number; ``load_features(classes=other.values)`` numbers alike.
-        stats: ``(n, s)`` plain statistics of the picture as the host sees it (:class:`Seen`), or None.
+        values: Label values by class number; ``ImageChoice(classes=other.values)`` numbers alike.
+        stats: ``(n, s)`` plain statistics of the image as the host sees it (:class:`ImageRows`), or None.
         embed: ``(n, e)`` the host's own image embeddings where asked for, or None.
         pool: How the tokens of an image became one row of codes: ``one`` (pooled site), ``max`` or ``mean``.
         said: ``{name of the class as the data says: images}``, labels asked for or not.
@@ -138,29 +139,37 @@ def with_sae(features: Features, sae: SAE, modality: str = IMAGE) -> Features:
     return features.through(Through(new.z, new.recon, new.sums))
 
 
+@dataclass(frozen=True)
+class ImageChoice:
+    """Which images, and how their labels become classes."""
+
+    label: str = "cls"
+    """``cls``, or a field of the samples' json; empty: no labels."""
+    labelled: bool = True
+    """Whether some image must have a label."""
+    classes: Sequence[Any] | None = None
+    """Label values in the order of their numbers; default: those that occur, sorted. Others get -1."""
+    exclude: Sequence[str] = ()
+    """Images whose label value or class name is among these are left out."""
+    limit: int | None = None
+    """At most so many images, chosen by a hash of their uid."""
+    keep: Callable[[str], bool] | None = None
+    """Only images whose uid it is true of."""
+
+
 def load_features(
     host: Host,
     sae: SAE,
     shards: str | Sequence[str],
+    choice: ImageChoice = ImageChoice(),
+    run: EvaluationRun = EvaluationRun(),
     *,
-    label: str = "cls",
-    labelled: bool = True,
-    classes: Sequence[Any] | None = None,
-    exclude: Sequence[str] = (),
-    limit: int | None = None,
-    keep: Callable[[str], bool] | None = None,
-    change: Callable[[Tensor], Tensor] | None = None,
-    changed: str = "",
+    change: ImageChange | None = None,
     embed: bool = False,
     pool: str = "max",
-    others: Mapping[str, Any] = {},
+    others: Mapping[str, SAE | Components] = {},
     moments: bool = False,
     modality: str = IMAGE,
-    batch_size: int | None = None,
-    workers: int = 0,
-    fault_limit: float = FAULT_LIMIT,
-    cache: str = "",
-    progress: bool = True,
     desc: str = "features",
 ) -> Features:
     """Run a host and an SAE over image shards.
@@ -169,27 +178,16 @@ def load_features(
         host: The frozen host.
         sae: An SAE of one of its sites (:meth:`SAE.attach` was called); any image site, ``image.pooled`` too.
         shards: Path, folder, glob or brace pattern, or several.
-        label: ``cls``, or a field of the samples' json; empty: no labels.
-        labelled: Whether some image must have a label.
-        classes: Label values in the order of their numbers; default: those that occur, sorted. Others get -1.
-        exclude: Images whose label value or class name is among these are left out.
-        limit: At most so many images, chosen by a hash of their uid.
-        keep: Only images whose uid it is true of.
-        change: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
-        changed: What ``change`` is, for the cache.
+        choice: Which images.
+        run: How to compute, and where what the host gives is kept (:mod:`mmsae.evaluation.images`); the host is loaded.
+        change: How images are changed before the host sees them.
         embed: Whether to keep the host's image embeddings as well.
         pool: Token sites: ``max`` (default) or ``mean`` over an image's tokens makes its code.
         others: Other SAEs of the same site, by name, for :attr:`Features.others`: a token site's tokens are not held,
             so what is to be known of them is computed in this pass.
         moments: Whether to sum the moments of all rows (:attr:`Features.moments`).
-        modality: Whose site.
-        batch_size: Images per forward pass; default: the host's own number.
-        workers: Decoding processes.
-        fault_limit: Largest share of unusable samples.
-        cache: Folder in which what the host gives is kept, for other SAEs and commands
-            (:mod:`mmsae.evaluation.images`).
-        progress: Whether to show a bar.
-        desc: Its name.
+        modality: Modality of the site.
+        desc: Name of the bar.
 
     Raises:
         InputError: No image is left, too many are unusable, no such label field, or an unknown ``pool``.
@@ -197,24 +195,23 @@ def load_features(
     if pool not in POOLS:
         raise InputError(f"pool is {pool!r}, it must be one of {', '.join(POOLS)}")
     paths = expand(shards)
-    known = read_labels(paths, label, labelled).without(exclude)
-    wanted = {u for u in known.value if keep is None or keep(u)}
-    if limit is not None and len(wanted) > limit:
-        wanted = set(sorted(wanted, key=draw)[:limit])
-    n = host.batch_size(batch_size)
-    asked = Asked(host, sae.sites[modality], modality, embed, change, changed, n, workers)
-    rows, log = _Rows({**others, "": sae}, asked, pool, Moments() if moments else None), FaultLog()
-    for seen in read_images(asked, paths, wanted, log, fault_limit, cache, progress, desc):
-        rows.add(seen)
+    known = read_labels(paths, choice.label, choice.labelled).without(choice.exclude)
+    wanted = {u for u in known.value if choice.keep is None or choice.keep(u)}
+    if choice.limit is not None and len(wanted) > choice.limit:
+        wanted = set(sorted(wanted, key=draw)[: choice.limit])
+    asked = HostPass(host, sae.sites[modality], modality, embed, change, run)
+    rows = _Rows({**others, "": sae}, asked, pool, Moments() if moments else None)
+    for got in read_images(asked, paths, wanted, desc):
+        rows.add(got)
     if not rows.uids:
         raise InputError(f"{paths[0]} and {len(paths) - 1} other shards have no image that is usable and asked for")
-    return rows.features(known, classes, wanted)
+    return rows.features(known, choice.classes, wanted)
 
 
 class _Rows:
     """Collects the rows of a stream."""
 
-    def __init__(self, saes: Mapping[str, SAE], asked: Asked, pool: str, moments: Moments | None):
+    def __init__(self, saes: Mapping[str, SAE], asked: HostPass, pool: str, moments: Moments | None):
         self.saes, self.device, self.modality, self.pool = saes, asked.host.device, asked.modality, pool
         self.moments, self.uids = moments, []
         self.token_site = token_site(asked.site)
@@ -222,9 +219,9 @@ class _Rows:
         self.through: dict[str, list[Through]] = {name: [] for name in saes}
 
     @torch.no_grad()
-    def add(self, seen: Seen) -> None:
+    def add(self, got: ImageRows) -> None:
         """Add what the host gave for some images."""
-        x, item, n = seen.x, seen.item, len(seen.uids)
+        x, item, n = got.x, got.item, len(got.uids)
         rows = x.to(self.device)
         if self.token_site:  # controls have the SAE's normaliser
             inner = mean_rows(self.saes[""].normaliser(rows, self.modality)[0].cpu(), item, n)
@@ -239,9 +236,9 @@ class _Rows:
             self.moments.add(x)
         self.parts["x"].append(mean_rows(x, item, n) if self.token_site else x)
         for name in ("stats", "embed"):
-            if (value := getattr(seen, name)) is not None:
+            if (value := getattr(got, name)) is not None:
                 self.parts[name].append(value)
-        self.uids += seen.uids
+        self.uids += got.uids
 
     def features(self, known: Labels, classes: Sequence[Any] | None, wanted: set[str]) -> Features:
         """Everything that is wanted as one (batches of texts and of vision-language hosts came whole)."""

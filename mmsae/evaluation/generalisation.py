@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.features import KINDS, Features
+from mmsae.evaluation.features import Features
+from mmsae.evaluation.options import KINDS
 from mmsae.evaluation.rows import row
 from mmsae.evaluation.spaces import CONTROLS, Space, spaces
 from mmsae.metrics.choice import at_edge

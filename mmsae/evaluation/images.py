@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmsae.activations.spool import Spool, map_safetensors, release
+from mmsae.evaluation.options import EvaluationRun
 from mmsae.files import disk_errors
 from mmsae.hosts import Host
 from mmsae.shards import FaultLog, shard_name, unit_batches
@@ -29,11 +30,11 @@ from mmsae.types import IMAGE, Faults, ImageTextBatch, InputError, Site
 FORMAT = 1
 
 
-class Seen(NamedTuple):
+class ImageRows(NamedTuple):
     """What a host gave for n images (or texts).
 
     Attributes:
-        uids: Whose.
+        uids: The n sample ids.
         x: ``(N, d)`` float32 rows at the site, image after image.
         item: ``(N,)`` which of the n each row belongs to.
         embed: ``(n, e)`` the host's own embeddings where asked for, or None.
@@ -47,37 +48,47 @@ class Seen(NamedTuple):
     stats: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a host.
+class ImageChange(NamedTuple):
+    """A change of images.
 
     Attributes:
-        host: The host.
-        site: Where it is read.
-        modality: Of the site.
-        embed: Whether its embeddings of images are asked for as well.
-        change: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
-        changed: What ``change`` is, for the cache: what is changed without a name is not kept.
-        batch_size: Samples per forward pass.
-        workers: Decoding processes.
+        apply: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
+        name: What it is, for the cache: what is changed without a name is not kept.
     """
 
+    apply: Callable[[Tensor], Tensor]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class HostPass:
+    """Images through a host."""
+
     host: Host
+    """The host."""
     site: Site
+    """Where it is read."""
     modality: str = IMAGE
+    """Modality of the site."""
     embed: bool = False
-    change: Callable[[Tensor], Tensor] | None = None
-    changed: str = ""
-    batch_size: int = 256
-    workers: int = 0
+    """Whether its embeddings of images are asked for as well."""
+    change: ImageChange | None = None
+    """How images are changed before."""
+    run: EvaluationRun = field(default_factory=EvaluationRun)
+    """How to compute."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per forward pass."""
+        return self.host.batch_size(self.run.batch_size)
 
     def stream(self, paths: Sequence[str]) -> Iterator[Any]:
         """Batches of the tars, each with its tar and whether it is the tar's last."""
         reading = self.host.reading({self.modality})
-        return unit_batches(paths, batch_size=self.batch_size, workers=self.workers, **reading)
+        return unit_batches(paths, batch_size=self.batch_size, workers=self.run.workers, **reading)
 
     @torch.no_grad()
-    def look(self, batch: ImageTextBatch) -> Seen:
+    def look(self, batch: ImageTextBatch) -> ImageRows:
         """Run the host.
 
         Raises:
@@ -86,11 +97,11 @@ class Asked:
         if self.change is not None:
             if batch.images is None:
                 raise InputError(f"host {self.host.hint} has no plain images to change: give shards instead")
-            batch = batch._replace(images=self.change(batch.images))
+            batch = batch._replace(images=self.change.apply(batch.images))
         got = self.host.read(batch, [self.site, *(["image.embed"] if self.embed else [])])
         x, item = got[0].x.float().cpu(), got[0].item.cpu()
         order = item.argsort(stable=True)
-        return Seen(
+        return ImageRows(
             list(batch.uids), x[order], item[order], got[1].x.float().cpu() if self.embed else None,
             None if batch.images is None else image_statistics(batch.images),
         )  # fmt: skip
@@ -102,72 +113,67 @@ class Asked:
         said: list[Any] = [FORMAT, host.fingerprint, host.precision, host.device.type, transform]
         said += [site.module, site.io, site.tokens, self.modality]
         if self.change is not None:
-            said += [self.changed, self.batch_size, sorted(wanted)]
+            said += [self.change.name, self.batch_size, sorted(wanted)]
         return _hash(said)
 
 
 def read_images(
-    asked: Asked, paths: Sequence[str], wanted: set[str], log: FaultLog, limit: float, cache: str | Path = "",
-    progress: bool = True, desc: str = "features",
-) -> Iterator[Seen]:  # fmt: skip
+    asked: HostPass, paths: Sequence[str], wanted: set[str], desc: str = "features"
+) -> Iterator[ImageRows]:  # fmt: skip
     """What the host gives for the wanted samples of some tars, tar after tar.
 
     Args:
-        asked: Of the host.
+        asked: What is asked of which host.
         paths: The tars.
         wanted: Uids.
-        log: Counts faults.
-        limit: Largest share of unusable samples.
-        cache: Folder to keep it in; empty: none.
-        progress: Whether to show a bar.
-        desc: Its name.
+        desc: Name of the bar.
 
     Raises:
         InputError: Too many samples are unusable, or the disk is full.
     """
-    with tqdm(desc=desc, unit="image", total=len(wanted), disable=not progress) as bar:
-        if cache and (asked.change is None or asked.changed):
-            found = _kept(asked, paths, wanted, log, limit, Path(cache), bar)
-        else:
-            found = _straight(asked, paths, wanted, log, limit)
-        for seen in found:
-            yield seen
-            bar.update(len(seen.uids))
-    log.check(limit, final=True)
+    log = FaultLog()
+    with tqdm(desc=desc, unit="image", total=len(wanted), disable=not asked.run.progress) as bar:
+        keeps = asked.run.cache and (asked.change is None or asked.change.name)
+        found = _kept(asked, paths, wanted, log, bar) if keeps else _straight(asked, paths, wanted, log)
+        for rows in found:
+            yield rows
+            bar.update(len(rows.uids))
+    log.check(asked.run.fault_limit, final=True)
 
 
-def _straight(asked: Asked, paths: Sequence[str], wanted: set[str], log: FaultLog, limit: float) -> Iterator[Seen]:
+def _straight(asked: HostPass, paths: Sequence[str], wanted: set[str], log: FaultLog) -> Iterator[ImageRows]:
     with closing(asked.stream(paths)) as stream:
         for unit in stream:
             log.merge(unit.batch.faults)
-            log.check(limit)
+            log.check(asked.run.fault_limit)
             if batch := _picked(unit.batch, wanted):
                 yield asked.look(batch)
 
 
 def _kept(
-    asked: Asked, paths: Sequence[str], wanted: set[str], log: FaultLog, limit: float, cache: Path, bar: tqdm
-) -> Iterator[Seen]:
+    asked: HostPass, paths: Sequence[str], wanted: set[str], log: FaultLog, bar: tqdm
+) -> Iterator[ImageRows]:  # fmt: skip
     """The host runs over what is not kept yet, then everything is read from the files."""
+    cache, limit = Path(asked.run.cache), asked.run.fault_limit
     folder = cache / asked.key(wanted)
     with disk_errors(cache):
         folder.mkdir(parents=True, exist_ok=True)
     embed = asked.embed
-    parts = {p: Part.open(_file(folder, p), embed) for p in paths}
+    parts = {p: KeptTar.open(_file(folder, p), embed) for p in paths}
     lacking = [p for p, part in parts.items() if part is None or (part.good & wanted) - set(part.uids)]
     if any(
         parts[p] and "embed" in parts[p].tensors for p in lacking
     ):  # a file has them for all its samples or for none
         asked = replace(asked, embed=True)
-        parts |= {p: Part.open(_file(folder, p), embed=True) for p in lacking}
+        parts |= {p: KeptTar.open(_file(folder, p), embed=True) for p in lacking}
     if lacking:
         bar.set_postfix_str(f"the host runs over {len(lacking)} of {len(paths)} shards")
     with ExitStack() as stack, disk_errors(cache), closing(asked.stream(lacking)) as stream:
-        writers: dict[str, PartWriter] = {}
+        writers: dict[str, KeptTarWriter] = {}
         judged = FaultLog()
         for unit in stream:
             if unit.path not in writers:
-                writers[unit.path] = PartWriter(_file(folder, unit.path), parts[unit.path])
+                writers[unit.path] = KeptTarWriter(_file(folder, unit.path), parts[unit.path])
                 stack.callback(writers[unit.path].spool.close)
             writer = writers[unit.path]
             judged.merge(unit.batch.faults)
@@ -179,11 +185,11 @@ def _kept(
             if unit.last:
                 writer.finish()
     for path in paths:
-        part = Part.open(_file(folder, path))
+        part = KeptTar.open(_file(folder, path))
         log.merge(part.faults)
         log.check(limit)
-        for seen in part.batches(wanted, asked.batch_size):
-            yield seen if embed else seen._replace(embed=None)
+        for rows in part.batches(wanted, asked.batch_size):
+            yield rows if embed else rows._replace(embed=None)
 
 
 def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
@@ -194,13 +200,13 @@ def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
     return batch._replace(images=batch.images[at], uids=[batch.uids[i] for i in at])
 
 
-class Part(NamedTuple):
+class KeptTar(NamedTuple):
     """What is kept of one tar.
 
     Attributes:
-        uids: Of the samples that went through the host.
+        uids: Uids of the samples that went through the host.
         good: Uids of all usable samples of the tar.
-        faults: Of the tar.
+        faults: Faults of the tar.
         tensors: ``x``, ``count`` (rows per sample), and ``embed`` and ``stats`` where there are any.
         map: The file's map.
     """
@@ -212,7 +218,7 @@ class Part(NamedTuple):
     map: Any
 
     @classmethod
-    def open(cls, file: Path, embed: bool = False) -> Part | None:
+    def open(cls, file: Path, embed: bool = False) -> KeptTar | None:
         """The part in a file; None where there is none, or one without the embeddings that are asked for."""
         if not file.exists():
             return None
@@ -222,7 +228,7 @@ class Part(NamedTuple):
         about = json.loads(tensors["about"].numpy().tobytes())
         return cls(about["uids"], set(about["good"]), Faults(*about["faults"]), tensors, mapped)
 
-    def batches(self, wanted: set[str], size: int) -> Iterator[Seen]:
+    def batches(self, wanted: set[str], size: int) -> Iterator[ImageRows]:
         """The wanted samples, ``size`` at a time."""
         at = torch.tensor([i for i, u in enumerate(self.uids) if u in wanted], dtype=torch.long)
         if not len(at):
@@ -234,37 +240,37 @@ class Part(NamedTuple):
             item = torch.repeat_interleave(torch.arange(len(some)), n)
             row = torch.arange(len(item)) + (start[some] - n.cumsum(0) + n)[item]
             embed, stats = (self.tensors[k][some] if k in self.tensors else None for k in ("embed", "stats"))
-            yield Seen([self.uids[i] for i in some.tolist()], self.tensors["x"][row], item, embed, stats)
+            yield ImageRows([self.uids[i] for i in some.tolist()], self.tensors["x"][row], item, embed, stats)
             release(self.map)
 
 
-class PartWriter:
-    """Writes a :class:`Part`: the rows of an earlier one, and what is added.
+class KeptTarWriter:
+    """Writes a :class:`KeptTar`: the rows of an earlier one, and what is added.
 
     Args:
         file: To write; it appears when it is whole.
         old: What is there already.
     """
 
-    def __init__(self, file: Path, old: Part | None):
+    def __init__(self, file: Path, old: KeptTar | None):
         self.spool, self.log, self.uids, self.good = Spool(file), FaultLog(), [], []
         self.held = set(old.uids) if old else set()
-        for seen in old.batches(self.held, 64) if old else ():
-            self.add(seen)
+        for rows in old.batches(self.held, 64) if old else ():
+            self.add(rows)
 
     def note(self, batch: ImageTextBatch) -> None:
         """Count a batch's usable samples and faults."""
         self.good += batch.uids
         self.log.merge(batch.faults)
 
-    def add(self, seen: Seen) -> None:
+    def add(self, rows: ImageRows) -> None:
         """Add samples."""
-        self.uids += seen.uids
-        self.spool.append("x", seen.x)
-        self.spool.append("count", torch.bincount(seen.item, minlength=len(seen.uids)).int())
+        self.uids += rows.uids
+        self.spool.append("x", rows.x)
+        self.spool.append("count", torch.bincount(rows.item, minlength=len(rows.uids)).int())
         for name in ("embed", "stats"):
-            if (rows := getattr(seen, name)) is not None:
-                self.spool.append(name, rows)
+            if (values := getattr(rows, name)) is not None:
+                self.spool.append(name, values)
 
     def finish(self) -> None:
         """Give the file its name."""

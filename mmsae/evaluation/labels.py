@@ -126,6 +126,20 @@ def read_classes(file: str, known: Labels | None = None) -> Classes:
     return Classes(names, values)
 
 
+def named_classes(file: str, known: Labels, paths: Sequence[str]) -> Classes:
+    """Classes of a file; without one those that the data names.
+
+    Raises:
+        InputError: See :func:`read_classes`; or the data has fewer than two.
+    """
+    if file:
+        return read_classes(file, known)
+    values = known.values_of(list(known.value))
+    if len(values) < 2:
+        raise InputError(f"{paths[0]} and {len(paths) - 1} other shards have {len(values)} class: 2 are needed")
+    return Classes([known.name_of(v) for v in values], values)
+
+
 def read_templates(source: str = "simple") -> list[str]:
     """Prompt templates with ``{}`` for the class name.
 

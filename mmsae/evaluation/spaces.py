@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mmsae.evaluation.features import KINDS, Features, encode_features
+from mmsae.evaluation.features import Features, encode_features
+from mmsae.evaluation.options import KINDS, PCA, RANDOM, WHITENED
 from mmsae.evaluation.rows import TRAINED
 from mmsae.metrics.components import principal
 from mmsae.sae import SAE, random_control
 from mmsae.types import Codes, InputError
 
-RANDOM, PCA, WHITENED = "random", "pca", "whitened"
 CONTROLS = (RANDOM, PCA, WHITENED)
 
 
@@ -49,10 +49,10 @@ def spaces(
     Args:
         sets: Features of the source set first.
         sae: The SAE, for its random control.
-        kinds: Of :data:`mmsae.evaluation.features.KINDS`.
-        controls: Of :data:`CONTROLS`; for token sites ``random`` is what the features hold of it
+        kinds: Some of :data:`mmsae.evaluation.options.KINDS`.
+        controls: Some of :data:`CONTROLS`; for token sites ``random`` is what the features hold of it
             (:attr:`Features.others`), and left out where they hold nothing.
-        seed: Of the random weights.
+        seed: Seed of the random weights.
 
     Raises:
         InputError: An unknown kind or control.

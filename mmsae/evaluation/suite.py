@@ -23,7 +23,7 @@ class NotApplicable(Exception):
 
 
 def head(fn: Callable) -> Callable:
-    """Register a head: ``fn(data, **options) -> Found``; its keyword arguments are its options."""
+    """Register a head: ``fn(data, **options) -> HeadResult``; its keyword arguments are its options."""
     HEADS[fn.__name__] = fn
     return fn
 

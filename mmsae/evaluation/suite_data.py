@@ -6,6 +6,7 @@ Everything is loaded when a head first asks for it, and kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmsae.evaluation.features import Features, load_features, token_site, with_sae
-from mmsae.evaluation.images import Asked, read_images
+from mmsae.evaluation.features import Features, ImageChoice, load_features, token_site, with_sae
+from mmsae.evaluation.images import HostPass, ImageChange, read_images
 from mmsae.evaluation.labels import Classes, read_classes, read_templates
 from mmsae.evaluation.ontology.tree import Tree
+from mmsae.evaluation.options import PCA, RANDOM, EvaluationRun
 from mmsae.evaluation.shifts import shift
-from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Space, spaces
+from mmsae.evaluation.spaces import CONTROLS, Space, spaces
 from mmsae.evaluation.suite import NotApplicable, Suite
 from mmsae.evaluation.zeroshot.scores import class_embeddings
 from mmsae.hosts import Encoder, Host, load_host
@@ -31,7 +33,7 @@ OOD_ROLES = ("ood", "near_ood", "val_ood")
 QUICK_LIMIT = 1500  # images per set
 
 
-class Found(NamedTuple):
+class HeadResult(NamedTuple):
     """What a head returns.
 
     Attributes:
@@ -47,27 +49,23 @@ class Found(NamedTuple):
     warnings: Sequence[str] = ()
 
 
-class Data:
+class SuiteData:
     """Features, truths and controls of a suite.
 
     Args:
         suite: The suite.
         sae: Attached to the host.
         host: The host.
+        run: How to compute.
         quick: Fewer images, and heads may do less.
-        batch_size: Images per forward pass; default: the host's own number.
-        seed: Of controls and permutations.
-        progress: Show bars.
-        cache: See :func:`load_features`.
+        seed: Seed of controls and permutations.
     """
 
     def __init__(
-        self, suite: Suite, sae: SAE, host: Host, quick: bool = False, batch_size: int | None = None, seed: int = 0,
-        progress: bool = True, cache: str = "",
+        self, suite: Suite, sae: SAE, host: Host, run: EvaluationRun = EvaluationRun(), quick: bool = False,
+        seed: int = 0,
     ):  # fmt: skip
-        self.suite, self.sae, self.host, self.quick = suite, sae, host, quick
-        self.batch_size = host.batch_size(batch_size)
-        self.seed, self.progress, self.cache = seed, progress, cache
+        self.suite, self.sae, self.host, self.run, self.quick, self.seed = suite, sae, host, run, quick, seed
         self._cache: dict[Any, Any] = {}
         self.warnings: list[str] = []  # about sets, as they are loaded
 
@@ -108,22 +106,29 @@ class Data:
 
     def _load(self, name: str, modality: str) -> Features:
         d, suite = self.suite.data[name], self.suite
-        limit = min(d.limit or QUICK_LIMIT, QUICK_LIMIT) if self.quick else d.limit
         low, high = d.part or (0.0, 1.0)
-        label = suite.label if d.label is None else d.label
         relabel = self._relabel(name)  # then classes are numbered when they are translated, others as in training
         alike = name != "train" and relabel is None and d.role not in OOD_ROLES
-        classes = self.features("train").values if alike else None
-        features = load_features(
-            self.host, self.sae, self.paths(name), label=label, classes=classes, exclude=d.exclude, limit=limit,
+        choice = ImageChoice(
+            suite.label if d.label is None else d.label,
+            classes=self.features("train").values if alike else None,
+            exclude=d.exclude,
+            limit=min(d.limit or QUICK_LIMIT, QUICK_LIMIT) if self.quick else d.limit,
             keep=None if d.part is None else lambda uid: low <= draw(uid, 1) < high,
-            change=shift(d.change) if d.change and modality == IMAGE else None, changed=str(d.change), cache=self.cache,
-            modality=modality, batch_size=self.batch_size, progress=self.progress, desc=name,
-            **self.controls(name, modality),
-        )  # fmt: skip
+        )
+        change = ImageChange(shift(d.change), str(d.change)) if d.change and modality == IMAGE else None
+        features = self.load(self.paths(name), choice, name, change, modality)
         if d.unlabelled:
             features = features.rows(features.labels < 0)
         return features if relabel is None else self._relabelled(name, features, relabel)
+
+    def load(
+        self, shards: Sequence[str], choice: ImageChoice, name: str, change: ImageChange | None = None,
+        modality: str = IMAGE,
+    ) -> Features:  # fmt: skip
+        """:func:`load_features` with what else reads the tokens of a set."""
+        return load_features(self.host, self.sae, shards, choice, self.run, change=change, modality=modality,
+                             desc=name, **self._controls(name, modality))  # fmt: skip
 
     def _relabel(self, name: str) -> dict[str, Any] | str | None:
         """How the labels of a set become classes: as it says, else (but for OOD sets) as the training set says."""
@@ -131,7 +136,7 @@ class Data:
         own = d.relabel is not None or d.unlabelled or d.role in OOD_ROLES
         return d.relabel if own else self.suite.data["train"].relabel
 
-    def controls(self, name: str, modality: str = IMAGE) -> dict[str, Any]:
+    def _controls(self, name: str, modality: str = IMAGE) -> dict[str, Any]:
         """What else reads the tokens of a set: random weights, and the components of the training tokens on others."""
         if not self.token_site(modality):
             return {}
@@ -256,11 +261,10 @@ class Data:
         host, uids = load_host(judge, device=str(self.host.device)), self.features(name).uids
         if host.fingerprint == self.host.fingerprint:
             raise InputError(f"{self.suite.path}: the judge {judge} is the SAE's own host; say judge: host")
-        asked = Asked(host, host.site("image.embed"), batch_size=self.batch_size)
-        found = read_images(
-            asked, self.paths(name), set(uids), FaultLog(), 1.0, self.cache, self.progress, f"{name} by {judge}"
-        )
-        row = {u: x for seen in found for u, x in zip(seen.uids, seen.x, strict=True)}
+        size = self.host.batch_size(self.run.batch_size)
+        asked = HostPass(host, host.site("image.embed"), run=replace(self.run, batch_size=size, fault_limit=1.0))
+        found = read_images(asked, self.paths(name), set(uids), f"{name} by {judge}")
+        row = {u: x for rows in found for u, x in zip(rows.uids, rows.x, strict=True)}
         return torch.stack([row[u] for u in uids])
 
     @cached_property

@@ -5,6 +5,7 @@ from mmsae.lazy import lazy
 __all__, __getattr__ = lazy(
     __name__,
     {
-        "convert": "convert load",
+        "command": "convert",
+        "load": "load",
     },
 )

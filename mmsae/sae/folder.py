@@ -9,18 +9,19 @@ What only mmsae reads (statistics of the normaliser, k) has a file of its own: S
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmsae.files import atomic_folder, refuse_foreign
 from mmsae.types import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 FORMAT = 2  # 1 had everything in one file of tensors
 CFG, WEIGHTS, STATE = "cfg.json", "sae_weights.safetensors", "mmsae_state.safetensors"
 
@@ -37,6 +38,8 @@ def write(folder: str | Path, cfg: dict[str, Any], weights: dict[str, Tensor], s
     Raises:
         InputError: The folder holds something else, which would be lost.
     """
+    from safetensors.torch import save_file
+
     refuse_foreign(folder, CFG)
     with atomic_folder(folder) as temp:
         save_file(weights, temp / WEIGHTS, metadata={"format": "pt"})
@@ -105,13 +108,34 @@ def read_tensors(folder: Path, block: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         InputError: A file is missing or damaged.
     """
+    from safetensors.torch import load_file
+
     files = (WEIGHTS, STATE) if block["format"] > 1 else (WEIGHTS,)
-    return {name: t for file in files for name, t in _tensors(folder, file).items()}
+    return {name: t for file in files for name, t in _read(folder, file, load_file).items()}
 
 
-def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def count_parameters(folder: Path, block: Mapping[str, Any]) -> int:
+    """Number of weights of a folder that :func:`read_config` found, which are not read.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    def count(file: Path) -> int:
+        with safe_open(file, "np") as tensors:
+            shapes = {n: tensors.get_slice(n).get_shape() for n in tensors.keys()}
+        state = ("normaliser.", "selector.")  # which format 1 has in the same file
+        return sum(math.prod(s) for n, s in shapes.items() if not n.startswith(state))
+
+    return _read(folder, WEIGHTS, count)
+
+
+def _read(folder: Path, name: str, read: Callable[[Path], T]) -> T:
+    from safetensors import SafetensorError
+
     try:
-        return load_file(folder / name)
+        return read(folder / name)
     except FileNotFoundError as e:
         raise InputError(f"no {name} in {folder}: the SAE's weights are missing") from e
     except SafetensorError as e:

@@ -290,13 +290,13 @@ def test_statistics_and_probe_are_read():
 def test_activations_that_were_kept_need_no_host(monkeypatch, written):
     sae, host = load_pair("sae/paired", device="cpu")
     options = {"label": "class", "batch_size": 4, "embed": True, "progress": False}
-    load_features(host, sae, "shards", cache="fresh", **options)
+    call(load_features, host, sae, "shards", cache="fresh", **options)
     (old,), (new,) = (list(Path(f).iterdir()) for f in ("cache", "fresh"))
     assert old.name == new.name  # which host, site and transform: the same for the same
     for file in new.iterdir():  # which tar, where and of what time: this copy's
         shutil.copyfile(next(old.glob(f"{file.name.split('-')[0]}-*")), file)
     monkeypatch.setattr(host, "read", lambda *_: pytest.fail("the host ran"))
-    found, want = load_features(host, sae, "shards", cache="fresh", **options), expected("features.safetensors")
+    found, want = call(load_features, host, sae, "shards", cache="fresh", **options), expected("features.safetensors")
     assert found.uids == expected("features.json")["uids"]
     assert found.labels.tolist() == expected("features.json")["labels"]
     assert torch.equal(found.x, want["x"]) and torch.equal(found.embed, want["embed"])
@@ -304,7 +304,7 @@ def test_activations_that_were_kept_need_no_host(monkeypatch, written):
 
 
 def test_zero_shot_figures_are_the_same():
-    rows = zeroshot("sae/paired", "shards", "zeroshot", label="class", device="cpu", progress=False)["rows"]
+    rows = call(zeroshot, "sae/paired", "shards", "zeroshot", label="class", device="cpu", progress=False)["rows"]
     alike(rows, expected("features.json")["zeroshot"])
 
 

@@ -9,8 +9,10 @@ import torch
 
 from mmsae import load_pair
 from mmsae.evaluation.features import load_features
+from mmsae.evaluation.images import ImageChange
 from mmsae.evaluation.ood.sets import generated
 from mmsae.evaluation.shifts import shift
+from mmsae.options import call
 from mmsae.sae import random_control
 from mmsae.shards import ShardWriter
 from mmsae.types import InputError
@@ -44,7 +46,7 @@ def opened(place, monkeypatch):
 
 
 def load(host, sae, shards, **more):
-    return load_features(host, sae, shards, batch_size=16, progress=False, **more)
+    return call(load_features, host, sae, shards, batch_size=16, progress=False, **more)
 
 
 def same(a, b):
@@ -99,13 +101,13 @@ def test_other_shards_sites_and_changes_are_kept_apart(place, opened, tmp_path):
     kept = {"cache": str(tmp_path)}
     a, b = (load(host, sae, place[s], **kept) for s in ("shards", "other"))
     assert a.uids == b.uids and not torch.equal(a.x, b.x) and len(seen) == 120
-    grey = load(host, sae, place["shards"], change=shift({"grey": 1.0}), changed="grey", **kept)
-    made = load(host, sae, place["shards"], change=generated, changed="generated", **kept)
+    grey = load(host, sae, place["shards"], change=ImageChange(shift({"grey": 1.0}), "grey"), **kept)
+    made = load(host, sae, place["shards"], change=ImageChange(generated, "generated"), **kept)
     assert len(seen) == 240 and not torch.equal(grey.x, a.x) and not torch.equal(grey.x, made.x)
-    same(made, load(host, sae, place["shards"], change=generated, changed="generated", **kept))
+    same(made, load(host, sae, place["shards"], change=ImageChange(generated, "generated"), **kept))
     assert len(seen) == 240
     files = sum(1 for _ in tmp_path.rglob("*.safetensors"))
-    load(host, sae, place["shards"], change=shift({"grey": 0.5}), **kept)
+    load(host, sae, place["shards"], change=ImageChange(shift({"grey": 0.5})), **kept)
     assert sum(1 for _ in tmp_path.rglob("*.safetensors")) == files, "a change without a name is not kept"
     tokens, other, through = opened("tokens")
     load(other, tokens, place["shards"], **kept)

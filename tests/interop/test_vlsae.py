@@ -112,7 +112,7 @@ def test_converting_onto_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(*a, **k):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("mmsae.sae.folder.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(InputError, match="out: no space left"):
         convert(str(tmp_path / "x_shared_3_2_best.pth"), str(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["x_shared_3_2_best.pth"]

@@ -231,7 +231,7 @@ def test_a_failed_save_keeps_the_old_folder(tmp_path, monkeypatch):
     def full(*a, **k):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mmsae.sae.folder.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
         sae.save_pretrained(tmp_path / "sae")
     assert [p.name for p in tmp_path.iterdir()] == ["sae"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mmsae.activations import ActivationStore
-from mmsae.evaluation.labels import Classes, read_classes, read_labels, read_templates
+from mmsae.evaluation.labels import named_classes, read_labels, read_templates
 from mmsae.evaluation.ood.detectors_sae import rarity
 from mmsae.evaluation.zeroshot.head import text_classes
 from mmsae.evaluation.zeroshot.scores import enhance, hits, zero_shot_scores
@@ -119,11 +119,7 @@ class ZeroShotTest(Callback):
             sites = ", ".join(str(s) for s in sae.sites.values()) or "no site"
             raise InputError(f"ZeroShotTest needs an SAE of image.embed and text.embed, this one has {sites}")
         known = read_labels(expand(self.shards), self.label)
-        if self.classes:
-            named = read_classes(self.classes, known)
-        else:
-            values = known.values_of(list(known.value))
-            named = Classes([known.name_of(v) for v in values], values)
+        named = named_classes(self.classes, known, expand(self.shards))
         name = named_host(self.host, sae.sites)
         self.known, self.named = known, named
         vectors = text_classes(load_host(name), named.names, read_templates(self.templates))

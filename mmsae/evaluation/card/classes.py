@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.features import KINDS
 from mmsae.evaluation.generalisation import SPARSE, generalisation
 from mmsae.evaluation.ontology.measures import class_sets, lca_depth, lch, retrieval_coverage, signed, tree_correlation
+from mmsae.evaluation.options import KINDS, PCA, RANDOM
 from mmsae.evaluation.rows import TRAINED, row
-from mmsae.evaluation.spaces import CONTROLS, PCA, RANDOM, Space
+from mmsae.evaluation.spaces import CONTROLS, Space
 from mmsae.evaluation.suite import NotApplicable, head
-from mmsae.evaluation.suite_data import Data, Found
+from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.concepts.probing import L2, sparse_probing
 from mmsae.metrics.concepts.uniqueness import top_rows
@@ -24,7 +24,7 @@ from mmsae.types import IMAGE, Codes
 
 
 @head
-def probes(data: Data, ks: Sequence[int] = (1, 2, 5), kinds: Sequence[str] = KINDS, l2: float = 1.0) -> Found:
+def probes(data: SuiteData, ks: Sequence[int] = (1, 2, 5), kinds: Sequence[str] = KINDS, l2: float = 1.0) -> HeadResult:
     """k-sparse probing: how few features tell a concept, and how many all of them together."""
     (train, truth, names), (test, test_truth, _) = data.concepts("train"), data.concepts("test")
     rows, table = [], {}
@@ -42,14 +42,14 @@ def probes(data: Data, ks: Sequence[int] = (1, 2, 5), kinds: Sequence[str] = KIN
             rows.append(row("probes", "test", name, value=value, low=low, high=high, worst=worst, **about))
         table[s.name] = {names[i]: found.accuracy[ks[0]][i].item() for i in scored.nonzero()[:, 0].tolist()}
     note = "Accuracy on balanced test images, .5 is chance; means over concepts, intervals over concepts."
-    return Found(rows, {"one feature": table}, [note])
+    return HeadResult(rows, {"one feature": table}, [note])
 
 
 @head
 def shifted(
-    data: Data, kinds: Sequence[str] = KINDS, controls: Sequence[str] = CONTROLS, sparse: Sequence[int] = SPARSE,
+    data: SuiteData, kinds: Sequence[str] = KINDS, controls: Sequence[str] = CONTROLS, sparse: Sequence[int] = SPARSE,
     grid: Sequence[float] = L2,
-) -> Found:  # fmt: skip
+) -> HeadResult:  # fmt: skip
     """Generalisation: probes trained on source images, scored on shifted ones."""
     targets = data.named("shift")
     if not targets:
@@ -63,7 +63,7 @@ def shifted(
     found = generalisation(data.sae, train, val, source, sets, kinds, controls, sparse, grid, data.seed)
     n = {"train": train.n, "val": val.n, "test": source.n} | {k: v.n for k, v in sets.items()}
     note = "Images: " + ", ".join(f"{k} {v:,}" for k, v in n.items())
-    return Found(found.pop("rows"), found, [note], edge_warning(found["edges"]))
+    return HeadResult(found.pop("rows"), found, [note], edge_warning(found["edges"]))
 
 
 def _nonnegative(s: Space) -> list[Codes]:
@@ -82,9 +82,9 @@ def _means(x: Tensor | Codes, labels: Tensor, classes: int) -> Tensor:
 
 @head
 def ontology(
-    data: Data, kinds: Sequence[str] = ("raw", "code", "recon"), controls: Sequence[str] = (RANDOM,), draws: int = 200,
-    top: int = 16, groups: Sequence[float] = (), threshold: float = 0.1, rate: float = 0.5,
-) -> Found:  # fmt: skip
+    data: SuiteData, kinds: Sequence[str] = ("raw", "code", "recon"), controls: Sequence[str] = (RANDOM,),
+    draws: int = 200, top: int = 16, groups: Sequence[float] = (), threshold: float = 0.1, rate: float = 0.5,
+) -> HeadResult:  # fmt: skip
     """Lowest common hypernyms, purity, coverage and tree correlation, for each tree of the suite."""
     if not data.suite.trees:
         raise NotApplicable("the suite names no trees")
@@ -122,11 +122,11 @@ def ontology(
         f"stand for two or more of {classes} classes; the null exchanges classes {draws} times. Channels count as two "
         "features each, above and below their mean."
     )
-    return Found(rows, more, [note])
+    return HeadResult(rows, more, [note])
 
 
 @head
-def recovered(data: Data, sets: Sequence[str] = ("test",)) -> Found:
+def recovered(data: SuiteData, sets: Sequence[str] = ("test",)) -> HeadResult:
     """Loss recovered: zero-shot classification by the host from reconstructions instead of embeddings."""
     prompts = data.prompts
     if data.host.logit_scale is None:
@@ -148,10 +148,10 @@ def recovered(data: Data, sets: Sequence[str] = ("test",)) -> Found:
         about = {"features": "raw", "control": TRAINED, "n": f.n}
         rows += [row("recovered", name, k, value=v, **about) for k, v in
                  (("clean", z.clean), ("zero", z.zero), ("mean", z.mean), ("top1 clean", z.top1_clean))]  # fmt: skip
-    return Found(rows, notes=[f"Cross-entropies in nats with the host's logit scale {data.host.logit_scale:.1f}."])
+    return HeadResult(rows, notes=[f"Cross-entropies in nats with the host's logit scale {data.host.logit_scale:.1f}."])
 
 
-def _control_recons(data: Data, name: str) -> list[tuple[Space, Tensor]]:
+def _control_recons(data: SuiteData, name: str) -> list[tuple[Space, Tensor]]:
     """Reconstructions of the controls, of the labelled images of a set (at an embedding: there are no tokens)."""
     keep = data.features(name).labels >= 0
     return [(Space("recon", c, []), data.control(name, control=c).recon[keep]) for c in (RANDOM, PCA)]

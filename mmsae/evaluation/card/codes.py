@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.evaluation.features import Features
+from mmsae.evaluation.options import PCA, RANDOM
 from mmsae.evaluation.rows import TRAINED, row
-from mmsae.evaluation.spaces import PCA, RANDOM
 from mmsae.evaluation.suite import NotApplicable, head
-from mmsae.evaluation.suite_data import Data, Found
+from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.metrics.concepts.monosemanticity import monosemanticity
 from mmsae.metrics.concepts.similarity import concept_similarity
 from mmsae.metrics.concepts.uniqueness import coherence, top_rows, uniqueness
@@ -84,7 +84,7 @@ def _weights(sae: SAE, control: str) -> list[dict[str, Any]]:
 
 
 @head
-def core(data: Data, modalities: Sequence[str] = (IMAGE, TEXT)) -> Found:
+def core(data: SuiteData, modalities: Sequence[str] = (IMAGE, TEXT)) -> HeadResult:
     """Reconstruction and sparsity on held-out images (and texts), of the SAE, of random weights, and of components."""
     rows, notes = [], []
     for m in modalities:
@@ -106,11 +106,11 @@ def core(data: Data, modalities: Sequence[str] = (IMAGE, TEXT)) -> Found:
             "This SAE has a dictionary per modality. In the control with random weights only the first is tied to the "
             "random encoder: it says little about the reconstruction of texts."
         )
-    return Found(rows, notes=notes)
+    return HeadResult(rows, notes=notes)
 
 
 @head
-def monosemantic(data: Data, set: str = "test") -> Found:
+def monosemantic(data: SuiteData, set: str = "test") -> HeadResult:
     """Monosemanticity of features and of raw channels, with the counts of those that have none."""
     f = data.features(set)
     embeddings, judge = data.judge(set)
@@ -132,11 +132,11 @@ def monosemantic(data: Data, set: str = "test") -> Found:
     note = (
         f"The judge is {judge}; intervals are over features. Chance, the mean cosine of all pairs, is {m.chance:.3f}."
     )
-    return Found(rows, {"scores": curves, "judge": judge}, [note])
+    return HeadResult(rows, {"scores": curves, "judge": judge}, [note])
 
 
 @head
-def unique(data: Data, set: str = "test", top: int = 16) -> Found:
+def unique(data: SuiteData, set: str = "test", top: int = 16) -> HeadResult:
     """Overlap of the features' top images, and how alike these images are to the judge."""
     f = data.features(set)
     embeddings, judge = data.judge(set)
@@ -149,7 +149,7 @@ def unique(data: Data, set: str = "test", top: int = 16) -> Found:
         rows.append(row("uniqueness", set, "share of near copies", value=u["close"], **about))
         value = c.nanmean().item()
         rows.append(row("uniqueness", set, f"coherence of top {top}", value=value, **_ends(bootstrap_mean(c)), **about))
-    return Found(rows, notes=[f"Coherence is by {judge}. Raw channels count by their positive values."])
+    return HeadResult(rows, notes=[f"Coherence is by {judge}. Raw channels count by their positive values."])
 
 
 def _aligned(image: Features, text: Features) -> tuple[Features, Features]:
@@ -162,7 +162,7 @@ def _aligned(image: Features, text: Features) -> tuple[Features, Features]:
 
 
 @head
-def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, latents: int = 100) -> Found:
+def pairs(data: SuiteData, set: str = "test", top: int = 16, bridges: int = 20, latents: int = 100) -> HeadResult:
     """Modality, co-activation, bridges, and whether a feature's top images and texts mean the same."""
     if TEXT not in data.sae.modalities or TEXT not in data.host.modalities:
         raise NotApplicable("the SAE or its host has no text side")
@@ -200,11 +200,11 @@ def pairs(data: Data, set: str = "test", top: int = 16, bridges: int = 20, laten
         if not control:
             more["bridges"] = [list(v) for v in zip(b.image.tolist(), b.text.tolist(), b.value.tolist(), strict=True)]
             more["modality"] = share[~share.isnan()].tolist()
-    return Found(rows, more, [f"intra and inter are by {data.judge(set)[1]}; lower inter is better."])
+    return HeadResult(rows, more, [f"intra and inter are by {data.judge(set)[1]}; lower inter is better."])
 
 
 @head
-def stable(data: Data, modality: str = IMAGE) -> Found:
+def stable(data: SuiteData, modality: str = IMAGE) -> HeadResult:
     """How well atoms match those of other SAEs (other seeds), against random directions."""
     if not data.suite.others:
         raise NotApplicable("the suite names no others to compare with")
@@ -220,4 +220,4 @@ def stable(data: Data, modality: str = IMAGE) -> Found:
             for score, value in stability(atoms, against, weight).items():
                 about = {"features": "atoms", "control": control, "n": len(atoms)}
                 rows.append(row("stability", name, score, value=value, **about))
-    return Found(rows)
+    return HeadResult(rows)

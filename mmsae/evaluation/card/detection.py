@@ -8,25 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.features import KINDS, Features, load_features
+from mmsae.evaluation.features import Features, ImageChoice
+from mmsae.evaluation.images import ImageChange
+from mmsae.evaluation.ood.classifiers import at_classifier, classifiers, logits_of, whose_logits
 from mmsae.evaluation.ood.detectors import Head
-from mmsae.evaluation.ood.fit import DISTANCES, LOGITS, NATIVE, Setup
-from mmsae.evaluation.ood.head import CONTROLS, ood_head
+from mmsae.evaluation.ood.fit import FitImages
+from mmsae.evaluation.ood.head import ood_head
 from mmsae.evaluation.ood.sets import generated, shared_classes
+from mmsae.evaluation.options import KINDS, RANDOM, Detection
 from mmsae.evaluation.rows import TRAINED
-from mmsae.evaluation.spaces import RANDOM
 from mmsae.evaluation.suite import NotApplicable, head
-from mmsae.evaluation.suite_data import Data, Found
-from mmsae.evaluation.zeroshot.head import (
-    Split,
-    at_classifier,
-    at_embedding,
-    host_heads,
-    logits_of,
-    whose_logits,
-    zero_shot_head,
-    zero_shot_heads,
-)
+from mmsae.evaluation.suite_data import HeadResult, SuiteData
+from mmsae.evaluation.zeroshot.head import LabelledScores, at_embedding, zero_shot_head
 from mmsae.evaluation.zeroshot.scores import zero_shot_scores
 from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.host.ood import roc
@@ -37,7 +30,7 @@ SHOWN = ("energy", "mds", "recon")  # detectors whose curves are drawn
 
 
 @head
-def zeroshot(data: Data, concept: str = "code") -> Found:
+def zeroshot(data: SuiteData, concept: str = "code") -> HeadResult:
     """Zero-shot classification: raw, reconstructions, codes, and concepts added with a weight chosen elsewhere."""
     prompts = data.prompts
     if TEXT not in data.sae.modalities:
@@ -46,7 +39,7 @@ def zeroshot(data: Data, concept: str = "code") -> Found:
     rows, more, edges = [], {}, []
     cases: list[tuple[str, SAE]] = [(TRAINED, data.sae), (RANDOM, data.random)]
     for control, sae in cases:
-        at, tune = (Split(zero_shot_scores(sae, f.x, prompts), f.labels) for f in (test, val))
+        at, tune = (LabelledScores(zero_shot_scores(sae, f.x, prompts), f.labels) for f in (test, val))
         found = zero_shot_head(at, tune, concept=concept, name="test", control=control, seed=data.seed)
         rows += [r for r in found.rows if not control or r["features"] != "raw"]
         edges += found.edges
@@ -54,30 +47,26 @@ def zeroshot(data: Data, concept: str = "code") -> Found:
     note = (
         f"{len(test.names)} classes; alpha of *enhanced*, chosen on {val.n:,} other images: {more['trained']['alpha']}."
     )
-    return Found(rows, more, [note], edge_warning(edges))
+    return HeadResult(rows, more, [note], edge_warning(edges))
 
 
-def _ood_validation(data: Data, val: Features) -> tuple[Features, str]:
+def _ood_validation(data: SuiteData, val: Features) -> tuple[Features, str]:
     if names := data.named("val_ood"):
         if len(names) > 1:
             raise InputError(
                 f"{data.suite.path}: {len(names)} sets have the role val_ood ({', '.join(names)}), one is used"
             )
         return data.features(names[0]), f"the set {names[0]}"
-    keep = set(val.uids)
-    made = load_features(
-        data.host, data.sae, data.paths("val"), label="", keep=keep.__contains__, change=generated,
-        changed="generated", cache=data.cache, batch_size=data.batch_size, progress=data.progress,
-        desc="ood validation", **data.controls("ood validation"),
-    )  # fmt: skip
-    return made, "ID validation pictures scrambled, and noise of their colours"
+    choice = ImageChoice("", keep=set(val.uids).__contains__)
+    made = data.load(data.paths("val"), choice, "ood validation", ImageChange(generated, "generated"))
+    return made, "ID validation images scrambled, and noise of their colours"
 
 
 @head
 def ood(
-    data: Data, scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE), kinds: Sequence[str] = KINDS,
-    controls: Sequence[str] = CONTROLS, logits: str = "auto",
-) -> Found:  # fmt: skip
+    data: SuiteData, scores: Sequence[str] = Detection.scores, kinds: Sequence[str] = KINDS,
+    controls: Sequence[str] = Detection.controls, logits: str = "auto",
+) -> HeadResult:  # fmt: skip
     """OOD detection: every detector on raw features, code, reconstruction and residual, beside its controls."""
     far, near = data.named("ood"), data.named("near_ood")
     if not far + near:
@@ -91,8 +80,9 @@ def ood(
         scores = [s for s in scores if s in ("msp", "energy", "mds", "knn", "recon", "cap_spearman", "rarity")]
     sets = {n: data.features(n) for n in far + near}
     again = (lambda _, f: f.through(f.others[RANDOM])) if data.token_site() else None
-    found = ood_head(Setup(train, val, val_ood, heads), test, sets, sae=data.sae, near=near, kinds=kinds, scores=scores,
-                     controls=controls, random=again, heads=of_controls, seed=data.seed)  # fmt: skip
+    detection = Detection(logits, tuple(kinds), tuple(scores), tuple(controls))
+    found = ood_head(FitImages(train, val, val_ood, heads), test, sets, detection, sae=data.sae, near=near,
+                     random=again, heads=of_controls, seed=data.seed)  # fmt: skip
     notes = [f"Settings were chosen on {said}. AUPRs are in results.json.", *found.notes]
     for name, shared in shared_classes(train, sets).items():
         notes.append(
@@ -104,20 +94,16 @@ def ood(
         "chosen": found.chosen,
         "roc": _curves(found.conf, far + near),
     }
-    return Found(found.rows, more, notes, edge_warning(found.edges))
+    return HeadResult(found.rows, more, notes, edge_warning(found.edges))
 
 
-def _classifiers(data: Data, logits: str) -> tuple[dict[str, Head], dict[str, dict[str, Head]]]:
+def _classifiers(data: SuiteData, logits: str) -> tuple[dict[str, Head], dict[str, dict[str, Head]]]:
     """Classifiers of the SAE's features and of its controls, where they are not linear probes."""
     whose = whose_logits(logits, data.host, names=logits == "zeroshot")
-    if whose == "host" and at_classifier(data.sae, data.host):
-        return host_heads(data.sae, data.host)
-    if whose == "zeroshot" and at_embedding(data.sae):
-        of = [zero_shot_heads(sae, data.prompts, data.host.logit_scale) for sae in (data.sae, data.random)]
-        return of[0], {RANDOM: of[1]}
-    if logits in ("host", "zeroshot"):
+    read = {"host": at_classifier(data.sae, data.host), "zeroshot": at_embedding(data.sae), "probe": True}[whose]
+    if not read and logits != "auto":
         raise NotApplicable(f"{data.sae.sites[IMAGE].module} is not what the classifier ({logits}) reads")
-    return {}, {}
+    return classifiers(whose if read else "probe", data.sae, data.host, data.random, lambda: data.prompts)
 
 
 def _curves(conf: Any, names: Sequence[str]) -> dict[str, dict[str, list[list[float]]]]:

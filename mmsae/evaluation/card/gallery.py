@@ -17,10 +17,10 @@ from torch.nn.functional import interpolate
 
 from mmsae.evaluation.card.top_images import SAME, TOP, Purity, purity
 from mmsae.evaluation.features import Features
+from mmsae.evaluation.options import RANDOM
 from mmsae.evaluation.rows import TRAINED
 from mmsae.evaluation.shifts import shift
-from mmsae.evaluation.spaces import RANDOM
-from mmsae.evaluation.suite_data import Data
+from mmsae.evaluation.suite_data import SuiteData
 from mmsae.hosts import Host
 from mmsae.metrics.sparsity import latent_sums
 from mmsae.report.gallery import Card, Gallery, Thumbnail, thumbnail
@@ -60,7 +60,7 @@ def check_host(host: Host) -> None:
         raise InputError(f"--gallery: host {host.hint} has no plain images; mmsae weights has a gallery of its tokens")
 
 
-def write_top_gallery(path: Path, data: Data, number: int, name: str = "train") -> Path:
+def write_top_gallery(path: Path, data: SuiteData, number: int, name: str = "train") -> Path:
     """Write the page of some latents of the SAE and as many of random weights.
 
     Args:
@@ -128,14 +128,14 @@ def card(
 
 @torch.no_grad()
 def draw(
-    data: Data, name: str, wanted: Mapping[str, Sequence[Shown]], names: Sequence[str]
+    data: SuiteData, name: str, wanted: Mapping[str, Sequence[Shown]], names: Sequence[str]
 ) -> dict[tuple[Shown, str], Thumbnail]:
     """The thumbnails of some images of a set, ``{uid: latents that it is shown for}``."""
     transform, change = data.host.transform(), shift(data.suite.data[name].change)
     saes, site, out = {TRAINED: data.sae, RANDOM: data.random}, data.sae.sites[IMAGE], {}
     f = data.features(name)
     class_of = {u: names[c] if c >= 0 else "" for u, c in zip(f.uids, f.labels.tolist(), strict=True)}
-    for samples in _batches(_samples(data.paths(name), wanted), data.batch_size):
+    for samples in _batches(_samples(data.paths(name), wanted), data.host.batch_size(data.run.batch_size)):
         images = change(torch.stack([transform(s.image) for s in samples]))
         rows = data.host.read(_batch(images, samples), [site])[0]
         codes = {c: saes[c].encode(rows.x, IMAGE) for c in {s.control for u in samples for s in wanted[u.uid]}}

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from mmsae.evaluation.features import Features
+from mmsae.evaluation.options import RANDOM
 from mmsae.evaluation.rows import TRAINED, row
-from mmsae.evaluation.spaces import RANDOM
 from mmsae.evaluation.suite import NotApplicable, head
-from mmsae.evaluation.suite_data import Data, Found
+from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.metrics.concepts.absorption import absorption, effects, fit_binary, main_features, tpp
 from mmsae.metrics.statistics import bootstrap_mean
 from mmsae.sae import SAE
@@ -47,12 +47,12 @@ def _side(sae: SAE, f: Features) -> Side:
     return Side(x.cpu(), z)
 
 
-def _cases(data: Data, name: str) -> list[tuple[str, SAE, Features]]:
+def _cases(data: SuiteData, name: str) -> list[tuple[str, SAE, Features]]:
     return [(TRAINED, data.sae, data.features(name)), (RANDOM, data.random, data.control(name))]
 
 
 @head
-def absorbed(data: Data, nodes: int = 40, least: int = 20) -> Found:
+def absorbed(data: SuiteData, nodes: int = 40, least: int = 20) -> HeadResult:
     """Absorption: do features of a concept's children take over from the concept's own?"""
     if not data.suite.trees:
         raise NotApplicable("the suite names no trees")
@@ -88,11 +88,11 @@ def absorbed(data: Data, nodes: int = 40, least: int = 20) -> Found:
         "n is nodes of the tree; lower is better. Random atoms lie at random angles to every probe: that control is "
         "the level of a dictionary without concepts."
     )
-    return Found(rows, notes=[note])
+    return HeadResult(rows, notes=[note])
 
 
 @head
-def targeted(data: Data, ns: Sequence[int] = (1, 2, 5, 10, 20, 50), most: int = 30) -> Found:
+def targeted(data: SuiteData, ns: Sequence[int] = (1, 2, 5, 10, 20, 50), most: int = 30) -> HeadResult:
     """Targeted probe perturbation: does ablating a concept's features hurt its probe and no other?"""
     rows = []
     (_, truth, names), (_, said, _) = data.concepts("train"), data.concepts("test")
@@ -120,7 +120,7 @@ def targeted(data: Data, ns: Sequence[int] = (1, 2, 5, 10, 20, 50), most: int = 
             low, high = bootstrap_mean(right)
             about = {"n": len(test.x), "low": low, "high": high, "concepts": len(ids)}
             rows.append(row("TPP", "test", "accuracy before", "raw", right.mean().item(), **about))
-    return Found(
+    return HeadResult(
         rows, notes=["Accuracy lost by a concept's own probe minus the mean lost by the others; higher is better."]
     )
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmsae.evaluation.options import PCA, RANDOM
 from mmsae.evaluation.rows import row
-from mmsae.evaluation.spaces import PCA, RANDOM
 from mmsae.evaluation.suite import NotApplicable, head
-from mmsae.evaluation.suite_data import Data, Found
+from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.metrics.concepts.uniqueness import top_rows
 from mmsae.metrics.statistics import bootstrap_mean, wilson
 from mmsae.types import Codes
@@ -49,7 +49,7 @@ def purity(features: Tensor | Codes, labels: Tensor, top: int = TOP) -> Purity:
 
 
 @head
-def top_images(data: Data, set: str = "train", top: int = TOP, same: int = SAME) -> Found:
+def top_images(data: SuiteData, set: str = "train", top: int = TOP, same: int = SAME) -> HeadResult:
     """Are the images that a feature answers to most of one class?"""
     f = data.features(set)
     if len(f.labels[f.labels >= 0].unique()) < 2:
@@ -78,4 +78,4 @@ def top_images(data: Data, set: str = "train", top: int = TOP, same: int = SAME)
         f"features that fire on as many (n). A class is found where {same} of the {top} images of some feature are of "
         f"it. The images are {f.n:,} of {set}; raw channels and components count by their positive values."
     )
-    return Found(rows, notes=[note])
+    return HeadResult(rows, notes=[note])

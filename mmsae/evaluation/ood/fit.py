@@ -12,17 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.features import KINDS, Features
+from mmsae.evaluation.features import Features
 from mmsae.evaluation.ood import detectors as d
 from mmsae.evaluation.ood import detectors_sae as ds
+from mmsae.evaluation.options import DISTANCES, KINDS, LOGITS, NATIVE
 from mmsae.metrics.choice import at_edge
 from mmsae.metrics.sparsity import latent_sums
 from mmsae.metrics.statistics import auroc
 from mmsae.types import Codes
 
-LOGITS, DISTANCES = ("msp", "max_logit", "energy", "vim", "react"), ("mds", "rmds", "knn")
-NATIVE = ("recon", "cap_spearman", "cap_energy", "rarity", "support")
-EMBED, CODES = "embed", "codes"  # kind of the host's own embeddings; what the features of a native score are called
+CODES = "codes"  # what the features of a native score are called
 GRIDS = {
     "knn": (50, 10, 20, 100, 200, 500, 1000),
     "vim": (256, 16, 32, 64, 128, 512, 1000),
@@ -37,7 +36,7 @@ Detector = Callable[[Features], Tensor]
 Ladder = Callable[[Features, Sequence[float]], list[Tensor]]  # confidences for several settings at once
 
 
-class Setup(NamedTuple):
+class FitImages(NamedTuple):
     """What detectors are fitted and chosen on.
 
     Attributes:
@@ -54,7 +53,7 @@ class Setup(NamedTuple):
     heads: Mapping[str, d.Head] = {}
     grids: Mapping[str, Sequence[float]] = GRIDS
 
-    def same_sae(self, change: Callable[[Features], Features]) -> Setup:
+    def same_sae(self, change: Callable[[Features], Features]) -> FitImages:
         """The same images through something else than the SAE."""
         sets = {s: change(getattr(self, s)) for s in ("train", "val", "val_ood")}
         return self._replace(**sets, heads={})
@@ -86,16 +85,16 @@ def code_latents(z: Codes, width: int = CODE_WIDTH, rate: float = MIN_RATE) -> T
 
 
 def fit_detectors(
-    setup: Setup, kinds: Sequence[str] = KINDS, scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE)
+    images: FitImages, kinds: Sequence[str] = KINDS, scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE)
 ) -> Fitted:
     """Fit every detector on every kind of feature, with settings chosen on the validation sets.
 
     Args:
-        setup: The sets.
+        images: The sets.
         kinds: ``raw``, ``code``, ``recon``, ``resid``; ``embed`` where the features have the host's embeddings.
         scores: Which detectors.
     """
-    train, chosen = setup.train, _Chosen(setup)
+    train, chosen = images.train, _Chosen(images)
     notes, out = [], {}
     n_classes = len(train.names)
     classifier: dict[str, d.Head] = {}
@@ -105,8 +104,8 @@ def fit_detectors(
         if not f.shape[1]:
             notes.append(f"no latent fires in over {MIN_RATE:.1%} of the training images: no detector sees {kind}")
             continue
-        if n_classes > 1 or kind in setup.heads:
-            classifier[kind] = _classifier(setup, kind, f)
+        if n_classes > 1 or kind in images.heads:
+            classifier[kind] = _classifier(images, kind, f)
             _logit_detectors(out, chosen, scores, kind, view, classifier[kind], f, notes)
         _distance_detectors(out, chosen, scores, kind, view, f, train.labels, n_classes, notes)
     if n_classes < 2 and (lost := [s for s in (*LOGITS, "rmds") if s in scores]):
@@ -117,12 +116,12 @@ def fit_detectors(
     return Fitted(out, chosen.settings, logits, notes, chosen.edges)
 
 
-def _classifier(setup: Setup, kind: str, f: Tensor) -> d.Head:
+def _classifier(images: FitImages, kind: str, f: Tensor) -> d.Head:
     """The classifier that was given (its weights for the latents that are seen), else a linear probe."""
-    head = setup.heads.get(kind)
+    head = images.heads.get(kind)
     if head is None:
-        return d.linear_probe(f, setup.train.labels, len(setup.train.names))
-    return head._replace(weight=head.weight[:, code_latents(setup.train.z)]) if kind == "code" else head
+        return d.linear_probe(f, images.train.labels, len(images.train.names))
+    return head._replace(weight=head.weight[:, code_latents(images.train.z)]) if kind == "code" else head
 
 
 def _view(kind: str, train: Features, notes: list[str]) -> Callable[[Features], Tensor]:
@@ -142,18 +141,18 @@ def _view(kind: str, train: Features, notes: list[str]) -> Callable[[Features], 
 class _Chosen:
     """Chooses settings by AUROC on the validation sets."""
 
-    def __init__(self, setup: Setup):
-        self.setup, self.settings, self.edges = setup, {}, []
+    def __init__(self, images: FitImages):
+        self.images, self.settings, self.edges = images, {}, []
 
     def __call__(
         self, name: str, kind: str, ladder: Ladder, limit: int | None = None, grid: Sequence[float] | None = None
     ) -> Detector:  # fmt: skip
         """The best detector among those of the grid; values above ``limit`` are cut to it."""
-        grid = list(self.setup.grids[name] if grid is None else grid)
+        grid = list(self.images.grids[name] if grid is None else grid)
         grid = list(dict.fromkeys(min(g, limit) for g in grid)) if limit else grid
         value = dict.fromkeys(grid, 0.0)
         if len(grid) > 1:
-            found = zip(*(ladder(s, grid) for s in (self.setup.val, self.setup.val_ood)), strict=True)
+            found = zip(*(ladder(s, grid) for s in (self.images.val, self.images.val_ood)), strict=True)
             value = {g: auroc(a, b) for g, (a, b) in zip(grid, found, strict=True)}
         best = max(grid, key=value.get)  # the first among equals: the default
         self.settings[f"{name}/{kind}"] = best
@@ -169,9 +168,9 @@ def _logit_detectors(out, chosen: _Chosen, scores, kind: str, view, head: d.Head
         vim = d.ViM.fit(head, f)
         out["vim", kind] = chosen("vim", kind, lambda s, dims: vim.ladder(view(s), dims), f.shape[1] // 2)
     if "react" in scores:
-        v = view(chosen.setup.val)
+        v = view(chosen.images.val)
         low = head.space(v).min()  # clipped there, as at a low percentile of codes that are mostly 0, nothing is left
-        grid = chosen.setup.grids["react"]
+        grid = chosen.images.grids["react"]
         react = {p: r for p, r in zip(grid, d.ReAct.fit(head, v, grid), strict=True) if r.threshold > low}
         if react:
             ladder = lambda s, ps: [react[p](view(s)) for p in ps]  # noqa: E731

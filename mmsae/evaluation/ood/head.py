@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.features import KINDS, Features, with_sae
+from mmsae.evaluation.features import Features, with_sae
 from mmsae.evaluation.ood import detectors as d
-from mmsae.evaluation.ood.fit import DISTANCES, LOGITS, NATIVE, Fitted, Setup, fit_detectors
+from mmsae.evaluation.ood.fit import FitImages, Fitted, fit_detectors
+from mmsae.evaluation.options import NATIVE, PCA, RANDOM, STATISTICS, Detection
 from mmsae.evaluation.pooling import Sums, Through
 from mmsae.evaluation.rows import row
 from mmsae.metrics.components import Components, axes_of
 from mmsae.metrics.host.ood import OODMetrics, auroc_interval, ood_metrics
 from mmsae.sae import SAE, random_control
-from mmsae.types import IMAGE, Codes
+from mmsae.types import IMAGE, Codes, InputError
 
 ID = "id"
-CONTROLS = ("random", "pca", "statistics")
 
 
 def pca_control(train: Features, k: int) -> Callable[[Features], Features]:
@@ -38,7 +38,7 @@ def pca_control(train: Features, k: int) -> Callable[[Features], Features]:
     return change
 
 
-class Scored(NamedTuple):
+class DetectorScores(NamedTuple):
     """What the head returns.
 
     Attributes:
@@ -56,70 +56,78 @@ class Scored(NamedTuple):
     edges: list[str]
 
 
+def check_names(detection: Detection) -> None:
+    """Refuse features, detectors and controls that do not exist.
+
+    Raises:
+        InputError: With the first of them.
+    """
+    for name in ("features", "scores", "controls"):
+        known = getattr(Detection, name)
+        if odd := [g for g in getattr(detection, name) if g not in known]:
+            raise InputError(f"--{name} has {odd[0]!r}, there are {', '.join(known)}")
+
+
 def ood_head(
-    setup: Setup,
+    fit: FitImages,
     test: Features,
     ood: Mapping[str, Features],
+    detection: Detection = Detection(),
     *,
     sae: SAE | None = None,
     near: Sequence[str] = (),
-    kinds: Sequence[str] = KINDS,
-    scores: Sequence[str] = (*LOGITS, *DISTANCES, *NATIVE),
-    controls: Sequence[str] = CONTROLS,
     random: Callable[[str, Features], Features] | None = None,
     heads: Mapping[str, Mapping[str, d.Head]] = {},
     modality: str = IMAGE,
     seed: int = 0,
     say: Callable[[str], None] = lambda said: None,
-) -> Scored:
+) -> DetectorScores:
     """Score all detectors and controls on all sets.
 
     Args:
-        setup: What detectors are fitted and chosen on.
+        fit: What detectors are fitted and chosen on.
         test: ID test images.
         ood: ``{name: features}`` of the OOD test sets.
+        detection: Detectors, kinds of features (``embed`` where the features have the host's embeddings) and controls.
         sae: The SAE, for the ``random`` control (one of equal size with fresh weights).
         near: Names of the near-OOD sets; the others are far.
-        kinds: Kinds of features.
-        scores: Detectors.
-        controls: ``random``, ``pca`` (as many components as latents are on per row), ``statistics`` (a Gaussian on
-            plain picture statistics).
         random: ``(set name, features) -> features`` of the random SAE where they cannot be computed from ``x``.
-        heads: ``{control: classifiers}`` where ``setup.heads`` are not linear probes either.
-        modality: Whose SAE.
-        seed: Of the random SAE.
+        heads: ``{control: classifiers}`` where ``fit.heads`` are not linear probes either.
+        modality: Modality of the features.
+        seed: Seed of the random SAE.
         say: Told what is fitted next; nobody by default.
     """
+    kinds, scores, controls = detection.features, detection.scores, detection.controls
     sets = {ID: test, **ood}
-    out = Scored([], {}, {}, [], [])
-    say(f"{len(scores)} detectors on {', '.join(kinds)}, fitted on {setup.train.n:,} images")
-    _score(out, "", fit_detectors(setup, kinds, scores), sets)
+    out = DetectorScores([], {}, {}, [], [])
+    say(f"{len(scores)} detectors on {', '.join(kinds)}, fitted on {fit.train.n:,} images")
+    _score(out, "", fit_detectors(fit, kinds, scores), sets)
     coded = [k for k in kinds if k in ("code", "recon", "resid")]
-    if "random" in controls and sae is not None:
+    if RANDOM in controls and sae is not None:
         say("the same through random weights")
         fresh = random_control(sae, seed)
         change = random or (lambda _, f: with_sae(f, fresh, modality))
         named = iter(("train", "val", "val_ood"))
-        again = setup.same_sae(lambda f: change(next(named), f))._replace(heads=heads.get("random", {}))
+        again = fit.same_sae(lambda f: change(next(named), f))._replace(heads=heads.get(RANDOM, {}))
         changed = {name: change(name, f) for name, f in sets.items()}
-        _score(out, "random", fit_detectors(again, coded, scores), changed)
-    if "pca" in controls:
-        k = round(setup.train.l0)
+        _score(out, RANDOM, fit_detectors(again, coded, scores), changed)
+    if PCA in controls:
+        k = round(fit.train.l0)
         say(f"the same through {k} principal components")
-        change = pca_control(setup.train, k)
-        again = setup.same_sae(change)._replace(heads=heads.get("pca", {}))
+        change = pca_control(fit.train, k)
+        again = fit.same_sae(change)._replace(heads=heads.get(PCA, {}))
         own = [s for s in scores if s not in NATIVE or s == "recon"]
         changed = {name: change(f) for name, f in sets.items()}
-        _score(out, "pca", fit_detectors(again, coded, own), changed)
+        _score(out, PCA, fit_detectors(again, coded, own), changed)
         out.notes.append(f"control pca: {changed[ID].z.d_sae} components, the mean number of latents on per row")
-    if "statistics" in controls and all(f.stats is not None for f in (setup.train, *sets.values())):
-        detector = d.MDS(d.Gaussians.fit(setup.train.stats))
-        _score(out, "statistics", Fitted({("mds", "pixels"): lambda f: detector(f.stats)}, {}, {}, []), sets)
+    if STATISTICS in controls and all(f.stats is not None for f in (fit.train, *sets.values())):
+        detector = d.MDS(d.Gaussians.fit(fit.train.stats))
+        _score(out, STATISTICS, Fitted({("mds", "pixels"): lambda f: detector(f.stats)}, {}, {}, []), sets)
     out.rows.extend(group_means(out.rows, list(ood), near))
     return out
 
 
-def _score(out: Scored, control: str, fitted: Fitted, sets: Mapping[str, Features]) -> None:
+def _score(out: DetectorScores, control: str, fitted: Fitted, sets: Mapping[str, Features]) -> None:
     """Confidences and rows of all detectors on all sets."""
     prefix = f"control {control}: " if control else ""
     out.notes.extend(prefix + note for note in dict.fromkeys(fitted.notes))

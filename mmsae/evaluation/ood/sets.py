@@ -8,63 +8,41 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.features import Features, load_features
-from mmsae.evaluation.labels import plain
+from mmsae.evaluation.features import Features, ImageChoice, load_features
+from mmsae.evaluation.images import ImageChange
+from mmsae.evaluation.labels import plain, read_lines
 from mmsae.evaluation.ood.head import ID
+from mmsae.evaluation.options import EvaluationRun, Labelled, OODSets
 from mmsae.hosts import Host
 from mmsae.sae import SAE
 from mmsae.shards import draw
 from mmsae.types import InputError
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
-GRID = 4  # a picture is cut into GRID x GRID pieces to scramble it
+GRID = 4  # an image is cut into GRID x GRID pieces to scramble it
 
 
-class Sources(NamedTuple):
-    """What an evaluation reads; plain values.
+class OODShards(NamedTuple):
+    """Shards of an evaluation.
 
     Attributes:
-        id: ID shards: all of them, or where ``train`` is given those of the test.
+        id: ID shards: all of them, or where ``beside.train`` is given those of the test.
         ood: ``{name: shards}``.
-        train: ID shards for fitting, and for choosing where ``val`` is empty; empty: a part of ``id``.
-        val: ID shards for choosing; empty: a part of ``train``.
-        ood_val: OOD validation shards; empty: made from ID validation images.
-        label: Field of the ID labels.
+        val: OOD validation shards by name; empty: made from ID validation images.
+        beside: Options of further sets.
+        images: Labels and limit.
         classes: Label values, if not those that occur.
-        ood_label: Field that ``exclude`` is about; empty: ``label``.
-        exclude: Label values or class names left out of the OOD sets.
-        limit: At most so many images per set.
-        fit_limit: The same for ``train`` and ``val``; None: ``limit``.
-        pool: See ``load_features``.
-        batch_size: Images per forward pass.
-        workers: Decoding processes.
-        embed: Whether to keep the host's own embeddings.
-        progress: Whether to show bars.
-        cache: See ``load_features``.
-        others: See ``load_features``.
     """
 
     id: Any
     ood: Mapping[str, Any]
-    train: Any = ""
-    val: Any = ""
-    ood_val: Mapping[str, Any] = {}
-    label: str = "cls"
+    val: Mapping[str, Any] = {}
+    beside: OODSets = OODSets()
+    images: Labelled = Labelled()
     classes: Sequence[Any] | None = None
-    ood_label: str = ""
-    exclude: Sequence[str] = ()
-    limit: int | None = None
-    fit_limit: int | None = None
-    pool: str = "max"
-    batch_size: int = 256
-    workers: int = 0
-    embed: bool = False
-    progress: bool = True
-    cache: str = ""
-    others: Mapping[str, Any] = {}
 
 
-class Sets(NamedTuple):
+class OODFeatures(NamedTuple):
     """Features of all sets.
 
     Attributes:
@@ -117,52 +95,49 @@ def split_of(uid: str, parts: Sequence[str]) -> str:
     return parts[-1]
 
 
-def load_sets(host: Host, sae: SAE, what: Sources) -> Sets:
-    """Run host and SAE over all shards.
+def load_sets(
+    host: Host, sae: SAE, shards: OODShards, run: EvaluationRun = EvaluationRun(), *, embed: bool = False,
+    pool: str = "max", others: Mapping[str, Any] = {},
+) -> OODFeatures:  # fmt: skip
+    """Run host and SAE over all shards; for ``embed``, ``pool`` and ``others`` see :func:`load_features`.
 
     Raises:
         InputError: Fewer than two training images, or none of a set; ``val`` or ``fit_limit`` without ``train``.
     """
-    if not what.train and (what.val or what.fit_limit is not None):
-        raise InputError(f"{'--val' if what.val else '--fit-limit'} goes with training shards: give --train")
-    common = {"pool": what.pool, "batch_size": what.batch_size, "workers": what.workers, "embed": what.embed,
-              "progress": what.progress, "limit": what.limit, "cache": what.cache, "others": what.others}  # fmt: skip
-    fit = common if what.fit_limit is None else {**common, "limit": what.fit_limit}
-    fit_parts = ["train", *([] if what.val else ["val"]), *([] if what.train else ["test"])]
-    whole = load_features(host, sae, what.train or what.id, label=what.label, classes=what.classes, desc=ID, **fit)
+    beside, limit = shards.beside, shards.images.limit
+    label, fit_limit = shards.images.label, limit if beside.fit_limit is None else beside.fit_limit
+    if not beside.train and (beside.val or beside.fit_limit is not None):
+        raise InputError(f"{'--val' if beside.val else '--fit-limit'} goes with training shards: give --train")
+
+    def load(source: Any, which: ImageChoice, desc: str, change: ImageChange | None = None) -> Features:
+        return load_features(host, sae, source, which, run, change=change, embed=embed, pool=pool, others=others,
+                             desc=desc)  # fmt: skip
+
+    fit_parts = ["train", *([] if beside.val else ["val"]), *([] if beside.train else ["test"])]
+    whole = load(beside.train or shards.id, ImageChoice(label, classes=shards.classes, limit=fit_limit), ID)
     parts = {p: torch.tensor([split_of(u, fit_parts) == p for u in whole.uids]) for p in fit_parts}
     if empty := [p for p, at in parts.items() if not at.any()]:
         raise InputError(f"the {whole.n} ID images leave none for {empty[0]}; give more, or --train")
     split = {p: whole.rows(at) for p, at in parts.items()}
-    if what.train:
-        split["test"] = load_features(
-            host, sae, what.id, label=what.label, classes=whole.values, desc="id test", **common
-        )
-    if what.val:
-        split["val"] = load_features(
-            host, sae, what.val, label=what.label, classes=whole.values, desc="id validation", **fit
-        )
-    split, notes = _compact(split, whole, what.label)
-    ood = {
-        name: load_features(
-            host, sae, shards, label=what.ood_label or what.label, labelled=False, exclude=what.exclude, desc=name,
-            **common,
-        )
-        for name, shards in what.ood.items()
-    }  # fmt: skip
-    if what.ood_val:
-        (name, shards), *more = what.ood_val.items()
+    if beside.train:
+        split["test"] = load(shards.id, ImageChoice(label, classes=whole.values, limit=limit), "id test")
+    if beside.val:
+        split["val"] = load(beside.val, ImageChoice(label, classes=whole.values, limit=fit_limit), "id validation")
+    split, notes = _compact(split, whole, label)
+    exclude = read_lines(beside.exclude) if beside.exclude else ()
+    outside = ImageChoice(beside.ood_label or label, labelled=False, exclude=exclude, limit=limit)
+    ood = {name: load(source, outside, name) for name, source in shards.ood.items()}
+    if shards.val:
+        (name, source), *more = shards.val.items()
         if more:
             raise InputError(f"--ood-val has {1 + len(more)} sets, one is used: give its shards as one pattern")
-        val_ood, said = load_features(host, sae, shards, label="", desc=name, **common), f"the set {name}"
+        val_ood, said = load(source, ImageChoice("", limit=limit), name), f"the set {name}"
     else:
-        uids = set(split["val"].uids)
-        val_ood = load_features(
-            host, sae, what.val or what.train or what.id, label="", keep=uids.__contains__, change=generated,
-            changed="generated", desc="ood validation", **{**fit, "limit": None},
-        )  # fmt: skip
+        own = ImageChoice("", keep=set(split["val"].uids).__contains__)
+        source = beside.val or beside.train or shards.id
+        val_ood = load(source, own, "ood validation", ImageChange(generated, "generated"))
         said = f"generated from the {val_ood.n} ID validation images: half scrambled pieces, half noise of equal colour"
-    return Sets(split["train"], split["val"], split["test"], val_ood, ood, notes, said)
+    return OODFeatures(split["train"], split["val"], split["test"], val_ood, ood, notes, said)
 
 
 def _compact(split: dict[str, Features], whole: Features, label: str) -> tuple[dict[str, Features], list[str]]:
@@ -200,10 +175,21 @@ def shared_classes(train: Features, ood: Mapping[str, Features]) -> dict[str, li
     return {name: shared for name, shared in found.items() if shared}
 
 
+def set_warnings(sets: OODFeatures, named_validation: bool) -> list[str]:
+    """Warnings about sets that share classes or images with those that detectors are fitted and chosen on."""
+    out = [
+        f"OOD set {name} has classes of the ID set: {', '.join(shared[:10])}; --exclude FILE leaves them out"
+        for name, shared in shared_classes(sets.train, sets.ood).items()
+    ] + shared_images("ID test", sets.test, sets.train.uids + sets.val.uids, "training or validation")
+    if named_validation:
+        out += [w for n, f in sets.ood.items() for w in shared_images(n, f, sets.val_ood.uids, "OOD validation")]
+    return out
+
+
 def shared_images(name: str, test: Features, seen: Sequence[str], what: str) -> list[str]:
     """A warning where images of a test set are among those that were seen before."""
     same = len(set(test.uids) & set(seen))
-    why = "equal uids: one picture in both, or tars of one name whose keys repeat"
+    why = "equal uids: one image in both, or tars of one name whose keys repeat"
     return [f"{same} of the {test.n} {name} images are {what} images, too ({why})"] if same else []
 
 

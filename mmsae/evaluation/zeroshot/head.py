@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.ood.detectors import Head, cosine_head
+from mmsae.evaluation.options import ALPHAS
 from mmsae.evaluation.rows import row
-from mmsae.evaluation.zeroshot.scores import ALPHAS, CONCEPTS, class_embeddings, enhance, hits, tune_alpha
+from mmsae.evaluation.zeroshot.scores import CONCEPTS, class_embeddings, enhance, hits, tune_alpha
 from mmsae.hosts import Encoder, Host
 from mmsae.metrics.choice import at_edge
 from mmsae.metrics.statistics import balanced_interval, wilson
@@ -20,7 +20,7 @@ from mmsae.types import IMAGE, TEXT, InputError
 SCORES = ("top1", "top5", "balanced")
 
 
-class Split(NamedTuple):
+class LabelledScores(NamedTuple):
     """Scores of some labelled images.
 
     Attributes:
@@ -32,7 +32,7 @@ class Split(NamedTuple):
     labels: Tensor
 
 
-class ZeroShot(NamedTuple):
+class Accuracies(NamedTuple):
     """What the head returns.
 
     Attributes:
@@ -53,15 +53,15 @@ class ZeroShot(NamedTuple):
 
 
 def zero_shot_head(
-    test: Split,
-    tune: Split,
+    test: LabelledScores,
+    tune: LabelledScores,
     *,
     concept: str = "code",
     alphas: Sequence[float] = ALPHAS,
     name: str = "test",
     control: str = "",
     seed: int = 0,
-) -> ZeroShot:
+) -> Accuracies:
     """Accuracies of scores that are there already.
 
     Args:
@@ -69,9 +69,9 @@ def zero_shot_head(
         tune: Other images, on which alone alpha is chosen.
         concept: What enhances the raw scores: ``code`` or ``recon``; without such scores there is no ``enhanced``.
         alphas: Grid; 0, which is plain CLIP to the bit, is always tried.
-        name: Of the test set, for the rows.
-        control: Of the rows.
-        seed: Of the bootstrap of ``balanced``.
+        name: Name of the test set in the rows.
+        control: Control in the rows.
+        seed: Seed of the bootstrap of ``balanced``.
 
     Raises:
         InputError: An unknown concept, no images, or a label that no class has.
@@ -103,63 +103,7 @@ def zero_shot_head(
         rows.append(row("zeroshot", name, "balanced", kind, per_class[kind].nanmean().item(), len(test.labels), control,
                         low=low, high=high, classes=int((counts > 0).sum())))  # fmt: skip
     edges = at_edge(f"alpha{f' of control {control}' if control else ''}", alpha, tuning, (0.0,)) if tuning else []
-    return ZeroShot(rows, alpha, tuning, per_class, counts, edges)
-
-
-WHOSE = ("auto", "host", "zeroshot", "probe")
-
-
-def whose_logits(asked: str, host: Host, names: bool) -> str:
-    """Whose logits detectors read: ``host``, ``zeroshot`` or ``probe``.
-
-    Args:
-        asked: Of :data:`WHOSE`; ``auto`` is the host's own classifier where it has one, else ``zeroshot`` where class
-            names are given, else ``probe``.
-        host: The host.
-        names: Whether class names are given.
-
-    Raises:
-        InputError: Unknown, or not to be had.
-    """
-    if asked not in WHOSE:
-        raise InputError(f"logits is {asked!r}, it can be {', '.join(WHOSE)}")
-    if asked == "auto":
-        return "host" if classifier(host) is not None else "zeroshot" if names else "probe"
-    if asked == "host" and classifier(host) is None:
-        raise InputError(f"logits is host, but host {host.hint} has no linear classifier of its own: zeroshot or probe")
-    if asked == "zeroshot" and not names:
-        raise InputError("logits is zeroshot, which needs the names of labelled classes: give --classes and --label")
-    return asked
-
-
-def classifier(host: Host) -> tuple[Tensor, Tensor] | None:
-    """Weights and bias of the host's own linear classifier of embeddings, or None."""
-    return host.classifier if isinstance(host, Encoder) else None
-
-
-def at_classifier(sae: SAE, host: Host) -> bool:
-    """Whether the SAE reads what the host's own classifier reads."""
-    own = classifier(host)
-    return own is not None and IMAGE in sae.sites and sae.sites[IMAGE].module in ("image.embed", "image.pooled")
-
-
-def host_heads(sae: SAE, host: Host) -> tuple[dict[str, Head], dict[str, dict[str, Head]]]:
-    """``{kind: the host's own classifier}``, of the SAE and of every control.
-
-    Of ``raw`` and ``recon`` where the SAE is read what the classifier reads, else of ``embed`` alone.
-    """
-    weight, bias = classifier(host)
-    head = Head(weight.double(), bias.double(), known=False)
-    if not at_classifier(sae, host):
-        return {"embed": head}, {}
-    return {"raw": head, "recon": head}, {control: {"recon": head} for control in ("random", "pca")}
-
-
-def logits_of(kinds: Sequence[str], heads: Mapping[str, Head], n_classes: int) -> dict[str, str]:
-    """``{kind: whose logits were read}``: a classifier that was given, else a probe where there are two classes."""
-    given = {k: heads[k] for k in kinds if k in heads}
-    said = {k: "zero-shot" if h.known else f"the host's own, {len(h.bias):,} classes" for k, h in given.items()}
-    return (dict.fromkeys(kinds, "linear probe") if n_classes > 1 else {}) | said
+    return Accuracies(rows, alpha, tuning, per_class, counts, edges)
 
 
 def text_classes(host: Host, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -176,26 +120,3 @@ def text_classes(host: Host, names: Sequence[str], templates: Sequence[str]) -> 
 def at_embedding(sae: SAE, modality: str = IMAGE) -> bool:
     """Whether the SAE reads the embeddings that images and texts share."""
     return sae.sites[modality].module == f"{modality}.embed"
-
-
-@torch.no_grad()
-def zero_shot_heads(sae: SAE, classes: Tensor, scale: float | None) -> dict[str, Head]:
-    """``{kind: classifier}`` by cosine with class embeddings ``(C, d)``, for every kind that has one.
-
-    At the embeddings: ``raw``, ``recon`` (both sides reconstructed where the SAE reads texts) and ``code``. Elsewhere
-    only ``embed``, the host's own embeddings.
-
-    Args:
-        sae: The SAE.
-        classes: From :func:`text_classes`.
-        scale: The host's logit scale; None: 100.
-    """
-    scale = 100.0 if scale is None else scale
-    if not at_embedding(sae):
-        return {"embed": cosine_head(classes, scale)}
-    heads = {"raw": cosine_head(classes, scale), "recon": cosine_head(classes, scale)}
-    if TEXT in sae.modalities:
-        h = sae.encode(classes, TEXT)
-        heads["recon"] = cosine_head(sae.decode(h, TEXT).cpu(), scale)
-        heads["code"] = cosine_head(h.to_dense().cpu(), scale)
-    return heads

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mmsae.evaluation.options import ALPHAS
 from mmsae.metrics.pairs.retrieval import cosine_to, cosine_to_few
 from mmsae.metrics.statistics import pessimistic_ranks
 from mmsae.types import IMAGE, TEXT, Codes, InputError
 
-ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 CONCEPTS = ("code", "recon")
 
 

@@ -9,7 +9,8 @@ import yaml
 
 from mmsae import load_pair
 from mmsae.cli import main
-from mmsae.evaluation.card.command import evaluate, read_card
+from mmsae.evaluation.card.card import read_card
+from mmsae.evaluation.card.command import evaluate
 from mmsae.evaluation.card.page import _summary, ood_tables
 from mmsae.evaluation.card.splitting import _side
 from mmsae.evaluation.features import Features
@@ -19,6 +20,7 @@ from mmsae.evaluation.suite import HEADS
 from mmsae.metrics.components import Components
 from mmsae.metrics.reconstruction import Reconstruction
 from mmsae.metrics.sparsity import sparsity
+from mmsae.options import call
 from mmsae.sae import SAE, Normaliser, TopK, random_control
 from mmsae.shards import expand, unit_batches
 from mmsae.types import InputError
@@ -58,7 +60,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def card(place):
     folder, sae = place
-    page = evaluate(sae, str(folder / "suite.yaml"), str(folder / "out"), progress=False)
+    page = call(evaluate, sae, str(folder / "suite.yaml"), str(folder / "out"), progress=False)
     return Path(page), read_card(folder / "out")
 
 
@@ -123,7 +125,14 @@ def test_the_page_has_every_head_and_fetches_nothing(card):
 def token_card(place):
     folder, _ = place
     heads = [h for h in HEADS if h not in ("recovered", "zeroshot", "pairs", "stable")]
-    evaluate(str(folder / "tokens"), str(folder / "suite.yaml"), str(folder / "of_tokens"), heads=heads, progress=False)
+    call(
+        evaluate,
+        str(folder / "tokens"),
+        str(folder / "suite.yaml"),
+        str(folder / "of_tokens"),
+        heads=heads,
+        progress=False,
+    )
     return folder, read_card(folder / "of_tokens")
 
 
@@ -199,7 +208,7 @@ def test_class_names_that_the_host_does_not_know_are_no_figure(place):
     suite = yaml.safe_load((folder / "suite.yaml").read_text()) | {"classes": "odd.json"}
     (folder / "odd.yaml").write_text(yaml.safe_dump(suite))
     heads = ["recovered", "zeroshot"]
-    evaluate(sae, str(folder / "odd.yaml"), str(folder / "odd"), heads=heads, progress=False)
+    call(evaluate, sae, str(folder / "odd.yaml"), str(folder / "odd"), heads=heads, progress=False)
     skipped = read_card(folder / "odd")["skipped"]
     assert set(skipped) == set(heads) and "no word" in skipped["zeroshot"]
 
@@ -211,7 +220,7 @@ def test_limits_hold_for_texts_too(place):
 
     model, host = load_pair(sae, device="cpu")
     sides = [
-        load_features(host, model, str(folder / "test"), limit=40, modality=m, progress=False)
+        call(load_features, host, model, str(folder / "test"), limit=40, modality=m, progress=False)
         for m in ("image", "text")
     ]
     assert sides[0].n == sides[1].n == 40 and sides[0].uids == sides[1].uids
@@ -242,9 +251,17 @@ def test_a_folder_with_something_else_is_left_alone_and_an_old_card_is_replaced(
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(InputError, match=r"holds notes\.txt"):
-        evaluate(sae, str(folder / "suite.yaml"), str(folder / "mine"), progress=False)
+        call(evaluate, sae, str(folder / "suite.yaml"), str(folder / "mine"), progress=False)
     for seed in (0, 1):
-        evaluate(sae, str(folder / "suite.yaml"), str(folder / "again"), heads=["stable"], seed=seed, progress=False)
+        call(
+            evaluate,
+            sae,
+            str(folder / "suite.yaml"),
+            str(folder / "again"),
+            heads=["stable"],
+            seed=seed,
+            progress=False,
+        )
     assert read_card(folder / "again")["seed"] == 1
     assert not list(folder.glob(".again*"))
 
@@ -252,10 +269,10 @@ def test_a_folder_with_something_else_is_left_alone_and_an_old_card_is_replaced(
 def test_a_run_that_dies_leaves_the_old_card_and_nothing_else(place, monkeypatch):
     folder, sae = place
     args = (sae, str(folder / "suite.yaml"), str(folder / "dies"))
-    evaluate(*args, heads=["stable"], seed=5, progress=False)
-    monkeypatch.setattr("mmsae.evaluation.card.command.write_card", lambda *_: 1 / 0)
+    call(evaluate, *args, heads=["stable"], seed=5, progress=False)
+    monkeypatch.setattr("mmsae.evaluation.card.card.write_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        evaluate(*args, heads=["stable"], seed=6, progress=False)
+        call(evaluate, *args, heads=["stable"], seed=6, progress=False)
     assert read_card(folder / "dies")["seed"] == 5 and not list(folder.glob(".dies*"))
 
 
@@ -292,7 +309,7 @@ def test_images_and_classes_that_sets_share_are_said(place):
         "test": "train", "held": {"shards": "test", "role": "ood"}}  # fmt: skip
     suite |= {"heads": {"ood": {"scores": ["recon"], "kinds": ["raw"], "controls": []}}}
     (folder / "shared.yaml").write_text(yaml.safe_dump(suite))
-    evaluate(sae, str(folder / "shared.yaml"), str(folder / "shared"), progress=False)
+    call(evaluate, sae, str(folder / "shared.yaml"), str(folder / "shared"), progress=False)
     card, page = read_card(folder / "shared"), (folder / "shared" / "report.html").read_text()
     (warning,) = card["warnings"]
     assert warning.startswith("240 of the 240 test images are train images, too (equal uids") and warning in page
@@ -308,7 +325,7 @@ def test_fine_labels_become_coarse_classes(place):
     sets["noise"] = {"shards": "noise", "label": "", "role": "ood"}
     heads = {"shifted": {"sparse": [1], "kinds": ["raw"], "controls": []}, "probes": {"kinds": ["raw"]}, "ood": {}}
     (folder / "coarse.yaml").write_text(yaml.safe_dump({**suite, "trees": {}, "data": sets, "heads": heads}))
-    evaluate(sae, str(folder / "coarse.yaml"), str(folder / "coarse"), progress=False)
+    call(evaluate, sae, str(folder / "coarse.yaml"), str(folder / "coarse"), progress=False)
     card = read_card(folder / "coarse")
     assert card["skipped"] == {} and set(card["more"]["probes"]["one feature"]["raw"]) == {"cool", "warm"}
     assert card["images"] == {"train": 180, "val": 60, "test": 120, "again": 120, "noise": 60}
@@ -326,17 +343,17 @@ def test_fine_labels_become_coarse_classes(place):
 )  # fmt: skip
 def test_files_that_are_not_there_are_found_before_anything_runs(place, change, monkeypatch):
     folder, sae = place
-    monkeypatch.setattr("mmsae.evaluation.card.command.load_pair", lambda *_: pytest.fail("the host was opened"))
+    monkeypatch.setattr("mmsae.load.load_pair", lambda *_: pytest.fail("the host was opened"))
     suite = yaml.safe_load((folder / "suite.yaml").read_text()) | change
     (folder / "lacks.yaml").write_text(yaml.safe_dump(suite))
     with pytest.raises(InputError, match="none"):
-        evaluate(sae, str(folder / "lacks.yaml"), str(folder / "lacks"), progress=False)
+        call(evaluate, sae, str(folder / "lacks.yaml"), str(folder / "lacks"), progress=False)
 
 
 def test_bad_input(place, capsys):
     folder, sae = place
     with pytest.raises(InputError, match="no head nope"):
-        evaluate(sae, str(folder / "suite.yaml"), str(folder / "x"), heads=["nope"], progress=False)
+        call(evaluate, sae, str(folder / "suite.yaml"), str(folder / "x"), heads=["nope"], progress=False)
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
     suite["data"]["same colours"]["relabel"] = {0: "violet"}
     (folder / "bad.yaml").write_text(yaml.safe_dump(suite))
@@ -347,6 +364,6 @@ def test_bad_input(place, capsys):
     one = write_colours(folder / "one", 40, 3, "one", {"red": (220, 30, 30)})
     suite = {"data": {"train": one, "test": one}, "label": "class", "heads": ["probes", "ontology"]}
     (folder / "one.yaml").write_text(yaml.safe_dump(suite | {"trees": {"warmth": str(folder / "tree.tsv")}}))
-    evaluate(sae, str(folder / "one.yaml"), str(folder / "one_out"), progress=False)
+    call(evaluate, sae, str(folder / "one.yaml"), str(folder / "one_out"), progress=False)
     skipped = json.loads((folder / "one_out" / "results.json").read_text())["skipped"]
     assert set(skipped) == {"probes", "ontology"} and "1 classes" in skipped["ontology"]

@@ -10,9 +10,11 @@ from PIL import Image
 
 from mmsae import load_pair
 from mmsae.cli import main
-from mmsae.evaluation.card.command import evaluate, read_card
+from mmsae.evaluation.card.card import read_card
+from mmsae.evaluation.card.command import evaluate
 from mmsae.evaluation.card.gallery import DARK, check_host, grid_of, lit, plain
 from mmsae.evaluation.card.top_images import purity
+from mmsae.options import call
 from mmsae.shards import expand, unit_batches
 from mmsae.types import InputError
 from tests.helpers.evaluation import save_host, save_sae, write_colours
@@ -36,7 +38,7 @@ def place(tmp_path_factory):
 
 def run(place, sae, suite="suite", gallery=4):
     out = place / f"{sae}_{suite}"
-    evaluate(str(place / sae), str(place / f"{suite}.yaml"), str(out), gallery=gallery, progress=False)
+    call(evaluate, str(place / sae), str(place / f"{suite}.yaml"), str(out), gallery=gallery, progress=False)
     html = (out / "gallery.html").read_text()
     cards = [c.split("</article>")[0] for c in html.split('<article class="card">')[1:]]
     return out, html, cards
@@ -83,7 +85,7 @@ def test_pooled_sites_and_sets_without_classes(place):
 
 def test_a_page_of_an_earlier_run_is_replaced(place):
     out, *_ = run(place, "pooled", gallery=1)
-    evaluate(str(place / "pooled"), str(place / "suite.yaml"), str(out), progress=False)
+    call(evaluate, str(place / "pooled"), str(place / "suite.yaml"), str(out), progress=False)
     assert {p.name for p in out.iterdir()} == {"report.html", "results.json", "tables.md"}
 
 
@@ -145,7 +147,15 @@ def test_a_gpu_gives_the_card_and_the_page_of_the_cpu(place):
         found = []
         for device in ("cpu", "cuda"):
             out = place / f"{sae}_{device}"
-            evaluate(str(place / sae), str(place / "devices.yaml"), str(out), gallery=2, device=device, progress=False)
+            call(
+                evaluate,
+                str(place / sae),
+                str(place / "devices.yaml"),
+                str(out),
+                gallery=2,
+                device=device,
+                progress=False,
+            )
             found.append(read_card(out)["rows"])
             assert (out / "gallery.html").read_text().count("data:image/") > 9
         for a, b in zip(*found, strict=True):

@@ -13,14 +13,18 @@ from mmsae.cli import main
 from mmsae.evaluation.features import Features, encode_features, load_features
 from mmsae.evaluation.ood.command import ood
 from mmsae.evaluation.ood.detectors import KNN
-from mmsae.evaluation.ood.fit import fit_detectors
-from mmsae.evaluation.ood.head import ID, Setup, ood_head
-from mmsae.evaluation.ood.sets import Sources, generated, load_sets, split_of
+from mmsae.evaluation.ood.fit import FitImages, fit_detectors
+from mmsae.evaluation.ood.head import ID, ood_head
+from mmsae.evaluation.ood.sets import OODShards, generated, load_sets, split_of
+from mmsae.evaluation.options import Detection, EvaluationRun, OODSets
 from mmsae.evaluation.rows import find
 from mmsae.hosts import load_host
 from mmsae.metrics.host.ood import ood_metrics
+from mmsae.options import call
 from mmsae.types import Codes, InputError
 from tests.helpers.evaluation import COLOURS, save_host, save_sae, write_colours, write_noise
+
+QUIET, NO_CONTROL = EvaluationRun(progress=False), Detection(controls=())
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def place(tmp_path_factory):
 
 def run(place, out, **more):
     args = {"sae": place["sae"], "id": place["id"], "ood": [f"noise={place['noise']}", f"grey={place['grey']}"]}
-    return ood(**{**args, "out": str(out), "near": ["grey"], "progress": False, **more})
+    return call(ood, **{**args, "out": str(out), "near": ["grey"], "progress": False, **more})
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +168,12 @@ def test_fewer_samples_than_features_are_said(place, tmp_path):
 
 def test_empty_codes_give_no_nan(place):
     sae, host = load_pair(place["sae"], device="cpu")
-    f = load_features(host, sae, place["id"], progress=False)
+    f = call(load_features, host, sae, place["id"], progress=False)
     dead = f._replace(z=f.z._replace(values=torch.zeros_like(f.z.values)))
-    noise = load_features(host, sae, place["noise"], label="", progress=False)
+    noise = call(load_features, host, sae, place["noise"], label="", progress=False)
     half = torch.arange(f.n) % 2 == 0
     for some in (f, dead):  # codes that are empty in the test only, and everywhere
-        setup = Setup(some.rows(half), some.rows(half), noise.rows(torch.arange(20)))
+        setup = FitImages(some.rows(half), some.rows(half), noise.rows(torch.arange(20)))
         scored = ood_head(setup, dead.rows(~half), {"noise": noise}, sae=sae)
         assert all(v.isfinite().all() for sets in scored.conf.values() for v in sets.values())
     assert any("no latent fires" in n for n in scored.notes)
@@ -177,10 +181,10 @@ def test_empty_codes_give_no_nan(place):
 
 def test_react_does_not_clip_codes_to_nothing(place):
     sae, host = load_pair(place["sae"], device="cpu")
-    f = load_features(host, sae, place["id"], progress=False)
-    noise = load_features(host, sae, place["noise"], label="", progress=False)
+    f = call(load_features, host, sae, place["id"], progress=False)
+    noise = call(load_features, host, sae, place["noise"], label="", progress=False)
     few = {"kinds": ("code",), "scores": ("react",)}
-    setup = Setup(f, f, noise, grids={"react": (10.0, 99.0)})  # most entries of a code are 0
+    setup = FitImages(f, f, noise, grids={"react": (10.0, 99.0)})  # most entries of a code are 0
     assert fit_detectors(setup, **few).chosen == {"react/code": 99.0}
     none = fit_detectors(setup._replace(grids={"react": (10.0,)}), **few)
     assert not none.detectors and any("react on code is left out" in n for n in none.notes)
@@ -199,8 +203,8 @@ def test_the_number_of_neighbours_stays_a_small_part_of_the_training_images():
     at = lambda n, a, b: plain(torch.tensor([a, b, 0.0, 0.0]) + 0.15 * torch.randn(n, 4, generator=g))  # noqa: E731
     train, val = (plain(torch.cat([at(54, 1.0, 0.0).x, at(6, 0.0, 1.0).x])) for _ in range(2))
     middle, far = at(60, 0.7, 0.7), at(60, 1.0, -0.3)
-    setup = Setup(train, val, far, grids={"knn": (50, 1, 2, 60)})
-    scored = ood_head(setup, val, {"middle": middle}, kinds=("raw",), scores=("knn",), controls=())
+    setup = FitImages(train, val, far, grids={"knn": (50, 1, 2, 60)})
+    scored = ood_head(setup, val, {"middle": middle}, Detection("auto", ("raw",), ("knn",), ()))
     assert scored.chosen[""]["knn/raw"] <= 6 and scored.rows[0]["auroc"] > 0.9
     all_of_them = lambda x: KNN.fit(train.x).ladder(x, [60])[0]  # noqa: E731
     assert ood_metrics(all_of_them(val.x), all_of_them(middle.x)).auroc < 0.3, "what k = n would give"
@@ -209,22 +213,23 @@ def test_the_number_of_neighbours_stays_a_small_part_of_the_training_images():
 
 def test_settings_are_chosen_without_the_test_sets(place):
     sae, host = load_pair(place["sae"], device="cpu")
-    sets = load_sets(host, sae, Sources(place["id"], {"noise": place["noise"]}, progress=False))
-    setup = Setup(sets.train, sets.val, sets.val_ood)
-    a = ood_head(setup, sets.test, sets.ood, controls=())
-    b = ood_head(setup, sets.val_ood, {"noise": sets.train}, controls=())
+    sets = load_sets(host, sae, OODShards(place["id"], {"noise": place["noise"]}), QUIET)
+    setup = FitImages(sets.train, sets.val, sets.val_ood)
+    a = ood_head(setup, sets.test, sets.ood, NO_CONTROL)
+    b = ood_head(setup, sets.val_ood, {"noise": sets.train}, NO_CONTROL)
     assert a.chosen == b.chosen and set(a.chosen[""]) >= {"knn/raw", "react/code", "vim/resid", "cap_spearman/codes"}
 
 
 def test_splits_are_disjoint_and_the_generated_set_is_of_the_validation_images(place):
     sae, host = load_pair(place["sae"], device="cpu")
-    sets = load_sets(host, sae, Sources(place["id"], {"noise": place["noise"]}, progress=False))
+    sets = load_sets(host, sae, OODShards(place["id"], {"noise": place["noise"]}), QUIET)
     uids = [set(f.uids) for f in (sets.train, sets.val, sets.test)]
     assert not uids[0] & uids[1] and not uids[1] & uids[2] and not uids[0] & uids[2]
     assert set(sets.val_ood.uids) == uids[1]
     assert split_of("0" * 32, ("train", "val")) in ("train", "val")
-    other = load_sets(host, sae, Sources(place["grey"], {"noise": place["noise"]}, place["id"], progress=False,
-                                         classes=[0, 1]))  # fmt: skip
+    beside = OODSets(train=place["id"])
+    shards = OODShards(place["grey"], {"noise": place["noise"]}, beside=beside, classes=[0, 1])
+    other = load_sets(host, sae, shards, QUIET)
     assert other.test.n == 50 and other.train.n + other.val.n == 160
     assert any("have no class" in n for n in other.notes)
 
@@ -239,20 +244,20 @@ def test_generated_pictures_keep_their_colours():
 
 def test_features_of_a_store_equal_those_of_the_shards(place):
     sae, host = load_pair(place["sae"], device="cpu")
-    f = load_features(host, sae, place["id"], progress=False)
+    f = call(load_features, host, sae, place["id"], progress=False)
     g = encode_features(sae, f.x, f.labels, f.names, f.uids)
     torch.testing.assert_close(g.recon, f.recon, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(g.error, f.error, atol=1e-6, rtol=1e-4)
     assert f.names == ["red", "green", "blue"] and f.n == 240 and f.values == [0, 1, 2]
     assert torch.equal(f.resid, f.x - f.recon)
-    part = load_features(host, sae, place["id"], limit=30, progress=False)
+    part = call(load_features, host, sae, place["id"], limit=30, progress=False)
     assert part.n == 30 and set(part.uids) < set(f.uids)
 
 
 def test_pooling_tokens(place):
     sae, host = load_pair(place["tokens"], place["host"], device="cpu")
-    one = load_features(host, sae, place["noise"], label="", limit=7, progress=False)
-    mean = load_features(host, sae, place["noise"], label="", limit=7, pool="mean", progress=False)
+    one = call(load_features, host, sae, place["noise"], label="", limit=7, progress=False)
+    mean = call(load_features, host, sae, place["noise"], label="", limit=7, pool="mean", progress=False)
     site = sae.sites["image"]
     from mmsae.shards import expand, unit_batches
 

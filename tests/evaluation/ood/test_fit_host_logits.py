@@ -8,11 +8,12 @@ import timm
 import torch
 
 from mmsae import load_pair
+from mmsae.evaluation.ood.classifiers import whose_logits
 from mmsae.evaluation.ood.command import ood
 from mmsae.evaluation.ood.head import ID
 from mmsae.evaluation.rows import find
-from mmsae.evaluation.zeroshot.head import whose_logits
 from mmsae.hosts import load_host
+from mmsae.options import call
 from mmsae.shards import expand, unit_batches
 from mmsae.types import InputError
 from tests.helpers.evaluation import save_host, save_sae, write_colours, write_noise
@@ -40,7 +41,7 @@ def place(tmp_path_factory):
 def run(place, out, **more):
     few = {"scores": ["msp", "energy", "vim", "react", "support"], "controls": ["random", "pca"]}
     args = {"sae": place["sae"], "id": place["id"], "ood": [f"noise={place['noise']}"], "progress": False, **few}
-    ood(**{**args, "out": str(out), **more})
+    call(ood, **{**args, "out": str(out), **more})
     with np.load(out / "scores.npz", allow_pickle=False) as saved:
         return json.loads((out / "results.json").read_text()), dict(saved)
 

@@ -11,12 +11,16 @@ from mmsae import load_pair
 from mmsae.cli import main
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.labels import read_classes, read_labels, read_templates
+from mmsae.evaluation.options import EvaluationRun
 from mmsae.evaluation.rows import find
-from mmsae.evaluation.zeroshot.command import _Job, plot, zeroshot
-from mmsae.evaluation.zeroshot.head import Split, text_classes, zero_shot_head
+from mmsae.evaluation.zeroshot.classify import Classifier
+from mmsae.evaluation.zeroshot.command import zeroshot
+from mmsae.evaluation.zeroshot.head import LabelledScores, text_classes, zero_shot_head
+from mmsae.evaluation.zeroshot.report import plot
 from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot, zero_shot_scores
 from mmsae.hosts import load_host
 from mmsae.metrics.reconstruction import FVU
+from mmsae.options import call
 from mmsae.sae import random_control
 from mmsae.shards import ShardWriter, expand, unit_batches
 from mmsae.types import InputError
@@ -41,15 +45,15 @@ def place(tmp_path_factory):
 
 def run(place, out, **more):
     args = {"sae": place["sae"], "shards": place["shards"], "classes": place["names"], "progress": False}
-    return zeroshot(**{**args, "out": str(out), **more})
+    return call(zeroshot, **{**args, "out": str(out), **more})
 
 
 def test_the_head_says_what_the_task_says(place, tmp_path):
     sae, host = load_pair(place["sae"], device="cpu")
-    f = load_features(host, sae, place["shards"], progress=False)
+    f = call(load_features, host, sae, place["shards"], progress=False)
     w = text_classes(host, list(COLOURS), ["a {}", "the {} square"])
     want = zero_shot(sae, f.x, f.labels, w, (f.x, f.labels))
-    split = Split(zero_shot_scores(sae, f.x, w), f.labels)
+    split = LabelledScores(zero_shot_scores(sae, f.x, w), f.labels)
     got = zero_shot_head(split, split)
     for kind in ("raw", "recon", "code", "enhanced"):
         value = {r["score"]: r["value"] for r in find(got.rows, features=kind)}
@@ -71,12 +75,12 @@ def test_the_classifier_is_open_clips_own(place):
 
 def test_alpha_zero_is_plain_clip_to_the_bit(place):
     sae, host = load_pair(place["sae"], device="cpu")
-    f = load_features(host, sae, place["shards"], progress=False)
+    f = call(load_features, host, sae, place["shards"], progress=False)
     w = text_classes(host, list(COLOURS), ["a {}"])
     plain = normalize(f.x, dim=1) @ normalize(w, dim=1).T
     scores = zero_shot_scores(sae, f.x, w)
     assert torch.equal(scores["raw"], plain)
-    r = zero_shot_head(Split(scores, f.labels), Split(scores, f.labels), alphas=[0.0])
+    r = zero_shot_head(LabelledScores(scores, f.labels), LabelledScores(scores, f.labels), alphas=[0.0])
     assert r.alpha == 0 and torch.equal(r.per_class["enhanced"], r.per_class["raw"])
 
 
@@ -84,7 +88,7 @@ def test_alpha_zero_is_plain_clip_to_the_bit(place):
 def test_a_perfect_score_is_drawn(tmp_path, right):
     labels = torch.arange(24) % 3
     scores = torch.nn.functional.one_hot(labels if right else (labels + 1) % 3).float()
-    found = zero_shot_head(*(Split({"raw": scores, "code": scores}, labels),) * 2)
+    found = zero_shot_head(*(LabelledScores({"raw": scores, "code": scores}, labels),) * 2)
     assert {r["value"] for r in find(found.rows, score="top1")} == {float(right)}
     assert all(r["low"] <= r["value"] <= r["high"] for r in found.rows)
     plot(found.rows, found, tmp_path / "zeroshot.png", 1 / 3)
@@ -135,8 +139,9 @@ def test_explained_variance_inside_the_tower_is_of_tokens(place, tmp_path):
 def test_the_host_runs_on_from_the_reconstruction(place):
     """A perfect SAE inside the tower changes nothing, one that returns zeros does."""
     sae, host = load_pair(place["trunk"], device="cpu")
-    job = _Job(host, read_classes(place["names"]), torch.zeros(3, 16), "cls", None, 64, 0, False)
-    plain = load_features(host, sae, place["shards"], embed=True, progress=False).embed
+    run = EvaluationRun(batch_size=64, progress=False)
+    job = Classifier(host, read_classes(place["names"]), torch.zeros(3, 16), run=run)
+    plain = call(load_features, host, sae, place["shards"], embed=True, progress=False).embed
     encode, seen = sae.encode, []
     sae.encode = lambda x, m=None: (seen.append(x), encode(x, m))[1]
     sae.decode = lambda z, m=None: seen[-1]
@@ -197,12 +202,14 @@ def test_labels_of_tars_of_one_name_stay_apart(place, tmp_path):
     known = read_labels(expand(sets))
     assert len(known.value) == 120
     model, host = load_pair(place["image"], device="cpu")
-    alone = [load_features(host, model, s, batch_size=32, progress=False) for s in sets]
+    alone = [call(load_features, host, model, s, batch_size=32, progress=False) for s in sets]
     for cache in ("", tmp_path / "cache", tmp_path / "cache"):  # without one, while it is made, and from it
-        f = load_features(host, model, sets, batch_size=32, progress=False, cache=cache)
+        f = call(load_features, host, model, sets, batch_size=32, progress=False, cache=cache)
         assert f.labels.tolist() == [c for a in alone for c in a.labels.tolist()]
         assert torch.equal(f.x, torch.cat([a.x for a in alone]))
-    again = load_features(host, model, sets[0], batch_size=32, progress=False, cache=cache)  # other uids, same tar
+    again = call(
+        load_features, host, model, sets[0], batch_size=32, progress=False, cache=cache
+    )  # other uids, same tar
     assert again.uids == alone[0].uids and torch.equal(again.x, alone[0].x)
 
 

@@ -1,7 +1,8 @@
-"""Tables and pictures of an OOD evaluation."""
+"""What an OOD evaluation writes: tables and figures."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mmsae.evaluation.ood.head import ID, Scored
-from mmsae.evaluation.rows import find
+from mmsae.evaluation.ood.head import ID, DetectorScores
+from mmsae.evaluation.rows import find, write_results
+from mmsae.files import atomic_file
 from mmsae.metrics.host.ood import roc
 from mmsae.report.tables import markdown_table
+from mmsae.types import IMAGE
 
 TITLES = {"auroc": "AUROC", "fpr95_ood_positive": "FPR95, OOD positive", "fpr95_id_positive": "FPR95, ID positive",
           "aupr_in": "AUPR, ID positive", "aupr_out": "AUPR, OOD positive"}  # fmt: skip
@@ -57,7 +60,7 @@ def markdown(
     return "\n".join(out) + "\n"
 
 
-def leaders(scored: Scored, names: Sequence[str]) -> list[tuple[str, str, str]]:
+def leaders(scored: DetectorScores, names: Sequence[str]) -> list[tuple[str, str, str]]:
     """Detectors worth a picture: the two best on raw features, the two best through the SAE, the best control."""
     mean = {
         key: float(np.mean([r["auroc"] for r in find(scored.rows, control=key[0], features=key[1], score=key[2])
@@ -72,7 +75,7 @@ def leaders(scored: Scored, names: Sequence[str]) -> list[tuple[str, str, str]]:
     return [k for keys, n in groups.values() for k in sorted(keys, key=mean.get, reverse=True)[:n]]
 
 
-def plot_ood(scored: Scored, names: Sequence[str], path: str | Path) -> Path:
+def plot_ood(scored: DetectorScores, names: Sequence[str], path: str | Path) -> Path:
     """ROC curves of the leading detectors, and the distribution of the best one's confidences, for every OOD set."""
     from matplotlib.figure import Figure
 
@@ -109,3 +112,31 @@ def _distributions(axis: Any, inside: Tensor, out: Tensor) -> None:
     for values, label, colour in ((inside, "ID", PALETTE[0]), (out, "OOD", PALETTE[1])):
         clipped = np.clip(values.numpy(), edges[0], edges[-1])
         axis.hist(clipped, edges, density=True, alpha=0.55, color=colour, label=label)
+
+
+def fitted_on(scores: Sequence[str], n: int, training: Mapping[str, Any]) -> dict[str, int | None]:
+    """``{score: images or rows that it was fitted on}``; the SAE's error was fitted when the SAE was."""
+    return {s: training.get("rows", {}).get(IMAGE) if s == "recon" else n for s in scores}
+
+
+def sae_training(sae: str) -> dict[str, Any]:
+    """What the SAE's folder says about its training: conclusions from ``recon`` depend on what it has seen."""
+    file = Path(sae) / "cfg.json"
+    return json.loads(file.read_text())["mmsae"]["training"] if file.is_file() else {}
+
+
+def write_ood(out: str | Path, scored: DetectorScores, about: dict[str, Any], names: list[str]) -> Path:
+    """``results.json``, ``tables.md``, ``scores.npz`` (``control|features|score|set``) and ``ood.png``."""
+    folder = Path(out)
+    write_results(folder, scored.rows, about)
+    with atomic_file(folder / "tables.md") as temp:
+        temp.write_text(markdown(scored.rows, names, about["notes"], about["warnings"]))
+    arrays = {
+        f"{control}|{kind}|{score}|{name}": values.numpy()
+        for (control, score, kind), sets in scored.conf.items()
+        for name, values in sets.items()
+    }
+    with atomic_file(folder / "scores.npz") as temp, temp.open("wb") as handle:
+        np.savez_compressed(handle, **arrays)
+    plot_ood(scored, names, folder / "ood.png")
+    return folder
