@@ -27,6 +27,7 @@ from mmsae.cli import main as mmsae
 from mmsae.files import atomic_file
 from mmsae.filtering.truth import damage_auroc
 from mmsae.options import call
+from mmsae.report.tables import markdown_table
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, Sample, ShardWriter, draw, expand, read_shard
 from mmsae.world.models.command import pretrain_clip
@@ -193,13 +194,13 @@ def run_case(name: str, case: Case, out: Path) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """The table of ``docs/results/filtering.md``."""
     head = ["set", "SAE", *(f"`{c}`" for c in SCORES), "reasons (text / image)"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = []
     for name, case in results.items():
         for method, f in case["sae"].items():
             cells = [f"{f['auroc'][c]:.3f}" if c in f["auroc"] else "" for c in SCORES]
             why = " / ".join(f"{v:.2f}" for v in f["reasons"].values())
-            lines.append("| " + " | ".join([name, method, *cells, why]) + " |")
-    return "\n".join(lines) + "\n"
+            rows.append([name, method, *cells, why])
+    return markdown_table(head, rows) + "\n"
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from mmsae.filtering.truth import Side, pair_scores
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.metrics.statistics import auroc
 from mmsae.options import call
+from mmsae.report.tables import markdown_table
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT
 from mmsae.world.generator.captions import damage
@@ -65,9 +66,7 @@ def main():
             for score, values in pair_scores(scorer, Side(z[IMAGE], x[IMAGE]), Side(z[TEXT], x[TEXT])).items():
                 label = score if score.startswith("clip") else f"{name}, {score}"
                 found.setdefault(label, []).append(auroc(values[~wrong], values[wrong]))
-    print("| score | AUROC |\n|---|---|")
-    for label, values in found.items():
-        print(f"| {label} | {cell(values)} |")
+    print(markdown_table(["score", "AUROC"], [[label, cell(values)] for label, values in found.items()]))
     (args.out / "table.json").write_text(json.dumps(found, indent=2))
 
 

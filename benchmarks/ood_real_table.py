@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mmsae.report.tables import markdown_table
 
 DENSE = ("msp", "max_logit", "energy", "vim", "react", "mds", "rmds", "knn")
 NATIVE = ("recon", "rarity", "support", "cap_spearman", "cap_energy")
@@ -13,16 +15,6 @@ COLUMNS = [("", k) for k in ("raw", "code", "recon", "resid", "embed")] + [
     (c, k) for c in ("random", "pca") for k in ("code", "recon", "resid")
 ]
 FIGURES = {"auroc": "AUROC", "fpr95_ood_positive": "FPR95, OOD positive"}
-
-
-def line(cells: Sequence[Any]) -> str:
-    """A row of a table; floats with three decimals."""
-    return "| " + " | ".join(f"{c:.3f}" if isinstance(c, float) else "–" if c is None else str(c) for c in cells) + " |"
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A table."""
-    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
 
 
 def ood_tables(results: Mapping[str, Any], near: str) -> list[str]:
@@ -39,7 +31,7 @@ def ood_tables(results: Mapping[str, Any], near: str) -> list[str]:
             body = [[s, *(at.get((*c, s, group), {}).get(figure) for c in columns)] for s in DENSE]
             if figure == "auroc" and group == "far":
                 body.append(["ID accuracy", *(accuracy.get(c) for c in columns)])
-            out += [f"{name}, {title}:", "", *grid(["score", *names], body), ""]
+            out += [f"{name}, {title}:", "", markdown_table(["score", *names], body), ""]
     for figure, name in FIGURES.items():
         body = [
             [f"{s}{f', {c}' if c else ''}", *(at[c, "codes", s, x][figure] for x in (*sets, "far"))]
@@ -49,7 +41,7 @@ def ood_tables(results: Mapping[str, Any], near: str) -> list[str]:
         ]
         body.append(["pixel statistics", *(at["statistics", "pixels", "mds", x][figure] for x in (*sets, "far"))])
         out += [f"{name} of the scores of codes, and of plain pixel statistics:", ""]
-        out += [*grid(["score", *sets, "far"], body), ""]
+        out += [markdown_table(["score", *sets, "far"], body), ""]
     best = sorted((k for k in at if k[3] == "far" and not k[0]), key=lambda k: -at[k]["auroc"])
     raw = next(k for k in best if k[1] in ("raw", "embed"))
     mine = next(k for k in best if k[1] not in ("raw", "embed"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ood_real_table import grid
+from mmsae.report.tables import markdown_table
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -40,13 +40,14 @@ def column(key: tuple[str, ...]) -> str:
     return f"{key[3]}, {key[4]}" if key[4] else key[3]
 
 
-def table(figures: Mapping[tuple[str, ...], Any], head: str) -> list[str]:
+def table(figures: Mapping[tuple[str, ...], Any], head: str) -> str:
     """Figures of a head: a row per set and score, a column per features and control."""
     own = {k: v for k, v in figures.items() if k[0] == head}
     columns = list(dict.fromkeys(column(k) for k in own))
     lines = list(dict.fromkeys((k[1], k[2]) for k in own))
     at = {(k[1], k[2], column(k)): v for k, v in own.items()}
-    return grid(["set", "score", *columns], [[*line, *(cell(at.get((*line, c))) for c in columns)] for line in lines])
+    rows = [[*line, *(cell(at.get((*line, c))) for c in columns)] for line in lines]
+    return markdown_table(["set", "score", *columns], rows)
 
 
 def read(files: Iterable[Path]) -> list[dict[str, Any]]:
@@ -71,13 +72,13 @@ def write_report(runs: Path, path: Path) -> Path:
         lines += [f"## {case.name}", "", f"{site}; {seeds} seed{'s' * (seeds > 1)}.", ""]
         figures = over_seeds(r["rows"] for r in cards)
         for head in dict.fromkeys(k[0] for k in figures):
-            lines += [f"`{head}`:", "", *table(figures, head), ""]
+            lines += [f"`{head}`:", "", table(figures, head), ""]
         if oods:
             n = ", ".join(f"{k} {v:,}" for k, v in oods[0]["images"].items())
             fitted = ", ".join(f"{k} {v if v is None else f'{v:,}'}" for k, v in oods[0]["fitted_on"].items())
             lines += [f"OOD, AUROC. Images: {n}. Fitted on: {fitted}.", ""]
             auroc = [[r for r in o["rows"] if "auroc" in r] for o in oods]
-            lines += [*table(over_seeds(auroc), "ood"), ""]
+            lines += [table(over_seeds(auroc), "ood"), ""]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

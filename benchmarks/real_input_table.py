@@ -7,6 +7,8 @@ import shlex
 import statistics
 from typing import Any
 
+from mmsae.report.tables import markdown_table
+
 RANDOM = "random weights"
 TABLES = {
     "Reconstruction and pairs": {
@@ -53,10 +55,9 @@ def markdown(results: dict[str, Any]) -> str:
     for size, part in results["sizes"].items():
         lines += ["", f"## {size}, seeds {', '.join(map(str, results['seeds']))}"]
         for title, columns in TABLES.items():
-            lines += ["", f"{title}:", "", f"| | {' | '.join(columns)} |", "|" + "---|" * (len(columns) + 1)]
             rows = {**part["scores"], **({"host embeddings": [host]} if title.startswith("Retr") else {})}
-            for name, scores in rows.items():
-                lines.append(f"| {name} | {' | '.join(cell(f, scores) for f in columns.values())} |")
+            cells = [[name, *(cell(f, scores) for f in columns.values())] for name, scores in rows.items()]
+            lines += ["", f"{title}:", "", markdown_table(["", *columns], cells)]
         lines += ["", "Warnings:", ""]
         said = [
             f"- {name}, seed {seed}: {w}"
@@ -68,10 +69,9 @@ def markdown(results: dict[str, Any]) -> str:
         grid = {name: {(g["lr"], g["steps"]): g for g in found["grid"]} for name, found in part["settings"].items()}
         tried = next(iter(grid.values()))
         lines += ["", "Validation FVU (mean of both modalities; chosen in bold, ! where the codes gave a warning):", ""]
-        lines += ["| | " + " | ".join(f"lr {lr:g}, {steps} steps" for lr, steps in tried) + " |"]
-        lines += ["|" + "---|" * (len(tried) + 1)]
+        rows = []
         for name, found in part["settings"].items():
             values = ((g, f"{g.get('fvu', math.nan):.4f}{'!' * bool(g.get('warnings'))}") for g in grid[name].values())
-            cells = (f"**{text}**" if g == found["chosen"] else text for g, text in values)
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            rows.append([name, *(f"**{text}**" if g == found["chosen"] else text for g, text in values)])
+        lines.append(markdown_table(["", *(f"lr {lr:g}, {steps} steps" for lr, steps in tried)], rows))
     return "\n".join([*lines, "", "## Commands", "", "```bash", *map(shlex.join, results["commands"]), "```", ""])

@@ -29,6 +29,7 @@ from mmsae.filtering.selection import (
 )
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.hosts import load_host
+from mmsae.report.tables import markdown_table
 from mmsae.sae import SAE, random_control
 from mmsae.world.generator.data import WorldData, generate
 from mmsae.world.generator.scene import CONCEPTS
@@ -72,8 +73,7 @@ def main() -> None:
     x = {"image": [embed_images(host, d.images) for d in (pool, others)]}
     x["text"] = [embed_texts(host, d.full) for d in (pool, others)]
     print(f"{len(rows)} pictures of the target, {share.mean():.1%} of the pool are such\n")
-    print("| codes | chosen by | KL | of random's | held-out KL | of random's | share of the target's kind |")
-    print("|---|---|---|---|---|---|---|")
+    rows_shown = []
     saes = {"image": (sae, "image"), "text": (sae, "text"), "image, untrained": (random_control(sae, 0), "image")}
     for name, (model, modality) in saes.items():
         with torch.no_grad():
@@ -88,7 +88,9 @@ def main() -> None:
         base = found["random"][1:]
         for way, (own, near, tested) in found.items():
             cells = [f"{near:.3f}", f"{near / base[0]:.2f}", f"{tested:.3f}", f"{tested / base[1]:.2f}"]
-            print("| " + " | ".join([name, way, *cells, f"{share[own].mean():.2f}"]) + " |")
+            rows_shown.append([name, way, *cells, f"{share[own].mean():.2f}"])
+    head = ["codes", "chosen by", "KL", "of random's", "held-out KL", "of random's", "share of the target's kind"]
+    print(markdown_table(head, rows_shown))
 
 
 if __name__ == "__main__":

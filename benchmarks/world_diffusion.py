@@ -18,6 +18,7 @@ from mmsae.demo.diffusion import CHOOSE, DRAW, PROBE, TUNE, write_prompts
 from mmsae.demo.stages import PROFILES, SEEDS, Stages, fit_recipe
 from mmsae.hosts import load_host
 from mmsae.options import call
+from mmsae.report.tables import markdown_table
 from mmsae.sae import SAE
 from mmsae.steering import FeatureStats
 from mmsae.steering.measure.controls import Control
@@ -118,9 +119,7 @@ def main() -> None:
 
 
 def table(head: list[str], rows: list[list]) -> None:
-    print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-    for row in rows:
-        print("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row) + " |")
+    print("\n" + markdown_table(head, rows, digits=2))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from mmsae.demo.scores import world_pairs
 from mmsae.demo.stages import PROFILES, SEEDS, fit_method
 from mmsae.hosts import load_host
+from mmsae.report.tables import markdown_table
 from mmsae.sae import SAE, random_control
 from mmsae.types import TEXT
 from mmsae.world.generator.captions import damage
@@ -85,11 +86,12 @@ def main():
         rows[size, label] = scores
     for size in SIZES:
         print(f"\n{size}, {len(args.seeds)} seeds, mean (standard deviation)\n")
-        print("| method | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
+        shown = []
         for (s, label), scores in rows.items():
             if s == size:
-                print(f"| {label} | " + " | ".join(cell([f(m) for m in scores]) for f in COLUMNS.values()) + " |")
+                shown.append([label, *(cell([f(m) for m in scores]) for f in COLUMNS.values())])
                 results[f"{size}: {label}"] = {c: [f(m) for m in scores] for c, f in COLUMNS.items()}
+        print(markdown_table(["method", *COLUMNS], shown))
     clip = {k: v for k, v in scores[0]["mismatch"]["attribute"].items() if k.startswith("clip")}
     print(f"\nHost, damage AUROC: {clip}; embeddings of {test.x[TEXT].shape[1]} numbers")
     args.out.mkdir(parents=True, exist_ok=True)

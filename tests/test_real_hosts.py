@@ -28,7 +28,7 @@ def test_a_figure_is_the_mean_over_seeds_with_the_range_of_values_and_intervals(
     seeds[0].append(row("ood", "digits", "mds", "code", 0.5, 10, "random"))
     found = table.over_seeds(seeds)
     assert found["ood", "digits", "mds", "raw", ""] == pytest.approx((0.8, 0.6, 0.95, 2))
-    lines = table.table(found, "ood")
+    lines = table.table(found, "ood").splitlines()
     assert lines[0] == "| set | score | raw | code, random |"
     assert lines[2] == "| digits | mds | 0.800 (0.600–0.950) | 0.500 (0.500–0.500) |"
 

@@ -20,7 +20,7 @@ from mmsae.world.generator.captions import damage, swap
 from mmsae.world.generator.data import WorldData, generate
 from mmsae.world.generator.shards import write_samples
 from mmsae.world.models.llava.questions import DESCRIBE, NO, OBJECTS, YES, Lessons, Questions, object_questions
-from mmsae.world.models.llava.train import Dialogues, LlavaTraining, answer_loss, image_features, train
+from mmsae.world.models.llava.train import Dialogues, LlavaTraining, answer_loss, hidden_states, image_features, train
 
 #: Kinds of damage; the first two are of captions, the last of questions.
 KINDS = ("swapped", "attribute", "answer")
@@ -201,11 +201,7 @@ class Classroom:
     @torch.no_grad()
     def _logits(self, model: nn.Module, features: Tensor, ids: Tensor) -> Tensor:
         """``(B, L, V)``."""
-        inner = model.model
-        x = inner.language_model.embed_tokens(ids)
-        projected = inner.multi_modal_projector(features.float()).flatten(0, 1)
-        x = x.masked_scatter((ids == self.image)[..., None], projected)
-        return model.lm_head(inner.language_model(inputs_embeds=x, use_cache=False).last_hidden_state)
+        return model.lm_head(hidden_states(model, features.float(), ids, self.image))
 
     def answer_scores(self, batch_size: int = 200) -> np.ndarray:
         """``(n,)`` mean log-likelihood of each sample's answer under the base model: a filter without any SAE."""

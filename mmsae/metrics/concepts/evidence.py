@@ -72,16 +72,8 @@ class TopTable(NamedTuple):
         on = v > 0
         return list(zip(unpack_uids(self.ids[latent][on]), v[on].tolist(), strict=True))
 
-    def rows_in(self, uids: Sequence[str]) -> Tensor:
-        """``(d_sae, n)`` int64 position of every top sample in ``uids``; -1 for none or not among them."""
-        where = {u.lower(): i for i, u in enumerate(uids)}
-        out = torch.full(self.values.shape, -1)
-        on = (self.values > 0).cpu()
-        out[on] = torch.tensor([where.get(u, -1) for u in unpack_uids(self.ids.cpu()[on])], dtype=torch.long)
-        return out
 
-
-def _lexsort(*columns: Tensor) -> Tensor:
+def lexsort(*columns: Tensor) -> Tensor:
     """``(M,)`` order that sorts by the first column, ties by the second, and so on."""
     order = torch.arange(len(columns[0]), device=columns[0].device)
     for c in reversed(columns):
@@ -89,7 +81,7 @@ def _lexsort(*columns: Tensor) -> Tensor:
     return order
 
 
-def _run_starts(*columns: Tensor) -> Tensor:
+def run_starts(*columns: Tensor) -> Tensor:
     """``(M,)`` bool, True where a row of sorted columns differs from the row before."""
     new = torch.zeros(len(columns[0]), dtype=torch.bool, device=columns[0].device)
     new[:1] = True
@@ -155,15 +147,15 @@ class TopN(Metric):
         ids = torch.cat([self.ids[touched].flatten(0, 1), ids])
         keep = value > 0
         latent, value, ids = latent[keep], value[keep], ids[keep]
-        order = _lexsort(latent, -value, *ids[:, :2].unbind(1), *ids[:, 3:].unbind(1))
+        order = lexsort(latent, -value, *ids[:, :2].unbind(1), *ids[:, 3:].unbind(1))
         latent, value, ids = latent[order], value[order], ids[order]
         # of each (latent, key) the first in this order stays; stable sorting by key leaves the best one first
-        by_key = _lexsort(latent, ids[:, 2])
+        by_key = lexsort(latent, ids[:, 2])
         first = torch.zeros_like(keep[keep])
-        first[by_key[_run_starts(latent[by_key], ids[by_key, 2])]] = True
+        first[by_key[run_starts(latent[by_key], ids[by_key, 2])]] = True
         latent, value, ids = latent[first], value[first], ids[first]
         i = torch.arange(len(latent), device=latent.device)
-        place = i - torch.where(_run_starts(latent), i, 0).cummax(0).values if len(i) else i
+        place = i - torch.where(run_starts(latent), i, 0).cummax(0).values if len(i) else i
         top = place < self.n_top
         values, table = self.values.clone(), self.ids.clone()
         values[touched] = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
 
-from mmsae.metrics.concepts.evidence import _lexsort, _run_starts, pack_uids
+from mmsae.metrics.concepts.evidence import lexsort, pack_uids, run_starts
 from mmsae.metrics.pairs.item_codes import check_rows, content_rows, entries
 from mmsae.types import IMAGE, TEXT, Codes, InputError, Tokens
 
@@ -179,11 +179,11 @@ class CrossModalWeights(Metric):
         slot = torch.cat([torch.cat([self.slots[side, touched], lost], 1).flatten(), torch.full_like(row, -1)])
         row = torch.cat([torch.full_like(slot[: len(slot) - len(row)], -1), row])
         keep = (value > 0).nonzero()[:, 0]
-        keep = keep[_lexsort(latent[keep], -value[keep], *ids[keep].unbind(1))]
-        keep = keep[_run_starts(latent[keep], value[keep], *ids[keep].unbind(1))]  # a token that is there already
+        keep = keep[lexsort(latent[keep], -value[keep], *ids[keep].unbind(1))]
+        keep = keep[run_starts(latent[keep], value[keep], *ids[keep].unbind(1))]  # a token that is there already
         latent = latent[keep]
         i = torch.arange(len(latent), device=latent.device)
-        place = i - torch.where(_run_starts(latent), i, 0).cummax(0).values if len(i) else i
+        place = i - torch.where(run_starts(latent), i, 0).cummax(0).values if len(i) else i
         top = place < n
         keep, latent, place = keep[top], latent[top], place[top]
         self.values[side, touched] = 0
@@ -260,10 +260,10 @@ class CrossModalWeights(Metric):
         if self.selection == "per_modality":
             return on.sum(2)
         side, latent, place = on.nonzero(as_tuple=True)
-        order = _lexsort(latent, -self.values[side, latent, place], *self.ids[side, latent, place].unbind(1))
+        order = lexsort(latent, -self.values[side, latent, place], *self.ids[side, latent, place].unbind(1))
         side, latent = side[order], latent[order]
         i = torch.arange(len(latent), device=latent.device)
-        rank = i - torch.where(_run_starts(latent), i, 0).cummax(0).values if len(i) else i
+        rank = i - torch.where(run_starts(latent), i, 0).cummax(0).values if len(i) else i
         top = rank < self.n_pool
         out = torch.zeros(2, self.d_sae, dtype=torch.long, device=on.device)
         return out.index_put_((side[top], latent[top]), torch.ones_like(rank[top]), accumulate=True)

@@ -111,6 +111,15 @@ class Dialogues:
         return out
 
 
+def hidden_states(model: nn.Module, features: Tensor, ids: Tensor, image: int) -> Tensor:
+    """``(B, L, D)`` last states of the language model, the projected features in the places of the image token."""
+    inner = model.model
+    x = inner.language_model.embed_tokens(ids)
+    projected = inner.multi_modal_projector(features).flatten(0, 1)
+    x = x.masked_scatter((ids == image)[..., None], projected.to(x))
+    return inner.language_model(inputs_embeds=x, use_cache=False).last_hidden_state
+
+
 def answer_loss(model: nn.Module, features: Tensor, ids: Tensor, weights: Tensor, image: int) -> Tensor:
     """Weighted cross-entropy of the answers; each weight class is a mean of its own.
 
@@ -121,11 +130,7 @@ def answer_loss(model: nn.Module, features: Tensor, ids: Tensor, weights: Tensor
         weights: ``(B, L)`` of tokens as targets; 0: not predicted.
         image: Id of the image token.
     """
-    inner = model.model
-    x = inner.language_model.embed_tokens(ids)
-    projected = inner.multi_modal_projector(features).flatten(0, 1)
-    x = x.masked_scatter((ids == image)[..., None], projected.to(x))
-    hidden = inner.language_model(inputs_embeds=x, use_cache=False).last_hidden_state
+    hidden = hidden_states(model, features, ids, image)
     target = weights[:, 1:] > 0
     ce = nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][target]), ids[:, 1:][target], reduction="none")
     w = weights[:, 1:][target]
