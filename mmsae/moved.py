@@ -184,13 +184,13 @@ MODULES = {
     "tasks.concept_decoding_methods": "lvlm.decoding.directions",
     "tasks.filter": "filtering.job",
     "tasks.filter_calibrate": "filtering.calibrate",
-    "tasks.filter_fit": "filtering.fit",
+    "tasks.filter_fit": "filtering.job",
     "tasks.filter_folder": "jobs.folder",
     "tasks.filter_lit": "filtering.lightning",
     "tasks.filter_merge": "filtering.choose",
     "tasks.filter_passes": "filtering.passes",
     "tasks.filter_plan": "filtering.job",
-    "tasks.filter_run": "filtering.run",
+    "tasks.filter_run": "filtering.passes",
     "tasks.filter_select": "filtering.choose",
     "tasks.filter_truth": "filtering.truth",
     "tasks.filter_weights": "filtering.pair_weights",
@@ -274,7 +274,7 @@ NAMES = {
         "metrics.pairs.pairs": "ModalityScore alive_counts derangement modality_score pair_report top_concept"
         " top_concept_agreement warnings_of"
     },
-    "shards": {"jobs.units": "Unit done part_path units write_part"},
+    "shards": {"jobs.units": "Unit units"},
     "steering.measure": {
         "steering.measure.pictures": "Dose Locality Specificity Unlearning directional dose_response kid locality"
         " specificity unlearning",
@@ -283,6 +283,12 @@ NAMES = {
     "steering.run": {"steering.edits.codes": "orthonormal sample_fvu"},
     "steering.sweep": {"steering.measure.sweep": "Arm=Condition Way=Steering"},
     "tasks.concept_decoding_methods": {"lvlm.hallucination.answers": "METHODS make_methods steered"},
+    "tasks.filter": {"filtering.command": "filter_shards=filter_command"},
+    "tasks.filter_fit": {"filtering.pair_weights": "read_names", "filtering.passes": "sample_tars"},
+    "tasks.filter_lit": {"filtering.lightning": "LitFilter=Filter"},
+    "tasks.pair_scorer": {
+        "filtering.scorers.base": "Evidence=Reasons Only SCORES Scorer ScorerSpec check_score is_clip only",
+    },
     "tasks.sae_v": {"lvlm.tokens": "encode_tokens segment_sites"},
     "tasks.weights": {
         "lvlm.weights.job": "Subset cross_modal_weights",

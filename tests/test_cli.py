@@ -163,11 +163,11 @@ def test_several_values_of_yaml_and_of_lists_of_one_type(tmp_path):
 
 def test_shards_of_training_take_several_values_too(capsys, tmp_path):
     import datamodules
-    from mmsae.filtering.job import plan_job
+    from mmsae.filtering.lightning import Filter
 
-    owners = [*(getattr(datamodules, n) for n in datamodules.__all__), plan_job]
+    owners = [*(getattr(datamodules, n) for n in datamodules.__all__), Filter]
     named = {n for o in owners for n, p in inspect.signature(o).parameters.items() if "Sources" in str(p.annotation)}
-    lists = {n for n, p in inspect.signature(plan_job).parameters.items() if "str | list[str]" in str(p.annotation)}
+    lists = {n for n, p in inspect.signature(Filter).parameters.items() if "str | list[str]" in str(p.annotation)}
     assert named | lists == set(SHARDS)
     recipe = ["fit", "-c", SMOKE, "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1"]
     recipe += ["--data", "datamodules.ImageTextDataModule", "--data.val", "v", "--print_config"]

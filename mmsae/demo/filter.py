@@ -40,13 +40,19 @@ def write_damaged(root: Path, n: int) -> None:
 
 def filter_damaged(root: Path, sae: str, names: dict[int, str], progress: bool = True) -> None:
     """``mmsae filter`` of that set, and how well its result fits the truth."""
-    from mmsae.filtering.command import filter_command
+    from mmsae.filtering.command import Keeping, Scoring, filter_command
+    from mmsae.options import SAERun
 
     write_json(root / "names.json", names)
     filter_command(
-        str(root / sae / "sae"), str(root / "damaged"), str(root / "filter"), score="pair_weighted", keep=KEEP,
-        host=f"local-dir:{root / 'clip'}", names=str(root / "names.json"), workers=0, device="cpu", progress=progress,
-    )  # fmt: skip
+        str(root / sae / "sae"),
+        str(root / "damaged"),
+        str(root / "filter"),
+        f"local-dir:{root / 'clip'}",
+        scoring=Scoring("pair_weighted", names=str(root / "names.json")),
+        keeping=Keeping(KEEP),
+        run=SAERun("cpu", workers=0, progress=progress),
+    )
     write_json(root / RESULTS, judge(root))
 
 

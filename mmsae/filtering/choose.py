@@ -31,7 +31,7 @@ from mmsae.filtering.selection import (
     quota,
 )
 from mmsae.filtering.selection_exchange import exchange
-from mmsae.jobs.units import units, write_part
+from mmsae.jobs.units import Parts
 from mmsae.metrics.statistics import spearman
 from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, draw, shard_name
 from mmsae.shards.decode import parse_json
@@ -42,9 +42,10 @@ from mmsae.types import InputError
 
 TEXT_COLUMNS = ("uid", "key", "shard", "caption")
 DATACOMP = np.dtype("u8,u8")
+SMOOTH = 0.01  # share of a target's distribution that is spread evenly: a few hundred items leave latents without mass
 
 
-class Scored(NamedTuple):
+class ScoredSamples(NamedTuple):
     """All samples of a job, without their texts.
 
     Attributes:
@@ -63,7 +64,7 @@ class Scored(NamedTuple):
         return [0, *np.cumsum(self.sizes).tolist()]
 
 
-def read_scored(parts: Sequence[Path]) -> Scored:
+def read_samples(parts: Sequence[Path]) -> ScoredSamples:
     """The numbers of all parts.
 
     Raises:
@@ -84,7 +85,7 @@ def read_scored(parts: Sequence[Path]) -> Scored:
     if not uids:
         raise InputError(f"not one usable sample in {len(parts)} shards")
     table = pa.concat_tables(tables)
-    return Scored(np.array(uids, dtype="U32"), {c: table[c].to_numpy() for c in table.column_names}, sizes)
+    return ScoredSamples(np.array(uids, dtype="U32"), {c: table[c].to_numpy() for c in table.column_names}, sizes)
 
 
 def budget(n: int, keep: float) -> int:
@@ -92,20 +93,25 @@ def budget(n: int, keep: float) -> int:
     return math.ceil(round(keep * n, 9))  # .3 of 10 is 3, not 4
 
 
-def best(scored: Scored, score: str, b: int) -> np.ndarray:
+def best(samples: ScoredSamples, score: str, b: int) -> np.ndarray:
     """``(b,)`` the samples with the highest score, best first; ties go to the lower uid."""
-    return np.lexsort((scored.uids, -scored.numbers[score]))[:b]
+    return np.lexsort((samples.uids, -samples.numbers[score]))[:b]
 
 
 def write_scores(
-    path: Path, parts: Sequence[Path], scored: Scored, kept: np.ndarray, order: np.ndarray, label: Callable[[int], str]
+    path: Path,
+    parts: Sequence[Path],
+    samples: ScoredSamples,
+    kept: np.ndarray,
+    order: np.ndarray,
+    label: Callable[[int], str],
 ) -> None:
     """``scores.parquet``: every usable sample with all scores, whether it is kept, and why.
 
     Args:
         path: The file.
         parts: Parts of the ``score`` pass.
-        scored: All samples.
+        samples: All samples.
         kept: ``(N,)`` bool.
         order: ``(N,)`` place in the order of choice, -1 where not chosen.
         label: What to call a latent.
@@ -113,7 +119,7 @@ def write_scores(
     labels: dict[int, str] = {}
     with disk_errors(path), atomic_file(path) as temp:
         writer = None
-        for file, lo, hi in zip(parts, scored.starts, scored.starts[1:], strict=False):
+        for file, lo, hi in zip(parts, samples.starts, samples.starts[1:], strict=False):
             if hi == lo:
                 continue
             table = pq.read_table(file).replace_schema_metadata(None)
@@ -141,7 +147,13 @@ def write_uids(path: Path, uids: Sequence[str]) -> None:
 
 
 def reshard(
-    paths: Sequence[str], scored: Scored, kept: np.ndarray, out: Path, per_shard: int, compress: bool, progress: bool
+    paths: Sequence[str],
+    samples: ScoredSamples,
+    kept: np.ndarray,
+    out: Path,
+    per_shard: int,
+    compress: bool,
+    progress: bool,
 ) -> int:
     """Write the kept samples as ``out/kept-NNNNNN.tar``, and return how many there are. Members are unchanged.
 
@@ -154,8 +166,8 @@ def reshard(
     suffix = ".tar.gz" if compress else ".tar"
     bar = tqdm(desc="write shards", unit="sample", total=int(kept.sum()), disable=not progress)
     with bar, ExitStack() as stack:
-        for path, lo, hi in zip(paths, scored.starts, scored.starts[1:], strict=False):
-            wanted = set(scored.uids[lo:hi][kept[lo:hi]].tolist())
+        for path, lo, hi in zip(paths, samples.starts, samples.starts[1:], strict=False):
+            wanted = set(samples.uids[lo:hi][kept[lo:hi]].tolist())
             for key, raw, _, spelled in groups(path, FaultLog()) if wanted else ():
                 meta = parse_json(raw["json"])[0] if "json" in raw else None
                 if (uid := make_uid("", shard_name(path), key, meta or {})) not in wanted:
@@ -195,16 +207,13 @@ def summary(values: np.ndarray) -> dict[str, Any]:
     return {"mean": float(values.mean()), "std": float(values.std())} | dict(zip(names, q.tolist(), strict=True))
 
 
-SMOOTH = 0.01  # of a target's distribution, spread evenly: a few hundred items leave latents without mass
-
-
-class Choice(NamedTuple):
+class SetChoice(NamedTuple):
     """What to choose from, and how.
 
     Attributes:
-        paths: The tars.
-        parts: Their parts of the ``score`` pass.
-        scored: All samples.
+        candidates: Part files of the first stage, which chooses in each tar.
+        parts: The tars' parts of the ``score`` pass.
+        samples: All samples.
         objective: What a set is worth.
         bins: ``(N,)`` quality bin of every sample.
         fired: Whether codes count as 1 where they fired (coverage).
@@ -213,9 +222,9 @@ class Choice(NamedTuple):
         swap: Whether the greedy choice is made better by swaps, for a target.
     """
 
-    paths: list[str]
+    candidates: Parts
     parts: list[Path]
-    scored: Scored
+    samples: ScoredSamples
     objective: Objective
     bins: np.ndarray
     fired: bool
@@ -225,34 +234,35 @@ class Choice(NamedTuple):
 
     def items(self) -> Iterator[tuple[int, Items]]:
         """``(number of its first sample, codes)`` of every tar in order; one tar in memory at a time."""
-        starts = self.scored.starts
+        starts = self.samples.starts
         for path, lo, hi in zip(self.parts, starts, starts[1:], strict=False):
             items = read_items(path, self.bins[lo:hi])
             yield lo, items.fired() if self.fired else items
 
 
-def quality_bins(scored: Scored, score: str) -> np.ndarray:
+def quality_bins(samples: ScoredSamples, score: str) -> np.ndarray:
     """``(N,)`` worst, middle and best third (0, 1, 2) by a score."""
-    order = np.lexsort((scored.uids, scored.numbers[score]))
+    order = np.lexsort((samples.uids, samples.numbers[score]))
     bins = np.empty(len(order), dtype=np.int64)
     bins[order] = np.arange(len(order)) * 3 // len(order)
     return bins
 
 
-def choose_set(choice: Choice, goal: Target | None, b: int, folder: Path, progress: bool = True) -> Any:
+def choose_set(
+    choice: SetChoice, goal: Target | None, b: int, progress: bool = True
+) -> tuple[np.ndarray, dict[str, Any]]:
     """The b samples to keep, beside what a random and a modular choice of as many would have given.
 
     Args:
         choice: What to choose from.
         goal: The target, for ``match``.
         b: Samples to keep.
-        folder: Of the part files of the first stage.
         progress: Whether to show bars.
 
     Returns:
         ``(b,)`` samples of the job in the order of choice, and what to report.
     """
-    rows = first_stage(choice, folder, progress)
+    rows = first_stage(choice, progress)
     starts = [lo for lo, _ in choice.items()]
     pool = concatenate([items.take(r - lo) for r, (lo, items) in zip(rows, choice.items(), strict=True)])
     found = lazy_greedy(pool, choice.objective, b, progress)
@@ -263,7 +273,7 @@ def choose_set(choice: Choice, goal: Target | None, b: int, folder: Path, progre
         chosen = np.concatenate(rows)[better.rows]
         about = {"swaps": better.swaps, "rounds": better.rounds}
     sets = {"selected": chosen, **({"greedy": greedy} if choice.swap else {}), **controls(choice, b)}
-    sets["everything"] = np.arange(len(choice.scored.uids))
+    sets["everything"] = np.arange(len(choice.samples.uids))
     states = states_of(choice, sets)
     about |= {
         "candidates": pool.n,
@@ -282,26 +292,24 @@ def choose_set(choice: Choice, goal: Target | None, b: int, folder: Path, progre
     return chosen, about
 
 
-def first_stage(choice: Choice, folder: Path, progress: bool = True) -> list[np.ndarray]:
+def first_stage(choice: SetChoice, progress: bool = True) -> list[np.ndarray]:
     """Candidates of every tar, as samples of the job; a part file each, so that a killed job need not choose again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    bar = tqdm(units(choice.paths), desc="choose in each tar", unit="tar", disable=not progress)
+    parts, rows = choice.candidates, []
+    bar = tqdm(parts.units, desc="choose in each tar", unit="tar", disable=not progress)
     for unit, (lo, items) in zip(bar, choice.items(), strict=True):
-        file = folder / f"{unit.name}.part"
-        if not file.exists():
+        if not parts.done(unit):
             n = quota(items.n, choice.keep)
             best = np.arange(items.n) if n == items.n else np.sort(lazy_greedy(items, choice.objective, n).rows)
             buffer = io.BytesIO()
             np.save(buffer, best)
-            write_part(folder, unit, buffer.getvalue())
-        rows.append(np.load(file) + lo)
+            parts.write(unit, buffer.getvalue())
+        rows.append(np.load(parts.path(unit)) + lo)
     return rows
 
 
-def controls(choice: Choice, b: int) -> dict[str, np.ndarray]:
+def controls(choice: SetChoice, b: int) -> dict[str, np.ndarray]:
     """As many samples at random, and those with the most of the wanted concepts each for itself."""
-    uids, p = choice.scored.uids, choice.objective.p
+    uids, p = choice.samples.uids, choice.objective.p
     mass = [np.zeros(0)]
     for _, items in choice.items():
         which, at = items.entries(np.arange(items.n))
@@ -312,10 +320,10 @@ def controls(choice: Choice, b: int) -> dict[str, np.ndarray]:
     }
 
 
-def states_of(choice: Choice, sets: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, State]:
+def states_of(choice: SetChoice, sets: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, State]:
     """Code mass and quality bins of some sets of samples."""
     states = {k: State(choice.objective) for k in sets}
-    member = {k: np.zeros(len(choice.scored.uids), dtype=bool) for k in sets}
+    member = {k: np.zeros(len(choice.samples.uids), dtype=bool) for k in sets}
     for k, rows in sets.items():
         member[k][rows] = True
     for lo, items in choice.items():

@@ -1,186 +1,51 @@
-"""``mmsae filter``: filtering with a report in which a person sees what was kept, what was not, and why."""
+"""``mmsae filter``: from image-text shards to the shards of the samples worth keeping, with the reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from mmsae.filtering.job import Result, filter_shards
-from mmsae.report.figures import INK, PALETTE, Figure, canvas, figure
-from mmsae.report.gallery import Bar, CodePair, thumbnail
-from mmsae.report.page import Fact, Section, Table, render_report
-from mmsae.shards import FaultLog, read_shard
-
-SHOWN = 12  # examples of each kind
-TARS = 4  # that examples are taken from
+from mmsae.filtering.options import Keeping, Scoring
+from mmsae.options import Data, SAERun
 
 
-def filter_command(sae: str, shards: str | list[str], out: str, **options: Any) -> Path:
+def filter_command(
+    sae: str,
+    shards: str | list[str],
+    out: str,
+    host: str = "",
+    devices: int = 1,
+    scoring: Scoring = Scoring(),
+    keeping: Keeping = Keeping(),
+    run: SAERun = SAERun(),
+    data: Data = Data(),
+) -> Path:
     """Score image-text samples, keep a share of them, and say what is wrong with the others.
+
+    OUT holds scores.parquet (every sample with all scores, whether it is kept, and the concepts that only its text or
+    only its image has), uids.npy (DataComp's list of the kept), shards/kept-*.tar (members unchanged), pair_weights.*
+    (what was fitted), results.json and report.html. The same command goes on after a kill; run again after it ended, it
+    does nothing.
 
     Args:
         sae: SAE folder or hub id.
         shards: Path, folder, glob or brace pattern of the tars to filter, or a list of them.
         out: Folder of the result; it appears when everything is done.
-        **options: The other arguments of ``mmsae.filtering.job.filter_shards``.
+        host: Name of the host (``local-dir:DIR``, ``ViT-B-32/laion2b_s34b_b79k``, ...). Default: the one that the SAE
+            was trained on, where that can be found again.
+        devices: Number of devices (``cpu``: processes), one host on each.
+        scoring: How samples are scored.
+        keeping: Which samples are kept.
+        run: Where and how the host and the SAE compute.
+        data: What is made of the samples' files.
 
     Returns:
-        The folder of the result, with report.html in it.
+        The folder of the result.
+
+    Raises:
+        InputError: An argument, a shard, the SAE or the folder is not usable; one sentence says why.
     """
-    return filter_shards(sae, shards, out, present=write_filter_report, **options)
+    from mmsae.filtering.job import FilterJob
+    from mmsae.jobs.processes import Local
 
-
-class Example(NamedTuple):
-    """A sample to show: its row in ``scores.parquet`` as a dict, and its image."""
-
-    row: dict[str, Any]
-    image: Any
-
-
-def write_filter_report(result: Result) -> None:
-    """Write ``report.html`` into the folder of a result."""
-    r, score = result.results, result.results["job"]["score"]
-    values = result.scored.numbers[score]
-    # the worst of the dropped, the last dropped and the first kept, and the best
-    order = np.lexsort((result.scored.uids, values))
-    order = order[np.isin(np.searchsorted(result.scored.starts, order, "right") - 1, _tars(result.scored.sizes))]
-    dropped, kept = order[~result.kept[order]], order[result.kept[order]]
-    shown = {
-        "Dropped: the lowest scores": dropped[:SHOWN],
-        "Dropped: the highest scores": dropped[::-1][: SHOWN // 2],
-        "Kept: the lowest scores": kept[: SHOWN // 2],
-        "Kept: the highest scores": kept[::-1][: SHOWN // 2],
-    }
-    examples = load_examples(result, np.concatenate(list(shown.values())))
-    sections = [
-        Section(
-            "Result",
-            "Every score is in `scores.parquet`, whichever was chosen. No code score was seen to beat the cosine of a"
-            " host trained on clean pairs; what codes add is the reason.",
-            facts=[
-                Fact("kept", r["kept"], f"of {r['kept'] + r['dropped']:,} by {score}"),
-                Fact("dropped", r["dropped"]),
-                Fact("unusable", r["faults"]["dropped"], f"of {r['faults']['seen']:,} read"),
-                Fact("shards written", r["written_shards"]),
-            ],
-            figures=[histogram(values, result.kept, score)],
-            tables=[_scores(r), _spearman(r, score)],
-        )
-    ]
-    if "selection" in r:
-        sections.append(_selection(r["selection"], r["job"]))
-    how = (
-        "Bars: concepts that only the image (left) or only the text (right) has, strongest first; the length is the"
-        " share of the code's norm times "
-        + (
-            "how closely the concept's image and text values go together."
-            if "pair_code" in r["scores"]
-            else "the concept's cross-modal weight (1 where the score needs none)."
-        )
-    )
-    for title, rows in shown.items():
-        if len(rows):
-            pairs = [_pair(examples[i], score) for i in rows.tolist() if i in examples]
-            sections.append(Section(title, how if "Dropped" in title else "", pairs=pairs))
-    sections.append(_concepts(result, [examples[i].row for i in examples]))
-    render_report(
-        result.folder / "report.html",
-        f"Filtered by {score}",
-        sections,
-        meta={"score": score, "keep": r["job"]["keep"], "select": r["job"]["select"], "seed": r["job"]["seed"]},
-        data={k: v for k, v in r.items() if k != "job"},
-    )
-
-
-def _tars(sizes: Sequence[int]) -> list[int]:
-    """A few tars with samples, evenly spread: pictures need a pass over each."""
-    full = [i for i, n in enumerate(sizes) if n]
-    return full[:: -(-len(full) // TARS)]
-
-
-def load_examples(result: Result, rows: np.ndarray) -> dict[int, Example]:
-    """``{sample: example}`` of some samples."""
-    starts, out = result.scored.starts, {}
-    table = pq.read_table(result.folder / "scores.parquet").take(rows).to_pylist() if len(rows) else []
-    by_uid = {row["uid"]: (int(i), row) for i, row in zip(rows, table, strict=True)}
-    for i, path in enumerate(result.paths):
-        wanted = {u for u, (row, _) in by_uid.items() if starts[i] <= row < starts[i + 1]}
-        if wanted:
-            for sample in read_shard(path, FaultLog(), need=("image",), decode=False):
-                if sample.uid in wanted:
-                    out[by_uid[sample.uid][0]] = sample
-    images = {i: _image(sample) for i, sample in out.items()}
-    return {i: Example(row, images[i]) for i, row in by_uid.values() if i in images}
-
-
-def _image(sample: Any) -> Any:
-    from mmsae.shards import with_image
-
-    decoded = with_image(sample, FaultLog())
-    return None if decoded is None else decoded.image
-
-
-def _pair(example: Example, score: str) -> CodePair:
-    row = example.row
-    bars = []
-    for side in ("text_only", "image_only"):
-        for name, x in zip(row[side], row[f"{side}_strengths"], strict=True):
-            image, text = (0.0, x) if side == "text_only" else (x, 0.0)
-            bars.append(Bar(name, image, text, image, text, False))
-    top = max((max(b.image, b.text) for b in bars), default=1.0)
-    bars = [b._replace(image=b.image / top, text=b.text / top) for b in bars]
-    shown = None if example.image is None else thumbnail(example.image, f"image of {row['key']}", size=160)
-    return CodePair(f"{score} {row[score]:.3f}", shown, row["caption"], row.get("pair_code", float("nan")), bars)
-
-
-def histogram(values: np.ndarray, kept: np.ndarray, score: str) -> Figure:
-    """The score of all samples, kept and dropped stacked."""
-    edges = np.histogram_bin_edges(values, 50)
-    with canvas(width=7.2, height=2.8) as (fig, ax):
-        ax.hist([values[kept], values[~kept]], edges, stacked=True, color=PALETTE[:2], label=["kept", "dropped"])
-        ax.axvline(values[kept].min(), ls="--", lw=1, color=INK)
-        ax.set(xlabel=score, ylabel="samples")
-        ax.legend()
-        text = f"{score} of {len(values):,} samples; the lowest kept has {values[kept].min():.3f} (dashed)"
-        return figure(fig, f"histogram of {score}, kept and dropped", text)
-
-
-def _scores(r: dict[str, Any]) -> Table:
-    names = ("mean", "std", "p05", "median", "p95")
-    rows = [[c, *(r["scores"][c][n] for n in names), r["scores_kept"][c]["mean"]] for c in r["scores"]]
-    return Table(["", *names, "mean of the kept"], rows, "All scores and counts, over all usable samples")
-
-
-def _spearman(r: dict[str, Any], score: str) -> Table:
-    names = list(r["spearman"])
-    rows = [[a, *(r["spearman"][a][b] for b in names)] for a in names]
-    return Table(["", *names], rows, f"Spearman correlations: does {score} follow length or the number of latents?")
-
-
-def _selection(s: dict[str, Any], job: dict[str, Any]) -> Section:
-    columns = {"objective": "max", "kl": "min", "kl_held_out": "min", "latents_covered": "max"}
-    have = {c: best for c, best in columns.items() if c in s}
-    more = f", and {s['swaps']:,} swaps after the greedy choice" if "swaps" in s else ""
-    rows = [[k, *(s[c][k] for c in have)] for k in s["objective"]]
-    text = (
-        f"`{job['select']}` over the codes of the {job['select_on']}s, from {s['candidates']:,} candidates of"
-        f" {s['tars']} tars{more}. A log objective is nearly flat, so judge by the KL to the target"
-        " (in nats; `kl_held_out` is to items of the target that the choice did not see)."
-    )
-    return Section("The chosen set", text, tables=[Table(["set", *have], rows)])
-
-
-def _concepts(result: Result, rows: Sequence[dict[str, Any]]) -> Section:
-    ids = sorted({j for row in rows for s in ("text_only", "image_only") for j in row[f"{s}_latents"]})
-    concepts = result.weights.concepts
-    cells = [
-        [f"#{j}", concepts[j].label, float(result.weights.scorer.weights[j]), " / ".join(concepts[j].captions)]
-        for j in ids
-        if j in concepts
-    ]
-    columns = ["latent", "called", "cross-modal weight", "top captions"]
-    return Section("Concepts named above", tables=[Table(columns, cells)] if cells else [])
+    with Local(devices) as processes:
+        return FilterJob(sae, shards, out, host, scoring, keeping, run, data, devices).run(processes)

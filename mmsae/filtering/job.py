@@ -1,344 +1,340 @@
-"""``mmsae filter``: from image-text shards to the shards of the samples worth keeping, with the reasons.
+"""The job of ``mmsae filter``: what it is, its passes over tars, and the result.
 
-Passes over tars (fitting, target, scoring), one part file a tar; then one process merges them in the order of the tars.
-A killed job goes on where it stopped, and its bytes depend neither on kills nor on the number of processes.
+Passes (fitting, target, scoring) write one part file a tar; then one process merges them in the order of the tars. A
+killed job goes on where it stopped, and its bytes depend neither on kills nor on the number of processes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 
-from mmsae.files import atomic_file
-from mmsae.filtering import choose as merge
-from mmsae.filtering.choose import SMOOTH, Choice, choose_set, quality_bins
-from mmsae.filtering.fit import WEIGHTS, digest, prepare_cross_modal, prepare_weights, read_names
-from mmsae.filtering.pair_weights import PairWeights
-from mmsae.filtering.passes import Target, part_faults
-from mmsae.filtering.run import Pass, Processes, judged, run_pass
-from mmsae.filtering.scorers.clip import ClipScorer, PairReader, Scorer, ScorerSpec, check_score, make_scorer, pairs_up
+from mmsae.files import write_json
+from mmsae.filtering import choose
+from mmsae.filtering.options import Keeping, Scoring
+from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, read_names, take_old
+from mmsae.filtering.passes import Pass, Target, part_faults, sample_tars
+from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
+from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Objective, distribution
 from mmsae.hosts import named_host
+from mmsae.jobs.engine import Engine
 from mmsae.jobs.folder import JOB, JobFolder, begun_job
+from mmsae.metrics.pairs.correlation import PairScorer
+from mmsae.options import Data, SAERun, call
 from mmsae.sae import SAE
-from mmsae.shards import FAULT_LIMIT, expand, identity
+from mmsae.shards import FaultLog, expand, identity
 from mmsae.types import InputError
 
 RESULTS = "results.json"
 
 
-class Plan(NamedTuple):
-    """A job that can be begun: whose folder it is, and what is to be done.
-
-    Attributes:
-        folder: Of the job.
-        run: The ``score`` pass.
-        worker: Host and SAE, loaded.
-        given: Shards of the calibration set and of the target.
-        weights: ``auto`` or a file.
-        names: ``{latent: name}``.
-    """
-
-    folder: JobFolder
-    run: Pass
-    worker: PairReader | Scorer
-    given: dict[str, list[str]]
-    weights: str
-    names: dict[int, str]
-
-
-def plan_job(
-    sae: str,
-    shards: str | list[str],
-    out: str,
-    score: str = "pair_weighted",
-    keep: float = 0.5,
-    host: str = "",
-    weights: str = "auto",
-    calibration: str | list[str] | None = None,
-    select: Literal["top", "match", "cover"] = "top",
-    target: str | list[str] | None = None,
-    select_on: Literal["image", "text"] = "image",
-    balance: float = 1.0,
-    swap: bool = True,
-    names: str | None = None,
-    fit_samples: int = 20_000,
-    per_shard: int = 1000,
-    compress: bool = False,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    precision: Literal["fp32", "bf16"] = "fp32",
-    seed: int = 0,
-    fault_limit: float = FAULT_LIMIT,
-    caption_field: str = "",
-    text: Literal["question", "question+answer"] = "question",
-    allow_other_site: bool = False,
-    progress: bool = True,
-) -> Plan:
-    """Check what was asked for, load host and SAE, and say what the job is.
+class FilterJob:
+    """A job that can be begun; host and SAE are loaded.
 
     Args:
-        sae: SAE folder or hub id.
-        shards: Path, folder, glob or brace pattern of the tars to filter, or a list of them.
-        out: Folder of the result; it appears when everything is done.
-        score: What to keep by. CLIP-like hosts: clip, clip_centred, pair_code, pair_weighted, pair_calibrated, random;
-            vision-language LLMs: cos_code, cos_algorithm, cos_mean, l0, l1, co_l0, co_l1.
-        keep: Share of the usable samples that is kept, above 0 and at most 1.
-        host: Name of the host (``local-dir:DIR``, ``ViT-B-32/laion2b_s34b_b79k``, ...). Default: the one that the SAE
-            was trained on, where that can be found again.
-        weights: File of fitted weights (an earlier OUT/weights.safetensors; for the ``cos`` scores a folder that
-            ``mmsae weights`` wrote), or ``auto``: fit them on a sample.
-        calibration: Clean shards to fit weights on instead of a sample of the input; needed for pair_calibrated.
-        select: ``top``: the highest scores. ``match``: the set whose concepts are distributed as in ``target``.
-            ``cover``: the set that covers most concepts.
-        target: Shards with the concepts wanted, for ``select: match``.
-        select_on: Whose codes are the concepts of a sample, for ``match`` and ``cover``.
-        balance: For ``match`` and ``cover``: weight of the concepts; the rest goes to samples in the best third by
-            ``score``.
-        swap: For ``match``: make the greedy choice better by swaps that lower the KL to the target.
-        names: JSON file ``{latent: name}``; other latents are called by the words of their top captions.
-        fit_samples: Samples that weights are fitted on, in whole tars drawn by ``seed``.
-        per_shard: Samples in a written shard.
-        compress: Write ``.tar.gz``.
-        batch_size: Samples per forward pass; part of the job, because it changes last bits. Default: that of the job
-            that is begun in ``out``, else 256, and on a CPU as many as have the area of 16 images of 224 pixels.
-        workers: Decoding processes per device; default: the free cores, 8 at most. 0 decodes in the main process.
-        device: ``cpu``, ``cuda`` or ``auto``.
-        devices: Number of devices (``cpu``: processes), one host on each.
-        precision: ``fp32`` or ``bf16`` autocast of the host.
-        seed: Of the sample that weights are fitted on, of the calibrator and of ``random``.
-        fault_limit: Largest share of samples that may be unusable.
-        caption_field: Field of the samples' json that holds the caption; empty: ``txt``, or json's ``caption``.
-        text: Of vision-language LLMs, which text is scored: ``question``: the prompt alone (json's ``question``, or the
-            caption), as published; ``question+answer``: with json's ``answer``.
-        allow_other_site: Accept an SAE that was trained on another host of equal width.
-        progress: Whether to print and show bars.
+        sae: See :func:`mmsae.filtering.command.filter_command`, here and below.
+        shards: The tars to filter.
+        out: Folder of the result.
+        host: Name of the host.
+        scoring: How samples are scored.
+        keeping: Which are kept.
+        run: Where and how to compute.
+        data: What is made of the samples' files.
+        devices: Number of processes that compute.
+
+    Attributes:
+        folder: Where the job is done.
+        worker: What computes; until weights are fitted, a reader of pairs or a scorer that needs none.
+        scoring_pass: The pass that everything else prepares.
 
     Raises:
         InputError: An argument, a shard, the SAE or the folder is not usable; one sentence says why.
     """
-    sizes = (1 if batch_size is None else batch_size, devices, per_shard, fit_samples)
-    _check(score, keep, select, target, calibration, weights, balance, *sizes)
-    if workers is not None and workers < 0:
-        raise InputError(f"workers is {workers}; it must be at least 0")
-    if not 0 <= fault_limit <= 1:
-        raise InputError(f"fault_limit is {fault_limit}; it is a share between 0 and 1")
-    paths = expand(shards)
-    model = SAE.from_pretrained(sae)
-    spec = ScorerSpec(sae, host, score, "", device, precision, seed, allow_other_site, text)
-    spec = spec._replace(host=named_host(spec.host, model.sites, f"SAE {spec.sae}"))
-    check_score(score, spec.host)
-    if text != "question" and pairs_up(spec):
-        raise InputError(f"text is {text}, but host {spec.host} is CLIP-like and reads the caption; leave --text out")
-    called = read_names(names)
-    given = {
-        "calibration": [] if calibration is None else expand(calibration),
-        "target": [] if target is None else expand(target),
-    }
-    # of the scores of a vision-language LLM this one needs no weights, which may have to be fitted first
-    worker = PairReader(spec) if pairs_up(spec) else make_scorer(spec._replace(score="l0"))
-    begun = begun_job(Path(out) / RESULTS, Path(f"{out}.partial") / JOB)
-    batch_size = worker.host.batch_size(begun.get("batch_size") if batch_size is None else batch_size)
-    job = {
-        "score": score,
-        "keep": keep,
-        **worker.fingerprints,
-        "device": worker.device,
-        "shards": identity(paths),
-        **{k: identity(v) for k, v in given.items()},
-        "weights": "auto" if weights == "auto" else digest(weights),
-        "names": None if names is None else digest(names),
-        **{"select": select, "select_on": select_on, "balance": balance, "swap": swap, "fit_samples": fit_samples},
-        **{"per_shard": per_shard, "compress": compress, "batch_size": batch_size, "precision": precision},
-        **{"seed": seed, "caption_field": caption_field, "text": text, "allow_other_site": allow_other_site},
-    }
-    folder = JobFolder(out, job, "mmsae filter", result=RESULTS, beside=True)
-    workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if workers is None else workers
-    run = Pass("score", paths, str(folder.work / "score"), spec, "", batch_size, workers, caption_field, fault_limit,
-               progress)  # fmt: skip
-    return Plan(folder, run._replace(modality=select_on if select != "top" else ""), worker, given, weights, called)
+
+    def __init__(
+        self,
+        sae: str,
+        shards: str | list[str],
+        out: str | Path,
+        host: str = "",
+        scoring: Scoring = Scoring(),
+        keeping: Keeping = Keeping(),
+        run: SAERun = SAERun(),
+        data: Data = Data(),
+        devices: int = 1,
+    ) -> None:
+        _check(scoring, keeping, run, data, devices)
+        self.scoring, self.keeping = scoring, keeping
+        paths = expand(shards)
+        host = named_host(host, SAE.from_pretrained(sae).sites, f"SAE {sae}")
+        check_score(scoring.score, host)
+        spec = ScorerSpec(sae, host, scoring.score, "", run.device, run.precision, scoring.seed, run.allow_other_site,
+                          scoring.text)  # fmt: skip
+        if scoring.text != "question" and spec.pairs:
+            raise InputError(
+                f"text is {scoring.text}, but host {host} is CLIP-like and reads the caption; leave --text out"
+            )
+        self.names = read_names(scoring.names)
+        self.clean, self.wanted = ([] if s is None else expand(s) for s in (scoring.calibration, keeping.target))
+        self.worker: PairReader | Scorer = PairReader(spec) if spec.pairs else _without_weights(spec)
+        begun = begun_job(Path(out) / RESULTS, Path(f"{out}.partial") / JOB)
+        asked = begun.get("batch_size") if run.batch_size is None else run.batch_size
+        batch_size = self.worker.host.batch_size(asked)
+        job = {
+            "score": scoring.score,
+            "keep": keeping.keep,
+            **self.worker.fingerprints,
+            "device": self.worker.device,
+            "shards": identity(paths),
+            "calibration": identity(self.clean),
+            "target": identity(self.wanted),
+            "weights": "auto" if scoring.weights == "auto" else digest(scoring.weights),
+            "names": None if scoring.names is None else digest(scoring.names),
+            **{k: getattr(keeping, k) for k in ("select", "select_on", "balance", "swap")},
+            "fit_samples": scoring.fit_samples,
+            "per_shard": keeping.per_shard,
+            "compress": keeping.compress,
+            "batch_size": batch_size,
+            "precision": run.precision,
+            "seed": scoring.seed,
+            "caption_field": data.caption_field,
+            "text": scoring.text,
+            "allow_other_site": run.allow_other_site,
+        }
+        self.folder = JobFolder(out, job, "mmsae filter", result=RESULTS, beside=True)
+        workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
+        self.scoring_pass = Pass(
+            "score", paths, str(self.folder.work), spec, keeping.select_on if keeping.select != "top" else "",
+            batch_size, workers, data.caption_field, data.fault_limit, run.progress,
+        )  # fmt: skip
+
+    def run(self, engine: Engine) -> Path:
+        """Do the job, or what is left of it; returns the folder of the result.
+
+        Args:
+            engine: Who does it. Where it is several processes, each calls this.
+        """
+        folder, out = self.folder, self.folder.out
+        if folder.finished:
+            if engine.lead and self.scoring_pass.progress:
+                print(f"{out}: finished before; nothing to do")
+            return out
+        with folder.lead() if engine.lead else nullcontext():
+            engine.lock = folder.lock
+            if engine.lead:
+                folder.draft.mkdir(parents=True, exist_ok=True)
+            engine.wait()  # the folder is there, and the leader's, before any other works
+            weights = self._pair_weights(engine) if self.scoring_pass.spec.pairs else self._token_weights(engine)
+            goal = self._goal(engine)
+            parts = self.scoring_pass.run(engine, self.worker)
+            if engine.lead:
+                self._finish(parts, weights, goal)
+            engine.wait()
+        return out
+
+    def _fitting(self, paths: list[str]) -> Pass:
+        return self.scoring_pass._replace(kind="fit", paths=paths)
+
+    def _pair_weights(self, engine: Engine) -> PairWeights:
+        """Weights of pair scores, from a file or fitted; from now on the worker scores by them."""
+        scoring, given = self.scoring, self.scoring.weights
+        file, about = self.folder.draft / FILE, {**self.worker.fingerprints, "sites": _said(self.worker.sites)}
+        if engine.lead:
+            take_old(file)
+        if given != "auto":
+            fitted = PairWeights.load(given)
+            fitted.check(given, about)
+            if scoring.score == "pair_calibrated" and fitted.calibrator is None:
+                raise InputError(f"{given} was not fitted on a clean calibration set, so it has no pair_calibrated")
+            if engine.lead:
+                fitted.save(file)
+        elif not engine.agree(file.exists() and file.with_suffix(".json").exists()):
+            paths = sample_tars(self.clean or self.scoring_pass.paths, scoring.fit_samples, scoring.seed)
+            parts = self._fitting(paths).run(engine, self.worker)
+            if engine.lead:
+                sample, faults = FitSample.read(parts)
+                judged(faults, self.scoring_pass.fault_limit)
+                data = hashlib.blake2b(json.dumps(identity(paths)).encode(), digest_size=16).hexdigest()
+                about |= {"data": data, "shards": len(paths), "clean": bool(self.clean), "seed": scoring.seed}
+                fitted = fit_weights(sample, about, calibrate=bool(self.clean), seed=scoring.seed, names=self.names)
+                fitted.save(file)
+                shutil.rmtree(parts[0].parent, ignore_errors=True)
+        engine.wait()
+        self._score_by(str(file))
+        self.worker = ClipScorer(self.worker, str(file))
+        return self.worker.weights
+
+    def _token_weights(self, engine: Engine) -> PairWeights:
+        """Cross-modal weights for the scores of tokens that need them, and what to call the latents."""
+        from mmsae.lvlm.weights.file import CFG, TENSORS, load_weights, tensors_of
+        from mmsae.lvlm.weights.job import cross_modal_weights
+
+        job, scoring, scorer, where = self.scoring_pass, self.scoring, self.worker, ""
+        paths = sample_tars(job.paths, scoring.fit_samples, scoring.seed)
+        fit_pass = self._fitting(paths)._replace(spec=job.spec._replace(score="l0"))
+        if scoring.score.startswith("cos"):
+            where = scoring.weights
+            if where == "auto":
+                where = str(self.folder.work / "cross_modal")
+                if engine.lead:
+                    call(
+                        cross_modal_weights, host=scorer.host, sae=scorer.sae, shards=paths, out=where,
+                        samples=scoring.fit_samples, batch_size=job.batch_size, workers=job.workers, seed=scoring.seed,
+                        fault_limit=job.fault_limit, allow_other_site=job.spec.other_site, progress=job.progress,
+                        text=scoring.text,
+                    )  # fmt: skip
+            if engine.lead:
+                shutil.copyfile(Path(where) / CFG, self.folder.draft / CFG)
+                shutil.copyfile(tensors_of(where), self.folder.draft / TENSORS)
+            engine.wait()
+        sample, faults = FitSample.read(fit_pass.run(engine, scorer))
+        judged(faults, job.fault_limit)
+        found = load_weights(where).weights.nan_to_num(0).clamp(min=0) if where else torch.ones(scorer.sae.d_sae)
+        about = {**scorer.fingerprints, "pairs": len(sample.uids), "shards": len(paths), "seed": scoring.seed}
+        if where:
+            from mmsae.filtering.scorers.lvlm import SaeVScorer
+
+            self._score_by(where)
+            self.worker = SaeVScorer(self.scoring_pass.spec)
+        return PairWeights(PairScorer(found), name_concepts(sample, self.names), about)
+
+    def _score_by(self, weights: str) -> None:
+        self.scoring_pass = self.scoring_pass._replace(spec=self.scoring_pass.spec._replace(weights=weights))
+
+    def _goal(self, engine: Engine) -> Target | None:
+        """The target's concepts, where there is one."""
+        if not self.wanted:
+            return None
+        goal, faults = Target.read(
+            self.scoring_pass._replace(kind="target", paths=self.wanted).run(engine, self.worker)
+        )
+        judged(faults, self.scoring_pass.fault_limit)
+        return goal
+
+    def _finish(self, parts: list[Path], weights: PairWeights, goal: Target | None) -> None:
+        """From the parts of the scoring pass to the result; in one process."""
+        job, draft, keeping, score = self.scoring_pass, self.folder.draft, self.keeping, self.scoring.score
+        log = judged([part_faults(p) for p in parts], job.fault_limit)
+        samples = choose.read_samples(parts)
+        if score not in samples.numbers:
+            raise InputError(f"score {score} was not computed; there are {', '.join(samples.numbers)}")
+        n = choose.budget(len(samples.uids), keeping.keep)
+        rows, about = self._choose(parts, samples, goal, n)
+        kept, order = np.zeros(len(samples.uids), dtype=bool), np.full(len(samples.uids), -1)
+        kept[rows], order[rows] = True, np.arange(len(rows))
+        choose.write_scores(draft / "scores.parquet", parts, samples, kept, order, weights.label)
+        choose.write_uids(draft / "uids.npy", samples.uids[kept].tolist())
+        written = choose.reshard(
+            job.paths, samples, kept, draft / "shards", keeping.per_shard, keeping.compress, job.progress
+        )
+        results = {
+            "kept": int(kept.sum()),
+            "dropped": int((~kept).sum()),
+            "threshold": float(samples.numbers[score][rows].min()),
+            "written_shards": written,
+            **about,
+            "scores": {c: choose.summary(v) for c, v in samples.numbers.items()},
+            "scores_kept": {c: choose.summary(v[kept]) for c, v in samples.numbers.items()},
+            "spearman": choose.rank_correlations(samples.numbers),
+            "weights": weights.about,
+            "faults": log.to_dict(),
+            "job": self.folder.job,
+        }
+        if keeping.report:
+            from mmsae.filtering.report import FilterResult, write_report
+
+            write_report(FilterResult(draft, job.paths, samples, kept, weights, results))
+        write_json(draft / RESULTS, results)
+        if job.progress:
+            print(log.summary())
+            print(f"kept {n} of {len(kept)} samples by {score}, in {written} shards")
+        self.folder.publish()
+
+    def _choose(
+        self, parts: list[Path], samples: choose.ScoredSamples, goal: Target | None, n: int
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The samples to keep, in the order of choice, and how good the set is."""
+        keeping, score, job = self.keeping, self.scoring.score, self.scoring_pass
+        if keeping.select == "top":
+            return choose.best(samples, score, n), {}
+        d_sae = self.worker.sae.d_sae
+        p = np.full(d_sae, 1 / d_sae) if goal is None else distribution(goal.mass[0], choose.SMOOTH)
+        if goal is not None:
+            np.save(self.folder.draft / "target.npy", p)  # the target decides everything, so it goes with the result
+        choice = choose.SetChoice(
+            self.folder.parts(job.paths, "choose"), parts, samples, Objective(p, keeping.balance),
+            choose.quality_bins(samples, score), fired=goal is None, keep=keeping.keep, seed=self.scoring.seed,
+            swap=goal is not None and keeping.swap,
+        )  # fmt: skip
+        rows, about = choose.choose_set(choice, goal, n, job.progress)
+        return rows, {"selection": about}
 
 
-def _check(
-    score: str, keep: float, select: str, target: Any, calibration: Any, weights: str, balance: float, *sizes: int
-) -> None:
-    if not 0 < keep <= 1:
-        raise InputError(f"keep is {keep}; it is a share above 0 and at most 1")
-    if not 0 <= balance <= 1:
-        raise InputError(f"balance is {balance}; it must lie between 0 and 1")
-    if (select == "match") != (target is not None):
-        raise InputError(f"select is {select} and target is {target}; match needs a target, and only match takes one")
-    if score == "pair_calibrated" and calibration is None and weights == "auto":
+def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: Data, devices: int) -> None:
+    """Refuse options that cannot be, or do not go together."""
+    if not 0 < keeping.keep <= 1:
+        raise InputError(f"keep is {keeping.keep}; it is a share above 0 and at most 1")
+    if not 0 <= keeping.balance <= 1:
+        raise InputError(f"balance is {keeping.balance}; it must lie between 0 and 1")
+    if (keeping.select == "match") != (keeping.target is not None):
+        raise InputError(
+            f"select is {keeping.select} and target is {keeping.target}; match needs a target, and only match takes one"
+        )
+    if scoring.score == "pair_calibrated" and scoring.calibration is None and scoring.weights == "auto":
         raise InputError(
             "pair_calibrated needs clean pairs: name them with --calibration, or give --weights that were fitted so"
         )
-    if calibration is not None and weights != "auto":
-        raise InputError(f"weights are given ({weights}), so there is nothing to fit on the calibration set")
-    for name, size in zip(("batch_size", "devices", "per_shard", "fit_samples"), sizes, strict=True):
-        if size < 1:
-            raise InputError(f"{name} is {size}; it must be at least 1")
+    if scoring.calibration is not None and scoring.weights != "auto":
+        raise InputError(f"weights are given ({scoring.weights}), so there is nothing to fit on the calibration set")
+    sizes = {"batch_size": run.batch_size, "devices": devices, "per_shard": keeping.per_shard}
+    for name, n, least in [*((k, v, 1) for k, v in sizes.items()), ("fit_samples", scoring.fit_samples, 1),
+                           ("workers", run.workers, 0)]:  # fmt: skip
+        if n is not None and n < least:
+            raise InputError(f"{name} is {n}; it must be at least {least}")
+    if not 0 <= data.fault_limit <= 1:
+        raise InputError(f"fault_limit is {data.fault_limit}; it is a share between 0 and 1")
 
 
-class Result(NamedTuple):
-    """What a report shows of a filter job.
+def _without_weights(spec: ScorerSpec) -> Scorer:
+    """A scorer of tokens before there are weights: of their scores this one needs none."""
+    from mmsae.filtering.scorers.lvlm import SaeVScorer
 
-    Attributes:
-        folder: Where the result is being put together.
-        paths: The input shards.
-        scored: All samples.
-        kept: ``(N,)`` bool.
-        weights: Weights and labels of the latents.
-        results: What ``results.json`` will hold.
-        caption_field: Field of json with the caption.
-    """
-
-    folder: Path
-    paths: list[str]
-    scored: merge.Scored
-    kept: np.ndarray
-    weights: PairWeights
-    results: dict[str, Any]
-    caption_field: str
+    return SaeVScorer(spec._replace(score="l0"))
 
 
-class Ready(NamedTuple):
-    """Everything that the ``score`` pass needs: it, what computes, what was fitted, and the target's concepts."""
-
-    run: Pass
-    worker: Scorer
-    fitted: PairWeights
-    goal: Target | None
+def _said(sites: dict[str, Any]) -> dict[str, str]:
+    return {m: f"{s.module}:{s.io}[{s.tokens}]" for m, s in sorted(sites.items())}
 
 
-def filter_shards(
-    sae: str,
-    shards: str | list[str],
-    out: str,
-    devices: int = 1,
-    progress: bool = True,
-    present: Callable[[Result], None] | None = None,
-    **options: Any,
-) -> Path:
-    """Score image-text samples, keep a share of them, and say what is wrong with the others.
+def digest(path: str) -> str:
+    """Hash of a small file, or of the cross-modal weights in a folder."""
+    from mmsae.lvlm.weights.file import tensors_of
 
-    OUT holds scores.parquet (every sample with all scores, whether it is kept, and the concepts that only its text or
-    only its image has), uids.npy (DataComp's list of the kept), shards/kept-*.tar (members unchanged), weights.* (what
-    was fitted) and results.json. The same command goes on after a kill; run again after it ended, it does nothing.
+    file = tensors_of(path) if Path(path).is_dir() else Path(path)
+    try:
+        return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror}") from e
 
-    Args:
-        sae: SAE folder or hub id.
-        shards: Path, folder, glob or brace pattern of the tars to filter, or a list of them.
-        out: Folder of the result; it appears when everything is done.
-        devices: Number of devices (``cpu``: processes), one host on each.
-        progress: Whether to print and show bars.
-        present: Called with the finished result before it appears, to put a report beside it.
-        **options: The other arguments of :func:`plan_job`.
 
-    Returns:
-        The folder of the result.
+def judged(faults: Sequence[dict[str, Any]], limit: float) -> FaultLog:
+    """The faults of all parts together.
 
     Raises:
-        InputError: An argument, a shard, the SAE or the folder is not usable; one sentence says why.
+        InputError: Their share is above the limit.
     """
-    plan = plan_job(sae, shards, out, devices=devices, progress=progress, **options)
-    folder = plan.folder
-    if folder.finished:
-        if progress:
-            print(f"{out}: finished before; nothing to do")
-        return folder.out
-    with folder.lead(), Processes(devices) as processes:
-        ready = prepare(plan, processes)
-        return finish(plan, ready, run_pass(ready.run, processes, ready.worker), present)
-
-
-def prepare(plan: Plan, processes: Processes) -> Ready:
-    """What comes before scoring, in all processes of a job: fitting, and the target's concepts."""
-    folder, run, worker = plan.folder, plan.run, plan.worker
-    folder.draft.mkdir(parents=True, exist_ok=True)
-    if isinstance(worker, PairReader):
-        fitted = prepare_weights(folder, run, worker, plan.given["calibration"], plan.weights, plan.names, processes)
-        run = run._replace(spec=run.spec._replace(weights=str(folder.draft / WEIGHTS)))
-        worker = ClipScorer(run.spec, reader=worker)
-    else:
-        where, fitted = prepare_cross_modal(folder, run, worker, plan.weights, plan.names, processes)
-        run = run._replace(spec=run.spec._replace(weights=where))
-        worker = make_scorer(run.spec) if where else worker
-    goal = None
-    if plan.given["target"]:
-        goal_run = run._replace(kind="target", paths=plan.given["target"], folder=str(folder.work / "target"))
-        goal, faults = Target.read(run_pass(goal_run, processes, worker))
-        judged(faults, run.fault_limit)
-    return Ready(run, worker, fitted, goal)
-
-
-def finish(plan: Plan, ready: Ready, parts: list[Path], present: Callable[[Result], None] | None) -> Path:
-    """From the parts of the ``score`` pass to the result; in one process."""
-    folder, run, fitted = plan.folder, ready.run, ready.fitted
-    draft, spec = folder.draft, run.spec
-    log = judged([part_faults(p) for p in parts], run.fault_limit)
-    scored = merge.read_scored(parts)
-    if spec.score not in scored.numbers:
-        raise InputError(f"score {spec.score} was not computed; there are {', '.join(scored.numbers)}")
-    b = merge.budget(len(scored.uids), folder.job["keep"])
-    rows, about = _choose(folder, run, parts, scored, ready.goal, b)
-    kept, order = np.zeros(len(scored.uids), dtype=bool), np.full(len(scored.uids), -1)
-    kept[rows], order[rows] = True, np.arange(len(rows))
-    merge.write_scores(draft / "scores.parquet", parts, scored, kept, order, fitted.label)
-    merge.write_uids(draft / "uids.npy", scored.uids[kept].tolist())
-    written = merge.reshard(
-        run.paths, scored, kept, draft / "shards", folder.job["per_shard"], folder.job["compress"], run.progress
-    )
-    results = {
-        "kept": int(kept.sum()),
-        "dropped": int((~kept).sum()),
-        "threshold": float(scored.numbers[spec.score][rows].min()),
-        "written_shards": written,
-        **about,
-        "scores": {c: merge.summary(v) for c, v in scored.numbers.items()},
-        "scores_kept": {c: merge.summary(v[kept]) for c, v in scored.numbers.items()},
-        "spearman": merge.rank_correlations(scored.numbers),
-        "weights": fitted.about,
-        "faults": log.to_dict(),
-        "job": folder.job,
-    }
-    if present is not None:
-        present(Result(draft, run.paths, scored, kept, fitted, results, run.caption_field))
-    with atomic_file(draft / RESULTS) as temp:
-        temp.write_text(json.dumps(results, indent=1, ensure_ascii=False))
-    if run.progress:
-        print(log.summary())
-        print(f"kept {b} of {len(kept)} samples by {spec.score}, in {written} shards")
-    return folder.publish()
-
-
-def _choose(
-    folder: JobFolder, run: Pass, parts: list[Path], scored: merge.Scored, goal: Target | None, b: int
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """The samples to keep, in the order of choice, and how good the set is."""
-    score, job = run.spec.score, folder.job
-    if job["select"] == "top":
-        return merge.best(scored, score, b), {}
-    d_sae = SAE.from_pretrained(run.spec.sae).d_sae
-    p = np.full(d_sae, 1 / d_sae) if goal is None else distribution(goal.mass[0], SMOOTH)
-    choice = Choice(
-        run.paths,
-        parts,
-        scored,
-        Objective(p, job["balance"]),
-        quality_bins(scored, score),
-        fired=goal is None,
-        keep=job["keep"],
-        seed=job["seed"],
-        swap=goal is not None and job["swap"],
-    )
-    if goal is not None:
-        np.save(folder.draft / "target.npy", p)  # the target decides everything, so it goes with the result
-    rows, about = choose_set(choice, goal, b, folder.work / "choose", run.progress)
-    return rows, {"selection": about}
+    log = FaultLog()
+    for saved in faults:
+        log.merge(FaultLog.from_dict(saved).take())
+    log.check(limit, final=True)
+    return log

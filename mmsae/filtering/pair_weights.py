@@ -1,4 +1,4 @@
-"""What pair scores are fitted on a sample of pairs: correlations, means, the calibrator, and how to call the concepts.
+"""What is fitted for pair scores on a sample of pairs: correlations, means, the calibrator, names of concepts.
 
 One safetensors file and a JSON of the same name beside it, which says of which SAE, host, sites and data it is.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mmsae.files import atomic_file
+from mmsae.files import atomic_file, read_text, write_json
 from mmsae.filtering.calibrate import Calibrator, fit_calibrator
 from mmsae.metrics.concepts.evidence import text_keys, top_evidence
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.types import IMAGE, TEXT, Codes, InputError
 
-FORMAT = 1
+FORMAT, FILE = 1, "pair_weights.safetensors"
 SHOWN = 3  # captions kept per concept
 _WORD = re.compile(r"\w+")
 _FUNCTION_WORDS = frozenset("a an and are as at by for from in is it its of on or that the this to with".split())
@@ -81,8 +82,7 @@ class PairWeights(NamedTuple):
         }
         with atomic_file(path) as temp:
             temp.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}))
-        with atomic_file(path.with_suffix(".json")) as temp:
-            temp.write_text(json.dumps(body, indent=1, ensure_ascii=False))
+        write_json(path.with_suffix(".json"), body)
         return path
 
     @classmethod
@@ -118,6 +118,28 @@ class PairWeights(NamedTuple):
                 raise InputError(
                     f"{path} was fitted for {field} {self.about.get(field)}, and this job has {about[field]}"
                 )
+
+
+def take_old(path: Path) -> None:
+    """Call what an unfinished job of an earlier version has fitted as it is called today."""
+    for suffix in (".safetensors", ".json"):
+        if (old := path.with_name(f"weights{suffix}")).exists():
+            os.replace(old, path.with_suffix(suffix))
+
+
+def read_names(path: str | None) -> dict[int, str]:
+    """``{latent: name}`` of a JSON file, or of none.
+
+    Raises:
+        InputError: Not such a file.
+    """
+    if path is None:
+        return {}
+    text = read_text(path)
+    try:
+        return {int(j): str(name) for j, name in json.loads(text).items()}
+    except (ValueError, AttributeError) as e:
+        raise InputError(f"names {path} is not a JSON object of latent: name: {e}") from e
 
 
 class FitSample(NamedTuple):
@@ -178,7 +200,7 @@ def fit_weights(
         sample: The pairs.
         about: What to remember of where they come from.
         calibrate: Whether to fit ``pair_calibrated`` too; the sample must be clean then.
-        seed: Of the calibrator's mismatched pairs.
+        seed: Seed of the calibrator's mismatched pairs.
         names: ``{latent: name}`` where latents have names.
     """
     scorer = PairScorer.fit(sample.codes[IMAGE], sample.codes[TEXT], sample.x[IMAGE], sample.x[TEXT])
@@ -207,7 +229,7 @@ def shared_words(captions: Sequence[str], common: Mapping[str, int], n: int, mos
     """The words that most of these captions have and few of all others; the first caption where there is none.
 
     Args:
-        captions: Of one concept.
+        captions: Captions of one concept.
         common: ``{word: captions that have it}`` of all different captions.
         n: Number of all different captions.
         most: Words returned.

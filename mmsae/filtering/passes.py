@@ -1,4 +1,4 @@
-"""What each pass over shards computes of one tar, and how it lies in that tar's part file.
+"""The passes of ``mmsae filter`` over shards: what each makes of one tar, and how that lies in the tar's part file.
 
 ``fit`` keeps codes and embeddings, ``target`` adds up code mass, ``score`` makes the table of scores.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,122 @@ import torch
 from torch import Tensor
 
 from mmsae.filtering.pair_weights import FitSample
-from mmsae.filtering.scorers.clip import PairReader, Scorer
+from mmsae.filtering.scorers.base import Scorer, ScorerSpec
+from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Items
-from mmsae.shards import FaultLog, draw
+from mmsae.jobs.engine import Engine, Share
+from mmsae.jobs.estimate import estimate
+from mmsae.jobs.units import Parts, Unit, work_tars
+from mmsae.shards import FaultLog, UnitBatch, count_samples, draw, shard_name, unit_batches
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
 HELD_OUT = 0.2  # share of the target's items on which the match is tested
 _META = b"mmsae"
+_reader: PairReader | None = None  # in a process that works and does not lead: host and SAE, loaded once for all passes
+
+
+class Pass(NamedTuple):
+    """One pass over shards; plain values, so that it travels to other processes.
+
+    Attributes:
+        kind: ``fit``, ``target`` or ``score``.
+        paths: All its tars.
+        folder: Folder of the job's parts; those of the pass lie in one of its own there.
+        spec: How to make what computes.
+        modality: Whose codes to keep (``target`` and ``score``); empty: none.
+        batch_size: Samples per batch.
+        workers: Decoding processes per device.
+        caption_field: Field of json with the caption.
+        fault_limit: Share of dropped samples that is tolerated.
+        progress: Whether to print and show bars.
+    """
+
+    kind: str
+    paths: list[str]
+    folder: str
+    spec: ScorerSpec
+    modality: str
+    batch_size: int
+    workers: int
+    caption_field: str
+    fault_limit: float
+    progress: bool
+
+    @property
+    def parts(self) -> Parts:
+        """Its part files."""
+        return Parts(Path(self.folder) / self.kind, self.paths)
+
+    def run(self, engine: Engine, worker: Scorer | PairReader) -> list[Path]:
+        """Write the parts that are missing; returns all of them.
+
+        Args:
+            engine: Who does it.
+            worker: What computes, in this process.
+
+        Raises:
+            InputError: Too many samples are unusable, or what the scorer refuses.
+        """
+        parts = self.parts
+        todo = engine.agree([u.index for u in parts.missing()])
+        if todo:
+            if engine.lead and self.progress:
+                devices, paths = min(engine.size, len(todo)), [self.paths[u] for u in todo]
+
+                def try_out(batch: ImageTextBatch) -> None:
+                    # as another batch: a scorer keeps what it computed for the last
+                    self._begin(worker, parts, parts.units[todo[0]]).add(batch._replace(), FaultLog())
+
+                stream = partial(self._batches, worker, paths, 0)
+                about = estimate(paths, len(self.paths) - len(todo), stream, try_out, self.workers, devices)
+                print(f"{self.kind}: {about}{about.takes(devices, worker.device)}", flush=True)
+            engine.run(todo, partial(self.work, worker), work_elsewhere, self)
+        return parts.files()
+
+    def _batches(self, worker: Scorer | PairReader, paths: Sequence[str], workers: int) -> Iterator[UnitBatch]:
+        return unit_batches(
+            list(paths), worker.transform, worker.tokenize, self.batch_size, workers=workers,
+            caption_field=self.caption_field, collate=worker.collate, unique=False,
+        )  # fmt: skip
+
+    def _begin(self, worker: Scorer | PairReader, parts: Parts, unit: Unit) -> TarPass:
+        if self.kind == "fit":
+            return FitPass(parts, unit, worker)
+        if self.kind == "target":
+            return TargetPass(parts, unit, worker, self.modality)
+        return ScorePass(parts, unit, worker, self.modality, self.spec.seed if self.spec.score == "random" else None)
+
+    def work(self, worker: Scorer | PairReader, share: Share) -> None:
+        """Write the parts of one process's tars."""
+        parts, paths = self.parts, [self.paths[u] for u in share.units]
+        unit_of = {u.path: u for u in parts.units}
+        work_tars(
+            self._batches(worker, paths, self.workers), lambda path: self._begin(worker, parts, unit_of[path]), share,
+            self.kind, self.fault_limit, self.progress,
+        )  # fmt: skip
+
+
+def work_elsewhere(share: Share, job: Pass) -> None:
+    """One process's tars of a pass, in a process that has loaded nothing, or only what an earlier pass needed."""
+    global _reader
+    if job.spec.pairs:
+        _reader = _reader or PairReader(job.spec, share.rank)
+        worker = _reader if job.kind == "fit" else ClipScorer(_reader, job.spec.weights)
+    else:
+        from mmsae.filtering.scorers.lvlm import SaeVScorer
+
+        worker = SaeVScorer(job.spec, share.rank)
+    job.work(worker, share)
+
+
+def sample_tars(paths: Sequence[str], n: int, seed: int) -> list[str]:
+    """Whole tars with at least n samples together, drawn by a hash of seed and name, in the order of the job."""
+    chosen, have = set(), 0
+    for path in sorted(paths, key=lambda p: (draw(shard_name(p), seed), p)):
+        if have < n:
+            chosen.add(path)
+            have += count_samples(path)
+    return [p for p in paths if p in chosen]
 
 
 def not_finite(batch: ImageTextBatch, tensors: Sequence[Tensor], log: FaultLog) -> Tensor:
@@ -39,10 +149,38 @@ def _pick(column: Sequence[str], good: Tensor) -> list[str]:
     return [v for v, ok in zip(column, good.tolist(), strict=True) if ok]
 
 
-class FitPass:
+class TarPass:
+    """What a pass makes of one tar.
+
+    Args:
+        parts: Where its part goes.
+        unit: The tar.
+    """
+
+    def __init__(self, parts: Parts, unit: Unit) -> None:
+        self.parts, self.unit = parts, unit
+
+    def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
+        """Add a batch."""
+        raise NotImplementedError
+
+    def part(self, log: FaultLog) -> bytes:
+        """The part file; ``log`` has the faults of the tar."""
+        raise NotImplementedError
+
+    def finish(self, faults: FaultLog) -> None:
+        """Write the part."""
+        self.parts.write(self.unit, self.part(faults))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class FitPass(TarPass):
     """Codes and embeddings of one tar; codes pooled over tokens alone where the host has no joint space."""
 
-    def __init__(self, reader: PairReader | Scorer) -> None:
+    def __init__(self, parts: Parts, unit: Unit, reader: PairReader | Scorer) -> None:
+        super().__init__(parts, unit)
         self.reader = reader
         self.codes: dict[str, list[Codes]] = {IMAGE: [], TEXT: []}
         self.x: dict[str, list[Tensor]] = {IMAGE: [], TEXT: []}
@@ -51,11 +189,10 @@ class FitPass:
         self.d_sae = 0
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
-        """Add a batch."""
         if isinstance(self.reader, PairReader):
             x, codes = self.reader.read(batch)
         else:
-            x, codes = {}, self.reader.evidence(batch).codes
+            x, codes = {}, self.reader.reasons(batch).codes
         self.d_sae = codes[IMAGE].d_sae
         good = not_finite(batch, [*x.values(), *(c.values for c in codes.values())], log)
         for m in (IMAGE, TEXT):
@@ -68,7 +205,6 @@ class FitPass:
         self.captions += _pick(batch.captions, good)
 
     def part(self, log: FaultLog) -> bytes:
-        """The part file."""
         faults = log.to_dict()
         if not self.uids:
             empty = Codes(torch.zeros(0, 1), torch.zeros(0, 1, dtype=torch.long), self.d_sae)
@@ -78,17 +214,17 @@ class FitPass:
         return FitSample(codes, x, self.uids, self.captions).to_bytes(faults)
 
 
-class TargetPass:
+class TargetPass(TarPass):
     """Code mass of one tar of the target, apart for the items that the match is tested on."""
 
-    def __init__(self, scorer: Scorer, modality: str) -> None:
+    def __init__(self, parts: Parts, unit: Unit, scorer: Scorer, modality: str) -> None:
+        super().__init__(parts, unit)
         self.scorer, self.modality = scorer, modality
         self.mass: np.ndarray | None = None
         self.items = np.zeros(2, dtype=np.int64)
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
-        """Add a batch."""
-        codes = self.scorer.evidence(batch).codes[self.modality]
+        codes = self.scorer.reasons(batch).codes[self.modality]
         good = not_finite(batch, [codes.values], log).numpy()
         held = np.array([draw(u) < HELD_OUT for u in batch.uids])
         items = to_items(codes, np.array(batch.uids))
@@ -99,7 +235,6 @@ class TargetPass:
             self.items[i] += rows.sum()
 
     def part(self, log: FaultLog) -> bytes:
-        """The part file."""
         buffer = io.BytesIO()
         mass = np.zeros((2, 0)) if self.mass is None else self.mass
         np.savez(buffer, mass=mass, items=self.items, faults=np.array(json.dumps(log.to_dict())))
@@ -131,22 +266,24 @@ class Target(NamedTuple):
         return cls(np.asarray(mass), items.tolist()), faults
 
 
-class ScorePass:
-    """The table of one tar.
+class ScorePass(TarPass):
+    """The table of one tar; without any row where no sample of the tar was usable.
 
     Args:
+        parts: Where its part goes.
+        unit: The tar.
         scorer: Scores.
         modality: Whose codes to keep for choosing a set; empty: none.
         random: Seed of the score ``random``, where that is asked for.
     """
 
-    def __init__(self, scorer: Scorer, modality: str = "", random: int | None = None) -> None:
+    def __init__(self, parts: Parts, unit: Unit, scorer: Scorer, modality: str, random: int | None) -> None:
+        super().__init__(parts, unit)
         self.scorer, self.modality, self.random = scorer, modality, random
         self.tables: list[pa.Table] = []
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
-        """Add a batch."""
-        scores, why = self.scorer.score(batch), self.scorer.evidence(batch)
+        scores, why = self.scorer.score(batch), self.scorer.reasons(batch)
         good = not_finite(batch, [scores[c] for c in self.scorer.columns], log)
         columns = {f: pa.array(_pick(getattr(batch, f + "s"), good), pa.string()) for f in ("uid", "key", "shard")}
         captions = _pick(batch.captions, good)
@@ -167,7 +304,6 @@ class ScorePass:
         self.tables.append(pa.table(columns))
 
     def part(self, log: FaultLog) -> bytes:
-        """The part file, without any row where no sample of the tar was usable."""
         meta = {_META: json.dumps(log.to_dict()).encode()}
         table = pa.concat_tables(self.tables) if self.tables else pa.table({"uid": pa.array([], pa.string())})
         sink = pa.BufferOutputStream()
@@ -212,12 +348,3 @@ def to_items(codes: Codes, uids: np.ndarray) -> Items:
     ids, v = np.take_along_axis(ids, order, 1), np.take_along_axis(v, order, 1)
     on = v != 0
     return Items(uids, np.concatenate([[0], on.sum(1).cumsum()]), ids[on].astype(np.int64), v[on])
-
-
-def make_pass(
-    kind: str, scorer: Scorer | PairReader, modality: str, random: int | None = None
-) -> FitPass | TargetPass | ScorePass:
-    """A fresh pass over one tar."""
-    if kind == "fit":
-        return FitPass(scorer)
-    return TargetPass(scorer, modality) if kind == "target" else ScorePass(scorer, modality, random)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mmsae.filtering.scorers.clip import SCORES
+from mmsae.filtering.scorers.base import SCORES
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.metrics.statistics import auroc
 from mmsae.types import Codes, InputError

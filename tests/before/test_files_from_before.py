@@ -22,7 +22,6 @@ from mmsae.bench.command import Stages as BenchStages
 from mmsae.demo.stages import Stages as DemoStages
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.zeroshot.command import zeroshot
-from mmsae.filtering.job import filter_shards
 from mmsae.filtering.pair_weights import PairWeights
 from mmsae.hosts import load_host
 from mmsae.hosts.diffusion.patch_autoencoder import PatchAutoencoder
@@ -43,6 +42,7 @@ from mmsae.training.cli import run as lightning
 from mmsae.training.sweep import sweep
 from mmsae.types import InputError
 from mmsae.world.measure.probe import WorldProbe
+from tests.helpers.filtering import filter_shards
 
 FILES = Path(__file__).parent / "files"
 SAES = sorted(p.name for p in (FILES / "sae").iterdir())
@@ -214,7 +214,7 @@ def test_an_unfinished_filter_goes_on(stage, written):
     assert sorted(p.name for p in Path(f"{out}/shards").iterdir()) == tars and not Path(f"{out}.partial").exists()
     tables(f"{out}/scores.parquet", "filter/scores.parquet")
     alike(read(f"{out}/results.json"), read("filter/results.json"))
-    weights = load_file(f"{out}/weights.safetensors")
+    weights = load_file(f"{out}/pair_weights.safetensors")
     for key, value in load_file("filter/weights.safetensors").items():
         close(weights[key], value)
 

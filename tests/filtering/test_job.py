@@ -13,11 +13,11 @@ import pytest
 
 from mmsae.cli import main
 from mmsae.filtering.command import filter_command
-from mmsae.filtering.job import filter_shards
 from mmsae.filtering.scorers.clip import ClipScorer
 from mmsae.filtering.truth import damage_auroc
+from mmsae.options import call
 from mmsae.shards import FaultLog, read_shard
-from tests.helpers.filtering import QUIET, make_host, make_shards, results, tree
+from tests.helpers.filtering import QUIET, filter_shards, make_host, make_shards, results, tree
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def args(root, **more):
 @pytest.fixture(scope="module")
 def whole(root):
     """An uninterrupted run, with its report."""
-    return Path(filter_command(**args(root, out=str(root / "whole"), keep=0.4)))
+    return Path(call(filter_command, **args(root, out=str(root / "whole"), keep=0.4)))
 
 
 def test_everything_is_written(whole):
     names = set(tree(whole))
     assert names == {
-        *("report.html", "results.json", "scores.parquet", "uids.npy", "weights.json", "weights.safetensors"),
+        *("report.html", "results.json", "scores.parquet", "uids.npy", "pair_weights.json", "pair_weights.safetensors"),
         *(f"shards/kept-{i:06d}.tar" for i in range(3)),
     }
     table = pq.read_table(whole / "scores.parquet").to_pydict()
@@ -97,7 +97,7 @@ def test_kept_members_are_byte_identical_and_in_order(root, whole):
 
 def test_run_again_it_does_nothing(root, whole, capsys):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-    filter_command(**args(root, out=str(whole), keep=0.4, progress=True))
+    call(filter_command, **args(root, out=str(whole), keep=0.4, progress=True))
     assert "finished before" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
@@ -172,12 +172,12 @@ def test_a_kill_at_any_step_of_writing_changes_nothing(root, plain, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_files_as_one(root, whole):
-    out = filter_command(**args(root, out=str(root / "two"), keep=0.4, devices=2))
+    out = call(filter_command, **args(root, out=str(root / "two"), keep=0.4, devices=2))
     assert tree(out) == tree(whole)
 
 
 def test_workers_do_not_matter(root, whole):
-    assert tree(filter_command(**args(root, out=str(root / "workers"), keep=0.4) | {"workers": 2})) == tree(whole)
+    assert tree(call(filter_command, **args(root, out=str(root / "workers"), keep=0.4) | {"workers": 2})) == tree(whole)
 
 
 def test_the_choice_of_a_set_is_reported(root, plain):
@@ -201,7 +201,7 @@ def test_weights_are_used_again_and_calibration_adds_a_score(root):
     clean = filter_shards(**args(root, out=str(root / "cal"), score="pair_calibrated", calibration=str(root / "clean")))
     table = pq.read_table(Path(clean) / "scores.parquet")
     assert "pair_calibrated" in table.column_names and results(clean)["weights"]["clean"] is True
-    weights = str(Path(clean) / "weights.safetensors")
+    weights = str(Path(clean) / "pair_weights.safetensors")
     again = filter_shards(**args(root, out=str(root / "again"), score="pair_calibrated", weights=weights))
     assert tree(again)["scores.parquet"] == tree(clean)["scores.parquet"]
 

@@ -12,11 +12,10 @@ from PIL import Image
 
 from mmsae import SAE
 from mmsae.cli import main
-from mmsae.filtering.job import filter_shards
 from mmsae.sae import TopK
 from mmsae.shards import FaultLog, ShardWriter, expand, read_shard
 from mmsae.types import InputError
-from tests.helpers.filtering import QUIET, make_host, make_shards, results, tree
+from tests.helpers.filtering import QUIET, filter_shards, make_host, make_shards, results, tree
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +157,7 @@ def test_members_keep_their_spelling_but_lead_nowhere_else(run, tmp_path):
 
 
 def test_weights_of_another_sae_are_refused(root, run, tmp_path):
-    weights = str(run() / "weights.safetensors")
+    weights = str(run() / "pair_weights.safetensors")
     with pytest.raises(InputError, match="was fitted for sae"):
         run(sae=str(root / "other-sae"), weights=weights, out=str(tmp_path / "b"))
     with pytest.raises(InputError, match="no pair_calibrated"):
@@ -199,19 +198,17 @@ def test_the_command_says_it_in_one_line(root, tmp_path, capsys):
 
 
 def test_a_job_keeps_the_batch_size_that_it_was_begun_with(root, tmp_path, monkeypatch):
-    from mmsae.filtering.job import plan_job
+    from mmsae.filtering.job import FilterJob
     from mmsae.hosts import Host
+    from mmsae.options import SAERun
 
-    args = {
-        "sae": str(root / "clip-sae"),
-        "shards": str(root / "shards"),
-        "workers": 0,
-        "progress": False,
-        "device": "cpu",
-    }
+    def planned(out):
+        run = SAERun(workers=0, progress=False, device="cpu")
+        return FilterJob(str(root / "clip-sae"), str(root / "shards"), str(tmp_path / out), run=run)
+
+    own = planned("new")
+    assert own.scoring_pass.batch_size == own.folder.job["batch_size"] == own.worker.host.batch_size() == 256
     whole, begun = tmp_path / "whole", tmp_path / "begun.partial"
-    own = plan_job(out=str(tmp_path / "new"), **args)
-    assert own.run.batch_size == own.folder.job["batch_size"] == own.worker.host.batch_size() == 256
     for folder, file, content in (
         (whole, "results.json", {"job": own.folder.job}),
         (begun, "job.json", own.folder.job),
@@ -219,6 +216,6 @@ def test_a_job_keeps_the_batch_size_that_it_was_begun_with(root, tmp_path, monke
         folder.mkdir()
         (folder / file).write_text(json.dumps(content))
     monkeypatch.setattr(Host, "batch_size", lambda self, asked=None: 7 if asked is None else asked)
-    for out in (tmp_path / "whole", tmp_path / "begun"):  # on a machine that would choose another number
-        assert plan_job(out=str(out), **args).run.batch_size == 256
-    assert plan_job(out=str(tmp_path / "new"), **args).run.batch_size == 7
+    for out in ("whole", "begun"):  # on a machine that would choose another number
+        assert planned(out).scoring_pass.batch_size == 256
+    assert planned("new").scoring_pass.batch_size == 7

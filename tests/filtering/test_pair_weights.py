@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 from mmsae.filtering.calibrate import Calibrator, fit_calibrator, near_misses
 from mmsae.filtering.pair_weights import FitSample, PairWeights, fit_weights, shared_words
-from mmsae.filtering.scorers.clip import only
+from mmsae.filtering.scorers.base import only
 from mmsae.metrics.statistics import auroc
 from mmsae.types import Codes, InputError
 

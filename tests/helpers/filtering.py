@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from mmsae import SAE
+from mmsae.filtering.command import filter_command
 from mmsae.hosts import load_host
+from mmsae.options import call
 from mmsae.sae import TopK
 from mmsae.shards import ShardWriter
 from mmsae.world.generator.captions import swap
@@ -16,6 +18,11 @@ from mmsae.world.generator.data import generate
 from tests.helpers.encoders import MODELS, save_local
 
 QUIET = {"workers": 0, "progress": False, "batch_size": 8, "per_shard": 12, "device": "cpu"}
+
+
+def filter_shards(sae, shards, out, report=False, **options):
+    """``mmsae filter``, without its page."""
+    return call(filter_command, sae=sae, shards=shards, out=out, report=report, **options)
 
 
 def make_host(root, name="clip", seed=0, d_sae=40, k=6):

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from mmsae.activations import ActivationStore, extract
-from mmsae.filtering.job import filter_shards
 from mmsae.hosts.lvlm.prompt import Collator
 from mmsae.jobs import JobFolder
 from mmsae.lvlm.hallucination.answers import AnsweringHost, Prompt, ask_all, probe_batches
@@ -19,6 +18,7 @@ from mmsae.lvlm.weights.command import weights
 from mmsae.options import OneProcessRun, call
 from mmsae.shards import expand
 from mmsae.types import InputError
+from tests.helpers.filtering import filter_shards
 from tests.helpers.lvlm_jobs import QUESTIONS, make_host, make_sae, picture
 
 BANNER = (60, 1)  # pixels of the picture that is refused

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmsae.filtering.command import filter_command
-from mmsae.filtering.job import filter_shards
+from mmsae.options import call
 from mmsae.types import InputError
-from tests.helpers.filtering import results, tree
+from tests.helpers.filtering import filter_shards, results, tree
 from tests.helpers.lvlm_jobs import make_host, make_sae, shard
 
 
@@ -28,7 +28,7 @@ def job(tmp_path_factory):
 
 
 def test_kept_by_cross_modal_weights_with_reasons(job, tmp_path):
-    out = Path(filter_command(**job, out=str(tmp_path / "a"), score="cos_code"))
+    out = Path(call(filter_command, **job, out=str(tmp_path / "a"), score="cos_code"))
     assert {"weights.json", "latent_weights.safetensors", "report.html", "uids.npy"} <= set(tree(out))
     table = pq.read_table(out / "scores.parquet").to_pydict()
     assert {"cos_code", "cos_algorithm", "cos_mean", "l0", "l1", "co_l0", "co_l1", "text_only"} <= set(table)
@@ -70,5 +70,5 @@ def test_scores_of_pairs_are_refused(job, tmp_path):
 @pytest.mark.slow
 def test_two_processes_give_the_same_files_as_one(job, tmp_path):
     given = {**job, "score": "cos_code", "text": "question+answer", "select": "cover"}
-    one, two = (filter_command(**given, out=str(tmp_path / str(n)), devices=n) for n in (1, 2))
+    one, two = (call(filter_command, **given, out=str(tmp_path / str(n)), devices=n) for n in (1, 2))
     assert tree(one) == tree(two)

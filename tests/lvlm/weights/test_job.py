@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mmsae.filtering.scorers.clip import ScorerSpec
+from mmsae.filtering.scorers.base import ScorerSpec
 from mmsae.filtering.scorers.lvlm import SaeVScorer
 from mmsae.lvlm.tokens import TokenScorer, encode_tokens
 from mmsae.lvlm.weights.command import weights
@@ -104,7 +104,7 @@ def test_weights_of_shards(world, tmp_path):
         command(root, tmp_path / "w", n_side=4)
     spec = ScorerSpec(str(root / "sae"), "", "cos_code", str(tmp_path / "w"), "cpu", "fp32", 0, False)
     scorer = SaeVScorer(spec)
-    got, why = scorer.score(batch(host)), scorer.evidence(batch(host))
+    got, why = scorer.score(batch(host)), scorer.reasons(batch(host))
     assert torch.equal(got["cos_code"], TokenScorer(host, sae, file.weights).score(batch(host))["cos_code"])
     image, text = (why.codes[m].to_dense() > 0 for m in ("image", "text"))
     assert torch.equal((image & text).sum(1).double(), got["co_l0"])

@@ -1,0 +1,54 @@
+"""Options of ``mmsae filter``; see :mod:`mmsae.options`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How samples are scored."""
+
+    score: str = "pair_weighted"
+    """What to keep by. CLIP-like hosts: clip, clip_centred, pair_code, pair_weighted, pair_calibrated, random;
+    vision-language LLMs: cos_code, cos_algorithm, cos_mean, l0, l1, co_l0, co_l1."""
+    weights: str = "auto"
+    """File of fitted weights (an earlier OUT/pair_weights.safetensors; for the ``cos`` scores a folder that ``mmsae
+    weights`` wrote), or ``auto``: fit them on a sample."""
+    calibration: str | list[str] | None = None
+    """Clean shards to fit weights on instead of a sample of the input; needed for pair_calibrated."""
+    fit_samples: int = 20_000
+    """Samples that weights are fitted on, in whole tars drawn by ``seed``."""
+    names: str | None = None
+    """JSON file ``{latent: name}``; other latents are called by the words of their top captions."""
+    text: Literal["question", "question+answer"] = "question"
+    """Which text vision-language LLMs score: ``question``: the prompt alone (json's ``question``, or the caption), as
+    published; ``question+answer``: with json's ``answer``."""
+    seed: int = 0
+    """Seed of the sample that weights are fitted on, of the calibrator and of ``random``."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which samples are kept, and how they are written."""
+
+    keep: float = 0.5
+    """Share of the usable samples that is kept, above 0 and at most 1."""
+    select: Literal["top", "match", "cover"] = "top"
+    """``top``: the highest scores. ``match``: the set whose concepts are distributed as in ``target``. ``cover``: the
+    set that covers most concepts."""
+    target: str | list[str] | None = None
+    """Shards with the concepts wanted, for ``select: match``."""
+    select_on: Literal["image", "text"] = "image"
+    """Whose codes are the concepts of a sample, for ``match`` and ``cover``."""
+    balance: float = 1.0
+    """For ``match`` and ``cover``: weight of the concepts; the rest goes to samples in the best third by ``score``."""
+    swap: bool = True
+    """For ``match``: make the greedy choice better by swaps that lower the KL to the target."""
+    per_shard: int = 1000
+    """Samples in a written shard."""
+    compress: bool = False
+    """Write ``.tar.gz``."""
+    report: bool = True
+    """Whether to write ``report.html`` too."""

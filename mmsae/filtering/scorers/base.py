@@ -1,0 +1,163 @@
+"""What scores samples for filtering: the scores, how a scorer is made, and the reasons that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mmsae.kernels.pairs import code_norm
+from mmsae.metrics.pairs.sample_scores import SCORES as TOKEN_SCORES
+from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
+
+ALWAYS = ("clip", "clip_centred", "pair_code", "pair_weighted")
+PAIR_SCORES = (*ALWAYS, "pair_calibrated", "random")
+SCORES = (*PAIR_SCORES, *TOKEN_SCORES)
+NAMED = 5  # concepts named per sample and side
+
+
+class ScorerSpec(NamedTuple):
+    """How to make a scorer; plain values, so that it travels to other processes.
+
+    Attributes:
+        sae: SAE folder or hub id.
+        host: Name of the host; empty: the reload hint in the SAE's sites.
+        score: Name of the score to keep by.
+        weights: File of fitted weights; empty while they are being fitted.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        seed: Seed of the score ``random``.
+        other_site: Whether an SAE of another host is accepted.
+        text: Under a vision-language LLM: ``question``, or ``question+answer``.
+    """
+
+    sae: str
+    host: str
+    score: str
+    weights: str
+    device: str
+    precision: str
+    seed: int
+    other_site: bool
+    text: str = "question"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether pairs are scored under a CLIP-like host, rather than tokens under a vision-language LLM."""
+        return self.score not in TOKEN_SCORES and not self.host.startswith("lvlm:")
+
+
+class Only(NamedTuple):
+    """Concepts that one side of each sample has and the other lacks, strongest first.
+
+    Attributes:
+        latents: ``(B, n)`` int64.
+        strengths: ``(B, n)``; 0 where there are fewer than n.
+    """
+
+    latents: Tensor
+    strengths: Tensor
+
+
+class Reasons(NamedTuple):
+    """Why samples score as they do.
+
+    Attributes:
+        text_only: What the text has and the image lacks.
+        image_only: The reverse.
+        counts: ``{column: (B,)}`` counts to tabulate beside the scores, ``l0_image`` and ``l0_text`` say.
+        codes: ``{modality: codes, one row a sample}``, for choosing sets.
+    """
+
+    text_only: Only
+    image_only: Only
+    counts: dict[str, Tensor]
+    codes: dict[str, Codes]
+
+    @classmethod
+    def of(cls, codes: dict[str, Codes], weights: Tensor) -> Reasons:
+        """What the two sides do not share, each concept by its cross-modal weight."""
+        counts = {f"l0_{m}": codes[m].l0() for m in (IMAGE, TEXT)}
+        return cls(only(codes[TEXT], codes[IMAGE], weights), only(codes[IMAGE], codes[TEXT], weights), counts, codes)
+
+
+class Scorer(Protocol):
+    """What filtering needs of a score.
+
+    Attributes:
+        columns: All scores that it tabulates.
+        transform: Image to tensor, in the decoding workers; the host's own.
+        tokenize: Captions to ids, there too.
+        collate: Samples to a batch, in place of both, where the host sees image and text together.
+        fingerprints: ``{"sae": ..., "host": ...}``, hashes of what scores.
+        device: Kind of device, ``cpu`` or ``cuda``.
+    """
+
+    columns: tuple[str, ...]
+    transform: Callable | None
+    tokenize: Callable | None
+    collate: Callable | None
+    fingerprints: dict[str, str]
+    device: str
+
+    def score(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """``{column: (B,)}``; a sample with a score that is not finite is dropped and counted."""
+
+    def reasons(self, batch: ImageTextBatch) -> Reasons:
+        """Why, for the same batch (a scorer may keep what it computed for it last)."""
+
+
+def only(has: Codes, lacks: Codes, weights: Tensor, n: int = NAMED) -> Only:
+    """Latents that fired on one side and not on the other.
+
+    Their strength is the share in the norm of that side's code times the cross-modal weight: a latent that fires in one
+    modality only, whatever the pair, has weight 0 and is no reason.
+
+    Args:
+        has: Codes of B rows.
+        lacks: Codes of their partners.
+        weights: ``(d_sae,)`` in [0, 1].
+        n: Latents per row.
+    """
+    if has.indices is None or lacks.indices is None:
+        ids = torch.arange(has.d_sae, device=has.values.device).expand(has.n, -1)
+        value, other = has.to_dense(), lacks.to_dense()
+    else:
+        ids, value = has.indices, has.values
+        fired = torch.where(lacks.values != 0, lacks.indices, -1)
+        other = (ids[:, :, None] == fired[:, None, :]).any(2)
+    strength = value.clamp(min=0) * weights[ids] / code_norm(has).clamp(min=1e-12)[:, None]
+    strength = torch.where(other != 0, 0, strength)
+    strength, order = strength.sort(stable=True, dim=1, descending=True)
+    return Only(ids.gather(1, order)[:, :n], strength[:, :n])
+
+
+def is_clip(host: str) -> bool:
+    """Whether a host's name says that it is CLIP-like: everything but hub ids and folders of other libraries."""
+    kind, _, rest = host.partition(":")
+    if kind == "local-dir":
+        return (Path(rest) / "open_clip_config.json").is_file()
+    return kind not in ("hf-hub", "lvlm")
+
+
+def check_score(score: str, host: str) -> None:
+    """Refuse a score that does not exist, or not for this kind of host.
+
+    Raises:
+        InputError: One sentence.
+    """
+    if score not in SCORES:
+        raise InputError(f"no score {score!r}; there are {', '.join(SCORES)}")
+    if host.startswith("lvlm:") and score in PAIR_SCORES[:-1]:
+        raise InputError(
+            f"score {score} is that of a CLIP-like host and host {host} is a vision-language LLM; "
+            f"there are {', '.join(TOKEN_SCORES)} and random for it"
+        )
+    if score in TOKEN_SCORES and is_clip(host):
+        raise InputError(
+            f"score {score} is that of a vision-language LLM and host {host} is CLIP-like; "
+            f"there are {', '.join(PAIR_SCORES)} for it"
+        )
