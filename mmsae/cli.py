@@ -53,7 +53,7 @@ COMMANDS = {
         "mmsae pretrain-diffusion --shards 'shards/train-*.tar' --out diffusion",
     ),
     "extract": Command(
-        "mmsae.activations.extract:extract_command",
+        "mmsae.activations.command:extract_command",
         "run a host over shards and store its activations",
         "mmsae extract --host ViT-B-32/laion2b_s34b_b79k --shards 'shards/train-*.tar' --out store --precision bf16",
     ),

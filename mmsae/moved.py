@@ -57,7 +57,7 @@ MODULES = {
     "bench_scores": "bench.scores",
     "cache": "activations",
     "cache.buffer": "activations.mixing_buffer",
-    "cache.command": "activations.extract",
+    "cache.command": "activations.command",
     "cache.extract": "activations.extract",
     "cache.files": "activations.spool",
     "cache.generation": "activations.generated",

@@ -250,3 +250,13 @@ def flat(cls: type[T]) -> type[T]:
     side_by_side.__signature__ = inspect.Signature(parameters)
     cls.__init__, cls.__doc__ = side_by_side, "\n    ".join(said) + "\n"
     return cls
+
+
+def side_by_side(fn: Callable[..., T]) -> Callable[..., T]:
+    """Let a library function take the options of its dataclasses side by side, too: ``extract(..., batch_size=64)``."""
+
+    @functools.wraps(fn)
+    def called(*args: Any, **options: Any) -> T:
+        return fn(*args, **grouped(fn, options))
+
+    return called

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsae.types import InputError
-
-if TYPE_CHECKING:
-    from mmsae.activations.writer import PartWriter, StoreWriter
 
 _M1, _M2, _STEP = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
 
@@ -83,28 +79,33 @@ class SeenUids:
     """The uids of the parts that are written, as sorted 64-bit hashes; tells early when one occurs again.
 
     Args:
-        store: The writer; parts that an earlier run finished are looked up.
+        files: ``{parquet file of a part: what to call it}`` of those that an earlier run finished.
     """
 
-    def __init__(self, store: StoreWriter) -> None:
-        self._files = {store.index_file(u): store.source(u) for u in range(store.units) if store.done(u)}
+    def __init__(self, files: Mapping[Path, str]) -> None:
+        self._files = dict(files)
         hashes = [uid_hash(pq.read_table(f, columns=["uid"])["uid"]) for f in self._files]
         self._hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
 
-    def check(self, part: PartWriter) -> None:
-        """Add the uids of a part that is about to be committed.
+    def add(self, uids: Sequence[str], keys: Sequence[str], file: Path, label: str) -> None:
+        """Add the uids of a part that is about to be written.
+
+        Args:
+            uids: Its uids.
+            keys: Their keys.
+            file: The parquet file that it will have.
+            label: What to call it.
 
         Raises:
             InputError: One of them occurs twice, in this part or in an earlier one of this process.
         """
-        hashes = np.sort(uid_hash(part.uids))
-        merged = np.concatenate([self._hashes, hashes])
+        merged = np.concatenate([self._hashes, np.sort(uid_hash(uids))])
         merged.sort(kind="stable")  # two sorted runs: one merge
         if (merged[1:] == merged[:-1]).any():
             with tempfile.TemporaryDirectory() as tmp:
-                pq.write_table(pa.table({"uid": part.uids, "key": part.keys}), file := Path(tmp) / "part.parquet")
-                files = {**self._files, file: part.source}
+                pq.write_table(pa.table({"uid": uids, "key": keys}), own := Path(tmp) / "part.parquet")
+                files = {**self._files, own: label}
                 if dup := find_duplicate(list(files), list(files.values())):
                     raise InputError(f"{dup}; uids must differ, remove one of the two samples")
         self._hashes = merged
-        self._files[part.index_file] = part.source
+        self._files[file] = label

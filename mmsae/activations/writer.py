@@ -29,6 +29,7 @@ from mmsae.activations.spec import (
 from mmsae.activations.spool import Spool
 from mmsae.activations.uids import find_duplicate
 from mmsae.files import disk_errors, write_whole
+from mmsae.jobs.folder import JobFolder, same_job
 from mmsae.types import Faults, InputError, Site, Tokens
 
 _META = b"mmsae"
@@ -187,34 +188,17 @@ class StoreWriter:
 
     def _open(self) -> bool:
         ours = {"sites": _identity(self.sites), "dtype": self.dtype, "units": self.units, "job": self.job}
-        spec_file, job_file = self.folder / SPEC_FILE, self.folder / JOB_FILE
-        if spec_file.exists():
+        if (self.folder / SPEC_FILE).exists():
             spec = StoreSpec.load(self.folder)
             theirs = {"sites": _identity(spec.sites), "dtype": spec.dtype, "units": len(spec.shards), "job": spec.job}
-            self._same_job(theirs, ours, "is a finished store")
+            same_job(theirs, ours, f"{self.folder} holds the finished store")
             spec.check_sizes(self.folder)
             self._clean()
             return True
-        if job_file.exists():
-            self._same_job(json.loads(job_file.read_text()), ours, "is the unfinished store")
-        elif self.folder.exists() and any(not p.name.endswith(".tmp") for p in self.folder.iterdir()):
-            raise InputError(f"{self.folder}: the folder is not empty and holds no activation store")
-        else:
-            with disk_errors(self.folder, 1):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_whole(job_file, (json.dumps(ours, indent=1) + "\n").encode())
-        self._lock = open(job_file, "rb")  # shared by all processes that work on this store
+        # no process leads: each that works on the store shares the lock
+        self._lock = JobFolder(self.folder, ours, "mmsae extract").begin()
         fcntl.flock(self._lock, fcntl.LOCK_SH)
         return False
-
-    def _same_job(self, theirs: dict[str, Any], ours: dict[str, Any], what: str) -> None:
-        theirs, ours = theirs | theirs["job"], ours | ours["job"]
-        for k, mine in ours.items():
-            if k != "job" and theirs.get(k) != mine:
-                there, here = _differ(theirs.get(k), mine)
-                raise InputError(
-                    f"{self.folder}: {what} of another job, its {k} {there}, this one's {here}; choose another --out"
-                )
 
     def done(self, unit: int) -> bool:
         """Whether this part is written."""
@@ -250,6 +234,10 @@ class StoreWriter:
     def missing(self) -> list[int]:
         """Units not yet written."""
         return [u for u in range(self.units) if not self.done(u)]
+
+    def written(self) -> dict[Path, str]:
+        """``{parquet file: what it was made from}`` of the parts that are written."""
+        return {self.index_file(u): self.source(u) for u in range(self.units) if self.done(u)}
 
     def faults(self) -> list[Faults]:
         """The faults of every part that is written."""
@@ -323,24 +311,3 @@ class StoreWriter:
 def _identity(sites: dict[str, Site]) -> dict[str, Any]:
     # where a host can be loaded from is not what it is
     return {n: {k: v for k, v in s.to_dict().items() if k != "hint"} for n, s in sites.items()}
-
-
-def _differ(theirs: Any, mine: Any) -> tuple[str, str]:
-    if isinstance(theirs, list) and isinstance(mine, list) and len(theirs) != len(mine):
-        return f"has {len(theirs)} entries", f"has {len(mine)}"
-    if isinstance(theirs, (dict, list)) or isinstance(mine, (dict, list)):
-        a, b = json.dumps(theirs, sort_keys=True), json.dumps(mine, sort_keys=True)
-        at = next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
-        lo = max(0, at - 30)
-        return f"says ...{a[lo : at + 30]}...", f"says ...{b[lo : at + 30]}..."
-    return f"is {theirs}", f"is {mine}"
-
-
-def begun_job(folder: str | Path) -> dict[str, Any]:
-    """What was asked for where a store is begun or finished; empty where there is none."""
-    for name in (SPEC_FILE, JOB_FILE):
-        try:
-            return dict(json.loads((Path(folder) / name).read_text())["job"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return {}

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmsae.files import disk_errors, write_whole
 from mmsae.jobs.units import Parts
@@ -124,13 +124,13 @@ class JobFolder:
         if not theirs:
             raise InputError(f"{self.out} exists and holds no result of {self.command}; choose another --out")
         same_job(theirs, self.job, f"{self.out} holds the result", self.but)
-        if self.work != self.out and stored_job(self.file) == self.job:
-            shutil.rmtree(self.work)  # killed between the last two steps
+        if self.work != self.out and _read(self.file) == self.job:
+            shutil.rmtree(self.work, ignore_errors=True)  # killed between the last two steps
         return True
 
     def _check(self) -> None:
         if self.file.exists():
-            same_job(stored_job(self.file), self.job, f"{self.work} holds the unfinished work", self.but)
+            same_job(_read(self.file), self.job, f"{self.work} holds the unfinished work", self.but)
         elif self.writes is None:
             self._refuse_foreign(self.work, "unfinished job" if self.work != self.out else "result")
         elif own := [name for name in self.writes if (self.out / name).exists()]:
@@ -140,6 +140,14 @@ class JobFolder:
         if folder.is_file() or (folder.is_dir() and any(not half_written(p) for p in folder.iterdir())):
             raise InputError(f"{folder} exists and holds no {what} of {self.command}; choose another --out")
 
+    def begin(self) -> BinaryIO:
+        """Write ``job.json`` where there is none, and open it: what is locked by those who work."""
+        if not self.file.exists():
+            with disk_errors(self.work):
+                self.work.mkdir(parents=True, exist_ok=True)
+                write_whole(self.file, (json.dumps(self.job, indent=1, ensure_ascii=False) + "\n").encode())
+        return open(self.file, "rb")
+
     @contextmanager
     def lead(self) -> Iterator[None]:
         """Be the one process that leads the job, and wait for what is left of the processes of a killed one.
@@ -147,11 +155,7 @@ class JobFolder:
         Raises:
             InputError: Another process leads it.
         """
-        if not self.file.exists():
-            with disk_errors(self.work):
-                self.work.mkdir(parents=True, exist_ok=True)
-                write_whole(self.file, (json.dumps(self.job, indent=1, ensure_ascii=False) + "\n").encode())
-        with open(self.file, "rb") as mine:
+        with self.begin() as mine:
             try:  # a lock dies with its process, so a killed job leaves none
                 fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as e:

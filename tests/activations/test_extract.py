@@ -180,7 +180,7 @@ def test_other_wrong_input(host, shards, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch_size": 3}, "its batch_size is 4, this one's is 3"),
+        ({"batch_size": 3}, "its batch_size is 4 there and 3 here"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"sites": "image.embed"}, "sites"),
     ],
@@ -384,4 +384,4 @@ def test_the_command_with_two_processes(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run("one", device="cpu", batch_size=5)
     assert stop.value.code == 2
-    assert "its batch_size is 4, this one's is 5" in capsys.readouterr().err.splitlines()[-1]
+    assert "its batch_size is 4 there and 5 here" in capsys.readouterr().err.splitlines()[-1]

@@ -31,6 +31,6 @@ def test_the_batch_size_that_nobody_gave_is_recorded_and_kept(tmp_path):
     spec = json.loads((store / "spec.json").read_text())
     job = {"sites": {}, "dtype": spec["dtype"], "units": len(shards), "job": spec["job"]}
     (begun / "job.json").write_text(json.dumps(job))
-    with pytest.raises(InputError, match="its sites "):  # and not: its batch_size
+    with pytest.raises(InputError, match="its sites"):  # and not: its batch_size
         extract(host, shards, begun, **QUIET)
     assert ActivationStore(extract(host, shards, tmp_path / "t", **QUIET)).spec.job["batch_size"] == 7

@@ -212,7 +212,7 @@ def test_stores_are_never_changed(store, x, tmp_path):
     assert contents(store) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="holds no result of mmsae extract"):
         write_store(tmp_path / "other", x)
 
 

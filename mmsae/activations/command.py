@@ -1,0 +1,46 @@
+"""``mmsae extract``: run a frozen host over image-text shards and store what it computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mmsae.options import Data, Run
+
+
+def extract_command(
+    host: str,
+    shards: str | list[str],
+    out: str,
+    sites: str | list[str] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    text: Literal["question", "question+answer"] = "question",
+    devices: int = 1,
+    run: Run = Run(),
+    data: Data = Data(),
+) -> Path:
+    """Store a host's activations of all samples of some shards.
+
+    Run again after a kill, it goes on; run again after it ended, it does nothing.
+
+    Args:
+        host: An open_clip name with its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``, ``local-dir:DIR``,
+            ``timm:NAME``, ``timm:local-dir:DIR``, ``lvlm:ID-or-FOLDER``, or ``diffusers:ID-or-FOLDER`` (its text
+            encoders, on captions).
+        shards: Path, folder, glob or brace pattern of tars, or several.
+        out: The store to write.
+        sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``, ``text.pooled``
+            or ``MODULE.PATH:io[tokens]``, or several, which are stored from one forward pass.
+        dtype: ``float32`` (exact), ``bfloat16`` or ``float16`` (half the disk; a float16 overflow is refused).
+        text: What vision-language hosts read: ``question``: json's ``question`` (else the caption), the answer's turn
+            empty; ``question+answer``: whole conversations.
+        devices: Number of devices (``cpu``: processes), one host on each.
+        run: Where and how the host computes.
+        data: What is made of the samples' files.
+
+    Returns:
+        The folder of the finished store.
+    """
+    from mmsae.activations.extract import extract
+
+    return extract(host, shards, out, sites=sites, dtype=dtype, text=text, devices=devices, run=run, data=data)
