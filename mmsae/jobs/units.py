@@ -116,21 +116,6 @@ class Parts:
         return self.files()
 
 
-def done(out, unit, suffix=".part"):
-    """Whether the part of a unit is there."""
-    return (Path(out) / (unit.name + suffix)).exists()
-
-
-def part_path(out, unit, suffix=".part"):
-    """Where the part of a unit is."""
-    return Path(out) / (unit.name + suffix)
-
-
-def write_part(out, unit, part, suffix=".part"):
-    """Write the part of a unit."""
-    return Parts(out, [], suffix).write(unit, part)
-
-
 class TarWork(Protocol):
     """What is made of one tar."""
 
