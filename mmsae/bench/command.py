@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
     exam: int = 500
 
 
-class Stages:
+class StageResults:
     """Results of stages as JSON files in a folder; a stage that is there is not run again.
 
     Raises:
@@ -67,18 +67,12 @@ class Stages:
     """
 
     def __init__(self, root: Path, recipe: dict[str, Any], progress: bool = True) -> None:
-        self.root, self.progress, file = root, progress, root / "recipe.json"
-        recipe = json.loads(json.dumps(recipe))
-        if file.exists() and (found := json.loads(file.read_text())) != recipe:
-            key = next(k for k in {**recipe, **found} if recipe.get(k) != found.get(k))
-            raise InputError(
-                f"{root} holds a benchmark with {key} {found.get(key)}, not {recipe.get(key)}: give another --out"
-            )
-        self._write(file, recipe)
+        from mmsae.jobs import same_job
 
-    @staticmethod
-    def _write(file: Path, value: Any) -> None:
-        write_json(file, value)
+        self.root, self.progress, file = root, progress, root / "recipe.json"
+        if file.exists():
+            same_job(json.loads(file.read_text()), json.loads(json.dumps(recipe)), f"{root} holds a benchmark")
+        write_json(file, recipe)
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
         """What ``work`` returned, now or earlier; ``NAME.json`` has it with the seconds that it took."""
@@ -87,7 +81,7 @@ class Stages:
             start = time.process_time()
             value = work()
             seconds = round(time.process_time() - start, 2)
-            self._write(file, {"seconds": seconds, "value": value})
+            write_json(file, {"seconds": seconds, "value": value})
             if self.progress:
                 print(f"[{name}] {seconds:.0f} CPU-s", flush=True)
         return json.loads(file.read_text())["value"]
@@ -155,7 +149,7 @@ def bench_filter(
     from mmsae.world.models.command import pretrain_clip
     from mmsae.world.models.llava.model import train_llava
 
-    stages = Stages(root, {"bench": "filter", "damage": damage, "clip": clip, **sizes._asdict()}, progress)
+    stages = StageResults(root, {"bench": "filter", "damage": damage, "clip": clip, **sizes._asdict()}, progress)
     if progress:
         print(
             f"mmsae bench filter: {len(arms)} arms, {len(seeds)} seeds, {sizes.samples} samples, {damage:.0%} of them"
@@ -206,7 +200,7 @@ def bench_filter(
 
 
 def _scores(
-    stages: Stages, sizes: Sizes, data: Any, room: Any, base: str, clip: str
+    stages: StageResults, sizes: Sizes, data: Any, room: Any, base: str, clip: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Every score of every sample, and what the SAE on tokens is like."""
     from mmsae.bench.scores import READS, pair_scores, token_scores, train_token_sae
@@ -237,7 +231,7 @@ def _scores(
 
 
 def _arm(
-    stages: Stages, arm: str, seed: int, sizes: Sizes, scores: dict[str, np.ndarray], room: Any, exam: Any
+    stages: StageResults, arm: str, seed: int, sizes: Sizes, scores: dict[str, np.ndarray], room: Any, exam: Any
 ) -> dict[str, Any]:
     """Fine-tune on what an arm keeps, and grade it."""
     from mmsae.bench.world_filter import top_half

@@ -116,7 +116,7 @@ def demo(
     for key, module in (("hallucination", demo_llava), ("steering", demo_diffusion)):
         took = json.loads((root / module.STATE).read_text())["seconds"]
         results[key] = json.loads((root / module.RESULTS).read_text()) | {"seconds": took}
-    seconds = stages.state["seconds"] | {"score": scored}
+    seconds = stages.seconds | {"score": scored}
     results |= {"seconds": seconds, "profile": profile, "seed": seed}
     write_json(root / "results.json", results)
     report = write_report(root, results)

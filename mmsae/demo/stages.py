@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmsae.errors import InputError
 from mmsae.files import write_json
 from mmsae.recipes import find_recipe
 
@@ -28,7 +26,7 @@ class Profile(NamedTuple):
         llava_images: Images that the LLaVA learns from.
         llava_steps: Steps of the LLaVA.
         token_steps: Steps of the SAEs on its tokens, and on those of the pipeline's text encoder.
-        talk: Conversations that SAE is trained on.
+        talk: Conversations that the SAE on the LLaVA's tokens is trained on.
         questions: Images that are asked about, two questions each.
         diffusion_steps: Steps of the text-to-image pipeline.
         probe_steps: Steps of the classifier of generated images.
@@ -70,33 +68,30 @@ class Stages:
         file: The file, in the folder of the demo.
         recipe: What the stages depend on.
 
+    Attributes:
+        seconds: ``{stage: how long it took}`` of those that are done.
+
     Raises:
         InputError: The folder holds a demo of another profile, seed or version of the demo.
     """
 
     def __init__(self, file: Path, recipe: dict[str, Any]):
-        self.file = file
-        key = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
-        self.state: dict[str, Any] = {"recipe": recipe, "key": key, "seconds": {}}
-        if self.file.exists():
-            found = json.loads(self.file.read_text())
-            if found["key"] != key:
-                raise InputError(
-                    f"{file.parent} holds a demo of {found['recipe']}, this one is {recipe}: give another --out, or "
-                    "remove it"
-                )
-            self.state = found
+        from mmsae.jobs import same_job
+
+        found = json.loads(file.read_text()) if file.exists() else {"recipe": recipe, "seconds": {}}
+        same_job(found["recipe"], recipe, f"{file.parent} holds a demo")
+        self.file, self.recipe, self.seconds = file, recipe, found["seconds"]
 
     def run(self, name: str, work: Callable[[], Any]) -> None:
-        """Run ``work`` unless it is done; its seconds are added up over interruptions that it survives."""
-        if name in self.state["seconds"]:
-            print(f"[{name}] done before ({self.state['seconds'][name]:.0f} s)")
+        """Run ``work`` unless it is done."""
+        if name in self.seconds:
+            print(f"[{name}] done before ({self.seconds[name]:.0f} s)")
             return
         print(f"[{name}]", flush=True)
         start = time.perf_counter()
         work()
-        self.state["seconds"][name] = round(time.perf_counter() - start, 2)
-        write_json(self.file, self.state)
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+        write_json(self.file, {"recipe": self.recipe, "seconds": self.seconds})
 
 
 def fit_recipe(recipe: str, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()) -> None:

@@ -11,11 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmsae.files import atomic_file
-from mmsae.metrics.statistics import whiskers
+from mmsae.errors import InputError
+from mmsae.files import atomic_file, write_json
 from mmsae.recipes import find_recipe, read_recipe
-from mmsae.training.cli import run as lightning
-from mmsae.types import InputError
 
 Row = dict[str, Any]
 
@@ -26,7 +24,7 @@ class Point(NamedTuple):
     Attributes:
         k: Latents kept a row.
         ratio: Latents per input feature.
-        seed: Of weights and order.
+        seed: Seed of weights and order.
     """
 
     k: int
@@ -70,6 +68,8 @@ def sweep(
     Raises:
         InputError: The folder holds another sweep, or the recipe has no validation or no length.
     """
+    from mmsae.jobs.estimate import duration
+
     root, points = Path(out), [Point(*p) for p in product(k, ratio, seeds)]
     plan = _plan(root, store, recipe, steps, fit_options)
     todo = [p for p in points if not (root / p.folder / "sae" / "cfg.json").exists()]
@@ -81,8 +81,8 @@ def sweep(
     for i, point in enumerate(todo):
         print(f"[{i + 1}/{len(todo)}] k {point.k}, ratio {point.ratio:g}, seed {point.seed}", flush=True)
         _train(point, root / point.folder, plan)
-        left = (time.monotonic() - start) / (i + 1) * (len(todo) - i - 1) / 60
-        print(f"about {left:.1f} minutes left" if left else "all done", flush=True)
+        left = (time.monotonic() - start) / (i + 1) * (len(todo) - i - 1)
+        print(f"about {duration(left)} left" if left else "all done", flush=True)
     rows = [_row(point, root / point.folder) for point in _done(root)]
     _write(root, plan, rows)
     return f"{root / 'sweep.csv'}\n{root / 'sweep.png'}"
@@ -90,6 +90,8 @@ def sweep(
 
 def _plan(root: Path, store: str, recipe: str, steps: int | None, fit_options: str) -> Row:
     """What all points have in common; kept in ``sweep.json``, so that a folder never mixes two sweeps."""
+    from mmsae.jobs import same_job
+
     path = find_recipe(recipe)
     if steps is None:
         steps = (read_recipe(path).get("trainer") or {}).get("max_steps")
@@ -99,19 +101,21 @@ def _plan(root: Path, store: str, recipe: str, steps: int | None, fit_options: s
     file = root / "sweep.json"
     if file.exists() and any(_runs(root)):
         found = json.loads(file.read_text())
-        odd = [name for name in plan if found[name] != plan[name]]
-        if odd:
-            raise InputError(
-                f"{root} holds a sweep with {odd[0]} {found[odd[0]]}, this one has {plan[odd[0]]}: give another --out"
-            )
+        same_job({name: found[name] for name in plan}, plan, f"{root} holds a sweep")
     else:
-        with atomic_file(file) as temp:
-            temp.write_text(json.dumps(plan | {"points": []}))
+        write_json(file, plan | {"points": []})
     return plan
 
 
 def _runs(root: Path) -> Iterator[Path]:
     return root.glob("k*-ratio*-seed*")
+
+
+def lightning(args: list[str]) -> None:
+    """``mmsae fit``, whose libraries the help does not need."""
+    from mmsae.training.cli import run
+
+    run(args)
 
 
 def _train(point: Point, run: Path, plan: Mapping[str, Any]) -> None:
@@ -153,8 +157,7 @@ def _row(point: Point, run: Path) -> Row:
 
 
 def _write(root: Path, plan: Mapping[str, Any], rows: list[Row]) -> None:
-    with atomic_file(root / "sweep.json") as temp:
-        temp.write_text(json.dumps({**plan, "points": rows}, indent=2))
+    write_json(root / "sweep.json", {**plan, "points": rows})
     with atomic_file(root / "sweep.csv") as temp, temp.open("w", newline="") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
@@ -172,6 +175,8 @@ def draw(rows: list[Row], path: Path) -> None:
         path: PNG file.
     """
     from matplotlib.figure import Figure
+
+    from mmsae.metrics.statistics import whiskers
 
     modalities = [name.removeprefix("fvu/") for name in rows[0] if name.startswith("fvu/") and name != "fvu/joint"]
     fig = Figure(figsize=(4.2 * len(modalities) + 0.6, 5.4), layout="constrained")

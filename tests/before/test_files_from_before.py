@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from mmsae import load_pair
 from mmsae.activations import ActivationStore, extract
-from mmsae.bench.command import Stages as BenchStages
+from mmsae.bench.command import StageResults
 from mmsae.demo.stages import Stages as DemoStages
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.zeroshot.command import zeroshot
@@ -331,5 +331,5 @@ def test_a_sweep_knows_its_points():
 def test_stages_that_are_done_stay_done(capsys):
     recipe = {"profile": "tiny", "seed": 0, "version": 1}
     DemoStages(Path("demo/demo.json"), recipe).run("clip", lambda: pytest.fail("ran again"))
-    stages = BenchStages(Path("bench"), {"seeds": [0], "damage": 0.4}, False)
+    stages = StageResults(Path("bench"), {"seeds": [0], "damage": 0.4}, False)
     assert stages.run("stages/clip", lambda: pytest.fail("ran again")) == {"accuracy": 0.5}

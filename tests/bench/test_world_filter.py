@@ -106,7 +106,7 @@ def test_goes_on_with_what_is_missing_and_repeats_it_to_the_bit(finished, monkey
 
 def test_bad_input(finished, tmp_path):
     root, _ = finished
-    with pytest.raises(InputError, match=r"damage 0\.4, not 0\.3: give another --out"):
+    with pytest.raises(InputError, match=r"its damage is 0\.4 there and 0\.3 here; choose another --out"):
         bench_filter(root, TINY, ARMS, (0,), damage=0.3, progress=False)
     with pytest.raises(InputError, match="there is no best; there are all, random"):
         bench.bench("filter", out=str(tmp_path / "x"), arms=["all", "best"])

@@ -185,4 +185,4 @@ def test_another_demo_in_the_same_folder_is_refused(finished, capsys):
     with pytest.raises(SystemExit) as error:
         main(["demo", "--out", str(out), "--profile", "default"])
     assert error.value.code == 2
-    assert "holds a demo of" in capsys.readouterr().err
+    assert "holds a demo of another job: its profile is" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_bad_input(store, tmp_path, capsys):
     sweep(store, tmp_path / "b", "--k", 2, "--ratio", 2, "--steps", 4)
     capsys.readouterr()
     said = fails(capsys, store, tmp_path / "b", "--k", 2, "--ratio", 2, "--steps", 5)
-    assert "holds a sweep with steps 4, this one has 5: give another --out" in said
+    assert "holds a sweep of another job: its steps is 4 there and 5 here; choose another --out" in said
     said = fails(capsys, store, tmp_path / "c", "--recipe", "configs/sae/topk.yaml")
     assert "has no trainer.max_steps: give --steps" in said
 
