@@ -25,11 +25,12 @@ HEAD = """# Commands
 Written by `python docs/make_cli.py` from the code; `mmsae COMMAND --help` says the same.
 
 `mmsae --help` lists the commands, `mmsae --version` prints the version. Wrong input ends with one sentence on standard
-error and exit code 2. Options of the plain commands are written with dashes (`--image-size`; underscores, as in YAML
-and Python, are understood too); `-c FILE` reads any of them from YAML and `--print_config` prints them as YAML. A flag
-alone means `true`. An option that takes several values takes them one after the other (`--shards A B`, or an unquoted
-glob), again and again (`--shards A --shards B`) or as a list (`--shards "[A, B]"`; in YAML one value or a list).
-Recipes are looked up in the working folder, then in the installed package, then in the repository.
+error and exit code 2; with `MMSAE_TRACEBACK=1` in the environment it shows where it came from, too. Options of the
+plain commands are written with dashes (`--image-size`; underscores, as in YAML and Python, are understood too); `-c
+FILE` reads any of them from YAML and `--print_config` prints them as YAML. A flag alone means `true`. An option that
+takes several values takes them one after the other (`--shards A B`, or an unquoted glob), again and again (`--shards A
+--shards B`) or as a list (`--shards "[A, B]"`; in YAML one value or a list). Recipes are looked up in the working
+folder, then in the installed package, then in the repository.
 
 """
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
@@ -145,7 +146,12 @@ Train:
 
 Other commands:
 {others}
+
+MMSAE_TRACEBACK=1 in the environment shows where an error came from.
 """
+
+RENAMED = {"allow-tap-mismatch": "allow-other-site"}
+"""Options that had another name; who gives the old one is told the new."""
 
 
 def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
@@ -310,7 +316,9 @@ def _user_error(e: BaseException | None, command: str) -> str | None:
             lines = [line.strip() for line in str(e).splitlines()]
             reasons = [line for line in lines[1:] if line and not re.match(_NO_REASON, line)]
             text = " ".join([lines[0], *reasons]).removeprefix("Parser key ")
-            return f"{text} (mmsae {command} --help explains every option)"
+            new = next((n for old, n in RENAMED.items() if old in text.replace("_", "-")), None)
+            renamed = f"; it is --{new} now" if new else ""
+            return f"{text}{renamed} (mmsae {command} --help explains every option)"
         e = e.__cause__
     return None
 
@@ -348,6 +356,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         message = _user_error(e, args[0])
         if message is None:
             raise
+        if os.environ.get("MMSAE_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exception(e)
         print(f"mmsae: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -15,19 +15,18 @@ from mmsae.types import InputError, Site
 
 def _sae(path: Path) -> dict[str, Any]:
     """What the folder of an SAE says; its weights are counted, not read, and torch is not imported."""
-    from mmsae.sae.folder import count_parameters, read_config, understood
+    from mmsae.sae.folder import count_parameters, read_config
 
     folder, block = read_config(path)
-    with understood(folder):
-        return {
-            "kind": "SAE",
-            "latents": block["d_sae"],
-            "widths": block["d_in"],
-            "parameters": count_parameters(folder, block),
-            **{slot: block[slot] for slot in ("normaliser", "encoder", "selector", "dictionaries")},
-            "sites": {m: str(Site(**s)) for m, s in block["sites"].items()} or "not named",
-            "training": block["training"],
-        }
+    return {
+        "kind": "SAE",
+        "latents": block["d_sae"],
+        "widths": block["d_in"],
+        "parameters": count_parameters(folder, block),
+        **{slot: block[slot] for slot in ("normaliser", "encoder", "selector", "dictionaries")},
+        "sites": {m: str(Site(**s)) for m, s in block["sites"].items()} or "not named",
+        "training": block.get("training", {}),
+    }
 
 
 def _host(kind: str, folder: Path, allow_random: bool) -> dict[str, Any]:

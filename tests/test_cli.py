@@ -50,6 +50,23 @@ def test_unknown_command_names_the_known_ones(capsys):
     assert "'trian'" in said and "fit" in said and "extract" in said
 
 
+def test_tracebacks_on_request(capsys, monkeypatch):
+    monkeypatch.setenv("MMSAE_TRACEBACK", "0")
+    plain = fails(capsys, "info", "nothing/here/at/all")
+    monkeypatch.setenv("MMSAE_TRACEBACK", "1")
+    with pytest.raises(SystemExit) as stop:
+        main(["info", "nothing/here/at/all"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.endswith(plain) and "Traceback (most recent call last)" in said
+    assert "InputError" in said and "in main" in said
+    main(["--help"])
+    assert "MMSAE_TRACEBACK=1" in capsys.readouterr().out
+
+
+def test_an_option_with_a_new_name_says_it(capsys):
+    assert "it is --allow-other-site now" in fails(capsys, "pope", "--allow-tap-mismatch", "true")
+
+
 def has_help(action):
     return bool((action.help or "").strip()) and action.help.strip() != "%(default)s"
 

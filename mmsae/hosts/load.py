@@ -16,7 +16,7 @@ from mmsae.hosts import loaded
 from mmsae.hosts.base import Host, check_device
 from mmsae.hosts.diffusion import load as diffusion_load
 from mmsae.hosts.lvlm.load import layer_width, load_model
-from mmsae.hosts.names import HostName, load_error, parse, reason, split_options, with_options
+from mmsae.hosts.names import HostName, loading, parse, reason, split_options, with_options
 from mmsae.types import IMAGE, TEXT, InputError
 
 
@@ -36,8 +36,9 @@ def _model_config(host: HostName) -> dict[str, Any]:
     """open_clip's ``model_cfg``, without weights; of a hub id from open_clip's list where it is there, else the hub."""
     import open_clip
 
+    name = _architecture(host).open_clip_name
     try:
-        config = open_clip.get_model_config(_architecture(host).open_clip_name)
+        config = open_clip.get_model_config(name)
     except json.JSONDecodeError as e:
         raise InputError(f"{Path(host.model) / 'open_clip_config.json'} is not valid JSON: {e}.") from e
     except Exception as e:  # open_clip, timm and the hub raise what they like
@@ -176,9 +177,8 @@ def _load_open_clip(
     level = logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)  # it warns of random weights, which are refused or said here
-        model = open_clip.create_model(host.open_clip_name, host.weights, device=device, **options)
-    except Exception as e:  # open_clip asserts, and unpicklers raise what they like
-        raise load_error(hint, host, e) from e
+        with loading(hint, host):
+            model = open_clip.create_model(host.open_clip_name, host.weights, device=device, **options)
     finally:
         logging.disable(level)
     tokenizer = partial(open_clip.get_tokenizer, host.open_clip_name, cache_dir=options.get("cache_dir"))
@@ -192,10 +192,8 @@ def _load_timm(
 
     from mmsae.hosts.encoders.timm import TimmHost
 
-    try:
+    with loading(hint, host):
         model = timm.create_model(host.model, pretrained=not random, **options)
-    except Exception as e:
-        raise load_error(hint, host, e) from e
     if not random:
         random = loaded.check(hint, {"": _without_classifier(model)}, allow_random)
     return TimmHost(model, hint, device, precision), random
@@ -215,14 +213,9 @@ def _load_lvlm(
 ) -> tuple[Host, bool]:
     from mmsae.hosts.lvlm.host import LVLMHost
 
-    try:
-        model, processor, found = load_model(host.model, device, precision, random, **options)
-        some_random = random or loaded.check(hint, {"": found}, allow_random)
-        return LVLMHost(model, processor, hint, None if "device_map" in options else device), some_random
-    except InputError:
-        raise
-    except Exception as e:
-        raise load_error(hint, host, e) from e
+    model, processor, found = load_model(host.model, device, precision, random, **options)
+    some_random = random or loaded.check(hint, {"": found}, allow_random)
+    return LVLMHost(model, processor, hint, None if "device_map" in options else device), some_random
 
 
 def _load_diffusers(
@@ -230,12 +223,7 @@ def _load_diffusers(
 ) -> tuple[Host, bool]:
     from mmsae.hosts.diffusion.host import DiffusionHost
 
-    try:
-        seed = torch.initial_seed() if allow_random else None  # which load_host has set
-        pipeline, found = diffusion_load.load_pipeline(host.model, precision, seed, **options)
-        some_random = loaded.check(hint, found, allow_random)
-        return DiffusionHost(pipeline, hint, None if "device_map" in options else device), some_random
-    except InputError:
-        raise
-    except Exception as e:
-        raise load_error(hint, host, e) from e
+    seed = torch.initial_seed() if allow_random else None  # which load_host has set
+    pipeline, found = diffusion_load.load_pipeline(host.model, precision, seed, **options)
+    some_random = loaded.check(hint, found, allow_random)
+    return DiffusionHost(pipeline, hint, None if "device_map" in options else device), some_random

@@ -12,7 +12,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,12 +220,22 @@ def _folder_or_id(name: str, kind: str, rest: str) -> HostName:
     return HostName(kind, rest)
 
 
-def load_error(name: str, host: HostName, e: BaseException) -> InputError:
-    """The sentence for a host that cannot be loaded: the whole reason, in one line."""
-    folder, lost, may_be_id = Path(host.model), "", host.kind in ("lvlm", "diffusers")
-    if may_be_id and not folder.exists() and folder.parent != Path() and folder.parent.is_dir():
-        lost = f"the folder {folder} does not exist ({folder.parent} does), and as an id on the hub: "
-    return InputError(f"host {name!r} cannot be loaded: {lost}{reason(e)}")
+@contextmanager
+def loading(name: str, host: HostName) -> Iterator[None]:
+    """Around a library's own call, and nothing of ours: what it raises is said in one line.
+
+    Raises:
+        InputError: In its place.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as e:  # open_clip asserts, and unpicklers raise what they like
+        folder, lost, may_be_id = Path(host.model), "", host.kind in ("lvlm", "diffusers")
+        if may_be_id and not folder.exists() and folder.parent != Path() and folder.parent.is_dir():
+            lost = f"the folder {folder} does not exist ({folder.parent} does), and as an id on the hub: "
+        raise InputError(f"host {name!r} cannot be loaded: {lost}{reason(e)}") from e
 
 
 def reason(e: BaseException, most: int = 700) -> str:

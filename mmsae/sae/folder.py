@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,23 +82,31 @@ def read_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
     if not isinstance(cfg, dict) or "mmsae" not in cfg:
         name = cfg.get("architecture") if isinstance(cfg, dict) else None
         raise InputError(f"{file} was written by another library (architecture {name!r})")
-    with understood(folder):
-        block = cfg["mmsae"]
-        if block["format"] > FORMAT:
-            raise InputError(
-                f"{file} has format {block['format']}, written by mmsae {block.get('version')}; "
-                f"this version reads up to {FORMAT}: upgrade mmsae"
-            )
-        return folder, block
+    block = cfg["mmsae"]
+    if isinstance(block, dict) and isinstance(block.get("format"), int) and block["format"] > FORMAT:
+        raise InputError(
+            f"{file} has format {block['format']}, written by mmsae {block.get('version')}; "
+            f"this version reads up to {FORMAT}: upgrade mmsae"
+        )
+    if odd := _oddity(block):
+        raise InputError(f"{file} is not what mmsae writes: {odd}")
+    return folder, block
 
 
-@contextmanager
-def understood(folder: Path) -> Iterator[None]:
-    """What goes wrong while ``cfg.json`` is understood is its fault."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"{folder / CFG} is not what mmsae writes: {type(e).__name__} {e}") from e
+_PART = {"normaliser": dict, "encoder": dict, "selector": dict, "dictionaries": dict}
+_KINDS = {"format": int, "modalities": list, "d_in": (dict, int), "d_sae": int, "sites": dict, **_PART}
+_SITE = {"host", "module", "io", "tokens", "modality", "width", "hint"}
+
+
+def _oddity(block: Any) -> str:
+    """What is wrong with the form of the ``mmsae`` block; empty where nothing is."""
+    if not isinstance(block, dict):
+        return f"its block mmsae is {block!r:.40}"
+    if wrong := [f for f, kind in _KINDS.items() if not isinstance(block.get(f), kind)]:
+        return f"{wrong[0]} is {block.get(wrong[0])!r:.40}"
+    sites = block["sites"].items()
+    odd = [(m, s) for m, s in sites if not isinstance(s, dict) or not {"host", "module"} <= s.keys() <= _SITE]
+    return f"the site of {odd[0][0]} is {odd[0][1]!r:.80}" if odd else ""
 
 
 def read_tensors(folder: Path, block: Mapping[str, Any]) -> dict[str, Tensor]:

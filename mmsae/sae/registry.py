@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -36,6 +37,18 @@ def composition(sae: Any) -> dict[str, Any]:
         "selector": part_config(sae.selector),
         "dictionaries": {key: part_config(d) for key, d in sae.dictionaries.items()},
     }
+
+
+def oddity(slot: str, config: Any) -> str:
+    """What is wrong with the form of a part's dict; empty where nothing is, or its name is unknown here."""
+    if not isinstance(config, dict):
+        return f"it is {config!r:.40}"
+    if isinstance(config.get("encoder"), dict) and (inner := oddity("encoder", config["encoder"])):
+        return inner
+    if config.get("name") not in PARTS[slot]:
+        return ""
+    known = inspect.signature(PARTS[slot][config["name"]]).parameters
+    return next((f"{config['name']} takes no {field}" for field in config if field not in ("name", *known)), "")
 
 
 def make_part(slot: str, config: dict[str, Any]) -> nn.Module:

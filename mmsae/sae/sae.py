@@ -15,7 +15,7 @@ from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, Encoder, PerModalityEncoder
 from mmsae.sae.normaliser import Normaliser
-from mmsae.sae.registry import composition, make_part
+from mmsae.sae.registry import composition, make_part, oddity
 from mmsae.sae.selector import Selector, TopK
 from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
 
@@ -305,17 +305,20 @@ class SAE(nn.Module):
             InputError: No SAE there, a newer format, an unknown part, or tensors that do not fit the config.
         """
         folder, block = folder_format.read_config(path)
-        with folder_format.understood(folder):
-            sae = cls(
-                modalities=block["modalities"],
-                normaliser=make_part("normaliser", block["normaliser"]),
-                encoder=make_part("encoder", block["encoder"]),
-                selector=make_part("selector", block["selector"]),
-                dictionaries={k: make_part("dictionary", d) for k, d in block["dictionaries"].items()},
-            )
-            with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: loading draws nothing
-                sae.build(block["d_in"], block["d_sae"])
-            sae.sites = {m: Site(**s) for m, s in block["sites"].items()}
+        parts = [(slot, block[slot]) for slot in ("normaliser", "encoder", "selector")]
+        parts += [("dictionary", d) for d in block["dictionaries"].values()]
+        if odd := [f"{slot}: {odd}" for slot, config in parts if (odd := oddity(slot, config))]:
+            raise InputError(f"{folder / folder_format.CFG} is not what mmsae writes: {odd[0]}")
+        sae = cls(
+            modalities=block["modalities"],
+            normaliser=make_part("normaliser", block["normaliser"]),
+            encoder=make_part("encoder", block["encoder"]),
+            selector=make_part("selector", block["selector"]),
+            dictionaries={k: make_part("dictionary", d) for k, d in block["dictionaries"].items()},
+        )
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: loading draws nothing
+            sae.build(block["d_in"], block["d_sae"])
+        sae.sites = {m: Site(**s) for m, s in block["sites"].items()}
         sae._fill(folder_format.read_tensors(folder, block), folder / folder_format.WEIGHTS)
         return sae.to(device).eval().requires_grad_(False)
 

@@ -119,3 +119,24 @@ def test_another_number_of_classes_leaves_a_classifier_without_weights(tmp_path)
     with pytest.warns(UserWarning, match="would be random"):
         host = load_host(name, num_classes=7, allow_random=True)
     assert torch.equal(host.model.cls_token, model.cls_token) and host.model.head.out_features == 7
+
+
+@pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError])
+@pytest.mark.parametrize(
+    "kind, ours",
+    [
+        ("lvlm", "mmsae.hosts.loaded.check"),
+        ("lvlm", "mmsae.hosts.lvlm.host.decoder_path"),
+        ("lvlm", "mmsae.hosts.lvlm.host.check_processor"),
+        ("diffusers", "mmsae.hosts.loaded.check"),
+        ("diffusers", "mmsae.hosts.diffusion.load._leave_out"),
+        ("diffusers", "mmsae.hosts.diffusion.call.parts"),
+    ],
+)
+def test_a_fault_of_ours_is_no_fault_of_the_host(whole, kind, ours, error, monkeypatch):
+    def broken(*_, **__):
+        raise error("ours")
+
+    monkeypatch.setattr(ours, broken)
+    with pytest.raises(error, match="ours"):
+        load_host(f"{kind}:{whole / kind}")

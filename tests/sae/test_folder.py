@@ -180,6 +180,10 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path):
     for edit in (
         lambda c: c["mmsae"].pop("format"),
         lambda c: c["mmsae"]["encoder"].update(colour="red"),
+        lambda c: c["mmsae"].update(selector="topk"),
+        lambda c: c["mmsae"].update(dictionaries={"shared": 3}),
+        lambda c: c["mmsae"].update(sites={"image": {"where": "there"}}),
+        lambda c: c["mmsae"].update(d_sae="many"),
         lambda c: c.update(mmsae=[]),
     ):
         cfg.write_text(text)
@@ -191,6 +195,17 @@ def test_damaged_folders_are_refused_in_one_sentence(tmp_path):
         SAE.from_pretrained(folder)
     with pytest.raises(InputError, match="no SAE at"):
         SAE.from_pretrained("me/no such name")
+
+
+@pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError])
+def test_a_fault_of_ours_is_no_fault_of_the_folder(tmp_path, monkeypatch, error):
+    def broken(*_, **__):
+        raise error("ours")
+
+    folder = make("topk")[0].save_pretrained(tmp_path / "sae")
+    monkeypatch.setattr(SAE, "build", broken)
+    with pytest.raises(error, match="ours"):
+        SAE.from_pretrained(folder)
 
 
 def test_files_of_a_saved_folder_may_be_read_by_those_who_may_read_the_folder(tmp_path):

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmsae.hosts.loaded import Loaded, recorded
 from mmsae.hosts.lvlm.load import plain_config, quiet
+from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -53,14 +54,18 @@ def load_pipeline(
         options.setdefault("low_cpu_mem_usage", False)  # else missing weights would have no memory
     with quiet(folder), _quiet(folder), recorded(seed) as found, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
+        with loading(f"diffusers:{folder}", HostName("diffusers", folder)):
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
     return pipeline, found
 
 
 def _leave_out(folder: str, options: dict[str, Any]) -> None:
     """Leave out what a folder was saved without: Stable Diffusion 3 works without its T5, if that is said."""
     index = Path(folder) / "model_index.json"
-    listed = json.loads(index.read_text()) if index.is_file() else {}
+    try:
+        listed = json.loads(index.read_text()) if index.is_file() else {}
+    except ValueError as e:
+        raise InputError(f"host diffusers:{folder} cannot be loaded: {index} is not valid JSON: {e}") from e
     for part in ("text_encoder_3", "tokenizer_3"):
         if part in listed and part not in options:
             absent = listed[part] == [None, None]

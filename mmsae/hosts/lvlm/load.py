@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mmsae.hosts.loaded import Loaded, silent
+from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
 
 
@@ -80,18 +81,18 @@ def load_model(folder: str, device: Any, precision: str, random: bool, **options
             raise InputError(f"dtype {dtype!r} is none of torch.")
         dtype = getattr(torch, dtype)
     shared = {k: options[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in options}
-    config = load_config(folder, **shared)
-    auto = transformers.AutoModelForImageTextToText
-    if random:
-        model, found = auto.from_config(config, **({} if dtype == "auto" else {"dtype": dtype})), Loaded(0, [], [])
-    else:
-        options.setdefault("ignore_mismatched_sizes", True)  # refused by its caller, with names and shapes
-        with quiet(folder), silent():
+    auto, info = transformers.AutoModelForImageTextToText, None
+    options.setdefault("ignore_mismatched_sizes", True)  # refused by its caller, with names and shapes
+    with loading(f"lvlm:{folder}", HostName("lvlm", folder)), quiet(folder), silent():
+        config = load_config(folder, **shared)
+        if random:
+            model = auto.from_config(config, **({} if dtype == "auto" else {"dtype": dtype}))
+        else:
             model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
-        found = Loaded.of(model, info)
-    if "device_map" not in options:
-        model = model.to(device)
-    return model, transformers.AutoProcessor.from_pretrained(folder, **shared), found
+        if "device_map" not in options:
+            model = model.to(device)
+        processor = transformers.AutoProcessor.from_pretrained(folder, **shared)
+    return model, processor, Loaded(0, [], []) if info is None else Loaded.of(model, info)
 
 
 def decoder_path(model: Any) -> str:
