@@ -32,7 +32,7 @@ from mmsae.steering.measure.controls import controls
 from mmsae.steering.measure.plots import before_after, dose_plot
 from mmsae.steering.measure.scorers import CLIPJudge, after, inside, kept, towards
 from mmsae.steering.measure.sweep import Item, collect, doses, noise, sweep, verdicts
-from mmsae.steering.methods.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
+from mmsae.steering.methods.attributes import SteeredPairs, clip_choice, confirm, discover, gains, score_words
 from mmsae.steering.methods.denoiser_block import paint
 from mmsae.steering.methods.text import substitute, text_codes, word_pair
 from mmsae.steering.methods.unlearn import concept_stats, selection_score
@@ -192,7 +192,7 @@ def attributes(b):
 
     def pair(i, which, v):
         push = Intervention(Edit.add(i, 1.0), unit="rel_norm", strength=PUSH)
-        return Pairs(base[which], b.draw(v, {b.text_site: (b.text, push)})[0], v)
+        return SteeredPairs(base[which], b.draw(v, {b.text_site: (b.text, push)})[0], v)
 
     live = b.text_stats.live(0.002).tolist()
     codes, tokens = text_codes(b.host, b.text, b.text_site, b.captions)

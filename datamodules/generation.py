@@ -30,7 +30,7 @@ class ReadDrawing(Drawing):
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptChoice:
     """Which prompts are drawn."""
 
     val_fraction: float = 0.1
@@ -89,7 +89,7 @@ class GenerationDataModule(HostActivations):
         seed: int = 0,
         drawing: ReadDrawing = ReadDrawing(),
         mixing: RowMixing = RowMixing(),
-        chosen: Prompts = Prompts(),
+        chosen: PromptChoice = PromptChoice(),
         loading: Loading = Loading(),
     ) -> None:
         if not host.startswith("diffusers:"):

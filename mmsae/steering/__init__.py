@@ -7,7 +7,7 @@ __all__, __getattr__ = lazy(
     {
         "edits.attach": "active_sites attach",
         "edits.edit": "Edit",
-        "edits.gate": "FVU Gate",
+        "edits.gate": "Gate",
         "edits.intervention": "Intervention",
         "edits.units": "FeatureStats",
         "methods.kl_strength": "KLSearch search_kl",

@@ -18,7 +18,7 @@ from mmsae.files import atomic_file, disk_errors, write_json
 from mmsae.hosts import pick_device
 from mmsae.jobs.estimate import duration, progress_bar
 from mmsae.jobs.folder import JobFolder
-from mmsae.options import Drawing, OneProcessRun
+from mmsae.options import Drawing, OneProcessRun, at_least
 from mmsae.report.figures import write_png
 from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.steering.edits.units import FeatureStats
@@ -39,12 +39,10 @@ from mmsae.steering.measure.sweep import (
 )
 from mmsae.steering.options import Edits, Gates, Sweep
 from mmsae.steering.recipe import (
-    at_least,
     load_site,
     make_metrics,
     make_steering,
     method_of,
-    plain,
     read_mask,
     read_prompts,
 )
@@ -103,7 +101,7 @@ class SteeringJob:
             "gates": {**self.acting, "space": None if mask is None else mask.tolist()},
             "shown": sweep.shown, "metrics": [*sweep.scorers, sweep.judge, sweep.target], "stats": gates.stats,
         }  # fmt: skip
-        self.files = JobFolder(out, plain(job), "mmsae steer", writes=WRITES)
+        self.files = JobFolder(out, job, "mmsae steer", writes=WRITES)
         self.folder = out
 
     def run(self) -> dict[str, Any]:

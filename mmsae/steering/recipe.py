@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -201,13 +200,6 @@ def read_anchors(given: Any) -> dict[str, list[str]]:
     return {str(c): x for c, x in found.items()}
 
 
-def at_least(least: int, **numbers: int) -> None:
-    """Refuse numbers below ``least``, by their names."""
-    for name, number in numbers.items():
-        if number < least:
-            raise InputError(f"{name} must be at least {least}, not {number}.")
-
-
 def replace_word(prompt: str, old: str, new: str) -> str:
     """The prompt with another word, every time that it occurs."""
     return re.sub(rf"\b{re.escape(old)}\b", new, prompt)
@@ -294,8 +286,3 @@ def read_mask(path: str | None) -> torch.Tensor | None:
         return torch.from_numpy(np.asarray(Image.open(path).convert("L")).astype("float32") / 255)
     except OSError as e:
         raise InputError(f"mask {path} cannot be read: {e}.") from e
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON keeps it, so that jobs can be compared."""
-    return json.loads(json.dumps(value, default=str))

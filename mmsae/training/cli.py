@@ -35,8 +35,13 @@ def names_a_module(args: Sequence[str]) -> bool:
     return bool(named) or any(job_of(path) for path in recipes)
 
 
-class ThreadsCLI(LightningCLI):
-    """LightningCLI with ``--threads``, which holds in every rank, for each reads the command line."""
+# errors reach mmsae.cli, which turns them into one sentence
+_PARSER = {"prog": "mmsae", "exit_on_error": False}
+_PARSER |= {c: {"exit_on_error": False} for c in LightningCLI.subcommands()}
+
+
+class BaseCLI(LightningCLI):
+    """LightningCLI with mmsae's progress bar, and with ``--threads``, which every rank reads for itself."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         add_group(parser, Process)
@@ -44,15 +49,18 @@ class ThreadsCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         use_threads(self._get(self.config, "threads"))
 
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self._get(self.config_init, "trainer", default={})
+        if config.get("enable_progress_bar") is not False:
+            kwargs["callbacks"] = [*(config.get("callbacks") or []), RunProgress()]
+        return super().instantiate_trainer(**kwargs)
 
-class JobCLI(ThreadsCLI):
+
+class JobCLI(BaseCLI):
     """LightningCLI for one module: no logs and, unless asked for, no checkpoints; it writes its own files."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A trainer whose ranks may wait long for each other: tars are not equally large."""
-        config = self._get(self.config_init, "trainer", default={})
-        if config.get("enable_progress_bar") is not False:
-            kwargs["callbacks"] = [*(config.get("callbacks") or []), RunProgress()]
         trainer = super().instantiate_trainer(**kwargs)
         if hasattr(trainer.strategy, "_timeout"):  # of DDP: 30 minutes, and no other way that leaves strategy: auto
             trainer.strategy._timeout = timedelta(days=7)
@@ -70,8 +78,7 @@ def build_job(args: list[str] | None, run: bool = True) -> JobCLI:
         subclass_mode_model=True,
         seed_everything_default=False,
         save_config_callback=None,
-        parser_kwargs={"prog": "mmsae", "exit_on_error": False}
-        | {c: {"exit_on_error": False} for c in LightningCLI.subcommands()},
+        parser_kwargs=_PARSER,
         auto_configure_optimizers=False,
         trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
         args=args and each_recipe(args, whole_recipe),
@@ -79,7 +86,7 @@ def build_job(args: list[str] | None, run: bool = True) -> JobCLI:
     )
 
 
-class RunCLI(ThreadsCLI):
+class RunCLI(BaseCLI):
     """LightningCLI whose run lives in ``--trainer.default_root_dir``: logs, checkpoints and the SAE folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -100,24 +107,11 @@ class RunCLI(ThreadsCLI):
         steps, interval = config.get("max_steps") or -1, config.get("val_check_interval")
         if isinstance(interval, int) and 0 < steps < interval:
             kwargs["val_check_interval"] = steps  # a short run is validated once, at its end, rather than never
-        if config.get("enable_progress_bar") is not False:
-            kwargs["callbacks"] = [*(config.get("callbacks") or []), RunProgress()]
         return super().instantiate_trainer(**kwargs)
 
-    def fit(self, model: LitSAE, **kwargs: Any) -> None:
-        """Train."""
+    def _run_subcommand(self, subcommand: str) -> None:
         with self._clean_failure():
-            self.trainer.fit(model, **kwargs)
-
-    def validate(self, model: LitSAE, **kwargs: Any) -> None:
-        """Measure on the validation data."""
-        with self._clean_failure():
-            self.trainer.validate(model, **kwargs)
-
-    def test(self, model: LitSAE, **kwargs: Any) -> None:
-        """Measure on the test data."""
-        with self._clean_failure():
-            self.trainer.test(model, **kwargs)
+            super()._run_subcommand(subcommand)
 
     @contextmanager
     def _clean_failure(self) -> Iterator[None]:
@@ -200,9 +194,7 @@ def build_cli(args: list[str] | None, run: bool = True) -> RunCLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        # errors reach mmsae.cli, which turns them into one sentence
-        parser_kwargs={"prog": "mmsae", "exit_on_error": False}
-        | {c: {"exit_on_error": False} for c in LightningCLI.subcommands()},
+        parser_kwargs=_PARSER,
         auto_configure_optimizers=False,
         trainer_defaults={
             "max_epochs": -1,

@@ -187,11 +187,11 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(made, capsys):
         (("text", "--features", "1", "--stats", str(made / "nothing")), "no statistics of features"),
         ((*forget[:3], "--anchors", str(made / "broken.yaml"), "--strengths", "-1"), "broken.yaml cannot be read"),
         ((*forget[:3], "--anchors", str(made / "number.yaml"), "--strengths", "-1"), "not {'red': 3}"),
-        (("text", "--features", "1", *raw, "--batch-size", "0"), "batch_size must be at least 1, not 0"),
+        (("text", "--features", "1", *raw, "--batch-size", "0"), "batch_size is 0; it must be at least 1"),
         (("text", "--words", "red", "blue", "--anchors", "x", "--unit", "raw"), "unit 'raw' has no meaning with words"),
         ((*forget, "--strengths", "-1", "--window", "0", "1"), "window (0, 1) has no meaning with forget"),
-        (("text", "--features", "1", "--controls", "-1"), "controls must be at least 0, not -1"),
-        (("text", "--features", "1", *raw, "--steps", "0"), "steps must be at least 1, not 0"),
+        (("text", "--features", "1", "--controls", "-1"), "controls is -1; it must be at least 0"),
+        (("text", "--features", "1", *raw, "--steps", "0"), "steps is 0; it must be at least 1"),
     ]  # fmt: skip
     for args, message in cases:
         err = refused(capsys, made, *args, out="bad")

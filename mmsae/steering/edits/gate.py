@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +20,6 @@ from mmsae.types import TEXT, InputError
 POLICIES = ("content", "eos", "pad", "image", "text", "all")
 BRANCHES = ("all", "cond", "uncond", "sign")
 PHASES = ("prefill", "decode", "both")
-
-
-class FVU(NamedTuple):
-    """Guard: act only on samples of which the SAE leaves less than a share ``q`` of the variance unexplained.
-
-    Spec 6.6 of VS2 (arXiv 2506.01247): a code that does not describe a sample is no handle on it.
-    """
-
-    q: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +36,8 @@ class Gate:
         phase: ``prefill``, ``decode`` (the call holds generated tokens) or ``both``.
         active: Act only on rows where one of the edit's features exceeds this raw code (one number, or one per id of
             the edit in ascending order).
-        guard: :class:`FVU`, or its ``q``.
+        guard: Act only on samples of which the SAE leaves less than this share of the variance unexplained: a code that
+            does not describe a sample is no handle on it (VS2, arXiv 2506.01247).
     """
 
     tokens: str | Sequence[int] | None = None
@@ -54,7 +46,7 @@ class Gate:
     steps: tuple[int, int] | range | None = None
     phase: str = "both"
     active: float | Sequence[float] | None = None
-    guard: FVU | float | None = None
+    guard: float | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -78,7 +70,7 @@ class Gate:
                 raise InputError(f"gate: space has shape {tuple(space.shape)}; it is (H, W) or (B, H, W) within [0, 1]")
             put(self, "space", space)
         if self.guard is not None:
-            put(self, "guard", FVU(*self.guard) if isinstance(self.guard, tuple) else FVU(float(self.guard)))
+            put(self, "guard", float(self.guard))
         if self.active is not None:
             active = torch.as_tensor(self.active, dtype=torch.float64)
             put(self, "active", active.item() if active.ndim == 0 else tuple(active.tolist()))
@@ -165,9 +157,7 @@ class Gate:
         out = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, FVU):
-                value = value.q
-            elif isinstance(value, Tensor):
+            if isinstance(value, Tensor):
                 value = value.tolist()
             elif isinstance(value, tuple):
                 value = list(value)

@@ -31,7 +31,7 @@ from mmsae.hosts.sites import Where
 from mmsae.sae import SAE
 from mmsae.steering.edits import codes as algebra
 from mmsae.steering.edits.edit import Edit
-from mmsae.steering.edits.gate import FVU, Gate
+from mmsae.steering.edits.gate import Gate
 from mmsae.steering.edits.log import SiteLog
 from mmsae.steering.edits.rows import dilate, group, mean_donor, only
 from mmsae.steering.edits.units import UNITS, FeatureStats
@@ -79,7 +79,7 @@ class Intervention:
     steps: tuple[int, int] | range | None = None
     phase: str = "both"
     active: float | Sequence[float] | None = None
-    guard: FVU | float | None = None
+    guard: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gate", Gate(**{n: getattr(self, n) for n in _GATE}))
@@ -291,7 +291,7 @@ class BoundIntervention:
     def _read(self, x: Tensor, where: Where, weight: Tensor) -> tuple[SAEOutput | None, Codes | None, Tensor]:
         """What the SAE says, as far as it is needed, and the weights after the gates that ask for it."""
         iv, out, codes = self.iv, None, None
-        if self.gate.guard or iv.writeback == "splice" or iv.policy == "pre" or iv.donor == "mean":
+        if self.gate.guard is not None or iv.writeback == "splice" or iv.policy == "pre" or iv.donor == "mean":
             out = self.sae({self.modality: x})[self.modality]
             codes = out.codes
         elif (self.push is None and self.basis is None) or self.gate.active is not None:
@@ -299,9 +299,9 @@ class BoundIntervention:
         if self.gate.active is not None and iv.writeback != "replace":
             on = self.gate.acting(codes.gather(self.ids)) if len(self.ids) else codes.l0() > 0
             weight = weight * on[:, None]
-        if self.gate.guard:
+        if self.gate.guard is not None:
             fvu = algebra.sample_fvu(self.sae, self.modality, out, group(where))
-            weight = weight * (fvu < self.gate.guard.q)[:, None]
+            weight = weight * (fvu < self.gate.guard)[:, None]
         return out, codes, weight
 
     def _write(self, x: Tensor, where: Where, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from mmsae.types import InputError
 THRESHOLD = 3.0
 
 
-class Pairs(NamedTuple):
+class SteeredPairs(NamedTuple):
     """Images without and with a feature, same noise and prompt in each row.
 
     Attributes:
@@ -59,7 +59,7 @@ class Attribute(NamedTuple):
         return self.choice is not None and self.choice.low > 0.5
 
 
-def gains(judge: Judge, pairs: Pairs, vocabulary: Sequence[str]) -> Tensor:
+def gains(judge: Judge, pairs: SteeredPairs, vocabulary: Sequence[str]) -> Tensor:
     """``(V,)`` mean over pairs of ``cos(I', t) - cos(I, t)``."""
     return ((judge.images(pairs.after) - judge.images(pairs.before)) @ judge.texts(vocabulary).T).mean(0)
 
@@ -90,8 +90,8 @@ def score_words(gain: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
 
 def discover(
     judge: Judge,
-    pairs: Pairs,
-    random: Iterable[Pairs],
+    pairs: SteeredPairs,
+    random: Iterable[SteeredPairs],
     vocabulary: Sequence[str],
     threshold: float = THRESHOLD,
 ) -> list[Attribute]:
@@ -124,12 +124,12 @@ def clip_choice(judge: Judge) -> Choose:
     return choose
 
 
-def confirm(found: Sequence[Attribute], held_out: Pairs, choose: Choose, seed: int = 0) -> list[Attribute]:
+def confirm(found: Sequence[Attribute], held_out: SteeredPairs, choose: Choose, seed: int = 0) -> list[Attribute]:
     """Two-alternative choice on prompts that had no part in the discovery.
 
     Args:
         found: From :func:`discover`.
-        held_out: Pairs of other prompts.
+        held_out: SteeredPairs of other prompts.
         choose: :func:`clip_choice`, or a visual-question model. It sees the two images in random order.
         seed: Seed of the order.
     """

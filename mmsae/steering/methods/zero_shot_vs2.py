@@ -34,7 +34,7 @@ def vs2(gamma: float = 1.5, guard: float | None = 0.5, **more: Any) -> Intervent
     return Intervention(Edit.scale(None, gamma), unit="raw", guard=guard, **more)
 
 
-class ZeroShot(NamedTuple):
+class SteeredZeroShot(NamedTuple):
     """Zero-shot classification with and without steering.
 
     Attributes:
@@ -63,7 +63,7 @@ def zero_shot_steered(
     intervention: Intervention,
     site: Site | str = "image.embed",
     allow_other_site: bool = False,
-) -> ZeroShot:
+) -> SteeredZeroShot:
     """Classify images by cosine with class embeddings, each with and without an intervention at an image site.
 
     Args:
@@ -83,7 +83,7 @@ def zero_shot_steered(
             steered.append(_predict(host, batch, classes))
         logs += log.sites
     log = Log(logs)
-    return ZeroShot(torch.cat(clean), torch.cat(steered), log.share, log.relative)
+    return SteeredZeroShot(torch.cat(clean), torch.cat(steered), log.share, log.relative)
 
 
 def _predict(host: Host, batch: Tensor, classes: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from mmsae import InputError
 from mmsae.hosts.sites import COND, UNCOND, Where
-from mmsae.steering import FVU, Edit, Gate, Intervention
+from mmsae.steering import Edit, Gate, Intervention
 from tests.helpers.steer_saes import make, orthonormal
 
 #: two prompts of BOS, words, EOS and padding
@@ -182,7 +182,7 @@ def test_guard_skips_samples_that_the_sae_does_not_explain():
         new = Intervention(Edit.add(7, 1.0), unit="raw", guard=q).bind(sae)(x, where)
         return (new != x).any(1).tolist()
 
-    assert changed(own, FVU(0.5)) == [True, False, True, True]  # FVU 0, 3, 0, .19
+    assert changed(own, 0.5) == [True, False, True, True]  # FVU 0, 3, 0, .19
     assert changed(own, 0.1) == [True, False, True, False]
     assert changed(pairs, 0.5) == [False, False, True, True]  # by sample: (0 + 24) / 16, (0 + 1.5) / 16
     assert changed(own, 0.0) == [False] * 4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmsae.steering.methods.attributes import Pairs, clip_choice, confirm, discover, gains, score_words
+from mmsae.steering.methods.attributes import SteeredPairs, clip_choice, confirm, discover, gains, score_words
 from mmsae.types import InputError
 
 WORDS = ["red", "green", "blue", "round", "small", "dark"]
@@ -23,7 +23,7 @@ def pairs(direction, n=20, noise=0.1, seed=0):
     g = torch.Generator().manual_seed(seed)
     before = torch.rand(n, 3, 2, 2, generator=g)
     move = direction + noise * torch.randn(n, 12, generator=g)
-    return Pairs(before, before + move.view(-1, 3, 2, 2), [f"p{i // 2}" for i in range(n)])
+    return SteeredPairs(before, before + move.view(-1, 3, 2, 2), [f"p{i // 2}" for i in range(n)])
 
 
 def random_pairs(r=20):
