@@ -72,6 +72,14 @@ class TopTable(NamedTuple):
         on = v > 0
         return list(zip(unpack_uids(self.ids[latent][on]), v[on].tolist(), strict=True))
 
+    def rows_in(self, uids: Sequence[str]) -> Tensor:
+        """``(d_sae, n)`` int64 position of every top sample in ``uids``; -1 for none or not among them."""
+        where = {u.lower(): i for i, u in enumerate(uids)}
+        out = torch.full(self.values.shape, -1)
+        on = (self.values > 0).cpu()
+        out[on] = torch.tensor([where.get(u, -1) for u in unpack_uids(self.ids.cpu()[on])], dtype=torch.long)
+        return out
+
 
 def lexsort(*columns: Tensor) -> Tensor:
     """``(M,)`` order that sorts by the first column, ties by the second, and so on."""

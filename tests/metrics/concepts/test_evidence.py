@@ -95,6 +95,14 @@ def test_state_does_not_grow_with_samples():
     assert size() == before and metric.compute().rows == 360
 
 
+def test_rows_in_finds_positions():
+    c, uids = sparse_codes(), [uid(i) for i in range(90)]
+    table = top_evidence(c, uids, 4)
+    rows = table.rows_in(uids)
+    assert [uids[i] for i in rows[0] if i >= 0] == [u for u, _ in table.top(0)]
+    assert (rows[6] == -1).all() and (table.rows_in(uids[:2]) < 2).all()
+
+
 def test_wrong_number_of_uids():
     with pytest.raises(InputError, match="1 uids for 90 rows"):
         TopN(7).update(sparse_codes(), [uid(0)])
