@@ -44,7 +44,7 @@ class Features(NamedTuple):
         said: ``{name of the class as the data says: images}``, labels asked for or not.
         tokens: See :class:`Through`.
         others: The same images through other SAEs, by name.
-        moments: Of all rows that were read, where asked for.
+        moments: Moments of all rows that were read, where asked for.
     """
 
     x: Tensor

@@ -111,7 +111,7 @@ def probe_space(
         classes: Number of classes.
         sparse: Numbers of features of the sparse probes; those that the space does not have are left out.
         grid: L2 strengths, chosen on the validation set.
-        seed: Of the parts of the training set.
+        seed: Seed of the parts of the training set.
 
     Returns:
         The probes, and ``(source, {target: accuracy})`` of all linear probes that were fitted: every L2 strength and
@@ -161,7 +161,7 @@ def generalisation(
         controls: Controls.
         sparse: Numbers of features of sparse probes.
         grid: L2 strengths.
-        seed: Of random weights, parts of the training set and bootstrap.
+        seed: Seed of random weights, parts of the training set and bootstrap.
 
     Returns:
         ``rows`` (:func:`mmsae.evaluation.rows.row`): per probe and features ``NAME source``, ``NAME target`` (its

@@ -65,7 +65,7 @@ def plain(name: Any) -> str:
 
 
 def read_labels(paths: Sequence[str], field: str = "cls", must: bool = True) -> Labels:
-    """Labels of all samples of some shards; pictures are not decoded.
+    """Labels of all samples of some shards; images are not decoded.
 
     Args:
         paths: The tars.

@@ -45,7 +45,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, recon: Tensor, z: Codes, item: Tensor, n: int) -> Sums:
-        """Of rows ``(N, d)``, their reconstructions and codes, and the image ``item (N,)`` of each."""
+        """The sums over rows ``(N, d)``, their reconstructions and codes; ``item (N,)`` is the image of each."""
         rows = torch.bincount(item, minlength=n).double()
         mean = _total(x, item, n) / rows.clamp(min=1)[:, None]
         out = torch.zeros(len(cls._fields) - 1, n, dtype=torch.float64)
@@ -96,13 +96,13 @@ class Through(NamedTuple):
     tokens: TokenMeans | None = None
 
     def rows(self, at: Tensor) -> Through:
-        """Of some images, by their indices."""
+        """Some of the images, by their indices."""
         pick = lambda t: type(t)(*(v[at] for v in t))  # noqa: E731
         return Through(self.z.rows(at), self.recon[at], pick(self.sums), self.tokens and pick(self.tokens))
 
     @classmethod
     def stack(cls, parts: Sequence[Through]) -> Through:
-        """Of several batches as one."""
+        """Several batches as one."""
         z = Codes.stack([p.z for p in parts])
         sums = Sums(*(torch.cat(v) for v in zip(*(p.sums for p in parts), strict=True)))
         recon = torch.cat([p.recon for p in parts])

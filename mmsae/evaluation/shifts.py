@@ -1,4 +1,4 @@
-"""Changes of pictures that leave their class alone, on transformed images ``(B, 3, H, W)``.
+"""Changes of images that leave their class alone, on transformed images ``(B, 3, H, W)``.
 
 Strengths are in the units of the host's own normalised pixels, whose standard deviation is about 1.
 """
@@ -35,13 +35,13 @@ def dim(x: Tensor, strength: float) -> Tensor:
 
 
 def contrast(x: Tensor, strength: float) -> Tensor:
-    """Contrast about the picture's mean times this factor."""
+    """Contrast about the image's mean times this factor."""
     mean = x.mean((1, 2, 3), keepdim=True)
     return mean + strength * (x - mean)
 
 
 def grey(x: Tensor, strength: float) -> Tensor:
-    """Mixed with its grey picture by this share; 1 has no colour."""
+    """Mixed with its grey image by this share; 1 has no colour."""
     return torch.lerp(x, x.mean(1, keepdim=True).expand_as(x), strength)
 
 

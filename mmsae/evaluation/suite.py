@@ -71,15 +71,15 @@ class Suite:
         heads: ``{head: options}``, in the order of the card.
         root: Folder that data paths are relative to; empty: the working folder.
         host: Name; empty: the host of the SAE's site.
-        label: Of all sets that do not say otherwise.
+        label: Label of all sets that do not say otherwise.
         classes: File of class names, for prompts; empty: the names in the data.
         templates: File of prompt templates, or ``simple`` or ``openai``.
-        judge: Whose embeddings judge likeness: ``json:FIELD`` (truths in the data), the name of a host, or ``host``
-            (the SAE's own: circular, and said so).
+        judge: What judges likeness: ``json:FIELD`` (truths in the data), or the embeddings of a host by name, or of
+            ``host`` (the SAE's own: circular, and said so).
         concepts: ``json:FIELD`` of a list of true concepts, for probes; empty: the classes.
         trees: ``{name: file}`` or ``{name: wordnet}``.
         others: ``{name: SAE folder}`` of other seeds, relative to the root, for stability.
-        title: Of the page.
+        title: Title of the page.
         path: The file.
     """
 

@@ -129,7 +129,6 @@ class ZeroShotTest(Callback):
 
     @torch.no_grad()
     def on_test_batch_end(self, trainer, module, outputs, batch: Tokens, batch_idx: int, dataloader_idx: int = 0):
-        """Score a batch."""
         x = pooled_images(batch, "ZeroShotTest")
         if batch.uids is None:
             raise InputError("ZeroShotTest needs the uids of the test data, which this datamodule does not give")
@@ -144,7 +143,6 @@ class ZeroShotTest(Callback):
         self.metric.update(scores, labels)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log."""
         log_figures(module, {f"test/zeroshot/{k}": v for k, v in self.metric.compute().items()})
 
 
@@ -208,7 +206,6 @@ class OODTest(Callback):
                 metric.update(-error if score == "recon" else rarity(z, self.rates), ood)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log."""
         figures: dict[str, float] = {}
         for (score, name), metric in self.metrics.items():
             if (m := metric.compute()) is not None:

@@ -46,7 +46,7 @@ class MonosemanticityTest(Callback):
 
     Args:
         judge: Store of the same images by another host, joined by uid; empty: one unit vector per label.
-        shards: Where the labels are read that stand in for a judge.
+        shards: Shards with the labels that stand in for a judge.
         label: ``cls`` or a field of json.
     """
 
@@ -93,7 +93,6 @@ class MonosemanticityTest(Callback):
             self.metrics[kind].update(features, e)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log."""
         figures: dict[str, Any] = {}
         for kind, metric in self.metrics.items():
             figures |= {f"test/monosemanticity/{kind}/{k}": v for k, v in metric.compute().summary().items()}
@@ -107,7 +106,7 @@ class ClassMeansTest(Callback):
         shards: What the store was extracted from: labels are read there.
         tree: File of node and parent, or ``wordnet``; empty: no tree correlation.
         train: Store of the same site whose images make the means of the nearest-mean classifier; empty: none.
-        train_shards: Its shards.
+        train_shards: Shards of the training set.
         label: ``cls`` or a field of json.
         draws: Permutations for the p-value of the tree correlation.
         batch_size: Rows at a time.
@@ -172,7 +171,6 @@ class ClassMeansTest(Callback):
                 self.nearest[kind].update(features, labels)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log."""
         figures: dict[str, Any] = {}
         for kind in self.means:
             means = self.means[kind].compute().cpu()

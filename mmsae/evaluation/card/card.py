@@ -97,7 +97,7 @@ def make_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: S
 
     Args:
         data: The suite's data.
-        folder: Where to; it appears when everything is done.
+        folder: Folder of the card; it appears when everything is done.
         sae: What the SAE is called.
         gallery: Latents of each kind in gallery.html; 0: no such page.
         warnings: What is to be said beside what is found.

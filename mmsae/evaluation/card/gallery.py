@@ -43,7 +43,7 @@ class Shown(NamedTuple):
 
     Attributes:
         control: Empty, or ``random``.
-        latent: Its index.
+        latent: Index of the latent.
     """
 
     control: str

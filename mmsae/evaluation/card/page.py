@@ -167,7 +167,7 @@ def _lines(series: Mapping[str, Sequence[float]], x: str, y: str, caption: str) 
 
 
 def figures_of(name: str, rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> list[Figure]:
-    """The pictures of a head."""
+    """The figures of a head."""
     if name == "monosemanticity" and more.get("scores"):
         return [_lines(more["scores"], "share of features", "MS", "Features from the best to the worst")]
     if name == "pairs" and more.get("modality"):

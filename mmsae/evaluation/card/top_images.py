@@ -38,7 +38,7 @@ class Purity(NamedTuple):
 
 
 def purity(features: Tensor | Codes, labels: Tensor, top: int = TOP) -> Purity:
-    """Of features of N images whose classes are ``labels (N,)``, -1 for none; ties go to the lower class."""
+    """The classes of the top images among N whose classes are ``labels (N,)``, -1 for none; ties take the lower."""
     rows = top_rows(features, top)
     classes = max(int(labels.max()), 0) + 1
     own = torch.where(rows >= 0, labels[rows.clamp(min=0)], -1)

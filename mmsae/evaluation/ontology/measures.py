@@ -120,7 +120,7 @@ def lch(tree: Tree, sets: Tensor, draws: int = 200, seed: int = 0) -> dict[str, 
         tree: The tree.
         sets: ``(F, C)`` bool; empty ones are left out.
         draws: Permutations.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         ``height``, ``purity``, ``coverage``, ``coverage_f1`` as ``{"value", "null", "null_sd", "p"}`` (p: share of
@@ -156,7 +156,7 @@ def tree_correlation(tree: Tree, means: Tensor, draws: int = 200, seed: int = 0)
         tree: The tree; nearness is ``1 / (1 + path length)``.
         means: ``(C, F)`` mean feature of each class.
         draws: Permutations of the classes (Mantel's test, since pairs that share a class are not independent).
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Returns:
         ``value``, ``p``, ``null_sd`` and ``pairs``.

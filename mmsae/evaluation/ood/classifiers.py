@@ -101,7 +101,7 @@ def classifiers(
     Args:
         whose: See :func:`whose_logits`.
         sae: The SAE.
-        host: Its host.
+        host: The host of the SAE.
         fresh: The SAE with random weights.
         classes: Gives ``(C, d)`` class embeddings, for ``zeroshot``.
     """

@@ -25,8 +25,8 @@ def ood(
 
     Args:
         sae: SAE folder or hub id; of any image site, e.g. image.pooled or image.embed.
-        id: In-distribution shards with labels; split by uid into train, validation and test, or with ``train``
-            the test alone.
+        id: Shards of the in-distribution set, with labels; split by uid into train, validation and test, or with
+            ``train`` the test alone.
         ood: OOD test sets as NAME=SHARDS, one or more.
         out: Folder to write.
         host: Host by name; default: the one that the SAE's site names.

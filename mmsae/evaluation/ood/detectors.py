@@ -293,7 +293,7 @@ class ReAct(NamedTuple):
 
     Attributes:
         head: The classifier.
-        threshold: Where features are cut.
+        threshold: Value at which features are cut.
     """
 
     head: Head

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +12,10 @@ from torch.nn.functional import normalize
 from mmsae.evaluation.options import ALPHAS
 from mmsae.metrics.pairs.retrieval import cosine_to, cosine_to_few
 from mmsae.metrics.statistics import pessimistic_ranks
-from mmsae.types import IMAGE, TEXT, Codes, InputError
+from mmsae.sae import SAE
+from mmsae.types import IMAGE, TEXT, InputError
 
 CONCEPTS = ("code", "recon")
-
-
-class Sae(Protocol):
-    """What this task needs of an SAE."""
-
-    def encode(self, x: Tensor, modality: str | None = None) -> Codes:
-        """Codes of ``(N, d)`` raw activations."""
-
-    def decode(self, codes: Codes, modality: str | None = None) -> Tensor:
-        """``(N, d)`` reconstruction in the units of x."""
 
 
 def pool_templates(embeddings: Tensor) -> Tensor:
@@ -80,7 +71,7 @@ def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def zero_shot_scores(sae: Sae, x: Tensor, classes: Tensor, chunk: int = 8192) -> dict[str, Tensor]:
+def zero_shot_scores(sae: SAE, x: Tensor, classes: Tensor, chunk: int = 8192) -> dict[str, Tensor]:
     """Cosines of N images with C classes, in three spaces.
 
     Args:
@@ -114,7 +105,7 @@ def tune_alpha(
     """The alpha with the best top-1 (the smallest among equals), and ``{alpha: top-1}``; 0 is always tried.
 
     Args:
-        scores: Of the tuning images, from :func:`zero_shot_scores`.
+        scores: Scores of the tuning images, from :func:`zero_shot_scores`.
         labels: ``(N,)`` their classes.
         concept: Which of the scores enhances ``raw``.
         alphas: Grid.
@@ -124,7 +115,7 @@ def tune_alpha(
 
 
 def zero_shot(
-    sae: Sae,
+    sae: SAE,
     x: Tensor,
     labels: Tensor,
     classes: Tensor,
