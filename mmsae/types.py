@@ -31,6 +31,12 @@ class Faults(NamedTuple):
     counts: dict[str, int] = {}
     examples: tuple[tuple[str, str, str, str], ...] = ()
 
+    @classmethod
+    def read(cls, stored: Sequence[Any]) -> Faults:
+        """What JSON made of faults, as faults."""
+        seen, counts, examples = stored
+        return cls(seen, counts, tuple(map(tuple, examples)))
+
 
 class ImageTextBatch(NamedTuple):
     """Decoded, transformed and tokenised samples on their way to a frozen host.

@@ -242,7 +242,7 @@ class StoreWriter:
     def faults(self) -> list[Faults]:
         """The faults of every part that is written."""
         metas = (part_meta(self.index_file(u)) for u in range(self.units) if self.done(u))
-        return [Faults(m["faults"][0], m["faults"][1], tuple(map(tuple, m["faults"][2]))) for m in metas]
+        return [Faults.read(m["faults"]) for m in metas]
 
     def finish(self) -> Path:
         """The merge: check all parts, then write ``spec.json``. Any process may do it, several may do it at once.

@@ -105,7 +105,7 @@ class WriteBack:
         self.image: Tensor | None = None
         self.total: Tensor | None = None
         self.count: Tensor | None = None
-        self.pictures: Tensor | None = None
+        self.n_image: Tensor | None = None
 
     def __call__(self, rows: Tensor, where: Where) -> Tensor:
         """Edit of all tokens ``rows (N, d)`` of a call; image rows and those before the image stay as they are."""
@@ -113,19 +113,19 @@ class WriteBack:
             if where.start:
                 raise InputError(_PIECES)
             n = int(where.item.max()) + 1
-            pictures = rows.new_zeros(n).index_add_(0, where.item, where.image.to(rows))
+            n_image = rows.new_zeros(n).index_add_(0, where.item, where.image.to(rows))
             image = rows.new_zeros(n, rows.shape[1]).index_add_(0, where.item[where.image], rows[where.image])
-            self.image = image / pictures.clamp(min=1)[:, None]
+            self.image = image / n_image.clamp(min=1)[:, None]
             last = torch.full_like(where.item[:n], -1).scatter_reduce_(
                 0, where.item, torch.where(where.image, where.position, -1), "amax"
             )
-            after = ~where.image & (where.position > last[where.item]) & (pictures[where.item] > 0)
+            after = ~where.image & (where.position > last[where.item]) & (n_image[where.item] > 0)
             self.total, self.count = torch.zeros_like(image), rows.new_zeros(n)
-            self.pictures = pictures
-        elif self.pictures is None:
+            self.n_image = n_image
+        elif self.n_image is None:
             raise InputError(_PIECES)
         else:
-            after = self.pictures[where.item] > 0
+            after = self.n_image[where.item] > 0
         item = where.item[after]
         self.total = self.total.index_add(0, item, rows[after])
         self.count = self.count.index_add(0, item, torch.ones_like(rows[after, 0]))

@@ -191,14 +191,10 @@ def _edited(host: Answers, site: str, edit: Edit, options: dict) -> Answer:
     return answer
 
 
-def what_is_asked(shards: str | Sequence[str], seed: int, run: OneProcessRun) -> dict[str, Any]:
-    """What identifies a job beside its host, methods and prompts."""
-    return {"seed": seed, "batch_size": run.batch_size, "shards": identity(expand(shards))}
-
-
 def ask_all(
     ready: AnsweringHost,
-    job: JobFolder,
+    out: str,
+    job: dict[str, Any],
     shards: str | Sequence[str],
     prompts: Callable[[Sample], list[Prompt]],
     seed: int,
@@ -209,7 +205,8 @@ def ask_all(
 
     Args:
         ready: The host and its methods.
-        job: Where the parts lie, one per tar.
+        out: Folder with the parts, one per tar.
+        job: What identifies the job, beside shards, seed and batch size.
         shards: The images.
         prompts: What to ask about a sample; nothing for most.
         seed: Seed of sampling; every tar and method begins with it.
@@ -237,12 +234,13 @@ def ask_all(
             log.add(*one)
         return json.dumps({"rows": rows, "faults": log.take()}).encode()
 
-    log, answers = FaultLog(), {}
-    with job.lead():
-        for part in job.parts(expand(shards)).run(work, progress=run.progress, what="answers"):
+    paths, log, answers = expand(shards), FaultLog(), {}
+    job = {**job, "seed": seed, "batch_size": run.batch_size, "shards": identity(paths)}
+    folder = JobFolder(out, job, "mmsae pope or chair")
+    with folder.lead():
+        for part in folder.parts(paths).run(work, progress=run.progress, what="answers"):
             content = json.loads(part.read_text())
-            seen, counts, examples = content["faults"]
-            log.merge(Faults(seen, counts, tuple(map(tuple, examples))))
+            log.merge(Faults.read(content["faults"]))
             for name, prompt, answer in content["rows"]:
                 answers.setdefault(name, {})[prompt] = answer
     log.check(fault_limit, final=True)

@@ -46,28 +46,25 @@ def chair_command(
         ``{method: figures}`` under ``table``, and the folder as ``out``.
     """
     from mmsae.files import write_json
-    from mmsae.jobs import JobFolder
-    from mmsae.lvlm.hallucination.answers import Prompt, ask_all, prepare, what_is_asked
+    from mmsae.lvlm.hallucination.answers import Prompt, ask_all, prepare
     from mmsae.lvlm.hallucination.questions import build_pope, read_labels, read_objects
     from mmsae.lvlm.hallucination.report import chair_table, plot_chair
     from mmsae.metrics.host.chair import Objects, chair, hallucinated
 
     at_least(1, batch_size=run.batch_size, images=labels.images)
-    known = read_labels(shards, labels.object_field, labels.object_names)
+    known = read_labels(shards, labels)
     names = sorted({n for own, _ in known.values() for n in own})
     objects = Objects.read(synonyms) if synonyms else Objects.of(([n] for n in names), published=False)
     truth = {i: objects.truth(*known[i]) for i in sorted(known)[: labels.images]}
 
     def probe() -> list:
-        own = read_objects(answering.probe, labels.object_field, labels.object_names)
-        return build_pope(own, "random", 100, 3, 1, seed, question)
+        return build_pope(read_objects(answering.probe, labels), "random", 100, 3, 1, seed, question)
 
     ready, about = prepare(host, answering, run, "{question}", probe)
-    job = {**about, "prompt": prompt, "images": list(truth), **what_is_asked(shards, seed, run)}
+    job = {**about, "prompt": prompt, "images": list(truth)}
     captions = ask_all(
-        ready, JobFolder(out, job, "mmsae chair"), shards, lambda s: [Prompt(s.uid, prompt)] * (s.uid in truth), seed,
-        run, data.fault_limit,
-    )  # fmt: skip
+        ready, out, job, shards, lambda s: [Prompt(s.uid, prompt)] * (s.uid in truth), seed, run, data.fault_limit
+    )
     table = {m: chair(c, truth, objects)._asdict() for m, c in captions.items()}
     details = {
         m: {i: {"caption": c, "hallucinated": hallucinated(c, truth[i], objects)} for i, c in own.items()}

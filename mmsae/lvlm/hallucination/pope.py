@@ -59,8 +59,7 @@ def pope(
         ``{strategy: {method: {parser: figures}}}`` under ``table``, and the folder as ``out``.
     """
     from mmsae.files import write_json
-    from mmsae.jobs import JobFolder
-    from mmsae.lvlm.hallucination.answers import Prompt, ask_all, prepare, what_is_asked
+    from mmsae.lvlm.hallucination.answers import Prompt, ask_all, prepare
     from mmsae.lvlm.hallucination.questions import (
         build_pope,
         by_image,
@@ -81,8 +80,9 @@ def pope(
         raise InputError(f"prompt {prompt!r} has no {{question}} in it, so nothing would be asked")
 
     def build(images: Any, strategy: str, most: int) -> list:
-        objects = read_objects(images, labels.object_field, labels.object_names)
-        return build_pope(objects, strategy, most, asking.per_image, asking.min_objects, seed, asking.template)
+        return build_pope(
+            read_objects(images, labels), strategy, most, asking.per_image, asking.min_objects, seed, asking.template
+        )
 
     if asking.questions is None:
         sets = {s: build(shards, s, labels.images) for s in asking.strategies}
@@ -95,7 +95,8 @@ def pope(
     of_image = by_image(sets)
     answers = ask_all(
         ready,
-        JobFolder(out, job | what_is_asked(shards, seed, run), "mmsae pope"),
+        out,
+        job,
         shards,
         lambda s: [
             Prompt(f"{strategy}/{q.question_id}", prompt.replace("{question}", q.text))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.files import atomic_file, lines_of, read_text
-from mmsae.lvlm.options import STRATEGIES, TEMPLATE
+from mmsae.lvlm.options import STRATEGIES, TEMPLATE, Labels
 from mmsae.metrics.host.hallucination import NO, PARSERS, YES, score_answers
 from mmsae.shards import FaultLog, expand, read_shards
 from mmsae.types import InputError
@@ -67,28 +67,24 @@ def names_of(objects: Any, fields: Sequence[str] = ()) -> list[str]:
     return out
 
 
-def read_labels(
-    shards: str | Sequence[str], field: str = "objects", fields: Sequence[str] = ()
-) -> dict[str, tuple[list[str], list[str]]]:
+def read_labels(shards: str | Sequence[str], labels: Labels = Labels()) -> dict[str, tuple[list[str], list[str]]]:
     """``{uid: (object names, reference captions)}`` of the samples of some shards; images are not decoded.
 
     Raises:
         InputError: No sample has the field.
     """
-    out = {}
+    out, field = {}, labels.object_field
     for s in read_shards(expand(shards), FaultLog(), need=(), decode=False):
         if field in s.meta:
-            out[s.uid] = names_of(s.meta[field], fields), s.meta.get("captions") or [s.caption]
+            out[s.uid] = names_of(s.meta[field], labels.object_names), s.meta.get("captions") or [s.caption]
     if not out:
         raise InputError(f"no sample of {shards} has the json field {field!r}, which names its objects")
     return out
 
 
-def read_objects(
-    shards: str | Sequence[str], field: str = "objects", fields: Sequence[str] = ()
-) -> dict[str, list[str]]:
+def read_objects(shards: str | Sequence[str], labels: Labels = Labels()) -> dict[str, list[str]]:
     """``{uid: object names}``, see :func:`read_labels`."""
-    return {uid: names for uid, (names, _) in read_labels(shards, field, fields).items()}
+    return {uid: names for uid, (names, _) in read_labels(shards, labels).items()}
 
 
 def build_pope(

@@ -1,4 +1,4 @@
-"""Tables and pictures of hallucination measures: every method beside its controls."""
+"""Tables and figures of hallucination measures: every method beside its controls."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def chair_table(table: Mapping[str, Mapping[str, float]]) -> str:
     return text_table([[m, *(f[c] for c in CHAIR_COLUMNS)] for m, f in table.items()], ["method", *CHAIR_COLUMNS])
 
 
-def plot_pope(
-    table: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]], path: str | Path, parser: str
-) -> Path:
+def plot_pope(table: Pope, path: str | Path, parser: str) -> Path:
     """F1 and accuracy by kind of question and method."""
     names = ("f1", "accuracy")
     groups = {n: {s: {m: p[parser][n] for m, p in own.items()} for s, own in table.items()} for n in names}

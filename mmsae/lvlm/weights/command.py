@@ -39,6 +39,6 @@ def weights(
     Returns:
         ``weights.json``, with the folder as ``out``.
     """
-    from mmsae.lvlm.weights.job import open_job, weigh
+    from mmsae.lvlm.weights.job import cross_modal_weights
 
-    return weigh(open_job(sae, shards, out, host, definition, sample, run, data), latents)
+    return cross_modal_weights(host, sae, shards, out, definition, sample, run, data, latents)

@@ -118,28 +118,14 @@ class LatentStatistics(nn.Module):
         for name, metric in self._metrics().items():
             metric.merge({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
         with safe_open(path, "pt") as f:
-            seen, counts, examples = json.loads(f.metadata()["faults"])
-        return Faults(seen, counts, tuple(map(tuple, examples)))
+            return Faults.read(json.loads(f.metadata()["faults"]))
 
 
 class WeightsJob:
-    """Cross-modal weights of an SAE on a host, from shards.
-
-    Args:
-        host: The host.
-        sae: An SAE on its tokens.
-        shards: Path, folder, glob or brace pattern of tars, or several.
-        out: Folder to write.
-        definition: What the weight of a latent is.
-        sample: Which tokens are looked at.
-        run: Batch size and workers, and whether an SAE of another host is accepted.
-        data: Largest share of samples that may be unusable.
+    """Cross-modal weights of an SAE on a host, from shards; arguments are those of :func:`cross_modal_weights`.
 
     Attributes:
         folder: Whose work it is, and whether the result is there already.
-
-    Raises:
-        InputError: Another job in the folder, or an SAE of another site.
     """
 
     def __init__(
@@ -148,10 +134,10 @@ class WeightsJob:
         sae: SAE,
         shards: str | Sequence[str],
         out: str | Path,
-        definition: Definition = Definition(),
-        sample: TokenSample = TokenSample(),
-        run: SAERun = RUN,
-        data: Shards = Shards(),
+        definition: Definition,
+        sample: TokenSample,
+        run: SAERun,
+        data: Shards,
     ):
         at_least(1, samples=sample.samples, batch_size=run.batch_size)
         at_least(0, workers=run.workers)
@@ -246,69 +232,57 @@ class _Tar:
         self.job.statistics.reset()
 
 
-def open_job(
-    sae: str,
+def cross_modal_weights(
+    host: LVLMHost | str,
+    sae: SAE | str,
     shards: str | Sequence[str],
     out: str | Path,
-    host: str = "",
     definition: Definition = Definition(),
     sample: TokenSample = TokenSample(),
     run: SAERun = RUN,
     data: Shards = Shards(),
-) -> WeightsJob:
-    """A job whose SAE and host are loaded."""
-    model, name = named_lvlm(sae, host)
-    model, loaded = load_pair(model, name, run.device, run.precision, run.allow_other_site)
-    return WeightsJob(loaded, model, shards, out, definition, sample, run, data)
-
-
-def weigh(job: WeightsJob, latents: Sequence[int] | None = (), engine: Engine | None = None) -> dict[str, Any]:
-    """Do a job, or say that it is done.
+    latents: Sequence[int] | None = None,
+    engine: Engine | None = None,
+) -> dict[str, Any]:
+    """Do the job of ``mmsae weights``, or say that it is done.
 
     Args:
-        job: The job; every process of the engine has one of its own.
+        host: The host, or its name; empty: the SAE's own.
+        sae: An SAE on its tokens, or where it is.
+        shards: Path, folder, glob or brace pattern of tars, or several.
+        out: Folder to write.
+        definition: What the weight of a latent is.
+        sample: Which tokens are looked at.
+        run: Batch size and workers, and whether an SAE of another host is accepted.
+        data: Largest share of samples that may be unusable.
         latents: Latents that the page is to show first; None: there is no page.
-        engine: Who does it; default: this process.
+        engine: Who does it, each process with all of these arguments; default: this process.
 
     Returns:
         ``weights.json``, with the folder as ``out``.
-    """
-    engine, folder = Local() if engine is None else engine, job.folder
-    say = print if job.run.progress and engine.lead else lambda text: None
-    if folder.finished:
-        if latents and engine.lead:
-            top = load_top(folder.out, job.sae.d_sae, [name for name, _ in job.about["data"]])
-            write_gallery(folder.out, top, job.source(), latents)
-        say(f"{folder.out}: finished before; {'only the page is new' if latents else 'nothing to do'}")
-    else:
-        engine.lock = folder.lock
-        with folder.lead() if engine.lead else nullcontext():
-            say(str(job))
-            if todo := engine.agree([u.index for u in job.parts.missing()]):
-                engine.run(todo, job.work, job.work)
-            log = job.finish(latents) if engine.lead else None
-        engine.wait()
-        if log is not None:
-            say(log.summary())
-    info = load_weights(folder.out).info
-    if not folder.finished:
-        say(f"{info['weighted']} latents have a weight ({info['coverage']:.0%} of those that fire)")
-    return {**info, "out": str(folder.out)}
-
-
-def cross_modal_weights(
-    host: LVLMHost,
-    sae: SAE,
-    shards: str | Sequence[str],
-    out: str | Path,
-    definition: Definition = Definition(),
-    sample: TokenSample = TokenSample(),
-    run: SAERun = RUN,
-    data: Shards = Shards(),
-) -> dict[str, Any]:
-    """``mmsae weights`` with a host and an SAE that are loaded, and without a page; see :class:`WeightsJob`.
 
     Raises:
         InputError: Another job in the folder, an SAE of another site, or too many unusable samples.
     """
-    return weigh(WeightsJob(host, sae, shards, out, definition, sample, run, data), None)
+    if isinstance(sae, str):
+        sae, host = named_lvlm(sae, host)
+    sae, host = load_pair(sae, host, run.device, run.precision, run.allow_other_site)
+    job, engine = WeightsJob(host, sae, shards, out, definition, sample, run, data), engine or Local()
+    say, folder = print if run.progress and engine.lead else lambda text: None, job.folder
+    if folder.finished:
+        if latents and engine.lead:
+            top = load_top(folder.out, sae.d_sae, [name for name, _ in job.about["data"]])
+            write_gallery(folder.out, top, job.source(), latents)
+        say(f"{out}: finished before; {'only the page is new' if latents else 'nothing to do'}")
+        return {**load_weights(out).info, "out": str(out)}
+    engine.lock = folder.lock
+    with folder.lead() if engine.lead else nullcontext():
+        say(str(job))
+        if todo := engine.agree([u.index for u in job.parts.missing()]):
+            engine.run(todo, job.work, job.work)
+        if engine.lead:
+            say(job.finish(latents).summary())
+    engine.wait()
+    info = load_weights(out).info
+    say(f"{info['weighted']} latents have a weight ({info['coverage']:.0%} of those that fire)")
+    return {**info, "out": str(out)}

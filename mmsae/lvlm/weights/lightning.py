@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmsae.jobs.lightning import LitJob, Ranks
 from mmsae.lvlm.options import Definition, TokenSample
-from mmsae.lvlm.weights.job import open_job, weigh
+from mmsae.lvlm.weights.job import cross_modal_weights
 from mmsae.options import RankRun, Shards, flat
 
 
@@ -31,8 +31,8 @@ class Weights(LitJob):
         data: Shards = Shards(),
     ):
         super().__init__()
-        self.given = (sae, shards, out, host, definition, sample)
+        self.given = (host, sae, shards, out, definition, sample)
         self.run, self.data = run, data
 
     def work(self, ranks: Ranks, device: str) -> None:
-        weigh(open_job(*self.given, self.run.on(device), self.data), (), ranks)
+        cross_modal_weights(*self.given, self.run.on(device), self.data, (), ranks)
