@@ -265,8 +265,11 @@ NAMES = {
     "heads.zeroshot": {"evaluation.zeroshot.head": "Split=LabelledScores ZeroShot=Accuracies"},
     "interop.convert": {"interop.command": "convert"},
     "interpret.evaluate": {"evaluation.card.card": "read_card run_suite=run_heads"},
+    "interpret": {"report": "picture=thumbnail"},
+    "interpret.gallery": {"report.gallery": "Picture=Thumbnail picture=thumbnail"},
     "interpret.jobs": {"lvlm.weights.lightning": "Weights"},
     "interpret.token_gallery": {"lvlm.weights.command": "weights_command=weights"},
+    "metrics": {"metrics.reconstruction": "Reconstruction=ReconstructionMetrics"},
     "metrics.concepts": {
         "metrics.concepts.concepts": "Match concept_report f1_table match_concepts score_concepts thresholds"
     },
@@ -295,6 +298,10 @@ NAMES = {
     "tasks.pair_scorer": {
         "filtering.scorers.base": "Evidence=Reasons Only SCORES Scorer ScorerSpec check_score is_clip only",
     },
+    "world.diffusion_evaluate": {
+        "world.models.diffusion.evaluate": "Prompts=ObjectPrompts score_pictures=score_images"
+    },
+    "world.pairs": {"world.models.pairs": "Pairs=LoadedPairs"},
     "tasks.sae_v": {"lvlm.tokens": "encode_tokens segment_sites"},
     "tasks.weights": {
         "lvlm.weights.job": "Subset cross_modal_weights",

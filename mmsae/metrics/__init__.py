@@ -1,8 +1,9 @@
 """Measures of SAEs on codes and plain tensors; streaming ones are torchmetrics, exact over batches and ranks."""
 
 from mmsae.lazy import lazy
+from mmsae.moved import earlier
 
-__all__, __getattr__ = lazy(
+__all__, _get = lazy(
     __name__,
     {
         "concepts.concepts": "concept_report",
@@ -18,8 +19,10 @@ __all__, __getattr__ = lazy(
         "pairs.pairs": "derangement modality_score pair_report warnings_of",
         "pairs.retrieval": "both_ways groups_of recall_at",
         "pairs.sample_scores": "SCORES sample_scores",
-        "reconstruction": "FVU Reconstruction fvu",
+        "reconstruction": "FVU ReconstructionMetrics fvu",
         "sparsity": "Sparsity",
         "statistics": "auroc bootstrap_mean interval spearman wilson",
     },
 )
+
+__getattr__ = earlier(__name__, _get)

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 JOINT = "joint"
 
 
-class Reconstruction(Metric):
+class ReconstructionMetrics(Metric):
     """FVU, explained variance and cosine, per modality and over all of them.
 
     ``FVU = sum |x - x_hat|^2 / sum |x - mean(x)|^2`` with the mean taken over the data seen, so a decoder that always
@@ -65,8 +65,8 @@ class Reconstruction(Metric):
         return out
 
 
-class FVU(Reconstruction):
-    """Fraction of variance unexplained of one stream, one float64 scalar; see :class:`Reconstruction`.
+class FVU(ReconstructionMetrics):
+    """Fraction of variance unexplained of one stream, one float64 scalar; see :class:`ReconstructionMetrics`.
 
     Args:
         d_in: Width of the activations.

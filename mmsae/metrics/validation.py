@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mmsae.kernels.pairs import code_cosine, code_norm
-from mmsae.metrics.reconstruction import Reconstruction
+from mmsae.metrics.reconstruction import ReconstructionMetrics
 from mmsae.metrics.sparsity import Sparsity
 from mmsae.types import Codes, SAEOutput, Tokens
 
@@ -70,7 +70,7 @@ class ValidationMetrics(nn.Module):
 
     def __init__(self, modalities: Sequence[str], d_in: Mapping[str, int], d_sae: int):
         super().__init__()
-        self.reconstruction = Reconstruction(d_in)
+        self.reconstruction = ReconstructionMetrics(d_in)
         self.sparsity = nn.ModuleDict({m: Sparsity(d_sae) for m in modalities})
         self.pairs = PairCosine(d_sae)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmsae.metrics import FVU, Reconstruction, fvu
+from mmsae.metrics import FVU, ReconstructionMetrics, fvu
 
 
 def data(n=200, d=6, seed=0):
@@ -49,7 +49,7 @@ def test_merged_states_equal_one_rank():
 def test_joint_is_pooled_about_each_modalitys_own_mean():
     (ah, a), (bh, b) = data(50, 3, 1), data(80, 5, 2)
     b, bh = b + 40, bh + 40
-    metric = Reconstruction({"image": 3, "text": 5})
+    metric = ReconstructionMetrics({"image": 3, "text": 5})
     metric.update({"image": ah, "text": bh}, {"image": a, "text": b})
     out = metric.compute()
     sse = ((a - ah) ** 2).sum() + ((b - bh) ** 2).sum()
@@ -66,7 +66,7 @@ def test_half_precision_rows_are_summed_in_double():
 
 
 def test_unseen_modality_is_left_out_and_empty_is_nan():
-    metric = Reconstruction({"image": 2, "text": 2})
+    metric = ReconstructionMetrics({"image": 2, "text": 2})
     metric.update({"image": torch.ones(3, 2)}, {"image": torch.eye(3, 2)})
     assert "fvu/text" not in metric.compute() and "fvu/image" in metric.compute()
     assert FVU(2).compute().isnan()

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from mmsae.metrics import CrossCorrelation, Reconstruction, Sparsity, TopN
+from mmsae.metrics import CrossCorrelation, ReconstructionMetrics, Sparsity, TopN
 from mmsae.types import Codes
 
 N, D, K, WIDTH = 70, 9, 3, 4
@@ -22,7 +22,7 @@ def everything(rows):
         for _ in range(2)
     ]
     uids = [f"{i * 7919 % 997:032x}" for i in range(N)]
-    metrics = (Reconstruction({"image": WIDTH}), Sparsity(D), CrossCorrelation(D), TopN(D, 4))
+    metrics = (ReconstructionMetrics({"image": WIDTH}), Sparsity(D), CrossCorrelation(D), TopN(D, 4))
     for part in rows.split(8):
         metrics[0].update({"image": x_hat[part]}, {"image": x[part]})
         metrics[1].update(codes[0].rows(part))

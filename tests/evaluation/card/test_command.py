@@ -18,7 +18,7 @@ from mmsae.evaluation.pooling import TokenMeans, mean_rows, pool_codes
 from mmsae.evaluation.rows import row
 from mmsae.evaluation.suite import HEADS
 from mmsae.metrics.components import Components
-from mmsae.metrics.reconstruction import Reconstruction
+from mmsae.metrics.reconstruction import ReconstructionMetrics
 from mmsae.metrics.sparsity import sparsity
 from mmsae.options import call
 from mmsae.sae import SAE, Normaliser, TopK, random_control
@@ -165,7 +165,7 @@ def test_figures_of_token_sites_are_those_of_the_validation_over_all_tokens(toke
         sae = random_control(model, 0)
     if control == "pca":
         sae = Components.leading(torch.cat(read("train")), 8)
-    metric = Reconstruction({"image": rows[0].shape[1]})
+    metric = ReconstructionMetrics({"image": rows[0].shape[1]})
     for x in rows:
         metric.update({"image": sae.decode(sae.encode(x, "image"), "image")}, {"image": x})
     own = {
