@@ -14,6 +14,7 @@ import argparse
 import numpy as np
 import torch
 
+from mmsae import load_pair
 from mmsae.filtering.choose import SMOOTH
 from mmsae.filtering.passes import to_items
 from mmsae.filtering.selection import (
@@ -28,9 +29,8 @@ from mmsae.filtering.selection import (
     two_stage,
 )
 from mmsae.filtering.selection_exchange import exchange
-from mmsae.hosts import load_host
 from mmsae.report.tables import markdown_table
-from mmsae.sae import SAE, random_control
+from mmsae.sae import random_control
 from mmsae.world.generator.data import WorldData, generate
 from mmsae.world.generator.scene import CONCEPTS
 from mmsae.world.measure.host import embed_images, embed_texts
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--clip", required=True)
     parser.add_argument("--sae", required=True)
     args = parser.parse_args()
-    host, sae = load_host(f"local-dir:{args.clip}"), SAE.from_pretrained(args.sae).eval()
+    sae, host = load_pair(args.sae, f"local-dir:{args.clip}", device="cpu")
     pool, others = generate(16_000, 21), generate(3_200, 22)
     rows = np.flatnonzero(wanted(others))
     share = wanted(pool)

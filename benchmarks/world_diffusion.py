@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 
+from mmsae import load_pair
 from mmsae.demo.diffusion import CHOOSE, DRAW, PROBE, TUNE, write_prompts
 from mmsae.demo.stages import PROFILES, SEEDS, Stages, fit_recipe
-from mmsae.hosts import load_host
 from mmsae.options import call
 from mmsae.report.tables import markdown_table
-from mmsae.sae import SAE
 from mmsae.steering import FeatureStats
 from mmsae.steering.measure.controls import Control
 from mmsae.world.generator.scene import COLOURS
@@ -100,7 +99,7 @@ def main() -> None:
     for seed in args.seeds:
         out = root / f"seed-{seed}"
         train(root, out, seed)
-        host, sae = load_host(f"diffusers:{out / 'diffusion'}"), SAE.from_pretrained(out / "text" / "sae")
+        sae, host = load_pair(out / "text" / "sae", f"diffusers:{out / 'diffusion'}", device="cpu")
         asked = draw_prompts(90, PROMPTS)
         found = evaluate_diffusion(
             lambda texts, host=host: host.generate(texts, seed=range(len(texts)), batch_size=48, **DRAW), asked, probe

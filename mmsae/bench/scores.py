@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmsae.bench.world_filter import Alignment
 from mmsae.hosts import load_host
+from mmsae.load import load_pair
 from mmsae.lvlm.options import Definition, TokenSample
 from mmsae.lvlm.tokens import TokenScorer
 from mmsae.lvlm.weights.file import load_weights
@@ -91,7 +92,7 @@ def train_token_sae(base: str, data: Alignment, out: Path, steps: int, d_sae: in
 
 def token_scores(base: str, sae: Path, shards: Path, data: Alignment, text: str, out: Path) -> dict[str, np.ndarray]:
     """``{score: (n,)}`` of SAE-V, and ``n_text``; the cross-modal weights come to ``out``."""
-    host, model = load_host(f"lvlm:{base}"), SAE.from_pretrained(sae)
+    model, host = load_pair(sae, f"lvlm:{base}", device="cpu")
     definition, run = Definition(delta_quantile=DELTA_QUANTILE), SAERun(batch_size=50, workers=0, progress=False)
     cross_modal_weights(host, model, str(shards), out, definition, TokenSample(text), run)
     file = load_weights(out)

@@ -72,16 +72,15 @@ def fit_concepts(host: str, shards: list[str], root: Path, steps: int, seed: int
 
 def measure(host: str, root: Path, p: Profile, seed: int) -> dict[str, Any]:
     """Figures of the vision-language part: yes/no questions, cross-entropy recovered, weights, words of latents."""
-    from mmsae.hosts import load_host
+    from mmsae.load import load_pair
     from mmsae.lvlm.recovered import ce_recovered
     from mmsae.lvlm.weights.file import load_weights
-    from mmsae.sae import SAE
     from mmsae.world.generator.data import generate
     from mmsae.world.models.llava.questions import DESCRIBE, pil_images
 
     table = {kind: ask_pope(host, kind, root, p, seed) for kind in KINDS}
     held = generate(100, SEEDS["talk_test"], siblings=False)
-    loaded, sae = load_host(host), SAE.from_pretrained(root / "llava_tokens" / "sae")
+    sae, loaded = load_pair(root / "llava_tokens" / "sae", host, device="cpu")
     collate, n = loaded.collator("question+answer"), len(held.full)
     prompts = {"image_text": pil_images(held.images), "text": [None] * n}
     batches = {k: collate.batch([DESCRIBE] * n, v, answers=held.full) for k, v in prompts.items()}

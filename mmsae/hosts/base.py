@@ -61,7 +61,7 @@ class Host(ABC):
     Args:
         model: The host; parameters are frozen here.
         hint: How to load it again.
-        device: Where it runs.
+        device: Device that it runs on.
         precision: ``fp32``, or autocast ``bf16`` / ``fp16``; outputs are float32 either way.
 
     Attributes:
@@ -318,7 +318,7 @@ class Host(ABC):
         Holds for everything that the host does, :meth:`capture` and direct calls of ``self.model`` among it.
 
         Args:
-            site: Where.
+            site: The site.
             fn: ``(N, d)`` float32 rows, in the order in which :meth:`capture` returns them, to rows of the same
                 shape. It must not change its argument in place. Returning the same object changes nothing at all.
             where: Call ``fn(rows, where)`` with a :class:`~mmsae.hosts.sites.Where`.

@@ -169,7 +169,6 @@ class EncodeShadow(Shadow):
     """Stands in for a method ``encode(x, normalize=False)``; the functions see the embedding before normalisation."""
 
     def __call__(self, x: Tensor, normalize: bool = False) -> Tensor:
-        """As the method."""
         out = self.run(self.original(x))
         return F.normalize(out, dim=-1) if normalize else out
 
@@ -179,7 +178,7 @@ class ShadowPort(NamedTuple):
 
     Attributes:
         owner: The module.
-        name: Its attribute.
+        name: Name of its attribute.
         kind: Which :class:`Shadow` stands in for it.
     """
 

@@ -95,11 +95,11 @@ def load_host(
 
     Args:
         name: See :mod:`mmsae.hosts.names`; options in it are those below, which go before them.
-        device: Where it runs.
+        device: Device that it runs on.
         precision: ``fp32``, or autocast ``bf16`` / ``fp16``.
         allow_random: Accept a host for which no weights are named or found, or only some of them, with random ones in
             their place. ``timm:NAME`` means its pretrained weights, unless this is set.
-        seed: Of random weights (default 0); the global generator is left alone.
+        seed: Seed of random weights (default 0); the global generator is left alone.
         **options: For ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...), ``timm.create_model``
             (``img_size``, ...), or ``from_pretrained`` of transformers (``dtype``: the checkpoint's own by default;
             ``device_map``, ...) or of diffusers (``dtype``, ``variant``, ``scheduler``, ...).

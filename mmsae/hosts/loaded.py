@@ -43,7 +43,7 @@ def check(name: str, found: Mapping[str, Loaded], allow_random: bool) -> bool:
     """Refuse a host that lacks weights; say which tensors of its files are not used.
 
     Args:
-        name: Of the host.
+        name: The host's name, for messages.
         found: ``{part: what came of loading it}``; the part of a host of one model is empty.
         allow_random: Warn instead.
 

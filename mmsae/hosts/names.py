@@ -104,8 +104,8 @@ def named_host(host: str | None, sites: Mapping[str, Site], what: str = "the SAE
 
     Args:
         host: A name; empty, or options alone, for the host of the sites.
-        sites: Of an SAE.
-        what: Whose sites they are, for the message.
+        sites: The sites of an SAE.
+        what: Name of the owner of the sites, for the message.
 
     Raises:
         InputError: Neither is there, or the hint asks for options that could run somebody's code.
@@ -153,7 +153,7 @@ class Format(NamedTuple):
 
     Attributes:
         file: What they hold.
-        of: Whose format it is.
+        of: Name of the library whose format it is.
     """
 
     file: str
@@ -225,7 +225,7 @@ def loading(name: str, host: HostName) -> Iterator[None]:
     """Around a library's own call, and nothing of ours: what it raises is said in one line.
 
     Raises:
-        InputError: In its place.
+        InputError: The library's exception, said so.
     """
     try:
         yield

@@ -21,7 +21,7 @@ class Generates(Protocol):
     def edit(
         self, site: Site | str, fn: Callable[..., Tensor], *, where: bool, steps: tuple[int, int] | None
     ) -> AbstractContextManager[None]:
-        """As that of every host, between two steps."""
+        """The context manager of every host, between two steps."""
 
     def check_consumed(self, site: Site | str) -> Any:
         """Refuse a site that does not reach what makes the image."""

@@ -33,7 +33,7 @@ class Call(NamedTuple):
     Attributes:
         prompts: Their prompts.
         negatives: Their negative prompts, or None for the pipeline's default.
-        seeds: Of their noise.
+        seeds: Seeds of their noise.
         items: ``(n,)`` which prompt of those that were given.
         options: Options of the pipeline's call with one entry per image.
     """
@@ -98,11 +98,10 @@ class Call(NamedTuple):
 class FullNoise(TorchFunctionMode):
     """While open, normal numbers of a generator are drawn in float32, whatever type they are wanted in.
 
-    torch draws half-precision normals as another sequence than float32's, and one seed is one picture.
+    torch draws half-precision normals as another sequence than float32's, and one seed is one image.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """As the function; a half-precision ``torch.randn`` is a float32 one, cast."""
         kwargs = kwargs or {}
         if func is torch.randn and kwargs.get("dtype") in (torch.float16, torch.bfloat16):
             return func(*args, **{**kwargs, "dtype": torch.float32}).to(kwargs["dtype"])
@@ -120,7 +119,7 @@ def scheduler_errors(scheduler: Any, steps: int) -> Iterator[None]:
     """What diffusers' scheduler itself raises, in a sentence that names it.
 
     Raises:
-        InputError: In its place.
+        InputError: The scheduler's exception, said so.
     """
     try:
         yield
@@ -143,9 +142,9 @@ class Runner:
         pipeline: Any that makes images of texts alone.
 
     Attributes:
-        pipeline: As given.
+        pipeline: The pipeline.
         denoiser: Name of its denoiser, ``unet`` or ``transformer``.
-        model: Its text encoders and denoiser by their names.
+        model: Text encoders and denoiser by their names.
         tokenizers: ``{text encoder: its tokenizer}``.
         run: The call that is under way, or None.
     """
@@ -189,7 +188,7 @@ class Runner:
 
         Args:
             call: The images.
-            options: Of the pipeline's call.
+            options: Arguments of the pipeline's call.
             edits: Those that are open.
             watched: Whether anybody is to see the call from inside.
             progress: Whether to show the pipeline's bar.

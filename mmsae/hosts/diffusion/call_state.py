@@ -25,7 +25,7 @@ class Run:
     Attributes:
         items: ``(n,)`` index of the prompt behind each image of the call.
         last: After this step the call is broken off (:class:`~mmsae.hosts.hooks.Done`); None: never.
-        branch: Of the prompts that are being encoded; None otherwise.
+        branch: Branch of the prompts that are being encoded; None otherwise.
         branches: One branch per block of ``n`` rows of the denoiser's batch, ``[UNCOND, COND]`` with guidance.
         step: Id of the step under way, from 0; None before the first.
         n_steps: Steps of the schedule; None before the first.

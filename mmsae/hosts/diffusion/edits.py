@@ -19,7 +19,7 @@ class Edit:
     """An edit that is open.
 
     Attributes:
-        target: Where.
+        target: The site.
         steps: ``(start, end)`` between which it holds, or None.
         at: Steps of the denoiser at which it does, or None: what is not read is not even copied.
     """
@@ -44,7 +44,7 @@ class Edit:
             x: The host's tensor.
             run: The call of the pipeline that is under way.
             ids: Token ids behind a text site with tokens.
-            tokenizer: Of its text encoder.
+            tokenizer: That of its text encoder.
         """
         target, text = self.target, self.target.modality == TEXT
         if not self.holds(run) or (text and run is not None and run.branch is None):

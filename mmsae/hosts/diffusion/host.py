@@ -41,12 +41,12 @@ class DiffusionHost(Host):
     """A frozen text-to-image pipeline.
 
     Args:
-        pipeline: Of diffusers; its text encoders and denoiser are frozen here.
+        pipeline: A pipeline of diffusers; its text encoders and denoiser are frozen here.
         hint: How to load it again.
-        device: Where it runs; None where it is.
+        device: Device that it is moved to; None: it stays where it is.
 
     Attributes:
-        pipeline: As given.
+        pipeline: The pipeline.
         denoiser: Name of its denoiser, ``unet`` or ``transformer``.
         tokenizers: ``{text encoder: its tokenizer}``.
         blanked: How many images the pipeline's safety checker has blanked so far.
@@ -133,10 +133,10 @@ class DiffusionHost(Host):
         """Refuse a text site that cannot reach what the denoiser attends to.
 
         Args:
-            site: Of a text encoder (what the denoiser computes is always consumed).
+            site: A site of a text encoder (what the denoiser computes is always consumed).
             pooled: Accept one that changes only the pooled vector (the last block of SDXL's second encoder, the CLIP
                 encoder of Flux); None: where the site itself is a pooled one (``text_encoder_2.text_projection:out``).
-            **options: Of the call that change what is consumed: ``clip_skip``.
+            **options: Arguments of the call that change what is consumed: ``clip_skip``.
 
         Returns:
             What changes.
@@ -206,7 +206,7 @@ class DiffusionHost(Host):
         """As :meth:`Host.edit`; holds for :meth:`generate`, :meth:`stream` and, at text sites, :meth:`capture`.
 
         Args:
-            site: Where. Two edits of one site run in the order in which they were opened.
+            site: The site. Two edits of one site run in the order in which they were opened.
             fn: ``fn(rows)``, rows of all branches; it must not change them in place. The same object changes nothing.
             where: Call ``fn(rows, where)`` with a :class:`~mmsae.hosts.sites.Where`: ``branch``, ``item`` (which
                 prompt), ``position`` and ``special``, and, in the denoiser, ``step`` and ``grid``.
@@ -253,24 +253,24 @@ class DiffusionHost(Host):
     ) -> Tensor:
         """Images by the pipeline's own call; edits that are open hold.
 
-        Every image has a random generator of its own, on the CPU, so that a prompt alone gives the picture that it
+        Every image has a random generator of its own, on the CPU, so that a prompt alone gives the image that it
         gives in a batch, on any device.
 
         Args:
             prompts: Texts.
             negative: Texts to guide away from, one for all or one per prompt; None: what the pipeline takes then.
-            steps: Of the scheduler.
+            steps: Number of denoising steps.
             guidance: Guidance scale; up to 1 (or with a guidance-distilled model) there is no unconditional branch.
             seed: One number gives every prompt the same noise; a sequence has one per prompt. The images of one prompt
                 count on from its seed.
-            height: Of the images, in pixels; None: the pipeline's.
-            width: As height.
+            height: Height of the images in pixels; None: the pipeline's.
+            width: Their width, likewise.
             batch_size: Images per call.
             num_images_per_prompt: They follow each other.
             progress: Whether to show the pipeline's bar.
             output_type: ``pt``, or ``latent`` for latents.
-            **options: Of the pipeline's call: ``clip_skip``, ``prompt_2``, ``true_cfg_scale``, ``latents``, ``eta``,
-                ``prompt_embeds`` (prompts are then only counted), ...
+            **options: Arguments of the pipeline's call: ``clip_skip``, ``prompt_2``, ``true_cfg_scale``, ``latents``,
+                ``eta``, ``prompt_embeds`` (prompts are then only counted), ...
 
         Returns:
             ``(B, 3, H, W)`` float32 in [0, 1] on the CPU, or latents.

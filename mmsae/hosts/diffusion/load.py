@@ -30,7 +30,7 @@ def load_pipeline(
     Args:
         folder: Hub id or folder.
         precision: ``bf16`` and ``fp16`` load weights of that type, ``fp32`` of theirs.
-        seed: Of weights that the files lack; None: the caller will not accept any.
+        seed: Seed of weights that the files lack; None: the caller will not accept any.
         **options: For ``from_pretrained``: ``variant``, ``revision``, ``cache_dir``, ``device_map``, ``scheduler``, ...
 
     Raises:

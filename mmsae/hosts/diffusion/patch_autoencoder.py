@@ -39,9 +39,9 @@ class PointPosterior:
 
 
 class PatchAutoencoder(ModelMixin, ConfigMixin):
-    """Principal components of patches: latents ``(B, C, H / patch, W / patch)`` of pictures in [-1, 1].
+    """Principal components of patches: latents ``(B, C, H / patch, W / patch)`` of images in [-1, 1].
 
-    The mean that is subtracted has one value a colour channel; a mean patch would leave its grid in generated pictures
+    The mean that is subtracted has one value a colour channel; a mean patch would leave its grid in generated images
     wherever the denoiser is not exact. Components are divided by their standard deviation to the power ``whiten``: as
     they come, the first three (the patch's mean colour) hold nearly all variance, and a denoiser does not learn edges.
 
@@ -99,7 +99,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         """
         _, c, h, w = images.shape
         if h % patch_size or w % patch_size:
-            raise InputError(f"pictures of {h} x {w} cannot be cut into patches of {patch_size} x {patch_size} pixels")
+            raise InputError(f"images of {h} x {w} cannot be cut into patches of {patch_size} x {patch_size} pixels")
         out = cls(patch_size, c, latent_channels, block_out_channels=(1,) * patch_size.bit_length())
         mean = images.mean((0, 2, 3))
         patches = F.unfold(images - mean.view(-1, 1, 1), patch_size, stride=patch_size)  # (N, c p p, cells)
@@ -115,7 +115,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return out.eval()
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[PointPosterior]:
-        """Latents of pictures.
+        """Latents of images.
 
         Args:
             x: ``(B, 3, H, W)`` in [-1, 1].
@@ -131,7 +131,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[Tensor]:
-        """Pictures of latents.
+        """Images of latents.
 
         Args:
             z: ``(B, C, h, w)``, already divided by the scaling factor.

@@ -17,7 +17,7 @@ from mmsae.types import InputError
 
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 SECOND = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")  # other texts for other encoders
-_PICTURES = {"image", "mask_image", "control_image", "original_image", "video", "conditioning_image"}
+_IMAGES = {"image", "mask_image", "control_image", "original_image", "video", "conditioning_image"}
 _SHARED = ("clip_skip", "max_sequence_length")  # known to encode_prompt and to the call
 
 
@@ -34,9 +34,9 @@ def check_pipeline(pipeline: Any) -> None:
             f"{type(pipeline).__name__} is no text-to-image pipeline that is known here (Stable Diffusion 1.x, XL, 3 "
             "and Flux are): its encode_prompt takes other arguments."
         )
-    if found := sorted(_PICTURES & set(inspect.signature(type(pipeline).__call__).parameters)):
+    if found := sorted(_IMAGES & set(inspect.signature(type(pipeline).__call__).parameters)):
         raise InputError(
-            f"{type(pipeline).__name__} draws on a picture that it is given ({', '.join(found)}); only pipelines that "
+            f"{type(pipeline).__name__} draws on an image that it is given ({', '.join(found)}); only pipelines that "
             "draw from text alone are hosts here (Stable Diffusion 1.x, XL, 3 and Flux)."
         )
     unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
@@ -45,7 +45,7 @@ def check_pipeline(pipeline: Any) -> None:
     if None not in (takes, has) and takes != has:
         raise InputError(
             f"{type(pipeline).__name__}: the denoiser takes {takes} channels, but latents have {has}: it was made for "
-            "pictures as input, and only pipelines that draw from text alone are hosts here."
+            "images as input, and only pipelines that draw from text alone are hosts here."
         )
 
 
@@ -72,12 +72,12 @@ def encode(
     """Embeddings of prompts and negatives, each encoded in a context that is tagged with its branch.
 
     Args:
-        pipeline: Whose ``encode_prompt`` is used, also for what it makes of absent negatives (SDXL: zeros).
+        pipeline: Gives its ``encode_prompt``, also for what it makes of absent negatives (SDXL: zeros).
         run: Is told the branch.
         prompts: One per image.
         negatives: One per image, or None for the pipeline's default.
         with_negatives: Whether the call will use them.
-        options: Of the call: embeddings that are given, ``clip_skip``, ``prompt_2``, ...
+        options: Arguments of the call: embeddings that are given, ``clip_skip``, ``prompt_2``, ...
         active: See :class:`Run`.
 
     Returns:
@@ -143,7 +143,7 @@ def text_marks(tokens: Tensor, ids: Tensor, tokenizer: Any) -> Marks:
     Args:
         tokens: ``(B, T, d)``.
         ids: ``(B, T)``.
-        tokenizer: Of the encoder.
+        tokenizer: The encoder's.
     """
     at = torch.arange(ids.shape[1], device=ids.device)
     ends = ids == (-1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
@@ -170,7 +170,7 @@ class PromptTokenizer:
 
     @classmethod
     def of(cls, pipeline: Any, tokenizers: dict[str, Any]) -> PromptTokenizer:
-        """Of a pipeline: CLIP's context, and what its ``encode_prompt`` gives a T5."""
+        """A pipeline's: CLIP's context, and what its ``encode_prompt`` gives a T5."""
         parameters = inspect.signature(pipeline.encode_prompt).parameters
         t5 = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else 512
         kinds = {n: getattr(getattr(pipeline, n).config, "model_type", "") for n in tokenizers}

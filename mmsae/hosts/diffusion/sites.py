@@ -36,7 +36,7 @@ class Seen(NamedTuple):
     Attributes:
         inputs: Shapes of its main argument.
         outputs: Shapes of its main output.
-        key: Where that is in a returned tuple; None for the first tensor.
+        key: Index of that in a returned tuple; None for the first tensor.
     """
 
     inputs: list[torch.Size]

@@ -32,7 +32,6 @@ class AttentionPoolShadow(Shadow):
     """Stands in for ``AttentionPool2d.forward``, which takes its output projection apart; sees what is projected."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """As the method: map ``(N, C, H, W)`` to embedding ``(N, d)``."""
         pool: AttentionPool2d = self.original.__self__
         n = len(x)
         t = x.flatten(2).movedim(2, 1)
@@ -51,10 +50,10 @@ class OpenCLIPHost(Encoder):
 
     Args:
         model: CLIP, CustomTextCLIP or CoCa, as ``open_clip.create_model`` makes it.
-        config: Its ``model_cfg``.
-        tokenizer: Its tokenizer, or a function that gets it when it is first needed.
+        config: The model's ``model_cfg``.
+        tokenizer: The model's tokenizer, or a function that gets it when it is first needed.
         hint: How to load it again.
-        device: Where it runs.
+        device: Device that it runs on.
         precision: ``fp32``, or autocast ``bf16`` / ``fp16``.
     """
 
@@ -83,7 +82,6 @@ class OpenCLIPHost(Encoder):
         return {**out, "preprocess": {**shown, "size": list(pp.input_size[1:])}}
 
     def transform(self, train: bool = False) -> Callable:
-        """open_clip's transform for this model's preprocessing configuration."""
         return image_transform_v2(self._preprocess(), is_train=train)
 
     def _preprocess(self) -> PreprocessCfg:
@@ -94,7 +92,6 @@ class OpenCLIPHost(Encoder):
 
     @cached_property
     def tokenize(self) -> HostTokenizer:
-        """The host's tokenizer: ``tokenize(texts) -> (B, L)``; gotten when first needed."""
         try:
             tokenizer = self._get_tokenizer()
         except (OSError, ValueError, RuntimeError) as e:
@@ -107,12 +104,10 @@ class OpenCLIPHost(Encoder):
 
     @property
     def context_length(self) -> int:
-        """Number of token ids L of one text."""
         return self._config["text_cfg"].get("context_length", DEFAULT_CONTEXT_LENGTH)
 
     @property
     def logit_scale(self) -> float:
-        """The factor of cosines in the model's logits (the exponential of its parameter)."""
         return self.model.logit_scale.exp().item()
 
     @property

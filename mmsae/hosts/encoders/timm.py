@@ -37,7 +37,6 @@ class HeadShadow(Shadow):
     """Stands in for ``forward_head``; the functions see the pooled features, logits are taken from what they return."""
 
     def __call__(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """As the method."""
         pooled = self.original(x, pre_logits=True)
         new = self.run(pooled)
         if pre_logits:
@@ -62,7 +61,6 @@ class TimmHost(Encoder):
     modalities = (IMAGE,)
 
     def config(self) -> dict[str, Any]:
-        """Architecture and data configuration."""
         data = {k: list(v) if isinstance(v, tuple) else v for k, v in self._data().items()}
         return {"architecture": self.model.pretrained_cfg.get("architecture"), "data": data}
 
@@ -73,7 +71,6 @@ class TimmHost(Encoder):
         return data if size is None else {**data, "input_size": (data["input_size"][0], *size)}
 
     def transform(self, train: bool = False) -> Callable:
-        """The transform of timm for this model's data configuration."""
         return create_transform(**self._data(), is_training=train)
 
     def _encode(self, modality: str, x: Tensor) -> Tensor:
@@ -82,7 +79,7 @@ class TimmHost(Encoder):
     @cached_property
     @torch.no_grad()
     def classifier(self) -> tuple[Tensor, Tensor] | None:
-        """As in the base class; whether the classifier is linear in the embeddings is found by trying it."""
+        """Whether the classifier is linear in the embeddings is found by trying it."""
         layer = self.model.get_classifier()
         if not isinstance(layer, nn.Linear):
             return None

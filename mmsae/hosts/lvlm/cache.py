@@ -49,8 +49,8 @@ def cached(args: Sequence[Any], kwargs: Mapping[str, Any], prompt: int | None = 
     """Tokens that a call finds in its cache: 0 in a prefill and without a cache.
 
     Args:
-        args: Of the call.
-        kwargs: Of the call.
+        args: Arguments of the call.
+        kwargs: Named arguments of the call.
         prompt: Tokens of the prompt that is being worked on, where it is known.
 
     Raises:

@@ -71,9 +71,9 @@ class LVLMHost(Host):
 
     Args:
         model: ``...ForConditionalGeneration`` of transformers.
-        processor: Its processor.
+        processor: The model's processor.
         hint: How to load it again.
-        device: Where it runs; None where it is (models that a device map has spread).
+        device: Device that it is moved to; None: it stays where it is (spread by a device map, say).
 
     Attributes:
         vocabulary: Ids of image and special tokens.
@@ -166,7 +166,7 @@ class LVLMHost(Host):
             self.model(input_ids=torch.full((n, 3), words[0], device=self.device), use_cache=False)
 
     def _measure(self, module: str, io: str) -> Layout:
-        """As in the base class; what a vision tower gives is seen by showing it one blank image."""
+        """What a vision tower gives is seen by showing it one blank image."""
         if self._decodes(module):
             return super()._measure(module, io)
         from PIL import Image
@@ -242,7 +242,7 @@ class LVLMHost(Host):
         """Image and text segments of a batch, as :meth:`Host.capture`.
 
         Args:
-            batch: Of :attr:`collate`.
+            batch: A batch of :attr:`collate`.
             sites: A module, whose ``image`` and ``text`` tokens are taken (``"layers.2:out"``), or one site per
                 modality; default: :meth:`default_sites`. A segment may be empty (prompts without image).
         """
@@ -324,7 +324,7 @@ class LVLMHost(Host):
         """Cross-entropy of the text of a batch, given all before it.
 
         Args:
-            batch: Of :attr:`collate`; with ``collator("question+answer")`` answers are predicted too.
+            batch: A batch of :attr:`collate`; with ``collator("question+answer")`` answers are predicted too.
             edits: ``(site, fn)`` pairs that hold meanwhile, e.g. an SAE's reconstruction, or zeros at ``[all]``.
             targets: Policy of the predicted tokens, ``text`` or ``text_all``.
         """
@@ -339,6 +339,6 @@ class LVLMHost(Host):
         return TextLoss(ce, keep.nonzero()[:, 0], position[:, 1:][keep])
 
     def grid(self, batch: ImageTextBatch) -> list[ImageGrid]:
-        """Where the tokens of every image of a batch lie in the picture, by the processor's own arithmetic."""
+        """Where the tokens of every image of a batch lie in the image, by the processor's own arithmetic."""
         inputs = {k: v.cpu() for k, v in batch.inputs.items()}
         return place(inputs["kinds"] >= PATCH, inputs["attention_mask"], layouts(self.processor, inputs))

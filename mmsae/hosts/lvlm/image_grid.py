@@ -1,4 +1,4 @@
-"""Where the image tokens of a vision-language sequence lie in the picture, by the processor's own arithmetic."""
+"""Where the image tokens of a vision-language sequence lie in the image, by the processor's own arithmetic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ImageGrid(NamedTuple):
     Attributes:
         item: Which item of the batch.
         start: Position of its first token, as :class:`~mmsae.types.Tokens` counts positions.
-        layout: Where its tokens lie.
+        layout: Places of its tokens.
     """
 
     item: int
@@ -39,7 +39,7 @@ class ImageGrid(NamedTuple):
     layout: ImageLayout
 
     def maps(self, values: Tensor) -> list[Tensor]:
-        """``(rows, cols)`` pictures of ``values (length,)``, one per grid, base first."""
+        """``(rows, cols)`` maps of ``values (length,)``, one per grid, base first."""
         return [values[g] for g in self.layout.grids]
 
     def heat(self, values: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def layouts(processor: Any, inputs: dict[str, Tensor]) -> list[ImageLayout]:
     """The layout of every image of a batch, in the order of its images.
 
     Args:
-        processor: Of LLaVA, LLaVA-NeXT or Qwen-VL (any that gives ``image_grid_thw``).
+        processor: That of LLaVA, LLaVA-NeXT or Qwen-VL (any that gives ``image_grid_thw``).
         inputs: What it returned.
     """
     if (thw := inputs.get("image_grid_thw")) is not None:
@@ -101,9 +101,9 @@ def check_processor(processor: Any, model: nn.Module, name: str) -> None:
     """Refuse families whose image tokens cannot be placed here, and a processor that disagrees with its model.
 
     Args:
-        processor: Of transformers.
-        model: Its model.
-        name: Of the host, for messages.
+        processor: A processor of transformers.
+        model: The model that it belongs to.
+        name: The host's name, for messages.
 
     Raises:
         InputError: Naming the family, or the field of the processor's files and the two values that disagree.

@@ -65,7 +65,7 @@ def load_model(folder: str, device: Any, precision: str, random: bool, **options
 
     Args:
         folder: Hub id or folder.
-        device: Where the model goes; not used with a ``device_map``.
+        device: Device of the model; not used with a ``device_map``.
         precision: ``bf16`` and ``fp16`` load weights of that type; ``fp32`` leaves it to ``dtype``.
         random: Take the configuration only.
         **options: For ``from_pretrained``: ``dtype`` (default ``auto``, the checkpoint's own), ``device_map``,

@@ -58,7 +58,7 @@ class TimmTower(PreTrainedModel):
         """Nothing: timm initialises its own trunk."""
 
     def forward(self, pixel_values: Tensor, **_: object) -> BaseModelOutputWithPooling:
-        """As any vision tower of transformers; there is one hidden state.
+        """The output of any vision tower of transformers, with one hidden state.
 
         Args:
             pixel_values: ``(B, 3, image_size, image_size)``.

@@ -66,12 +66,12 @@ class Collator:
     """Makes batches of an LVLM host.
 
     Args:
-        processor: Of transformers, with a fast tokenizer.
+        processor: A processor of transformers, with a fast tokenizer.
         vocabulary: The host's.
         context_length: Tokens of a sequence, image tokens included; longer text loses its last words, images none.
         text: ``question``: the prompt alone, from json's ``question`` or else the caption, with the answer's turn
             empty. ``question+answer``: with json's ``answer`` in that turn, where there is one.
-        padding_side: Of shorter prompts; ``left`` is what generation needs.
+        padding_side: Side on which shorter prompts are padded; ``left`` is what generation needs.
     """
 
     need = ("image", "question")  # of a sample, in the words of mmsae.shards.read_shard
@@ -119,7 +119,7 @@ class Collator:
 
         Args:
             questions: What the user says.
-            images: Of each: a PIL image, a list of them, or None.
+            images: For each a PIL image, a list of them, or None.
             answers: What stands in the answer's turn; None leaves it open.
             uids: Sample ids; default: their numbers. Likewise the others.
             captions: Default: the questions.
@@ -127,7 +127,7 @@ class Collator:
             shards: Default: empty.
 
         Returns:
-            A batch with ``inputs``: the processor's tensors and ``kinds (B, L)`` (see ``lvlm_kinds``); truncated
+            A batch with ``inputs``: the processor's tensors and ``kinds (B, L)`` (see ``lvlm.tokens``); truncated
             texts are counted in ``faults`` as ``long_caption``, and texts that name tokens of the host, which are taken
             out, as ``special_token``.
 
@@ -135,17 +135,17 @@ class Collator:
             InputError: Image tokens and template alone exceed the context.
         """
         n = len(questions)
-        pictures = [list(i) if isinstance(i, (list, tuple)) else [i] * (i is not None) for i in images]
+        several = [list(i) if isinstance(i, (list, tuple)) else [i] * (i is not None) for i in images]
         answers = [None] * n if answers is None else list(answers)
         uids = [str(i) for i in range(n)] if uids is None else list(uids)
         keys, shards = list(uids if keys is None else keys), [""] * n if shards is None else list(shards)
         texts = [(self._plain(q), a if a is None else self._plain(a)) for q, a in zip(questions, answers, strict=True)]
         named = [self._special.findall(f"{q} {a or ''}") for q, a in zip(questions, answers, strict=True)]
-        inputs, cut = self._encode(texts, pictures), set()
+        inputs, cut = self._encode(texts, several), set()
         while (inputs["attention_mask"].sum(1) > self.context_length).any():
             texts, over = self._shorten(texts, inputs, [f"{s} {k}".strip() for s, k in zip(shards, keys, strict=True)])
             cut |= over
-            inputs = self._encode(texts, pictures)
+            inputs = self._encode(texts, several)
         detail = f"more than {self.context_length} tokens"
         notes = [("long_caption", shards[i], keys[i], detail) for i in sorted(cut)]
         notes += [("special_token", shards[i], keys[i], ", ".join(dict.fromkeys(t))) for i, t in enumerate(named) if t]
@@ -188,7 +188,7 @@ class Collator:
         templates = [self._template(len(i), a is not None) for (_, a), i in zip(texts, images, strict=True)]
         prompts = [t.fill(*pair) for t, pair in zip(templates, texts, strict=True)]
         bos = self.processor.tokenizer.bos_token
-        flat = [picture for several in images for picture in several]
+        flat = [image for several in images for image in several]
         encoded = self.processor(
             text=prompts,
             images=flat or None,

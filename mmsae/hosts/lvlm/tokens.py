@@ -69,7 +69,7 @@ def span_of(ids: Tensor, attention: Tensor | None, start: int, vocabulary: Vocab
         ids: ``(B, T)`` token ids of the call.
         attention: ``(B, start + T)`` 0 for padding; None where the call has none of that form.
         start: Tokens in the cache.
-        vocabulary: Of the host.
+        vocabulary: The host's.
         known: ``(b, L)`` kinds of the batch that the call is about; ``B`` is a multiple of ``b`` (beams). Tokens
             beyond L were generated: content, unless special.
     """
@@ -105,7 +105,7 @@ def flagged(kinds: Tensor) -> Tensor:
 
 
 class PickedMeans(NamedTuple):
-    """As :class:`~mmsae.hosts.capture.Picked`: means over all tokens of an item so far.
+    """Rows that are means over all tokens of an item so far (see :class:`~mmsae.hosts.capture.Picked`).
 
     A new mean shifts the averaged tokens of this call.
 
@@ -122,9 +122,11 @@ class PickedMeans(NamedTuple):
     rows: Tensor
 
     def take(self) -> Tensor:
+        """The means."""
         return self.rows
 
     def put(self, old: Tensor, new: Tensor) -> Tensor:
+        """The tokens, shifted by the change of their means."""
         b, _, d = self.tokens.shape
         shift = self.tokens.new_zeros(b, d).index_copy(0, self.where.item, (new - old).to(self.tokens))
         return self.tokens + shift[:, None] * self.keep.to(self.tokens)[..., None]

@@ -291,7 +291,7 @@ def test_pipelines_that_draw_on_pictures_are_refused(hosts):
     parts = hosts("sd").pipeline.components
     for cls in (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline):
         pipe = cls(**parts, requires_safety_checker=False)
-        with pytest.raises(InputError, match=f"{cls.__name__} draws on a picture that it is given .*image"):
+        with pytest.raises(InputError, match=f"{cls.__name__} draws on an image that it is given .*image"):
             DiffusionHost(pipe)
     pipe = MAKE["sd"]()
     pipe.unet.register_to_config(in_channels=9)
