@@ -158,7 +158,7 @@ def words_of_latents(host: Any, sae: Any, root: Path) -> list[dict[str, Any]]:
 
 def run(root: Path, profile: str, seed: int) -> None:
     """All stages; those that are done are skipped."""
-    from mmsae.lvlm.weights.command import weights
+    from mmsae.lvlm.weights.job import cross_modal_weights
     from mmsae.shards import expand
     from mmsae.world.models.llava.model import train_llava
 
@@ -178,8 +178,9 @@ def run(root: Path, profile: str, seed: int) -> None:
     stages.run("fit_llava_tokens", lambda: fit_recipe("llava_tokens", tokens, p.token_steps, seed, False, extra))
     stages.run(
         "weights",
-        lambda: call(weights, sae=str(tokens / "sae"), shards=str(root / "talk" / "train"), out=str(root / "weights"),
-                     host=host, text="question+answer", samples=500, batch_size=50, device="cpu", progress=False),
+        lambda: call(cross_modal_weights, host=host, sae=str(tokens / "sae"), shards=str(root / "talk" / "train"),
+                     out=root / "weights", text="question+answer", samples=500, batch_size=50, device="cpu",
+                     progress=False),
     )  # fmt: skip
     means = expand(str(root / "shards" / "train"))[: max(2, p.talk // 1000)]
     stages.run("fit_llava_concepts", lambda: fit_concepts(host, means, root, p.sae_steps // 2, seed))
