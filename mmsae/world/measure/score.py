@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.zeroshot.scores import Sae, class_embeddings, zero_shot
+from mmsae.evaluation.zeroshot.scores import class_embeddings, zero_shot
 from mmsae.filtering.truth import Side, mismatch
 from mmsae.metrics.concepts.concepts import concept_report
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.metrics.pairs.pairs import derangement, pair_report
 from mmsae.metrics.pairs.retrieval import groups_of
 from mmsae.metrics.reconstruction import fvu
+from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, Codes
 from mmsae.world.generator.scene import COLOURS, CONCEPT_GROUPS, CONCEPTS, SHAPES, Scenes, concept_matrix
 
@@ -58,14 +59,14 @@ class WorldPairs(NamedTuple):
 
 
 @torch.no_grad()
-def encode_pairs(sae: Sae, pairs: WorldPairs) -> dict[str, Codes]:
+def encode_pairs(sae: SAE, pairs: WorldPairs) -> dict[str, Codes]:
     """``{modality: codes}`` of all pairs."""
     return {m: sae.encode(pairs.x[m], m) for m in (IMAGE, TEXT)}
 
 
 @torch.no_grad()
 def score_sae(
-    sae: Sae,
+    sae: SAE,
     train: WorldPairs,
     test: WorldPairs,
     damaged: Tensor,
