@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,14 +124,41 @@ def _initialise(model: Any, names: Sequence[str]) -> None:
 
 
 @contextmanager
+def quiet(folder: str | Path | None = None, *libraries: str) -> Iterator[None]:
+    """Without progress bars where there is nothing to wait for: writing, or a folder under 200 MB.
+
+    Args:
+        folder: What is read; None while something is written.
+        *libraries: The libraries that read it; default: transformers.
+    """
+    path = Path(folder) if folder is not None else None
+    small = path is None or (path.is_dir() and sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) < 2e8)
+    logs = [import_module(f"{name}.utils.logging") for name in libraries or ("transformers",)]
+    hidden = [log for log in logs if small and log.is_progress_bar_enabled()]
+    for log in hidden:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in hidden:
+            log.enable_progress_bar()
+
+
+@contextmanager
 def silent() -> Iterator[None]:
-    """Without the libraries' own reports of missing weights, for :func:`check` says it in a sentence."""
+    """Without the libraries' own reports of missing weights, for :func:`check` says it in a sentence.
+
+    Nor with the doubts of diffusers about classes that fit by their form.
+    """
 
     def wanted(record: logging.LogRecord) -> bool:
         said = record.getMessage()
-        return not any(s in said for s in ("LOAD REPORT", "newly initialized", "were not used when"))
+        return not any(
+            s in said for s in ("LOAD REPORT", "newly initialized", "were not used when", "Expected types for")
+        )
 
-    logs = [logging.getLogger(n) for n in ("transformers.modeling_utils", "diffusers.models.modeling_utils")]
+    names = ("transformers.modeling_utils", "diffusers.models.modeling_utils", "diffusers.pipelines.pipeline_utils")
+    logs = [logging.getLogger(n) for n in names]
     for log in logs:
         log.addFilter(wanted)
     try:

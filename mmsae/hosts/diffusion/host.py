@@ -27,7 +27,7 @@ from mmsae.hosts.diffusion.call_state import Run
 from mmsae.hosts.diffusion.edits import Edit
 from mmsae.hosts.diffusion.load import TEXT_ENCODERS, layer_paths, part_config
 from mmsae.hosts.diffusion.prompts import PromptTokenizer
-from mmsae.hosts.diffusion.sites import Consumed, Seen, accept, consumed, look
+from mmsae.hosts.diffusion.sites import Consumed, Seen, consumed, look
 from mmsae.hosts.diffusion.stream import BRANCHES, Branch, draw_steps, keeper, to_tokens
 from mmsae.hosts.hooks import Done, ModulePort, Port, watch_input
 from mmsae.hosts.sites import Target, Where
@@ -144,7 +144,15 @@ class DiffusionHost(Host):
         Raises:
             InputError: Nothing does, or the pooled vector alone.
         """
-        return accept(self.pipeline, self._target(site), self.consumed(site, **options), pooled)
+        target, found = self._target(site), self.consumed(site, **options)
+        pooled = not target.has_tokens if pooled is None else pooled
+        if found.context or (pooled and found.pooled):
+            return found
+        moves = "only the pooled vector changes, not" if found.pooled else "neither the pooled vector changes nor"
+        raise InputError(
+            f"site {target}: {type(self.pipeline).__name__} does not consume it as context: {moves} the states that "
+            "the denoiser attends to; take an earlier layer."
+        )
 
     def _full_name(self, module: str) -> str:
         """Names of text layers are found whatever release of transformers is installed."""

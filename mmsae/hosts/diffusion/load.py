@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmsae.hosts.loaded import Loaded, recorded
-from mmsae.hosts.lvlm.load import plain_config, quiet
+from mmsae.hosts.loaded import Loaded, quiet, recorded
+from mmsae.hosts.lvlm.load import plain_config
 from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
 
@@ -52,7 +50,7 @@ def load_pipeline(
         options["torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"] = dtype
     if seed is not None or not is_accelerate_available():
         options.setdefault("low_cpu_mem_usage", False)  # else missing weights would have no memory
-    with quiet(folder), _quiet(folder), recorded(seed) as found, warnings.catch_warnings():
+    with quiet(folder, "transformers", "diffusers"), recorded(seed) as found, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")
         with loading(f"diffusers:{folder}", HostName("diffusers", folder)):
             pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **options)
@@ -74,32 +72,6 @@ def _leave_out(folder: str, options: dict[str, Any]) -> None:
                 absent = True
             if absent:
                 options[part] = None
-
-
-@contextmanager
-def _quiet(folder: str) -> Iterator[None]:
-    """Without diffusers' progress bar for folders under 200 MB, nor its doubts about classes that fit by their form."""
-    import logging as standard
-
-    from diffusers.utils import logging
-
-    log = standard.getLogger("diffusers.pipelines.pipeline_utils")
-
-    def wanted(record: standard.LogRecord) -> bool:
-        return not record.getMessage().startswith("Expected types for")
-
-    path = Path(folder)
-    small = path.is_dir() and sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) < 2e8
-    hide = small and logging.is_progress_bar_enabled()
-    if hide:
-        logging.disable_progress_bar()
-    log.addFilter(wanted)
-    try:
-        yield
-    finally:
-        log.removeFilter(wanted)
-        if hide:
-            logging.enable_progress_bar()
 
 
 def _know_own_classes() -> None:

@@ -12,7 +12,6 @@ from mmsae.hosts.diffusion.call import Call, Runner
 from mmsae.hosts.diffusion.call_state import Run
 from mmsae.hosts.diffusion.prompts import encode, old_name
 from mmsae.hosts.hooks import Done, Port, first_input, unwrap
-from mmsae.hosts.sites import Target
 from mmsae.types import InputError
 
 _SIDE = 32  # largest side of the latents of a probe
@@ -123,15 +122,3 @@ def consumed(runner: Runner, port: Port, options: dict[str, Any]) -> Consumed:
     with port.attach(noisy):
         changed = encoded()
     return Consumed(*(a is not None and not torch.equal(a, b) for a, b in zip(clean, changed, strict=True)))
-
-
-def accept(pipeline: Any, target: Target, found: Consumed, pooled: bool | None) -> Consumed:
-    """``found``, or a refusal that says what it lacks; see ``DiffusionHost.check_consumed``."""
-    pooled = not target.has_tokens if pooled is None else pooled
-    if found.context or (pooled and found.pooled):
-        return found
-    moves = "only the pooled vector changes, not" if found.pooled else "neither the pooled vector changes nor"
-    raise InputError(
-        f"site {target}: {type(pipeline).__name__} does not consume it as context: {moves} the states that the "
-        "denoiser attends to; take an earlier layer."
-    )

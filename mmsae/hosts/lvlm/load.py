@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmsae.hosts.loaded import Loaded, silent
+from mmsae.hosts.loaded import Loaded, quiet, silent
 from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
-
-
-@contextmanager
-def quiet(folder: str | Path | None = None) -> Iterator[None]:
-    """Without transformers' progress bars where there is nothing to wait for: writing, or a folder under 200 MB."""
-    from transformers.utils import logging
-
-    path = Path(folder) if folder is not None else None
-    small = path is None or (path.is_dir() and sum(p.stat().st_size for p in path.iterdir()) < 2e8)
-    hide = small and logging.is_progress_bar_enabled()
-    if hide:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            logging.enable_progress_bar()
 
 
 def load_config(folder: str, **options: Any) -> Any:

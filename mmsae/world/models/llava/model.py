@@ -13,7 +13,8 @@ import torch
 
 from mmsae.errors import InputError
 from mmsae.hosts import loaded, parse
-from mmsae.hosts.lvlm.load import load_model, quiet
+from mmsae.hosts.loaded import quiet
+from mmsae.hosts.lvlm.load import load_model
 from mmsae.hosts.lvlm.open_clip_tower import TimmTowerConfig
 from mmsae.world.generator.data import generate
 from mmsae.world.models import loop
