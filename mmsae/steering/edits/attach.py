@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,13 +22,6 @@ LARGE = 0.5  # a mean |dx| / |x| above this leaves the data that the host knows
 _OPEN: WeakKeyDictionary[Host, list[str]] = WeakKeyDictionary()
 
 
-class Attachment(NamedTuple):
-    """What is attached where."""
-
-    site: Site
-    steer: BoundIntervention
-
-
 def active_sites(host: Host) -> list[str]:
     """The sites with an open attachment, in their order; empty when all contexts are closed."""
     return list(_OPEN.get(host, ()))
@@ -39,8 +32,8 @@ def check_site(host: Host, site: Site | str, sae: SAE, allow_other_site: bool = 
 
     Args:
         host: The host.
-        site: Where.
-        sae: Imported SAEs that name no site may act at any of their width.
+        site: The site.
+        sae: The SAE; an imported one that names no site may act at any of its width.
         allow_other_site: Accept another host, module, or end of it (``in`` or ``out``); never another signal (the
             update of a module for its output) nor another width.
 
@@ -104,17 +97,18 @@ def attach(
     attached = []
     for spec, (sae, iv) in pairs:
         site, modality = check_site(host, spec, sae, allow_other_site)
-        attached.append(Attachment(site, iv.bind(sae, modality, _dtype(host))))
-        attached[-1].steer.log.site = site.spec
+        bound = iv.bind(sae, modality, _dtype(host))
+        bound.log.site = site.spec
+        attached.append((site, bound))
         if isinstance(host, Generates):
             host.check_consumed(site)
-    log = Log([a.steer.log for a in attached])
+    log = Log([bound.log for _, bound in attached])
     opened = _OPEN.setdefault(host, [])
     with ExitStack() as stack:
-        for a in attached:
-            stack.enter_context(_edit(host, a))
-            opened.append(a.steer.log.site)
-            stack.callback(_remove_last, opened, a.steer.log.site)
+        for site, bound in attached:
+            stack.enter_context(_edit(host, site, bound))
+            opened.append(site.spec)
+            stack.callback(_remove_last, opened, site.spec)
         yield log
     for s in log:
         if s.relative > LARGE:
@@ -122,12 +116,12 @@ def attach(
             warnings.warn(text, stacklevel=3)
 
 
-def _edit(host: Host, a: Attachment) -> Any:
+def _edit(host: Host, site: Site, bound: BoundIntervention) -> Any:
     """The host's own context manager; hosts with a clock are told the window of steps, and check it."""
-    if a.steer.steps is None or not isinstance(host, Generates):
-        return host.edit(a.site, a.steer, where=True)
-    a.steer.gate = replace(a.steer.gate, steps=None)  # what the host applies, for text as well, is not asked again
-    return host.edit(a.site, a.steer, where=True, steps=a.steer.steps)
+    if bound.steps is None or not isinstance(host, Generates):
+        return host.edit(site, bound, where=True)
+    bound.gate = replace(bound.gate, steps=None)  # what the host applies, for text as well, is not asked again
+    return host.edit(site, bound, where=True, steps=bound.steps)
 
 
 def _remove_last(items: list[str], item: str) -> None:
@@ -135,6 +129,6 @@ def _remove_last(items: list[str], item: str) -> None:
 
 
 def _dtype(host: Host) -> torch.dtype:
-    """Of the host's states."""
+    """Type of the host's states."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(host.precision)
     return half or next((p.dtype for p in host.model.parameters() if p.is_floating_point()), torch.float32)
