@@ -40,10 +40,6 @@ class SiteLog(_Totals):
 
     def __init__(self, site: str = ""):
         self.site = site
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything, before a new generation."""
         self._sums: dict[tuple[int | None, str], list[Any]] = {}
 
     def note(self, where: Where, relative: Tensor | None, touched: int | Tensor) -> None:
@@ -107,11 +103,6 @@ class Log(_Totals):
     def table(self) -> list[dict[str, Any]]:
         """Rows of all sites, see :meth:`SiteLog.table`."""
         return [row for s in self.sites for row in s.table()]
-
-    def clear(self) -> None:
-        """Forget everything, before a new generation."""
-        for s in self.sites:
-            s.clear()
 
     def _totals(self) -> tuple[int, int, float]:
         rows, changed, total = zip(*(s._totals() for s in self.sites), strict=True) if self.sites else ((), (), ())
