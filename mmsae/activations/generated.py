@@ -62,7 +62,7 @@ class PromptLoader:
     Args:
         prompts: Texts.
         batch_size: Prompts a batch, on each rank.
-        seed: Of orders and noise.
+        seed: Seed of orders and noise.
         rank: This process.
         world: Number of processes.
     """
@@ -105,7 +105,7 @@ class Generating:
 
     Args:
         host: :class:`~mmsae.hosts.DiffusionHost`.
-        options: Of its ``stream``.
+        options: Options of its ``stream``.
     """
 
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ class GeneratedLoader:
         prompts: Texts.
         batch_size: Prompts a call.
         sites: ``{modality: site}``.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class BlockOrder:
     Args:
         keep: ``(N,) bool``, the rows that belong to the split.
         block: Neighbouring rows that stay together.
-        seed: Of the block order; the rows' places inside a window are the loader's affair.
+        seed: Seed of the block order; the rows' places inside a window are the loader's affair.
     """
 
     def __init__(self, keep: np.ndarray, block: int, seed: int) -> None:
@@ -87,7 +87,7 @@ class StoreLoader:
     Args:
         store: The store.
         batch_size: Rows per batch and rank (token sites: of the modality with most rows).
-        seed: Of the order.
+        seed: Seed of the order.
         split: Share of the items, see :func:`split_items`.
         rank: This process.
         world: Number of processes.

@@ -22,7 +22,7 @@ class MixingBuffer:
         capacity: Units held (token sites: rows per modality). Rows of batches between which ``capacity`` units come in
             are hardly mixed, so take several times the number of units that belong together.
         batch_size: Units per batch.
-        seed: Of the draws.
+        seed: Seed of the draws.
         quotas: ``{modality: rows per batch}`` for token sites; ``batch_size`` for each by default.
 
     Raises:

@@ -166,7 +166,7 @@ class ActivationStore:
         Args:
             name: Site name (the modality, where a modality has one site).
             idx: ``(n,)`` row numbers in any order; neighbouring numbers are read together.
-            dtype: Of the result; None: as stored.
+            dtype: Type of the result; None: as stored.
 
         Returns:
             ``(n, d)``.

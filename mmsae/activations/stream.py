@@ -26,7 +26,7 @@ class StreamingLoader:
         capacity: Units in the buffer.
         sites: ``{modality: site}``; the host's embeddings by default.
         quotas: ``{modality: rows per batch}`` for token sites.
-        seed: Of the buffer's draws; give ranks different ones.
+        seed: Seed of the buffer's draws; give ranks different ones.
     """
 
     def __init__(

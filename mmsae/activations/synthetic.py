@@ -22,11 +22,11 @@ class SyntheticPairs:
         d_in: Width.
         n_atoms: Atoms of the true dictionary.
         k: Active atoms per item.
-        modalities: Their names.
+        modalities: Names of the modalities.
         noise: Standard deviation of the noise, per feature, times sqrt(d_in): its expected norm.
         modality_gap: Norm of each modality's mean.
         atom_cosine: Cosine (in expectation) of an atom of one modality with the same atom of another.
-        seed: Of dictionary and means; items are drawn from the generator of :meth:`sample`.
+        seed: Seed of dictionary and means; items are drawn from the generator of :meth:`sample`.
 
     Attributes:
         atoms: ``{modality: (n_atoms, d_in)}``, unit norm.
@@ -77,7 +77,7 @@ class SyntheticLoader:
         pairs: What to draw from.
         batch_size: Items per batch.
         n_batches: Batches per epoch.
-        seed: Of the items.
+        seed: Seed of the items.
         rank: This process.
         fresh: Whether every epoch draws new items (training) or the same ones (validation).
     """

@@ -69,7 +69,7 @@ def near_misses(x_text: Tensor, captions: Sequence[str], seed: int) -> tuple[Ten
     Args:
         x_text: ``(N, d)`` text embeddings.
         captions: The N captions.
-        seed: Of the second ones.
+        seed: Seed of the second ones.
 
     Returns:
         Two ``(N,)`` int64 row numbers.
@@ -125,9 +125,9 @@ def fit_calibrator(
         x_image: ``(N, d)``.
         x_text: ``(N, d)``.
         captions: The N captions.
-        seed: Of the random near-misses.
+        seed: Seed of the random near-misses.
         decay: Weight of the squared norm of all weights but the bias.
-        steps: Of L-BFGS.
+        steps: Steps of L-BFGS.
     """
     misses = near_misses(x_text, captions, seed)
     sides = [(text, x_text), *((text.rows(i), x_text[i]) for i in misses)]

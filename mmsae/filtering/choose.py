@@ -218,7 +218,7 @@ class SetChoice(NamedTuple):
         bins: ``(N,)`` quality bin of every sample.
         fired: Whether codes count as 1 where they fired (coverage).
         keep: Share of all samples that will be chosen.
-        seed: Of the random control.
+        seed: Seed of the random control.
         swap: Whether the greedy choice is made better by swaps, for a target.
     """
 

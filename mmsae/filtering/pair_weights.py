@@ -158,7 +158,7 @@ class FitSample(NamedTuple):
     captions: list[str]
 
     def to_bytes(self, faults: Any) -> bytes:
-        """As a part file."""
+        """The content of a part file."""
         tensors = {f"x.{m}": v for m, v in self.x.items()}
         for m, c in self.codes.items():
             tensors[f"values.{m}"] = c.values

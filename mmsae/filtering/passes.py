@@ -92,9 +92,10 @@ class Pass(NamedTuple):
         return parts.files()
 
     def _batches(self, worker: Scorer | PairReader, paths: Sequence[str], workers: int) -> Iterator[UnitBatch]:
+        reading = worker.host.reading((IMAGE, TEXT), self.spec.text)
         return unit_batches(
-            list(paths), worker.transform, worker.tokenize, self.batch_size, workers=workers,
-            caption_field=self.caption_field, collate=worker.collate, unique=False,
+            list(paths), batch_size=self.batch_size, workers=workers, caption_field=self.caption_field, unique=False,
+            **reading,
         )  # fmt: skip
 
     def _begin(self, worker: Scorer | PairReader, parts: Parts, unit: Unit) -> TarPass:

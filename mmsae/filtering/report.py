@@ -103,7 +103,7 @@ def write_report(result: FilterResult) -> None:
 
 
 def _tars(sizes: Sequence[int]) -> list[int]:
-    """A few tars with samples, evenly spread: pictures need a pass over each."""
+    """A few tars with samples, evenly spread: images need a pass over each."""
     full = [i for i, n in enumerate(sizes) if n]
     return full[:: -(-len(full) // TARS)]
 

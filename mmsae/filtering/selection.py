@@ -202,7 +202,7 @@ def stochastic_greedy(items: Items, objective: Objective, b: int, eps: float = 0
     """Greedy over a random sample of ``n / b * ln(1 / eps)`` candidates a step (1 - 1/e - eps in expectation).
 
     Raises:
-        InputError: As :func:`lazy_greedy`, or ``eps`` outside (0, 1).
+        InputError: What :func:`lazy_greedy` refuses, or ``eps`` outside (0, 1).
     """
     _check(items, objective, b)
     if not 0 < eps < 1:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -51,7 +51,7 @@ def make_pipeline(
         sources: Pattern(s), ``Source``s, or ``{pattern: weight}``.
         reader: How samples become the batches of one rank, see :meth:`Reader.of`.
         train: Endless reshuffled stream, or exact pass.
-        seed: Of all orders (training).
+        seed: Seed of all orders (training).
         shuffle: Samples in the buffer of each worker (training); it holds undecoded bytes.
         workers: Processes that read and decode; 0 does it in this one. Capped at this rank's shards.
         epoch_samples: Samples of all ranks together that make an epoch (training; required there).
@@ -87,11 +87,8 @@ def unit_batches(
     batch_size: int,
     *,
     workers: int = 0,
-    source: str = "",
-    need: Collection[str] | None = None,
     caption_field: str = "",
     collate: Collate | None = None,
-    pin_memory: bool = False,
     unique: bool = True,
 ) -> Iterator[UnitBatch]:
     """Batches of the given tars, each marked with its tar and whether it is that tar's last.
@@ -103,23 +100,20 @@ def unit_batches(
 
     Args:
         paths: The tars to read (those of this rank that are not done).
-        transform: See :class:`Reader`; likewise the others.
-        tokenize: As there.
-        batch_size: As there.
-        workers: As there.
-        source: Name of the source, part of the uids made here.
-        need: As there.
-        caption_field: As there.
-        collate: As there.
-        pin_memory: As there.
+        transform: Images to tensors; for this and the others see :class:`Reader`.
+        tokenize: Captions to ids.
+        batch_size: Samples a batch.
+        workers: Processes that read and decode; 0 does it in this one.
+        caption_field: Field of json with the caption.
+        collate: Samples to a batch, in place of ``transform`` and ``tokenize``.
         unique: Refuse a uid for the second time. Jobs whose parts outlive a kill look for that themselves.
 
     Yields:
         ``UnitBatch(path, batch, last)``.
     """
-    reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate)
-    stream = ExactStream(reader, [(source, path) for path in paths])
-    packets = _packets(stream, min(workers, len(paths)), pin_memory)
+    reader = Reader.of(transform, tokenize, batch_size, None, caption_field, collate)
+    stream = ExactStream(reader, [("", path) for path in paths])
+    packets = _packets(stream, min(workers, len(paths)), False)
     return _unique(packets) if unique else packets
 
 

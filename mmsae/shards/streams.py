@@ -76,7 +76,7 @@ class TrainStream(IterableDataset):
     Args:
         reader: Makes the batches.
         sources: What to mix.
-        seed: Of all orders.
+        seed: Seed of all orders.
         shuffle: Samples in the shuffle buffer of each worker.
         rank: This process.
         world: Number of processes.

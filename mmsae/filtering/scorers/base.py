@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from mmsae.hosts import Host
 from mmsae.kernels.pairs import code_norm
 from mmsae.metrics.pairs.sample_scores import SCORES as TOKEN_SCORES
+from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
 
 ALWAYS = ("clip", "clip_centred", "pair_code", "pair_weighted")
@@ -88,18 +89,16 @@ class Scorer(Protocol):
     """What filtering needs of a score.
 
     Attributes:
+        sae: The SAE.
+        host: What gives its activations.
         columns: All scores that it tabulates.
-        transform: Image to tensor, in the decoding workers; the host's own.
-        tokenize: Captions to ids, there too.
-        collate: Samples to a batch, in place of both, where the host sees image and text together.
         fingerprints: ``{"sae": ..., "host": ...}``, hashes of what scores.
         device: Kind of device, ``cpu`` or ``cuda``.
     """
 
+    sae: SAE
+    host: Host
     columns: tuple[str, ...]
-    transform: Callable | None
-    tokenize: Callable | None
-    collate: Callable | None
     fingerprints: dict[str, str]
     device: str
 

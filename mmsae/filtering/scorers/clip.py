@@ -43,7 +43,6 @@ class PairReader:
                 raise InputError(f"{what} has {' and '.join(have)}; pair scores need image and text")
         self.sae, self.sites = sae.eval(), sae.sites
         self.embeds = {m: self.host.site(f"{m}.embed") for m in (IMAGE, TEXT)}
-        self.transform, self.tokenize, self.collate = self.host.transform(train=False), self.host.tokenize, None
         self.device = torch.device(device).type
         self.fingerprints = {"sae": sae_fingerprint(self.sae), "host": self.host.fingerprint}
 
@@ -71,7 +70,6 @@ class ClipScorer:
         self.reader, self.sae, self.host = reader, reader.sae, reader.host
         self.weights = PairWeights.load(weights).to(reader.host.device)
         self.columns = (*ALWAYS, *("pair_calibrated",) * (self.weights.calibrator is not None))
-        self.transform, self.tokenize, self.collate = reader.transform, reader.tokenize, None
         self.fingerprints, self.device = reader.fingerprints, reader.device
         self._last: tuple[ImageTextBatch, EncodedPairs] | None = None
 

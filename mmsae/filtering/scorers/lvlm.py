@@ -19,12 +19,7 @@ class SaeVScorer(TokenScorer):
     Args:
         spec: What to load; ``weights`` is a folder that ``mmsae weights`` wrote, or empty.
         rank: Number of this process, for its device.
-
-    Attributes:
-        collate: Samples to batches, in the decoding workers; takes the place of ``transform`` and ``tokenize``.
     """
-
-    transform = tokenize = None
 
     def __init__(self, spec: ScorerSpec, rank: int = 0):
         device = pick_device(spec.device, rank)
@@ -36,7 +31,7 @@ class SaeVScorer(TokenScorer):
         super().__init__(host, sae.eval(), file and file.weights, file.delta if file else 0.0, spec.other_site)
         if spec.score not in (*self.columns, "random"):
             raise InputError(f"score {spec.score} needs cross-modal weights: give the folder that mmsae weights wrote")
-        self.device, self.collate = torch.device(device).type, host.collator(spec.text)
+        self.device = torch.device(device).type
 
     def reasons(self, batch: ImageTextBatch) -> Reasons:
         """Latents that text and image of each sample do not share, by their part in its code and their weight."""
