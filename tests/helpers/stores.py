@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsae.hosts import Host, Rows
+from mmsae.hosts import Encoder, Rows
 from mmsae.shards import ShardWriter
 from mmsae.types import InputError, Site
 
 
 class FakeHost:
-    """Sums of pixels and of token ids: the interface of Host that extraction uses, with rows one can compute."""
+    """Sums of pixels and of token ids: the interface of Encoder that extraction uses, with rows one can compute."""
 
     fingerprint, hint, precision = "f" * 32, "fake", "fp32"
     device = torch.device("cpu")
@@ -27,7 +27,7 @@ class FakeHost:
     def __init__(self, width=6, spoil=None):
         self.width, self.spoil, self.calls = width, spoil, 0
 
-    reading = Host.reading
+    reading = Encoder.reading
 
     def batch_size(self, asked=None):
         return asked or 256
