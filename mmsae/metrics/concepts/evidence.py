@@ -98,6 +98,12 @@ def run_starts(*columns: Tensor) -> Tensor:
     return new
 
 
+def places(key: Tensor) -> Tensor:
+    """``(M,)`` place of every row in its run of equal keys, from 0; ``key`` is sorted."""
+    i = torch.arange(len(key), device=key.device)
+    return i - torch.where(run_starts(key), i, 0).cummax(0).values if len(i) else i
+
+
 class TopN(Metric):
     """Streaming top-n samples per latent of one modality.
 
@@ -162,8 +168,7 @@ class TopN(Metric):
         first = torch.zeros_like(keep[keep])
         first[by_key[run_starts(latent[by_key], ids[by_key, 2])]] = True
         latent, value, ids = latent[first], value[first], ids[first]
-        i = torch.arange(len(latent), device=latent.device)
-        place = i - torch.where(run_starts(latent), i, 0).cummax(0).values if len(i) else i
+        place = places(latent)
         top = place < self.n_top
         values, table = self.values.clone(), self.ids.clone()
         values[touched] = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
 
-from mmsae.metrics.concepts.evidence import lexsort, pack_uids, run_starts
+from mmsae.metrics.concepts.evidence import lexsort, pack_uids, places, run_starts
 from mmsae.metrics.pairs.item_codes import check_rows, content_rows, entries
 from mmsae.types import IMAGE, TEXT, Codes, InputError, Tokens
 
@@ -182,8 +182,7 @@ class CrossModalWeights(Metric):
         keep = keep[lexsort(latent[keep], -value[keep], *ids[keep].unbind(1))]
         keep = keep[run_starts(latent[keep], value[keep], *ids[keep].unbind(1))]  # a token that is there already
         latent = latent[keep]
-        i = torch.arange(len(latent), device=latent.device)
-        place = i - torch.where(run_starts(latent), i, 0).cummax(0).values if len(i) else i
+        place = places(latent)
         top = place < n
         keep, latent, place = keep[top], latent[top], place[top]
         self.values[side, touched] = 0
@@ -262,11 +261,9 @@ class CrossModalWeights(Metric):
         side, latent, place = on.nonzero(as_tuple=True)
         order = lexsort(latent, -self.values[side, latent, place], *self.ids[side, latent, place].unbind(1))
         side, latent = side[order], latent[order]
-        i = torch.arange(len(latent), device=latent.device)
-        rank = i - torch.where(run_starts(latent), i, 0).cummax(0).values if len(i) else i
-        top = rank < self.n_pool
+        top = places(latent) < self.n_pool
         out = torch.zeros(2, self.d_sae, dtype=torch.long, device=on.device)
-        return out.index_put_((side[top], latent[top]), torch.ones_like(rank[top]), accumulate=True)
+        return out.index_put_((side[top], latent[top]), torch.ones_like(latent[top]), accumulate=True)
 
     def compute(self, chunk: int = 1024) -> CrossModal:
         """The weights over everything that all ranks have seen; ``chunk`` latents at a time."""

@@ -159,7 +159,7 @@ def train(
         progress: Show a bar with loss and time left.
 
     Returns:
-        ``{"loss": running mean, "curve": [[step, loss], ...], "first_step": where it started}``.
+        ``{"loss": running mean, "curve": [[step, loss], ...]}``, and ``first_step``, where it started, with a state.
 
     Raises:
         FloatingPointError: The loss is not finite.
@@ -195,7 +195,7 @@ def train(
         if state is not None and state.every and done % state.every == 0 and done < r.steps:
             state.save(model, opts, done, curve)
     model.eval()
-    return {"loss": mean, "curve": curve, "first_step": first}
+    return {"loss": mean, "curve": curve} | ({} if state is None else {"first_step": first})
 
 
 def free_folder(out: str, overwrite: bool) -> Path:
