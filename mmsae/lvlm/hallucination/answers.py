@@ -36,7 +36,7 @@ class Prompt(NamedTuple):
     """One thing to ask about an image.
 
     Attributes:
-        id: Its name, unique in the run.
+        id: Name, unique in the run.
         text: What the user says.
     """
 
@@ -64,7 +64,7 @@ def prepare(
     Args:
         host: Name of the host.
         answering: Methods and what they need.
-        run: Where the host runs.
+        run: Device and precision of the host, and prompts per batch.
         prompt: What stands around a question of the probe.
         probe: Gives questions about ``answering.probe`` by which directions are found.
 

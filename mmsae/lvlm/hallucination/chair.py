@@ -39,7 +39,7 @@ def chair_command(
         seed: Seed of sampling.
         answering: Ways of answering that are compared.
         labels: Objects of the images.
-        run: Where and how the host and the SAE compute.
+        run: Device, precision and batch size, and what is said.
         data: What is made of the samples' files.
 
     Returns:

@@ -52,7 +52,7 @@ def pope(
         asking: Questions that are asked.
         answering: Ways of answering that are compared.
         labels: Objects of the images.
-        run: Where and how the host and the SAE compute.
+        run: Device, precision and batch size, and what is said.
         data: What is made of the samples' files.
 
     Returns:

@@ -27,7 +27,7 @@ def patches(
         host: Name of the host; default: the SAE's own.
         weights: Folder of ``mmsae weights``, needed for ``cos``.
         choice: Which patches go black, and what is asked then.
-        run: Where and how the host and the SAE compute.
+        run: Device, precision and batch size, and what is said.
         data: What is made of the samples' files.
 
     Returns:

@@ -33,7 +33,7 @@ def weights(
             written anew.
         definition: What the weight of a latent is.
         sample: Which tokens are looked at.
-        run: Where and how the host and the SAE compute.
+        run: Device, precision, batch size and workers, and what is said.
         data: What is made of the samples' files.
 
     Returns:

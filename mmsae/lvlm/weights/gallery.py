@@ -54,7 +54,7 @@ class TokenSource(NamedTuple):
     Attributes:
         host: The host.
         sae: An SAE on its tokens.
-        sites: Where both segments are read.
+        sites: Sites of both segments.
         collate: What made the sequences.
         paths: The tars, by number.
         batch_size: Samples per forward pass.

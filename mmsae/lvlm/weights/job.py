@@ -125,7 +125,7 @@ class WeightsJob:
     """Cross-modal weights of an SAE on a host, from shards; arguments are those of :func:`cross_modal_weights`.
 
     Attributes:
-        folder: Whose work it is, and whether the result is there already.
+        folder: The job's folder, which knows whether the result is there.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class TokenViewer:
     Args:
         host: The host.
         sae: An SAE on its tokens.
-        sites: Where both segments are read.
+        sites: Sites of both segments.
         collate: The host's, with the text that belongs to the sequence.
         samples: Samples with decoded images.
     """
