@@ -20,11 +20,10 @@ from mmsae.activations.uids import SeenUids
 from mmsae.activations.writer import PartWriter, StoreWriter
 from mmsae.files import free_bytes, nbytes
 from mmsae.hosts import Host, Rows, load_host, pick_device
-from mmsae.jobs.engine import Share
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import begun_job
 from mmsae.jobs.processes import Local
-from mmsae.jobs.units import work_tars
+from mmsae.jobs.units import Share, work_tars
 from mmsae.options import Data, Run, side_by_side
 from mmsae.shards import FaultLog, UnitBatch, expand, identity, shard_name, unit_batches
 from mmsae.types import ImageTextBatch, InputError, Site, Tokens

@@ -27,8 +27,8 @@ from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Objective, distribution
 from mmsae.hosts import named_host
-from mmsae.jobs.engine import Engine
 from mmsae.jobs.folder import JOB, JobFolder, begun_job
+from mmsae.jobs.units import Engine
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.options import Data, SAERun, call
 from mmsae.sae import SAE

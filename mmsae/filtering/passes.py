@@ -22,9 +22,8 @@ from mmsae.filtering.pair_weights import FitSample
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Items
-from mmsae.jobs.engine import Engine, Share
 from mmsae.jobs.estimate import estimate
-from mmsae.jobs.units import Parts, Unit, work_tars
+from mmsae.jobs.units import Engine, Parts, Share, Unit, work_tars
 from mmsae.shards import FaultLog, UnitBatch, count_samples, draw, shard_name, unit_batches
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 

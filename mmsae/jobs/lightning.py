@@ -10,12 +10,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from mmsae.jobs.engine import Share
 from mmsae.jobs.folder import at_work
+from mmsae.jobs.units import Share
 
 
 class Ranks:
-    """The ranks of a trainer, every one of which runs the whole job; an :class:`~mmsae.jobs.engine.Engine`.
+    """The ranks of a trainer, every one of which runs the whole job; an :class:`~mmsae.jobs.units.Engine`.
 
     Ranks on several machines need one file system.
 

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mmsae.jobs.engine import Share
 from mmsae.jobs.folder import at_work
+from mmsae.jobs.units import Share
 
 
 def end_with_parent() -> None:
@@ -30,7 +30,7 @@ def _follow(parent: int) -> None:
 
 
 class Local:
-    """An :class:`~mmsae.jobs.engine.Engine` of this process, or of several on this machine; a context manager.
+    """An :class:`~mmsae.jobs.units.Engine` of this process, or of several on this machine; a context manager.
 
     The other processes start when the first work needs them, and stay for what follows.
 
@@ -62,7 +62,7 @@ class Local:
         """There is nobody to wait for: the others only work while this process waits for them."""
 
     def run(self, todo: Sequence[int], here: Callable[[Share], None], there: Callable[..., None], *args: Any) -> None:
-        """Do it here, or deal it out among the other processes; see :class:`~mmsae.jobs.engine.Engine`."""
+        """Do it here, or deal it out among the other processes; see :class:`~mmsae.jobs.units.Engine`."""
         size = min(self.size, len(todo))
         if size == 1:
             here(Share(list(todo)))

@@ -1,4 +1,4 @@
-"""Units of work of a long job: one input tar is one unit, and one unit is one part file, whole or not there.
+"""Units of work of a long job, and who does them: one input tar is one unit, with one part file, whole or not there.
 
 So a killed job goes on where it stopped, and its result depends neither on kills nor on ranks or workers.
 """
@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mmsae.files import atomic_file, disk_errors
-from mmsae.jobs.engine import Share
 from mmsae.jobs.estimate import progress_bar
 from mmsae.shards import FaultLog, UnitBatch
 from mmsae.shards.sources import shard_name
@@ -114,6 +113,55 @@ class Parts:
                 self.write(unit, work(unit.path))
                 bar.update()
         return self.files()
+
+
+class Share(NamedTuple):
+    """What one process does of some work.
+
+    Attributes:
+        units: Its units.
+        rank: Number of the process, which chooses its device.
+        lead: Whether it shows its progress.
+        stopped: Says whether the work has failed elsewhere, so that this process need not go on.
+    """
+
+    units: list[int]
+    rank: int = 0
+    lead: bool = True
+    stopped: Callable[[], bool] = lambda: False
+
+
+class Engine(Protocol):
+    """The processes of a job.
+
+    Attributes:
+        lead: Whether this process is the one that merges and writes.
+        size: Number of processes that work.
+        rank: Which of them this is.
+        lock: The job's lock for those that work and do not lead (``JobFolder.lock``); set it before the first work.
+    """
+
+    lead: bool
+    size: int
+    rank: int
+    lock: Path | None
+
+    def agree(self, value: Any) -> Any:
+        """What the leading process says."""
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+
+    def run(self, todo: Sequence[int], here: Callable[[Share], None], there: Callable[..., None], *args: Any) -> None:
+        """Deal units out among the processes, and wait until they are done; the first failure of one ends all.
+
+        Args:
+            todo: The units.
+            here: Does a share in a process that runs the whole job.
+            there: Does a share in a process that has nothing but its arguments, as ``there(share, *args)``; a function
+                of a module.
+            *args: Plain values.
+        """
 
 
 class TarWork(Protocol):

@@ -21,9 +21,8 @@ from torch import nn
 from mmsae.files import atomic_folder, remove_leftovers
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.jobs import JobFolder, Unit
-from mmsae.jobs.engine import Engine, Share
 from mmsae.jobs.processes import Local
-from mmsae.jobs.units import work_tars
+from mmsae.jobs.units import Engine, Share, work_tars
 from mmsae.load import load_pair
 from mmsae.lvlm.options import RUN, Definition, TokenSample
 from mmsae.lvlm.tokens import encode_tokens, named_lvlm, segment_sites
