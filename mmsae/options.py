@@ -12,9 +12,10 @@ the help shows each dataclass as a group, under the first line of its docstring.
 flat keywords, too. A command whose default is another says so in its signature, ``run: SAERun = SAERun(batch_size=8)``;
 one that lacks an option has a subclass in which the field is ``field(default=..., init=False)``.
 
-``mmsae X --help`` imports ``command.py`` and nothing heavy: neither the module nor a package above it imports torch or
-what imports it (``mmsae.types`` and ``mmsae.sae`` do; :mod:`mmsae.errors`, :mod:`mmsae.files`, :mod:`mmsae.recipes` and
-this module do not). The work stands in other modules and is imported inside the function.
+``mmsae X --help`` imports the command's module and nothing heavy: neither it nor a package above it imports torch or
+what imports it. :mod:`mmsae.types`, :mod:`mmsae.files`, :mod:`mmsae.recipes` and this module do not, packages give
+their names by :mod:`mmsae.lazy`, and the work stands in other modules, imported inside the function.
+``tests/test_cli_help.py`` asks.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def overlaps(data: SuiteData) -> list[str]:
     ]
 
 
-def make_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: Sequence[str]) -> Path:
+def run_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: Sequence[str]) -> Path:
     """Run a suite and write the card; returns the path of the page.
 
     Args:

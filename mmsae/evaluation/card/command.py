@@ -39,7 +39,7 @@ def evaluate(
     Returns:
         The path of the page.
     """
-    from mmsae.evaluation.card.card import check_files, check_out, make_card
+    from mmsae.evaluation.card.card import check_files, check_out, run_card
     from mmsae.evaluation.card.gallery import check_host
     from mmsae.evaluation.suite import load_suite
     from mmsae.evaluation.suite_data import SuiteData
@@ -65,4 +65,4 @@ def evaluate(
     if gallery:
         check_host(loaded)
     data = SuiteData(asked, model, loaded, run, quick, seed)
-    return str(make_card(data, folder, str(sae), gallery, other_host_warnings(trained, loaded)))
+    return str(run_card(data, folder, str(sae), gallery, other_host_warnings(trained, loaded)))
