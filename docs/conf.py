@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 HERE = Path(__file__).parent
 project = "mmsae"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -74,3 +76,4 @@ def write_api(app):
 def setup(app):
     """Sphinx calls this."""
     app.connect("builder-inited", write_api)
+    GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end  # "a: b" of a field has no type

@@ -21,19 +21,12 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """One plain command.
+    """One plain command."""
 
-    Attributes:
-        target: ``module:function``; imported when the command is used.
-        summary: What it does, for ``mmsae --help``.
-        example: One line that works, for ``mmsae X --help``.
-        positional: Whether its required arguments are given by place instead of by name.
-    """
-
-    target: str
-    summary: str
-    example: str
-    positional: bool = False
+    target: str  #: ``module:function``; imported when the command is used
+    summary: str  #: What it does, for ``mmsae --help``
+    example: str  #: One line that works, for ``mmsae X --help``
+    positional: bool = False  #: Whether its required arguments are given by place instead of by name
 
 
 LIGHTNING = ("fit", "validate", "test", "predict")

@@ -26,43 +26,25 @@ POOLS = ("max", "mean")
 
 
 class Features(NamedTuple):
-    """Features of n images.
+    """Features of n images."""
 
-    Attributes:
-        x: ``(n, d)`` raw activations (token sites: mean over the image's tokens).
-        z: See :class:`Through`.
-        recon: See :class:`Through`.
-        resid: ``(n, d)`` ``x - recon``.
-        labels: ``(n,)`` int64 classes, -1 where an image has none (or one that was not asked for).
-        names: Class names by number.
-        uids: The n sample ids.
-        sums: See :class:`Through`.
-        values: Label values by class number; ``ImageChoice(classes=other.values)`` numbers alike.
-        stats: ``(n, s)`` plain statistics of the image as the host sees it (:class:`ImageRows`), or None.
-        embed: ``(n, e)`` the host's own image embeddings where asked for, or None.
-        pool: How the tokens of an image became one row of codes: ``one`` (pooled site), ``max`` or ``mean``.
-        said: ``{name of the class as the data says: images}``, labels asked for or not.
-        tokens: See :class:`Through`.
-        others: The same images through other SAEs, by name.
-        moments: Moments of all rows that were read, where asked for.
-    """
-
-    x: Tensor
-    z: Codes
-    recon: Tensor
-    resid: Tensor
-    labels: Tensor
-    names: list[str]
-    uids: list[str]
-    sums: Sums
-    values: list[Any] = []
+    x: Tensor  #: ``(n, d)`` raw activations (token sites: mean over the image's tokens)
+    z: Codes  #: See :class:`Through`
+    recon: Tensor  #: See :class:`Through`
+    resid: Tensor  #: ``(n, d)`` ``x - recon``
+    labels: Tensor  #: ``(n,)`` int64 classes, -1 where an image has none (or one that was not asked for)
+    names: list[str]  #: Class names by number
+    uids: list[str]  #: The n sample ids
+    sums: Sums  #: See :class:`Through`
+    values: list[Any] = []  #: Label values by class number; ``ImageChoice(classes=other.values)`` numbers alike
+    #: ``(n, s)`` plain statistics of the image as the host sees it (:class:`ImageRows`), or None.
     stats: Tensor | None = None
-    embed: Tensor | None = None
-    pool: str = "one"
-    said: dict[str, int] = {}
-    tokens: TokenMeans | None = None
-    others: Mapping[str, Through] = {}
-    moments: Moments | None = None
+    embed: Tensor | None = None  #: ``(n, e)`` the host's own image embeddings where asked for, or None
+    pool: str = "one"  #: How the tokens of an image became one row of codes: ``one`` (pooled site), ``max`` or ``mean``
+    said: dict[str, int] = {}  #: ``{name of the class as the data says: images}``, labels asked for or not
+    tokens: TokenMeans | None = None  #: See :class:`Through`
+    others: Mapping[str, Through] = {}  #: The same images through other SAEs, by name
+    moments: Moments | None = None  #: Moments of all rows that were read, where asked for
 
     @property
     def n(self) -> int:

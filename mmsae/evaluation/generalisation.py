@@ -40,21 +40,13 @@ PROBES = ("linear", "nearest mean", *(f"{n}-sparse" for n in SPARSE))
 
 
 class Point(NamedTuple):
-    """One probe: accuracy on source and targets.
+    """One probe: accuracy on source and targets."""
 
-    Attributes:
-        probe: Name.
-        source: Accuracy on source images that were not trained on.
-        target: ``{set: accuracy}``.
-        right: ``{set: (n,) bool}`` hits, source under an empty name.
-        l2: Chosen strength, or None.
-    """
-
-    probe: str
-    source: float
-    target: dict[str, float]
-    right: dict[str, Tensor]
-    l2: float | None = None
+    probe: str  #: Name
+    source: float  #: Accuracy on source images that were not trained on
+    target: dict[str, float]  #: ``{set: accuracy}``
+    right: dict[str, Tensor]  #: ``{set: (n,) bool}`` hits, source under an empty name
+    l2: float | None = None  #: Chosen strength, or None
 
 
 def logit(p: float, n: int) -> float:

@@ -31,33 +31,21 @@ FORMAT = 1
 
 
 class ImageRows(NamedTuple):
-    """What a host gave for n images (or texts).
+    """What a host gave for n images (or texts)."""
 
-    Attributes:
-        uids: The n sample ids.
-        x: ``(N, d)`` float32 rows at the site, image after image.
-        item: ``(N,)`` which of the n each row belongs to.
-        embed: ``(n, e)`` the host's own embeddings where asked for, or None.
-        stats: ``(n, 8)`` :func:`image_statistics`, or None for hosts with inputs of their own.
-    """
-
-    uids: list[str]
-    x: Tensor
-    item: Tensor
-    embed: Tensor | None = None
-    stats: Tensor | None = None
+    uids: list[str]  #: The n sample ids
+    x: Tensor  #: ``(N, d)`` float32 rows at the site, image after image
+    item: Tensor  #: ``(N,)`` which of the n each row belongs to
+    embed: Tensor | None = None  #: ``(n, e)`` the host's own embeddings where asked for, or None
+    stats: Tensor | None = None  #: ``(n, 8)`` :func:`image_statistics`, or None for hosts with inputs of their own
 
 
 class ImageChange(NamedTuple):
-    """A change of images.
+    """A change of images."""
 
-    Attributes:
-        apply: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
-        name: What it is, for the cache: what is changed without a name is not kept.
-    """
-
+    #: Applied to each batch of transformed images ``(B, 3, H, W)`` before the host sees them.
     apply: Callable[[Tensor], Tensor]
-    name: str = ""
+    name: str = ""  #: What it is, for the cache: what is changed without a name is not kept
 
 
 @dataclass(frozen=True)
@@ -201,21 +189,14 @@ def _picked(batch: ImageTextBatch, wanted: set[str]) -> ImageTextBatch | None:
 
 
 class KeptTar(NamedTuple):
-    """What is kept of one tar.
+    """What is kept of one tar."""
 
-    Attributes:
-        uids: Uids of the samples that went through the host.
-        good: Uids of all usable samples of the tar.
-        faults: Faults of the tar.
-        tensors: ``x``, ``count`` (rows per sample), and ``embed`` and ``stats`` where there are any.
-        map: The file's map.
-    """
-
-    uids: list[str]
-    good: set[str]
-    faults: Faults
+    uids: list[str]  #: Uids of the samples that went through the host
+    good: set[str]  #: Uids of all usable samples of the tar
+    faults: Faults  #: Faults of the tar
+    #: ``x``, ``count`` (rows per sample), and ``embed`` and ``stats`` where there are any.
     tensors: Mapping[str, Tensor]
-    map: Any
+    map: Any  #: The file's map
 
     @classmethod
     def open(cls, file: Path, embed: bool = False) -> KeptTar | None:

@@ -19,14 +19,10 @@ TEMPLATE_SETS = {"simple": "SIMPLE_IMAGENET_TEMPLATES", "openai": "OPENAI_IMAGEN
 
 
 class Labels(NamedTuple):
-    """Label of every sample of some shards.
+    """Label of every sample of some shards."""
 
-    Attributes:
-        value: ``{uid: label value}``, None where a sample has none.
-        name: ``{uid: class name}`` as the data says it (json's ``class``, or a label that is text); empty: none.
-    """
-
-    value: dict[str, Any]
+    value: dict[str, Any]  #: ``{uid: label value}``, None where a sample has none
+    #: ``{uid: class name}`` as the data says it (json's ``class``, or a label that is text); empty: none.
     name: dict[str, str]
 
     def without(self, exclude: Sequence[str]) -> Labels:
@@ -87,15 +83,10 @@ def read_labels(paths: Sequence[str], field: str = "cls", must: bool = True) -> 
 
 
 class Classes(NamedTuple):
-    """What is to be told apart.
+    """What is to be told apart."""
 
-    Attributes:
-        names: Class names, as they stand in prompts.
-        values: The label value of each.
-    """
-
-    names: list[str]
-    values: list[Any]
+    names: list[str]  #: Class names, as they stand in prompts
+    values: list[Any]  #: The label value of each
 
 
 def read_classes(file: str, known: Labels | None = None) -> Classes:

@@ -19,29 +19,17 @@ CHUNK = 8192  # rows at a time in float64
 
 
 class Sums(NamedTuple):
-    """Sums over the rows of each of n images, all ``(n,)`` float64; x are activations, x_hat their reconstructions.
+    """Sums over the rows of each of n images, all ``(n,)`` float64; x are activations, x_hat their reconstructions."""
 
-    Attributes:
-        rows: Number of rows.
-        within: ``|x - mean|^2`` about the image's own mean.
-        square: ``|x|^2``.
-        error: ``|x - x_hat|^2``.
-        recon: ``|x_hat|^2``.
-        dot: ``x x_hat``.
-        cosine: Cosine of x and x_hat.
-        ratio: ``|x_hat| / |x|``.
-        active: Latents that fire.
-    """
-
-    rows: Tensor
-    within: Tensor
-    square: Tensor
-    error: Tensor
-    recon: Tensor
-    dot: Tensor
-    cosine: Tensor
-    ratio: Tensor
-    active: Tensor
+    rows: Tensor  #: Number of rows
+    within: Tensor  #: ``|x - mean|^2`` about the image's own mean
+    square: Tensor  #: ``|x|^2``
+    error: Tensor  #: ``|x - x_hat|^2``
+    recon: Tensor  #: ``|x_hat|^2``
+    dot: Tensor  #: ``x x_hat``
+    cosine: Tensor  #: Cosine of x and x_hat
+    ratio: Tensor  #: ``|x_hat| / |x|``
+    active: Tensor  #: Latents that fire
 
     @classmethod
     def of(cls, x: Tensor, recon: Tensor, z: Codes, item: Tensor, n: int) -> Sums:
@@ -67,33 +55,20 @@ class Sums(NamedTuple):
 
 
 class TokenMeans(NamedTuple):
-    """What is held of the rows of n images at a token site, beside :class:`Sums`.
+    """What is held of the rows of n images at a token site, beside :class:`Sums`."""
 
-    Attributes:
-        x: ``(n, d)`` mean of the normalised activations.
-        z: ``(n, k)`` mean of the codes, entry by entry of the pooled codes.
-        fires: ``(n, k)`` int32 number of rows in which each of these latents fires.
-    """
-
-    x: Tensor
-    z: Tensor
-    fires: Tensor
+    x: Tensor  #: ``(n, d)`` mean of the normalised activations
+    z: Tensor  #: ``(n, k)`` mean of the codes, entry by entry of the pooled codes
+    fires: Tensor  #: ``(n, k)`` int32 number of rows in which each of these latents fires
 
 
 class Through(NamedTuple):
-    """What an SAE makes of n images.
+    """What an SAE makes of n images."""
 
-    Attributes:
-        z: Codes of n rows (token sites: largest or mean value over the tokens, see ``Features.pool``).
-        recon: ``(n, d)`` reconstructions in the units of x (token sites: mean over the image's tokens).
-        sums: Sums over the rows of each image (pooled sites: one row).
-        tokens: Token sites: further means over the tokens; else None.
-    """
-
-    z: Codes
-    recon: Tensor
-    sums: Sums
-    tokens: TokenMeans | None = None
+    z: Codes  #: Codes of n rows (token sites: largest or mean value over the tokens, see ``Features.pool``)
+    recon: Tensor  #: ``(n, d)`` reconstructions in the units of x (token sites: mean over the image's tokens)
+    sums: Sums  #: Sums over the rows of each image (pooled sites: one row)
+    tokens: TokenMeans | None = None  #: Token sites: further means over the tokens; else None
 
     def rows(self, at: Tensor) -> Through:
         """Some of the images, by their indices."""

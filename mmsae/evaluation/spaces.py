@@ -23,17 +23,11 @@ CONTROLS = (RANDOM, PCA, WHITENED)
 
 
 class Space(NamedTuple):
-    """One kind of features of several sets of images.
+    """One kind of features of several sets of images."""
 
-    Attributes:
-        features: ``raw``, ``code``, ``recon`` or ``resid``.
-        control: Empty, or which control (``mmsae.evaluation.rows``).
-        sets: Per set ``(n, F)`` rows or codes.
-    """
-
-    features: str
-    control: str
-    sets: list[Tensor | Codes]
+    features: str  #: ``raw``, ``code``, ``recon`` or ``resid``
+    control: str  #: Empty, or which control (``mmsae.evaluation.rows``)
+    sets: list[Tensor | Codes]  #: Per set ``(n, F)`` rows or codes
 
     @property
     def name(self) -> str:

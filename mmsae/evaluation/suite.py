@@ -30,32 +30,22 @@ def head(fn: Callable) -> Callable:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images of a suite.
+    """Images of a suite."""
 
-    Attributes:
-        shards: Path, folder, glob or brace pattern, or several, relative to the suite's root.
-        label: ``cls`` or a json field; None: the suite's.
-        limit: At most so many images, by a hash of their uid.
-        part: Only images whose hash lies in ``[low, high)``, so that one set of shards gives disjoint sets.
-        change: ``{shift: strength}`` (:mod:`mmsae.evaluation.shifts`).
-        exclude: Classes that are left out.
-        relabel: ``{label value: class of the training set}``, or the json field that names it. Several labels may be
-            one class. What the training set says makes its classes, and holds for the sets that say nothing (but for
-            OOD sets).
-        role: ``shift`` (same classes: a target of generalisation), ``ood``, ``near_ood`` or ``val_ood``; empty for
-            ``train``, ``val`` and ``test``.
-        unlabelled: Only images that have no label.
-    """
-
-    shards: str | list[str]
-    label: str | None = None
-    limit: int | None = None
+    shards: str | list[str]  #: Path, folder, glob or brace pattern, or several, relative to the suite's root
+    label: str | None = None  #: ``cls`` or a json field; None: the suite's
+    limit: int | None = None  #: At most so many images, by a hash of their uid
+    #: Only images whose hash lies in ``[low, high)``, so that one set of shards gives disjoint sets.
     part: tuple[float, float] | None = None
-    change: dict[str, float] = field(default_factory=dict)
-    exclude: tuple[str | int, ...] = ()
+    change: dict[str, float] = field(default_factory=dict)  #: ``{shift: strength}`` (:mod:`mmsae.evaluation.shifts`)
+    exclude: tuple[str | int, ...] = ()  #: Classes that are left out
+    #: ``{label value: class of the training set}``, or the json field that names it. Several labels may be one class.
+    #: What the training set says makes its classes, and holds for the sets that say nothing (but for OOD sets).
     relabel: dict[str, Any] | str | None = None
+    #: ``shift`` (same classes: a target of generalisation), ``ood``, ``near_ood`` or ``val_ood``; empty for ``train``,
+    #: ``val`` and ``test``.
     role: str = ""
-    unlabelled: bool = False
+    unlabelled: bool = False  #: Only images that have no label
 
 
 RESERVED = ("id", "near", "far")  # what OOD tables call the ID set and the means
@@ -64,38 +54,24 @@ ROLES = ("", "shift", "ood", "near_ood", "val_ood")
 
 @dataclass(frozen=True)
 class Suite:
-    """What :func:`mmsae.evaluation.card.command.evaluate` runs.
+    """What :func:`mmsae.evaluation.card.command.evaluate` runs."""
 
-    Attributes:
-        data: ``train``, ``val``, ``test`` and any others by name.
-        heads: ``{head: options}``, in the order of the card.
-        root: Folder that data paths are relative to; empty: the working folder.
-        host: Name; empty: the host of the SAE's site.
-        label: Label of all sets that do not say otherwise.
-        classes: File of class names, for prompts; empty: the names in the data.
-        templates: File of prompt templates, or ``simple`` or ``openai``.
-        judge: What judges likeness: ``json:FIELD`` (truths in the data), or the embeddings of a host by name, or of
-            ``host`` (the SAE's own: circular, and said so).
-        concepts: ``json:FIELD`` of a list of true concepts, for probes; empty: the classes.
-        trees: ``{name: file}`` or ``{name: wordnet}``.
-        others: ``{name: SAE folder}`` of other seeds, relative to the root, for stability.
-        title: Title of the page.
-        path: The file.
-    """
-
-    data: dict[str, DataSet]
-    heads: dict[str, dict[str, Any]]
-    root: str = ""
-    host: str = ""
-    label: str = "cls"
-    classes: str = ""
-    templates: str = "simple"
+    data: dict[str, DataSet]  #: ``train``, ``val``, ``test`` and any others by name
+    heads: dict[str, dict[str, Any]]  #: ``{head: options}``, in the order of the card
+    root: str = ""  #: Folder that data paths are relative to; empty: the working folder
+    host: str = ""  #: Name; empty: the host of the SAE's site
+    label: str = "cls"  #: Label of all sets that do not say otherwise
+    classes: str = ""  #: File of class names, for prompts; empty: the names in the data
+    templates: str = "simple"  #: File of prompt templates, or ``simple`` or ``openai``
+    #: What judges likeness: ``json:FIELD`` (truths in the data), or the embeddings of a host by name, or of ``host``
+    #: (the SAE's own: circular, and said so).
     judge: str = "host"
-    concepts: str = ""
-    trees: dict[str, str] = field(default_factory=dict)
+    concepts: str = ""  #: ``json:FIELD`` of a list of true concepts, for probes; empty: the classes
+    trees: dict[str, str] = field(default_factory=dict)  #: ``{name: file}`` or ``{name: wordnet}``
+    #: ``{name: SAE folder}`` of other seeds, relative to the root, for stability.
     others: dict[str, str] = field(default_factory=dict)
-    title: str = ""
-    path: str = ""
+    title: str = ""  #: Title of the page
+    path: str = ""  #: The file
 
     def paths(self, name: str) -> list[str]:
         """The tars of a set."""

@@ -34,19 +34,12 @@ QUICK_LIMIT = 1500  # images per set
 
 
 class HeadResult(NamedTuple):
-    """What a head returns.
+    """What a head returns."""
 
-    Attributes:
-        rows: :func:`mmsae.evaluation.rows.row` each.
-        more: Further figures, for plots and results.json.
-        notes: What a reader must know.
-        warnings: What a reader must know before believing a figure; also printed.
-    """
-
-    rows: list[dict[str, Any]]
-    more: dict[str, Any] = {}
-    notes: Sequence[str] = ()
-    warnings: Sequence[str] = ()
+    rows: list[dict[str, Any]]  #: :func:`mmsae.evaluation.rows.row` each
+    more: dict[str, Any] = {}  #: Further figures, for plots and results.json
+    notes: Sequence[str] = ()  #: What a reader must know
+    warnings: Sequence[str] = ()  #: What a reader must know before believing a figure; also printed
 
 
 class SuiteData:

@@ -39,15 +39,10 @@ INTRO = {
 
 
 class Shown(NamedTuple):
-    """A latent to draw.
+    """A latent to draw."""
 
-    Attributes:
-        control: Empty, or ``random``.
-        latent: Index of the latent.
-    """
-
-    control: str
-    latent: int
+    control: str  #: Empty, or ``random``
+    latent: int  #: Index of the latent
 
 
 def check_host(host: Host) -> None:

@@ -24,15 +24,10 @@ from mmsae.types import IMAGE, Codes
 
 
 class Side(NamedTuple):
-    """Images in the units of the atoms.
+    """Images in the units of the atoms."""
 
-    Attributes:
-        x: ``(n, d)``.
-        z: Codes.
-    """
-
-    x: Tensor
-    z: Codes
+    x: Tensor  #: ``(n, d)`` activations
+    z: Codes  #: Their codes
 
 
 @torch.no_grad()

@@ -19,17 +19,11 @@ TOP, SAME = 9, 5  # images looked at, and how many of them of one class make a f
 
 
 class Purity(NamedTuple):
-    """The classes of the top images of F features.
+    """The classes of the top images of F features."""
 
-    Attributes:
-        rows: ``(F, n)`` rows of the n top images, -1 where a feature fires on fewer.
-        count: ``(F,)`` how many of them are of their commonest class.
-        label: ``(F,)`` that class, -1 where none of them has one.
-    """
-
-    rows: Tensor
-    count: Tensor
-    label: Tensor
+    rows: Tensor  #: ``(F, n)`` rows of the n top images, -1 where a feature fires on fewer
+    count: Tensor  #: ``(F,)`` how many of them are of their commonest class
+    label: Tensor  #: ``(F,)`` that class, -1 where none of them has one
 
     @property
     def whole(self) -> Tensor:

@@ -22,17 +22,11 @@ from mmsae.types import IMAGE, Codes, InputError
 
 
 class ClassSets(NamedTuple):
-    """Which classes each feature stands for.
+    """Which classes each feature stands for."""
 
-    Attributes:
-        sets: ``(F, C)`` bool; empty rows for features that were dropped.
-        rate: ``(F, C)`` float64 share of each class's images on which the feature is above its threshold.
-        kept: ``(F,)`` bool.
-    """
-
-    sets: Tensor
-    rate: Tensor
-    kept: Tensor
+    sets: Tensor  #: ``(F, C)`` bool; empty rows for features that were dropped
+    rate: Tensor  #: ``(F, C)`` float64 share of each class's images on which the feature is above its threshold
+    kept: Tensor  #: ``(F,)`` bool
 
 
 def signed(x: Tensor, mean: Tensor) -> Tensor:

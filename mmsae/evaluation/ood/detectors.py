@@ -35,18 +35,12 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class Head(NamedTuple):
-    """A linear classifier on features.
+    """A linear classifier on features."""
 
-    Attributes:
-        weight: ``(C, D)``.
-        bias: ``(C,)``.
-        unit: Whether features are normalised first, as zero-shot classifiers do.
-        known: Whether its classes are those of the ID set, in their order; a host's own classifier has its own.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    unit: bool = False
+    weight: Tensor  #: ``(C, D)``
+    bias: Tensor  #: ``(C,)``
+    unit: bool = False  #: Whether features are normalised first, as zero-shot classifiers do
+    #: Whether its classes are those of the ID set, in their order; a host's own classifier has its own.
     known: bool = True
 
     def space(self, f: Tensor) -> Tensor:
@@ -138,17 +132,11 @@ def whitener(cov: Tensor) -> Tensor:
 
 
 class Gaussians(NamedTuple):
-    """Means with one common covariance.
+    """Means with one common covariance."""
 
-    Attributes:
-        white: ``(D, r)`` map under which the covariance is the identity (the pseudo-inverse's: r is its rank).
-        means: ``(C, r)`` mapped means.
-        shrinkage: How far the covariance was shrunk; 0 for the empirical one.
-    """
-
-    white: Tensor
-    means: Tensor
-    shrinkage: float
+    white: Tensor  #: ``(D, r)`` map under which the covariance is the identity (the pseudo-inverse's: r is its rank)
+    means: Tensor  #: ``(C, r)`` mapped means
+    shrinkage: float  #: How far the covariance was shrunk; 0 for the empirical one
 
     @classmethod
     def fit(cls, f: Tensor, y: Tensor | None = None, n_classes: int = 1, shrink: bool | None = None) -> Gaussians:
@@ -220,13 +208,9 @@ def unit_rows(f: Tensor) -> Tensor:
 
 
 class KNN(NamedTuple):
-    """Distance to the k-th nearest training sample (Sun et al., arXiv 2204.06507).
+    """Distance to the k-th nearest training sample (Sun et al., arXiv 2204.06507)."""
 
-    Attributes:
-        bank: ``(n, D)`` unit training features.
-    """
-
-    bank: Tensor
+    bank: Tensor  #: ``(n, D)`` unit training features
 
     @classmethod
     def fit(cls, f: Tensor) -> KNN:
@@ -245,21 +229,13 @@ class KNN(NamedTuple):
 
 
 class ViM(NamedTuple):
-    """Virtual-logit matching (Wang et al., arXiv 2203.10807).
+    """Virtual-logit matching (Wang et al., arXiv 2203.10807)."""
 
-    Attributes:
-        head: The classifier.
-        origin: ``(D,)`` ``-pinv(W) b``.
-        vectors: ``(D, D)`` eigenvectors of the training features about the origin, largest first.
-        scales: ``(D,)`` scale of the virtual logit for every number of leading directions that are left out.
-        dim: The number that is left out.
-    """
-
-    head: Head
-    origin: Tensor
-    vectors: Tensor
-    scales: Tensor
-    dim: int
+    head: Head  #: The classifier
+    origin: Tensor  #: ``(D,)`` ``-pinv(W) b``
+    vectors: Tensor  #: ``(D, D)`` eigenvectors of the training features about the origin, largest first
+    scales: Tensor  #: ``(D,)`` scale of the virtual logit for every number of leading directions that are left out
+    dim: int  #: The number that is left out
 
     @classmethod
     def fit(cls, head: Head, f: Tensor, dim: int = 256) -> ViM:
@@ -289,15 +265,10 @@ class ViM(NamedTuple):
 
 
 class ReAct(NamedTuple):
-    """Energy of features clipped from above (Sun et al., arXiv 2111.12797).
+    """Energy of features clipped from above (Sun et al., arXiv 2111.12797)."""
 
-    Attributes:
-        head: The classifier.
-        threshold: Value at which features are cut.
-    """
-
-    head: Head
-    threshold: float
+    head: Head  #: The classifier
+    threshold: float  #: Value at which features are cut
 
     @classmethod
     def fit(cls, head: Head, f: Tensor, percentiles: Sequence[float] = (90.0,)) -> list[ReAct]:

@@ -51,15 +51,10 @@ def _over_active(z: Codes, weight: Tensor) -> Tensor:
 
 
 class Profiles(NamedTuple):
-    """What the codes of each training class are like.
+    """What the codes of each training class are like."""
 
-    Attributes:
-        mean: ``(C, d_sae)`` mean code of each class.
-        count: ``(C, d_sae)`` samples of the class in which the latent fired.
-    """
-
-    mean: Tensor
-    count: Tensor
+    mean: Tensor  #: ``(C, d_sae)`` mean code of each class
+    count: Tensor  #: ``(C, d_sae)`` samples of the class in which the latent fired
 
     @classmethod
     def fit(cls, z: Codes, y: Tensor, n_classes: int) -> Profiles:

@@ -37,21 +37,14 @@ Ladder = Callable[[Features, Sequence[float]], list[Tensor]]  # confidences for 
 
 
 class FitImages(NamedTuple):
-    """What detectors are fitted and chosen on.
+    """What detectors are fitted and chosen on."""
 
-    Attributes:
-        train: Labelled ID images that detectors are fitted on.
-        val: ID images for choosing settings.
-        val_ood: Images of the OOD validation set.
-        heads: ``{kind: classifier}`` to use in place of a linear probe: zero-shot ones, or the host's own.
-        grids: ``{score: settings}``, the default first.
-    """
-
-    train: Features
-    val: Features
-    val_ood: Features
+    train: Features  #: Labelled ID images that detectors are fitted on
+    val: Features  #: ID images for choosing settings
+    val_ood: Features  #: Images of the OOD validation set
+    #: ``{kind: classifier}`` to use in place of a linear probe: zero-shot ones, or the host's own.
     heads: Mapping[str, d.Head] = {}
-    grids: Mapping[str, Sequence[float]] = GRIDS
+    grids: Mapping[str, Sequence[float]] = GRIDS  #: ``{score: settings}``, the default first
 
     def same_sae(self, change: Callable[[Features], Features]) -> FitImages:
         """The same images through something else than the SAE."""
@@ -60,21 +53,13 @@ class FitImages(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Detectors ready to score.
+    """Detectors ready to score."""
 
-    Attributes:
-        detectors: ``{(score, kind): detector}``.
-        chosen: ``{"score/kind": setting}`` of those that have one.
-        classifiers: ``{kind: features -> (n, C) logits}`` of those whose classes are the ID set's.
-        notes: What a reader must know: shrinkage, what was left out.
-        edges: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`).
-    """
-
-    detectors: dict[tuple[str, str], Detector]
-    chosen: dict[str, float]
-    classifiers: dict[str, Detector]
-    notes: list[str]
-    edges: list[str] = []
+    detectors: dict[tuple[str, str], Detector]  #: ``{(score, kind): detector}``
+    chosen: dict[str, float]  #: ``{"score/kind": setting}`` of those that have one
+    classifiers: dict[str, Detector]  #: ``{kind: features -> (n, C) logits}`` of those whose classes are the ID set's
+    notes: list[str]  #: What a reader must know: shrinkage, what was left out
+    edges: list[str] = []  #: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`)
 
 
 def code_latents(z: Codes, width: int = CODE_WIDTH, rate: float = MIN_RATE) -> Tensor:

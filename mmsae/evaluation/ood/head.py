@@ -39,21 +39,14 @@ def pca_control(train: Features, k: int) -> Callable[[Features], Features]:
 
 
 class DetectorScores(NamedTuple):
-    """What the head returns.
+    """What the head returns."""
 
-    Attributes:
-        rows: Uniform rows; ``value`` is the AUROC, beside it the other figures of ``OODMetrics``.
-        conf: ``{(control, score, features): {set: (n,) confidences}}``; the set ``id`` is the ID test set.
-        chosen: ``{control: {"score/kind": setting}}``.
-        notes: What a reader must know.
-        edges: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`).
-    """
-
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]]  #: Uniform rows; ``value`` is the AUROC, beside it the other figures of ``OODMetrics``
+    #: ``{(control, score, features): {set: (n,) confidences}}``; the set ``id`` is the ID test set.
     conf: dict[tuple[str, str, str], dict[str, Tensor]]
-    chosen: dict[str, dict[str, float]]
-    notes: list[str]
-    edges: list[str]
+    chosen: dict[str, dict[str, float]]  #: ``{control: {"score/kind": setting}}``
+    notes: list[str]  #: What a reader must know
+    edges: list[str]  #: Settings that are an end of their grid (:mod:`mmsae.metrics.choice`)
 
 
 def check_names(detection: Detection) -> None:

@@ -23,45 +23,26 @@ GRID = 4  # an image is cut into GRID x GRID pieces to scramble it
 
 
 class OODShards(NamedTuple):
-    """Shards of an evaluation.
+    """Shards of an evaluation."""
 
-    Attributes:
-        id: ID shards: all of them, or where ``beside.train`` is given those of the test.
-        ood: ``{name: shards}``.
-        val: OOD validation shards by name; empty: made from ID validation images.
-        beside: Options of further sets.
-        images: Labels and limit.
-        classes: Label values, if not those that occur.
-    """
-
-    id: Any
-    ood: Mapping[str, Any]
-    val: Mapping[str, Any] = {}
-    beside: OODSets = OODSets()
-    images: Labelled = Labelled()
-    classes: Sequence[Any] | None = None
+    id: Any  #: ID shards: all of them, or where ``beside.train`` is given those of the test
+    ood: Mapping[str, Any]  #: ``{name: shards}``
+    val: Mapping[str, Any] = {}  #: OOD validation shards by name; empty: made from ID validation images
+    beside: OODSets = OODSets()  #: Options of further sets
+    images: Labelled = Labelled()  #: Labels and limit
+    classes: Sequence[Any] | None = None  #: Label values, if not those that occur
 
 
 class OODFeatures(NamedTuple):
-    """Features of all sets.
+    """Features of all sets."""
 
-    Attributes:
-        train: ID images to fit on.
-        val: ID images to choose on.
-        test: ID images to score.
-        val_ood: The OOD validation set.
-        ood: ``{name: features}``.
-        notes: What was left out.
-        val_ood_is: What the OOD validation set is.
-    """
-
-    train: Features
-    val: Features
-    test: Features
-    val_ood: Features
-    ood: dict[str, Features]
-    notes: list[str]
-    val_ood_is: str
+    train: Features  #: ID images to fit on
+    val: Features  #: ID images to choose on
+    test: Features  #: ID images to score
+    val_ood: Features  #: The OOD validation set
+    ood: dict[str, Features]  #: ``{name: features}``
+    notes: list[str]  #: What was left out
+    val_ood_is: str  #: What the OOD validation set is
 
     def by_name(self) -> dict[str, Features]:
         """``{train, val, val_ood, id, ...: features}``."""

@@ -21,21 +21,13 @@ from mmsae.types import IMAGE, TEXT, InputError
 
 
 class Classifier(NamedTuple):
-    """A host that classifies images by texts.
+    """A host that classifies images by texts."""
 
-    Attributes:
-        host: The host.
-        classes: Names and label values.
-        vectors: ``(C, d)`` their embeddings.
-        images: Labels and limit.
-        run: How to compute.
-    """
-
-    host: Host
-    classes: Classes
-    vectors: Tensor
-    images: Labelled = Labelled()
-    run: EvaluationRun = EvaluationRun()
+    host: Host  #: The host
+    classes: Classes  #: Names and label values
+    vectors: Tensor  #: ``(C, d)`` their embeddings
+    images: Labelled = Labelled()  #: Labels and limit
+    run: EvaluationRun = EvaluationRun()  #: How to compute
 
     def load(
         self, sae: SAE, shards: Any, uids: set[str] | None, desc: str, embed: bool, others: Mapping[str, SAE] = {}

@@ -21,35 +21,22 @@ SCORES = ("top1", "top5", "balanced")
 
 
 class LabelledScores(NamedTuple):
-    """Scores of some labelled images.
+    """Scores of some labelled images."""
 
-    Attributes:
-        scores: ``{features: (N, C)}`` with ``raw`` and whatever of ``recon``, ``code`` there is.
-        labels: ``(N,)`` int64 classes.
-    """
-
-    scores: Mapping[str, Tensor]
-    labels: Tensor
+    scores: Mapping[str, Tensor]  #: ``{features: (N, C)}`` with ``raw`` and whatever of ``recon``, ``code`` there is
+    labels: Tensor  #: ``(N,)`` int64 classes
 
 
 class Accuracies(NamedTuple):
-    """What the head returns.
+    """What the head returns."""
 
-    Attributes:
-        rows: Uniform rows: ``top1``, ``top5`` and ``balanced`` of every kind of features, with 95% intervals.
-        alpha: Weight of the concepts in ``enhanced``; None without concepts.
-        tuning: ``{alpha: top-1 on the tuning split}``.
-        per_class: ``{features: (C,) top-1 within the class, NaN without images}``.
-        counts: ``(C,)`` images per class.
-        edges: Says so where alpha is the end of its grid (:mod:`mmsae.metrics.choice`).
-    """
-
+    #: Uniform rows: ``top1``, ``top5`` and ``balanced`` of every kind of features, with 95% intervals.
     rows: list[dict[str, Any]]
-    alpha: float | None
-    tuning: dict[float, float]
-    per_class: dict[str, Tensor]
-    counts: Tensor
-    edges: list[str]
+    alpha: float | None  #: Weight of the concepts in ``enhanced``; None without concepts
+    tuning: dict[float, float]  #: ``{alpha: top-1 on the tuning split}``
+    per_class: dict[str, Tensor]  #: ``{features: (C,) top-1 within the class, NaN without images}``
+    counts: Tensor  #: ``(C,)`` images per class
+    edges: list[str]  #: Says so where alpha is the end of its grid (:mod:`mmsae.metrics.choice`)
 
 
 def zero_shot_head(
