@@ -27,6 +27,9 @@ def lazy(package: str, modules: Mapping[str, str]) -> tuple[list[str], Callable[
             if not (name in home and isinstance(value, ModuleType)):
                 super().__setattr__(name, value)
 
+        def __dir__(self) -> list[str]:
+            return sorted({*super().__dir__(), *home})
+
     def get(name: str) -> Any:
         if name in home:
             return getattr(import_module(home[name]), name)
