@@ -100,29 +100,17 @@ def extract(
 
 
 class Extraction(NamedTuple):
-    """What one process needs to know; plain values, so that it travels to other processes.
+    """What one process needs to know; plain values, so that it travels to other processes."""
 
-    Attributes:
-        paths: All tars.
-        out: The store.
-        sites: Site specs, or None for the host's own defaults.
-        dtype: Type of the stored activations.
-        text: What vision-language hosts read of a sample.
-        batch_size: Samples per batch.
-        workers: Decoding processes per device.
-        run: Where and how the host computes.
-        data: What is made of the samples' files.
-    """
-
-    paths: list[str]
-    out: str
-    sites: list[str | Site] | None
-    dtype: str
-    text: str
-    batch_size: int
-    workers: int
-    run: Run
-    data: Data
+    paths: list[str]  #: All tars.
+    out: str  #: The store.
+    sites: list[str | Site] | None  #: Site specs, or None for the host's own defaults.
+    dtype: str  #: Type of the stored activations.
+    text: str  #: What vision-language hosts read of a sample.
+    batch_size: int  #: Samples per batch.
+    workers: int  #: Decoding processes per device.
+    run: Run  #: Where and how the host computes.
+    data: Data  #: What is made of the samples' files.
 
     def writer(self, host: Host) -> StoreWriter:
         """The store, for a host that is loaded."""

@@ -57,43 +57,28 @@ def name_sites(sites: list[Site]) -> dict[str, Site]:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One line of the shard table.
+    """One line of the shard table."""
 
-    Attributes:
-        source: File name of the tar the rows came from; empty where there was none.
-        items: Number of items (uids).
-        rows: ``{site name: rows}``.
-        bytes: ``{"safetensors": size, "parquet": size}``.
-        hashes: ``{"safetensors": blake2b, "parquet": blake2b}`` of the files.
-    """
-
-    source: str
-    items: int
-    rows: dict[str, int]
-    bytes: dict[str, int]
-    hashes: dict[str, str]
+    source: str  #: File name of the tar the rows came from; empty where there was none.
+    items: int  #: Number of items (uids).
+    rows: dict[str, int]  #: ``{site name: rows}``.
+    bytes: dict[str, int]  #: ``{"safetensors": size, "parquet": size}``.
+    hashes: dict[str, str]  #: ``{"safetensors": blake2b, "parquet": blake2b}`` of the files.
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """The description of a whole store.
+    """The description of a whole store."""
 
-    Attributes:
-        sites: ``{site name: Site}``; the name is the modality where each modality has one site.
-        dtype: ``float32``, ``float16`` or ``bfloat16``, of all activations.
-        shards: The shard table, in the order of the source tars.
-        job: What was asked for (host fingerprint and hint, batch size, precision, names of the source tars ...).
-        faults: Totals of what was dropped while reading: ``{"seen": n, "counts": {kind: n}, "examples": [...]}``.
-        created_by: ``mmsae VERSION``; not part of the hash.
-        content_hash: blake2b-256 over everything above, and through the shard table over every byte of the data.
-    """
-
-    sites: dict[str, Site]
-    dtype: str
-    shards: list[ShardInfo]
+    sites: dict[str, Site]  #: ``{site name: Site}``; the name is the modality where each modality has one site.
+    dtype: str  #: ``float32``, ``float16`` or ``bfloat16``, of all activations.
+    shards: list[ShardInfo]  #: The shard table, in the order of the source tars.
+    #: What was asked for (host fingerprint and hint, batch size, precision, names of the source tars ...).
     job: dict[str, Any] = field(default_factory=dict)
+    #: Totals of what was dropped while reading: ``{"seen": n, "counts": {kind: n}, "examples": [...]}``.
     faults: dict[str, Any] = field(default_factory=dict)
-    created_by: str = ""
+    created_by: str = ""  #: ``mmsae VERSION``; not part of the hash.
+    #: blake2b-256 over everything above, and through the shard table over every byte of the data.
     content_hash: str = ""
 
     @property

@@ -22,19 +22,12 @@ MINED = 8192  # captions that compete as near-misses; the search is quadratic
 
 
 class Calibrator(NamedTuple):
-    """Weights of ``sum_j product_j a_j b_j + difference_j |a_j - b_j| + cosines . c + bias``, a and b unit codes.
+    """Weights of ``sum_j product_j a_j b_j + difference_j |a_j - b_j| + cosines . c + bias``, a and b unit codes."""
 
-    Attributes:
-        product: ``(d_sae,)``.
-        difference: ``(d_sae,)``.
-        cosines: ``(2,)`` of ``clip`` and ``clip_centred``.
-        bias: ``(1,)``.
-    """
-
-    product: Tensor
-    difference: Tensor
-    cosines: Tensor
-    bias: Tensor
+    product: Tensor  #: ``(d_sae,)``.
+    difference: Tensor  #: ``(d_sae,)``.
+    cosines: Tensor  #: ``(2,)`` of ``clip`` and ``clip_centred``.
+    bias: Tensor  #: ``(1,)``.
 
     def __call__(self, image: Codes, text: Codes, cosines: dict[str, Tensor]) -> Tensor:
         """``(N,)`` log odds that each pair belongs together.

@@ -46,17 +46,11 @@ SMOOTH = 0.01  # share of a target's distribution that is spread evenly: a few h
 
 
 class ScoredSamples(NamedTuple):
-    """All samples of a job, without their texts.
+    """All samples of a job, without their texts."""
 
-    Attributes:
-        uids: ``(N,)`` str, in the order of the tars.
-        numbers: ``{column: (N,) float}``: words, scores, counts.
-        sizes: Samples of each part.
-    """
-
-    uids: np.ndarray
-    numbers: dict[str, np.ndarray]
-    sizes: list[int]
+    uids: np.ndarray  #: ``(N,)`` str, in the order of the tars.
+    numbers: dict[str, np.ndarray]  #: ``{column: (N,) float}``: words, scores, counts.
+    sizes: list[int]  #: Samples of each part.
 
     @property
     def starts(self) -> list[int]:
@@ -208,29 +202,17 @@ def summary(values: np.ndarray) -> dict[str, Any]:
 
 
 class SetChoice(NamedTuple):
-    """What to choose from, and how.
+    """What to choose from, and how."""
 
-    Attributes:
-        candidates: Part files of the first stage, which chooses in each tar.
-        parts: The tars' parts of the ``score`` pass.
-        samples: All samples.
-        objective: What a set is worth.
-        bins: ``(N,)`` quality bin of every sample.
-        fired: Whether codes count as 1 where they fired (coverage).
-        keep: Share of all samples that will be chosen.
-        seed: Seed of the random control.
-        swap: Whether the greedy choice is made better by swaps, for a target.
-    """
-
-    candidates: Parts
-    parts: list[Path]
-    samples: ScoredSamples
-    objective: Objective
-    bins: np.ndarray
-    fired: bool
-    keep: float
-    seed: int
-    swap: bool = False
+    candidates: Parts  #: Part files of the first stage, which chooses in each tar.
+    parts: list[Path]  #: The tars' parts of the ``score`` pass.
+    samples: ScoredSamples  #: All samples.
+    objective: Objective  #: What a set is worth.
+    bins: np.ndarray  #: ``(N,)`` quality bin of every sample.
+    fired: bool  #: Whether codes count as 1 where they fired (coverage).
+    keep: float  #: Share of all samples that will be chosen.
+    seed: int  #: Seed of the random control.
+    swap: bool = False  #: Whether the greedy choice is made better by swaps, for a target.
 
     def items(self) -> Iterator[tuple[int, Items]]:
         """``(number of its first sample, codes)`` of every tar in order; one tar in memory at a time."""

@@ -32,31 +32,19 @@ _FUNCTION_WORDS = frozenset("a an and are as at by for from in is it its of on o
 
 
 class Concept(NamedTuple):
-    """How to call a latent until it has a name.
+    """How to call a latent until it has a name."""
 
-    Attributes:
-        label: The words that its top captions share and others do not, or its first caption.
-        captions: Its top captions (those of its top images where it never fires on text).
-    """
-
-    label: str
-    captions: list[str]
+    label: str  #: The words that its top captions share and others do not, or its first caption.
+    captions: list[str]  #: Its top captions (those of its top images where it never fires on text).
 
 
 class PairWeights(NamedTuple):
-    """Everything fitted.
+    """Everything fitted."""
 
-    Attributes:
-        scorer: Correlations and means.
-        concepts: ``{latent: concept}`` of the latents that fired.
-        about: Fingerprints of SAE, host, sites and data, sizes and seed.
-        calibrator: Only where a clean calibration set was named.
-    """
-
-    scorer: PairScorer
-    concepts: dict[int, Concept]
-    about: dict[str, Any]
-    calibrator: Calibrator | None = None
+    scorer: PairScorer  #: Correlations and means.
+    concepts: dict[int, Concept]  #: ``{latent: concept}`` of the latents that fired.
+    about: dict[str, Any]  #: Fingerprints of SAE, host, sites and data, sizes and seed.
+    calibrator: Calibrator | None = None  #: Only where a clean calibration set was named.
 
     def to(self, device: torch.device | str) -> PairWeights:
         """The same on another device."""
@@ -143,19 +131,12 @@ def read_names(path: str | None) -> dict[int, str]:
 
 
 class FitSample(NamedTuple):
-    """A sample of pairs.
+    """A sample of pairs."""
 
-    Attributes:
-        codes: ``{modality: codes of N rows}``.
-        x: ``{modality: (N, d)}`` embeddings in the joint space.
-        uids: The N ids.
-        captions: The N captions.
-    """
-
-    codes: dict[str, Codes]
-    x: dict[str, Tensor]
-    uids: list[str]
-    captions: list[str]
+    codes: dict[str, Codes]  #: ``{modality: codes of N rows}``.
+    x: dict[str, Tensor]  #: ``{modality: (N, d)}`` embeddings in the joint space.
+    uids: list[str]  #: The N ids.
+    captions: list[str]  #: The N captions.
 
     def to_bytes(self, faults: Any) -> bytes:
         """The content of a part file."""

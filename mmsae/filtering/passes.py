@@ -33,31 +33,18 @@ _reader: PairReader | None = None  # in a process that works and does not lead: 
 
 
 class Pass(NamedTuple):
-    """One pass over shards; plain values, so that it travels to other processes.
+    """One pass over shards; plain values, so that it travels to other processes."""
 
-    Attributes:
-        kind: ``fit``, ``target`` or ``score``.
-        paths: All its tars.
-        folder: Folder of the job's parts; those of the pass lie in one of its own there.
-        spec: How to make what computes.
-        modality: Whose codes to keep (``target`` and ``score``); empty: none.
-        batch_size: Samples per batch.
-        workers: Decoding processes per device.
-        caption_field: Field of json with the caption.
-        fault_limit: Share of dropped samples that is tolerated.
-        progress: Whether to print and show bars.
-    """
-
-    kind: str
-    paths: list[str]
-    folder: str
-    spec: ScorerSpec
-    modality: str
-    batch_size: int
-    workers: int
-    caption_field: str
-    fault_limit: float
-    progress: bool
+    kind: str  #: ``fit``, ``target`` or ``score``.
+    paths: list[str]  #: All its tars.
+    folder: str  #: Folder of the job's parts; those of the pass lie in one of its own there.
+    spec: ScorerSpec  #: How to make what computes.
+    modality: str  #: Whose codes to keep (``target`` and ``score``); empty: none.
+    batch_size: int  #: Samples per batch.
+    workers: int  #: Decoding processes per device.
+    caption_field: str  #: Field of json with the caption.
+    fault_limit: float  #: Share of dropped samples that is tolerated.
+    progress: bool  #: Whether to print and show bars.
 
     @property
     def parts(self) -> Parts:
@@ -242,15 +229,10 @@ class TargetPass(TarPass):
 
 
 class Target(NamedTuple):
-    """Concepts of the target set.
+    """Concepts of the target set."""
 
-    Attributes:
-        mass: ``(2, d_sae)`` code mass of the items to match, and of those the match is tested on.
-        items: How many there are of each.
-    """
-
-    mass: np.ndarray
-    items: list[int]
+    mass: np.ndarray  #: ``(2, d_sae)`` code mass of the items to match, and of those the match is tested on.
+    items: list[int]  #: How many there are of each.
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> tuple[Target, list[dict[str, Any]]]:

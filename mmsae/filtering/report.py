@@ -21,23 +21,14 @@ TARS = 4  # that examples are taken from
 
 
 class FilterResult(NamedTuple):
-    """What the page shows of a filter job.
+    """What the page shows of a filter job."""
 
-    Attributes:
-        folder: Where the result is being put together.
-        paths: The input shards.
-        samples: All samples.
-        kept: ``(N,)`` bool.
-        weights: Weights and labels of the latents.
-        results: What ``results.json`` will hold.
-    """
-
-    folder: Path
-    paths: list[str]
-    samples: ScoredSamples
-    kept: np.ndarray
-    weights: PairWeights
-    results: dict[str, Any]
+    folder: Path  #: Where the result is being put together.
+    paths: list[str]  #: The input shards.
+    samples: ScoredSamples  #: All samples.
+    kept: np.ndarray  #: ``(N,)`` bool.
+    weights: PairWeights  #: Weights and labels of the latents.
+    results: dict[str, Any]  #: What ``results.json`` will hold.
 
 
 class Example(NamedTuple):

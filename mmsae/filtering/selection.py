@@ -30,21 +30,13 @@ BLOCK = 8  # stale gains that are brought up to date together; the result does n
 
 
 class Items(NamedTuple):
-    """Sparse codes of N samples (CSR), by uid.
+    """Sparse codes of N samples (CSR), by uid."""
 
-    Attributes:
-        uids: ``(N,)`` array of str.
-        crow: ``(N + 1,)`` int64.
-        col: ``(nnz,)`` int64 latents.
-        val: ``(nnz,)`` float64, not negative.
-        bins: ``(N,)`` int64 quality bin of each sample, or None.
-    """
-
-    uids: np.ndarray
-    crow: np.ndarray
-    col: np.ndarray
-    val: np.ndarray
-    bins: np.ndarray | None = None
+    uids: np.ndarray  #: ``(N,)`` array of str.
+    crow: np.ndarray  #: ``(N + 1,)`` int64.
+    col: np.ndarray  #: ``(nnz,)`` int64 latents.
+    val: np.ndarray  #: ``(nnz,)`` float64, not negative.
+    bins: np.ndarray | None = None  #: ``(N,)`` int64 quality bin of each sample, or None.
 
     @property
     def n(self) -> int:
@@ -84,17 +76,11 @@ def concatenate(parts: Sequence[Items]) -> Items:
 
 
 class Objective(NamedTuple):
-    """What a set is worth.
+    """What a set is worth."""
 
-    Attributes:
-        p: ``(d_sae,)`` weight of each latent; a distribution, where the value is to be compared with a KL.
-        balance: Weight of the concepts; the rest is the weight of the quality bins.
-        bin_weights: ``u``, one per bin.
-    """
-
-    p: np.ndarray
-    balance: float = 1.0
-    bin_weights: tuple[float, ...] = BIN_WEIGHTS
+    p: np.ndarray  #: ``(d_sae,)`` weight of each latent; a distribution, where the value is to be compared with a KL.
+    balance: float = 1.0  #: Weight of the concepts; the rest is the weight of the quality bins.
+    bin_weights: tuple[float, ...] = BIN_WEIGHTS  #: ``u``, one per bin.
 
 
 class State:
@@ -133,17 +119,11 @@ class State:
 
 
 class Selection(NamedTuple):
-    """A chosen set.
+    """A chosen set."""
 
-    Attributes:
-        rows: ``(b,)`` the samples, in the order in which they were chosen.
-        gains: ``(b,)`` what each added; never increases for the greedy ones (up to rounding).
-        state: The set.
-    """
-
-    rows: np.ndarray
-    gains: np.ndarray
-    state: State
+    rows: np.ndarray  #: ``(b,)`` the samples, in the order in which they were chosen.
+    gains: np.ndarray  #: ``(b,)`` what each added; never increases for the greedy ones (up to rounding).
+    state: State  #: The set.
 
 
 def value(items: Items, objective: Objective, rows: np.ndarray) -> float:

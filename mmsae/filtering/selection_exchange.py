@@ -19,17 +19,11 @@ _FLOOR = 1e-9
 
 
 class Exchanged(NamedTuple):
-    """A set after swaps.
+    """A set after swaps."""
 
-    Attributes:
-        rows: ``(b,)`` samples; those that stayed in their order, then those that came in.
-        swaps: How many came in.
-        rounds: How often the pool was looked at.
-    """
-
-    rows: np.ndarray
-    swaps: int
-    rounds: int
+    rows: np.ndarray  #: ``(b,)`` samples; those that stayed in their order, then those that came in.
+    swaps: int  #: How many came in.
+    rounds: int  #: How often the pool was looked at.
 
 
 class _Set:

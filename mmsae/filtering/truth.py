@@ -43,15 +43,10 @@ def damage_auroc(
 
 
 class Side(NamedTuple):
-    """N rows of one modality.
+    """N rows of one modality."""
 
-    Attributes:
-        codes: Their codes.
-        x: ``(N, d)`` their host embeddings, or None to leave out the host's own scores.
-    """
-
-    codes: Codes
-    x: Tensor | None = None
+    codes: Codes  #: Their codes.
+    x: Tensor | None = None  #: ``(N, d)`` their host embeddings, or None to leave out the host's own scores.
 
     def rows(self, which: Tensor) -> Side:
         """Some of the rows."""

@@ -14,23 +14,14 @@ from mmsae.types import ImageTextBatch
 
 
 class Estimate(NamedTuple):
-    """How much some tars are.
+    """How much some tars are."""
 
-    Attributes:
-        tars: Their number.
-        done: Tars of the job that were done before.
-        samples: About how many samples they hold.
-        seconds: About how long they take; None where the first of them has no good sample.
-        first: The batch that was tried.
-        made: What was made of it.
-    """
-
-    tars: int
-    done: int
-    samples: int
-    seconds: float | None
-    first: ImageTextBatch
-    made: Any
+    tars: int  #: Their number.
+    done: int  #: Tars of the job that were done before.
+    samples: int  #: About how many samples they hold.
+    seconds: float | None  #: About how long they take; None where the first of them has no good sample.
+    first: ImageTextBatch  #: The batch that was tried.
+    made: Any  #: What was made of it.
 
     def __str__(self) -> str:
         before = f" ({self.done} done before)" if self.done else ""

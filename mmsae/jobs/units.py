@@ -24,17 +24,12 @@ Part = bytes | Callable[[Path], None]
 
 
 class Unit(NamedTuple):
-    """One input tar of a job.
+    """One input tar of a job."""
 
-    Attributes:
-        index: Its place in the job; parts are merged in this order.
-        path: The tar, as it was given.
-        name: Name of its part file without the suffix: place, file name, and a hash of name and size in bytes, so
-            that the part of a shard that was replaced since is not taken for its part.
-    """
-
-    index: int
-    path: str
+    index: int  #: Its place in the job; parts are merged in this order.
+    path: str  #: The tar, as it was given.
+    #: Name of its part file without the suffix: place, file name, and a hash of name and size in bytes, so that the
+    #: part of a shard that was replaced since is not taken for its part.
     name: str
 
 
@@ -116,34 +111,22 @@ class Parts:
 
 
 class Share(NamedTuple):
-    """What one process does of some work.
+    """What one process does of some work."""
 
-    Attributes:
-        units: Its units.
-        rank: Number of the process, which chooses its device.
-        lead: Whether it shows its progress.
-        stopped: Says whether the work has failed elsewhere, so that this process need not go on.
-    """
-
-    units: list[int]
-    rank: int = 0
-    lead: bool = True
+    units: list[int]  #: Its units.
+    rank: int = 0  #: Number of the process, which chooses its device.
+    lead: bool = True  #: Whether it shows its progress.
+    #: Says whether the work has failed elsewhere, so that this process need not go on.
     stopped: Callable[[], bool] = lambda: False
 
 
 class Engine(Protocol):
-    """The processes of a job.
+    """The processes of a job."""
 
-    Attributes:
-        lead: Whether this process is the one that merges and writes.
-        size: Number of processes that work.
-        rank: Which of them this is.
-        lock: The job's lock for those that work and do not lead (``JobFolder.lock``); set it before the first work.
-    """
-
-    lead: bool
-    size: int
-    rank: int
+    lead: bool  #: Whether this process is the one that merges and writes.
+    size: int  #: Number of processes that work.
+    rank: int  #: Which of them this is.
+    #: The job's lock for those that work and do not lead (``JobFolder.lock``); set it before the first work.
     lock: Path | None
 
     def agree(self, value: Any) -> Any:

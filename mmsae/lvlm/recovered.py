@@ -17,21 +17,13 @@ from mmsae.types import IMAGE, TEXT, ImageTextBatch
 
 
 class Recovered(NamedTuple):
-    """Mean cross-entropies in nats per predicted token.
+    """Mean cross-entropies in nats per predicted token."""
 
-    Attributes:
-        original: Loss of the model as it is.
-        reconstructed: Loss with the SAE's reconstruction in place of the states.
-        zeroed: Loss with zeros in place of all states.
-        recovered: ``(zeroed - reconstructed) / (zeroed - original)``; 1 is perfect, 0 as bad as zeros.
-        tokens: Number of predicted tokens.
-    """
-
-    original: float
-    reconstructed: float
-    zeroed: float
-    recovered: float
-    tokens: int
+    original: float  #: Loss of the model as it is.
+    reconstructed: float  #: Loss with the SAE's reconstruction in place of the states.
+    zeroed: float  #: Loss with zeros in place of all states.
+    recovered: float  #: ``(zeroed - reconstructed) / (zeroed - original)``; 1 is perfect, 0 as bad as zeros.
+    tokens: int  #: Number of predicted tokens.
 
 
 @torch.no_grad()

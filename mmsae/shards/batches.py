@@ -21,23 +21,15 @@ Row, Made = TypeVar("Row"), TypeVar("Made")
 
 
 class Reader(NamedTuple):
-    """How samples become batches; travels to the workers.
+    """How samples become batches; travels to the workers."""
 
-    Attributes:
-        transform: PIL image to ``(3, H, W)``, the host's own; None for text alone.
-        tokenize: Captions to ``(B, L)`` ids, the host's own, which truncates; None for images alone.
-        batch_size: Samples a batch.
-        need: What a sample must have, see ``read_shard``.
-        caption_field: See ``read_shard``.
-        collate: Samples with decoded images to a batch, the host's own, in place of ``transform`` and ``tokenize``:
-            for hosts whose processor sees image and text together. Faults of its batch are counted as notes.
-    """
-
-    transform: Transform | None
-    tokenize: Tokenize | None
-    batch_size: int
-    need: tuple[str, ...]
-    caption_field: str = ""
+    transform: Transform | None  #: PIL image to ``(3, H, W)``, the host's own; None for text alone.
+    tokenize: Tokenize | None  #: Captions to ``(B, L)`` ids, the host's own, which truncates; None for images alone.
+    batch_size: int  #: Samples a batch.
+    need: tuple[str, ...]  #: What a sample must have, see ``read_shard``.
+    caption_field: str = ""  #: See ``read_shard``.
+    #: Samples with decoded images to a batch, the host's own, in place of ``transform`` and ``tokenize``: for hosts
+    #: whose processor sees image and text together. Faults of its batch are counted as notes.
     collate: Collate | None = None
 
     @classmethod

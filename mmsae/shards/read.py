@@ -23,27 +23,16 @@ _HEX32 = re.compile(r"[0-9a-fA-F]{32}")
 
 
 class Sample(NamedTuple):
-    """One sample of a shard.
+    """One sample of a shard."""
 
-    Attributes:
-        uid: 32 hex digits.
-        key: webdataset key.
-        shard: Name of the shard (``Shard.name``).
-        image: RGB image, or None where it was not decoded.
-        caption: Stripped caption; empty where the sample has none and none was needed.
-        meta: The ``json`` field; empty where there is none.
-        cls: The ``cls`` field, or None.
-        raw: All fields as bytes.
-    """
-
-    uid: str
-    key: str
-    shard: str
-    image: Image.Image | None
-    caption: str
-    meta: dict[str, Any]
-    cls: int | None
-    raw: dict[str, bytes]
+    uid: str  #: 32 hex digits.
+    key: str  #: webdataset key.
+    shard: str  #: Name of the shard (``Shard.name``).
+    image: Image.Image | None  #: RGB image, or None where it was not decoded.
+    caption: str  #: Stripped caption; empty where the sample has none and none was needed.
+    meta: dict[str, Any]  #: The ``json`` field; empty where there is none.
+    cls: int | None  #: The ``cls`` field, or None.
+    raw: dict[str, bytes]  #: All fields as bytes.
 
 
 def make_uid(source: str, shard: str, key: str, meta: Mapping[str, Any]) -> str:

@@ -19,15 +19,12 @@ log = logging.getLogger("mmsae.shards")
 
 
 class Shard(str):
-    """The path of a tar that knows what the tar is called in its set.
+    """The path of a tar that knows what the tar is called in its set."""
 
-    Attributes:
-        name: The file name. Where another tar of the set has the same one (img2dataset calls the first tar of every set
-            ``00000.tar``), as many of the folders above it stand in front as tell the tars of that name apart:
-            ``cats/00000.tar``. It is part of the uids made here and does not depend on the order of the tars or on the
-            working folder.
-    """
-
+    #: The file name. Where another tar of the set has the same one (img2dataset calls the first tar of every set
+    #: ``00000.tar``), as many of the folders above it stand in front as tell the tars of that name apart:
+    #: ``cats/00000.tar``. It is part of the uids made here and does not depend on the order of the tars or on the
+    #: working folder.
     name: str
 
     def __new__(cls, path: str, name: str = "") -> Shard:
@@ -48,17 +45,11 @@ def identity(paths: Sequence[str]) -> list[list[Any]]:
 
 
 class Source(NamedTuple):
-    """One of several sets of shards that training mixes.
+    """One of several sets of shards that training mixes."""
 
-    Attributes:
-        pattern: Path, folder, glob or brace pattern, or a list of those.
-        weight: Probability, relative to the other sources, that a training sample comes from this one.
-        name: Goes into the uids made for samples without one.
-    """
-
-    pattern: str | list[str]
-    weight: float = 1.0
-    name: str = ""
+    pattern: str | list[str]  #: Path, folder, glob or brace pattern, or a list of those.
+    weight: float = 1.0  #: Probability, relative to the other sources, that a training sample comes from this one.
+    name: str = ""  #: Goes into the uids made for samples without one.
 
 
 Sources = str | list[str] | list[Source] | dict[str, float]

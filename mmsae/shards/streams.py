@@ -22,19 +22,12 @@ GIVE_UP = 2000
 
 
 class UnitBatch(NamedTuple):
-    """What a worker sends.
+    """What a worker sends."""
 
-    Attributes:
-        path: The tar that all samples of the batch are from; empty in training.
-        batch: The batch; one without samples only carries faults.
-        last: Whether the tar is finished; its last batch may be empty.
-        error: What the user did wrong, where reading cannot go on; raised in the main process.
-    """
-
-    path: str
-    batch: ImageTextBatch
-    last: bool
-    error: str = ""
+    path: str  #: The tar that all samples of the batch are from; empty in training.
+    batch: ImageTextBatch  #: The batch; one without samples only carries faults.
+    last: bool  #: Whether the tar is finished; its last batch may be empty.
+    error: str = ""  #: What the user did wrong, where reading cannot go on; raised in the main process.
 
 
 class Mixed(NamedTuple):

@@ -116,19 +116,12 @@ def _nothing_follows(tar: tarfile.TarFile) -> bool:
 
 
 class Group(NamedTuple):
-    """An undecoded sample: consecutive members of one key.
+    """An undecoded sample: consecutive members of one key."""
 
-    Attributes:
-        key: webdataset key.
-        raw: ``{field: content}``, fields in lower case.
-        sizes: ``{field: size in bytes}``.
-        spelled: ``{field: the field as the archive spells it}``.
-    """
-
-    key: str
-    raw: dict[str, bytes]
-    sizes: dict[str, int]
-    spelled: dict[str, str]
+    key: str  #: webdataset key.
+    raw: dict[str, bytes]  #: ``{field: content}``, fields in lower case.
+    sizes: dict[str, int]  #: ``{field: size in bytes}``.
+    spelled: dict[str, str]  #: ``{field: the field as the archive spells it}``.
 
 
 def groups(path: str | Path, faults: FaultLog, read: bool = True) -> Iterator[Group]:

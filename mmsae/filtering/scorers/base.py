@@ -21,29 +21,17 @@ NAMED = 5  # concepts named per sample and side
 
 
 class ScorerSpec(NamedTuple):
-    """How to make a scorer; plain values, so that it travels to other processes.
+    """How to make a scorer; plain values, so that it travels to other processes."""
 
-    Attributes:
-        sae: SAE folder or hub id.
-        host: Name of the host; empty: the reload hint in the SAE's sites.
-        score: Name of the score to keep by.
-        weights: File of fitted weights; empty while they are being fitted.
-        device: ``cpu``, ``cuda`` or ``auto``.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        seed: Seed of the score ``random``.
-        other_site: Whether an SAE of another host is accepted.
-        text: Under a vision-language LLM: ``question``, or ``question+answer``.
-    """
-
-    sae: str
-    host: str
-    score: str
-    weights: str
-    device: str
-    precision: str
-    seed: int
-    other_site: bool
-    text: str = "question"
+    sae: str  #: SAE folder or hub id.
+    host: str  #: Name of the host; empty: the reload hint in the SAE's sites.
+    score: str  #: Name of the score to keep by.
+    weights: str  #: File of fitted weights; empty while they are being fitted.
+    device: str  #: ``cpu``, ``cuda`` or ``auto``.
+    precision: str  #: ``fp32``, ``bf16`` or ``fp16``.
+    seed: int  #: Seed of the score ``random``.
+    other_site: bool  #: Whether an SAE of another host is accepted.
+    text: str = "question"  #: Under a vision-language LLM: ``question``, or ``question+answer``.
 
     @property
     def pairs(self) -> bool:
@@ -52,31 +40,20 @@ class ScorerSpec(NamedTuple):
 
 
 class Only(NamedTuple):
-    """Concepts that one side of each sample has and the other lacks, strongest first.
+    """Concepts that one side of each sample has and the other lacks, strongest first."""
 
-    Attributes:
-        latents: ``(B, n)`` int64.
-        strengths: ``(B, n)``; 0 where there are fewer than n.
-    """
-
-    latents: Tensor
-    strengths: Tensor
+    latents: Tensor  #: ``(B, n)`` int64.
+    strengths: Tensor  #: ``(B, n)``; 0 where there are fewer than n.
 
 
 class Reasons(NamedTuple):
-    """Why samples score as they do.
+    """Why samples score as they do."""
 
-    Attributes:
-        text_only: What the text has and the image lacks.
-        image_only: The reverse.
-        counts: ``{column: (B,)}`` counts to tabulate beside the scores, ``l0_image`` and ``l0_text`` say.
-        codes: ``{modality: codes, one row a sample}``, for choosing sets.
-    """
-
-    text_only: Only
-    image_only: Only
+    text_only: Only  #: What the text has and the image lacks.
+    image_only: Only  #: The reverse.
+    #: ``{column: (B,)}`` counts to tabulate beside the scores, ``l0_image`` and ``l0_text`` say.
     counts: dict[str, Tensor]
-    codes: dict[str, Codes]
+    codes: dict[str, Codes]  #: ``{modality: codes, one row a sample}``, for choosing sets.
 
     @classmethod
     def of(cls, codes: dict[str, Codes], weights: Tensor) -> Reasons:
@@ -86,21 +63,13 @@ class Reasons(NamedTuple):
 
 
 class Scorer(Protocol):
-    """What filtering needs of a score.
+    """What filtering needs of a score."""
 
-    Attributes:
-        sae: The SAE.
-        host: What gives its activations.
-        columns: All scores that it tabulates.
-        fingerprints: ``{"sae": ..., "host": ...}``, hashes of what scores.
-        device: Kind of device, ``cpu`` or ``cuda``.
-    """
-
-    sae: SAE
-    host: Host
-    columns: tuple[str, ...]
-    fingerprints: dict[str, str]
-    device: str
+    sae: SAE  #: The SAE.
+    host: Host  #: What gives its activations.
+    columns: tuple[str, ...]  #: All scores that it tabulates.
+    fingerprints: dict[str, str]  #: ``{"sae": ..., "host": ...}``, hashes of what scores.
+    device: str  #: Kind of device, ``cpu`` or ``cuda``.
 
     def score(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         """``{column: (B,)}``; a sample with a score that is not finite is dropped and counted."""

@@ -16,15 +16,10 @@ from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
 
 
 class EncodedPairs(NamedTuple):
-    """B pairs as the host and the SAE see them.
+    """B pairs as the host and the SAE see them."""
 
-    Attributes:
-        x: ``{modality: (B, d)}`` embeddings in the host's joint space.
-        codes: ``{modality: codes}``.
-    """
-
-    x: dict[str, Tensor]
-    codes: dict[str, Codes]
+    x: dict[str, Tensor]  #: ``{modality: (B, d)}`` embeddings in the host's joint space.
+    codes: dict[str, Codes]  #: ``{modality: codes}``.
 
 
 class PairReader:

@@ -22,19 +22,12 @@ Edit = Callable[[Tensor, Where], Tensor]
 
 
 class AnswerLatents(NamedTuple):
-    """Latents that go with right answers, and with wrong ones.
+    """Latents that go with right answers, and with wrong ones."""
 
-    Attributes:
-        faithful: ``(n,)`` ids, strongest first.
-        hallucination: ``(n,)`` ids.
-        difference: ``(d_sae,)`` ``P(fires | right) - P(fires | wrong)``.
-        answers: Right answers that were used, and as many wrong ones.
-    """
-
-    faithful: Tensor
-    hallucination: Tensor
-    difference: Tensor
-    answers: int
+    faithful: Tensor  #: ``(n,)`` ids, strongest first.
+    hallucination: Tensor  #: ``(n,)`` ids.
+    difference: Tensor  #: ``(d_sae,)`` ``P(fires | right) - P(fires | wrong)``.
+    answers: int  #: Right answers that were used, and as many wrong ones.
 
 
 def find_latents(codes: Codes, right: Tensor, n: int = 10, seed: int = 0) -> AnswerLatents:

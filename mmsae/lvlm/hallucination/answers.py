@@ -33,27 +33,17 @@ Answer = Callable[[ImageTextBatch], list[str]]
 
 
 class Prompt(NamedTuple):
-    """One thing to ask about an image.
+    """One thing to ask about an image."""
 
-    Attributes:
-        id: Name, unique in the run.
-        text: What the user says.
-    """
-
-    id: str
-    text: str
+    id: str  #: Name, unique in the run.
+    text: str  #: What the user says.
 
 
 class AnsweringHost(NamedTuple):
-    """A host with the ways in which it answers.
+    """A host with the ways in which it answers."""
 
-    Attributes:
-        host: The host.
-        methods: ``{name: batch -> answers}``, see :func:`make_methods`.
-    """
-
-    host: Answers
-    methods: dict[str, Answer]
+    host: Answers  #: The host.
+    methods: dict[str, Answer]  #: ``{name: batch -> answers}``, see :func:`make_methods`.
 
 
 def prepare(

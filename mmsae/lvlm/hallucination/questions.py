@@ -19,21 +19,13 @@ from mmsae.types import InputError
 
 
 class Question(NamedTuple):
-    """A yes/no question.
+    """A yes/no question."""
 
-    Attributes:
-        question_id: Number, from 1.
-        image: Which image (a uid, or a file name in published files).
-        text: The question.
-        label: ``yes`` or ``no``.
-        object: What is asked for; empty in published files.
-    """
-
-    question_id: int
-    image: str
-    text: str
-    label: str
-    object: str = ""
+    question_id: int  #: Number, from 1.
+    image: str  #: Which image (a uid, or a file name in published files).
+    text: str  #: The question.
+    label: str  #: ``yes`` or ``no``.
+    object: str = ""  #: What is asked for; empty in published files.
 
 
 def ask(thing: str, template: str = TEMPLATE) -> str:

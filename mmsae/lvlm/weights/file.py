@@ -25,20 +25,14 @@ BEFORE = "weights.safetensors"  # the name of TENSORS up to version 0.2
 
 
 class CrossModalFile(NamedTuple):
-    """Cross-modal weights as they are stored.
+    """Cross-modal weights as they are stored."""
 
-    Attributes:
-        weights: ``(d_sae,)`` float64; NaN where there is not enough evidence.
-        delta: Bound that evidence had to exceed, and above which a latent is active in scores.
-        tensors: Everything else per latent: ``evidence.*``, ``fired.*``, ``energy.*``, ``index.firing``,
-            ``index.energy``, ``class``, ``lift``, ``lift.p``, ``pairs.*``.
-        info: ``weights.json``.
-    """
-
-    weights: Tensor
-    delta: float
+    weights: Tensor  #: ``(d_sae,)`` float64; NaN where there is not enough evidence.
+    delta: float  #: Bound that evidence had to exceed, and above which a latent is active in scores.
+    #: Everything else per latent: ``evidence.*``, ``fired.*``, ``energy.*``, ``index.firing``, ``index.energy``,
+    #: ``class``, ``lift``, ``lift.p``, ``pairs.*``.
     tensors: dict[str, Tensor]
-    info: dict[str, Any]
+    info: dict[str, Any]  #: ``weights.json``.
 
     def check(self, sae: SAE, host: str) -> None:
         """Refuse weights of another SAE or host.

@@ -49,23 +49,14 @@ class Token(NamedTuple):
 
 
 class TokenSource(NamedTuple):
-    """How samples of a job are looked at again.
+    """How samples of a job are looked at again."""
 
-    Attributes:
-        host: The host.
-        sae: An SAE on its tokens.
-        sites: Sites of both segments.
-        collate: What made the sequences.
-        paths: The tars, by number.
-        batch_size: Samples per forward pass.
-    """
-
-    host: LVLMHost
-    sae: SAE
-    sites: dict[str, Site]
-    collate: Any
-    paths: Sequence[str]
-    batch_size: int
+    host: LVLMHost  #: The host.
+    sae: SAE  #: An SAE on its tokens.
+    sites: dict[str, Site]  #: Sites of both segments.
+    collate: Any  #: What made the sequences.
+    paths: Sequence[str]  #: The tars, by number.
+    batch_size: int  #: Samples per forward pass.
 
 
 def choose(file: CrossModalFile, top: Mapping[str, TopTable], most: int = 8) -> dict[str, list[int]]:

@@ -22,33 +22,21 @@ CONTEXT = 8  # words before and behind a token
 
 
 class LatentOnImage(NamedTuple):
-    """A latent on one image.
+    """A latent on one image."""
 
-    Attributes:
-        shown: The image as the model sees it.
-        heat: ``(rows, cols)`` activations on the grid (base and tiles averaged where there are tiles).
-        box: Left, upper, right and lower edge of the token's cell, as shares of the image.
-        value: Activation of the token.
-    """
-
-    shown: Image.Image
-    heat: Tensor
+    shown: Image.Image  #: The image as the model sees it.
+    heat: Tensor  #: ``(rows, cols)`` activations on the grid (base and tiles averaged where there are tiles).
+    #: Left, upper, right and lower edge of the token's cell, as shares of the image.
     box: tuple[float, float, float, float]
-    value: float
+    value: float  #: Activation of the token.
 
 
 class LatentOnText(NamedTuple):
-    """A latent on the words around one token.
+    """A latent on the words around one token."""
 
-    Attributes:
-        words: The tokens in order, with the white space before them.
-        values: Activation of each; 0 where it does not fire.
-        at: Which of them it is about.
-    """
-
-    words: list[str]
-    values: list[float]
-    at: int
+    words: list[str]  #: The tokens in order, with the white space before them.
+    values: list[float]  #: Activation of each; 0 where it does not fire.
+    at: int  #: Which of them it is about.
 
 
 class TokenViewer:
