@@ -32,31 +32,18 @@ SEEDS = {"world": 1, "alignment": 5, "exam": 9, "models": 0}
 
 
 class Sizes(NamedTuple):
-    """How much of everything.
+    """How much of everything."""
 
-    Attributes:
-        scenes: Clean scenes for CLIP, base model and the pairs of the CLIP-level SAE.
-        clip_steps: Steps of the CLIP.
-        base_steps: Steps of the base model.
-        samples: Size of the alignment set.
-        sae_steps: Steps of each SAE.
-        d_sae: Latents of the SAE on tokens.
-        k: Latents that a token has.
-        steps: Steps of every fine-tuning.
-        batch_size: Dialogues a step.
-        exam: Held-out scenes; four questions each.
-    """
-
-    scenes: int = 6000
-    clip_steps: int = 300
-    base_steps: int = 150
-    samples: int = 4000
-    sae_steps: int = 400
-    d_sae: int = 512
-    k: int = 16
-    steps: int = 60
-    batch_size: int = 48
-    exam: int = 500
+    scenes: int = 6000  #: Clean scenes for CLIP, base model and the pairs of the CLIP-level SAE
+    clip_steps: int = 300  #: Steps of the CLIP
+    base_steps: int = 150  #: Steps of the base model
+    samples: int = 4000  #: Size of the alignment set
+    sae_steps: int = 400  #: Steps of each SAE
+    d_sae: int = 512  #: Latents of the SAE on tokens
+    k: int = 16  #: Latents that a token has
+    steps: int = 60  #: Steps of every fine-tuning
+    batch_size: int = 48  #: Dialogues a step
+    exam: int = 500  #: Held-out scenes; four questions each
 
 
 class StageResults:

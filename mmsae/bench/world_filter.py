@@ -28,23 +28,14 @@ CLEAN = ""
 
 
 class Alignment(NamedTuple):
-    """``n`` samples to fine-tune on.
+    """``n`` samples to fine-tune on."""
 
-    Attributes:
-        images: ``(n, 32, 32, 3) uint8``.
-        questions: What the user says.
-        answers: What the model is taught to say; wrong where damaged.
-        is_caption: ``(n,) bool``, else it is a yes/no question.
-        kind: ``(n,)`` of :data:`KINDS`, or empty for undamaged samples.
-        uids: ``n`` sample ids.
-    """
-
-    images: np.ndarray
-    questions: list[str]
-    answers: list[str]
-    is_caption: np.ndarray
-    kind: np.ndarray
-    uids: list[str]
+    images: np.ndarray  #: ``(n, 32, 32, 3) uint8``
+    questions: list[str]  #: What the user says
+    answers: list[str]  #: What the model is taught to say; wrong where damaged
+    is_caption: np.ndarray  #: ``(n,) bool``, else it is a yes/no question
+    kind: np.ndarray  #: ``(n,)`` of :data:`KINDS`, or empty for undamaged samples
+    uids: list[str]  #: ``n`` sample ids
 
     @property
     def clean(self) -> np.ndarray:
@@ -135,17 +126,11 @@ def top_half(score: np.ndarray, is_caption: np.ndarray, seed: int, keep: float =
 
 
 class Exam(NamedTuple):
-    """Held-out clean scenes and what is asked about them.
+    """Held-out clean scenes and what is asked about them."""
 
-    Attributes:
-        features: ``(m, T, F) float16`` of the frozen tower.
-        questions: ``{"random": ..., "adversarial": ...}``.
-        captions: The ``m`` true captions.
-    """
-
-    features: Tensor
-    questions: dict[str, Questions]
-    captions: list[str]
+    features: Tensor  #: ``(m, T, F) float16`` of the frozen tower
+    questions: dict[str, Questions]  #: ``{"random": ..., "adversarial": ...}``
+    captions: list[str]  #: The ``m`` true captions
 
 
 class Classroom:

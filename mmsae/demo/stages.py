@@ -15,43 +15,24 @@ METHODS = ("paired_topk", "vl_sae", "shared_topk")
 
 
 class Profile(NamedTuple):
-    """Sizes of a demo.
+    """Sizes of a demo."""
 
-    Attributes:
-        train: Training samples.
-        test: Held-out samples.
-        clip_steps: Steps of the CLIP.
-        sae_steps: Steps of each SAE.
-        damaged: Samples of the set that is filtered.
-        llava_images: Images that the LLaVA learns from.
-        llava_steps: Steps of the LLaVA.
-        token_steps: Steps of the SAEs on its tokens, and on those of the pipeline's text encoder.
-        talk: Conversations that the SAE on the LLaVA's tokens is trained on.
-        questions: Images that are asked about, two questions each.
-        diffusion_steps: Steps of the text-to-image pipeline.
-        probe_steps: Steps of the classifier of generated images.
-        drawn: Prompts that the pipeline is tried on.
-        steered: Prompts that steering is reported on.
-        controls: Random directions that steering is compared with.
-        minutes: About how long it takes on two cores.
-    """
-
-    train: int
-    test: int
-    clip_steps: int
-    sae_steps: int
-    damaged: int
-    llava_images: int
-    llava_steps: int
-    token_steps: int
-    talk: int
-    questions: int
-    diffusion_steps: int
-    probe_steps: int
-    drawn: int
-    steered: int
-    controls: int
-    minutes: float
+    train: int  #: Training samples
+    test: int  #: Held-out samples
+    clip_steps: int  #: Steps of the CLIP
+    sae_steps: int  #: Steps of each SAE
+    damaged: int  #: Samples of the set that is filtered
+    llava_images: int  #: Images that the LLaVA learns from
+    llava_steps: int  #: Steps of the LLaVA
+    token_steps: int  #: Steps of the SAEs on its tokens, and on those of the pipeline's text encoder
+    talk: int  #: Conversations that the SAE on the LLaVA's tokens is trained on
+    questions: int  #: Images that are asked about, two questions each
+    diffusion_steps: int  #: Steps of the text-to-image pipeline
+    probe_steps: int  #: Steps of the classifier of generated images
+    drawn: int  #: Prompts that the pipeline is tried on
+    steered: int  #: Prompts that steering is reported on
+    controls: int  #: Random directions that steering is compared with
+    minutes: float  #: About how long it takes on two cores
 
 
 PROFILES = {

@@ -59,15 +59,10 @@ def principal(x: Tensor | Moments, least: float = 1e-6) -> tuple[Tensor, Tensor,
 
 
 class Components(NamedTuple):
-    """Principal components in the place of an SAE: all of them are on in every row.
+    """Principal components in the place of an SAE: all of them are on in every row."""
 
-    Attributes:
-        mean: ``(d,)`` float64.
-        axes: ``(d, k)`` float64.
-    """
-
-    mean: Tensor
-    axes: Tensor
+    mean: Tensor  #: ``(d,)`` float64
+    axes: Tensor  #: ``(d, k)`` float64
 
     @classmethod
     def leading(cls, x: Tensor | Moments, l0: float) -> Components:

@@ -23,23 +23,14 @@ def latent_sums(codes: Codes) -> tuple[Tensor, Tensor]:
 
 
 class SparsityStats(NamedTuple):
-    """What :class:`Sparsity` computes.
+    """What :class:`Sparsity` computes."""
 
-    Attributes:
-        l0: Mean number of latents that fired per row.
-        dead_fraction: Share of latents that never fired.
-        hub_fraction: Share of latents that fired in more than ``hub`` of the rows.
-        density: ``(d_sae,)`` float64 share of rows in which each latent fired.
-        energy: ``(d_sae,)`` float64 mean squared value of each latent.
-        rows: Number of rows seen.
-    """
-
-    l0: Tensor
-    dead_fraction: Tensor
-    hub_fraction: Tensor
-    density: Tensor
-    energy: Tensor
-    rows: Tensor
+    l0: Tensor  #: Mean number of latents that fired per row
+    dead_fraction: Tensor  #: Share of latents that never fired
+    hub_fraction: Tensor  #: Share of latents that fired in more than ``hub`` of the rows
+    density: Tensor  #: ``(d_sae,)`` float64 share of rows in which each latent fired
+    energy: Tensor  #: ``(d_sae,)`` float64 mean squared value of each latent
+    rows: Tensor  #: Number of rows seen
 
 
 class Sparsity(Metric):

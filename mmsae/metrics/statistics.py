@@ -176,21 +176,13 @@ def balanced_interval(hit: Tensor, n: Tensor, seed: int = 0) -> tuple[float, flo
 
 
 class Interval(NamedTuple):
-    """A mean and where it lies.
+    """A mean and where it lies."""
 
-    Attributes:
-        mean: Over all values.
-        low: Lower end; NaN with fewer than two prompts, for one prompt says nothing about others.
-        high: Upper end.
-        n: Values.
-        prompts: Different prompts among them, which is what was resampled.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    prompts: int
+    mean: float  #: Over all values
+    low: float  #: Lower end; NaN with fewer than two prompts, for one prompt says nothing about others
+    high: float  #: Upper end
+    n: int  #: Values
+    prompts: int  #: Different prompts among them, which is what was resampled
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -41,15 +41,10 @@ STYLE = {
 
 
 class Figure(NamedTuple):
-    """A figure in a report.
+    """A figure in a report."""
 
-    Attributes:
-        html: Inline SVG or an ``<img>`` with a data URI.
-        caption: Shown below it.
-    """
-
-    html: Markup
-    caption: str = ""
+    html: Markup  #: Inline SVG or an ``<img>`` with a data URI
+    caption: str = ""  #: Shown below it
 
 
 @contextmanager

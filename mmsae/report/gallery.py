@@ -18,37 +18,22 @@ from mmsae.types import IMAGE, TEXT, Codes
 
 
 class Thumbnail(NamedTuple):
-    """One image on a card.
+    """One image on a card."""
 
-    Attributes:
-        uri: Data URI.
-        alt: Text alternative.
-        value: Activation, or None.
-        tiny: Whether it has so few pixels that they should stay sharp when enlarged.
-    """
-
-    uri: str
-    alt: str
-    value: float | None = None
-    tiny: bool = False
+    uri: str  #: Data URI
+    alt: str  #: Text alternative
+    value: float | None = None  #: Activation, or None
+    tiny: bool = False  #: Whether it has so few pixels that they should stay sharp when enlarged
 
 
 class Card(NamedTuple):
-    """What a latent looks like.
+    """What a latent looks like."""
 
-    Attributes:
-        latent: Index of the latent.
-        name: Name of what it means, or empty.
-        facts: ``[(label, value)]``, small print.
-        images: Top images of the latent.
-        captions: ``[(caption, activation)]``, no caption twice.
-    """
-
-    latent: int
-    name: str
-    facts: list[tuple[str, str]]
-    images: list[Thumbnail]
-    captions: list[tuple[str, float]]
+    latent: int  #: Index of the latent
+    name: str  #: Name of what it means, or empty
+    facts: list[tuple[str, str]]  #: ``[(label, value)]``, small print
+    images: list[Thumbnail]  #: Top images of the latent
+    captions: list[tuple[str, float]]  #: ``[(caption, activation)]``, no caption twice
 
 
 class Gallery(NamedTuple):
@@ -70,21 +55,13 @@ class Bar(NamedTuple):
 
 
 class CodePair(NamedTuple):
-    """The codes of one image and one caption.
+    """The codes of one image and one caption."""
 
-    Attributes:
-        title: ``Matched pair``, say.
-        image: What it shows, or None.
-        caption: The text.
-        cosine: Cosine of the two codes.
-        bars: The latents of both, shared ones first.
-    """
-
-    title: str
-    image: Thumbnail | None
-    caption: str
-    cosine: float
-    bars: list[Bar]
+    title: str  #: ``Matched pair``, say
+    image: Thumbnail | None  #: What it shows, or None
+    caption: str  #: The text
+    cosine: float  #: Cosine of the two codes
+    bars: list[Bar]  #: The latents of both, shared ones first
 
 
 def thumbnail(image: Any, alt: str, value: float | None = None, size: int = 128, photo: bool = False) -> Thumbnail:

@@ -30,44 +30,27 @@ class Fact(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table.
+    """A table."""
 
-    Attributes:
-        columns: Headings; the first column holds the row names.
-        rows: Cells: numbers (three decimals), text, None or NaN for "no value".
-        caption: Shown above.
-        best: ``{column heading: "max" | "min"}`` of the columns whose best cell is marked.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    caption: str = ""
-    best: Mapping[str, str] = {}
+    columns: Sequence[str]  #: Headings; the first column holds the row names
+    rows: Sequence[Sequence[Any]]  #: Cells: numbers (three decimals), text, None or NaN for "no value"
+    caption: str = ""  #: Shown above
+    best: Mapping[str, str] = {}  #: ``{column heading: "max" | "min"}`` of the columns whose best cell is marked
 
 
 class Section(NamedTuple):
-    """A part of a report; whatever is empty is left out.
+    """A part of a report; whatever is empty is left out."""
 
-    Attributes:
-        title: Heading, also its entry in the contents.
-        intro: Text: ``Markup`` as it is, else light markdown (paragraphs, ``-`` lists, ``**bold**``, ``*emphasis*``,
-            backquoted code); HTML in it is shown, not interpreted.
-        figures: Charts and images.
-        tables: Tables.
-        galleries: Concept cards.
-        facts: Tiles above everything else.
-        pairs: Codes of pairs, shown side by side.
-        warnings: Sentences that the reader must not miss.
-    """
-
-    title: str
+    title: str  #: Heading, also its entry in the contents
+    #: Text: ``Markup`` as it is, else light markdown (paragraphs, ``-`` lists, ``**bold**``, ``*emphasis*``,
+    #: backquoted code); HTML in it is shown, not interpreted
     intro: str | Markup = ""
-    figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
-    galleries: Sequence[Gallery] = ()
-    facts: Sequence[Fact] = ()
-    pairs: Sequence[CodePair] = ()
-    warnings: Sequence[str] = ()
+    figures: Sequence[Figure] = ()  #: Charts and images
+    tables: Sequence[Table] = ()  #: Tables
+    galleries: Sequence[Gallery] = ()  #: Concept cards
+    facts: Sequence[Fact] = ()  #: Tiles above everything else
+    pairs: Sequence[CodePair] = ()  #: Codes of pairs, shown side by side
+    warnings: Sequence[str] = ()  #: Sentences that the reader must not miss
 
 
 def number(value: Any) -> str:

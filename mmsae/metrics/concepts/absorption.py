@@ -21,15 +21,10 @@ FULL = 0.025  # least cosine of the feature that replaces silent main ones
 
 
 class Absorbed(NamedTuple):
-    """What :func:`absorption` finds on the rows of a concept.
+    """What :func:`absorption` finds on the rows of a concept."""
 
-    Attributes:
-        fraction: ``(N,)`` float64 share of the concept that other features carry in place of the main ones.
-        full: ``(N,)`` bool: the main features are silent and one other feature carries the concept.
-    """
-
-    fraction: Tensor
-    full: Tensor
+    fraction: Tensor  #: ``(N,)`` float64 share of the concept that other features carry in place of the main ones
+    full: Tensor  #: ``(N,)`` bool: the main features are silent and one other feature carries the concept
 
 
 def f1(said: Tensor, truth: Tensor) -> float:
@@ -114,15 +109,10 @@ def ablate(x: Tensor, codes: Codes, atoms: Tensor, features: Tensor) -> Tensor:
 
 
 class Binary(NamedTuple):
-    """A linear probe that says yes above 0.
+    """A linear probe that says yes above 0."""
 
-    Attributes:
-        weight: ``(d,)``.
-        bias: Scalar.
-    """
-
-    weight: Tensor
-    bias: float
+    weight: Tensor  #: ``(d,)``
+    bias: float  #: Scalar
 
     def right(self, x: Tensor, truth: Tensor) -> Tensor:
         """``(N,)`` bool: the rows that it gets right."""

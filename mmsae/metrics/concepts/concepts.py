@@ -52,17 +52,12 @@ def f1_table(z: Tensor, truth: Tensor, at: Tensor) -> Tensor:
 
 
 class Match(NamedTuple):
-    """The latents chosen for C concepts.
+    """The latents chosen for C concepts."""
 
-    Attributes:
-        f1_latent: ``{side: (C,)}`` latent chosen by F1, for the sides image, text and same.
-        threshold: ``{side: {modality: (C,)}}`` its threshold; ``same`` has one per modality.
-        auc_latent: ``{side: (C,)}`` latent chosen by AUC.
-    """
-
-    f1_latent: dict[str, Tensor]
+    f1_latent: dict[str, Tensor]  #: ``{side: (C,)}`` latent chosen by F1, for the sides image, text and same
+    #: ``{side: {modality: (C,)}}`` its threshold; ``same`` has one per modality
     threshold: dict[str, dict[str, Tensor]]
-    auc_latent: dict[str, Tensor]
+    auc_latent: dict[str, Tensor]  #: ``{side: (C,)}`` latent chosen by AUC
 
 
 def _tables(codes: Codes, truth: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:

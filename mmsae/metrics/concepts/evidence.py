@@ -48,22 +48,14 @@ def text_keys(captions: Sequence[str]) -> Tensor:
 
 
 class TopTable(NamedTuple):
-    """Top samples of every latent in one modality.
+    """Top samples of every latent in one modality."""
 
-    Attributes:
-        values: ``(d_sae, n)`` float32 activations, descending; 0 where a latent has fewer than n samples.
-        ids: ``(d_sae, n, 2)`` int64 packed uids; meaningless where the value is 0.
-        n_fired: ``(d_sae,)`` int64 rows in which the latent fired.
-        mean_active: ``(d_sae,)`` float64 mean value over those rows; 0 for latents that never fired.
-        rows: Rows seen.
-        extra: ``(d_sae, n, e)`` int64 what was said of each sample beside its uid: the position of a token, say.
-    """
-
-    values: Tensor
-    ids: Tensor
-    n_fired: Tensor
-    mean_active: Tensor
-    rows: int
+    values: Tensor  #: ``(d_sae, n)`` float32 activations, descending; 0 where a latent has fewer than n samples
+    ids: Tensor  #: ``(d_sae, n, 2)`` int64 packed uids; meaningless where the value is 0
+    n_fired: Tensor  #: ``(d_sae,)`` int64 rows in which the latent fired
+    mean_active: Tensor  #: ``(d_sae,)`` float64 mean value over those rows; 0 for latents that never fired
+    rows: int  #: Rows seen
+    #: ``(d_sae, n, e)`` int64 what was said of each sample beside its uid: the position of a token, say
     extra: Tensor | None = None
 
     def top(self, latent: int) -> list[tuple[str, float]]:

@@ -21,20 +21,14 @@ KINDS = ("scored", "dead", "constant", "single")
 
 
 class MonosemanticityScores(NamedTuple):
-    """What :class:`Monosemanticity` computes.
+    """What :class:`Monosemanticity` computes."""
 
-    Attributes:
-        score: ``(F,)`` float64; NaN where it is undefined.
-        kind: ``(F,)`` int64 positions in ``KINDS``: ``dead`` is 0 on every sample, ``constant`` another value on every
-            sample, ``single`` above its minimum on one sample only; these three have no score.
-        chance: Mean cosine of all pairs of samples: the score of a feature that knows nothing.
-        samples: Number of samples.
-    """
-
-    score: Tensor
+    score: Tensor  #: ``(F,)`` float64; NaN where it is undefined
+    #: ``(F,)`` int64 positions in ``KINDS``: ``dead`` is 0 on every sample, ``constant`` another value on every
+    #: sample, ``single`` above its minimum on one sample only; these three have no score
     kind: Tensor
-    chance: float
-    samples: int
+    chance: float  #: Mean cosine of all pairs of samples: the score of a feature that knows nothing
+    samples: int  #: Number of samples
 
     def summary(self) -> dict[str, float]:
         """Mean and deviation over the scored features, ``above_chance`` (mean minus chance), and the counts."""

@@ -43,17 +43,11 @@ def total_variance(x: Any) -> float:
 
 
 class Probe(NamedTuple):
-    """A fitted linear classifier.
+    """A fitted linear classifier."""
 
-    Attributes:
-        weight: ``(F', C)``.
-        bias: ``(C,)``.
-        columns: Features that it reads, or None for all.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    columns: np.ndarray | None = None
+    weight: np.ndarray  #: ``(F', C)``
+    bias: np.ndarray  #: ``(C,)``
+    columns: np.ndarray | None = None  #: Features that it reads, or None for all
 
     def scores(self, x: Any) -> np.ndarray:
         """``(N, C)`` logits of rows as :func:`matrix` gives them."""
@@ -131,17 +125,11 @@ def choose_l2(
 
 
 class SparseProbe(NamedTuple):
-    """Accuracies of probes on few features, ``(C,)`` float64 each; NaN for classes with too few rows.
+    """Accuracies of probes on few features, ``(C,)`` float64 each; NaN for classes with too few rows."""
 
-    Attributes:
-        accuracy: ``{number of features (0: all): (C,)}``.
-        train: Training rows per class, half of them positive.
-        test: Test rows per class, half of them positive.
-    """
-
-    accuracy: dict[int, Tensor]
-    train: Tensor
-    test: Tensor
+    accuracy: dict[int, Tensor]  #: ``{number of features (0: all): (C,)}``
+    train: Tensor  #: Training rows per class, half of them positive
+    test: Tensor  #: Test rows per class, half of them positive
 
 
 def _balanced(truth: np.ndarray, most: int, seed: int) -> np.ndarray:

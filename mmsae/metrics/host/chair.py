@@ -50,17 +50,11 @@ def singular(word: str) -> str:
 
 
 class Objects(NamedTuple):
-    """Which words mean which object.
+    """Which words mean which object."""
 
-    Attributes:
-        name: ``{term: object}``, terms singular and in lower case, of one or several words.
-        pairs: ``{two words: the term that they stand for}``, merged before anything is looked up.
-        longest: Words of the longest term.
-    """
-
-    name: dict[str, str]
-    pairs: dict[str, str]
-    longest: int
+    name: dict[str, str]  #: ``{term: object}``, terms singular and in lower case, of one or several words
+    pairs: dict[str, str]  #: ``{two words: the term that they stand for}``, merged before anything is looked up
+    longest: int  #: Words of the longest term
 
     @classmethod
     def of(cls, lines: Iterable[Sequence[str]], published: bool = True) -> Objects:
@@ -122,23 +116,14 @@ class Objects(NamedTuple):
 
 
 class ChairReport(NamedTuple):
-    """Figures of a set of captions; lower is better for the first two, which short captions win for free.
+    """Figures of a set of captions; lower is better for the first two, which short captions win for free."""
 
-    Attributes:
-        chair_s: Share of captions with a hallucinated object.
-        chair_i: Share of mentions (with repetition) that are hallucinated; 0 without mentions.
-        recall: Share of the images' objects that are mentioned.
-        length: Mean number of words.
-        mentions: Mentions.
-        n: Captions.
-    """
-
-    chair_s: float
-    chair_i: float
-    recall: float
-    length: float
-    mentions: int
-    n: int
+    chair_s: float  #: Share of captions with a hallucinated object
+    chair_i: float  #: Share of mentions (with repetition) that are hallucinated; 0 without mentions
+    recall: float  #: Share of the images' objects that are mentioned
+    length: float  #: Mean number of words
+    mentions: int  #: Mentions
+    n: int  #: Captions
 
 
 def hallucinated(caption: str, truth: set[str], objects: Objects) -> list[str]:

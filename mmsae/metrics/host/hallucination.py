@@ -44,25 +44,15 @@ def parse_answer(answer: str, label: str = YES, parser: str = "official") -> str
 
 
 class PopeReport(NamedTuple):
-    """Figures of a set of yes/no questions.
+    """Figures of a set of yes/no questions."""
 
-    Attributes:
-        accuracy: Share of right answers; an unparsed one is wrong.
-        precision: Share of "yes" answers that are right.
-        recall: Share of "yes" questions that were answered so.
-        f1: Harmonic mean of the two.
-        yes_ratio: Share of "yes" answers; far from .5 it is a bias rather than sight.
-        unparsed: Answers that are neither.
-        n: Questions.
-    """
-
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
-    yes_ratio: float
-    unparsed: int
-    n: int
+    accuracy: float  #: Share of right answers; an unparsed one is wrong
+    precision: float  #: Share of "yes" answers that are right
+    recall: float  #: Share of "yes" questions that were answered so
+    f1: float  #: Harmonic mean of the two
+    yes_ratio: float  #: Share of "yes" answers; far from .5 it is a bias rather than sight
+    unparsed: int  #: Answers that are neither
+    n: int  #: Questions
 
 
 def _ratio(a: float, b: float) -> float:

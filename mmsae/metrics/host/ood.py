@@ -19,37 +19,23 @@ TPR = 0.95
 
 
 class OODMetrics(NamedTuple):
-    """Figures of one detector on one pair of sets.
+    """Figures of one detector on one pair of sets."""
 
-    Attributes:
-        auroc: Chance that an ID sample has the higher confidence, ties counted half.
-        fpr95_ood_positive: Share of ID samples flagged when at least 95% of the OOD samples are (OpenOOD's FPR@95).
-        fpr95_id_positive: Share of OOD samples accepted when at least 95% of the ID samples are (older papers').
-        aupr_in: Area under precision over recall, ID as the positive class, by trapezoid (not average precision).
-        aupr_out: The same with OOD as the positive class. Equal scores everywhere give .75 on balanced sets.
-        n_id: ID samples.
-        n_ood: OOD samples.
-    """
-
-    auroc: float
+    auroc: float  #: Chance that an ID sample has the higher confidence, ties counted half
+    #: Share of ID samples flagged when at least 95% of the OOD samples are (OpenOOD's FPR@95)
     fpr95_ood_positive: float
-    fpr95_id_positive: float
-    aupr_in: float
-    aupr_out: float
-    n_id: int
-    n_ood: int
+    fpr95_id_positive: float  #: Share of OOD samples accepted when at least 95% of the ID samples are (older papers')
+    aupr_in: float  #: Area under precision over recall, ID as the positive class, by trapezoid (not average precision)
+    aupr_out: float  #: The same with OOD as the positive class. Equal scores everywhere give .75 on balanced sets.
+    n_id: int  #: ID samples
+    n_ood: int  #: OOD samples
 
 
 class Curve(NamedTuple):
-    """Counts at every threshold, strictest first; all float64 ``(T,)``.
+    """Counts at every threshold, strictest first; all float64 ``(T,)``."""
 
-    Attributes:
-        tp: Positives taken for positive.
-        fp: Negatives taken for positive.
-    """
-
-    tp: Tensor
-    fp: Tensor
+    tp: Tensor  #: Positives taken for positive
+    fp: Tensor  #: Negatives taken for positive
 
 
 def curve(positive: Tensor, negative: Tensor) -> Curve:

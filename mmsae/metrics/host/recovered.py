@@ -10,34 +10,21 @@ from torch.nn.functional import cross_entropy, kl_div, normalize
 
 
 class ZeroShotRecovered(NamedTuple):
-    """Cross-entropies in nats per image, and what is recovered of them.
+    """Cross-entropies in nats per image, and what is recovered of them."""
 
-    Attributes:
-        clean: Cross-entropy of the host.
-        reconstructed: With reconstructions.
-        zero: With zeros, ``ln C``.
-        mean: With the mean embedding in place of every one.
-        recovered_zero: ``(zero - reconstructed) / (zero - clean)``; 1 is the host, 0 as bad as zeros. NaN where the
-            host itself is no better than zeros (an overconfident one): there is nothing to recover.
-        recovered_mean: The same against the mean.
-        recovered_kl: ``1 - KL(clean, reconstructed) / KL(clean, mean)``.
-        top1_clean: Accuracy of the host.
-        top1_reconstructed: Accuracy with reconstructions.
-        agreement: Share of images whose class is the host's, right or wrong.
-        images: Number of images.
-    """
-
-    clean: float
-    reconstructed: float
-    zero: float
-    mean: float
+    clean: float  #: Cross-entropy of the host
+    reconstructed: float  #: With reconstructions
+    zero: float  #: With zeros, ``ln C``
+    mean: float  #: With the mean embedding in place of every one
+    #: ``(zero - reconstructed) / (zero - clean)``; 1 is the host, 0 as bad as zeros. NaN where the host itself is no
+    #: better than zeros (an overconfident one): there is nothing to recover.
     recovered_zero: float
-    recovered_mean: float
-    recovered_kl: float
-    top1_clean: float
-    top1_reconstructed: float
-    agreement: float
-    images: int
+    recovered_mean: float  #: The same against the mean
+    recovered_kl: float  #: ``1 - KL(clean, reconstructed) / KL(clean, mean)``
+    top1_clean: float  #: Accuracy of the host
+    top1_reconstructed: float  #: Accuracy with reconstructions
+    agreement: float  #: Share of images whose class is the host's, right or wrong
+    images: int  #: Number of images
 
 
 @torch.no_grad()

@@ -32,23 +32,14 @@ def modality_share(image: Tensor, text: Tensor) -> Tensor:
 
 
 class Bridge(NamedTuple):
-    """The strongest bridges between features that fire on images and features that fire on texts.
+    """The strongest bridges between features that fire on images and features that fire on texts."""
 
-    Attributes:
-        image: ``(B,)`` int64 feature on the image side.
-        text: ``(B,)`` int64 feature on the text side.
-        value: ``(B,)`` float64 ``E_pairs[z_image z_text] <d_image, d_text>``, descending by absolute value.
-        mass: Sum of all absolute values.
-        off_diagonal: Share of it that lies between different features.
-        cross_modal: Share of it between different features of which one is an image and one a text feature.
-    """
-
-    image: Tensor
-    text: Tensor
-    value: Tensor
-    mass: float
-    off_diagonal: float
-    cross_modal: float
+    image: Tensor  #: ``(B,)`` int64 feature on the image side
+    text: Tensor  #: ``(B,)`` int64 feature on the text side
+    value: Tensor  #: ``(B,)`` float64 ``E_pairs[z_image z_text] <d_image, d_text>``, descending by absolute value
+    mass: float  #: Sum of all absolute values
+    off_diagonal: float  #: Share of it that lies between different features
+    cross_modal: float  #: Share of it between different features of which one is an image and one a text feature
 
 
 @torch.no_grad()

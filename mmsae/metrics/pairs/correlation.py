@@ -81,17 +81,12 @@ def cross_correlation(image: Codes, text: Codes) -> Tensor:
 
 
 class PairScorer(NamedTuple):
-    """Scores of how well an image and a text belong together, with everything that is fitted fitted on training pairs.
+    """Scores of how well an image and a text belong together; all that is fitted is fitted on training pairs."""
 
-    Attributes:
-        weights: ``(d_sae,)`` cross-modal correlation of each latent, negative and undefined ones set to 0.
-        mean_image: ``(d,)`` mean of the unit-norm image embeddings, or None where embeddings are not scored.
-        mean_text: ``(d,)`` likewise for text.
-    """
-
-    weights: Tensor
+    weights: Tensor  #: ``(d_sae,)`` cross-modal correlation of each latent, negative and undefined ones set to 0
+    #: ``(d,)`` mean of the unit-norm image embeddings, or None where embeddings are not scored
     mean_image: Tensor | None = None
-    mean_text: Tensor | None = None
+    mean_text: Tensor | None = None  #: ``(d,)`` likewise for text
 
     @classmethod
     @torch.no_grad()

@@ -45,26 +45,17 @@ def pair_weight(text: Tensor, image: Tensor, mode: str = "all_pairs") -> Tensor:
 
 
 class CrossModal(NamedTuple):
-    """What :class:`CrossModalWeights` computes.
+    """What :class:`CrossModalWeights` computes."""
 
-    Attributes:
-        weights: ``(d_sae,)`` float64; NaN for latents without enough evidence.
-        evidence: ``{modality: (d_sae,)}`` int64 tokens that the selection found, at most ``n_side`` of each modality
-            (``per_modality``) or ``n_pool`` of both together (``pooled``).
-        delta: Activations had to be larger than this.
-        coverage: Share of the latents that were active at all that have a weight.
-        tokens: ``{modality: content tokens seen}``.
-        fired: ``{modality: (d_sae,)}`` int64 content tokens on which each latent fired.
-        energy: ``{modality: (d_sae,)}`` float64 sum of its activations over them.
-    """
-
-    weights: Tensor
+    weights: Tensor  #: ``(d_sae,)`` float64; NaN for latents without enough evidence
+    #: ``{modality: (d_sae,)}`` int64 tokens that the selection found, at most ``n_side`` of each modality
+    #: (``per_modality``) or ``n_pool`` of both together (``pooled``)
     evidence: dict[str, Tensor]
-    delta: float
-    coverage: float
-    tokens: dict[str, int]
-    fired: dict[str, Tensor]
-    energy: dict[str, Tensor]
+    delta: float  #: Activations had to be larger than this
+    coverage: float  #: Share of the latents that were active at all that have a weight
+    tokens: dict[str, int]  #: ``{modality: content tokens seen}``
+    fired: dict[str, Tensor]  #: ``{modality: (d_sae,)}`` int64 content tokens on which each latent fired
+    energy: dict[str, Tensor]  #: ``{modality: (d_sae,)}`` float64 sum of its activations over them
 
 
 class CrossModalWeights(Metric):

@@ -14,17 +14,11 @@ from mmsae.types import Codes, InputError, Tokens
 
 
 class Entries(NamedTuple):
-    """The activations above 0 of N rows, as a list.
+    """The activations above 0 of N rows, as a list."""
 
-    Attributes:
-        row: ``(E,)`` int64.
-        latent: ``(E,)`` int64.
-        value: ``(E,)`` float.
-    """
-
-    row: Tensor
-    latent: Tensor
-    value: Tensor
+    row: Tensor  #: ``(E,)`` int64
+    latent: Tensor  #: ``(E,)`` int64
+    value: Tensor  #: ``(E,)`` float
 
 
 def entries(codes: Codes) -> Entries:
@@ -35,17 +29,11 @@ def entries(codes: Codes) -> Entries:
 
 
 class ItemCodes(NamedTuple):
-    """Max-pooled codes of B items, sorted by item and latent.
+    """Max-pooled codes of B items, sorted by item and latent."""
 
-    Attributes:
-        key: ``(E,)`` int64 ``item * d_sae + latent``, ascending and unique.
-        value: ``(E,)`` the largest activation of that latent among the item's tokens.
-        d_sae: Number of latents.
-    """
-
-    key: Tensor
-    value: Tensor
-    d_sae: int
+    key: Tensor  #: ``(E,)`` int64 ``item * d_sae + latent``, ascending and unique
+    value: Tensor  #: ``(E,)`` the largest activation of that latent among the item's tokens
+    d_sae: int  #: Number of latents
 
     @property
     def item(self) -> Tensor:

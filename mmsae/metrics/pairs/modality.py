@@ -36,25 +36,18 @@ def modality_class(index: Tensor, bound: float = 0.9) -> Tensor:
 
 
 class Lift(NamedTuple):
-    """What :class:`CoActivation` computes.
+    """What :class:`CoActivation` computes."""
 
-    Attributes:
-        lift: ``(d_sae,)`` float64 pairs whose image and text both fire, over the number expected when captions are
-            shuffled; NaN for latents that never fire on one side. 1 is independence.
-        p: ``(d_sae,)`` float64 share of all shuffles that have at least as many such pairs (exact, one-sided; 1 for
-            latents that never fire on one side).
-        both: ``(d_sae,)`` int64 pairs whose image and text both fire.
-        image: ``(d_sae,)`` int64 pairs whose image does.
-        text: ``(d_sae,)`` int64 pairs whose text does.
-        items: Pairs seen.
-    """
-
+    #: ``(d_sae,)`` float64 pairs whose image and text both fire, over the number expected when captions are shuffled;
+    #: NaN for latents that never fire on one side. 1 is independence.
     lift: Tensor
+    #: ``(d_sae,)`` float64 share of all shuffles that have at least as many such pairs (exact, one-sided; 1 for
+    #: latents that never fire on one side)
     p: Tensor
-    both: Tensor
-    image: Tensor
-    text: Tensor
-    items: int
+    both: Tensor  #: ``(d_sae,)`` int64 pairs whose image and text both fire
+    image: Tensor  #: ``(d_sae,)`` int64 pairs whose image does
+    text: Tensor  #: ``(d_sae,)`` int64 pairs whose text does
+    items: int  #: Pairs seen
 
     def summary(self, shared: Tensor, bound: float = 2.0) -> dict[str, float]:
         """Share of latents that are ``shared`` (mask), and share that are shared with a lift above ``bound``."""

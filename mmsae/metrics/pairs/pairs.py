@@ -71,17 +71,12 @@ def top_concept_agreement(image: Codes, text: Codes) -> float:
 
 
 class ModalityScore(NamedTuple):
-    """Where the energy of the latents lies.
+    """Where the energy of the latents lies."""
 
-    Attributes:
-        mu: ``(d_sae,)`` ``E_image / (E_image + E_text)``, E the mean squared value over rows; NaN for dead latents.
-        latents: Share of living latents that are bimodal.
-        energy: Share of the energy that lies in bimodal latents.
-    """
-
+    #: ``(d_sae,)`` ``E_image / (E_image + E_text)``, E the mean squared value over rows; NaN for dead latents
     mu: Tensor
-    latents: float
-    energy: float
+    latents: float  #: Share of living latents that are bimodal
+    energy: float  #: Share of the energy that lies in bimodal latents
 
 
 def modality_score(energy_image: Tensor, energy_text: Tensor, low: float = 0.05, high: float = 0.95) -> ModalityScore:

@@ -22,23 +22,14 @@ from mmsae.world.generator.scene import (
 
 
 class WorldData(NamedTuple):
-    """``n`` generated samples.
+    """``n`` generated samples."""
 
-    Attributes:
-        images: ``(n, 32, 32, 3) uint8``.
-        scenes: What was drawn.
-        concepts: ``(n, 26) bool``, columns as in :data:`mmsae.world.generator.scene.CONCEPTS`.
-        full: ``n`` captions that tell every attribute.
-        partial: ``n`` captions that leave attributes out.
-        uids: ``n`` sample ids of 32 hex digits, the same wherever the same arguments were given.
-    """
-
-    images: np.ndarray
-    scenes: Scenes
-    concepts: np.ndarray
-    full: list[str]
-    partial: list[str]
-    uids: list[str]
+    images: np.ndarray  #: ``(n, 32, 32, 3) uint8``
+    scenes: Scenes  #: What was drawn
+    concepts: np.ndarray  #: ``(n, 26) bool``, columns as in :data:`mmsae.world.generator.scene.CONCEPTS`
+    full: list[str]  #: ``n`` captions that tell every attribute
+    partial: list[str]  #: ``n`` captions that leave attributes out
+    uids: list[str]  #: ``n`` sample ids of 32 hex digits, the same wherever the same arguments were given
 
     def meta(self, i: int) -> dict[str, Any]:
         """What sample ``i`` carries as JSON: uid, captions, sibling number, attributes, the concepts that are true.

@@ -44,27 +44,17 @@ _PAIRED = np.array([[[8, 16], [24, 16]], [[16, 8], [16, 24]]])  # (x, y) of obje
 
 
 class Scenes(NamedTuple):
-    """``n`` scenes; -1 stands for "there is none".
+    """``n`` scenes; -1 stands for "there is none"."""
 
-    Attributes:
-        objects: ``(n, 2, 4) int8`` value ids of shape, colour, size and texture; object 1 is -1 in scenes of one.
-        background: ``(n,) int8`` index into BACKGROUNDS.
-        position: ``(n,) int8`` index into POSITIONS of a lone object.
-        relation: ``(n,) int8`` index into RELATIONS, object 0 to object 1.
-        centre: ``(n, 2, 2) float32`` x, y in pixels of a 32 x 32 image.
-        radius: ``(n, 2) float32`` pixels.
-        pair: ``(n,) int64`` siblings share a number.
-        changed: ``(n,) int8`` the object attribute in which a scene differs from the one it was made from.
-    """
-
+    #: ``(n, 2, 4) int8`` value ids of shape, colour, size and texture; object 1 is -1 in scenes of one
     objects: np.ndarray
-    background: np.ndarray
-    position: np.ndarray
-    relation: np.ndarray
-    centre: np.ndarray
-    radius: np.ndarray
-    pair: np.ndarray
-    changed: np.ndarray
+    background: np.ndarray  #: ``(n,) int8`` index into BACKGROUNDS
+    position: np.ndarray  #: ``(n,) int8`` index into POSITIONS of a lone object
+    relation: np.ndarray  #: ``(n,) int8`` index into RELATIONS, object 0 to object 1
+    centre: np.ndarray  #: ``(n, 2, 2) float32`` x, y in pixels of a 32 x 32 image
+    radius: np.ndarray  #: ``(n, 2) float32`` pixels
+    pair: np.ndarray  #: ``(n,) int64`` siblings share a number
+    changed: np.ndarray  #: ``(n,) int8`` the object attribute in which a scene differs from the one it was made from
 
     @property
     def n(self) -> int:

@@ -31,17 +31,11 @@ LONE_CONCEPTS = CONCEPTS[: len(LONE_GROUPS)]
 
 
 class WorldPairs(NamedTuple):
-    """Host embeddings of some samples of the world, with what is true of them.
+    """Host embeddings of some samples of the world, with what is true of them."""
 
-    Attributes:
-        x: ``{modality: (n, d)}`` raw host embeddings, row i of each belongs to scene i.
-        scenes: The scenes.
-        captions: The ``n`` full captions.
-    """
-
-    x: dict[str, Tensor]
-    scenes: Scenes
-    captions: list[str]
+    x: dict[str, Tensor]  #: ``{modality: (n, d)}`` raw host embeddings, row i of each belongs to scene i
+    scenes: Scenes  #: The scenes
+    captions: list[str]  #: The ``n`` full captions
 
     @property
     def alone(self) -> Tensor:

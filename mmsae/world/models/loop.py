@@ -96,18 +96,13 @@ def schedule(step: int, steps: int) -> float:
 
 
 class RunState(NamedTuple):
-    """Where a run keeps what it needs to go on after it was killed.
+    """Where a run keeps what it needs to go on after it was killed."""
 
-    Attributes:
-        file: If it is there and its identity is equal, training goes on from it to the same result, bit for bit on one
-            CPU, as without the interruption; a state of another run is said and left unused.
-        identity: What must be equal for that: data, model and recipe.
-        every: Number of steps between two writes; 0: never.
-    """
-
+    #: If it is there and its identity is equal, training goes on from it to the same result, bit for bit on one CPU,
+    #: as without the interruption; a state of another run is said and left unused
     file: Path
-    identity: dict[str, Any]
-    every: int
+    identity: dict[str, Any]  #: What must be equal for that: data, model and recipe
+    every: int  #: Number of steps between two writes; 0: never
 
     def load(self, model: nn.Module, opts: Sequence[torch.optim.Optimizer]) -> tuple[int, list[list[float]]]:
         """The step to go on from (0 without a state of the same run) and the loss curve until there."""

@@ -18,23 +18,14 @@ _SIDES = re.compile(r"\b(left|right)\b")
 
 
 class LoadedPairs(NamedTuple):
-    """``N`` images with one or more captions each.
+    """``N`` images with one or more captions each."""
 
-    Attributes:
-        images: ``(N, S, S, 3) uint8``.
-        texts: The ``U`` different captions.
-        captions: ``(N, C) int64`` indices into ``texts``; rows with fewer captions repeat their first.
-        counts: ``(N,) int64`` captions of each image.
-        group: ``(N,) int64`` non-decreasing; equal for neighbours that the data calls a pair.
-        faults: What was wrong with the shards.
-    """
-
-    images: np.ndarray
-    texts: list[str]
-    captions: np.ndarray
-    counts: np.ndarray
-    group: np.ndarray
-    faults: FaultLog
+    images: np.ndarray  #: ``(N, S, S, 3) uint8``
+    texts: list[str]  #: The ``U`` different captions
+    captions: np.ndarray  #: ``(N, C) int64`` indices into ``texts``; rows with fewer captions repeat their first
+    counts: np.ndarray  #: ``(N,) int64`` captions of each image
+    group: np.ndarray  #: ``(N,) int64`` non-decreasing; equal for neighbours that the data calls a pair
+    faults: FaultLog  #: What was wrong with the shards
 
     def digest(self) -> str:
         """Hash of images and captions: the same data, the same string."""

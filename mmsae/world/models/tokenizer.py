@@ -48,17 +48,11 @@ def vocabulary(captions: Iterable[str], max_words: int = 20_000) -> list[str]:
 
 
 class Words(NamedTuple):
-    """What a text encoder knows of some captions.
+    """What a text encoder knows of some captions."""
 
-    Attributes:
-        words: The vocabulary.
-        context_length: Tokens of a text.
-        too_long: Number of captions that lose their last words.
-    """
-
-    words: list[str]
-    context_length: int
-    too_long: int
+    words: list[str]  #: The vocabulary
+    context_length: int  #: Tokens of a text
+    too_long: int  #: Number of captions that lose their last words
 
     @classmethod
     def of(cls, captions: Sequence[str], options: Texts) -> Words:

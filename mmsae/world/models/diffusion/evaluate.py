@@ -24,15 +24,10 @@ Generate = Callable[[list[str]], Tensor]
 
 
 class ObjectPrompts(NamedTuple):
-    """Prompts for one object, and what they ask for.
+    """Prompts for one object, and what they ask for."""
 
-    Attributes:
-        texts: The ``n`` prompts.
-        wanted: ``{attribute: (n,) value ids}``.
-    """
-
-    texts: list[str]
-    wanted: dict[str, np.ndarray]
+    texts: list[str]  #: The ``n`` prompts
+    wanted: dict[str, np.ndarray]  #: ``{attribute: (n,) value ids}``
 
     def rows(self, which: np.ndarray | slice) -> ObjectPrompts:
         """Some of them."""
@@ -109,15 +104,10 @@ KS, STRENGTHS = (2, 4, 8, 16), (1.0, 1.5, 2.0, 3.0)
 
 
 class Contrast(NamedTuple):
-    """What the latents do on prompts that differ in the colour alone, token by token.
+    """What the latents do on prompts that differ in the colour alone, token by token."""
 
-    Attributes:
-        source: ``(d_sae,)`` mean code of the prompts as they are, over all tokens where the two differ.
-        target: ``(d_sae,)`` of their recoloured twins.
-    """
-
-    source: Tensor
-    target: Tensor
+    source: Tensor  #: ``(d_sae,)`` mean code of the prompts as they are, over all tokens where the two differ
+    target: Tensor  #: ``(d_sae,)`` of their recoloured twins
 
 
 @torch.no_grad()
@@ -161,19 +151,12 @@ def substitution(contrast: Contrast, k: int, strength: float = 1.0, stats: Featu
 
 
 class Outcome(NamedTuple):
-    """Shares of images.
+    """Shares of images."""
 
-    Attributes:
-        source: Show the source colour, by pixels.
-        target: Show the target colour, by pixels.
-        background: Show the background of the prompt, by pixels.
-        size: Show the size of the prompt, by the classifier.
-    """
-
-    source: float
-    target: float
-    background: float
-    size: float
+    source: float  #: Show the source colour, by pixels
+    target: float  #: Show the target colour, by pixels
+    background: float  #: Show the background of the prompt, by pixels
+    size: float  #: Show the size of the prompt, by the classifier
 
 
 def outcome(drawn: Tensor, prompts: ObjectPrompts, target: int, probe: WorldProbe) -> Outcome:

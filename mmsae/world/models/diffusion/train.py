@@ -26,19 +26,12 @@ class DiffusionTraining(Training):
 
 
 class Examples(NamedTuple):
-    """What is learned from, in memory.
+    """What is learned from, in memory."""
 
-    Attributes:
-        latents: ``(N, C, h, w) float32`` scaled latents.
-        ids: ``(U + 1, L) int64`` tokens of the different captions, the empty one last.
-        captions: ``(N, K) int64`` rows of ``ids``.
-        counts: ``(N,) int64`` captions of each image.
-    """
-
-    latents: Tensor
-    ids: Tensor
-    captions: np.ndarray
-    counts: np.ndarray
+    latents: Tensor  #: ``(N, C, h, w) float32`` scaled latents
+    ids: Tensor  #: ``(U + 1, L) int64`` tokens of the different captions, the empty one last
+    captions: np.ndarray  #: ``(N, K) int64`` rows of ``ids``
+    counts: np.ndarray  #: ``(N,) int64`` captions of each image
 
 
 def draw(data: Examples, r: DiffusionTraining, step: int, n_times: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

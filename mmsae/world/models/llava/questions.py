@@ -28,19 +28,12 @@ def ask(thing: str) -> str:
 
 
 class Questions(NamedTuple):
-    """Yes/no questions about images.
+    """Yes/no questions about images."""
 
-    Attributes:
-        row: ``(m,) int64`` which image.
-        texts: The ``m`` questions.
-        answers: ``(m,) bool``, true for yes.
-        objects: ``(m,) int64`` what is asked for, index into :data:`OBJECTS`.
-    """
-
-    row: np.ndarray
-    texts: list[str]
-    answers: np.ndarray
-    objects: np.ndarray
+    row: np.ndarray  #: ``(m,) int64`` which image
+    texts: list[str]  #: The ``m`` questions
+    answers: np.ndarray  #: ``(m,) bool``, true for yes
+    objects: np.ndarray  #: ``(m,) int64`` what is asked for, index into :data:`OBJECTS`
 
 
 def present_objects(scenes: Scenes) -> np.ndarray:
@@ -95,19 +88,13 @@ def object_questions(
 
 
 class Lessons(NamedTuple):
-    """What the tiny LLaVA learns from, in memory.
+    """What the tiny LLaVA learns from, in memory."""
 
-    Attributes:
-        images: ``(N, S, S, 3) uint8``.
-        captions: Answers to :data:`DESCRIBE` of each image (may be none).
-        present: ``(N, 30) bool`` objects, about which questions are made up; a row without any has no such questions.
-        dialogues: The own question and answer of each image, or None.
-    """
-
-    images: np.ndarray
-    captions: list[list[str]]
+    images: np.ndarray  #: ``(N, S, S, 3) uint8``
+    captions: list[list[str]]  #: Answers to :data:`DESCRIBE` of each image (may be none)
+    #: ``(N, 30) bool`` objects, about which questions are made up; a row without any has no such questions
     present: np.ndarray
-    dialogues: list[tuple[str, str] | None]
+    dialogues: list[tuple[str, str] | None]  #: The own question and answer of each image, or None
 
     def texts(self) -> list[str]:
         """Everything that is said in them."""
