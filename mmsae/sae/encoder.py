@@ -26,23 +26,15 @@ def identity(u: Tensor) -> Tensor:
 
 
 class PreCodes(NamedTuple):
-    """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed.
+    """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed."""
 
-    Attributes:
-        x: ``(N, d)``.
-        weight: ``(d_sae, d)``.
-        bias: ``(d_sae,)`` or None.
-        act: Elementwise, non-decreasing.
-        valid: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may).
-        scale: ``(d_sae,)`` factor of each latent, or None (1).
-    """
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    act: Callable[[Tensor], Tensor] = identity
+    x: Tensor  # ``(N, d)``
+    weight: Tensor  # ``(d_sae, d)``
+    bias: Tensor | None  # ``(d_sae,)`` or None
+    act: Callable[[Tensor], Tensor] = identity  # elementwise, non-decreasing
+    #: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may)
     valid: Tensor | None = None
-    scale: Tensor | None = None
+    scale: Tensor | None = None  # ``(d_sae,)`` factor of each latent, or None (1)
 
     def dense(self) -> Tensor:
         """``(N, d_sae)`` pre-codes."""

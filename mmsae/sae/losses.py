@@ -22,17 +22,11 @@ Outputs = Mapping[str, SAEOutput]
 
 
 class LossContext(NamedTuple):
-    """What loss terms may look at beside the outputs.
-
-    Attributes:
-        sae: The model.
-        usage: The usage tracker, or None where nobody tracks.
-        progress: Share of the training that is done, 0 to 1 (1 where it is not known: every ramp is over).
-    """
+    """What loss terms may look at beside the outputs."""
 
     sae: SAE
-    usage: UsageTracker | None = None
-    progress: float = 1.0
+    usage: UsageTracker | None = None  # None where nobody tracks
+    progress: float = 1.0  # share of the training that is done, 0 to 1 (1 where it is not known: every ramp is over)
 
 
 class LossTerm(nn.Module):

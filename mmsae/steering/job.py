@@ -38,14 +38,7 @@ from mmsae.steering.measure.sweep import (
     verdicts,
 )
 from mmsae.steering.options import Edits, Gates, Sweep
-from mmsae.steering.recipe import (
-    load_site,
-    make_metrics,
-    make_steering,
-    method_of,
-    read_mask,
-    read_prompts,
-)
+from mmsae.steering.recipe import load_site, make_metrics, make_steering, method_of, read_mask, read_prompts
 from mmsae.types import InputError
 
 SHOWN_CONTROLS = 2

@@ -32,11 +32,7 @@ OPS = ("add", "set", "scale")
 
 
 def method_of(edits: Edits) -> str:
-    """``features``, ``concept``, ``words`` or ``forget``.
-
-    Raises:
-        InputError: None of them, or several.
-    """
+    """``features``, ``concept``, ``words`` or ``forget``; none of them, or several, are refused."""
     given = [k for k in ("features", "edit", "concept", "words", "forget") if getattr(edits, k)]
     if len(given) != 1:
         raise InputError(
@@ -47,21 +43,13 @@ def method_of(edits: Edits) -> str:
 
 
 class SteeredSite(NamedTuple):
-    """Who is steered where.
-
-    Attributes:
-        host: Diffusion host.
-        sae: The SAE, where the host computes.
-        site: The site.
-        modality: Modality of the SAE's codes there.
-        options: Options of ``host.generate``.
-    """
+    """Who is steered where."""
 
     host: Any
-    sae: SAE
+    sae: SAE  # on the device of the host
     site: Site
-    modality: str
-    options: Mapping[str, Any]
+    modality: str  # modality of the SAE's codes there
+    options: Mapping[str, Any]  # options of ``host.generate``
 
     def stats(self, prompts: Sequence[str], seed: int) -> FeatureStats:
         """Statistics of the codes while prompts are drawn (text sites: encoded), without steering."""
@@ -127,17 +115,8 @@ def make_steering(
 ) -> tuple[str, Callable[[float], Steering]]:
     """Name of the intervention, and ``strength -> how the host is steered``.
 
-    Args:
-        edits: How to steer.
-        at: Host, SAE and site.
-        gates: Fields of the intervention.
-        stats: Statistics of the features.
-        folder: Where statistics of concepts are kept.
-        seed: Seed of the images that these are measured on.
-        progress: Whether to show a bar meanwhile.
-
-    Raises:
-        InputError: Options that do not go together.
+    ``gates`` are fields of the intervention; statistics of concepts, measured on images of ``seed``, are kept in
+    ``folder``.
     """
     method, site = method_of(edits), at.site
     _refuse_unused(method, gates)
@@ -185,11 +164,7 @@ def _concepts(anchors: Any, at: SteeredSite, file: Path, seed: int, progress: bo
 
 
 def read_anchors(given: Any) -> dict[str, list[str]]:
-    """``{concept: prompts}``, as it is or from a YAML file.
-
-    Raises:
-        InputError: No such file, no YAML, or something else in it.
-    """
+    """``{concept: prompts}``, as it is or from a YAML file."""
     try:
         found = yaml.safe_load(read_text(given)) if isinstance(given, str) else given
     except yaml.YAMLError as e:
@@ -206,11 +181,7 @@ def replace_word(prompt: str, old: str, new: str) -> str:
 
 
 def read_prompts(given: str | Sequence[str]) -> list[str]:
-    """Prompts as they are, or from text files with one a line; no prompt twice.
-
-    Raises:
-        InputError: No prompts.
-    """
+    """Prompts as they are, or from text files with one a line; no prompt twice."""
     out: list[str] = []
     for text in [given] if isinstance(given, str) else given:
         lines = lines_of(read_text(text)) if text.endswith(".txt") else [text]
@@ -221,11 +192,7 @@ def read_prompts(given: str | Sequence[str]) -> list[str]:
 
 
 def load_scorer(spec: str) -> Scorer:
-    """A scorer of the user's: ``MODULE:NAME``, or ``MODULE:NAME(ARGUMENT, ...)`` for what ``NAME(...)`` returns.
-
-    Raises:
-        InputError: No such thing.
-    """
+    """A scorer of the user's: ``MODULE:NAME``, or ``MODULE:NAME(ARGUMENT, ...)`` for what ``NAME(...)`` returns."""
     match = re.fullmatch(r"([\w.]+):(\w+)(?:\((.*)\))?", spec)
     if not match:
         raise InputError(f"scorer {spec!r} is not of the form MODULE:NAME or MODULE:NAME(ARGUMENTS).")
@@ -239,16 +206,9 @@ def load_scorer(spec: str) -> Scorer:
 
 
 def make_metrics(sweep: Sweep, words: Sequence[str], mask: torch.Tensor | None, device: str) -> dict[str, Metric]:
-    """Metrics by name.
+    """Metrics by name: the user's scorers, and what a mask ``(H, W)`` and the judge allow.
 
-    Args:
-        sweep: Names scorers, judge and the target text.
-        words: Two words; without a target text, the target is the prompt with the second one.
-        mask: ``(H, W)`` or None.
-        device: Where the judge computes.
-
-    Raises:
-        InputError: Malformed, or a target without a judge.
+    Without a target text, the target is the prompt with the second of two ``words``.
     """
     out: dict[str, Metric] = {}
     for text in sweep.scorers:
@@ -272,11 +232,7 @@ def make_metrics(sweep: Sweep, words: Sequence[str], mask: torch.Tensor | None, 
 
 
 def read_mask(path: str | None) -> torch.Tensor | None:
-    """``(H, W)`` weights in [0, 1] from a grey image, white inside.
-
-    Raises:
-        InputError: No such image.
-    """
+    """``(H, W)`` weights in [0, 1] from a grey image, white inside."""
     if path is None:
         return None
     import numpy as np

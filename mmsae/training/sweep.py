@@ -19,17 +19,11 @@ Row = dict[str, Any]
 
 
 class Point(NamedTuple):
-    """One training.
+    """One training."""
 
-    Attributes:
-        k: Latents kept a row.
-        ratio: Latents per input feature.
-        seed: Seed of weights and order.
-    """
-
-    k: int
-    ratio: float
-    seed: int
+    k: int  # latents kept a row
+    ratio: float  # latents per input feature
+    seed: int  # seed of weights and order
 
     @property
     def folder(self) -> str:

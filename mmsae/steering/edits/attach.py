@@ -28,17 +28,11 @@ def active_sites(host: Host) -> list[str]:
 
 
 def check_site(host: Host, site: Site | str, sae: SAE, allow_other_site: bool = False) -> tuple[Site, str]:
-    """Whether an SAE may act at a site; it may where it was trained, on whatever tokens the gate chooses there.
+    """The site, and the modality whose dictionary decodes there, where the SAE may act.
 
-    Args:
-        host: The host.
-        site: The site.
-        sae: The SAE; an imported one that names no site may act at any of its width.
-        allow_other_site: Accept another host, module, or end of it (``in`` or ``out``); never another signal (the
-            update of a module for its output) nor another width.
-
-    Returns:
-        The site, and the modality whose dictionary decodes there.
+    It may where it was trained, on whatever tokens the gate chooses there; an imported one that names no site, at any
+    of its width. ``allow_other_site`` accepts another host, module, or end of it (``in`` or ``out``); never another
+    signal (the update of a module for its output) nor another width.
 
     Raises:
         InputError: One sentence with what disagrees.
@@ -59,17 +53,14 @@ def check_site(host: Host, site: Site | str, sae: SAE, allow_other_site: bool = 
             f"this SAE was trained on {trained.module}:{trained.io}, a different signal than {at.module}:{at.io}: an "
             "update is output minus input"
         )
-    if not allow_other_site:
-        if trained.host and trained.host != at.host:
-            raise InputError(
-                f"this SAE was trained on host {trained.host[:12]} ({trained.hint or 'no hint'}), this is host "
-                f"{at.host[:12]}; --allow-other-site (in Python allow_other_site=True) attaches it all the same"
-            )
-        if (trained.module, trained.io) != (at.module, at.io):
-            raise InputError(
-                f"this SAE was trained at {trained.module}:{trained.io}, not at {at.module}:{at.io}; "
-                "--allow-other-site (in Python allow_other_site=True) attaches it all the same"
-            )
+    odd = ""
+    if trained.host and trained.host != at.host:
+        odd = f"on host {trained.host[:12]} ({trained.hint or 'no hint'}), this is host {at.host[:12]}"
+    elif (trained.module, trained.io) != (at.module, at.io):
+        odd = f"at {trained.module}:{trained.io}, not at {at.module}:{at.io}"
+    if odd and not allow_other_site:
+        how = "--allow-other-site (in Python allow_other_site=True) attaches it all the same"
+        raise InputError(f"this SAE was trained {odd}; {how}")
     return at, modality
 
 

@@ -70,11 +70,7 @@ def difference(new: Codes, old: Codes) -> Codes:
 
 
 def check_policy(sae: SAE, policy: str) -> None:
-    """Refuse a top-k policy that an SAE cannot have.
-
-    Raises:
-        InputError: ``pre`` or ``budget`` for encoders whose pre-codes are no activations, or for other selectors.
-    """
+    """Refuse ``pre`` and ``budget`` for encoders whose pre-codes are no activations, and unless the SAE is top-k."""
     if policy not in POLICIES:
         raise InputError(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
     if policy == "post":
@@ -103,13 +99,9 @@ def reselect(pre: PreCodes, codes: Codes, edit: Edit, k: int, where: Where) -> C
 
 
 def within_budget(codes: Codes, dz: Tensor, ids: Tensor, k: int) -> Codes:
-    """Policy ``budget``: a change of codes by ``dz (N, L)`` that also drops the smallest untouched features.
+    """Policy ``budget``: a change of ``ids (L,)`` by ``dz (N, L)`` that also drops the smallest untouched features.
 
-    Args:
-        codes: Before the edit.
-        dz: Change of the edited features.
-        ids: ``(L,)`` these features.
-        k: At most so many features fire afterwards.
+    At most ``k`` features fire afterwards.
     """
     before = codes.gather(ids)
     l0 = codes.l0() - (before != 0).sum(1) + (before + dz != 0).sum(1)

@@ -34,17 +34,11 @@ ARGUMENTS = {
 
 
 class Op(NamedTuple):
-    """One primitive.
+    """One primitive."""
 
-    Attributes:
-        kind: A key of :data:`ARGUMENTS`.
-        ids: The features; None for every feature that is active (``scale`` alone).
-        args: By name: a float, a tuple with one float per id, ``"corpus"`` (ablate), or a source tensor.
-    """
-
-    kind: str
-    ids: tuple[int, ...] | None
-    args: dict[str, Any]
+    kind: str  # of ARGUMENTS
+    ids: tuple[int, ...] | None  # the features; None for every feature that is active (``scale`` alone)
+    args: dict[str, Any]  # by name: a float, a tuple with one float per id, ``"corpus"`` (ablate), or a source tensor
 
     def tensor(self, name: str, like: Tensor) -> Tensor:
         """``()`` or ``(L,)`` value of an argument."""
@@ -122,13 +116,9 @@ Value = float | Sequence[float] | Tensor
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A map of codes ``z -> z'`` with a support, the sequence of its primitives; ``Edit()`` changes nothing.
+    """A map of codes ``z -> z'`` with a support, the sequence of its primitives; ``Edit()`` changes nothing."""
 
-    Attributes:
-        ops: Primitives in order of application.
-    """
-
-    ops: tuple[Op, ...] = ()
+    ops: tuple[Op, ...] = ()  # primitives in order of application
 
     # Primitives; all take one feature id or several, and values that are one number or one per id.
 
@@ -164,10 +154,8 @@ class Edit:
     def swap(cls, ids: Ids, z_src: Tensor | Sequence) -> Edit:
         """``z_i' = z_src,i`` from another input.
 
-        Args:
-            ids: L features.
-            z_src: Their codes there: ``(L,)`` pooled, for every token; ``(T, L)`` by token position (by item where
-                there are no tokens); ``(B, T, L)`` by item and position.
+        Codes there are ``(L,)`` pooled, for every token; ``(T, L)`` by token position (by item where there are no
+        tokens); ``(B, T, L)`` by item and position.
         """
         return cls._one("swap", ids, z_src=z_src)
 
@@ -216,11 +204,7 @@ class Edit:
         return any("strength" in ARGUMENTS[op.kind].values() for op in self.ops)
 
     def check(self, d_sae: int) -> None:
-        """Refuse features that an SAE has not.
-
-        Raises:
-            InputError: Naming the feature and the number of latents.
-        """
+        """Refuse features that an SAE has not."""
         if self.ids and self.ids[-1] >= d_sae:
             raise InputError(f"edit: feature {self.ids[-1]} is not one of the SAE's {d_sae} latents (0 to {d_sae - 1})")
 
@@ -239,9 +223,8 @@ class Edit:
     def raw(self, unit: Callable[[Tensor], Tensor], mean: Callable[[Tensor], Tensor]) -> Edit:
         """Strengths in raw codes.
 
-        Args:
-            unit: ``(L,)`` ids to the ``(L,)`` raw codes that strength 1 stands for.
-            mean: ``(L,)`` ids to corpus means, for ``ablate(mean="corpus")``.
+        ``unit`` takes ids ``(L,)`` to the ``(L,)`` raw codes that strength 1 stands for, ``mean`` to corpus means, for
+        ``ablate(mean="corpus")``.
         """
 
         def op_raw(op: Op) -> Op:
@@ -261,15 +244,12 @@ class Edit:
         return Edit(tuple(map(op_raw, self.ops)))
 
     def apply(self, z: Tensor, where: Where | None = None, signed: bool = False) -> Tensor:
-        """Edited codes; strengths are taken as raw codes.
+        """Edited codes ``(N, L)``; strengths are taken as raw codes.
 
         Args:
             z: ``(N, L)`` codes of :attr:`ids`, in that order; not changed.
             where: What the rows are, for sources that are given by position.
             signed: Whether the SAE has signed codes, so that ``add`` does not clip.
-
-        Returns:
-            ``(N, L)``.
         """
         support = torch.tensor(self.ids, dtype=torch.long)
         for op in self.ops:
@@ -285,14 +265,7 @@ class Edit:
         def plain(v: Any) -> Any:
             return v.tolist() if isinstance(v, Tensor) else list(v) if isinstance(v, tuple) else v
 
-        return [
-            {
-                "op": op.kind,
-                "ids": None if op.ids is None else list(op.ids),
-                **{k: plain(v) for k, v in op.args.items()},
-            }
-            for op in self.ops
-        ]
+        return [{"op": op.kind, "ids": plain(op.ids), **{k: plain(v) for k, v in op.args.items()}} for op in self.ops]
 
     @classmethod
     def from_dict(cls, ops: Iterable[Mapping[str, Any]]) -> Edit:

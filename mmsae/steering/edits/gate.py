@@ -50,11 +50,8 @@ class Gate:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        for name, value, known in (
-            ("branch", self.branch, BRANCHES),
-            ("phase", self.phase, PHASES),
-            ("tokens", self.tokens, (*POLICIES, None)),
-        ):
+        for name, known in {"branch": BRANCHES, "phase": PHASES, "tokens": (*POLICIES, None)}.items():
+            value = getattr(self, name)
             if (isinstance(value, str) or value is None) and value not in known:
                 raise InputError(f"gate: {name} {value!r} is not one of {', '.join(k for k in known if k)}")
         if self.tokens is not None and not isinstance(self.tokens, str):
@@ -76,11 +73,7 @@ class Gate:
             put(self, "active", active.item() if active.ndim == 0 else tuple(active.tolist()))
 
     def check_steps(self, n: int) -> None:
-        """Refuse a window outside the schedule.
-
-        Raises:
-            InputError: It ends after the last of ``n`` steps.
-        """
+        """Refuse a window that ends after the last of ``n`` steps."""
         if self.steps is not None and self.steps[1] > n:
             raise InputError(f"gate: steps [{self.steps[0]}, {self.steps[1]}) leave the schedule, which has {n} steps")
 

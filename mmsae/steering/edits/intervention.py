@@ -106,10 +106,7 @@ class Intervention:
     def bind(self, sae: SAE, modality: str | None = None, dtype: torch.dtype = torch.float32) -> BoundIntervention:
         """The function ``fn(rows, where)`` for :meth:`host.edit <mmsae.hosts.base.Host.edit>`.
 
-        Args:
-            sae: The SAE whose codes are edited.
-            modality: Modality of the site; may be omitted for one-modality SAEs.
-            dtype: Type of the host's tensor, for the log.
+        ``dtype`` is that of the host's tensor, for the log.
 
         Raises:
             InputError: A feature out of range, a unit without statistics, or statistics of another SAE.
@@ -149,15 +146,12 @@ class Intervention:
     def at_kl(
         self, measure: Callable[[Intervention], float], unit: str = "raw", **search: Any
     ) -> tuple[Intervention, KLSearch]:
-        """Find the strength whose divergence is :attr:`strength` nats; for ``unit="kl"``.
+        """Find the strength whose divergence is :attr:`strength` nats, for ``unit="kl"``; returns the search too.
 
         Args:
             measure: Runs the host with an intervention and returns the mean next-token KL from the clean run.
             unit: Unit in which strengths are tried.
             search: Options of :func:`~mmsae.steering.methods.kl_strength.search_kl`.
-
-        Returns:
-            ``(intervention, search)``; whether the search converged is in its report.
         """
         found = search_kl(lambda s: measure(replace(self, unit=unit, strength=s)), target=self.strength, **search)
         return replace(self, unit=unit, strength=found.strength), found
@@ -182,11 +176,7 @@ class Intervention:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], stats: FeatureStats | None = None) -> Intervention:
-        """From what :meth:`to_dict` made, or what was written by hand.
-
-        Args:
-            given: Fields.
-            stats: Statistics, in place of the folder that ``given`` names.
+        """From what :meth:`to_dict` made, or what was written by hand; ``stats`` replace the folder that it names.
 
         Raises:
             InputError: Unknown fields, or values that make no intervention.
@@ -207,20 +197,8 @@ class Intervention:
 class BoundIntervention:
     """``fn(rows, where)``: an intervention with its SAE, as a host calls it; made by :meth:`Intervention.bind`.
 
-    Args:
-        intervention: What to do.
-        sae: The SAE whose codes are edited.
-        modality: Modality of the site's rows; may be omitted for one-modality SAEs.
-        dtype: Type of the host's tensor, so that the log tells the change that remains after rounding.
-
-    Attributes:
-        gate: Where it acts.
-        log: What it did.
-        steps: Window of steps, for hosts that apply it outside of the steps' clock (text encoders).
-
-    Raises:
-        InputError: A feature out of range, a unit without statistics, statistics of another SAE, or parts that do not
-            go together.
+    ``dtype`` is that of the host's tensor, so that the log tells the change that remains after rounding. ``steps`` is
+    for hosts that apply the window outside of the steps' clock (text encoders).
     """
 
     def __init__(
@@ -241,15 +219,14 @@ class BoundIntervention:
             iv.stats.check(sae, self.modality)
         weight = sae.dictionary(self.modality).weight
         self.edit, self.ids = iv.raw(), torch.tensor(iv.edit.ids, dtype=torch.long, device=weight.device)
-        self.push: tuple[Tensor, float] | None = None
+        pushes = iv.writeback == "direction" or iv.unit == "rel_norm"
+        self.push = self._push(self.edit) if pushes else None
         self.basis: Tensor | None = None
-        if iv.writeback == "direction" or iv.unit == "rel_norm":
-            self.push = self._push(self.edit)
         if iv.writeback == "project_out":
             self.basis = algebra.orthonormal(algebra.atoms(sae, self.modality, self.ids))
 
     def check_steps(self, n: int) -> None:
-        """Refuse a window of steps that a schedule of ``n`` steps does not have; see :meth:`Gate.check_steps`."""
+        """Refuse a window of steps that a schedule of ``n`` steps does not have."""
         self.gate.check_steps(n)
 
     def __call__(self, rows: Tensor, where: Where) -> Tensor:

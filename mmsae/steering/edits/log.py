@@ -33,9 +33,6 @@ class SiteLog(_Totals):
     """Sums over the calls at one site, indexed by step id and phase, never by call count.
 
     Sizes are realised ones: a change that the host's precision rounds away counts as none.
-
-    Attributes:
-        site: Name of the site.
     """
 
     def __init__(self, site: str = ""):
@@ -43,13 +40,7 @@ class SiteLog(_Totals):
         self._sums: dict[tuple[int | None, str], list[Any]] = {}
 
     def note(self, where: Where, relative: Tensor | None, touched: int | Tensor) -> None:
-        """One call.
-
-        Args:
-            where: All its rows.
-            relative: ``(n,)`` ``|dx| / |x|`` of the rows that the edit changed; None for none.
-            touched: How many rows that are.
-        """
+        """One call, all its rows, and ``(n,)`` ``|dx| / |x|`` of those that the edit changed; None for none."""
         key = (where.step, "decode" if where.start >= max(1, where.prompt or 0) else "prefill")
         calls, rows, count, total, largest = self._sums.get(key, (0, 0, 0, 0.0, 0.0))
         if relative is not None and len(relative):  # kept as tensors: reading them would wait for the device
@@ -62,14 +53,12 @@ class SiteLog(_Totals):
 
         ``share`` of the rows was changed, on these ``|dx|/|x|`` was ``relative`` in the mean and ``largest`` at most.
         """
-        out = []
-        for (step, phase), (calls, rows, count, total, largest) in self._sums.items():
-            n = int(count)
-            out.append(
-                {"site": self.site, "step": step, "phase": phase, "calls": calls, "rows": rows}
-                | {"share": n / max(1, rows), "relative": float(total) / max(1, n), "largest": float(largest)}
-            )
-        return out
+        return [
+            {"site": self.site, "step": step, "phase": phase, "calls": calls, "rows": rows}
+            | {"share": (n := int(count)) / max(1, rows), "relative": float(total) / max(1, n)}
+            | {"largest": float(largest)}
+            for (step, phase), (calls, rows, count, total, largest) in self._sums.items()
+        ]
 
     @property
     def calls(self) -> int:
@@ -82,11 +71,7 @@ class SiteLog(_Totals):
 
 
 class Log(_Totals):
-    """Logs of the sites of one attachment, in its order; iterates over table rows of all of them.
-
-    Attributes:
-        sites: One :class:`SiteLog` per attached intervention.
-    """
+    """Logs of the sites of one attachment, in its order."""
 
     def __init__(self, sites: list[SiteLog]):
         self.sites = sites
@@ -101,7 +86,7 @@ class Log(_Totals):
         return iter(self.sites)
 
     def table(self) -> list[dict[str, Any]]:
-        """Rows of all sites, see :meth:`SiteLog.table`."""
+        """Rows of all sites."""
         return [row for s in self.sites for row in s.table()]
 
     def _totals(self) -> tuple[int, int, float]:

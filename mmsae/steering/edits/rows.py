@@ -35,11 +35,8 @@ def dilate(mask: Tensor, where: Where, radius: int) -> Tensor:
 def mean_donor(rows: Tensor, where: Where, mask: Tensor, residual: Tensor) -> Tensor:
     """``(N, d)``: the mean of a sample's other rows plus what the SAE does not explain of the row itself.
 
-    Args:
-        rows: ``(N, d)``.
-        where: What they are.
-        mask: ``(N,) bool`` rows that will be replaced; samples without other rows keep theirs.
-        residual: ``(N, d)`` ``x - dec(z)``.
+    ``mask (N,)`` marks rows that will be replaced; samples without other rows keep theirs. ``residual (N, d)`` is ``x -
+    dec(z)``.
     """
     g = group(where)
     n = int(g.max()) + 1 if len(g) else 0

@@ -71,11 +71,7 @@ class FeatureStats:
         return ((self.fired > 0) & (self.rate >= low) & (self.rate <= high)).nonzero()[:, 0]
 
     def unit(self, name: str, ids: Tensor | Sequence[int]) -> Tensor:
-        """``(L,)`` raw codes that one unit of strength stands for.
-
-        Args:
-            name: ``raw``, ``x_mean_active``, ``x_mean_all``, ``x_max`` or ``x_pXX`` (``x_p99``, ``x_p99.9``).
-            ids: ``(L,)`` features.
+        """``(L,)`` raw codes that one unit of strength stands for: ``raw``, ``x_max``, ``x_p99.9``, ...
 
         Raises:
             InputError: Another unit, a percentile that was not kept, or a feature that never fired.
@@ -91,17 +87,12 @@ class FeatureStats:
         if name not in table:
             raise InputError(f"unit {name!r} is not one of {', '.join(UNITS)}")
         if len(silent := ids[self.fired[ids] == 0]):
-            raise InputError(
-                f"unit {name}: feature {int(silent[0])} never fired on the {self.n} rows of the statistics"
-            )
+            rows = f"the {self.n} rows of the statistics"
+            raise InputError(f"unit {name}: feature {int(silent[0])} never fired on {rows}")
         return table[name][ids]
 
     def check(self, sae: SAE, modality: str) -> None:
-        """Refuse statistics of another SAE or modality.
-
-        Raises:
-            InputError: Naming what disagrees.
-        """
+        """Refuse statistics of another SAE or modality."""
         if self.d_sae != sae.d_sae:
             raise InputError(f"the statistics are of {self.d_sae} features, the SAE has {sae.d_sae}")
         if self.sae and not is_of(sae, self.sae):
@@ -113,11 +104,7 @@ class FeatureStats:
 
     @classmethod
     def of_codes(cls, batches: Iterable[Codes], modality: str = "", sae: str = "") -> FeatureStats:
-        """From batches of codes; memory is bounded by ``d_sae`` and one batch.
-
-        Raises:
-            InputError: No batch at all.
-        """
+        """From batches of codes; memory is bounded by ``d_sae`` and one batch."""
         total: _Counts | None = None
         for codes in batches:
             total = total or _Counts(codes.d_sae)
@@ -135,14 +122,9 @@ class FeatureStats:
         tokens: str = "content",
         rows: int | None = None,
     ) -> FeatureStats:
-        """From a stream of activations.
+        """From a stream of activations, of a host or of :meth:`from_store`, until ``rows`` were seen.
 
-        Args:
-            sae: The SAE.
-            batches: E.g. a stream of a host, or of :meth:`from_store`.
-            modality: Modality of the codes; may be omitted for one-modality SAEs.
-            tokens: ``content`` leaves special tokens out, as the default gate of text sites does; ``all`` keeps them.
-            rows: Stop after this many.
+        ``tokens="content"`` leaves special tokens out, as the default gate of text sites does; ``all`` keeps them.
         """
         m = sae._modality(modality)
 
@@ -153,7 +135,7 @@ class FeatureStats:
                 x = batch.x[m]
                 if tokens == "content" and batch.special is not None and m in batch.special:
                     x = x[~batch.special[m]]
-                yield sae.encode(x[:left] if left is not None else x, m)
+                yield sae.encode(x[:left], m)
                 if left is not None and (left := left - len(x)) <= 0:
                     return
 
@@ -242,9 +224,8 @@ class _Counts:
     def done(self, modality: str, sae: str) -> FeatureStats:
         """The statistics."""
         cumulative = self.bins.view(-1, _BINS).cumsum(1)
-        wanted = (
-            torch.tensor(PERCENTILES, dtype=torch.float64)[:, None] / 100 * self.fired
-        )  # (P, F) positives below the percentile
+        # (P, F) positives below the percentile
+        wanted = torch.tensor(PERCENTILES, dtype=torch.float64)[:, None] / 100 * self.fired
         at = torch.searchsorted(cumulative.double(), wanted.t().contiguous()).clamp_(max=_BINS - 1)  # (F, P)
         upto = cumulative.gather(1, at)
         inside = self.bins.view(-1, _BINS).gather(1, at).clamp(min=1)

@@ -27,15 +27,10 @@ CONTROLS = 20
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """Stands where an intervention stands, in ``attach`` and sweeps.
+    """Stands where an intervention stands, in ``attach`` and sweeps."""
 
-    Attributes:
-        intervention: What is controlled; it edits codes (write-back ``delta`` or ``direction``).
-        live: ``(L,)`` features to draw from; None: those that fired in the intervention's statistics.
-        seed: Seed of the draw.
-    """
-
-    intervention: Intervention
+    intervention: Intervention  # what is controlled; it edits codes (write-back ``delta`` or ``direction``)
+    #: ``(L,)`` features to draw from; None: those that fired in the intervention's statistics
     live: Tensor | None = None
     seed: int = 0
 
@@ -112,15 +107,9 @@ def with_atoms(sae: SAE, modality: str, atoms: dict[int, int]) -> SAE:
 def controls(
     conditions: Sequence[Condition], n: int = CONTROLS, live: Tensor | None = None, seed: int = 0
 ) -> list[Condition]:
-    """``n`` random controls of every condition, to be swept beside them.
+    """``n`` random controls of every condition, to be swept beside them; see :class:`Control` for ``live``.
 
     Control ``j`` draws the same features at every strength, so that it has a dose response too.
-
-    Args:
-        conditions: Their steering is what ``attach`` takes.
-        n: Controls each.
-        live: See :class:`Control`.
-        seed: Seed of the draws.
 
     Raises:
         InputError: A condition that steers by a function, which has no atoms to exchange.

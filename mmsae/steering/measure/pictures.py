@@ -17,41 +17,27 @@ from mmsae.types import InputError
 
 
 def directional(before: Tensor, after: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """``cos(E(I') - E(I), E(t+) - E(t0))``: whether images moved as the words did (StyleGAN-NADA's measure).
+    """``(B,)`` ``cos(E(I') - E(I), E(t+) - E(t0))``: whether images moved as the words did (StyleGAN-NADA's measure).
 
-    Args:
-        before: ``(B, d)`` embeddings of the unsteered images.
-        after: ``(B, d)`` of the steered ones.
-        source: ``(d,)`` or ``(B, d)`` of the text that describes them now.
-        target: Likewise of the text that should.
-
-    Returns:
-        ``(B,)``; 0 where the image did not move: no direction is no success.
+    ``before`` and ``after`` are ``(B, d)`` embeddings of unsteered and steered images, ``source`` of the text that
+    describes them now and ``target`` of the one that should, ``(d,)`` or ``(B, d)``. 0 where the image did not move: no
+    direction is no success.
     """
     return F.cosine_similarity(after - before, (target - source).expand_as(after), dim=-1)
 
 
 class Locality(NamedTuple):
-    """Where images changed.
+    """Where images changed."""
 
-    Attributes:
-        inside: ``(B,)`` mean squared change of the pixels in the mask.
-        outside: ``(B,)`` of the others.
-        share: ``(B,)`` inside / (inside + outside), .5 for a change that knows no mask; NaN where nothing changed.
-    """
-
-    inside: Tensor
-    outside: Tensor
-    share: Tensor
+    inside: Tensor  # ``(B,)`` mean squared change of the pixels in the mask
+    outside: Tensor  # ``(B,)`` of the others
+    share: Tensor  # ``(B,)`` inside / (inside + outside), .5 for a change that knows no mask; NaN where nothing changed
 
 
 def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
-    """How much of a change lies inside a mask.
+    """How much of a change of images ``(B, C, H, W)`` lies inside a mask.
 
-    Args:
-        before: ``(B, C, H, W)``.
-        after: The same images, steered.
-        mask: ``(h, w)`` or ``(B, h, w)``, true (or > .5) inside; enlarged to the image by repeating its cells.
+    The mask ``(h, w)`` or ``(B, h, w)``, true (or > .5) inside, is enlarged to the image by repeating its cells.
 
     Raises:
         InputError: A mask without inside or without outside.
@@ -69,26 +55,15 @@ def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
 
 
 class Dose(NamedTuple):
-    """Dose response.
+    """Dose response."""
 
-    Attributes:
-        rho: Spearman of strength and mean score.
-        rho_images: Spearman of strength and score over single images.
-        means: Mean score by strength, ascending.
-    """
-
-    rho: float
-    rho_images: float
-    means: dict[float, float]
+    rho: float  # Spearman of strength and mean score
+    rho_images: float  # Spearman of strength and score over single images
+    means: dict[float, float]  # mean score by strength, ascending
 
 
 def dose_response(strengths: Sequence[float] | Tensor, scores: Sequence[float] | Tensor) -> Dose:
-    """Whether more strength gives more effect.
-
-    Args:
-        strengths: ``(n,)`` of each image.
-        scores: ``(n,)``.
-    """
+    """Whether more strength gives more effect, by strength ``(n,)`` and score ``(n,)`` of each image."""
     s, y = (torch.as_tensor(v, dtype=torch.float64) for v in (strengths, scores))
     levels, which = s.unique(return_inverse=True)
     means = torch.zeros_like(levels).index_add_(0, which, y) / torch.bincount(which)
@@ -97,31 +72,18 @@ def dose_response(strengths: Sequence[float] | Tensor, scores: Sequence[float] |
 
 
 class Specificity(NamedTuple):
-    """An effect beside those of random live features at the same relative norm.
+    """An effect beside those of random live features at the same relative norm."""
 
-    Attributes:
-        effect: Mean over images.
-        control: Mean over controls and images.
-        size: ``(effect - control) / standard deviation of the controls' means``.
-        win_rate: Share of (control, image) pairs in which the feature does better, ties half.
-        beaten: Share of controls whose mean lies below the feature's, ties half.
-        controls: Number of controls.
-    """
-
-    effect: float
-    control: float
-    size: float
-    win_rate: float
-    beaten: float
+    effect: float  # mean over images
+    control: float  # mean over controls and images
+    size: float  # ``(effect - control) / standard deviation of the controls' means``
+    win_rate: float  # share of (control, image) pairs in which the feature does better, ties half
+    beaten: float  # share of controls whose mean lies below the feature's, ties half
     controls: int
 
 
 def specificity(effect: Tensor | Sequence[float], controls: Tensor | Sequence[Sequence[float]]) -> Specificity:
-    """Compare a feature with controls on the same images.
-
-    Args:
-        effect: ``(n,)`` score of each image under the feature.
-        controls: ``(R, n)`` under each control, images in the same order.
+    """Compare a feature's scores ``(n,)`` with those ``(R, n)`` under controls on the same images, in the same order.
 
     Raises:
         InputError: Fewer than two controls, or other images.
@@ -143,14 +105,9 @@ def _wins(a: Tensor, b: Tensor) -> float:
 
 
 def kid(x: Tensor, y: Tensor) -> float:
-    """Kernel distance of two sets of features: unbiased squared MMD of the kernel ``(x.y / d + 1)^3`` (1801.01401).
+    """Kernel distance of ``x (n, d)`` and ``y (m, d)``: unbiased squared MMD of ``(x.y / d + 1)^3`` (1801.01401).
 
-    Args:
-        x: ``(n, d)``, n > 1.
-        y: ``(m, d)``, m > 1.
-
-    Returns:
-        Near 0 (it may be negative) where both come from one distribution.
+    Near 0 (it may be negative) where both come from one distribution.
     """
     x, y = x.double(), y.double()
 
@@ -165,19 +122,12 @@ def kid(x: Tensor, y: Tensor) -> float:
 
 
 class Unlearning(NamedTuple):
-    """How well a concept was forgotten, and what was kept (UnlearnCanvas, 2402.11846).
+    """How well a concept was forgotten, and what was kept (UnlearnCanvas, 2402.11846)."""
 
-    Attributes:
-        ua: 1 - accuracy on prompts with the concept.
-        ira: Accuracy on the other concepts of its domain.
-        cra: Accuracy in other domains; NaN where there are none.
-        objective: ``(UA + IRA) / 2``, by which SAeUron chooses its settings.
-    """
-
-    ua: float
-    ira: float
-    cra: float
-    objective: float
+    ua: float  # 1 - accuracy on prompts with the concept
+    ira: float  # accuracy on the other concepts of its domain
+    cra: float  # accuracy in other domains; NaN where there are none
+    objective: float  # ``(UA + IRA) / 2``, by which SAeUron chooses its settings
 
 
 def unlearning(

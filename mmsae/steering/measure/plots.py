@@ -24,11 +24,8 @@ def grid(
 ) -> Figure:
     """Images side by side.
 
-    Args:
-        rows: ``(label, images (3, H, W) in [0, 1] or None)``; a prompt, as a rule.
-        columns: Headings.
-        title: Title above.
-        size: Inches of an image.
+    ``rows`` are ``(label, images (3, H, W) in [0, 1] or None)``, the label a prompt, as a rule; ``size`` is in inches
+    of an image.
     """
     figure = Figure(figsize=(1.6 + size * len(columns), 0.5 + (size + 0.08) * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
@@ -50,13 +47,7 @@ def grid(
 
 
 def dose_plot(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> Figure:
-    """Mean of metrics over the strength, with intervals over prompts; controls as a band from lowest to highest.
-
-    Args:
-        table: What :func:`~mmsae.steering.measure.sweep.sweep` returned.
-        metrics: Metrics, one panel each.
-        title: Title above.
-    """
+    """Mean of metrics over the strength, with intervals over prompts; controls as a band from lowest to highest."""
     figure = Figure(figsize=(1.2 + 3.2 * len(metrics), 3.1), layout="constrained")
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         own = rows_of(table, metric)
@@ -97,13 +88,7 @@ def _band(axis: Any, controls: pd.DataFrame, base: pd.DataFrame, colour: str) ->
 
 
 def before_after(kept: Images, name: str, title: str = "") -> Figure:
-    """Unsteered images, an intervention at its strengths, and two controls at their largest strength.
-
-    Args:
-        kept: What :func:`~mmsae.steering.measure.sweep.collect` kept.
-        name: Name of the intervention.
-        title: Title above.
-    """
+    """Unsteered images, an intervention at its strengths, and two controls at their largest strength."""
     strengths = sorted({s for n, s, c in kept if n == name and c < 0}, key=lambda s: (abs(s), s))
     columns = {"before": kept[UNSTEERED, 0.0, -1]} | {f"{s:g}": kept[name, s, -1] for s in strengths}
     top = max((s for n, s, c in kept if n == name and c >= 0), key=abs, default=0.0)

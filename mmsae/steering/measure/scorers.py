@@ -32,12 +32,7 @@ class Judge(Protocol):
 
 
 class CLIPJudge:
-    """An open_clip host as a judge.
-
-    Args:
-        host: :class:`~mmsae.hosts.Host` with images and texts.
-        batch_size: Images at a time.
-    """
+    """An open_clip host as a judge; ``batch_size`` images at a time."""
 
     def __init__(self, host: Host, batch_size: int = 64):
         self.host, self.batch_size = as_encoder(host, "a judge"), batch_size
@@ -89,12 +84,9 @@ def similarity(judge: Judge, text: str) -> Scorer:
 def towards(
     judge: Judge, target: Callable[[str], str] | str, source: Callable[[str], str] | str | None = None
 ) -> Metric:
-    """Directional CLIP similarity: from the prompt (or ``source``) to ``target``.
+    """Directional CLIP similarity: from the prompt (or ``source``, what the unsteered image shows) to ``target``.
 
-    Args:
-        judge: Embeds both.
-        target: The wanted text, or a function from the prompt to it.
-        source: What the unsteered image shows; default: its prompt.
+    Both are texts, or functions from the prompt to one.
     """
 
     def texts(which: Callable[[str], str] | str | None, prompts: Sequence[str]) -> Tensor:

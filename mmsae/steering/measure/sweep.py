@@ -28,19 +28,12 @@ COLUMNS = ("intervention", "control", "strength", "prompt", "seed", "metric", "v
 
 
 class Condition(NamedTuple):
-    """What images are drawn under.
-
-    Attributes:
-        name: Name of the intervention.
-        strength: Its strength; 0 without steering.
-        steering: How the host is steered.
-        control: Number of the random control, -1 for the intervention itself.
-    """
+    """What images are drawn under."""
 
     name: str
-    strength: float
-    steering: Steering
-    control: int = -1
+    strength: float  # its strength; 0 without steering
+    steering: Steering  # how the host is steered
+    control: int = -1  # number of the random control, -1 for the intervention itself
 
 
 class Item(NamedTuple):
@@ -93,18 +86,8 @@ def run_batch(
 ) -> pd.DataFrame:
     """The rows of one batch: unsteered, and under every condition, with the same prompts, noise and schedule.
 
-    Args:
-        host: Diffusion host.
-        items: The batch.
-        conditions: What to draw under.
-        metrics: ``{name: metric}``; ``moved`` is always there.
-        watch: Is shown all images.
-        tick: Called after every generation.
-        **options: Options of ``host.generate``.
-
-    Returns:
-        A table with :data:`COLUMNS`; ``relative`` and ``share`` are means over the batch, NaN where the
-        steering keeps no log.
+    Returns a table with :data:`COLUMNS`; ``relative`` and ``share`` are means over the batch, NaN where the steering
+    keeps no log. ``tick`` is called after every generation, ``watch`` is shown all images.
     """
     import pandas as pd
 
@@ -169,7 +152,7 @@ def sweep(
 def check(
     prompts: Sequence[str], seeds: Sequence[int], conditions: Sequence[Condition], batch_size: int
 ) -> list[list[Item]]:
-    """The batches of a sweep, or an :class:`InputError`."""
+    """The batches of a sweep, where there is something to draw and nothing twice."""
     if not prompts or not seeds or len(set(seeds)) != len(seeds) or len(set(prompts)) != len(prompts):
         raise InputError(f"a sweep needs different prompts and different seeds, not {len(prompts)} and {list(seeds)}.")
     names = [(a.name, a.strength, a.control) for a in conditions]
@@ -179,11 +162,7 @@ def check(
 
 
 def rows_of(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of a metric.
-
-    Raises:
-        InputError: The table has no such metric.
-    """
+    """The rows of a metric, which the table must have."""
     own = table[table.metric == metric]
     if not len(own):
         raise InputError(f"the table has no metric {metric!r}: it has {', '.join(table.metric.unique())}.")

@@ -21,36 +21,22 @@ THRESHOLD = 3.0
 
 
 class SteeredPairs(NamedTuple):
-    """Images without and with a feature, same noise and prompt in each row.
+    """Images without and with a feature, same noise and prompt in each row."""
 
-    Attributes:
-        before: ``(n, 3, H, W)`` in [0, 1].
-        after: The same images, steered.
-        prompts: The ``n`` prompts.
-    """
-
-    before: Tensor
-    after: Tensor
-    prompts: Sequence[str]
+    before: Tensor  # ``(n, 3, H, W)`` in [0, 1]
+    after: Tensor  # the same images, steered
+    prompts: Sequence[str]  # the ``n`` prompts
 
 
 class Attribute(NamedTuple):
-    """A word that a feature may stand for.
+    """A word that a feature may stand for."""
 
-    Attributes:
-        word: From the vocabulary.
-        gain: Mean change of its cosine with the images.
-        z_words: Against the other words: leave-one-out, since the largest of n words cannot reach 3 standard
-            deviations of its own vocabulary unless n > 11.
-        z_random: Against random features at the same norm, gains taken relative to the vocabulary's mean.
-        choice: Share of held-out pairs in which the steered image is chosen for the word, with its interval over
-            prompts; None before :func:`confirm`.
-    """
-
-    word: str
-    gain: float
+    word: str  # from the vocabulary
+    gain: float  # mean change of its cosine with the images
+    #: against the other words, itself left out: the largest of n cannot reach 3 deviations of all n unless n > 11
     z_words: float
-    z_random: float
+    z_random: float  # against random features at the same norm, gains taken relative to the vocabulary's mean
+    #: share of held-out pairs in which the steered image is chosen, its interval over prompts; None before confirm()
     choice: Interval | None = None
 
     @property
@@ -65,14 +51,11 @@ def gains(judge: Judge, pairs: SteeredPairs, vocabulary: Sequence[str]) -> Tenso
 
 
 def score_words(gain: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard scores of words against each other and against random features.
+    """``z_words (V,)`` and ``z_random (V,)``: words against each other and against random features.
 
     Args:
         gain: ``(V,)`` of the feature, V > 2.
         random: ``(R, V)`` of R > 1 random live features at the same relative norm.
-
-    Returns:
-        ``z_words (V,)`` and ``z_random (V,)``.
 
     Raises:
         InputError: Too few words or random features to have a deviation.
@@ -127,11 +110,7 @@ def clip_choice(judge: Judge) -> Choose:
 def confirm(found: Sequence[Attribute], held_out: SteeredPairs, choose: Choose, seed: int = 0) -> list[Attribute]:
     """Two-alternative choice on prompts that had no part in the discovery.
 
-    Args:
-        found: From :func:`discover`.
-        held_out: SteeredPairs of other prompts.
-        choose: :func:`clip_choice`, or a visual-question model. It sees the two images in random order.
-        seed: Seed of the order.
+    ``choose`` is :func:`clip_choice`, or a visual-question model. It sees the two images in random order.
     """
     swap = torch.rand(len(held_out.before), generator=torch.Generator().manual_seed(seed)) < 0.5
     at = swap.to(held_out.before.device)[:, None, None, None]

@@ -23,17 +23,11 @@ from mmsae.types import Codes, InputError, Site
 
 
 class Ranking(NamedTuple):
-    """Features, best first.
+    """Features, best first."""
 
-    Attributes:
-        ids: ``(n,)``.
-        score: ``(n,)`` by which they were ranked.
-        holdout: ``(n,)`` the same score on rows that did not choose; None where there are none.
-    """
-
-    ids: Tensor
-    score: Tensor
-    holdout: Tensor | None = None
+    ids: Tensor  # ``(n,)``
+    score: Tensor  # ``(n,)`` by which they were ranked
+    holdout: Tensor | None = None  # ``(n,)`` the same score on rows that did not choose; None where there are none
 
     def top(self, n: int) -> Ranking:
         """The best n."""
@@ -93,10 +87,7 @@ def attribution(sae: SAE, codes: Codes, grad: Tensor, item: Tensor | None = None
         sae: The SAE.
         codes: ``z`` of N rows.
         grad: ``(N, d)`` gradients of L at these rows; see :func:`gradient`.
-        item: ``(N,)`` sample of each row.
-
-    Returns:
-        ``(d_sae,)`` summed over all rows, or ``(items, d_sae)``.
+        item: ``(N,)`` sample of each row; then ``(items, d_sae)`` are returned, else ``(d_sae,)`` summed over all rows.
     """
     m = sae._modality(codes.modality)
     grad = grad.float() * row_scale(sae, m, codes.info)
@@ -114,16 +105,10 @@ def attribution(sae: SAE, codes: Codes, grad: Tensor, item: Tensor | None = None
 def gradient(
     host: Host, site: Site | str, run: Callable[[], Any], loss: Callable[[Any], Tensor]
 ) -> tuple[Tensor, Tensor, Where]:
-    """Rows of a site and the gradient of a loss there, by one forward and one backward pass.
+    """Rows ``x (N, d)`` of a site, the gradient of a loss there and what the rows are, by one pass and its backward.
 
-    Args:
-        host: The host; its parameters stay frozen.
-        site: The site.
-        run: Calls ``host.model`` (not ``encode_*``, ``forward`` or ``generate`` of the host, which keep no graph).
-        loss: Loss of what ``run`` returned, e.g. ``logit(answer) - logit(baseline)``.
-
-    Returns:
-        ``x (N, d)``, ``dL/dx (N, d)`` and what the rows are.
+    ``run`` calls ``host.model`` (not ``encode_*``, ``forward`` or ``generate`` of the host, which keep no graph);
+    ``loss`` is of what it returned, e.g. ``logit(answer) - logit(baseline)``. Parameters stay frozen.
 
     Raises:
         InputError: ``run`` does not compute the site, or computes it several times.

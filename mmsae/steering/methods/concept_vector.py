@@ -30,16 +30,10 @@ BOS, CONTENT, EOS, PAD = range(4)
 
 
 class ConceptVector(NamedTuple):
-    """What a phrase adds to the states of a text encoder.
+    """What a phrase adds to the states of a text encoder."""
 
-    Attributes:
-        vector: ``(L, d)`` ``J(relu(pre))`` by position, without top-k and without bias.
-        kind: ``(L,)`` BOS, CONTENT, EOS or PAD of each position of the phrase.
-        phrase: The phrase.
-    """
-
-    vector: Tensor
-    kind: Tensor
+    vector: Tensor  # ``(L, d)`` ``J(relu(pre))`` by position, without top-k and without bias
+    kind: Tensor  # ``(L,)`` BOS, CONTENT, EOS or PAD of each position of the phrase
     phrase: str
 
     @property
@@ -55,13 +49,9 @@ class ConceptVector(NamedTuple):
 
 @torch.no_grad()
 def concept_vector(host: Any, sae: SAE, site: Any, phrase: str) -> ConceptVector:
-    """The vector of a phrase.
+    """The vector of a phrase by an SAE with an affine encoder, at a text layer.
 
-    Args:
-        host: Diffusion host.
-        sae: SAE of the site, with an affine encoder.
-        site: Text layer; with token policy ``all`` the vector has all positions, else those of the policy.
-        phrase: The concept.
+    With token policy ``all`` of the site the vector has all positions, else those of the policy.
 
     Raises:
         InputError: An SAE whose pre-codes are no activations, or one of another site.

@@ -88,21 +88,11 @@ def from_prompts(
     gates: dict[str, Any] | None = None,
     **options: Any,
 ) -> Callable[[Sequence[str], Sequence[int]], Any]:
-    """Steering for a sweep, whose donor is the same noise drawn from the prompt without the concept.
+    """Steering for a sweep, whose donor is the same noise drawn from the prompt that ``without`` rids of the concept.
 
-    Every batch is drawn twice: once from the donors' prompts, whose rows at the site are held for all steps
-    (``steps * rows * d`` numbers), and once with the replacement.
-
-    Args:
-        host: Diffusion host.
-        site: Site with maps.
-        sae: SAE of the site.
-        ids: See :func:`replacement`.
-        tau: See :func:`replacement`.
-        without: From a prompt to the same one without the concept.
-        dilate: See :func:`replacement`.
-        gates: See :func:`replacement`.
-        **options: Options of ``host.generate``, as in the run that is steered; all prompts are one batch by default.
+    Every batch is drawn twice: once from the donors' prompts, whose rows at the site are held for all steps (``steps *
+    rows * d`` numbers), and once with the :func:`replacement`. ``options`` of ``host.generate`` are those of the run
+    that is steered; all prompts are one batch by default.
     """
 
     @contextmanager

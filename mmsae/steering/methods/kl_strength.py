@@ -12,21 +12,13 @@ from typing import NamedTuple
 
 
 class KLSearch(NamedTuple):
-    """What a search found.
+    """What a search found."""
 
-    Attributes:
-        strength: The closest strength that was tried.
-        kl: Divergence at it, nats.
-        target: What was wanted.
-        converged: Whether ``kl`` is within the tolerance of ``target``.
-        tried: ``(strength, kl)`` of every evaluation, in order.
-    """
-
-    strength: float
-    kl: float
-    target: float
-    converged: bool
-    tried: tuple[tuple[float, float], ...]
+    strength: float  # the closest strength that was tried
+    kl: float  # divergence at it, nats
+    target: float  # what was wanted
+    converged: bool  # whether ``kl`` is within the tolerance of ``target``
+    tried: tuple[tuple[float, float], ...]  # ``(strength, kl)`` of every evaluation, in order
 
 
 def search_kl(
@@ -38,19 +30,11 @@ def search_kl(
     tolerance: float = 0.1,
     evaluations: int = 20,
 ) -> KLSearch:
-    """Find the strength at which ``measure(strength)`` is ``target``, for a divergence that grows with the strength.
+    """Find the strength at which ``measure(strength)``, a divergence that grows with the strength, is ``target`` nats.
 
     Starts at ``start``; bisects log strength in ``[low, high]`` until two evaluations enclose the target, from then on
-    interpolates log strength on log divergence.
-
-    Args:
-        measure: Strength to mean divergence, of a steered run from a clean one.
-        target: Nats.
-        start: First strength.
-        low: Lower end of the bracket.
-        high: Upper end of the bracket.
-        tolerance: Relative error at which the search stops.
-        evaluations: After this many it stops as well, and reports that it has not converged.
+    interpolates log strength on log divergence. Stops within a relative error of ``tolerance``, or after as many
+    ``evaluations``, and then reports that it has not converged.
     """
     ends = [math.log(low), math.log(high)]
     known: list[float | None] = [None, None]  # log divergence at the ends, once measured there

@@ -34,15 +34,10 @@ def text_batch(host: Any, prompts: Sequence[str]) -> ImageTextBatch:
 
 
 class WordPair(NamedTuple):
-    """Codes of prompts that differ in one word, content tokens only; row i of both is the same place of one prompt.
+    """Codes of prompts that differ in one word, content tokens only; row i of both is the same place of one prompt."""
 
-    Attributes:
-        source: Codes of the word that is there.
-        target: Codes of the word that should be.
-    """
-
-    source: Codes
-    target: Codes
+    source: Codes  # codes of the word that is there
+    target: Codes  # codes of the word that should be
 
     @property
     def delta(self) -> Tensor:
@@ -59,14 +54,7 @@ class WordPair(NamedTuple):
 
 
 def word_pair(host: Any, sae: SAE, site: Any, source: Sequence[str], target: Sequence[str]) -> WordPair:
-    """Contrast of prompts that differ in one word.
-
-    Args:
-        host: Diffusion host.
-        sae: SAE of the site.
-        site: Site of text.
-        source: Prompts with the word that is there.
-        target: The same prompts with the word that should be.
+    """Contrast of ``source`` prompts with a word, and the same prompts with the word that should be there.
 
     Raises:
         InputError: Different numbers of prompts, or of tokens.
@@ -86,14 +74,10 @@ def word_pair(host: Any, sae: SAE, site: Any, source: Sequence[str], target: Seq
 def substitute(pair: WordPair, n: int = 16, strength: float = 1.0, **gates: Any) -> Intervention:
     """Exchange one word for another in the codes of a prompt.
 
-    On tokens where a feature of the source word fires, the mean difference of such tokens is added, in the features
-    that change most. Strength 1 is what the other word does in the mean.
-
-    Args:
-        pair: What :func:`word_pair` made of other prompts than those that are reported.
-        n: Features, half of them going and half of them coming.
-        strength: Multiple of the difference.
-        **gates: Other fields of the intervention.
+    On tokens where a feature of the source word fires, the mean difference of such tokens is added, in the ``n``
+    features that change most, half of them going and half of them coming. Strength 1 is what the other word does in the
+    mean. The pair is to be made of other prompts than those that are reported; ``gates`` are other fields of the
+    intervention.
 
     Raises:
         InputError: Nothing of the source's goes away.

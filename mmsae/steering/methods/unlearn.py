@@ -27,19 +27,12 @@ from mmsae.types import InputError
 
 
 class ConceptStats(NamedTuple):
-    """Mean codes while concepts are drawn.
+    """Mean codes while concepts are drawn."""
 
-    Attributes:
-        mean: ``(C, S, F)`` over prompts and positions, of each concept at each step.
-        prompts: ``(C,)`` number of prompts of each.
-        concepts: The ``C`` names.
-        steps: Steps of the generation, S.
-    """
-
-    mean: Tensor
-    prompts: Tensor
-    concepts: tuple[str, ...]
-    steps: int
+    mean: Tensor  # ``(C, S, F)`` over prompts and positions, of each concept at each step
+    prompts: Tensor  # ``(C,)`` number of prompts of each
+    concepts: tuple[str, ...]  # the ``C`` names
+    steps: int  # steps of the generation, S
 
     def index(self, concept: str) -> int:
         """Row of a concept."""
@@ -70,11 +63,7 @@ class ConceptStats(NamedTuple):
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptStats:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            InputError: Not such a file.
-        """
+        """Read what :meth:`save` wrote."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -152,12 +141,8 @@ def concept_stats(
 def selection_score(target: Tensor, others: Tensor) -> Tensor:
     """``s_i = m_c,i / sum m_c - m_o,i / sum m_o``: how much more of a concept's code lies on a latent.
 
-    Args:
-        target: ``(..., F)`` mean code of the concept.
-        others: ``(..., F)`` of the others.
-
-    Returns:
-        ``(..., F)``, sums to 0 over F; all 0 where either code is empty, for there is nothing to compare.
+    ``target`` and ``others`` are mean codes ``(..., F)``. The score sums to 0 over F; it is all 0 where either code is
+    empty, for there is nothing to compare.
     """
     a, b = target.double(), others.double()
     total_a, total_b = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)
@@ -166,11 +151,9 @@ def selection_score(target: Tensor, others: Tensor) -> Tensor:
 
 
 def above_percentile(score: Tensor, percentile: float) -> Tensor:
-    """Ids of the latents whose score is over a percentile of all, the highest first.
+    """Ids of the latents whose score ``(F,)`` is over a percentile of all, the highest first.
 
-    Args:
-        score: ``(F,)``.
-        percentile: Percentile of all scores; 99.99, 99.995 and 99.999 are 3, 2 and 1 latents of 20,480.
+    Of 20,480 latents, 99.99, 99.995 and 99.999 are 3, 2 and 1.
 
     Raises:
         InputError: A percentile outside (0, 100).
@@ -199,9 +182,8 @@ def forget(
         percentile: Percentile of selection scores; latents above it are taken.
         gamma: Negative factor.
     """
-    names = [concepts] if isinstance(concepts, str) else list(concepts)
     chosen: list[dict[int, float]] = [{} for _ in range(stats.steps)]
-    for name in names:
+    for name in [concepts] if isinstance(concepts, str) else concepts:
         target, others = stats.split(name)
         for step, score in enumerate(selection_score(target, others)):
             ids = above_percentile(score, percentile)
@@ -213,30 +195,20 @@ def forget(
 
 
 def at_steps(site: Any, sae: SAE, edits: Sequence[Edit], **gates: Any) -> list[tuple[Any, tuple[SAE, Intervention]]]:
-    """Edits of a step each as what ``attach`` takes; empty ones are left out.
+    """Edits of step 0, 1, ... as what ``attach`` takes; empty ones are left out.
 
-    Args:
-        site: The site.
-        sae: SAE of the site.
-        edits: Edits of step 0, 1, ...
-        **gates: Other fields of the interventions; default: both guidance branches.
+    ``gates`` are other fields of the interventions; default: both guidance branches.
     """
     gates = {"branch": "all", "unit": "raw", **gates}
     return [(site, (sae, Intervention(e, steps=(t, t + 1), **gates))) for t, e in enumerate(edits) if e.ops]
 
 
 class Setting(NamedTuple):
-    """One setting of :func:`forget`, and what it did.
+    """One setting of :func:`forget`, and what it did."""
 
-    Attributes:
-        percentile: Percentile of scores.
-        gamma: Factor.
-        result: What was measured on the tuning seed.
-    """
-
-    percentile: float
-    gamma: float
-    result: Unlearning
+    percentile: float  # percentile of scores
+    gamma: float  # factor
+    result: Unlearning  # what was measured on the tuning seed
 
 
 def tune(
@@ -246,14 +218,10 @@ def tune(
     percentiles: Iterable[float] = PERCENTILES,
     gammas: Iterable[float] = GAMMAS,
 ) -> list[Setting]:
-    """All settings, the best ``(UA + IRA) / 2`` first; report the best on other seeds than ``measure`` draws with.
+    """All settings, the best ``(UA + IRA) / 2`` first, among equals the one with the gentlest gamma.
 
-    Args:
-        stats: See :func:`forget`.
-        concepts: See :func:`forget`.
-        measure: Draws with edits, on a tuning seed, and judges.
-        percentiles: Percentiles to try.
-        gammas: Factors to try; among equals the gentlest is first.
+    ``measure`` draws with edits, on a tuning seed, and judges; report the best on other seeds. The other arguments are
+    those of :func:`forget`.
 
     Warns:
         UserWarning: The best setting is an end of what was tried.

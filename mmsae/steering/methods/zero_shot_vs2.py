@@ -35,19 +35,12 @@ def vs2(gamma: float = 1.5, guard: float | None = 0.5, **more: Any) -> Intervent
 
 
 class SteeredZeroShot(NamedTuple):
-    """Zero-shot classification with and without steering.
+    """Zero-shot classification with and without steering."""
 
-    Attributes:
-        clean: ``(N,)`` predicted classes of the host alone.
-        steered: ``(N,)`` with the intervention.
-        share: Share of rows on which the intervention acted.
-        relative: Mean ``|dx| / |x|`` of these rows.
-    """
-
-    clean: Tensor
-    steered: Tensor
-    share: float
-    relative: float
+    clean: Tensor  # ``(N,)`` predicted classes of the host alone
+    steered: Tensor  # ``(N,)`` with the intervention
+    share: float  # share of rows on which the intervention acted
+    relative: float  # mean ``|dx| / |x|`` of these rows
 
     def accuracy(self, labels: Tensor) -> tuple[float, float]:
         """Accuracy without and with steering."""
