@@ -114,7 +114,7 @@ MODULES = {
     "heads.zeroshot": "evaluation.zeroshot.head",
     "heads.zeroshot_run": "evaluation.zeroshot.command",
     "interpret": "report",
-    "interop.convert": "interop.load",
+    "interop.convert": "interop.vlsae",
     "interpret.card": "evaluation.card.page",
     "interpret.evaluate": "evaluation.card.command",
     "interpret.figures": "report.figures",

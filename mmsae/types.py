@@ -44,10 +44,7 @@ class ImageTextBatch(NamedTuple):
     Attributes:
         images: ``(B, 3, H, W)`` as the host's own transform made them, or None.
         texts: ``(B, L)`` token ids from the host's own tokenizer, or None.
-        uids: The ``B`` sample ids.
         captions: The ``B`` raw captions (empty strings where the data has none).
-        keys: The ``B`` webdataset keys.
-        shard: ``B`` shard names.
         faults: What was dropped since the last batch.
         inputs: What the host's processor made of the samples, by its own names, where one sequence holds images and
             text (LVLMs); ``texts`` is then its ``input_ids``.

@@ -41,11 +41,7 @@ def check_device(device: str | torch.device) -> None:
 
 
 def pick_device(device: str, rank: int = 0) -> str:
-    """Where to compute: ``auto`` and ``cuda`` become this rank's GPU, or ``auto`` the CPU where there is none.
-
-    Raises:
-        InputError: No such device.
-    """
+    """Where to compute: ``auto`` and ``cuda`` become this rank's GPU, or ``auto`` the CPU where there is none."""
     found = torch.cuda.is_available()
     device = ("cuda" if found else "cpu") if device == "auto" else device
     if device.split(":")[0] not in ("cpu", "cuda"):
@@ -94,9 +90,6 @@ class Host(ABC):
         Args:
             modalities: That are read.
             text: ``question+answer`` asks for whole conversations, which only vision-language hosts have.
-
-        Raises:
-            InputError: This host has none.
         """
 
     @abstractmethod
@@ -124,13 +117,10 @@ class Host(ABC):
 
         There as many as have the area of 16 images of 224 pixels, a power of two from 4 to 256: activations that do not
         stay in the caches cost twice the CPU time, in page faults.
-
-        Raises:
-            InputError: Fewer than one is asked for.
         """
-        if asked is not None and asked < 1:
-            raise InputError(f"batch_size is {asked}; it must be at least 1")
         if asked is not None:
+            if asked < 1:
+                raise InputError(f"batch_size is {asked}; it must be at least 1")
             return asked
         if self.device.type != "cpu" or (pixels := self._image_area()) is None:
             return 256
@@ -143,11 +133,7 @@ class Host(ABC):
     # Sites.
 
     def resolve(self, spec: str) -> Target:
-        """What a spec means on this host.
-
-        Raises:
-            InputError: It is malformed, or names a module, io or token policy that the host does not have there.
-        """
+        """What a spec means on this host, which may lack its module, io or token policy (InputError)."""
         module, io, tokens = parse_site(spec)
         if module in self.endpoints and io != "out":
             raise InputError(f"site {spec!r}: the endpoint {module} has io 'out' only.")
@@ -159,28 +145,18 @@ class Host(ABC):
         return target
 
     def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
-        """The site that a spec names on this host; a :class:`Site` is checked and returned as one of this host.
-
-        Raises:
-            InputError: Unknown module or policy, or (see :meth:`check_site`) a site of another host.
-        """
+        """The site that a spec names on this host; a :class:`Site` is checked by :meth:`check_site`."""
         if isinstance(spec, Site):
             return self.check_site(spec, allow_other_site)
         t = self.resolve(spec)
         return Site(self.fingerprint, t.module, t.io, t.tokens, t.modality, t.layout.width, self.hint)
 
     def check_site(self, site: Site, allow_other_site: bool = False) -> Site:
-        """Refuse a site of another host.
+        """The same site as one of this host; a site of another host is refused.
 
         Args:
             site: From a checkpoint or a store; one without a host (imported checkpoints) is given this one.
             allow_other_site: Accept another fingerprint, not another width or modality.
-
-        Returns:
-            The same site as a site of this host.
-
-        Raises:
-            InputError: With both fingerprints, or the two widths or modalities that disagree.
         """
         if site.host and site.host != self.fingerprint and not allow_other_site:
             raise InputError(
@@ -199,11 +175,7 @@ class Host(ABC):
         return (next(iter(self.default_sites().values())) if spec is None else self.site(spec)).width
 
     def one_each(self, sites: Site | str | Sites) -> dict[str, Site]:
-        """``{modality: site}``.
-
-        Raises:
-            InputError: Two sites have one modality.
-        """
+        """``{modality: site}``; two sites of one modality are refused."""
         given = list(sites.values()) if isinstance(sites, Mapping) else sites
         chosen = [self.site(s) for s in ([given] if isinstance(given, (str, Site)) else given)]
         names = [s.modality for s in chosen]
@@ -242,11 +214,7 @@ class Host(ABC):
         return False
 
     def _module(self, path: str) -> nn.Module:
-        """A module of the host.
-
-        Raises:
-            InputError: No such module; the message has near matches.
-        """
+        """A module of the host; the error names near matches."""
         try:
             return self.model.get_submodule(path)
         except AttributeError:
@@ -276,11 +244,7 @@ class Host(ABC):
         return self._layouts[module, io]
 
     def _measure(self, module: str, io: str) -> Layout:
-        """What a site's tensor looks like, by running the host on one item and on two.
-
-        Raises:
-            InputError: The host never calls the module, calls it several times, or its tensor is no set of features.
-        """
+        """What a site's tensor looks like, by running the host on one item and on two."""
         shapes, where = [], f"{module}:{io}"
 
         def note(x: Tensor) -> Tensor:
@@ -293,9 +257,9 @@ class Host(ABC):
             for n in (1, 2):
                 self._probe(module, n)
         if len(shapes) != 2:
-            calls = "never called" if not shapes else f"called {len(shapes) // 2} times"
-            batch = f"one {self._modality(module)} batch"
-            raise InputError(f"{where} cannot be a site: it is {calls} when the host encodes {batch}.")
+            calls = f"called {len(shapes) // 2} times" if shapes else "never called"
+            what = f"it is {calls} when the host encodes one {self._modality(module)} batch"
+            raise InputError(f"{where} cannot be a site: {what}.")
         return find_layout(*shapes, channels_last=self._channels_last(), where=where)
 
     # Reading and replacing.
@@ -328,8 +292,7 @@ class Host(ABC):
     def read(self, batch: ImageTextBatch, sites: Sequence[Site | str]) -> list[Rows]:
         """Rows at several sites, in their order, with forward passes that stop when all are read.
 
-        Raises:
-            InputError: The batch has nothing that reaches a site.
+        A site that nothing in the batch reaches is refused.
         """
         targets = [self._target(s) for s in sites]
         got: dict[int, Rows | None] = {}
@@ -340,25 +303,18 @@ class Host(ABC):
         return [got[i] for i in range(len(targets))]
 
     def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
-        """Activations of a batch, without gradients, on the host's device.
+        """Activations of a batch, without gradients; token sites fill ``position`` and ``special``, too.
 
         Args:
             batch: As :meth:`reading` makes it.
             sites: One site per modality; default: :meth:`default_sites`.
-
-        Returns:
-            Tokens; ``position`` and ``special`` are filled for token sites.
         """
         chosen = self.one_each(self.default_sites() if sites is None else sites)
-        rows = dict(zip(chosen, self.read(batch, list(chosen.values())), strict=True))
-        optional = {
-            field: {m: getattr(r, field) for m, r in rows.items() if getattr(r, field) is not None} or None
-            for field in ("position", "special")
-        }
-        return Tokens(
-            {m: r.x for m, r in rows.items()}, {m: r.item for m, r in rows.items()}, batch.uids,
-            faults=batch.faults, **optional,
-        )  # fmt: skip
+        read = self.read(batch, list(chosen.values()))
+        x, item, position, special = (
+            {m: r[i] for m, r in zip(chosen, read, strict=True) if r[i] is not None} for i in range(len(Rows._fields))
+        )
+        return Tokens(x, item, batch.uids, position or None, special or None, batch.faults)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.hint!r}, {'+'.join(self.modalities)}, {self.device}, {self.precision})"

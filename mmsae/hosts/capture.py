@@ -70,13 +70,8 @@ Use = Callable[[Tensor, Where], Tensor]
 def tap(port: Port, target: Target, pick: Callable[[Tensor], Picked | None], fn: Use) -> Iterator[None]:
     """While the context is open, send the rows of a site through ``fn(rows, where)``.
 
-    If ``fn`` returns the same object, the host's tensor stays the same object.
-
-    Args:
-        port: The tensor.
-        target: The site.
-        pick: The tensor's rows in this call; None: the call passes by.
-        fn: ``(N, d)`` float32 rows to rows of the same shape.
+    If ``fn`` returns the same object, the host's tensor stays the same object. Calls in which ``pick`` finds no rows
+    (None) pass by.
     """
 
     def on(x: Tensor) -> Tensor:
@@ -96,14 +91,11 @@ def tap(port: Port, target: Target, pick: Callable[[Tensor], Picked | None], fn:
 
 
 def collect(taps: Sequence[Callable[[Use], AbstractContextManager]], run: Callable[[], Any]) -> list[Rows | None]:
-    """Rows at several taps, in their order, from one run of the host that stops when all are read.
+    """Rows at several taps, None where not reached, from one run of the host that stops when all are read.
 
     Args:
         taps: ``tap(fn)`` is open while the host runs.
         run: Runs the host.
-
-    Returns:
-        None for a tap that was not reached.
     """
     got: list[Rows | None] = [None] * len(taps)
 

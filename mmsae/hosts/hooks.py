@@ -13,7 +13,7 @@ attribute of the module that uses them, see :class:`Shadow`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +29,11 @@ _KEYS = ("last_hidden_state", "hidden_states", "sample")  # where ModelOutputs o
 
 def _slot(output: Any) -> Any:
     """Key or index of the main tensor in a container; raises InputError if it holds none."""
+    items: list[tuple[Any, Any]] = []
     if isinstance(output, Mapping):
-        items: list[tuple[Any, Any]] = [(k, output[k]) for k in _KEYS if k in output] + list(output.items())
+        items = [(k, output[k]) for k in _KEYS if k in output] + list(output.items())
     elif isinstance(output, (tuple, list)):
         items = list(enumerate(output))
-    else:
-        items = []
     for key, value in items:
         if isinstance(value, Tensor):
             return key
@@ -42,12 +41,7 @@ def _slot(output: Any) -> Any:
 
 
 def unwrap(output: Any, key: Any = None) -> Tensor:
-    """The main tensor of a module's output: the tensor itself, the first one of a tuple, or a ModelOutput's state.
-
-    Args:
-        output: What the module returned.
-        key: Index or key of the tensor in a container, where it is another one.
-    """
+    """The main tensor of a module's output, or that at ``key``: itself, a tuple's first, or a ModelOutput's state."""
     return output if isinstance(output, Tensor) else output[_slot(output) if key is None else key]
 
 
@@ -117,17 +111,13 @@ class ModulePort(NamedTuple):
                 return None
             return rewrap(output, out + (new - x) if self.io == "update" else new, self.key)
 
-        handles = []
-        try:
+        with ExitStack() as stack:
             if self.io != "out":
-                handles.append(self.module.register_forward_pre_hook(before, with_kwargs=True))
+                stack.enter_context(self.module.register_forward_pre_hook(before, with_kwargs=True))
             if self.io != "in":
-                handles.append(self.module.register_forward_hook(after))
+                stack.enter_context(self.module.register_forward_hook(after))
                 _recorders_last(self.module)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _recorders_last(module: nn.Module) -> None:
@@ -174,13 +164,7 @@ class EncodeShadow(Shadow):
 
 
 class ShadowPort(NamedTuple):
-    """A tensor that is reached through an attribute of a module.
-
-    Attributes:
-        owner: The module.
-        name: Name of its attribute.
-        kind: Which :class:`Shadow` stands in for it.
-    """
+    """A tensor that is reached through the attribute ``name`` of the module ``owner``; ``kind`` stands in for it."""
 
     owner: nn.Module
     name: str
@@ -214,11 +198,8 @@ def watch_input(module: nn.Module, seen: list[Tensor]) -> Iterator[None]:
     def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
         seen[:] = [first_input(args, kwargs)[1]]
 
-    handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(before, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 class Done(Exception):

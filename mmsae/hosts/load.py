@@ -57,8 +57,7 @@ def host_modalities(name: str) -> tuple[str, ...]:
 def embed_width(name: str) -> int:
     """Width of the host's ``embed`` endpoints, from its configuration; no weights are read.
 
-    Raises:
-        InputError: The configuration cannot be read (a hub id that open_clip does not list needs the network once).
+    A hub id that open_clip does not list needs the network once.
     """
     host = parse(name)
     if host.kind == "lvlm":

@@ -41,29 +41,16 @@ class Loaded(NamedTuple):
 
 
 def check(name: str, found: Mapping[str, Loaded], allow_random: bool) -> bool:
-    """Refuse a host that lacks weights; say which tensors of its files are not used.
+    """Whether some weights of a host are random, which is refused without ``allow_random``; warn of what is not used.
 
     Args:
         name: The host's name, for messages.
         found: ``{part: what came of loading it}``; the part of a host of one model is empty.
         allow_random: Warn instead.
-
-    Returns:
-        Whether some weights are random.
-
-    Raises:
-        InputError: How many weights are missing, and the first names.
     """
-    lacking = [
-        f"{p and f'{p}: '}{len(f.missing)} of {f.total} ({_first(f.missing)})"
-        for p, f in sorted(found.items())
-        if f.missing
-    ]
-    extra = [
-        f"{p and f'{p}: '}{len(f.unexpected)} ({_first(f.unexpected)})"
-        for p, f in sorted(found.items())
-        if f.unexpected
-    ]
+    named = [(p and f"{p}: ", f) for p, f in sorted(found.items())]
+    lacking = [f"{p}{len(f.missing)} of {f.total} ({_first(f.missing)})" for p, f in named if f.missing]
+    extra = [f"{p}{len(f.unexpected)} ({_first(f.unexpected)})" for p, f in named if f.unexpected]
     no_place = f"its files hold tensors that it has no place for: {'; '.join(extra)}"
     if not lacking:
         if extra:
@@ -152,10 +139,8 @@ def silent() -> Iterator[None]:
     """
 
     def wanted(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return not any(
-            s in said for s in ("LOAD REPORT", "newly initialized", "were not used when", "Expected types for")
-        )
+        reports = ("LOAD REPORT", "newly initialized", "were not used when", "Expected types for")
+        return not any(s in record.getMessage() for s in reports)
 
     names = ("transformers.modeling_utils", "diffusers.models.modeling_utils", "diffusers.pipelines.pipeline_utils")
     logs = [logging.getLogger(n) for n in names]

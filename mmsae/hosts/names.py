@@ -62,11 +62,7 @@ class HostName(NamedTuple):
 
 
 def split_options(name: str) -> tuple[str, dict[str, Any]]:
-    """A name without its options, and the options.
-
-    Raises:
-        InputError: The name ends in braces that are no JSON object.
-    """
+    """A name without its options, and the options (braces at its end that are no JSON object are refused)."""
     found = re.search(r"(?:^|\s+)(\{.*\})\s*$", name, re.DOTALL)
     if not found:
         return name, {}
@@ -102,13 +98,12 @@ def _plain(value: Any) -> bool:
 def named_host(host: str | None, sites: Mapping[str, Site], what: str = "the SAE") -> str:
     """The host that is named, or the one that sites hint at, with the options of both.
 
+    A hint that asks for options that could run somebody's code is refused.
+
     Args:
         host: A name; empty, or options alone, for the host of the sites.
         sites: The sites of an SAE.
         what: Name of the owner of the sites, for the message.
-
-    Raises:
-        InputError: Neither is there, or the hint asks for options that could run somebody's code.
     """
     bare, options = split_options(host or "")
     if bare:
@@ -127,8 +122,7 @@ def named_host(host: str | None, sites: Mapping[str, Site], what: str = "the SAE
 def parse(name: str) -> HostName:
     """Parse a host name, without its options.
 
-    Raises:
-        InputError: No such open_clip architecture (with near matches) or folder, or a folder of another kind.
+    An unknown open_clip architecture (with near matches), a missing folder or one of another kind is refused.
     """
     name = split_options(name)[0]
     kind, sep, rest = name.partition(":")
@@ -149,12 +143,7 @@ def parse(name: str) -> HostName:
 
 
 class Format(NamedTuple):
-    """How the folders of a kind of hosts look.
-
-    Attributes:
-        file: What they hold.
-        of: Name of the library whose format it is.
-    """
+    """The file that folders of a kind of hosts hold, and the library whose format it is."""
 
     file: str
     of: str
@@ -222,11 +211,7 @@ def _folder_or_id(name: str, kind: str, rest: str) -> HostName:
 
 @contextmanager
 def loading(name: str, host: HostName) -> Iterator[None]:
-    """Around a library's own call, and nothing of ours: what it raises is said in one line.
-
-    Raises:
-        InputError: The library's exception, said so.
-    """
+    """Around a library's own call, and nothing of ours: what it raises is said in one line, as InputError."""
     try:
         yield
     except InputError:

@@ -17,15 +17,7 @@ _SPEC = re.compile(r"(?P<module>[\w.]+)(?::(?P<io>\w+))?(?:\[(?P<tokens>\w+)\])?
 
 
 class Target(NamedTuple):
-    """A site spec, resolved on one host.
-
-    Attributes:
-        module: Module path or virtual endpoint.
-        io: ``in``, ``out`` or ``update``.
-        tokens: Token policy.
-        modality: ``image`` or ``text``.
-        layout: What the host's tensor looks like.
-    """
+    """A site spec, resolved on one host; ``layout`` is what the host's tensor looks like."""
 
     module: str
     io: str
@@ -48,11 +40,7 @@ class Target(NamedTuple):
 
 
 def parse_site(spec: str) -> tuple[str, str, str | None]:
-    """Module, io and token policy (None where none is named) of a spec.
-
-    Raises:
-        InputError: It is malformed.
-    """
+    """Module, io and token policy (None where none is named) of a spec."""
     match = _SPEC.fullmatch(spec)
     if not match:
         raise InputError(f"site {spec!r} is not of the form MODULE.PATH:io[tokens] or MODALITY.embed.")
@@ -95,8 +83,7 @@ class Where(NamedTuple):
     def prefill(self) -> bool:
         """Whether the call reads the prompt (as it always is on hosts that do not decode) or what was generated.
 
-        Raises:
-            InputError: That cannot be told.
+        Where that cannot be told, it raises InputError.
         """
         if self.start and self.prompt is None:
             raise InputError(

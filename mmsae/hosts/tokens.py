@@ -44,16 +44,9 @@ class Layout(NamedTuple):
 
 
 def find_layout(one: torch.Size, two: torch.Size, channels_last: bool, where: str) -> Layout:
-    """Layout from the shapes that a batch of one and a batch of two gave.
+    """Layout from the shapes that a batch of one and a batch of two gave; ``where`` names the site in messages.
 
-    Args:
-        one: Shape with one item.
-        two: Shape with two items.
-        channels_last: What the host says about its maps; decides only where the shape does not.
-        where: Name of the site, for messages.
-
-    Raises:
-        InputError: No single axis is the batch, or the tensor has no layout that we know.
+    ``channels_last``, what the host says about its maps, decides only where the shape does not.
     """
     grown = [i for i, (a, b) in enumerate(zip(one, two, strict=False)) if (a, b) == (1, 2)]
     rest = [i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
@@ -108,8 +101,7 @@ class Marks(NamedTuple):
 def keep_mask(policy: str, marks: Marks) -> Tensor:
     """``(B, T)`` which tokens a policy takes (``pooled``: which ones it averages).
 
-    Raises:
-        InputError: The tensor has no such tokens (a layer before the class token was added, say).
+    It is refused where there are none (a layer before the class token was added, say).
     """
     if policy == "all":
         return torch.ones_like(marks.content)
@@ -124,11 +116,7 @@ def keep_mask(policy: str, marks: Marks) -> Tensor:
 
 
 def check_policy(policy: str, layout: Layout, modality: str, has_cls: bool, where: str) -> None:
-    """Refuse a token policy that the site cannot have.
-
-    Raises:
-        InputError: Naming the policy and why.
-    """
+    """Refuse a token policy that the site cannot have, with the reason."""
     why = ""
     if policy not in POLICIES:
         why = f"is not one of {', '.join(POLICIES)}"
@@ -145,12 +133,9 @@ def check_policy(policy: str, layout: Layout, modality: str, has_cls: bool, wher
 
 
 def take(tokens: Tensor, keep: Tensor | None, pooled: bool) -> Tensor:
-    """Rows ``(N, d)`` of ``tokens (B, T, d)``; may share memory with them.
+    """Rows ``(N, d)`` of ``tokens (B, T, d)``, those in ``keep (B, T)`` or all; may share memory with them.
 
-    Args:
-        tokens: The host's tokens.
-        keep: ``(B, T)`` which of them; None for all.
-        pooled: Return ``(B, d)`` means over the kept tokens instead.
+    ``pooled`` takes ``(B, d)`` means over the kept tokens instead.
     """
     if keep is None:
         return tokens.flatten(0, 1)

@@ -6,6 +6,6 @@ __all__, __getattr__ = lazy(
     __name__,
     {
         "command": "convert",
-        "load": "load",
+        "vlsae": "load",
     },
 )

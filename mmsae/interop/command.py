@@ -19,7 +19,7 @@ def convert(checkpoint: str, out: str, k: int | None = None, strict: bool = Fals
     Returns:
         The folder.
     """
-    from mmsae.interop.load import load
+    from mmsae.interop.vlsae import load
 
     sae = load(checkpoint, k, strict)
     with disk_errors(out):

@@ -38,13 +38,7 @@ def recognise(state: dict[str, Tensor]) -> str | None:
 def from_state(state: dict[str, Tensor], k: int, strict: bool = False) -> SAE:
     """Build the SAE of a published state dict.
 
-    Args:
-        state: Tensors by their published names.
-        k: Latents kept a row.
-        strict: The published keep rule (see :class:`mmsae.sae.TopK`).
-
-    Raises:
-        InputError: Not one of the published layouts.
+    ``strict`` is the published keep rule (see :class:`mmsae.sae.TopK`).
     """
     kind = recognise(state)
     per_modality = {m: Dictionary(norm="free") for m in _NAMES}
@@ -77,14 +71,22 @@ def from_state(state: dict[str, Tensor], k: int, strict: bool = False) -> SAE:
     return sae.eval().requires_grad_(False)
 
 
-def load_file(path: Path, k: int | None, strict: bool) -> SAE:
-    """Load a ``.pth`` file; never unpickles anything but tensors."""
+def load(path: str | Path, k: int | None = None, strict: bool = False) -> SAE:
+    """Load a published VL-SAE (or SAE_D, SAE_V baseline) ``.pth``; never unpickles anything but tensors.
+
+    Args:
+        path: The file.
+        k: Latents kept a row; needed where the file name does not say it.
+        strict: Keep rule of the published code, which differs for ties only.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint file at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises a dozen kinds for broken or unsafe files; each means the same to the user
-        raise InputError(
-            f"{path} cannot be read as a file of tensors ({type(e).__name__}: {str(e).splitlines()[0]})"
-        ) from e
+        why = f"{type(e).__name__}: {str(e).splitlines()[0]}"
+        raise InputError(f"{path} cannot be read as a file of tensors ({why})") from e
     named = k_and_ratio(path.name)
     if k is None:
         if named is None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mmsae.hosts.diffusion.call_state import Run, clock
@@ -28,15 +28,7 @@ _warned = False
 
 
 class Call(NamedTuple):
-    """Images to be made, one entry each.
-
-    Attributes:
-        prompts: Their prompts.
-        negatives: Their negative prompts, or None for the pipeline's default.
-        seeds: Seeds of their noise.
-        items: ``(n,)`` which prompt of those that were given.
-        options: Options of the pipeline's call with one entry per image.
-    """
+    """Images to be made, one entry each; ``items (n,)`` says which of the given prompts each is of."""
 
     prompts: list[str]
     negatives: list[str] | None
@@ -53,11 +45,7 @@ class Call(NamedTuple):
         repeats: int,
         options: Mapping[str, Any],
     ) -> Call:
-        """``repeats`` images of each prompt, next to each other, with seeds that count on.
-
-        Raises:
-            InputError: There are not as many prompts as negatives, seeds or embeddings.
-        """
+        """``repeats`` images of each prompt, next to each other, with seeds that count on."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         given = options.get("prompt_embeds")
         if given is not None and not prompts:
@@ -116,11 +104,7 @@ def n_steps(options: Mapping[str, Any]) -> int:
 
 @contextmanager
 def scheduler_errors(scheduler: Any, steps: int) -> Iterator[None]:
-    """What diffusers' scheduler itself raises, in a sentence that names it.
-
-    Raises:
-        InputError: The scheduler's exception, said so.
-    """
+    """What diffusers' scheduler itself raises becomes an InputError that names it."""
     try:
         yield
     except Done:
@@ -142,7 +126,6 @@ class Runner:
         pipeline: Any that makes images of texts alone.
 
     Attributes:
-        pipeline: The pipeline.
         denoiser: Name of its denoiser, ``unet`` or ``transformer``.
         model: Text encoders and denoiser by their names.
         tokenizers: ``{text encoder: its tokenizer}``.
@@ -192,10 +175,7 @@ class Runner:
             edits: Those that are open.
             watched: Whether anybody is to see the call from inside.
             progress: Whether to show the pipeline's bar.
-            last: The call ends after this step.
-
-        Raises:
-            Done: The denoiser is called after step ``last``.
+            last: A call of the denoiser after this step raises :class:`~mmsae.hosts.hooks.Done`.
         """
         pipeline, run = self.pipeline, Run(call.items, last)
         options = {**options, **call.options}
@@ -216,13 +196,12 @@ class Runner:
             run.negative = embeds["negative_prompt_embeds"]
             if watched:
                 stack.enter_context(clock(pipeline, self.model[self.denoiser], run))
+            own = options.get("timesteps") is not None or options.get("sigmas") is not None
             given = {
-                "num_inference_steps": options["steps"], "guidance_scale": options["guidance"], **embeds,
+                "num_inference_steps": None if own else options["steps"], "guidance_scale": options["guidance"],
                 "height": options.get("height"), "width": options.get("width"), "num_images_per_prompt": 1,
-                "generator": [torch.Generator().manual_seed(s) for s in call.seeds],
+                "generator": [torch.Generator().manual_seed(s) for s in call.seeds], **embeds,
             }  # fmt: skip
-            if options.get("timesteps") is not None or options.get("sigmas") is not None:
-                given["num_inference_steps"] = None
             given = {k: v for k, v in given.items() if k in known and v is not None}
             stack.enter_context(FullNoise())
             stack.enter_context(scheduler_errors(pipeline.scheduler, n_steps(options)))
@@ -243,7 +222,8 @@ class Runner:
         """Without ``torch.compile``, where something is compiled: compiled code does not see hooks that came later."""
         global _warned
         wrapped = [getattr(self.pipeline, n) for n in self.model]
-        if not any(_compiled(m) for m in (*wrapped, *self.model.modules())):
+        modules = (*wrapped, *self.model.modules())
+        if not any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in modules):
             yield
             return
         if not _warned:
@@ -252,7 +232,3 @@ class Runner:
             warnings.warn(f"{name} is compiled, and runs without compilation while sites are read or edited.")
         with torch.compiler.set_stance("force_eager"):
             yield
-
-
-def _compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -181,12 +181,11 @@ def clock(pipeline: Any, denoiser: nn.Module, run: Run) -> Iterator[None]:
 
     scheduler = pipeline.scheduler
     own = scheduler.__dict__.get("step")
-    handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
     scheduler.__dict__["step"] = counted
     try:
-        yield
+        with denoiser.register_forward_pre_hook(before, with_kwargs=True):
+            yield
     finally:
-        handle.remove()
         del scheduler.__dict__["step"]
         if own is not None:
             scheduler.step = own

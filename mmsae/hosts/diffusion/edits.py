@@ -62,11 +62,14 @@ class Edit:
                 grid = tuple(x.movedim((target.layout.batch, target.layout.channel), (0, -1)).shape[1:3])
             elif target.has_tokens:
                 grid = run.grid(t)
-        item = item.to(x.device)
-        branch = None if branch is None else branch.to(x.device)
+        item, branch = item.to(x.device), None if branch is None else branch.to(x.device)
         if not target.has_tokens:
             return Picked(tokens, Where(item, branch=branch, step=step))
-        marks = text_marks(tokens, ids[0], tokenizer) if text else _no_marks(tokens)
+        if text:
+            marks = text_marks(tokens, ids[0], tokenizer)
+        else:  # every token of the denoiser is content
+            content = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+            marks = Marks(content, ~content)
         keep = None if target.tokens == "all" else keep_mask(target.tokens, marks)
         if target.pooled:
             return Picked(tokens, Where(item, branch=branch, step=step), keep, pooled=True)
@@ -74,8 +77,3 @@ class Edit:
         special = marks.special.flatten() if keep is None else marks.special[keep]
         branch = None if branch is None else branch[row]
         return Picked(tokens, Where(item[row], position, special=special, grid=grid, branch=branch, step=step), keep)
-
-
-def _no_marks(tokens: Tensor) -> Marks:
-    content = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    return Marks(content, ~content)

@@ -46,7 +46,6 @@ class DiffusionHost(Host):
         device: Device that it is moved to; None: it stays where it is.
 
     Attributes:
-        pipeline: The pipeline.
         denoiser: Name of its denoiser, ``unet`` or ``transformer``.
         tokenizers: ``{text encoder: its tokenizer}``.
         blanked: How many images the pipeline's safety checker has blanked so far.
@@ -69,7 +68,6 @@ class DiffusionHost(Host):
     # What it is.
 
     def config(self) -> dict[str, Any]:
-        """Class of the pipeline, configurations of its text encoders and its denoiser."""
         return {"pipeline": type(self.pipeline).__name__, **{n: part_config(m) for n, m in self.model.items()}}
 
     @property
@@ -130,19 +128,13 @@ class DiffusionHost(Host):
         return self._consumed[key]
 
     def check_consumed(self, site: Site | str, pooled: bool | None = None, **options: Any) -> Consumed:
-        """Refuse a text site that cannot reach what the denoiser attends to.
+        """Refuse a text site that cannot reach what the denoiser attends to; what it changes is returned.
 
         Args:
             site: A site of a text encoder (what the denoiser computes is always consumed).
             pooled: Accept one that changes only the pooled vector (the last block of SDXL's second encoder, the CLIP
                 encoder of Flux); None: where the site itself is a pooled one (``text_encoder_2.text_projection:out``).
             **options: Arguments of the call that change what is consumed: ``clip_skip``.
-
-        Returns:
-            What changes.
-
-        Raises:
-            InputError: Nothing does, or the pooled vector alone.
         """
         target, found = self._target(site), self.consumed(site, **options)
         pooled = not target.has_tokens if pooled is None else pooled
@@ -168,9 +160,8 @@ class DiffusionHost(Host):
     def _check_policy(self, target: Target, where: str) -> None:
         check_policy(target.tokens, target.layout, target.modality, False, where)
         if target.modality == IMAGE and target.tokens != "all" and target.has_tokens:
-            raise InputError(
-                f"{where}: token policy {target.tokens!r} is not for the denoiser, whose sites have 'all'."
-            )
+            why = "is not for the denoiser, whose sites have 'all'"
+            raise InputError(f"{where}: token policy {target.tokens!r} {why}.")
 
     def _measure(self, module: str, io: str) -> Layout:
         seen = self._look(module)
@@ -282,9 +273,6 @@ class DiffusionHost(Host):
 
         Returns:
             ``(B, 3, H, W)`` float32 in [0, 1] on the CPU, or latents.
-
-        Raises:
-            InputError: Numbers of prompts, seeds or negatives disagree, or see :meth:`edit`.
         """
         call = Call.of(prompts, negative, seed, num_images_per_prompt, options)
         options |= {"guidance": guidance, "steps": steps, "height": height, "width": width, "output_type": output_type}
@@ -298,12 +286,7 @@ class DiffusionHost(Host):
         return torch.cat(out)
 
     def _check_edits(self, options: dict[str, Any]) -> None:
-        """Refuse edits that are open and cannot act in a call with these options.
-
-        Raises:
-            InputError: A window outside of the schedule, a text site that the pipeline does not consume, or embeddings
-                are given, so that no text will be encoded.
-        """
+        """Refuse edits that are open and cannot act in a call with these options."""
         n = n_steps(options)
         for e in self._edits:
             if e.steps and e.steps[1] > n:
@@ -357,9 +340,6 @@ class DiffusionHost(Host):
         Yields:
             Tokens of one call: ``item`` counts the prompts of that call, ``uids`` are their numbers among all prompts,
             ``position`` is row by row in the map.
-
-        Raises:
-            InputError: Two sites of one modality, a step outside of the schedule, or a branch that does not run.
         """
         chosen = self.one_each(sites)
         if branch not in BRANCHES:
@@ -386,9 +366,8 @@ class DiffusionHost(Host):
 
     def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         if any(t.modality == IMAGE for t in targets):
-            raise InputError(
-                f"no captions give sites of {self.denoiser}: they are read while it generates (host.stream)."
-            )
+            how = "they are read while it generates (host.stream)"
+            raise InputError(f"no captions give sites of {self.denoiser}: {how}.")
         if batch.texts is None:
             raise InputError("a site reads the texts of a batch that has none.")
         encoders = {t.module.partition(".")[0] for t in targets}

@@ -25,19 +25,20 @@ def load_pipeline(
 ) -> tuple[Any, dict[str, Loaded]]:
     """The pipeline, on the CPU or where a device map spreads it, and which weights of its parts were in the files.
 
+    Somebody's code and pickled weights are refused.
+
     Args:
         folder: Hub id or folder.
         precision: ``bf16`` and ``fp16`` load weights of that type, ``fp32`` of theirs.
         seed: Seed of weights that the files lack; None: the caller will not accept any.
         **options: For ``from_pretrained``: ``variant``, ``revision``, ``cache_dir``, ``device_map``, ``scheduler``, ...
-
-    Raises:
-        InputError: Somebody's code or pickled weights are asked for.
     """
     import diffusers
     from diffusers.utils import is_accelerate_available
 
-    _know_own_classes()
+    # diffusers loads a component of another package only if its module is imported already
+    import mmsae.hosts.diffusion.patch_autoencoder  # noqa: F401
+
     _leave_out(folder, options)
     for option, only in (("trust_remote_code", False), ("use_safetensors", True), ("custom_pipeline", None)):
         if options.get(option, only) != only:
@@ -74,17 +75,8 @@ def _leave_out(folder: str, options: dict[str, Any]) -> None:
                 options[part] = None
 
 
-def _know_own_classes() -> None:
-    # diffusers loads a component of another package only if its module is imported already
-    import mmsae.hosts.diffusion.patch_autoencoder  # noqa: F401
-
-
 def denoiser_name(pipeline: Any) -> str:
-    """``unet`` or ``transformer``.
-
-    Raises:
-        InputError: The pipeline has neither.
-    """
+    """``unet`` or ``transformer``; a pipeline with neither is refused."""
     found = next((n for n in DENOISERS if isinstance(getattr(pipeline, n, None), nn.Module)), None)
     if found is None:
         raise InputError(f"{type(pipeline).__name__} has no denoiser ({' or '.join(DENOISERS)}).")
@@ -105,11 +97,7 @@ def part_config(module: nn.Module) -> dict[str, Any]:
 
 
 def site_width(folder: str, site: str) -> int:
-    """Width of a text encoder's layer, from its configuration alone.
-
-    Raises:
-        InputError: Another kind of site, whose width only the pipeline knows.
-    """
+    """Width of a text encoder's layer, from its configuration alone; of other sites only the pipeline knows it."""
     part, *rest = site.partition("[")[0].partition(":")[0].split(".")
     config = Path(folder) / part / "config.json"
     is_layer = len(rest) > 1 and rest[-2] in ("layers", "block") and rest[-1].isdigit()

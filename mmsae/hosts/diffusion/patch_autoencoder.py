@@ -20,11 +20,7 @@ from mmsae.types import InputError
 
 
 class PointPosterior:
-    """What ``encode`` returns as ``latent_dist``: all mass on one point.
-
-    Args:
-        z: ``(B, C, h, w)`` latents.
-    """
+    """What ``encode`` returns as ``latent_dist``: all mass on one point, latents ``(B, C, h, w)``."""
 
     def __init__(self, z: Tensor):
         self.mean = z
@@ -67,17 +63,14 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         force_upcast: bool = False,
     ):
         super().__init__()
-        if patch_size != 2 ** (len(block_out_channels) - 1):
-            raise InputError(
-                f"patch_size {patch_size} must be 2 ** (len(block_out_channels) - 1) = "
-                f"{2 ** (len(block_out_channels) - 1)}, as pipelines compute it"
-            )
-        if latent_channels > in_channels * patch_size**2:
-            raise InputError(
-                f"latent_channels {latent_channels} is more than the {in_channels * patch_size**2} values of a patch"
-            )
+        want, values = 2 ** (len(block_out_channels) - 1), in_channels * patch_size**2
+        if patch_size != want:
+            computed = f"2 ** (len(block_out_channels) - 1) = {want}, as pipelines compute it"
+            raise InputError(f"patch_size {patch_size} must be {computed}")
+        if latent_channels > values:
+            raise InputError(f"latent_channels {latent_channels} is more than the {values} values of a patch")
         self.mean = torch.nn.Parameter(torch.zeros(in_channels), requires_grad=False)
-        basis = torch.eye(in_channels * patch_size**2)[:latent_channels]
+        basis = torch.eye(values)[:latent_channels]
         shape = (latent_channels, in_channels, patch_size, patch_size)
         self.basis = torch.nn.Parameter(basis.reshape(shape), requires_grad=False)
         self.scale = torch.nn.Parameter(torch.ones(latent_channels), requires_grad=False)
@@ -93,9 +86,6 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
             latent_channels: Components kept.
             patch_size: Pixels a side of a patch.
             whiten: 0 leaves the components' variances as they are, 1 makes them equal.
-
-        Raises:
-            InputError: Sizes do not fit.
         """
         _, c, h, w = images.shape
         if h % patch_size or w % patch_size:
@@ -115,15 +105,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         return out.eval()
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[PointPosterior]:
-        """Latents of images.
-
-        Args:
-            x: ``(B, 3, H, W)`` in [-1, 1].
-            return_dict: Return a ModelOutput, else a tuple.
-
-        Returns:
-            ``latent_dist`` with ``sample()`` and ``mode()``: ``(B, C, H / patch, W / patch)``, not yet scaled.
-        """
+        """``latent_dist`` of images ``(B, 3, H, W)`` in [-1, 1]: ``(B, C, H / patch, W / patch)``, not yet scaled."""
         z = F.conv2d(x - self.mean.view(-1, 1, 1), self.basis, stride=self.config.patch_size)
         dist = PointPosterior(z / self.scale.view(-1, 1, 1))
         return AutoencoderKLOutput(latent_dist=dist) if return_dict else (dist,)
@@ -131,15 +113,9 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[Tensor]:
-        """Images of latents.
+        """Images ``(B, 3, h * patch, w * patch)``, about in [-1, 1], of latents ``(B, C, h, w)``.
 
-        Args:
-            z: ``(B, C, h, w)``, already divided by the scaling factor.
-            return_dict: Return a ModelOutput, else a tuple.
-            generator: Unused; pipelines pass one.
-
-        Returns:
-            ``sample``: ``(B, 3, h * patch, w * patch)``, about [-1, 1].
+        Latents are divided by the scaling factor already; ``generator`` is unused, but pipelines pass one.
         """
         x = F.conv_transpose2d(z * self.scale.view(-1, 1, 1), self.basis, stride=self.config.patch_size)
         x = x + self.mean.view(-1, 1, 1)

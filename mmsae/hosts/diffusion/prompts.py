@@ -22,11 +22,7 @@ _SHARED = ("clip_skip", "max_sequence_length")  # known to encode_prompt and to 
 
 
 def check_pipeline(pipeline: Any) -> None:
-    """Refuse pipelines whose prompts we cannot encode branch by branch.
-
-    Raises:
-        InputError: Naming the class.
-    """
+    """Refuse pipelines whose prompts we cannot encode branch by branch."""
     encode = getattr(pipeline, "encode_prompt", None)
     names = set(inspect.signature(encode).parameters) if encode else set()
     if not {"prompt", "prompt_embeds", "num_images_per_prompt"} <= names or "prompt_attention_mask" in names:
@@ -136,22 +132,17 @@ def old_name(pipeline: Any) -> Iterator[None]:
 
 
 def text_marks(tokens: Tensor, ids: Tensor, tokenizer: Any) -> Marks:
-    """What the tokens of a text encoder are.
+    """What the ``tokens (B, T, d)`` of a text encoder are, of which ``ids (B, T)`` are the ids by its ``tokenizer``.
 
     CLIP pads with its EOS token, SDXL's second encoder with ``!``: padding is what comes after the first EOS.
-
-    Args:
-        tokens: ``(B, T, d)``.
-        ids: ``(B, T)``.
-        tokenizer: The encoder's.
     """
+    eos_id, pad_id, bos_id = (getattr(tokenizer, f"{n}_token_id") for n in ("eos", "pad", "bos"))
     at = torch.arange(ids.shape[1], device=ids.device)
-    ends = ids == (-1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
-    used = ids != (-1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-    last = (used * at).amax(1)  # of tokenizers that do not end a text
+    ends = ids == (-1 if eos_id is None else eos_id)
+    last = ((ids != (-1 if pad_id is None else pad_id)) * at).amax(1)  # of tokenizers that do not end a text
     eos = torch.where(ends.any(1), ends.int().argmax(1), last)
     content = at <= eos[:, None]
-    begins = (ids == (-1 if tokenizer.bos_token_id is None else tokenizer.bos_token_id)) & (at == 0)
+    begins = (ids == (-1 if bos_id is None else bos_id)) & (at == 0)
     special = ~content | begins | (ends & content)
     return Marks(content.to(tokens.device), special.to(tokens.device), None, eos.to(tokens.device))
 
@@ -159,9 +150,7 @@ def text_marks(tokens: Tensor, ids: Tensor, tokenizer: Any) -> Marks:
 class PromptTokenizer:
     """Ids of a caption by all tokenizers of a pipeline, side by side; holds no weights, so that workers may have it.
 
-    Args:
-        tokenizers: ``{text encoder: its tokenizer}``.
-        lengths: ``{text encoder: how many tokens the pipeline gives it}``.
+    ``tokenizers`` and ``lengths`` (how many tokens the pipeline gives it) are by text encoder.
     """
 
     def __init__(self, tokenizers: dict[str, Any], lengths: dict[str, int]):
@@ -178,11 +167,9 @@ class PromptTokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """``(B, sum of lengths)`` int64 ids, padded and truncated as the pipeline does it."""
-        return torch.cat([self._ids(n, list(texts), self.lengths[n]) for n in self.tokenizers], 1)
-
-    def _ids(self, name: str, texts: list[str], length: int) -> Tensor:
-        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        return self.tokenizers[name](texts, **options).input_ids.long()
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        found = [t(list(texts), max_length=self.lengths[n], **options).input_ids for n, t in self.tokenizers.items()]
+        return torch.cat([ids.long() for ids in found], 1)
 
     def split(self, ids: Tensor) -> dict[str, Tensor]:
         """``{text encoder: its ids (B, L)}``."""

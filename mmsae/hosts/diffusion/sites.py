@@ -18,25 +18,14 @@ _SIDE = 32  # largest side of the latents of a probe
 
 
 class Consumed(NamedTuple):
-    """Which inputs of the denoiser a text site changes.
-
-    Attributes:
-        context: The states that it attends to.
-        pooled: The pooled vector beside them.
-    """
+    """Whether a text site changes the states that the denoiser attends to, and the pooled vector beside them."""
 
     context: bool
     pooled: bool
 
 
 class Seen(NamedTuple):
-    """What a module is called with and returns, for batches of one and two.
-
-    Attributes:
-        inputs: Shapes of its main argument.
-        outputs: Shapes of its main output.
-        key: Index of that in a returned tuple; None for the first tensor.
-    """
+    """Shapes of what a module is given and returns, for batches of one and two, and its key in a returned tuple."""
 
     inputs: list[torch.Size]
     outputs: list[torch.Size]
@@ -48,9 +37,6 @@ def look(runner: Runner, module: str) -> Seen:
 
     Blocks of diffusion transformers are given image and text and return both, in an order of their own: the output is
     what has the shape of the (image) input.
-
-    Raises:
-        InputError: The pipeline never calls it, or several times, or it has no floating point tensor.
     """
     inputs, outputs, keys = [], [], []
 
@@ -67,12 +53,9 @@ def look(runner: Runner, module: str) -> Seen:
         outputs.append(y.shape)
         keys.append(key)
 
-    handle = runner.model.get_submodule(module).register_forward_hook(after, with_kwargs=True)
-    try:
+    with runner.model.get_submodule(module).register_forward_hook(after, with_kwargs=True):
         for n in (1, 2):
             _pass(runner, module.split(".")[0], n)
-    finally:
-        handle.remove()
     if len(inputs) != 2:
         calls = "never called" if not inputs else f"called {len(inputs) // 2} times"
         raise InputError(f"{module} cannot be a site: it is {calls} in one pass of its part of the pipeline.")
@@ -89,20 +72,12 @@ def _pass(runner: Runner, part: str, n: int) -> None:
     def stop(*_: Any) -> None:
         raise Done
 
-    side = _side(runner) * runner.pipeline.vae_scale_factor
-    options = {"steps": 2, "guidance": 0.0, "height": side, "width": side, "output_type": "latent"}
-    handle = runner.model[part].register_forward_hook(stop)
-    try:
-        with suppress(Done):
-            runner.call(Call.of([""] * n, None, 0, 1, {}), options)
-    finally:
-        handle.remove()
-
-
-def _side(runner: Runner) -> int:
-    size = getattr(runner.model[runner.denoiser].config, "sample_size", None)
+    size = getattr(runner.model[part].config, "sample_size", None)
     size = getattr(runner.pipeline, "default_sample_size", 64) if size is None else size
-    return min(_SIDE, *(size if isinstance(size, (list, tuple)) else [size]))
+    side = min(_SIDE, *(size if isinstance(size, (list, tuple)) else [size])) * runner.pipeline.vae_scale_factor
+    options = {"steps": 2, "guidance": 0.0, "height": side, "width": side, "output_type": "latent"}
+    with runner.model[part].register_forward_hook(stop), suppress(Done):
+        runner.call(Call.of([""] * n, None, 0, 1, {}), options)
 
 
 def consumed(runner: Runner, port: Port, options: dict[str, Any]) -> Consumed:

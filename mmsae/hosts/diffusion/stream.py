@@ -51,9 +51,8 @@ def to_tokens(got: Mapping[str, list[tuple[Tensor, Where]]], items: Tensor) -> T
     first = int(items[0])
     x = {m: torch.cat([r for r, _ in rows]) for m, rows in got.items()}
     item = {m: torch.cat([w.item for _, w in rows]) - first for m, rows in got.items()}
-    fields: dict[str, dict[str, Tensor]] = {"position": {}, "special": {}}
-    for name, found in fields.items():
-        for m, rows in got.items():
-            if getattr(rows[0][1], name) is not None:
-                found[m] = torch.cat([getattr(w, name) for _, w in rows])
-    return Tokens(x, item, [str(i) for i in items.tolist()], **{k: v or None for k, v in fields.items()})
+    position, special = (
+        {m: torch.cat([getattr(w, k) for _, w in r]) for m, r in got.items() if getattr(r[0][1], k) is not None}
+        for k in ("position", "special")
+    )
+    return Tokens(x, item, [str(i) for i in items.tolist()], position or None, special or None)

@@ -166,14 +166,11 @@ class Encoder(Host):
 
 
 def as_encoder(host: Host, task: str) -> Encoder:
-    """The host, which has to have embeddings.
+    """The host, which has to have embeddings, as vision-language models and makers of images have not.
 
     Args:
         host: Any host.
         task: What needs them, for the message.
-
-    Raises:
-        InputError: It is a vision-language model, whose images and texts share one sequence, or makes images.
     """
     if not isinstance(host, Encoder):
         raise InputError(

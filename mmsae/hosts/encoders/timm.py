@@ -17,13 +17,10 @@ from mmsae.types import IMAGE
 
 
 def image_marks(tokens: Tensor, prefix: int, patches: int | None) -> Marks:
-    """Marks of ``tokens (B, T, d)``.
+    """Marks of ``tokens (B, T, d)`` of a tower that puts ``prefix`` class and register tokens before its ``patches``.
 
-    Args:
-        tokens: The host's tokens.
-        prefix: How many class and register tokens the tower puts before the patches.
-        patches: How many patches it has, None if it does not say. A layer before the class token was added has just
-            these, and no prefix.
+    ``patches`` is None where the tower does not say. A layer before the class token was added has just these, and no
+    prefix.
     """
     b, t, _ = tokens.shape
     known = not prefix or patches is None or t in (patches, patches + prefix)

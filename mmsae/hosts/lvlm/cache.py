@@ -34,8 +34,7 @@ def caches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[int
 def length(cache: Any) -> int:
     """Tokens in a cache.
 
-    Raises:
-        InputError: It keeps no tokens (caches of purely recurrent models), so prompt and answer look alike.
+    One that keeps none (purely recurrent models) is refused, for prompt and answer look alike.
     """
     if not isinstance(cache, Cache):
         return int(cache[0][0].shape[-2])
@@ -48,10 +47,7 @@ def length(cache: Any) -> int:
 def cached(args: Sequence[Any], kwargs: Mapping[str, Any], prompt: int | None = None) -> int:
     """Tokens that a call finds in its cache: 0 in a prefill and without a cache.
 
-    Args:
-        args: Arguments of the call.
-        kwargs: Named arguments of the call.
-        prompt: Tokens of the prompt that is being worked on, where it is known.
+    ``prompt`` is the number of tokens of the prompt that is being worked on, where it is known.
 
     Raises:
         InputError: The call does not say: it has an unknown kind of cache, caches of unequal length, or none although

@@ -32,8 +32,8 @@ from mmsae.hosts.lvlm.tokens import (
     PickedMeans,
     Vocabulary,
     flagged,
+    kinds_of,
     select,
-    span_of,
 )
 from mmsae.hosts.sites import Target, Where
 from mmsae.hosts.tokens import Layout, to_tokens
@@ -77,8 +77,7 @@ class LVLMHost(Host):
 
     Attributes:
         vocabulary: Ids of image and special tokens.
-        collate: ``collate(samples) -> ImageTextBatch``, see :class:`~mmsae.hosts.lvlm.prompt.Collator`; give it to
-            ``Reader.of(..., collate=)``. :meth:`collator` makes others.
+        collate: Makes batches of samples, for ``Reader.of(..., collate=)``; :meth:`collator` makes others.
         decoder: Module path of the language model, ``model.language_model``.
     """
 
@@ -102,7 +101,6 @@ class LVLMHost(Host):
         return Collator(self.processor, self.vocabulary, self.context_length, text, padding_side)
 
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
-        """As :meth:`Host.reading`: its own collate, which needs an image, and a question or caption."""
         return {"transform": None, "tokenize": None, "collate": self.collator(text)}
 
     def prompt(self, question: str, answer: str | None = None, images: int = 1) -> str:
@@ -110,7 +108,6 @@ class LVLMHost(Host):
         return self.collate.prompt(question, answer, images)
 
     def config(self) -> dict[str, Any]:
-        """The model's configuration without names of folders and versions."""
         return plain_config(self.model.config.to_dict())
 
     def _image_area(self) -> int:
@@ -144,9 +141,8 @@ class LVLMHost(Host):
         self._module(module)  # raises where there is none, with near matches
         in_tower = any(part.startswith("vis") for part in module.split("."))  # vision_tower, vision_model, visual
         if not self._decodes(module) and not in_tower:
-            raise InputError(
-                f"site {module}: it is part neither of the language model {self.decoder} nor of a vision tower."
-            )
+            whose = f"neither of the language model {self.decoder} nor of a vision tower"
+            raise InputError(f"site {module}: it is part {whose}.")
         return module
 
     def _modality(self, module: str, tokens: str = "all") -> str:
@@ -239,12 +235,10 @@ class LVLMHost(Host):
     # Reading and replacing.
 
     def capture(self, batch: ImageTextBatch, sites: str | Sites | None = None) -> Tokens:
-        """Image and text segments of a batch, as :meth:`Host.capture`.
+        """Image and text segments of a batch of :attr:`collate`, as :meth:`Host.capture`.
 
-        Args:
-            batch: A batch of :attr:`collate`.
-            sites: A module, whose ``image`` and ``text`` tokens are taken (``"layers.2:out"``), or one site per
-                modality; default: :meth:`default_sites`. A segment may be empty (prompts without image).
+        ``sites`` may be a module, whose ``image`` and ``text`` tokens are taken (``"layers.2:out"``). A segment may be
+        empty (prompts without image).
         """
         if isinstance(sites, str):
             sites = self.sites(sites) if "[" not in sites else [sites]
@@ -263,11 +257,8 @@ class LVLMHost(Host):
             start = cached(args, kwargs, None if known is None else known.shape[1])  # now: the layers will fill it
             seen[:] = [(ids, mask if isinstance(mask, Tensor) else None, start)]
 
-        handle = self.model.register_forward_pre_hook(before, with_kwargs=True)
-        try:
+        with self.model.register_forward_pre_hook(before, with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def _picking(self, target: Target) -> Iterator[Pick]:
@@ -284,10 +275,10 @@ class LVLMHost(Host):
         if ids is None:
             raise InputError(f"{target} cannot be read: the model was called without input_ids.")
         known = self._known
-        span = span_of(ids, attention, start, self.vocabulary, known)
+        kinds, position = (t.to(x.device) for t in kinds_of(ids, attention, start, self.vocabulary, known))
         prompt = known.shape[1] if known is not None else 0 if ids.shape[1] == 1 else None
         tokens = to_tokens(x, target.layout)
-        keep = select(target.tokens, span.kinds).to(x.device)
+        keep = select(target.tokens, kinds)
         if target.tokens in MEANS:
             rows, has = means.add(tokens.float(), keep, start)
             item = has.nonzero()[:, 0]
@@ -295,15 +286,14 @@ class LVLMHost(Host):
             picked = PickedMeans(tokens, Where(item, None, image, None, start, prompt), keep, rows[has])
         else:
             item = keep.nonzero()[:, 0]
-            kinds, position = span.kinds.to(x.device)[keep], span.position.to(x.device)[keep]
+            kinds, position = kinds[keep], position[keep]
             picked = Picked(tokens, Where(item, position, kinds >= PATCH, flagged(kinds), start, prompt), keep)
         return None if start and not len(item) else picked
 
     def _pick_in_tower(self, target: Target, x: Tensor) -> Picked:
-        """Rows of the vision tower.
+        """Rows of the vision tower; only the class token is special.
 
-        ``where.item`` is the row of the batch where every prompt with an image has one, else the number of the image
-        (or tile). ``where.special`` is the class token.
+        ``where.item`` is the row of the batch where every prompt with an image has one, else the image or tile.
         """
         tokens = to_tokens(x, target.layout)
         special = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=x.device)

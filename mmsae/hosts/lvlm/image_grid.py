@@ -26,13 +26,7 @@ class ImageLayout(NamedTuple):
 
 
 class ImageGrid(NamedTuple):
-    """One image of a batch.
-
-    Attributes:
-        item: Which item of the batch.
-        start: Position of its first token, as :class:`~mmsae.types.Tokens` counts positions.
-        layout: Places of its tokens.
-    """
+    """One image of a batch: its item, and where its first token lies as :class:`~mmsae.types.Tokens` counts."""
 
     item: int
     start: int
@@ -58,11 +52,9 @@ def _plain(rows: int, cols: int, lead: int = 0) -> ImageLayout:
 
 
 def layouts(processor: Any, inputs: dict[str, Tensor]) -> list[ImageLayout]:
-    """The layout of every image of a batch, in the order of its images.
+    """The layout of every image of a batch, in their order, from what the processor returned as ``inputs``.
 
-    Args:
-        processor: That of LLaVA, LLaVA-NeXT or Qwen-VL (any that gives ``image_grid_thw``).
-        inputs: What it returned.
+    The processor is that of LLaVA, LLaVA-NeXT or Qwen-VL (any that gives ``image_grid_thw``).
     """
     if (thw := inputs.get("image_grid_thw")) is not None:
         m = processor.image_processor.merge_size
@@ -98,16 +90,7 @@ _LLAVA = ("patch_size", "num_additional_image_tokens", "vision_feature_select_st
 
 
 def check_processor(processor: Any, model: nn.Module, name: str) -> None:
-    """Refuse families whose image tokens cannot be placed here, and a processor that disagrees with its model.
-
-    Args:
-        processor: A processor of transformers.
-        model: The model that it belongs to.
-        name: The host's name, for messages.
-
-    Raises:
-        InputError: Naming the family, or the field of the processor's files and the two values that disagree.
-    """
+    """Refuse families whose image tokens cannot be placed here, and a processor that disagrees with its model."""
     config, images = model.config, getattr(processor, "image_processor", None)
     vision = getattr(config, "vision_config", None)
     qwen, llava = hasattr(images, "merge_size"), all(hasattr(processor, f) for f in _LLAVA)
@@ -150,9 +133,6 @@ def place(is_image: Tensor, attention: Tensor, found: list[ImageLayout]) -> list
         is_image: ``(B, L) bool`` image tokens.
         attention: ``(B, L)`` 0 for padding.
         found: Layouts of the images, in the order of items and of images in them.
-
-    Raises:
-        InputError: A sequence has more or fewer image tokens than its images' layouts.
     """
     position, out, left = attention.long().cumsum(1) - 1, [], list(found)
     for item, row in enumerate(is_image):

@@ -13,11 +13,7 @@ from mmsae.types import InputError
 
 
 def load_config(folder: str, **options: Any) -> Any:
-    """The model's configuration, without weights.
-
-    Raises:
-        ValueError or OSError: transformers does not know it.
-    """
+    """The model's configuration, without weights; where transformers does not know it, ValueError or OSError."""
     import transformers
 
     import mmsae.hosts.lvlm.open_clip_tower  # noqa: F401  registers the tower of the tiny LLaVA
@@ -26,11 +22,7 @@ def load_config(folder: str, **options: Any) -> Any:
 
 
 def layer_width(folder: str, site: str) -> int:
-    """Width of a site at a decoder layer's input or output, from the configuration alone.
-
-    Raises:
-        InputError: Another kind of site, whose width only the model knows.
-    """
+    """Width of a site at a decoder layer, from the configuration; that of others only the model knows."""
     parts = site.partition("[")[0].partition(":")[0].split(".")
     if len(parts) < 2 or parts[-2] != "layers" or not parts[-1].isdigit():
         raise InputError(f"the width of site {site!r} cannot be told without loading host lvlm:{folder}; name a layer.")

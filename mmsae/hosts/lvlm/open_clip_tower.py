@@ -37,9 +37,7 @@ class TimmTowerConfig(PretrainedConfig):
 class TimmTower(PreTrainedModel):
     """Tokens ``(B, rows * cols, hidden_size)``: the trunk's maps side by side, each on the finest one's grid.
 
-    Attributes:
-        mean: ``(hidden_size,)`` subtracted from the maps.
-        scale: ``(hidden_size,)`` multiplied with them afterwards.
+    ``mean (hidden_size,)`` is subtracted from the maps, which are then multiplied with ``scale (hidden_size,)``.
     """
 
     config_class = TimmTowerConfig
@@ -58,11 +56,7 @@ class TimmTower(PreTrainedModel):
         """Nothing: timm initialises its own trunk."""
 
     def forward(self, pixel_values: Tensor, **_: object) -> BaseModelOutputWithPooling:
-        """The output of any vision tower of transformers, with one hidden state.
-
-        Args:
-            pixel_values: ``(B, 3, image_size, image_size)``.
-        """
+        """The output of any vision tower of transformers, with one hidden state, for ``(B, 3, H, W)``."""
         levels = list(self.config.levels)
         maps = self.trunk.forward_intermediates(
             pixel_values, indices=levels, intermediates_only=True, output_fmt="NCHW"

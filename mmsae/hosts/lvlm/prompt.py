@@ -24,13 +24,7 @@ _OWN = ("offset_mapping", "text_starts")
 
 
 class Template(NamedTuple):
-    """A prompt around what is said.
-
-    Attributes:
-        before: Ahead of the question.
-        between: From there to the answer, or to the end where there is none.
-        after: Behind the answer; None where the answer's turn is open.
-    """
+    """A prompt around question and answer; ``after`` is None where the answer's turn is open."""
 
     before: str
     between: str
@@ -50,11 +44,7 @@ class Template(NamedTuple):
 
 
 def said(value: Any) -> str | None:
-    """A field of json as text: of a list its first entry, numbers and truth values as json writes them.
-
-    Returns:
-        None where it says nothing.
-    """
+    """A field of json as text, None where it says nothing: a list's first entry, numbers and truth values as json."""
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     if isinstance(value, str):
@@ -95,15 +85,10 @@ class Collator:
     def __call__(self, samples: Sequence[Any]) -> ImageTextBatch:
         """A batch of samples (:class:`mmsae.shards.Sample`: image or list of images or None, caption, meta)."""
         answered = self.text == "question+answer"
-        return self.batch(
-            [said(s.meta.get("question")) or s.caption for s in samples],
-            [s.image for s in samples],
-            [said(s.meta.get("answer")) if answered else None for s in samples],
-            [s.uid for s in samples],
-            [s.caption for s in samples],
-            [s.key for s in samples],
-            [s.shard for s in samples],
-        )
+        questions = [said(s.meta.get("question")) or s.caption for s in samples]
+        answers = [said(s.meta.get("answer")) if answered else None for s in samples]
+        images, *about = ([getattr(s, f) for s in samples] for f in ("image", "uid", "caption", "key", "shard"))
+        return self.batch(questions, images, answers, *about)
 
     def batch(
         self,
@@ -121,18 +106,14 @@ class Collator:
             questions: What the user says.
             images: For each a PIL image, a list of them, or None.
             answers: What stands in the answer's turn; None leaves it open.
-            uids: Sample ids; default: their numbers. Likewise the others.
+            uids: Default: their numbers.
             captions: Default: the questions.
             keys: Default: the uids.
             shards: Default: empty.
 
         Returns:
-            A batch with ``inputs``: the processor's tensors and ``kinds (B, L)`` (see ``lvlm.tokens``); truncated
-            texts are counted in ``faults`` as ``long_caption``, and texts that name tokens of the host, which are taken
-            out, as ``special_token``.
-
-        Raises:
-            InputError: Image tokens and template alone exceed the context.
+            A batch with ``inputs``: the processor's tensors and ``kinds (B, L)`` (see ``lvlm.tokens``). Its faults are
+            texts cut (``long_caption``) and texts that name tokens of the host, taken out (``special_token``).
         """
         n = len(questions)
         several = [list(i) if isinstance(i, (list, tuple)) else [i] * (i is not None) for i in images]

@@ -23,11 +23,9 @@ MEANS = ("image_mean", "text_mean")
 
 
 class Vocabulary(NamedTuple):
-    """The token ids that are no words.
+    """The token ids that are no words: of images, and special ones (BOS, EOS, padding, role marks).
 
-    Attributes:
-        image: Id of the image token.
-        special: Ids of special tokens (BOS, EOS, padding, role marks), without ``<unk>``, which stands for a word.
+    ``<unk>`` stands for a word and is not among them.
     """
 
     image: int
@@ -48,22 +46,10 @@ class Vocabulary(NamedTuple):
         return cls(image, tuple(sorted({*tokenizer.all_special_ids, *added, *more} - keep)))
 
 
-class Span(NamedTuple):
-    """The tokens of one forward call.
-
-    Attributes:
-        kinds: ``(B, T) uint8``.
-        position: ``(B, T)`` place in the item's own sequence, padding not counted.
-        start: Tokens before these that the call finds in the cache; 0 in a prefill.
-    """
-
-    kinds: Tensor
-    position: Tensor
-    start: int
-
-
-def span_of(ids: Tensor, attention: Tensor | None, start: int, vocabulary: Vocabulary, known: Tensor | None) -> Span:
-    """What the tokens of a call are.
+def kinds_of(
+    ids: Tensor, attention: Tensor | None, start: int, vocabulary: Vocabulary, known: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the tokens of a call are, ``(B, T) uint8``, and their places ``(B, T)``, for which padding does not count.
 
     Args:
         ids: ``(B, T)`` token ids of the call.
@@ -79,10 +65,10 @@ def span_of(ids: Tensor, attention: Tensor | None, start: int, vocabulary: Vocab
         seen = known[:, start : start + n].to(kinds.device)
         kinds[:, : seen.shape[1]] = seen.repeat_interleave(len(ids) // len(known), 0)
     if attention is None or attention.shape != (len(ids), start + n):
-        return Span(kinds, torch.arange(start, start + n, device=ids.device).expand_as(ids), start)
+        return kinds, torch.arange(start, start + n, device=ids.device).expand_as(ids)
     attention = attention.to(kinds.device)
     kinds[attention[:, start:] == 0] = PAD
-    return Span(kinds, (attention.long().cumsum(1) - 1).clamp(min=0)[:, start:], start)
+    return kinds, (attention.long().cumsum(1) - 1).clamp(min=0)[:, start:]
 
 
 def select(policy: str, kinds: Tensor) -> Tensor:
@@ -105,15 +91,9 @@ def flagged(kinds: Tensor) -> Tensor:
 
 
 class PickedMeans(NamedTuple):
-    """Rows that are means over all tokens of an item so far (see :class:`~mmsae.hosts.capture.Picked`).
+    """Means ``rows (N, d)`` over all tokens of an item so far (see :class:`~mmsae.hosts.capture.Picked`).
 
-    A new mean shifts the averaged tokens of this call.
-
-    Attributes:
-        tokens: ``(B, T, d)`` the host's tensor.
-        where: Which rows they are.
-        keep: ``(B, T)`` which tokens are averaged.
-        rows: ``(N, d)`` the means.
+    A new mean shifts the tokens of this call that are averaged, ``keep (B, T)``.
     """
 
     tokens: Tensor
@@ -143,8 +123,7 @@ class MeansSoFar:
     def add(self, tokens: Tensor, keep: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """``(B, d)`` means over the item's tokens so far, and ``(B,) bool`` whose tokens are among these.
 
-        Raises:
-            InputError: The cache holds tokens that were not seen here, so the mean is not known.
+        A cache with tokens that were not seen here is refused, for the mean is not known then.
         """
         w = keep.to(tokens)
         total, count = torch.einsum("bt,btd->bd", w, tokens), w.sum(1)
