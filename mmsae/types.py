@@ -19,17 +19,11 @@ IMAGE, TEXT = "image", "text"
 
 
 class Faults(NamedTuple):
-    """What went wrong while samples were read, small enough to travel with a batch.
+    """What went wrong while samples were read, small enough to travel with a batch."""
 
-    Attributes:
-        seen: Samples looked at, good or bad.
-        counts: ``{kind: number}``, e.g. ``{"broken_image": 2}``.
-        examples: Up to a few dozen ``(kind, shard, key, detail)``.
-    """
-
-    seen: int = 0
-    counts: dict[str, int] = {}
-    examples: tuple[tuple[str, str, str, str], ...] = ()
+    seen: int = 0  #: Samples looked at, good or bad.
+    counts: dict[str, int] = {}  #: ``{kind: number}``, e.g. ``{"broken_image": 2}``.
+    examples: tuple[tuple[str, str, str, str], ...] = ()  #: Up to a few dozen ``(kind, shard, key, detail)``.
 
     @classmethod
     def read(cls, stored: Sequence[Any]) -> Faults:
@@ -39,45 +33,31 @@ class Faults(NamedTuple):
 
 
 class ImageTextBatch(NamedTuple):
-    """Decoded, transformed and tokenised samples on their way to a frozen host.
+    """Decoded, transformed and tokenised samples on their way to a frozen host."""
 
-    Attributes:
-        images: ``(B, 3, H, W)`` as the host's own transform made them, or None.
-        texts: ``(B, L)`` token ids from the host's own tokenizer, or None.
-        captions: The ``B`` raw captions (empty strings where the data has none).
-        faults: What was dropped since the last batch.
-        inputs: What the host's processor made of the samples, by its own names, where one sequence holds images and
-            text (LVLMs); ``texts`` is then its ``input_ids``.
-    """
-
-    images: Tensor | None
-    texts: Tensor | None
-    uids: list[str]
-    captions: list[str]
-    keys: list[str]
-    shards: list[str]
-    faults: Faults = Faults()
+    images: Tensor | None  #: ``(B, 3, H, W)`` as the host's own transform made them, or None.
+    texts: Tensor | None  #: ``(B, L)`` token ids from the host's own tokenizer, or None.
+    uids: list[str]  #: The ``B`` sample ids.
+    captions: list[str]  #: The ``B`` raw captions (empty strings where the data has none).
+    keys: list[str]  #: The ``B`` webdataset keys.
+    shards: list[str]  #: ``B`` shard names.
+    faults: Faults = Faults()  #: What was dropped since the last batch.
+    #: What the host's processor made of the samples, by its own names, where one sequence holds images and text
+    #: (LVLMs); ``texts`` is then its ``input_ids``.
     inputs: dict[str, Tensor] | None = None
 
 
 class Tokens(NamedTuple):
-    """Activations of one batch: one contiguous segment per modality.
+    """Activations of one batch: one contiguous segment per modality."""
 
-    Attributes:
-        x: ``{modality: (N_m, d_m)}`` raw activations.
-        item: ``{modality: (N_m,) int64}`` row -> index into ``uids``.
-        uids: The sample ids that ``item`` points into, or None where nobody needs them.
-        position: ``{modality: (N_m,) int64}`` token position in the host's sequence (token sites only).
-        special: ``{modality: (N_m,) bool}`` flags of CLS, BOS, EOS or padding tokens (token sites only).
-        faults: What was dropped while this batch was read.
-    """
-
-    x: dict[str, Tensor]
-    item: dict[str, Tensor]
-    uids: list[str] | None = None
+    x: dict[str, Tensor]  #: ``{modality: (N_m, d_m)}`` raw activations.
+    item: dict[str, Tensor]  #: ``{modality: (N_m,) int64}`` row -> index into ``uids``.
+    uids: list[str] | None = None  #: The sample ids that ``item`` points into, or None where nobody needs them.
+    #: ``{modality: (N_m,) int64}`` token position in the host's sequence (token sites only).
     position: dict[str, Tensor] | None = None
+    #: ``{modality: (N_m,) bool}`` flags of CLS, BOS, EOS or padding tokens (token sites only).
     special: dict[str, Tensor] | None = None
-    faults: Faults | None = None
+    faults: Faults | None = None  #: What was dropped while this batch was read.
 
     @classmethod
     def pooled(cls, x: dict[str, Tensor], uids: list[str] | None = None, faults: Faults | None = None) -> Tokens:
@@ -95,15 +75,10 @@ class Tokens(NamedTuple):
 
 
 class RowInfo(NamedTuple):
-    """What a per-row normaliser divided by, needed to bring a reconstruction back to the units of x.
+    """What a per-row normaliser divided by, needed to bring a reconstruction back to the units of x."""
 
-    Attributes:
-        outer: ``(N, 1)`` norm removed before centring, or None.
-        inner: ``(N, 1)`` norm removed after centring and scaling, or None.
-    """
-
-    outer: Tensor | None = None
-    inner: Tensor | None = None
+    outer: Tensor | None = None  #: ``(N, 1)`` norm removed before centring, or None.
+    inner: Tensor | None = None  #: ``(N, 1)`` norm removed after centring and scaling, or None.
 
 
 class Codes(NamedTuple):
@@ -112,20 +87,13 @@ class Codes(NamedTuple):
     Top-k families keep ``(values, indices)`` and never build the ``(N, d_sae)`` matrix; threshold families have
     ``indices=None`` and dense ``values``. A selected entry may be 0 (fewer than k positive pre-codes): "fired" is
     ``value != 0``, never "selected".
-
-    Attributes:
-        values: ``(N, k)`` selected code values, or ``(N, d_sae)`` where ``indices`` is None.
-        indices: ``(N, k)`` int64 latent ids, or None.
-        d_sae: Number of latents.
-        modality: Which modality the rows came from; None for one-modality SAEs.
-        info: The per-row scales of the normaliser; None if it has none.
     """
 
-    values: Tensor
-    indices: Tensor | None
-    d_sae: int
-    modality: str | None = None
-    info: RowInfo | None = None
+    values: Tensor  #: ``(N, k)`` selected code values, or ``(N, d_sae)`` where ``indices`` is None.
+    indices: Tensor | None  #: ``(N, k)`` int64 latent ids, or None.
+    d_sae: int  #: Number of latents.
+    modality: str | None = None  #: Which modality the rows came from; None for one-modality SAEs.
+    info: RowInfo | None = None  #: The per-row scales of the normaliser; None if it has none.
 
     @property
     def n(self) -> int:
@@ -222,21 +190,13 @@ class Codes(NamedTuple):
 
 
 class SAEOutput(NamedTuple):
-    """What one modality's forward pass returns.
+    """What one modality's forward pass returns."""
 
-    Attributes:
-        x_hat: ``(N, d)`` reconstruction in the raw units of x.
-        codes: The codes.
-        target: ``(N, d)`` the normalised input that the losses are taken against.
-        recon: ``(N, d)`` the reconstruction in normalised units.
-        pre: Lazy pre-codes (:class:`mmsae.sae.encoder.PreCodes`), for losses that need them.
-    """
-
-    x_hat: Tensor
-    codes: Codes
-    target: Tensor
-    recon: Tensor
-    pre: Any = None
+    x_hat: Tensor  #: ``(N, d)`` reconstruction in the raw units of x.
+    codes: Codes  #: The codes.
+    target: Tensor  #: ``(N, d)`` the normalised input that the losses are taken against.
+    recon: Tensor  #: ``(N, d)`` the reconstruction in normalised units.
+    pre: Any = None  #: Lazy pre-codes (:class:`mmsae.sae.encoder.PreCodes`), for losses that need them.
 
 
 @dataclass(frozen=True)
@@ -245,24 +205,15 @@ class Site:
 
     ``module`` is a path in the host's own naming, or a virtual endpoint (``image.embed``, ``text.embed``,
     ``image.pooled``) for tensors that no module outputs. Identity is the host's fingerprint, never a path.
-
-    Attributes:
-        host: Fingerprint of the host, a hash of its config and weights.
-        module: Module path or virtual endpoint.
-        io: ``in``, ``out`` or ``update`` (out minus in) of that module.
-        tokens: Token policy: ``pooled``, ``cls``, ``patches``, ``eos``, ``mask`` or ``all``.
-        modality: ``image`` or ``text``.
-        width: Feature width d.
-        hint: How to load the host again (a hub id or a local-dir name); not part of the identity.
     """
 
-    host: str
-    module: str
-    io: str = "out"
-    tokens: str = "pooled"
-    modality: str = IMAGE
-    width: int = 0
-    hint: str = ""
+    host: str  #: Fingerprint of the host, a hash of its config and weights.
+    module: str  #: Module path or virtual endpoint.
+    io: str = "out"  #: ``in``, ``out`` or ``update`` (out minus in) of that module.
+    tokens: str = "pooled"  #: Token policy: ``pooled``, ``cls``, ``patches``, ``eos``, ``mask`` or ``all``.
+    modality: str = IMAGE  #: ``image`` or ``text``.
+    width: int = 0  #: Feature width d.
+    hint: str = ""  #: How to load the host again (a hub id or a local-dir name); not part of the identity.
 
     @property
     def spec(self) -> str:

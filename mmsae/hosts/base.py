@@ -59,14 +59,10 @@ class Host(ABC):
         hint: How to load it again.
         device: Device that it runs on.
         precision: ``fp32``, or autocast ``bf16`` / ``fp16``; outputs are float32 either way.
-
-    Attributes:
-        modalities: What its sites hold.
-        endpoints: Names of virtual endpoints, sites that are no module's.
     """
 
-    modalities: tuple[str, ...] = (IMAGE,)
-    endpoints: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = (IMAGE,)  #: What its sites hold.
+    endpoints: tuple[str, ...] = ()  #: Names of virtual endpoints, sites that are no module's.
 
     def __init__(self, model: nn.Module, hint: str = "", device: str | torch.device = "cpu", precision: str = "fp32"):
         if precision not in ("fp32", "bf16", "fp16"):

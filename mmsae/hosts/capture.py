@@ -16,35 +16,21 @@ from mmsae.types import InputError
 
 
 class Rows(NamedTuple):
-    """What was read at one site.
+    """What was read at one site."""
 
-    Attributes:
-        x: ``(N, d)`` float32.
-        item: ``(N,)`` int64, which item of the batch.
-        position: ``(N,)`` int64, which token; None for pooled sites.
-        special: ``(N,)`` bool, class, register, BOS, EOS or padding token; None for pooled sites.
-    """
-
-    x: Tensor
-    item: Tensor
-    position: Tensor | None = None
-    special: Tensor | None = None
+    x: Tensor  #: ``(N, d)`` float32.
+    item: Tensor  #: ``(N,)`` int64, which item of the batch.
+    position: Tensor | None = None  #: ``(N,)`` int64, which token; None for pooled sites.
+    special: Tensor | None = None  #: ``(N,)`` bool, class, register, BOS, EOS or padding token; None for pooled sites.
 
 
 class Picked(NamedTuple):
-    """The rows of a site in one call of the host.
+    """The rows of a site in one call of the host."""
 
-    Attributes:
-        tokens: ``(B, T, d)`` the host's tensor.
-        where: Which rows they are.
-        keep: ``(B, T)`` which tokens are rows (or are averaged); None for all.
-        pooled: Whether the rows are means over the kept tokens, one per item.
-    """
-
-    tokens: Tensor
-    where: Where
-    keep: Tensor | None = None
-    pooled: bool = False
+    tokens: Tensor  #: ``(B, T, d)`` the host's tensor.
+    where: Where  #: Which rows they are.
+    keep: Tensor | None = None  #: ``(B, T)`` which tokens are rows (or are averaged); None for all.
+    pooled: bool = False  #: Whether the rows are means over the kept tokens, one per item.
 
     def take(self) -> Tensor:
         """``(N, d)`` float32 rows."""

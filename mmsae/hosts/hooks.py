@@ -68,17 +68,13 @@ def first_input(args: tuple, kwargs: dict) -> tuple[int | str, Tensor]:
 
 
 class ModulePort(NamedTuple):
-    """The input, the output or the update (output minus input) of a module.
+    """The input, the output or the update (output minus input) of a module."""
 
-    Attributes:
-        module: The host's module.
-        io: ``in``, ``out`` or ``update``. Replacing an update ``u`` by ``v`` makes the output ``out + (v - u)``.
-        key: Which element of a returned container, where it is not the first tensor (blocks of diffusion transformers
-            return text before image).
-    """
-
-    module: nn.Module
+    module: nn.Module  #: The host's module.
+    #: ``in``, ``out`` or ``update``. Replacing an update ``u`` by ``v`` makes the output ``out + (v - u)``.
     io: str = "out"
+    #: Which element of a returned container, where it is not the first tensor (blocks of diffusion transformers return
+    #: text before image).
     key: Any = None
 
     @contextmanager
@@ -164,11 +160,11 @@ class EncodeShadow(Shadow):
 
 
 class ShadowPort(NamedTuple):
-    """A tensor that is reached through the attribute ``name`` of the module ``owner``; ``kind`` stands in for it."""
+    """A tensor that is reached through an attribute of a module."""
 
-    owner: nn.Module
-    name: str
-    kind: type[Shadow]
+    owner: nn.Module  #: The module.
+    name: str  #: Name of its attribute.
+    kind: type[Shadow]  #: Which :class:`Shadow` stands in for it.
 
     @contextmanager
     def attach(self, fn: Edit) -> Iterator[None]:

@@ -20,17 +20,11 @@ ALLOW = "--allow-random-weights (in Python and recipes allow_random: true) accep
 
 
 class Loaded(NamedTuple):
-    """What came of loading a model's tensors.
+    """What came of loading a model's tensors."""
 
-    Attributes:
-        total: Tensors that the model has.
-        missing: Names of those that no file had, and of those whose shape was another, with both shapes.
-        unexpected: Names of tensors in the files that the model has no place for.
-    """
-
-    total: int
-    missing: list[str]
-    unexpected: list[str]
+    total: int  #: Tensors that the model has.
+    missing: list[str]  #: Names of those that no file had, and of those whose shape was another, with both shapes.
+    unexpected: list[str]  #: Names of tensors in the files that the model has no place for.
 
     @classmethod
     def of(cls, model: nn.Module, info: Any) -> Loaded:

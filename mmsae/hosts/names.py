@@ -35,16 +35,11 @@ _HARMLESS = {
 
 
 class HostName(NamedTuple):
-    """A parsed host name.
+    """A parsed host name."""
 
-    Attributes:
-        kind: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm``, ``lvlm`` or ``diffusers``.
-        model: Architecture, hub id, folder or timm name.
-        weights: Pretrained tag or checkpoint file of an open_clip architecture; None if none is named.
-    """
-
-    kind: str
-    model: str
+    kind: str  #: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm``, ``lvlm`` or ``diffusers``.
+    model: str  #: Architecture, hub id, folder or timm name.
+    #: Pretrained tag or checkpoint file of an open_clip architecture; None if none is named.
     weights: str | None = None
 
     @property
@@ -143,10 +138,10 @@ def parse(name: str) -> HostName:
 
 
 class Format(NamedTuple):
-    """The file that folders of a kind of hosts hold, and the library whose format it is."""
+    """How the folders of a kind of hosts look."""
 
-    file: str
-    of: str
+    file: str  #: What they hold.
+    of: str  #: Name of the library whose format it is.
 
 
 #: By what stands before the folder in a host's name.

@@ -17,13 +17,13 @@ _SPEC = re.compile(r"(?P<module>[\w.]+)(?::(?P<io>\w+))?(?:\[(?P<tokens>\w+)\])?
 
 
 class Target(NamedTuple):
-    """A site spec, resolved on one host; ``layout`` is what the host's tensor looks like."""
+    """A site spec, resolved on one host."""
 
-    module: str
-    io: str
-    tokens: str
-    modality: str
-    layout: Layout
+    module: str  #: Module path or virtual endpoint.
+    io: str  #: ``in``, ``out`` or ``update``.
+    tokens: str  #: Token policy.
+    modality: str  #: ``image`` or ``text``.
+    layout: Layout  #: What the host's tensor looks like.
 
     @property
     def has_tokens(self) -> bool:
@@ -54,30 +54,24 @@ UNCOND, COND = 0, 1  # the guidance branches of a diffusion pipeline
 
 
 class Where(NamedTuple):
-    """Which rows of which call an edit sees.
+    """Which rows of which call an edit sees."""
 
-    Attributes:
-        item: ``(N,)`` row of the batch (of batch times beams while beams are searched; of the prompts in a pipeline).
-        position: ``(N,)`` which token: place in the item's own sequence, padding not counted in language models, row by
-            row in maps; None for pooled sites and means.
-        image: ``(N,) bool``, image tokens, where one sequence holds image and text; else None.
-        special: ``(N,) bool``, class, register, BOS, EOS, padding or template tokens; None for pooled sites and means.
-        start: Tokens in the cache of a language model: 0 at the beginning of a prompt and on all other hosts.
-        prompt: Tokens of the prompt in a language model; None where that is not known and several tokens come onto a
-            cache, which a piece of a prompt and tokens on trial both do.
-        grid: ``(H, W)`` where the tokens are the cells of a map, and ``position`` is ``y * W + x``.
-        branch: ``(N,)`` :data:`COND` or :data:`UNCOND`, in a diffusion pipeline; else None.
-        step: Which step of a generation is under way, counted from 0; None outside of one (text encoders too).
-    """
-
+    #: ``(N,)`` row of the batch (of batch times beams while beams are searched; of the prompts in a pipeline).
     item: Tensor
+    #: ``(N,)`` which token: place in the item's own sequence, padding not counted in language models, row by row in
+    #: maps; None for pooled sites and means.
     position: Tensor | None = None
-    image: Tensor | None = None
+    image: Tensor | None = None  #: ``(N,) bool``, image tokens, where one sequence holds image and text; else None.
+    #: ``(N,) bool``, class, register, BOS, EOS, padding or template tokens; None for pooled sites and means.
     special: Tensor | None = None
-    start: int = 0
+    start: int = 0  #: Tokens in the cache of a language model: 0 at the beginning of a prompt and on all other hosts.
+    #: Tokens of the prompt in a language model; None where that is not known and several tokens come onto a cache,
+    #: which a piece of a prompt and tokens on trial both do.
     prompt: int | None = 0
+    #: ``(H, W)`` where the tokens are the cells of a map, and ``position`` is ``y * W + x``.
     grid: tuple[int, int] | None = None
-    branch: Tensor | None = None
+    branch: Tensor | None = None  #: ``(N,)`` :data:`COND` or :data:`UNCOND`, in a diffusion pipeline; else None.
+    #: Which step of a generation is under way, counted from 0; None outside of one (text encoders too).
     step: int | None = None
 
     def prefill(self) -> bool:

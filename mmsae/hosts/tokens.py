@@ -28,19 +28,12 @@ POLICIES = ("pooled", "cls", "patches", "eos", "mask", "content", "pad", "all")
 
 
 class Layout(NamedTuple):
-    """Where batch and channels are in a host's tensor.
+    """Where batch and channels are in a host's tensor."""
 
-    Attributes:
-        ndim: 2 (pooled), 3 (tokens) or 4 (map).
-        batch: Axis of the items.
-        channel: Axis of the features.
-        width: Size of that axis.
-    """
-
-    ndim: int
-    batch: int
-    channel: int
-    width: int
+    ndim: int  #: 2 (pooled), 3 (tokens) or 4 (map).
+    batch: int  #: Axis of the items.
+    channel: int  #: Axis of the features.
+    width: int  #: Size of that axis.
 
 
 def find_layout(one: torch.Size, two: torch.Size, channels_last: bool, where: str) -> Layout:
@@ -81,20 +74,13 @@ def from_tokens(tokens: Tensor, like: Tensor, layout: Layout) -> Tensor:
 
 
 class Marks(NamedTuple):
-    """What the host says about the tokens of a batch.
+    """What the host says about the tokens of a batch."""
 
-    Attributes:
-        content: ``(B, T)`` image patches, or text tokens that are no padding.
-        special: ``(B, T)`` class, register, BOS, EOS or padding tokens.
-        cls: Position of the class token, None where the host has none.
-        eos: ``(B,)`` position of the token that the text tower pools, None for images.
-        known: False where T is no number of tokens that the host explains (queries of a pooling layer, say).
-    """
-
-    content: Tensor
-    special: Tensor
-    cls: int | None = None
-    eos: Tensor | None = None
+    content: Tensor  #: ``(B, T)`` image patches, or text tokens that are no padding.
+    special: Tensor  #: ``(B, T)`` class, register, BOS, EOS or padding tokens.
+    cls: int | None = None  #: Position of the class token, None where the host has none.
+    eos: Tensor | None = None  #: ``(B,)`` position of the token that the text tower pools, None for images.
+    #: False where T is no number of tokens that the host explains (queries of a pooling layer, say).
     known: bool = True
 
 

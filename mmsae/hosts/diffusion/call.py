@@ -28,13 +28,13 @@ _warned = False
 
 
 class Call(NamedTuple):
-    """Images to be made, one entry each; ``items (n,)`` says which of the given prompts each is of."""
+    """Images to be made, one entry each."""
 
     prompts: list[str]
-    negatives: list[str] | None
-    seeds: list[int]
-    items: Tensor
-    options: dict[str, Any]
+    negatives: list[str] | None  #: None for the pipeline's default.
+    seeds: list[int]  #: Seeds of their noise.
+    items: Tensor  #: ``(n,)`` which prompt of those that were given.
+    options: dict[str, Any]  #: Options of the pipeline's call with one entry per image.
 
     @classmethod
     def of(

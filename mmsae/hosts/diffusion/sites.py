@@ -18,18 +18,18 @@ _SIDE = 32  # largest side of the latents of a probe
 
 
 class Consumed(NamedTuple):
-    """Whether a text site changes the states that the denoiser attends to, and the pooled vector beside them."""
+    """Which inputs of the denoiser a text site changes."""
 
-    context: bool
-    pooled: bool
+    context: bool  #: The states that it attends to.
+    pooled: bool  #: The pooled vector beside them.
 
 
 class Seen(NamedTuple):
-    """Shapes of what a module is given and returns, for batches of one and two, and its key in a returned tuple."""
+    """What a module is called with and returns, for batches of one and two."""
 
-    inputs: list[torch.Size]
-    outputs: list[torch.Size]
-    key: int | None
+    inputs: list[torch.Size]  #: Shapes of its main argument.
+    outputs: list[torch.Size]  #: Shapes of its main output.
+    key: int | None  #: Index of that in a returned tuple; None for the first tensor.
 
 
 def look(runner: Runner, module: str) -> Seen:

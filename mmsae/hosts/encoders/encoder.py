@@ -25,15 +25,12 @@ class Encoder(Host):
 
     Besides modules, the endpoints ``image.embed`` and ``image.pooled`` (and those of text) are sites: the embedding,
     and what it is projected from.
-
-    Attributes:
-        tokenize: ``tokenize(texts) -> (B, L)`` ids by the host's own tokenizer; None for hosts without text.
-        context_length: L, or None.
-        logit_scale: The factor of cosines in the host's logits (exponential of its parameter), or None.
     """
 
+    #: ``tokenize(texts) -> (B, L)`` ids by the host's own tokenizer; None for hosts without text.
     tokenize: HostTokenizer | None = None
-    context_length: int | None = None
+    context_length: int | None = None  #: L, or None.
+    #: The factor of cosines in the host's logits (exponential of its parameter), or None.
     logit_scale: float | None = None
 
     @property

@@ -43,17 +43,11 @@ TOWER_POLICIES = ("all", "patches", "cls")
 
 
 class TextLoss(NamedTuple):
-    """Cross-entropy of next-token predictions.
+    """Cross-entropy of next-token predictions."""
 
-    Attributes:
-        ce: ``(N,)`` nats, one per predicted token.
-        item: ``(N,)`` which item of the batch.
-        position: ``(N,)`` position of the predicted token.
-    """
-
-    ce: Tensor
-    item: Tensor
-    position: Tensor
+    ce: Tensor  #: ``(N,)`` nats, one per predicted token.
+    item: Tensor  #: ``(N,)`` which item of the batch.
+    position: Tensor  #: ``(N,)`` position of the predicted token.
 
 
 def recovered(original: float, reconstructed: float, zeroed: float) -> float:

@@ -11,25 +11,20 @@ from mmsae.types import InputError
 
 
 class ImageLayout(NamedTuple):
-    """The tokens of one image, counted from its first.
+    """The tokens of one image, counted from its first."""
 
-    Attributes:
-        grids: One or two ``(rows, cols) int64`` arrays of token offsets. LLaVA-NeXT has two: the whole image (base) and
-            the tiles at higher resolution, whose padding is cut off; other hosts have one.
-        breaks: ``(r,) int64`` offsets of line-break tokens.
-        length: Number of tokens.
-    """
-
+    #: One or two ``(rows, cols) int64`` arrays of token offsets. LLaVA-NeXT has two: the whole image (base) and the
+    #: tiles at higher resolution, whose padding is cut off; other hosts have one.
     grids: tuple[Tensor, ...]
-    breaks: Tensor
-    length: int
+    breaks: Tensor  #: ``(r,) int64`` offsets of line-break tokens.
+    length: int  #: Number of tokens.
 
 
 class ImageGrid(NamedTuple):
-    """One image of a batch: its item, and where its first token lies as :class:`~mmsae.types.Tokens` counts."""
+    """One image of a batch."""
 
-    item: int
-    start: int
+    item: int  #: Which item of the batch.
+    start: int  #: Position of its first token, as :class:`~mmsae.types.Tokens` counts positions.
     layout: ImageLayout
 
     def maps(self, values: Tensor) -> list[Tensor]:

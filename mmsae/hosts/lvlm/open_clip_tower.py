@@ -15,23 +15,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class TimmTowerConfig(PretrainedConfig):
-    """Which trunk, and which of its maps.
-
-    Attributes:
-        architecture: timm name.
-        image_size: Pixels a side.
-        patch_size: Pixels a side of a token: the finest map's stride.
-        levels: Indices of the trunk's maps (``forward_intermediates``), the finest first; coarser ones are enlarged.
-        hidden_size: Channels of these maps together.
-    """
+    """Which trunk, and which of its maps."""
 
     model_type = "mmsae_timm_tower"
 
-    architecture: str = "test_resnet"
-    image_size: int = 32
-    patch_size: int = 8
+    architecture: str = "test_resnet"  #: timm name.
+    image_size: int = 32  #: Pixels a side.
+    patch_size: int = 8  #: Pixels a side of a token: the finest map's stride.
+    #: Indices of the trunk's maps (``forward_intermediates``), the finest first; coarser ones are enlarged.
     levels: list[int] | tuple[int, ...] = (2, 3, 4)
-    hidden_size: int = 336
+    hidden_size: int = 336  #: Channels of these maps together.
 
 
 class TimmTower(PreTrainedModel):

@@ -24,11 +24,11 @@ _OWN = ("offset_mapping", "text_starts")
 
 
 class Template(NamedTuple):
-    """A prompt around question and answer; ``after`` is None where the answer's turn is open."""
+    """A prompt around what is said."""
 
-    before: str
-    between: str
-    after: str | None
+    before: str  #: Ahead of the question.
+    between: str  #: From there to the answer, or to the end where there is none.
+    after: str | None  #: Behind the answer; None where the answer's turn is open.
 
     def fill(self, question: str, answer: str | None) -> str:
         """The prompt; what is said is put in once and never looked at, so it may hold any character."""

@@ -23,13 +23,10 @@ MEANS = ("image_mean", "text_mean")
 
 
 class Vocabulary(NamedTuple):
-    """The token ids that are no words: of images, and special ones (BOS, EOS, padding, role marks).
+    """The token ids that are no words."""
 
-    ``<unk>`` stands for a word and is not among them.
-    """
-
-    image: int
-    special: tuple[int, ...]
+    image: int  #: Id of the image token.
+    special: tuple[int, ...]  #: Special tokens (BOS, padding, role marks, ...); ``<unk>`` stands for a word.
 
     def classify(self, ids: Tensor, content: int = QUESTION) -> Tensor:
         """``(B, T) uint8`` kinds as far as ids tell them: PATCH, SPECIAL, and ``content`` for everything else."""
@@ -91,15 +88,15 @@ def flagged(kinds: Tensor) -> Tensor:
 
 
 class PickedMeans(NamedTuple):
-    """Means ``rows (N, d)`` over all tokens of an item so far (see :class:`~mmsae.hosts.capture.Picked`).
+    """Rows that are means over all tokens of an item so far (see :class:`~mmsae.hosts.capture.Picked`).
 
-    A new mean shifts the tokens of this call that are averaged, ``keep (B, T)``.
+    A new mean shifts the averaged tokens of this call.
     """
 
     tokens: Tensor
     where: Where
-    keep: Tensor
-    rows: Tensor
+    keep: Tensor  #: ``(B, T)`` which tokens are averaged.
+    rows: Tensor  #: ``(N, d)`` the means.
 
     def take(self) -> Tensor:
         """The means."""
