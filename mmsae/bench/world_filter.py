@@ -78,12 +78,9 @@ def mixed_questions(data: WorldData, seed: int) -> Questions:
 
 
 def alignment_set(n: int, seed: int, share: float = 0.4) -> Alignment:
-    """Generate an alignment set.
+    """Generate an alignment set; everything follows from ``seed``.
 
-    Args:
-        n: Number of samples.
-        seed: Everything follows from it.
-        share: Damaged share of the captions (half of them swapped, half with a wrong attribute) and of the questions.
+    ``share`` of the captions (half of them swapped, half with a wrong attribute) and of the questions is damaged.
     """
     data, rng = generate(n, seed), np.random.default_rng([seed, 40])
     order = rng.permutation(n)
@@ -109,15 +106,10 @@ def alignment_set(n: int, seed: int, share: float = 0.4) -> Alignment:
 
 
 def top_half(score: np.ndarray, is_caption: np.ndarray, seed: int, keep: float = 0.5) -> np.ndarray:
-    """Rows of the best share of the captions and of the questions, in their order.
+    """Rows of the best share of the captions and of the questions, rounded up, in their order.
 
-    Scores of captions and of questions have different levels; kept together, a score would choose between tasks.
-
-    Args:
-        score: ``(n,)``, larger is better.
-        is_caption: ``(n,) bool``.
-        seed: Seed of the order of equal scores.
-        keep: Share of each, rounded up.
+    Scores of captions and of questions have different levels; kept together, a score would choose between tasks. Larger
+    scores are better, equal ones are ordered by ``seed``.
     """
     tie = np.random.default_rng([seed, 42]).random(len(score))
     order = np.lexsort((tie, -score))
@@ -134,13 +126,7 @@ class Exam(NamedTuple):
 
 
 class Classroom:
-    """The base model, the images as its frozen tower sees them, and everything that is done with copies of it.
-
-    Args:
-        model: The base LLaVA.
-        processor: The processor of the model.
-        data: The alignment set.
-    """
+    """The base LLaVA, the images as its frozen tower sees them, and everything that is done with copies of it."""
 
     def __init__(self, model: nn.Module, processor: Any, data: Alignment) -> None:
         self.model, self.data, self.tokenizer = model, data, processor.tokenizer

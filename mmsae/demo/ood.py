@@ -34,12 +34,8 @@ SHOWN = {
 def detect_ood(root: Path, n: int, steps: int, seed: int, progress: bool = True) -> None:
     """Write the sets, train a TopK on the features before the projection, run ``mmsae ood``.
 
-    Args:
-        root: Folder of the demo.
-        n: Scenes drawn for the in-distribution set; those of one object are kept.
-        steps: Steps of the SAE.
-        seed: Seed of the SAE and its random control.
-        progress: Show bars.
+    Of the ``n`` scenes drawn for the in-distribution set those of one object are kept. ``seed`` is of the SAE and its
+    random control.
     """
     from mmsae.activations import extract
     from mmsae.evaluation.ood.command import ood

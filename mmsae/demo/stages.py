@@ -43,14 +43,9 @@ SEEDS = {"train": 1, "test": 2, "damage": 3, "filter": 4, "talk": 5, "talk_test"
 
 
 class Stages:
-    """Runs stages once, and remembers in a JSON file which are done and how long they took.
+    """Runs stages once, and remembers in a JSON file which are done and how long they took (``seconds``).
 
-    Args:
-        file: The file, in the folder of the demo.
-        recipe: What the stages depend on.
-
-    Attributes:
-        seconds: ``{stage: how long it took}`` of those that are done.
+    ``recipe`` is what the stages depend on.
 
     Raises:
         InputError: The folder holds a demo of another profile, seed or version of the demo.
@@ -76,15 +71,9 @@ class Stages:
 
 
 def fit_recipe(recipe: str, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()) -> None:
-    """``mmsae fit`` of one of the world's recipes, going on from its last checkpoint if there is one.
+    """``mmsae fit`` of ``configs/train/world_RECIPE.yaml``, going on from its last checkpoint if there is one.
 
-    Args:
-        recipe: ``configs/train/world_RECIPE.yaml``.
-        run: Run folder; the SAE comes to ``run/sae``.
-        steps: Training steps.
-        seed: Seed of weights.
-        progress: Show the bar.
-        extra: More command-line arguments.
+    The SAE comes to ``run/sae``; ``extra`` are more command-line arguments.
     """
     from mmsae.training.cli import run as lightning
 

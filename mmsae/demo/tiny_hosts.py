@@ -129,11 +129,7 @@ def store(split: Split = "train") -> Path:
 
 
 def sae(name: str = "paired_topk") -> Path:
-    """An SAE on the training store by ``configs/train/world_NAME.yaml``; ``SAE.from_pretrained`` loads the folder.
-
-    Args:
-        name: ``paired_topk``, ``vl_sae`` or ``shared_topk``.
-    """
+    """An SAE on the training store by ``configs/train/world_NAME.yaml``; ``SAE.from_pretrained`` loads the folder."""
 
     def make(target: Path) -> None:
         fit_method(name, store(), _partial(target), P.sae_steps, RECIPES[f"sae-{name}"]["seed"])
@@ -143,12 +139,9 @@ def sae(name: str = "paired_topk") -> Path:
 
 
 def keep(made: dict[str, Path]) -> None:
-    """Put hosts into the cache that were made elsewhere by the same recipes; those that are there stay.
+    """Put hosts ``{name: folder}`` of the same recipes, made elsewhere, into the cache; those that are there stay.
 
     A cache that cannot be written is no error, for nothing is lost.
-
-    Args:
-        made: ``{name of a host: its folder}``.
     """
     try:
         for name, source in made.items():

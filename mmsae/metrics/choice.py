@@ -9,11 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 def at_edge(what: str, chosen: float, grid: Iterable[float], natural: Sequence[float] = ()) -> list[str]:
     """``["what: chosen (of smallest to largest)"]`` where the chosen setting is an end of its grid, else nothing.
 
-    Args:
-        what: Name of the setting.
-        chosen: The chosen one.
-        grid: All that were tried; of one setting nothing was chosen.
-        natural: Ends beyond which there is nothing to try, such as a weight of 0; these are not said.
+    Of one setting nothing was chosen. ``natural`` are ends beyond which there is nothing to try, such as a weight of 0;
+    these are not said.
     """
     tried = sorted(set(grid))
     if len(tried) < 2 or chosen in natural or chosen not in (tried[0], tried[-1]):
@@ -28,13 +25,7 @@ def edge_warning(edges: Sequence[str]) -> list[str]:
 
 
 def warn_at_edge(tried: Sequence[Mapping[str, float]], best: Mapping[str, float], fields: Sequence[str]) -> None:
-    """A ``UserWarning`` where numbers of the best of all tried settings are an end of what was tried.
-
-    Args:
-        tried: All settings.
-        best: The chosen one.
-        fields: Names of the numbers.
-    """
+    """A ``UserWarning`` where some fields of the best of all tried settings are an end of what was tried."""
     edges = [e for f in fields for e in at_edge(f, best[f], [s[f] for s in tried])]
     for said in edge_warning(edges):
         warnings.warn(said, stacklevel=3)

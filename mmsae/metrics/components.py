@@ -41,11 +41,8 @@ def axes_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
 def principal(x: Tensor | Moments, least: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, ``(d, r)`` principal axes in falling order, and ``(r,)`` standard deviations, in float64.
 
-    Axes with less than ``least`` of the largest variance are left out: they are rounding.
-
-    Args:
-        x: Rows ``(N, d)``, or their moments.
-        least: Least share of the largest variance.
+    Axes with less than ``least`` of the largest variance are left out: they are rounding. ``x`` is rows ``(N, d)``, or
+    their moments.
     """
     if isinstance(x, Moments):
         mean, covariance = x.of()

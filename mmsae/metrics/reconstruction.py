@@ -66,11 +66,7 @@ class ReconstructionMetrics(Metric):
 
 
 class FVU(ReconstructionMetrics):
-    """Fraction of variance unexplained of one stream, one float64 scalar; see :class:`ReconstructionMetrics`.
-
-    Args:
-        d_in: Width of the activations.
-    """
+    """Fraction of variance unexplained of one stream, one float64 scalar; see :class:`ReconstructionMetrics`."""
 
     higher_is_better = False
 

@@ -36,9 +36,7 @@ class SparsityStats(NamedTuple):
 class Sparsity(Metric):
     """Firing statistics of one modality's codes; exact sums over ranks.
 
-    Args:
-        d_sae: Number of latents.
-        hub: A latent that fires in more than this share of the rows is a hub.
+    A latent that fires in more than the share ``hub`` of the rows is a hub.
     """
 
     full_state_update = False

@@ -36,22 +36,16 @@ def centred_ranks(x: Tensor) -> Tensor:
 def spearman(x: Tensor, y: Tensor) -> Tensor:
     """Rank correlation of every column of ``x (N, A)`` with every column of ``y (N, B)``; ``(N,)`` is one column.
 
-    Returns:
-        ``(A, B)`` float64, without the dimension that a side has not; NaN where a column is constant.
+    ``(A, B)`` float64, without the dimension that a side has not; NaN where a column is constant.
     """
     a, b = (centred_ranks(v).reshape(len(v), -1) for v in (x, y))
     return (a.T @ b / (a.norm(dim=0)[:, None] * b.norm(dim=0))).reshape(x.shape[1:] + y.shape[1:])
 
 
 def auroc_table(scores: Tensor, truth: Tensor) -> Tensor:
-    """AUROC of every score column against every truth column, by one sort and one matrix product.
+    """``(C, L)`` AUROC of every column of ``scores (N, L)`` against every one of ``truth (N, C)``, by one sort.
 
-    Args:
-        scores: ``(N, L)``.
-        truth: ``(N, C)`` bool.
-
-    Returns:
-        ``(C, L)`` float64, ties counted half; NaN where a truth column has one class only.
+    Ties are counted half; NaN where a truth column has one class only.
     """
     t = truth.T.double()
     pos = t.sum(1, keepdim=True)
@@ -70,10 +64,6 @@ def auroc_columns(scores: Tensor, truth: Tensor) -> Tensor:
 def auroc(positive: Tensor, negative: Tensor) -> float:
     """Chance that a positive's score exceeds a negative's, ties counted half.
 
-    Args:
-        positive: ``(P,)`` scores that should be high.
-        negative: ``(M,)`` scores that should be low.
-
     Raises:
         ValueError: Empty or NaN scores, which have no rank.
     """
@@ -87,17 +77,11 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def pessimistic_ranks(scores: Tensor, right: Tensor, tie: float = 1e-6) -> Tensor:
-    """Number of wrong candidates that score at least as high as the best right one.
+    """``(n,)`` number of wrong candidates that score at least as high as the best right one; 0 is best.
 
-    Collapsed codes tie in blocks; counting ties against the truth keeps them from looking good.
-
-    Args:
-        scores: ``(n, m)`` of n queries against m candidates.
-        right: ``(n, m)`` bool; every row has at least one True.
-        tie: Scores closer than this are equal (matrix products of equal rows differ by rounding).
-
-    Returns:
-        ``(n,)`` int64, 0 is best.
+    Collapsed codes tie in blocks; counting ties against the truth keeps them from looking good. ``scores`` and
+    ``right`` are ``(n, m)``, every row of ``right`` has a True; scores closer than ``tie`` are equal (matrix products
+    of equal rows differ by rounding).
     """
     best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
     return ((scores >= best - tie) & ~right).sum(1)

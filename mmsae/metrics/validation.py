@@ -28,9 +28,6 @@ class PairCosine(Metric):
 
     The mean over the mismatched ones needs no pairs at all: the inner product of the two sums of unit codes holds every
     pair, and the true ones are taken off. So both values are exact and do not depend on batches or ranks.
-
-    Args:
-        d_sae: Number of latents.
     """
 
     full_state_update = False

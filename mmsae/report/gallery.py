@@ -168,17 +168,10 @@ def compare_codes(
     most: int = 12,
     size: int = 256,
 ) -> CodePair:
-    """The codes of one image and one caption, latent by latent.
+    """The codes (one row each) of an image and a caption, latent by latent, the ``most`` strongest first.
 
-    Args:
-        image: Codes of one row.
-        text: Codes of one row.
-        title: Heading.
-        caption: The text.
-        image_shown: The image, as :func:`thumbnail` takes it.
-        names: Meanings of latents.
-        most: Latents shown, strongest first.
-        size: Longest side of the stored image in pixels.
+    ``image_shown`` is the image as :func:`thumbnail` takes it, ``size`` its longest stored side in pixels, ``names``
+    are meanings of latents.
     """
     ids = (torch.stack([c.to_dense()[0] for c in (image, text)]) > 0).any(0).nonzero().flatten()
     a, b = (c.gather(ids)[0].detach().cpu() for c in (image, text))

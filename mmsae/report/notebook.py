@@ -34,12 +34,7 @@ def interactive() -> bool:
 
 
 def slider(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
-    """Call ``draw`` with its defaults, or let sliders call it with one of the choices each.
-
-    Args:
-        draw: Draws a figure; every argument has a default.
-        **choices: ``{argument: the values to slide over}``.
-    """
+    """Call ``draw`` with its defaults, or let sliders call it with one of the choices of each argument."""
     if not interactive():
         draw()
         return
@@ -68,10 +63,10 @@ def show_images(
     wrap: int = 18,
     title: str = "",
 ) -> None:
-    """Images in a grid.
+    """Images in a grid, row by row.
 
     Args:
-        images: Images as :func:`as_array` takes them, row by row.
+        images: Images as :func:`as_array` takes them.
         titles: One above each.
         columns: Images in a row.
         size: Inches a side of one image.
@@ -109,16 +104,9 @@ def show_latents(
     n_images: int = 8,
     n_captions: int = 3,
 ) -> None:
-    """One line per latent: the images that it fires on most, and the captions that it fires on most.
+    """One line per latent: the images that it fires on most, and the captions that it fires on most, once each.
 
-    Args:
-        latents: Which.
-        tables: ``{"image": ..., "text": ...}`` of :func:`mmsae.metrics.top_evidence`.
-        image_of: uid to an image.
-        caption_of: uid to caption; captions are listed once each.
-        names: Meanings, where known.
-        n_images: Images a line.
-        n_captions: Captions a line.
+    ``tables`` are those of :func:`mmsae.metrics.top_evidence` by modality; ``image_of`` and ``caption_of`` take a uid.
     """
     import matplotlib.pyplot as plt
 
@@ -143,9 +131,7 @@ def show_latents(
 def show_codes(pairs: Sequence[CodePair], images: Sequence[Any] = ()) -> None:
     """Codes of pairs beside each other: bars to the left for the image, to the right for the text.
 
-    Args:
-        pairs: From :func:`mmsae.report.compare_codes`.
-        images: The image of each pair.
+    ``pairs`` are from :func:`mmsae.report.compare_codes`, ``images`` are theirs.
     """
     import matplotlib.pyplot as plt
 

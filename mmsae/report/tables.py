@@ -18,17 +18,7 @@ def text_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, digits: int = 3, none: str = "–") -> str:
-    """A table of a document; text stays as it is.
-
-    Args:
-        header: Names of the columns.
-        rows: Cells; floats are written with ``digits`` decimals.
-        digits: Number of decimals.
-        none: What stands for None.
-
-    Returns:
-        Lines without a newline at the end.
-    """
+    """A table of a document, without a newline at the end; floats have ``digits`` decimals, ``none`` is for None."""
     lines = [header, *([_cell(c, none, digits) for c in r] for r in rows)]
     head, *body = ("| " + " | ".join(line) + " |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(header), *body])

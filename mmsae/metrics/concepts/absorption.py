@@ -34,17 +34,10 @@ def f1(said: Tensor, truth: Tensor) -> float:
 
 
 def main_features(codes: Codes, truth: Tensor, gain: float = 0.03, most: int = 10, l2: float = 1.0) -> Tensor:
-    """``(k,)`` features of the k-sparse probe of a concept, k grown while its F1 gains more than ``gain``.
+    """``(k,)`` features of a concept's k-sparse probe, k grown up to ``most`` while its F1 gains more than ``gain``.
 
     Only features that are larger with the concept than without count: SAEBench takes the largest absolute differences,
-    among which may be one that another concept has and this one never.
-
-    Args:
-        codes: Codes of N rows.
-        truth: ``(N,)`` bool.
-        gain: Least gain of F1.
-        most: Largest k.
-        l2: Penalty of the probe.
+    among which may be one that another concept has and this one never. ``l2`` is the penalty of the probe.
     """
     x, y = matrix(codes), truth.long().numpy()
     rises = np.asarray(x[y == 1].mean(0)).ravel() > np.asarray(x[y == 0].mean(0)).ravel()
@@ -66,14 +59,8 @@ def absorption(x: Tensor, codes: Codes, atoms: Tensor, direction: Tensor, main: 
     On rows where the concept's probe says yes, every feature contributes ``z_i cos(p, d_i)`` to the projection on the
     probe's direction p. Absorbers are the three other features with the largest contributions, of cosine .1 or more. A
     row counts 0 where they carry less than .4 of the projection or the main features all of it, 1 where the main ones
-    carry nothing, else the absorbers' share.
-
-    Args:
-        x: ``(N, d)`` rows on which the probe is positive.
-        codes: Their codes.
-        atoms: ``(F, d)``.
-        direction: ``(d,)`` of the probe.
-        main: ``(k,)`` main features.
+    carry nothing, else the absorbers' share. ``x (N, d)`` and ``codes`` are the rows on which the probe is positive,
+    ``atoms`` are ``(F, d)``, ``direction`` is ``(d,)`` and ``main`` the ``(k,)`` main features.
     """
     p = normalize(direction.double(), dim=0)
     cos = normalize(atoms.double(), dim=1) @ p

@@ -11,12 +11,7 @@ from mmsae.types import Codes
 
 
 class ClassMeans(Metric):
-    """Sums of features per class in float64, added over ranks.
-
-    Args:
-        classes: Number of classes C.
-        features: Number of features F.
-    """
+    """Sums of features per class in float64, added over ranks."""
 
     full_state_update = False
 

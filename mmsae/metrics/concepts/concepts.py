@@ -35,13 +35,7 @@ def thresholds(z: Tensor) -> Tensor:
 
 
 def f1_table(z: Tensor, truth: Tensor, at: Tensor) -> Tensor:
-    """``(T, C, L)`` F1 of "latent l is above threshold t" as a detector of concept c.
-
-    Args:
-        z: ``(N, L)`` code values.
-        truth: ``(N, C)`` bool.
-        at: ``(T, L)`` thresholds.
-    """
+    """``(T, C, L)`` F1 of "latent l of ``z (N, L)`` is above threshold t of ``at (T, L)``" as detector of concept c."""
     t = truth.T.to(torch.float32)  # counts stay exact in float32 up to 16.7 M samples
     n_true = t.sum(1)[:, None]
     out = []
@@ -77,10 +71,8 @@ def _tables(codes: Codes, truth: Tensor, chunk: int) -> tuple[Tensor, Tensor, Te
 def match_concepts(codes: Mapping[str, Codes], truth: Tensor, chunk: int = 512) -> Match:
     """Choose, for each concept, the best latent and threshold on training samples.
 
-    Args:
-        codes: ``{"image": ..., "text": ...}`` codes of N training pairs, or one modality.
-        truth: ``(N, C)`` bool, which concepts each pair shows.
-        chunk: Latents at a time; memory is about ``8 * N * chunk`` floats.
+    ``codes`` are those of N pairs by modality, or of one, ``truth (N, C)`` says which concepts each pair shows.
+    ``chunk`` latents are taken at a time; memory is about ``8 * N * chunk`` floats.
     """
     tables = {m: _tables(c, truth.to(c.values.device), chunk) for m, c in codes.items()}
     f1 = {m: t[0] for m, t in tables.items()}
@@ -106,12 +98,7 @@ def _f1(z: Tensor, truth: Tensor, thr: Tensor) -> Tensor:
 def score_concepts(
     match: Match, codes: Mapping[str, Codes], truth: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Score a match on held-out samples.
-
-    Args:
-        match: What :func:`match_concepts` chose, on other samples.
-        codes: ``{modality: codes of N held-out pairs}``.
-        truth: ``(N, C)`` bool.
+    """Score what :func:`match_concepts` chose elsewhere on codes of held-out pairs and their truth ``(N, C)``.
 
     Returns:
         F1 and AUC, each ``{side: (C,) float64}``; NaN for a concept that the held-out samples lack (or, for AUC,

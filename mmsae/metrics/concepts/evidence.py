@@ -97,15 +97,10 @@ def places(key: Tensor) -> Tensor:
 
 
 class TopN(Metric):
-    """Streaming top-n samples per latent of one modality.
+    """Streaming top-n samples per latent of one modality, with ``extra`` integers beside each uid.
 
     Every distinct ``key`` appears once per latent, with its highest value: tokens of one sample, a sample seen twice
     and, where keys are caption hashes, equal captions do not fill the list. Rows with activation 0 are never listed.
-
-    Args:
-        d_sae: Number of latents.
-        n: Samples kept per latent.
-        extra: Integers kept with each sample beside its uid.
     """
 
     full_state_update = False

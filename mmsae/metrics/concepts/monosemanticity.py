@@ -48,12 +48,8 @@ class Monosemanticity(Metric):
     """Streaming monosemanticity of every feature; float64 sums, equal over batches and ranks.
 
     Scaling to [0, 1] needs the extremes of all samples, but the sums of scaled values follow from sums of raw ones, so
-    one pass is enough. Embeddings should come from another encoder than the features (else the score is circular), on
-    samples without near-duplicates (which raise it).
-
-    Args:
-        features: Number of features F.
-        width: Width of the judge's embeddings.
+    one pass is enough. Embeddings (of ``width``) should come from another encoder than the features (else the score is
+    circular), on samples without near-duplicates (which raise it).
     """
 
     full_state_update = False
@@ -71,11 +67,7 @@ class Monosemanticity(Metric):
 
     @torch.no_grad()
     def update(self, features: Tensor | Codes, embeddings: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            features: ``(N, F)`` activations of any sign, or codes.
-            embeddings: ``(N, width)`` of the judge for the same samples; normalised here.
+        """Add a batch: ``(N, F)`` activations of any sign, or codes, and the judge's embeddings; normalised here.
 
         Raises:
             InputError: Different numbers of rows.

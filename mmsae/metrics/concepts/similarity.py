@@ -31,11 +31,9 @@ def intra_inter(image: Tensor, text: Tensor) -> dict[str, float]:
 
 
 def top_means(rows: Tensor, features: Tensor) -> Tensor:
-    """``(L, d)`` mean feature of each latent's top samples.
+    """``(L, d)`` mean of the judge's ``features (N, d)`` over each latent's top samples.
 
-    Args:
-        rows: ``(L, n)`` int64 row of each top sample in ``features``, -1 where a latent has fewer than n.
-        features: ``(N, d)`` judge features of the corpus.
+    ``rows (L, n)`` are their rows in ``features``, -1 where a latent has fewer than n.
     """
     rows = rows.to(features.device)
     has = (rows >= 0).to(features.dtype)

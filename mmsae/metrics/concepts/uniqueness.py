@@ -13,12 +13,8 @@ from mmsae.types import Codes
 def top_rows(features: Tensor | Codes, n: int = 16, chunk: int = 1024) -> Tensor:
     """``(F, n)`` int64 rows of the n highest activations above 0 of each feature, -1 where there are fewer.
 
-    For codes and channels that are at hand; :class:`mmsae.metrics.TopN` streams. Ties go to the lower row.
-
-    Args:
-        features: ``(N, F)`` activations, or codes.
-        n: Rows per feature.
-        chunk: Features at a time.
+    For codes and channels that are at hand; :class:`mmsae.metrics.TopN` streams. Ties go to the lower row. ``chunk``
+    features are taken at a time.
     """
     codes = isinstance(features, Codes)
     width = features.d_sae if codes else features.shape[1]
@@ -68,9 +64,7 @@ def uniqueness(rows: Tensor, close: float = 0.5, chunk: int = 2048) -> dict[str,
 def coherence(rows: Tensor, embeddings: Tensor) -> Tensor:
     """``(F,)`` float64 mean pairwise cosine of each feature's top samples; NaN for fewer than two.
 
-    Args:
-        rows: Rows as :func:`uniqueness` takes them, positions in ``embeddings``.
-        embeddings: ``(N, d)`` of a judge.
+    ``rows`` are as :func:`uniqueness` takes them, positions in the ``embeddings (N, d)`` of a judge.
     """
     e = normalize(embeddings.double(), dim=1)
     on = (rows >= 0).to(e.device)

@@ -60,9 +60,7 @@ class Objects(NamedTuple):
     def of(cls, lines: Iterable[Sequence[str]], published: bool = True) -> Objects:
         """From lists of synonyms, the object's own name first.
 
-        Args:
-            lines: The lists.
-            published: Merge the original's fixed pairs only. Else every term of several words is found.
+        ``published`` merges the original's fixed pairs only; else every term of several words is found.
         """
         name: dict[str, str] = {}
         for terms in lines:
@@ -132,12 +130,7 @@ def hallucinated(caption: str, truth: set[str], objects: Objects) -> list[str]:
 
 
 def chair(captions: Mapping[str, str], truth: Mapping[str, set[str]], objects: Objects) -> ChairReport:
-    """CHAIR of captions.
-
-    Args:
-        captions: ``{image: caption}``.
-        truth: ``{image: objects that it has}``, see :meth:`Objects.truth`.
-        objects: Which words mean which object.
+    """CHAIR of captions ``{image: caption}``; for ``{image: objects that it has}`` see :meth:`Objects.truth`.
 
     Raises:
         InputError: No captions, or one of an image whose objects are not known.

@@ -34,14 +34,8 @@ def zero_shot_recovered(
     """Loss recovered of zero-shot classification.
 
     The logits are the host's own: unit vectors times its logit scale. Without that scale every cross-entropy is close
-    to ``ln C`` and the ratios are noise.
-
-    Args:
-        x: ``(N, d)`` image embeddings.
-        x_hat: ``(N, d)`` their reconstructions.
-        classes: ``(C, d)`` class embeddings.
-        labels: ``(N,)`` int64.
-        logit_scale: Factor of cosines in the host's logits, e.g. 100.
+    to ``ln C`` and the ratios are noise. ``x (N, d)`` are image embeddings, ``x_hat`` their reconstructions, ``classes
+    (C, d)`` class embeddings, ``labels (N,)`` int64.
     """
     w = normalize(classes.double(), dim=1).T * logit_scale
 

@@ -23,10 +23,6 @@ def modality_share(image: Tensor, text: Tensor) -> Tensor:
     """``(d_sae,)`` share in [0, 1] of a feature's energy that images give; NaN for features without any.
 
     Means over the rows of each side are compared, so unequal numbers of images and texts do not matter.
-
-    Args:
-        image: ``(d_sae,)`` energy over images.
-        text: ``(d_sae,)`` over texts.
     """
     return image.double() / (image.double() + text.double())
 

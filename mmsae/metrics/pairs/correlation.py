@@ -40,9 +40,6 @@ class CrossCorrelation(Metric):
     """Pearson correlation, over pairs, of each latent's image value with its text value.
 
     One streaming pass with float64 sums of length ``d_sae``, added over ranks; sparse codes are never made dense.
-
-    Args:
-        d_sae: Number of latents.
     """
 
     full_state_update = False

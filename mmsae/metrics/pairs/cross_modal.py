@@ -133,12 +133,7 @@ class CrossModalWeights(Metric):
 
     @torch.no_grad()
     def update(self, codes: Mapping[str, Codes], tokens: Tokens) -> None:
-        """Add one batch; rows that ``tokens.special`` marks are left out.
-
-        Args:
-            codes: ``{"image": ..., "text": ...}`` of the tokens; a batch may lack a modality.
-            tokens: Hidden vectors, uids, and for token sites positions.
-        """
+        """Add one batch, which may lack a modality; rows that ``tokens.special`` marks are left out."""
         uids = pack_uids(tokens.uids).to(self.values.device)
         for side, m in enumerate(SIDES):
             if m not in codes:

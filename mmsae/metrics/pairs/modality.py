@@ -18,9 +18,7 @@ CLASSES = ("dead", IMAGE, TEXT, "shared")
 def modality_index(image: Tensor, text: Tensor) -> Tensor:
     """``(d_sae,)`` float64 ``(image - text) / (image + text)`` in [-1, 1]; NaN where both are 0.
 
-    Args:
-        image: ``(d_sae,)`` firing rate on image tokens, or (energy version) mean activation over them.
-        text: ``(d_sae,)`` likewise for text.
+    The sides are ``(d_sae,)`` firing rates on tokens, or (energy version) mean activations over them.
     """
     image, text = image.double(), text.double()
     return (image - text) / (image + text)  # 0 / 0 is the NaN that is promised
@@ -58,13 +56,10 @@ class Lift(NamedTuple):
 
 
 def overlap_p_value(both: Tensor, image: Tensor, text: Tensor, items: int) -> Tensor:
-    """``P(X >= both)`` for the overlap X of two random sets of ``image`` and ``text`` among ``items``.
+    """``(d_sae,)`` ``P(X >= both)`` for the overlap X of two random sets of ``image`` and ``text`` among ``items``.
 
     That is what shuffling captions does to the number of pairs whose sides both fire, so no shuffles are drawn: X is
     hypergeometric. Terms are added upwards from ``both``, each from the one before.
-
-    Returns:
-        ``(d_sae,)`` float64.
     """
     k, a, b = both.double(), image.double(), text.double()
     n = torch.tensor(float(items), dtype=torch.float64, device=k.device)
@@ -85,9 +80,7 @@ def overlap_p_value(both: Tensor, image: Tensor, text: Tensor, items: int) -> Te
 class CoActivation(Metric):
     """Lift of every latent over pairs; streaming integer counts, exact over ranks.
 
-    Args:
-        d_sae: Number of latents.
-        delta: A latent fires on an item where it is above this on one of its content tokens.
+    A latent fires on an item where it is above ``delta`` on one of its content tokens.
     """
 
     full_state_update = False

@@ -23,12 +23,9 @@ HUB_BOUND = 0.5  # and latents that fire in more than this share of the rows of 
 
 
 def derangement(n: int, seed: int = 0, same: Tensor | None = None) -> Tensor:
-    """``(n,)`` seeded permutation that leaves no element in place, nor in its own group.
+    """``(n,)`` permutation that leaves no element in place, nor in its own group; a function of the arguments.
 
-    Args:
-        n: Number of rows, at least 2.
-        seed: The result depends on ``n``, ``seed`` and ``same`` only.
-        same: ``(n,)`` group ids; partners of one group (equal captions) count as the same.
+    Partners of one group of ``same (n,)`` (ids of equal captions) count as the same.
 
     Raises:
         InputError: One group holds more than half of the rows, so no such permutation exists.

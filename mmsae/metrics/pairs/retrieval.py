@@ -50,7 +50,7 @@ def recall_at(
     ks: Sequence[int] = (1, 5, 10),
     chunk: int = 512,
 ) -> dict[int, float]:
-    """Share of queries whose partner is among the k nearest keys by cosine; ties count against the partner.
+    """``{k: share of queries whose partner is among the k nearest keys by cosine}``; ties count against the partner.
 
     Args:
         queries: ``(N, d)`` or codes of N rows.
@@ -58,9 +58,6 @@ def recall_at(
         same: ``(N,)`` group ids; any key of the query's own group (an equal caption, say) is right. None: row i only.
         ks: Cut-offs.
         chunk: Queries at a time; memory is ``chunk * (N + d_sae)`` floats.
-
-    Returns:
-        ``{k: recall}``.
     """
     n = queries.n if isinstance(queries, Codes) else len(queries)
     score = cosine_to(keys)

@@ -46,10 +46,8 @@ def partial_captions(scenes: Scenes, seed: int) -> list[str]:
 def _write(scenes: Scenes, keep: np.ndarray, turn: np.ndarray) -> list[str]:
     """Put captions together.
 
-    Args:
-        scenes: What to tell.
-        keep: ``(n, 11) bool`` four attributes of each object, background, position, relation.
-        turn: ``(n, 2) bool`` whether the objects are told in the other order, with their relation, without it.
+    ``keep (n, 11) bool``: four attributes of each object, background, position, relation. ``turn (n, 2) bool``: whether
+    the objects are told in the other order, with their relation, without it.
     """
     out = []
     columns = (scenes.objects, scenes.background, scenes.position, scenes.relation, keep, turn)
@@ -66,23 +64,14 @@ def _write(scenes: Scenes, keep: np.ndarray, turn: np.ndarray) -> list[str]:
 
 
 def damage(scenes: Scenes, seed: int) -> tuple[list[str], list[str]]:
-    """Full captions in which exactly one attribute of object 0 is wrong.
-
-    Returns:
-        The ``n`` captions, and which attribute is wrong in each (``shape``, ``colour``, ``size`` or ``texture``).
-    """
+    """Full captions in which exactly one attribute of object 0 is wrong, and the name of that attribute in each."""
     wrong = change_one(scenes, seed, which_object=0)
     names = list(OBJECT_ATTRIBUTES)
     return full_captions(wrong), [names[a] for a in wrong.changed]
 
 
 def swap(captions: list[str], seed: int, share: float = 0.3) -> tuple[list[str], np.ndarray]:
-    """Give some samples the caption of another sample that reads differently.
-
-    Args:
-        captions: ``n`` captions, not all equal.
-        seed: Everything follows from it.
-        share: Share of the samples that get a wrong caption.
+    """Give a share of the samples the caption of another sample that reads differently.
 
     Returns:
         The captions, and ``(n,) bool``: whose is wrong.

@@ -57,13 +57,7 @@ class WorldData(NamedTuple):
 
 
 def generate(n: int, seed: int, *, siblings: bool = True) -> WorldData:
-    """Generate ``n`` samples.
-
-    Args:
-        n: How many.
-        seed: Everything follows from it, and from ``n`` and ``siblings``.
-        siblings: Rows 2i and 2i+1 differ in exactly one attribute of one object.
-    """
+    """``n`` samples, a function of the arguments; with ``siblings`` rows 2i and 2i+1 differ in one attribute."""
     scenes = sample_scenes(n, seed, siblings=siblings)
     uids = [hashlib.blake2b(f"{seed}:{n}:{siblings}:{i}".encode(), digest_size=16).hexdigest() for i in range(n)]
     return WorldData(

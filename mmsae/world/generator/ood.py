@@ -49,15 +49,9 @@ def checker(images: np.ndarray) -> np.ndarray:
 
 
 def write_ood_sets(out: str | Path, n: int, seed: int) -> dict[str, str]:
-    """Write the ID set ``id`` (about .6 n scenes of one object) and the OOD sets, of half as many images.
+    """Write the ID set ``id`` (of n scenes those of one object, about .6 n) and the OOD sets, of half as many images.
 
-    Args:
-        out: Folder; every set is a folder in it.
-        n: Scenes drawn for the ID set.
-        seed: Seed of scenes and noise; not one that a host was trained on.
-
-    Returns:
-        ``{set: folder}`` of id, digits, noise and checker.
+    ``seed`` is of scenes and noise; not one that a host was trained on. Returns ``{set: folder in out}``.
     """
     images, names = lone_objects(n, seed)
     other, other_names = lone_objects(n // 2, seed + 1)

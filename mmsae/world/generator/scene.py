@@ -77,13 +77,10 @@ def _radius(objects: np.ndarray, jitter: np.ndarray) -> np.ndarray:
 
 
 def sample_scenes(n: int, seed: int, *, siblings: bool = True) -> Scenes:
-    """Draw scenes.
+    """Draw ``n`` scenes, a function of the arguments.
 
-    Args:
-        n: How many.
-        seed: Everything follows from it.
-        siblings: Rows 2i and 2i+1 are one scene and its copy with exactly one object attribute changed, the hard
-            negatives without which a small CLIP does not learn shape. Otherwise all scenes are drawn independently.
+    With ``siblings`` rows 2i and 2i+1 are one scene and its copy with exactly one object attribute changed, the hard
+    negatives without which a small CLIP does not learn shape. Otherwise all scenes are drawn independently.
     """
     rng = np.random.default_rng([seed, 0])
     m = -(-n // 2) if siblings else n

@@ -60,21 +60,10 @@ def write_world(
     compress: bool = False,
     progress: bool = True,
 ) -> WorldData:
-    """Generate samples and write them, with their full captions; see :func:`write_samples`.
+    """Generate samples (:func:`~mmsae.world.generator.data.generate`) and write them with their full captions.
 
-    Args:
-        out: Folder of the shards; made where missing.
-        n: Number of samples.
-        seed: Everything follows from it: the same arguments write the same bytes.
-        prefix: First part of the shard names and of the keys.
-        siblings: Whether samples come in pairs that differ in one attribute, see
-            :func:`mmsae.world.generator.data.generate`.
-        per_shard: Samples a shard; keep it even, so that siblings lie in one shard.
-        compress: Write ``.tar.gz``, about a third of the size.
-        progress: Show a progress bar.
-
-    Returns:
-        What was written.
+    The same arguments write the same bytes; see :func:`write_samples` for the rest of them. Keep ``per_shard`` even, so
+    that siblings lie in one shard. Returns what was written.
     """
     data = generate(n, seed, siblings=siblings)
     write_samples(

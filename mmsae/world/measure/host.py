@@ -59,14 +59,8 @@ def attribute_labels(scenes: Scenes) -> dict[str, Tensor]:
 def zero_shot_attributes(image: Tensor, scenes: Scenes, embed: Embed) -> dict[str, float]:
     """Zero-shot accuracy by attribute, on the scenes of one object (of two, an attribute has two values).
 
-    Args:
-        image: ``(n, d)`` image embeddings of all scenes.
-        scenes: The scenes.
-        embed: Texts to their ``(m, d)`` embeddings.
-
-    Returns:
-        ``{colour, shape, size, texture, background, position, colour_shape}``; the last is 30-way. Chance is one in
-        the number of classes.
+    ``image (n, d)`` are embeddings of all scenes, ``embed`` gives those of texts. The keys are those of
+    :data:`ATTRIBUTE_PROMPTS`; ``colour_shape`` is 30-way. Chance is one in the number of classes.
     """
     alone = np.flatnonzero(~scenes.two)
     x = torch.nn.functional.normalize(image[torch.from_numpy(alone)], dim=1)

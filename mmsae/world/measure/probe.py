@@ -34,11 +34,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def pixel_background(images: np.ndarray) -> np.ndarray:
-    """``(n,)`` index into BACKGROUNDS: nearest grey of the median of the frame, two pixels wide.
-
-    Args:
-        images: ``(n, H, W, 3) uint8``.
-    """
+    """``(n,)`` index into BACKGROUNDS of ``(n, H, W, 3) uint8``: nearest grey to the median of the frame, 2 wide."""
     frame = np.ones(images.shape[1:3], bool)
     frame[2:-2, 2:-2] = False
     grey = np.median(images[:, frame].astype(np.float32), axis=1).mean(1)
@@ -46,14 +42,11 @@ def pixel_background(images: np.ndarray) -> np.ndarray:
 
 
 def pixel_colour(images: np.ndarray) -> np.ndarray:
-    """``(n,)`` index into COLOURS of a lone object, or :data:`NONE`.
+    """``(n,)`` index into COLOURS of a lone object in images ``(n, H, W, 3) uint8``, or :data:`NONE`.
 
     The grounds are grey, so the pixels that are most unlike the ground are the most saturated ones. Their mean chroma
     (colour minus its grey) is compared with those of the palette by angle, which dark stripes and soft edges leave as
     it is.
-
-    Args:
-        images: ``(n, H, W, 3) uint8``.
     """
     pixels = images.reshape(len(images), -1, 3).astype(np.float32)
     chroma = pixels - pixels.mean(2, keepdims=True)
@@ -65,11 +58,7 @@ def pixel_colour(images: np.ndarray) -> np.ndarray:
 
 
 class WorldProbe(nn.Module):
-    """A small convolutional classifier of every attribute of a lone object on a 32 x 32 image.
-
-    Args:
-        width: Channels of the first layer.
-    """
+    """A small convolutional classifier of every attribute of a lone object on a 32 x 32 image."""
 
     def __init__(self, width: int = 24):
         super().__init__()
@@ -131,17 +120,10 @@ def _centred(images: np.ndarray) -> Tensor:
 def train_probe(
     n: int = 12000, steps: int = 250, seed: int = 1000, batch_size: int = 128, progress: bool = False
 ) -> WorldProbe:
-    """A :class:`WorldProbe` trained on renders of its own.
+    """A :class:`WorldProbe` trained on renders of its own: of ``n`` scenes, those of one object (three fifths).
 
     Generated images are softer than renders, so half of a batch is blurred and all of it is noisy: else softness
     would be read as one of the shapes.
-
-    Args:
-        n: Scenes that are rendered; three fifths have one object and are used.
-        steps: Optimiser steps.
-        seed: Seed of scenes, weights and order.
-        batch_size: Images a step.
-        progress: Show a bar.
     """
     scenes = sample_scenes(n, seed, siblings=False)
     scenes = scenes.rows(~scenes.two)

@@ -68,20 +68,16 @@ def score_sae(
     retrieval: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All figures of one SAE.
+    """All figures of one SAE; matching, correlations and alpha are fitted on ``train``, scores are of ``test``.
 
     Args:
         sae: A trained SAE of both modalities.
-        train: Training renders: matching, correlations and the choice of alpha.
-        test: Held-out renders: every score.
+        train: Training renders.
+        test: Held-out renders.
         damaged: ``(n, d)`` raw text embeddings of the held-out captions with one attribute of object 0 changed.
         embed: Texts to raw text embeddings.
         retrieval: Held-out pairs that compete in retrieval.
         seed: Seed of the shuffled and swapped pairs.
-
-    Returns:
-        ``fvu``, ``concept_f1``, ``concept_auc``, their ``_by_group``, ``concepts``, ``top_concept_agreement``,
-        ``code_cosine``, ``recall_at_1``, ``dead_fraction``, ``bimodal``, ``mismatch``, ``zero_shot``, ``warnings``.
     """
     z_train, z = encode_pairs(sae, train), encode_pairs(sae, test)
     lone = {"train": train.alone, "test": test.alone}

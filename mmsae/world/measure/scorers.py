@@ -51,13 +51,7 @@ def asked(group: str) -> Scorer:
 
 
 def probed(file: str, group: str, value: str | None = None) -> Scorer:
-    """1 where a :class:`~mmsae.world.measure.probe.WorldProbe` sees a value of a group (default: the prompt's).
-
-    Args:
-        file: File of the classifier.
-        group: ``shape``, ``colour``, ``size``, ``texture``, ``background`` or ``position``.
-        value: Value of the group.
-    """
+    """1 where the :class:`.WorldProbe` in a file sees a value of a group (default: the prompt's)."""
     probe, fixed = WorldProbe.load(file), None if value is None else _index(group, value)
 
     def scorer(images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -30,13 +30,8 @@ def pair_loss(image: Tensor, text: Tensor, caption: Tensor, scale: Tensor) -> Te
     """CLIP's symmetric cross-entropy in which equal captions share the target.
 
     Equal to the loss over all B x B logits with targets spread evenly over equal captions, at the cost of the U
-    different ones: a column that stands for c texts counts c times in the softmax.
-
-    Args:
-        image: ``(B, d)`` unit embeddings.
-        text: ``(U, d)`` unit embeddings of the different captions.
-        caption: ``(B,)`` which of the U each image has.
-        scale: Inverse temperature.
+    different ones: a column that stands for c texts counts c times in the softmax. ``image (B, d)`` and ``text (U, d)``
+    are unit embeddings, ``caption (B,)`` says which of the U each image has, ``scale`` is the inverse temperature.
     """
     logits = scale * image @ text.T  # (B, U)
     count = torch.bincount(caption, minlength=len(text)).to(logits)
@@ -78,16 +73,7 @@ def train(
     state: loop.RunState | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train ``model`` in place, see :func:`mmsae.world.models.loop.train`.
-
-    Args:
-        model: open_clip model with ``encode_image``, ``encode_text``, ``logit_scale`` and an image tower ``visual``.
-        pairs: The data.
-        ids: ``(U, L)`` tokens of ``pairs.texts``.
-        r: The recipe.
-        state: From where a killed run goes on.
-        progress: Show a bar.
-    """
+    """Train an open_clip model in place, see :func:`.loop.train`; ``ids (U, L)`` are tokens of ``pairs.texts``."""
     device = model.logit_scale.device
     batches = _Batches(pairs, ids, r, device)
 

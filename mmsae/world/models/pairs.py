@@ -49,18 +49,11 @@ def load_pairs(
     keep: Callable[[dict[str, Any]], bool] | None = None,
     progress: bool = True,
 ) -> LoadedPairs:
-    """Decode all pairs of some shards, once, into memory.
+    """Decode all pairs of some shards, once, into memory; ``keep`` says of a sample's ``json`` whether it is wanted.
 
     An image whose shorter side is not ``image_size`` is resized (bicubic) and cut to its middle, as open_clip does. A
     sample with a list ``captions`` in its ``json`` has all of those; else the one that every reader sees. Neighbours
     with the same ``pair`` in their ``json`` stay together.
-
-    Args:
-        shards: Path, glob or brace pattern, or several.
-        image_size: Pixels a side.
-        data: What is made of their samples.
-        keep: Says of a sample's ``json`` whether it is wanted; all are where None.
-        progress: Show a bar of shards.
 
     Raises:
         InputError: No shard matches, no sample is left, too much data, too many faults, or a uid twice.

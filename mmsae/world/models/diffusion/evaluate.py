@@ -49,14 +49,10 @@ def prompts_for(wanted: dict[str, np.ndarray]) -> ObjectPrompts:
 
 
 def draw_prompts(n: int, seed: int, colour: str | None = None, *, vary: bool = False) -> ObjectPrompts:
-    """Prompts in random order, no combination twice before all have come.
+    """Prompts in random order, no combination twice before all have come; of all six colours, or of one.
 
-    Args:
-        n: How many.
-        seed: Seed of the order.
-        colour: The only colour; else all six.
-        vary: Sizes and places too (900 prompts, 150 of one colour); else all objects are large and in the center (90
-            prompts, 15 of one colour).
+    With ``vary`` sizes and places differ too (900 prompts, 150 of one colour); else all objects are large and in the
+    center (90 prompts, 15 of one colour).
     """
     rng = np.random.default_rng([seed, 50])
     values = {
@@ -72,15 +68,10 @@ def draw_prompts(n: int, seed: int, colour: str | None = None, *, vary: bool = F
 
 
 def score_images(images: np.ndarray, wanted: dict[str, np.ndarray], probe: WorldProbe | None = None) -> dict:
-    """Share of images that show what was wanted.
-
-    Args:
-        images: ``(n, H, W, 3) uint8``.
-        wanted: ``{attribute: (n,) value ids}``.
-        probe: Asked for all attributes too, where given.
+    """Share of images ``(n, H, W, 3) uint8`` that show what was wanted, ``{attribute: (n,) value ids}``.
 
     Returns:
-        ``{"colour", "background"}`` by pixels, and ``"probe": {attribute: share}``.
+        ``{"colour", "background"}`` by pixels, and ``"probe": {attribute: share}`` where a probe is given.
     """
     out = {
         "colour": float((pixel_colour(images) == wanted["colour"]).mean()),
@@ -112,14 +103,7 @@ class Contrast(NamedTuple):
 
 @torch.no_grad()
 def colour_contrast(host: Any, sae: SAE, prompts: ObjectPrompts, colour: str) -> Contrast:
-    """Mean codes of prompts and of the same prompts with another colour, on the tokens that know the colour.
-
-    Args:
-        host: The pipeline.
-        sae: Trained at :data:`SITE`.
-        prompts: Prompts of one colour.
-        colour: The other one.
-    """
+    """Mean codes of prompts of one colour and of the same with another, on the tokens that know the colour."""
     x = [
         next(host.stream(p.texts, SITE, batch_size=len(p.texts))).x[TEXT] for p in (prompts, prompts.recoloured(colour))
     ]
@@ -171,12 +155,8 @@ def outcome(drawn: Tensor, prompts: ObjectPrompts, target: int, probe: WorldProb
 def draw_with(host: Any, sae: SAE, way: Any, texts: Sequence[str], **options: Any) -> tuple[Tensor, float]:
     """Images of prompts ``(n, 3, H, W)``, and the mean ``|dx| / |x|`` of the tokens that were changed.
 
-    Args:
-        host: The pipeline.
-        sae: Trained at :data:`SITE`.
-        way: An intervention, a control, or None.
-        texts: The prompts; each has its own noise, the same for every way.
-        **options: Options of ``host.generate``.
+    ``way`` is an intervention, a control, or None; each prompt has its own noise, the same for every way. ``options``
+    are those of ``host.generate``.
     """
     options = {"seed": range(len(texts)), "batch_size": 48} | options
     if way is None:
@@ -201,18 +181,7 @@ def tune(
     """``k`` and strength that are best on tuning prompts: target colour, background and size are right.
 
     Size is asked because strong edits blow small objects up, which pixels of colour and background do not show.
-
-    Args:
-        host: The pipeline.
-        sae: Trained at :data:`SITE`.
-        contrast: See :func:`substitution`.
-        prompts: For tuning; report on others.
-        target: Index into COLOURS.
-        probe: Tells sizes.
-        ks: To try.
-        strengths: To try.
-        stats: See :func:`substitution`.
-        **options: Options of ``host.generate``.
+    ``target`` is an index into COLOURS, ``options`` are those of ``host.generate``; else see :func:`substitution`.
 
     Returns:
         ``k``, strength (the gentlest among equals), and all that was tried.

@@ -60,16 +60,8 @@ def train(
 ) -> dict[str, Any]:
     """Train ``unet`` and ``text_encoder`` in place; they end as the mean of their weights over the last steps.
 
-    Args:
-        unet: ``(x, time, text states) -> .sample``.
-        text_encoder: ``(tokens) -> .last_hidden_state``.
-        scheduler: Scheduler of diffusers, with ``prediction_type`` ``v_prediction``.
-        data: What to learn from.
-        r: The recipe.
-        progress: Say about how long it takes, and show a bar with loss and time left.
-
-    Returns:
-        See :func:`mmsae.world.models.loop.train`.
+    The scheduler is one of diffusers that predicts v. With ``progress`` it says about how long it takes. Returns what
+    :func:`mmsae.world.models.loop.train` does.
     """
     device = next(unet.parameters()).device
     parts = nn.ModuleList([unet, text_encoder]).train()

@@ -69,10 +69,7 @@ def build_processor(tokenizer: Any, tower: TimmTowerConfig, preprocess: dict[str
 
 
 def read_clip(folder: str | Path) -> tuple[TimmTowerConfig, dict[str, torch.Tensor], dict[str, Any]]:
-    """The image trunk of a CLIP of :func:`mmsae.world.models.command.pretrain_clip`.
-
-    Returns:
-        The tower's configuration, the trunk's weights, and the preprocessing (``mean``, ``std``).
+    """The tower's configuration, trunk and preprocessing (``mean``, ``std``) of a CLIP of ``mmsae pretrain-clip``.
 
     Raises:
         InputError: The folder is no such CLIP, or its tower is no timm network with maps.

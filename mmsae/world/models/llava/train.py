@@ -123,12 +123,8 @@ def hidden_states(model: nn.Module, features: Tensor, ids: Tensor, image: int) -
 def answer_loss(model: nn.Module, features: Tensor, ids: Tensor, weights: Tensor, image: int) -> Tensor:
     """Weighted cross-entropy of the answers; each weight class is a mean of its own.
 
-    Args:
-        model: The LLaVA.
-        features: ``(B, T, F)`` of its vision tower.
-        ids: ``(B, L)``, padded on the right.
-        weights: ``(B, L)`` of tokens as targets; 0: not predicted.
-        image: Id of the image token.
+    ``features (B, T, F)`` are of the vision tower, ``ids (B, L)`` padded on the right, ``weights (B, L)`` of tokens as
+    targets (0: not predicted), ``image`` is the id of the image token.
     """
     hidden = hidden_states(model, features, ids, image)
     target = weights[:, 1:] > 0
@@ -147,13 +143,7 @@ def train(
 ) -> dict[str, Any]:
     """Train projector and language model in place, see :func:`mmsae.world.models.loop.train`.
 
-    Args:
-        model: The LLaVA; its vision tower is frozen.
-        features: ``(N, T, F)`` of the frozen tower.
-        dialogues: Batches of what is said about them.
-        r: The recipe.
-        state: From where a killed run goes on.
-        progress: Show a bar.
+    ``features (N, T, F)`` are of the frozen vision tower, ``dialogues`` the batches of what is said about them.
     """
     device, image = model.lm_head.weight.device, model.config.image_token_id
     learned = [(n, p) for n, p in model.named_parameters() if "vision_tower" not in n]
