@@ -18,229 +18,96 @@ from typing import Any
 UNTIL = "0.4"
 """The version in which the old names are gone."""
 
-MODULES = {
-    "backbones": "hosts",
-    "backbones.base": "hosts.base",
-    "backbones.diffusion": "hosts.diffusion.host",
-    "backbones.diffusion_base": "hosts.diffusion.host",
-    "backbones.diffusion_call": "hosts.diffusion.call",
-    "backbones.diffusion_load": "hosts.diffusion.load",
-    "backbones.diffusion_probe": "hosts.diffusion.sites",
-    "backbones.diffusion_prompts": "hosts.diffusion.prompts",
-    "backbones.diffusion_run": "hosts.diffusion.call_state",
-    "backbones.diffusion_sites": "hosts.diffusion.sites",
-    "backbones.diffusion_stream": "hosts.diffusion.stream",
-    "backbones.diffusion_tap": "hosts.diffusion.edits",
-    "backbones.hooks": "hosts.hooks",
-    "backbones.load": "hosts.load",
-    "backbones.loaded": "hosts.loaded",
-    "backbones.lvlm": "hosts.lvlm.host",
-    "backbones.lvlm_cache": "hosts.lvlm.cache",
-    "backbones.lvlm_grid": "hosts.lvlm.image_grid",
-    "backbones.lvlm_kinds": "hosts.lvlm.tokens",
-    "backbones.lvlm_load": "hosts.lvlm.load",
-    "backbones.lvlm_prompt": "hosts.lvlm.prompt",
-    "backbones.lvlm_reading": "hosts.lvlm.host",
-    "backbones.lvlm_tower": "hosts.lvlm.open_clip_tower",
-    "backbones.lvlm_vision": "hosts.lvlm.host",
-    "backbones.names": "hosts.names",
-    "backbones.open_clip": "hosts.encoders.open_clip",
-    "backbones.patch_autoencoder": "hosts.diffusion.patch_autoencoder",
-    "backbones.reading": "hosts.capture",
-    "backbones.sites": "hosts.sites",
-    "backbones.timm": "hosts.encoders.timm",
-    "backbones.tokenizer": "hosts.tokenizer",
-    "backbones.tokens": "hosts.tokens",
-    "backbones.vision": "hosts.encoders.timm",
-    "backbones.where": "hosts.sites",
-    "bench_report": "bench.report",
-    "bench_scores": "bench.scores",
-    "cache": "activations",
-    "cache.buffer": "activations.mixing_buffer",
-    "cache.command": "activations.command",
-    "cache.extract": "activations.extract",
-    "cache.files": "activations.spool",
-    "cache.generation": "activations.generated",
-    "cache.loader": "activations.loader",
-    "cache.memory": "activations.memory",
-    "cache.order": "activations.loader",
-    "cache.part": "activations.writer",
-    "cache.plan": "activations.extract",
-    "cache.spec": "activations.spec",
-    "cache.store": "activations.store",
-    "cache.stream": "activations.stream",
-    "cache.synthetic": "activations.synthetic",
-    "cache.uids": "activations.uids",
-    "cache.writer": "activations.writer",
-    "demo_card": "demo.ood",
-    "demo_diffusion": "demo.diffusion",
-    "demo_drawing": "demo.report.drawing",
-    "demo_filter": "demo.filter",
-    "demo_llava": "demo.llava",
-    "demo_ood": "demo.ood",
-    "demo_process": "jobs.processes",
-    "demo_report": "demo.report.page",
-    "demo_stages": "demo.stages",
-    "demo_uses": "demo.report.uses",
-    "heads": "evaluation",
-    "heads.callbacks": "evaluation.callbacks.classify",
-    "heads.callbacks_features": "evaluation.callbacks.features",
-    "heads.card_classes": "evaluation.card.classes",
-    "heads.card_codes": "evaluation.card.codes",
-    "heads.card_detect": "evaluation.card.detection",
-    "heads.card_split": "evaluation.card.splitting",
-    "heads.card_top": "evaluation.card.top_images",
-    "heads.classifier": "evaluation.ood.classifiers",
-    "heads.detectors": "evaluation.ood.detectors",
-    "heads.detectors_sae": "evaluation.ood.detectors_sae",
-    "heads.features": "evaluation.features",
-    "heads.generalisation": "evaluation.generalisation",
-    "heads.images": "evaluation.images",
-    "heads.labels": "evaluation.labels",
-    "heads.ontology": "evaluation.ontology.measures",
-    "heads.ood": "evaluation.ood.head",
-    "heads.ood_figures": "evaluation.ood.report",
-    "heads.ood_fit": "evaluation.ood.fit",
-    "heads.ood_run": "evaluation.ood.command",
-    "heads.ood_sets": "evaluation.ood.sets",
-    "heads.opening": "load",
-    "heads.pooling": "evaluation.pooling",
-    "heads.rows": "evaluation.rows",
-    "heads.shifts": "evaluation.shifts",
-    "heads.spaces": "evaluation.spaces",
-    "heads.suite": "evaluation.suite",
-    "heads.suite_data": "evaluation.suite_data",
-    "heads.tree": "evaluation.ontology.tree",
-    "heads.zeroshot": "evaluation.zeroshot.head",
-    "heads.zeroshot_run": "evaluation.zeroshot.command",
-    "interpret": "report",
-    "interop.convert": "interop.vlsae",
-    "interpret.card": "evaluation.card.page",
-    "interpret.evaluate": "evaluation.card.command",
-    "interpret.figures": "report.figures",
-    "interpret.filter_report": "filtering.command",
-    "interpret.gallery": "report.gallery",
-    "interpret.jobs": "filtering.lightning",
-    "interpret.notebook": "report.notebook",
-    "interpret.report": "report.page",
-    "interpret.steer_report": "steering.report",
-    "interpret.template": "report.page",
-    "interpret.token_gallery": "lvlm.weights.gallery",
-    "interpret.token_view": "lvlm.weights.token_view",
-    "interpret.top_gallery": "evaluation.card.gallery",
-    "metrics.absorption": "metrics.concepts.absorption",
-    "metrics.bridge": "metrics.pairs.bridge",
-    "metrics.class_means": "metrics.concepts.class_means",
-    "metrics.correlation": "metrics.pairs.correlation",
-    "metrics.cross_modal": "metrics.pairs.cross_modal",
-    "metrics.evidence": "metrics.concepts.evidence",
-    "metrics.hallucination": "metrics.host.hallucination",
-    "metrics.hallucination_chair": "metrics.host.chair",
-    "metrics.intervals": "metrics.statistics",
-    "metrics.item_codes": "metrics.pairs.item_codes",
-    "metrics.modality": "metrics.pairs.modality",
-    "metrics.monosemanticity": "metrics.concepts.monosemanticity",
-    "metrics.ood": "metrics.host.ood",
-    "metrics.probing": "metrics.concepts.probing",
-    "metrics.ranking": "metrics.statistics",
-    "metrics.recovered": "metrics.host.recovered",
-    "metrics.retrieval": "metrics.pairs.retrieval",
-    "metrics.sample_scores": "metrics.pairs.sample_scores",
-    "metrics.similarity": "metrics.concepts.similarity",
-    "metrics.uniqueness": "metrics.concepts.uniqueness",
-    "sae.card": "sae.folder",
-    "sae.control": "sae.random_control",
-    "sae.io": "sae.folder",
-    "shards.files": "shards.writer",
-    "shards.units": "jobs.units",
-    "steering.attach": "steering.edits.attach",
-    "steering.attributes": "steering.methods.attributes",
-    "steering.bootstrap": "metrics.statistics",
-    "steering.codes": "steering.edits.codes",
-    "steering.concept_stats": "steering.methods.unlearn",
-    "steering.concept_vector": "steering.methods.concept_vector",
-    "steering.controls": "steering.measure.controls",
-    "steering.donor": "steering.edits.rows",
-    "steering.edit": "steering.edits.edit",
-    "steering.gate": "steering.edits.gate",
-    "steering.intervention": "steering.edits.intervention",
-    "steering.kl": "steering.methods.kl_strength",
-    "steering.log": "steering.edits.log",
-    "steering.ops": "steering.edits.edit",
-    "steering.plots": "steering.measure.plots",
-    "steering.replace": "steering.methods.detect_and_replace",
-    "steering.run": "steering.edits.intervention",
-    "steering.scorers": "steering.measure.scorers",
-    "steering.select": "steering.methods.choose_features",
-    "steering.sweep": "steering.measure.sweep",
-    "steering.text_steer": "steering.methods.text",
-    "steering.unet": "steering.methods.denoiser_block",
-    "steering.units": "steering.edits.units",
-    "steering.unlearn": "steering.methods.unlearn",
-    "steering.vs2": "steering.methods.zero_shot_vs2",
-    "tasks.chair": "lvlm.hallucination.chair",
-    "tasks.concept_decoding": "lvlm.decoding.concept",
-    "tasks.concept_decoding_align": "lvlm.decoding.align",
-    "tasks.concept_decoding_methods": "lvlm.decoding.directions",
-    "tasks.filter": "filtering.job",
-    "tasks.filter_calibrate": "filtering.calibrate",
-    "tasks.filter_fit": "filtering.job",
-    "tasks.filter_folder": "jobs.folder",
-    "tasks.filter_lit": "filtering.lightning",
-    "tasks.filter_merge": "filtering.choose",
-    "tasks.filter_passes": "filtering.passes",
-    "tasks.filter_plan": "filtering.job",
-    "tasks.filter_run": "filtering.passes",
-    "tasks.filter_select": "filtering.choose",
-    "tasks.filter_truth": "filtering.truth",
-    "tasks.filter_weights": "filtering.pair_weights",
-    "tasks.lit_units": "jobs.lightning",
-    "tasks.mismatch": "filtering.truth",
-    "tasks.pair_scorer": "filtering.scorers.clip",
-    "tasks.patch_filter": "lvlm.patches.patch_filter",
-    "tasks.patches": "lvlm.patches.command",
-    "tasks.pope": "lvlm.hallucination.questions",
-    "tasks.pope_answers": "lvlm.hallucination.answers",
-    "tasks.pope_report": "lvlm.hallucination.report",
-    "tasks.pope_run": "lvlm.hallucination.pope",
-    "tasks.sae_v": "filtering.scorers.lvlm",
-    "tasks.sae_v_recovered": "lvlm.recovered",
-    "tasks.selection": "filtering.selection",
-    "tasks.selection_exchange": "filtering.selection_exchange",
-    "tasks.weights": "lvlm.weights.command",
-    "tasks.weights_file": "lvlm.weights.file",
-    "tasks.weights_job": "lvlm.weights.job",
-    "tasks.zero_shot": "evaluation.zeroshot.scores",
-    "threads": "options",
-    "tiny_hosts": "demo.tiny_hosts",
-    "training.cli_jobs": "training.cli",
-    "world.bench_filter": "bench.world_filter",
-    "world.captions": "world.generator.captions",
-    "world.clip": "world.models.command",
-    "world.contrastive": "world.models.contrastive",
-    "world.data": "world.generator.data",
-    "world.diffusion": "world.models.command",
-    "world.diffusion_build": "world.models.diffusion.model",
-    "world.diffusion_edit": "world.models.diffusion.evaluate",
-    "world.diffusion_evaluate": "world.models.diffusion.evaluate",
-    "world.diffusion_train": "world.models.diffusion.train",
-    "world.evaluate": "world.measure.host",
-    "world.llava": "world.models.llava.model",
-    "world.llava_build": "world.models.llava.model",
-    "world.llava_data": "world.models.llava.questions",
-    "world.llava_train": "world.models.llava.train",
-    "world.muon": "world.models.loop",
-    "world.ood": "world.generator.ood",
-    "world.pairs": "world.models.pairs",
-    "world.probe": "world.measure.probe",
-    "world.render": "world.generator.render",
-    "world.scene": "world.generator.scene",
-    "world.score": "world.measure.score",
-    "world.scorers": "world.measure.scorers",
-    "world.shards": "world.generator.shards",
-    "world.tokenizer": "world.models.tokenizer",
-    "tasks": "",
-}
+MODULES = dict(
+    pair.split("=")
+    for pair in """
+    backbones=hosts backbones.base=hosts.base backbones.diffusion=hosts.diffusion.host
+    backbones.diffusion_base=hosts.diffusion.host backbones.diffusion_call=hosts.diffusion.call
+    backbones.diffusion_load=hosts.diffusion.load backbones.diffusion_probe=hosts.diffusion.sites
+    backbones.diffusion_prompts=hosts.diffusion.prompts backbones.diffusion_run=hosts.diffusion.call_state
+    backbones.diffusion_sites=hosts.diffusion.sites backbones.diffusion_stream=hosts.diffusion.stream
+    backbones.diffusion_tap=hosts.diffusion.edits backbones.hooks=hosts.hooks backbones.load=hosts.load
+    backbones.loaded=hosts.loaded backbones.lvlm=hosts.lvlm.host backbones.lvlm_cache=hosts.lvlm.cache
+    backbones.lvlm_grid=hosts.lvlm.image_grid backbones.lvlm_kinds=hosts.lvlm.tokens backbones.lvlm_load=hosts.lvlm.load
+    backbones.lvlm_prompt=hosts.lvlm.prompt backbones.lvlm_reading=hosts.lvlm.host
+    backbones.lvlm_tower=hosts.lvlm.open_clip_tower backbones.lvlm_vision=hosts.lvlm.host backbones.names=hosts.names
+    backbones.open_clip=hosts.encoders.open_clip backbones.patch_autoencoder=hosts.diffusion.patch_autoencoder
+    backbones.reading=hosts.capture backbones.sites=hosts.sites backbones.timm=hosts.encoders.timm
+    backbones.tokenizer=hosts.tokenizer backbones.tokens=hosts.tokens backbones.vision=hosts.encoders.timm
+    backbones.where=hosts.sites bench_report=bench.report bench_scores=bench.scores cache=activations
+    cache.buffer=activations.mixing_buffer cache.command=activations.command cache.extract=activations.extract
+    cache.files=activations.spool cache.generation=activations.generated cache.loader=activations.loader
+    cache.memory=activations.memory cache.order=activations.loader cache.part=activations.writer
+    cache.plan=activations.extract cache.spec=activations.spec cache.store=activations.store
+    cache.stream=activations.stream cache.synthetic=activations.synthetic cache.uids=activations.uids
+    cache.writer=activations.writer demo_card=demo.ood demo_diffusion=demo.diffusion demo_drawing=demo.report.drawing
+    demo_filter=demo.filter demo_llava=demo.llava demo_ood=demo.ood demo_process=jobs.processes
+    demo_report=demo.report.page demo_stages=demo.stages demo_uses=demo.report.uses heads=evaluation
+    heads.callbacks=evaluation.callbacks.classify heads.callbacks_features=evaluation.callbacks.features
+    heads.card_classes=evaluation.card.classes heads.card_codes=evaluation.card.codes
+    heads.card_detect=evaluation.card.detection heads.card_split=evaluation.card.splitting
+    heads.card_top=evaluation.card.top_images heads.classifier=evaluation.ood.classifiers
+    heads.detectors=evaluation.ood.detectors heads.detectors_sae=evaluation.ood.detectors_sae
+    heads.features=evaluation.features heads.generalisation=evaluation.generalisation heads.images=evaluation.images
+    heads.labels=evaluation.labels heads.ontology=evaluation.ontology.measures heads.ood=evaluation.ood.head
+    heads.ood_figures=evaluation.ood.report heads.ood_fit=evaluation.ood.fit heads.ood_run=evaluation.ood.command
+    heads.ood_sets=evaluation.ood.sets heads.opening=load heads.pooling=evaluation.pooling heads.rows=evaluation.rows
+    heads.shifts=evaluation.shifts heads.spaces=evaluation.spaces heads.suite=evaluation.suite
+    heads.suite_data=evaluation.suite_data heads.tree=evaluation.ontology.tree heads.zeroshot=evaluation.zeroshot.head
+    heads.zeroshot_run=evaluation.zeroshot.command interpret=report interop.convert=interop.vlsae
+    interpret.card=evaluation.card.page interpret.evaluate=evaluation.card.command interpret.figures=report.figures
+    interpret.filter_report=filtering.command interpret.gallery=report.gallery interpret.jobs=filtering.lightning
+    interpret.notebook=report.notebook interpret.report=report.page interpret.steer_report=steering.report
+    interpret.template=report.page interpret.token_gallery=lvlm.weights.gallery
+    interpret.token_view=lvlm.weights.token_view interpret.top_gallery=evaluation.card.gallery
+    metrics.absorption=metrics.concepts.absorption metrics.bridge=metrics.pairs.bridge
+    metrics.class_means=metrics.concepts.class_means metrics.correlation=metrics.pairs.correlation
+    metrics.cross_modal=metrics.pairs.cross_modal metrics.evidence=metrics.concepts.evidence
+    metrics.hallucination=metrics.host.hallucination metrics.hallucination_chair=metrics.host.chair
+    metrics.intervals=metrics.statistics metrics.item_codes=metrics.pairs.item_codes
+    metrics.modality=metrics.pairs.modality metrics.monosemanticity=metrics.concepts.monosemanticity
+    metrics.ood=metrics.host.ood metrics.probing=metrics.concepts.probing metrics.ranking=metrics.statistics
+    metrics.recovered=metrics.host.recovered metrics.retrieval=metrics.pairs.retrieval
+    metrics.sample_scores=metrics.pairs.sample_scores metrics.similarity=metrics.concepts.similarity
+    metrics.uniqueness=metrics.concepts.uniqueness sae.card=sae.folder sae.control=sae.random_control sae.io=sae.folder
+    shards.files=shards.writer shards.units=jobs.units steering.attach=steering.edits.attach
+    steering.attributes=steering.methods.attributes steering.bootstrap=metrics.statistics
+    steering.codes=steering.edits.codes steering.concept_stats=steering.methods.unlearn
+    steering.concept_vector=steering.methods.concept_vector steering.controls=steering.measure.controls
+    steering.donor=steering.edits.rows steering.edit=steering.edits.edit steering.gate=steering.edits.gate
+    steering.intervention=steering.edits.intervention steering.kl=steering.methods.kl_strength
+    steering.log=steering.edits.log steering.ops=steering.edits.edit steering.plots=steering.measure.plots
+    steering.replace=steering.methods.detect_and_replace steering.run=steering.edits.intervention
+    steering.scorers=steering.measure.scorers steering.select=steering.methods.choose_features
+    steering.sweep=steering.measure.sweep steering.text_steer=steering.methods.text
+    steering.unet=steering.methods.denoiser_block steering.units=steering.edits.units
+    steering.unlearn=steering.methods.unlearn steering.vs2=steering.methods.zero_shot_vs2
+    tasks.chair=lvlm.hallucination.chair tasks.concept_decoding=lvlm.decoding.concept
+    tasks.concept_decoding_align=lvlm.decoding.align tasks.concept_decoding_methods=lvlm.decoding.directions
+    tasks.filter=filtering.job tasks.filter_calibrate=filtering.calibrate tasks.filter_fit=filtering.job
+    tasks.filter_folder=jobs.folder tasks.filter_lit=filtering.lightning tasks.filter_merge=filtering.choose
+    tasks.filter_passes=filtering.passes tasks.filter_plan=filtering.job tasks.filter_run=filtering.passes
+    tasks.filter_select=filtering.choose tasks.filter_truth=filtering.truth tasks.filter_weights=filtering.pair_weights
+    tasks.lit_units=jobs.lightning tasks.mismatch=filtering.truth tasks.pair_scorer=filtering.scorers.clip
+    tasks.patch_filter=lvlm.patches.patch_filter tasks.patches=lvlm.patches.command
+    tasks.pope=lvlm.hallucination.questions tasks.pope_answers=lvlm.hallucination.answers
+    tasks.pope_report=lvlm.hallucination.report tasks.pope_run=lvlm.hallucination.pope
+    tasks.sae_v=filtering.scorers.lvlm tasks.sae_v_recovered=lvlm.recovered tasks.selection=filtering.selection
+    tasks.selection_exchange=filtering.selection_exchange tasks.weights=lvlm.weights.command
+    tasks.weights_file=lvlm.weights.file tasks.weights_job=lvlm.weights.job tasks.zero_shot=evaluation.zeroshot.scores
+    threads=options tiny_hosts=demo.tiny_hosts training.cli_jobs=training.cli world.bench_filter=bench.world_filter
+    world.captions=world.generator.captions world.clip=world.models.command world.contrastive=world.models.contrastive
+    world.data=world.generator.data world.diffusion=world.models.command
+    world.diffusion_build=world.models.diffusion.model world.diffusion_edit=world.models.diffusion.evaluate
+    world.diffusion_evaluate=world.models.diffusion.evaluate world.diffusion_train=world.models.diffusion.train
+    world.evaluate=world.measure.host world.llava=world.models.llava.model world.llava_build=world.models.llava.model
+    world.llava_data=world.models.llava.questions world.llava_train=world.models.llava.train
+    world.muon=world.models.loop world.ood=world.generator.ood world.pairs=world.models.pairs
+    world.probe=world.measure.probe world.render=world.generator.render world.scene=world.generator.scene
+    world.score=world.measure.score world.scorers=world.measure.scorers world.shards=world.generator.shards
+    world.tokenizer=world.models.tokenizer tasks=
+    """.split()
+)
 """Old module: new module, both without ``mmsae.``; an empty name stands for a package that was divided."""
 
 NAMES = {
