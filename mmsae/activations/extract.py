@@ -205,13 +205,7 @@ def work_elsewhere(share: Share, host: str, job: Extraction) -> None:
 
 
 class HostPart:
-    """What is stored of one tar: the rows of those samples of which the host gives finite ones.
-
-    Args:
-        host: The host.
-        part: Where they go.
-        seen: The uids of the tars before.
-    """
+    """What is stored of one tar: the rows of those samples of which the host gives finite ones."""
 
     def __init__(self, host: Host, part: PartWriter, seen: SeenUids) -> None:
         self.host, self.part, self.seen = host, part, seen

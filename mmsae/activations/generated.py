@@ -46,9 +46,7 @@ def read_prompts(source: str | Sequence[str], limit: int = 100_000, caption_fiel
 def split_prompts(prompts: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
     """``(training, validation)`` prompts, told apart by a hash of their text: the same for every run and seed.
 
-    Args:
-        prompts: Distinct prompts.
-        fraction: Share of validation; above 0, at least one prompt.
+    Validation gets the share ``fraction``; above 0, at least one prompt.
     """
     order = sorted(prompts, key=lambda p: hashlib.blake2b(p.encode(), digest_size=16).digest())
     n = max(1, round(fraction * len(order))) if fraction > 0 else 0
@@ -59,12 +57,7 @@ def split_prompts(prompts: Sequence[str], fraction: float) -> tuple[list[str], l
 class PromptLoader:
     """Endless batches of prompts, every pass in a new order; ``uids`` are the seeds of their noise.
 
-    Args:
-        prompts: Texts.
-        batch_size: Prompts a batch, on each rank.
-        seed: Seed of orders and noise.
-        rank: This process.
-        world: Number of processes.
+    ``batch_size`` is that of each rank; ``seed`` holds for orders and noise.
     """
 
     def __init__(self, prompts: Sequence[str], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1) -> None:
@@ -103,9 +96,7 @@ def prompt_batch(prompts: list[str], seed: int, first: int) -> ImageTextBatch:
 class Generating:
     """A text-to-image host in the place of one that encodes: ``capture`` draws the captions of a batch.
 
-    Args:
-        host: :class:`~mmsae.hosts.DiffusionHost`.
-        options: Options of its ``stream``.
+    ``options`` are those of its ``stream``.
     """
 
     def __init__(self, host: Host, options: Mapping[str, Any]) -> None:
@@ -119,15 +110,7 @@ class Generating:
 
 
 class GeneratedLoader:
-    """Every validation prompt once, with the same noise every time, unmixed.
-
-    Args:
-        host: What draws.
-        prompts: Texts.
-        batch_size: Prompts a call.
-        sites: ``{modality: site}``.
-        seed: Seed of the noise.
-    """
+    """Every validation prompt once, with the same noise every time, unmixed."""
 
     def __init__(
         self, host: Generating, prompts: Sequence[str], batch_size: int, sites: Mapping[str, Site | str], seed: int

@@ -21,10 +21,8 @@ from mmsae.types import InputError, Site, Tokens
 class BlockOrder:
     """The rows of a split in block-shuffled order, computed where needed instead of kept.
 
-    Args:
-        keep: ``(N,) bool``, the rows that belong to the split.
-        block: Neighbouring rows that stay together.
-        seed: Seed of the block order; the rows' places inside a window are the loader's affair.
+    ``keep (N,)`` says which rows belong to the split, ``block`` neighbours stay together, and ``seed`` orders the
+    blocks; the rows' places inside a window are the loader's affair.
     """
 
     def __init__(self, keep: np.ndarray, block: int, seed: int) -> None:

@@ -52,11 +52,9 @@ def _hex(uid: str) -> str:
 
 
 def find_duplicate(files: list[Path], labels: list[str]) -> str | None:
-    """The first uid that occurs twice in the ``uid`` columns of parquet files; None if all differ.
+    """The first uid that occurs twice in parquet files with columns ``uid`` and ``key``; None if all differ.
 
-    Args:
-        files: Parquet files with columns ``uid`` and ``key``.
-        labels: How to call each file in the sentence that is returned.
+    ``labels`` say how to call each file in the sentence that is returned.
     """
     hashes = np.concatenate([uid_hash(pq.read_table(f, columns=["uid"])["uid"]) for f in files])
     hashes.sort()
@@ -78,8 +76,7 @@ def find_duplicate(files: list[Path], labels: list[str]) -> str | None:
 class SeenUids:
     """The uids of the parts that are written, as sorted 64-bit hashes; tells early when one occurs again.
 
-    Args:
-        files: ``{parquet file of a part: what to call it}`` of those that an earlier run finished.
+    ``files`` is ``{parquet file of a part: what to call it}`` of those that an earlier run finished.
     """
 
     def __init__(self, files: Mapping[Path, str]) -> None:
@@ -88,13 +85,7 @@ class SeenUids:
         self._hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
 
     def add(self, uids: Sequence[str], keys: Sequence[str], file: Path, label: str) -> None:
-        """Add the uids of a part that is about to be written.
-
-        Args:
-            uids: Its uids.
-            keys: Their keys.
-            file: The parquet file that it will have.
-            label: What to call it.
+        """Add the uids of a part that is about to be written to ``file``, which ``label`` calls.
 
         Raises:
             InputError: One of them occurs twice, in this part or in an earlier one of this process.

@@ -30,13 +30,7 @@ class Calibrator(NamedTuple):
     bias: Tensor  #: ``(1,)``.
 
     def __call__(self, image: Codes, text: Codes, cosines: dict[str, Tensor]) -> Tensor:
-        """``(N,)`` log odds that each pair belongs together.
-
-        Args:
-            image: Codes of N images.
-            text: Codes of their texts.
-            cosines: ``clip`` and ``clip_centred`` of the pairs.
-        """
+        """``(N,)`` log odds that each pair belongs together; ``cosines`` has the pairs' ``COSINES``."""
         a, b = _unit(image), _unit(text)
         c = torch.stack([cosines[name] for name in COSINES], 1)
         there, here = paired_product(torch.ones_like(a.values), a.indices, b.values, b.indices), a.values
@@ -57,15 +51,8 @@ def _unit(codes: Codes) -> Codes:
 def near_misses(x_text: Tensor, captions: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:
     """For every caption, two wrong ones with as many words: the nearest by embedding, and any.
 
-    A caption without another of its length takes from all lengths.
-
-    Args:
-        x_text: ``(N, d)`` text embeddings.
-        captions: The N captions.
-        seed: Seed of the second ones.
-
-    Returns:
-        Two ``(N,)`` int64 row numbers.
+    A caption without another of its length takes from all lengths. Both are ``(N,)`` row numbers; ``seed`` is that of
+    the second ones.
 
     Raises:
         InputError: All captions are equal.
@@ -109,18 +96,10 @@ def fit_calibrator(
     decay: float = 1e-3,
     steps: int = 60,
 ) -> Calibrator:
-    """Fit on clean pairs against :func:`near_misses`.
+    """Fit on clean pairs against :func:`near_misses`, by L-BFGS.
 
-    Args:
-        image: Codes of N images.
-        text: Codes of their captions.
-        embeddings: Gives the two cosines of pairs of embeddings.
-        x_image: ``(N, d)``.
-        x_text: ``(N, d)``.
-        captions: The N captions.
-        seed: Seed of the random near-misses.
-        decay: Weight of the squared norm of all weights but the bias.
-        steps: Steps of L-BFGS.
+    ``embeddings`` gives the two cosines of pairs of embeddings, as which ``x_image`` and ``x_text (N, d)`` come;
+    ``decay`` weighs the squared norm of all weights but the bias.
     """
     misses = near_misses(x_text, captions, seed)
     sides = [(text, x_text), *((text.rows(i), x_text[i]) for i in misses)]

@@ -102,13 +102,8 @@ def write_scores(
 ) -> None:
     """``scores.parquet``: every usable sample with all scores, whether it is kept, and why.
 
-    Args:
-        path: The file.
-        parts: Parts of the ``score`` pass.
-        samples: All samples.
-        kept: ``(N,)`` bool.
-        order: ``(N,)`` place in the order of choice, -1 where not chosen.
-        label: What to call a latent.
+    ``parts`` are those of the ``score`` pass; ``kept (N,)`` is bool, ``order (N,)`` a place in the order of choice or
+    -1, and ``label`` says what to call a latent.
     """
     labels: dict[int, str] = {}
     with disk_errors(path), atomic_file(path) as temp:
@@ -235,14 +230,7 @@ def choose_set(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The b samples to keep, beside what a random and a modular choice of as many would have given.
 
-    Args:
-        choice: What to choose from.
-        goal: The target, for ``match``.
-        b: Samples to keep.
-        progress: Whether to show bars.
-
-    Returns:
-        ``(b,)`` samples of the job in the order of choice, and what to report.
+    Returns ``(b,)`` samples of the job in the order of choice, and what to report. ``goal`` is the target of ``match``.
     """
     rows = first_stage(choice, progress)
     starts = [lo for lo, _ in choice.items()]

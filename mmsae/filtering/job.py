@@ -41,16 +41,7 @@ RESULTS = "results.json"
 class FilterJob:
     """A job that can be begun; host and SAE are loaded.
 
-    Args:
-        sae: See :func:`mmsae.filtering.command.filter_command`, here and below.
-        shards: The tars to filter.
-        out: Folder of the result.
-        host: Name of the host.
-        scoring: How samples are scored.
-        keeping: Which are kept.
-        run: Where and how to compute.
-        data: What is made of the samples' files.
-        devices: Number of processes that compute.
+    Arguments are those of :func:`mmsae.filtering.command.filter_command`.
 
     Attributes:
         folder: Where the job is done.
@@ -119,11 +110,7 @@ class FilterJob:
         )  # fmt: skip
 
     def run(self, engine: Engine) -> Path:
-        """Do the job, or what is left of it; returns the folder of the result.
-
-        Args:
-            engine: Who does it. Where it is several processes, each calls this.
-        """
+        """Do the job, or what is left of it, in each process of the engine; returns the result's folder."""
         folder, out = self.folder, self.folder.out
         if folder.finished:
             if engine.lead and self.scoring_pass.progress:

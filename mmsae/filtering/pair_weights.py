@@ -175,14 +175,9 @@ class FitSample(NamedTuple):
 def fit_weights(
     sample: FitSample, about: Mapping[str, Any], *, calibrate: bool, seed: int, names: Mapping[int, str] | None = None
 ) -> PairWeights:
-    """Fit everything on a sample of pairs.
+    """Fit everything on a sample of pairs, which must be clean if it is to ``calibrate`` (``pair_calibrated``).
 
-    Args:
-        sample: The pairs.
-        about: What to remember of where they come from.
-        calibrate: Whether to fit ``pair_calibrated`` too; the sample must be clean then.
-        seed: Seed of the calibrator's mismatched pairs.
-        names: ``{latent: name}`` where latents have names.
+    ``about`` says where the pairs come from, ``seed`` is that of the calibrator's mismatched pairs.
     """
     scorer = PairScorer.fit(sample.codes[IMAGE], sample.codes[TEXT], sample.x[IMAGE], sample.x[TEXT])
     calibrator = None
@@ -209,11 +204,7 @@ def name_concepts(sample: FitSample, names: Mapping[int, str], top: int = 12) ->
 def shared_words(captions: Sequence[str], common: Mapping[str, int], n: int, most: int = 3) -> str:
     """The words that most of these captions have and few of all others; the first caption where there is none.
 
-    Args:
-        captions: Captions of one concept.
-        common: ``{word: captions that have it}`` of all different captions.
-        n: Number of all different captions.
-        most: Words returned.
+    ``common`` is ``{word: captions that have it}`` of all ``n`` different captions; ``most`` words are returned.
     """
     here = Counter(w for c in captions for w in set(_WORD.findall(c.lower())))
     gain = {}

@@ -54,10 +54,6 @@ class Pass(NamedTuple):
     def run(self, engine: Engine, worker: Scorer | PairReader) -> list[Path]:
         """Write the parts that are missing; returns all of them.
 
-        Args:
-            engine: Who does it.
-            worker: What computes, in this process.
-
         Raises:
             InputError: Too many samples are unusable, or what the scorer refuses.
         """
@@ -137,12 +133,7 @@ def _pick(column: Sequence[str], good: Tensor) -> list[str]:
 
 
 class TarPass:
-    """What a pass makes of one tar.
-
-    Args:
-        parts: Where its part goes.
-        unit: The tar.
-    """
+    """What a pass makes of one tar."""
 
     def __init__(self, parts: Parts, unit: Unit) -> None:
         self.parts, self.unit = parts, unit
@@ -251,12 +242,8 @@ class Target(NamedTuple):
 class ScorePass(TarPass):
     """The table of one tar; without any row where no sample of the tar was usable.
 
-    Args:
-        parts: Where its part goes.
-        unit: The tar.
-        scorer: Scores.
-        modality: Whose codes to keep for choosing a set; empty: none.
-        random: Seed of the score ``random``, where that is asked for.
+    The codes of ``modality`` are kept for choosing a set (empty: none); ``random`` is the seed of that score, where it
+    is asked for.
     """
 
     def __init__(self, parts: Parts, unit: Unit, scorer: Scorer, modality: str, random: int | None) -> None:

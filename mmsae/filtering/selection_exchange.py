@@ -65,12 +65,7 @@ def exchange(
     eighth of the set at first, half as many where that overshoots, until single swaps do not help. So the number of
     rounds hardly depends on the size of the set; each costs two passes over the codes. The value never falls.
 
-    Args:
-        items: Codes of all candidates.
-        objective: Its ``p`` is matched.
-        rows: ``(b,)`` the set to begin with.
-        rounds: Most rounds.
-        progress: Whether to show a bar.
+    ``items`` are all candidates and ``rows (b,)`` the set to begin with; ``rounds`` is the most there are.
     """
     order = np.argsort(items.uids, kind="stable")  # ties go to the lower uid, whatever the order of the items
     own, inside = items.take(order), np.zeros(items.n, dtype=bool)

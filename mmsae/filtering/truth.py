@@ -68,11 +68,8 @@ def pair_scores(scorer: PairScorer, image: Side, text: Side) -> dict[str, Tensor
 def mismatch(scorer: PairScorer, image: Side, clean: Side, damaged: Side) -> dict[str, float]:
     """AUROC of telling clean pairs from damaged ones, per pair score; .5 is chance.
 
-    Args:
-        scorer: Fitted on training pairs.
-        image: N images.
-        clean: Their N true captions.
-        damaged: N wrong captions for the same images: swapped (``clean.rows(derangement(N, seed, same))``) or changed.
+    ``damaged`` are wrong captions of the same images: swapped (``clean.rows(derangement(N, seed, same))``) or changed.
+    The scorer was fitted on training pairs.
 
     Raises:
         InputError: Row counts differ.

@@ -42,13 +42,8 @@ def estimate(
 ) -> Estimate:
     """Count samples in the headers of at most four tars, and take the time of one batch.
 
-    Args:
-        paths: The tars that are to be worked on.
-        done: Tars of the job that were done before.
-        stream: Gives their batches, decoded in this process.
-        try_out: Does with a batch what the work does, and leaves nothing behind.
-        workers: Decoding processes per device.
-        devices: Number of devices.
+    ``done`` tars were done before; ``stream`` gives the batches of the others, decoded in this process. ``try_out``
+    does with a batch what the work does, and leaves nothing behind. ``workers`` decode for each of the ``devices``.
     """
     sample = paths[:: -(-len(paths) // 4)]
     counted = sum(1 for p in sample for _ in groups(p, FaultLog(), read=False))
@@ -74,15 +69,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_bar(what: str, unit: str, show: bool, total: int | None = None, done: int = 0) -> Any:
-    """A bar of tqdm; a context manager.
-
-    Args:
-        what: Its label.
-        unit: What is counted.
-        show: Whether it is seen.
-        total: How many there are, where that is known.
-        done: How many were done before.
-    """
+    """A bar of tqdm, which counts ``unit`` from ``done`` on; a context manager."""
     from tqdm import tqdm
 
     return tqdm(desc=what, unit=unit, disable=not show, total=total, initial=done)

@@ -18,9 +18,6 @@ class Ranks:
     """The ranks of a trainer, every one of which runs the whole job; an :class:`~mmsae.jobs.units.Engine`.
 
     Ranks on several machines need one file system.
-
-    Args:
-        trainer: The trainer.
     """
 
     lock: Path | None = None
@@ -53,12 +50,7 @@ class LitJob(pl.LightningModule):
     """
 
     def work(self, ranks: Ranks, device: str) -> None:
-        """Do the whole job, on every rank.
-
-        Args:
-            ranks: All of them.
-            device: This rank's device.
-        """
+        """Do the whole job, on every rank; ``device`` is this rank's."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:

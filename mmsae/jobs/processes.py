@@ -101,13 +101,9 @@ def _work(there: Callable[..., None], units: list[int], lead: bool, *args: Any) 
 
 
 class SideProcess:
-    """``python -m MODULE ARGUMENTS`` with one thread, its output in a log.
+    """``python -m MODULE ARGUMENTS`` with one thread; the module calls :func:`main`, its output goes to ``log``.
 
-    Args:
-        module: Module that calls :func:`main` when it is started.
-        log: File for what it prints.
-        what: What it is, for errors: "the ... part of the demo".
-        *args: Its arguments.
+    Errors say ``what`` it is: "the ... part of the demo".
     """
 
     def __init__(self, module: str, log: Path, what: str, *args: object):

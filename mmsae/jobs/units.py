@@ -170,16 +170,11 @@ def work_tars(
 ) -> None:
     """Write the parts of one process's tars, batch by batch.
 
-    Args:
-        stream: The batches of its tars, which never cross tars.
-        begin: Makes what a tar's batches are added to.
-        share: The process's share of the job.
-        what: Label of the bar, which the leading process shows.
-        fault_limit: Largest share of samples that may be unusable.
-        progress: Whether to show it.
+    The batches of ``stream`` never cross tars; ``begin`` makes what those of a tar are added to. The leading process
+    shows a bar, called ``what``.
 
     Raises:
-        InputError: Too many samples are unusable.
+        InputError: A larger share of samples than ``fault_limit`` is unusable.
     """
     total, begun, logs, done = FaultLog(), {}, {}, 0
     with progress_bar(what, "sample", progress and share.lead) as bar, closing(stream):

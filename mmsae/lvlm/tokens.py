@@ -73,17 +73,10 @@ def shown_image(host: Answers, batch: ImageTextBatch, number: int, original: Ima
 
 
 class TokenScorer:
-    """Scores of image-text samples on a vision-language host.
+    """Scores of image-text samples on a vision-language host; ``columns`` are what :meth:`score` returns.
 
-    Args:
-        host: The host.
-        sae: An SAE on its tokens.
-        weights: ``(d_sae,)`` cross-modal weights; without them the ``cos`` columns are left out.
-        delta: Bound above which a latent is active (see :func:`mmsae.metrics.pairs.sample_scores.sample_scores`).
-        allow_other_site: Accept an SAE that was trained on another host.
-
-    Attributes:
-        columns: What :meth:`score` returns.
+    Without cross-modal ``weights (d_sae,)`` the ``cos`` columns are left out. A latent is active above ``delta`` (see
+    :func:`mmsae.metrics.pairs.sample_scores.sample_scores`).
     """
 
     def __init__(

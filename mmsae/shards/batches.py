@@ -134,7 +134,7 @@ def tried(
     faults: FaultLog,
     where: Callable[[Row], tuple[str, str]],
 ) -> tuple[Made | None, list[Row]]:
-    """What a host's own code makes of some rows, or those of them that it takes.
+    """``(made, rows)``: what a host's own code makes of some rows; else ``(None, those that it takes)``.
 
     Whatever a transform, tokenizer or processor raises about one row is a fault of that row, ``refused_by_host``. Rows
     that are taken one by one and not together are nobody's fault: that error is raised.
@@ -144,9 +144,6 @@ def tried(
         rows: Samples, or what belongs to each.
         faults: Counts those that are refused, with the first line of the reason.
         where: Shard and key of a row.
-
-    Returns:
-        ``(made, rows)``, or ``(None, the rows that are taken)``.
     """
     try:
         return make(list(rows)), list(rows)
@@ -191,16 +188,10 @@ def _first_line(error: Exception) -> str:
 
 
 def long_captions(tokenize: Tokenize, captions: list[str], ids: Tensor) -> list[int]:
-    """Which captions the tokenizer cut, as far as it can tell.
+    """Indices of the captions (``ids`` are ``(B, L)``) that the tokenizer cut to L tokens, as far as it can tell.
 
-    Args:
-        tokenize: Captions to ids. Where it has a method ``too_long(list[str]) -> list[bool]``, as the tokenizers of
-            ``mmsae.hosts`` do, that is asked about the rows that are full; without, nothing is reported.
-        captions: ``B`` captions.
-        ids: ``(B, L)``, the tokenised captions.
-
-    Returns:
-        Indices of the captions that are longer than L tokens.
+    Where it has a method ``too_long(list[str]) -> list[bool]``, as the tokenizers of ``mmsae.hosts`` do, that is asked
+    about the rows that are full; without, nothing is reported.
     """
     if not hasattr(tokenize, "too_long"):
         return []

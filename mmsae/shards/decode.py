@@ -89,11 +89,8 @@ def _whole(value: Any) -> Any:
 def find_caption(raw: Mapping[str, bytes], meta: Mapping[str, Any], field: str = "") -> str | None:
     """The caption, stripped, or None where the sample has none.
 
-    Args:
-        raw: The sample's fields.
-        meta: Its parsed ``json``.
-        field: Field of ``meta`` that holds the caption, or a list of captions of which the first is taken. Empty:
-            the ``txt`` field, or where there is none ``meta["caption"]``.
+    ``field`` of ``meta`` holds the caption, or a list of captions of which the first is taken; empty: the ``txt``
+    field, or where there is none ``meta["caption"]``.
     """
     if not field and "txt" in raw:
         return raw["txt"].decode("utf-8-sig", errors="replace").strip()

@@ -118,13 +118,7 @@ def unit_batches(
 
 
 class ExactLoader:
-    """One pass over every good sample of this rank's tars, each time it is iterated.
-
-    Args:
-        stream: What the workers run.
-        workers: Number of worker processes.
-        fault_limit: Largest share of dropped samples.
-        pin_memory: Whether batches arrive in pinned memory.
+    """One pass over every good sample of this rank's tars, each time it is iterated; see :func:`make_pipeline`.
 
     Attributes:
         faults: What the current or last pass counted; complete when the pass is. The faults of the batches add up to
@@ -153,18 +147,11 @@ class ExactLoader:
 
 
 class TrainLoader:
-    """Epochs of equally many full batches from one endless stream.
+    """Epochs of ``n_batches`` full batches from one endless stream; see :func:`make_pipeline`.
 
     The workers and their shuffle buffers live on from epoch to epoch: the next epoch goes on where the last one ended,
     so that short epochs reach the far end of long shards too. A resumed run begins a new stream, seeded by the number
     of batches drawn before: the same distribution in another order (the documented statistical restart).
-
-    Args:
-        stream: What the workers run.
-        workers: Number of worker processes.
-        fault_limit: Largest share of dropped samples.
-        pin_memory: Whether batches arrive in pinned memory.
-        n_batches: Batches an epoch.
 
     Attributes:
         faults: What all epochs so far counted.

@@ -61,18 +61,10 @@ def shard_order(paths: Sequence[str], seed: str, lane: int, lanes: int) -> Itera
 
 
 class TrainStream(IterableDataset):
-    """Endless full batches, mixed from sources by weight and shuffled in a buffer.
+    """Endless full batches, mixed from sources by weight and shuffled in a buffer of ``shuffle`` samples per worker.
 
     Everything random derives from (seed, start, rank, worker), not from the state of a global generator; in worker
     processes the global ones are seeded from it too, for random image transforms.
-
-    Args:
-        reader: Makes the batches.
-        sources: What to mix.
-        seed: Seed of all orders.
-        shuffle: Samples in the shuffle buffer of each worker.
-        rank: This process.
-        world: Number of processes.
     """
 
     def __init__(self, reader: Reader, sources: list[Mixed], seed: int, shuffle: int, rank: int, world: int) -> None:
@@ -120,12 +112,8 @@ class TrainStream(IterableDataset):
 class ExactStream(IterableDataset):
     """Every sample once, tar by tar; a batch never crosses tars, so it does not depend on ranks or workers.
 
-    The last batch of each tar carries the faults counted up to its end; where the tar ends in nothing but faults (or
-    is empty), that is an empty batch.
-
-    Args:
-        reader: Makes the batches.
-        tars: ``(source name, path)`` of this rank's tars; worker i reads every n-th from the i-th on.
+    The last batch of each tar carries the faults counted up to its end; where the tar ends in nothing but faults (or is
+    empty), that is an empty batch. ``tars`` are ``(source name, path)``; worker i reads every n-th from the i-th on.
     """
 
     def __init__(self, reader: Reader, tars: Sequence[tuple[str, str]]) -> None:

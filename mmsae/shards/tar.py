@@ -30,10 +30,8 @@ MOST_FIELDS = 256
 class ShardCut(Exception):
     """The archive cannot be read further.
 
-    Attributes:
-        kind: ``truncated_shard`` (the data ends) or ``broken_shard`` (the data is damaged).
-        detail: What was found.
-        name: The member that is cut, where its header could still be read.
+    ``kind`` is ``truncated_shard`` (the data ends) or ``broken_shard`` (it is damaged), ``detail`` what was found, and
+    ``name`` the member that is cut, where its header could still be read.
     """
 
     def __init__(self, kind: str, detail: str, name: str = "") -> None:
@@ -54,16 +52,10 @@ class _Info(tarfile.TarInfo):
 
 
 def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, bytes]]:
-    """The regular files of a ``.tar`` or ``.tar.gz`` (told apart by content, not by name).
+    """The regular files of a ``.tar`` or ``.tar.gz`` (told apart by content, not by name): ``(name, size, content)``.
 
-    What follows an end-of-archive mark is read on, as ``tar -i`` does: concatenated archives are one.
-
-    Args:
-        path: The archive.
-        read: Whether to read the contents; without, a plain tar is only hopped through.
-
-    Yields:
-        ``(name, size in bytes, content)``; the content is empty where it is not read.
+    What follows an end-of-archive mark is read on, as ``tar -i`` does: concatenated archives are one. Without ``read``
+    contents are empty, and a plain tar is only hopped through.
 
     Raises:
         ShardCut: At the point where the archive ends too early or is damaged.
@@ -127,16 +119,11 @@ class Group(NamedTuple):
 def groups(path: str | Path, faults: FaultLog, read: bool = True) -> Iterator[Group]:
     """The samples of a shard.
 
-    Where the shard is cut, the samples before the cut are given and the cut is counted as one dropped sample. The
-    last one read is given only if the next one had begun, or if it has every field that the sample before it had;
-    else it may be incomplete. A sample of more than ``MOST_FIELDS`` fields is dropped and counted, and not held
-    in memory.
-
-    Args:
-        path: The shard.
-        faults: Counts the cut (and the sample it cost), samples of too many fields, keys that come again later
-            (``unsorted``) and names that are not UTF-8; whole samples are for the caller to count.
-        read: Whether to read the contents.
+    Where the shard is cut, the samples before the cut are given and the cut is counted as one dropped sample. The last
+    one read is given only if the next one had begun, or if it has every field that the sample before it had; else it
+    may be incomplete. A sample of more than ``MOST_FIELDS`` fields is dropped and counted, and not held in memory.
+    ``faults`` counts these, keys that come again later (``unsorted``) and names that are not UTF-8; whole samples are
+    for the caller to count. Without ``read``, contents are left out.
     """
     shard, group, n, before = shard_name(path), Group("", {}, {}, {}), 0, None
     known: dict[str, tuple[str, ...]] = {}  # fields of the keys so far

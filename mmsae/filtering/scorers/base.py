@@ -79,16 +79,10 @@ class Scorer(Protocol):
 
 
 def only(has: Codes, lacks: Codes, weights: Tensor, n: int = NAMED) -> Only:
-    """Latents that fired on one side and not on the other.
+    """Up to n latents a row that fired on one side and not on the other.
 
-    Their strength is the share in the norm of that side's code times the cross-modal weight: a latent that fires in one
-    modality only, whatever the pair, has weight 0 and is no reason.
-
-    Args:
-        has: Codes of B rows.
-        lacks: Codes of their partners.
-        weights: ``(d_sae,)`` in [0, 1].
-        n: Latents per row.
+    Their strength is the share in the norm of that side's code times the cross-modal weight (``(d_sae,)`` in [0, 1]): a
+    latent that fires in one modality only, whatever the pair, has weight 0 and is no reason.
     """
     if has.indices is None or lacks.indices is None:
         ids = torch.arange(has.d_sae, device=has.values.device).expand(has.n, -1)

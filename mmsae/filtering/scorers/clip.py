@@ -54,12 +54,7 @@ class PairReader:
 
 
 class ClipScorer:
-    """Scores pairs under a CLIP-like host; a :class:`~mmsae.filtering.scorers.base.Scorer`.
-
-    Args:
-        reader: Host and SAE.
-        weights: File of fitted weights.
-    """
+    """Scores pairs under a CLIP-like host by fitted weights; a :class:`~mmsae.filtering.scorers.base.Scorer`."""
 
     def __init__(self, reader: PairReader, weights: str) -> None:
         self.reader, self.sae, self.host = reader, reader.sae, reader.host

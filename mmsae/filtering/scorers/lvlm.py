@@ -14,12 +14,7 @@ from mmsae.types import ImageTextBatch, InputError
 
 
 class SaeVScorer(TokenScorer):
-    """A :class:`~mmsae.filtering.scorers.base.Scorer` of tokens.
-
-    Args:
-        spec: What to load; ``weights`` is a folder that ``mmsae weights`` wrote, or empty.
-        rank: Number of this process, for its device.
-    """
+    """A :class:`~mmsae.filtering.scorers.base.Scorer` of tokens, on the device of process ``rank``."""
 
     def __init__(self, spec: ScorerSpec, rank: int = 0):
         device = pick_device(spec.device, rank)

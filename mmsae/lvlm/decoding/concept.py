@@ -94,10 +94,8 @@ class ConceptShift:
 class WriteBack:
     """Moves all text tokens after the image by one shift per item; the mean over them is kept up while decoding.
 
-    With a cache, tokens that are in it keep the shift of their own step; without one, all move by the latest.
-
-    Args:
-        shift: Means of image and text, both ``(B, d)``, to shifts.
+    With a cache, tokens that are in it keep the shift of their own step; without one, all move by the latest. ``shift``
+    takes means of image and text, both ``(B, d)``.
     """
 
     def __init__(self, shift: Callable[[Tensor, Tensor], Tensor]):

@@ -137,17 +137,12 @@ def make_methods(
     decoder: Callable[[Settings], ConceptDecoder] | None = None,
     edits: Mapping[str, tuple[str, Edit]] | None = None,
 ) -> dict[str, Answer]:
-    """``{name: batch -> answers}``.
+    """``{name: batch -> answers}`` of some of ``METHODS``.
 
     ``greedy`` and ``sample`` are the model alone; ``concept`` is concept decoding, and with it always comes ``beta``,
-    the same cut without concepts, which it has to beat.
-
-    Args:
-        names: Some of ``METHODS``.
-        host: The host.
-        settings: Settings of concept decoding; their length, temperature and sampling hold for all but ``greedy``.
-        decoder: Makes a decoder with some settings; needed for ``concept`` and ``beta``.
-        edits: ``{"ssl": (site, edit), "save": (site, edit)}``, decoded as ``greedy``.
+    the same cut without concepts, which it has to beat. Length, temperature and sampling of the settings hold for all
+    but ``greedy``. ``decoder`` is needed for ``concept`` and ``beta``; ``edits`` are ``{"ssl": (site, edit), "save":
+    (site, edit)}``, decoded as ``greedy``.
 
     Raises:
         InputError: An unknown method, or one that lacks what it needs.
@@ -191,20 +186,10 @@ def ask_all(
     run: OneProcessRun,
     fault_limit: float,
 ) -> dict[str, dict[str, str]]:
-    """Answers of every method to every prompt.
+    """``{method: {prompt id: answer}}``, from parts in ``out``.
 
-    Args:
-        ready: The host and its methods.
-        out: Folder with the parts, one per tar.
-        job: What identifies the job, beside shards, seed and batch size.
-        shards: The images.
-        prompts: What to ask about a sample; nothing for most.
-        seed: Seed of sampling; every tar and method begins with it.
-        run: Prompts per batch, and whether to show a bar.
-        fault_limit: Largest share of unusable samples.
-
-    Returns:
-        ``{method: {prompt id: answer}}``.
+    ``prompts`` says what to ask about a sample, nothing for most. Every tar and method begins with the ``seed`` of
+    sampling; ``job`` is what identifies the job beside that, shards and batch size.
     """
 
     def work(path: str) -> bytes:

@@ -37,12 +37,9 @@ def ask(thing: str, template: str = TEMPLATE) -> str:
 
 
 def names_of(objects: Any, fields: Sequence[str] = ()) -> list[str]:
-    """Names in a json field of objects.
+    """Names in a json field of objects: a list of names, ``{name: count}``, or a list of dicts.
 
-    Args:
-        objects: A list of names, ``{name: count}``, or a list of dicts with ``fields``, or else ``category`` or
-            ``name``.
-        fields: Fields of such a dict that make the name, e.g. colour and shape.
+    ``fields`` of such a dict make the name, colour and shape say; else its ``category`` or ``name``.
 
     Raises:
         InputError: None of these.

@@ -38,17 +38,11 @@ ALL = "all"
 def token_scores(
     codes: Codes, weights: Tensor | None, partners: Tensor | None = None, delta: float = 0.0
 ) -> dict[str, Tensor]:
-    """``{score: (N,)}`` of N image tokens.
+    """``{score: (N,)}`` of N image tokens, without ``cos`` where there are no weights.
 
-    Args:
-        codes: Codes of the tokens.
-        weights: ``(d_sae,)`` cross-modal weights, NaN where there is none; without them there is no ``cos``.
-        partners: ``(N, d_sae)`` bool, the latents that count for ``co_l0``: those that fire on the text beside each
-            token's image. (The published code takes one chosen set for all.)
-        delta: A latent counts above this value.
-
-    Returns:
-        ``l0``: latents; ``l1``: their values; ``co_l0``: latents among the partners; ``cos``: their weights.
+    ``l0`` counts latents, ``l1`` adds their values, ``co_l0`` counts partners, and ``cos`` adds weights. A latent
+    counts above ``delta``. ``weights (d_sae,)`` are NaN where there is none. ``partners (N, d_sae)`` are the latents
+    that fire on the text beside each token's image. (The published code takes one chosen set for all.)
     """
     row, latent, value = entries(codes)
     on = value > delta
@@ -94,11 +88,7 @@ def is_right(said: str, wanted: str) -> bool:
 class PatchFilter:
     """Asks a host about images of which patches are black.
 
-    Args:
-        host: The host.
-        sae: An SAE on its tokens.
-        choice: Which patches go black, and what is asked then.
-        weights: Cross-modal weights, for the score ``cos``; a latent counts above their ``delta``, else above 0.
+    Cross-modal ``weights`` are for the score ``cos``; a latent counts above their ``delta``, else above 0.
     """
 
     def __init__(self, host: LVLMHost, sae: SAE, choice: PatchChoice, weights: CrossModalFile | None = None):
@@ -131,11 +121,9 @@ class PatchFilter:
 
     @torch.no_grad()
     def ask(self, samples: Sequence[Sample], faults: FaultLog | None = None) -> dict[str, list[bool]]:
-        """``{shown: was each answer right}``, where ``all`` or ``SCORE/KEEP`` is shown; one image a sample.
+        """``{shown: was each answer right}``, where ``all`` or ``SCORE/KEEP`` is shown; one decoded image a sample.
 
-        Args:
-            samples: Samples with decoded images.
-            faults: Counts the samples that the host refuses, which are left out.
+        ``faults`` counts the samples that the host refuses, which are left out.
         """
         collate = self.host.collator("question")
         batch, samples = taken(collate, samples, FaultLog() if faults is None else faults, place)

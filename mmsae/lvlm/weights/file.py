@@ -35,11 +35,7 @@ class CrossModalFile(NamedTuple):
     info: dict[str, Any]  #: ``weights.json``.
 
     def check(self, sae: SAE, host: str) -> None:
-        """Refuse weights of another SAE or host.
-
-        Args:
-            sae: The SAE.
-            host: Fingerprint of the host.
+        """Refuse weights of another SAE or host, which is given by its fingerprint.
 
         Raises:
             InputError: With the two fingerprints that disagree.
@@ -55,15 +51,7 @@ class CrossModalFile(NamedTuple):
 def save_weights(
     folder: Path, found: CrossModal, lift: Lift, info: dict[str, Any], top: Mapping[str, TopTable]
 ) -> None:
-    """Write the files into a folder.
-
-    Args:
-        folder: The folder.
-        found: The weights.
-        lift: Co-activation of the pairs.
-        info: Names the SAE, host, site, data and definition.
-        top: ``{modality: strongest tokens}``, for ``top_tokens.parquet``.
-    """
+    """Write the files into a folder; ``info`` names the SAE, host, site, data and definition."""
     rate = {m: found.fired[m].double() / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
     mean = {m: found.energy[m] / max(found.tokens[m], 1) for m in (IMAGE, TEXT)}
     index = modality_index(rate[IMAGE], rate[TEXT])

@@ -155,13 +155,9 @@ def card(file: CrossModalFile, latent: int, drawn: dict[Token, Markup]) -> Marku
 
 
 def write_gallery(folder: Path, top: Mapping[str, TopTable], source: TokenSource, latents: Sequence[int] = ()) -> Path:
-    """Write ``gallery.html`` into a folder of weights.
+    """Write ``gallery.html`` into a folder of weights, with some ``latents`` first.
 
-    Args:
-        folder: The folder.
-        top: ``{modality: strongest tokens}``; ``extra`` holds each token's position and the number of its tar.
-        source: How samples are looked at again.
-        latents: Latents that are shown first.
+    The ``extra`` of the strongest tokens holds each token's position and the number of its tar.
 
     Raises:
         InputError: A latent that the SAE does not have.

@@ -42,13 +42,7 @@ TOP = 6  # strongest tokens of each modality that are kept per latent, one a sam
 
 
 class Subset:
-    """A host's collate that keeps a share of the samples, chosen by a hash of their uid.
-
-    Args:
-        collate: The host's.
-        share: Share of the samples, 0 to 1.
-        seed: Seed of the choice.
-    """
+    """A host's collate that keeps a share of the samples, chosen by a hash of their uid."""
 
     def __init__(self, collate: Any, share: float, seed: int = 0):
         self.collate, self.share, self.seed = collate, share, seed
@@ -70,13 +64,7 @@ class Subset:
 
 
 class LatentStatistics(nn.Module):
-    """The streaming metrics that make up a weights file.
-
-    Args:
-        d_sae: Number of latents.
-        width: Width of the hidden vectors.
-        definition: What the weight of a latent is.
-    """
+    """The streaming metrics that make up a weights file."""
 
     def __init__(self, d_sae: int, width: int, definition: Definition):
         super().__init__()
@@ -188,8 +176,7 @@ class WeightsJob:
     def finish(self, latents: Sequence[int] | None) -> FaultLog:
         """Merge the parts of all tars and write the result; one process does so, after all have worked.
 
-        Args:
-            latents: Latents that the page is to show first; None: there is no page.
+        The page shows ``latents`` first; None: there is no page.
 
         Raises:
             InputError: Too many samples were unusable.

@@ -40,15 +40,7 @@ class LatentOnText(NamedTuple):
 
 
 class TokenViewer:
-    """Looks at tokens of one batch.
-
-    Args:
-        host: The host.
-        sae: An SAE on its tokens.
-        sites: Sites of both segments.
-        collate: The host's, with the text that belongs to the sequence.
-        samples: Samples with decoded images.
-    """
+    """Looks at tokens of one batch of samples with decoded images, which the host's ``collate`` makes."""
 
     def __init__(self, host: LVLMHost, sae: SAE, sites: dict[str, Site], collate: Any, samples: Sequence[Sample]):
         self.host, self.samples = host, list(samples)
