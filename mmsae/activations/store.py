@@ -131,10 +131,7 @@ class ActivationStore:
         return [c for column in self.columns("caption") for c in column.to_pylist()]
 
     def load(
-        self,
-        site: str | Site | None = None,
-        modality: str | None = None,
-        uids: Sequence[str] | None = None,
+        self, site: str | Site | None = None, modality: str | None = None, uids: Sequence[str] | None = None
     ) -> Tensor:
         """All activations of one site.
 

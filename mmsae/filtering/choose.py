@@ -20,16 +20,7 @@ from tqdm import tqdm
 
 from mmsae.files import atomic_file
 from mmsae.filtering.passes import Target, read_items
-from mmsae.filtering.selection import (
-    Items,
-    Objective,
-    State,
-    concatenate,
-    distribution,
-    kl,
-    lazy_greedy,
-    quota,
-)
+from mmsae.filtering.selection import Items, Objective, State, concatenate, distribution, kl, lazy_greedy, quota
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.jobs.units import Parts
 from mmsae.metrics.statistics import spearman

@@ -80,12 +80,7 @@ class TokenScorer:
     """
 
     def __init__(
-        self,
-        host: Answers,
-        sae: SAE,
-        weights: Tensor | None = None,
-        delta: float = 0.0,
-        allow_other_site: bool = False,
+        self, host: Answers, sae: SAE, weights: Tensor | None = None, delta: float = 0.0, allow_other_site: bool = False
     ):
         self.host = host
         self.sae, self.delta = sae, delta

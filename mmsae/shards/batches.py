@@ -129,10 +129,7 @@ def place(sample: Sample) -> tuple[str, str]:
 
 
 def tried(
-    make: Callable[[list[Row]], Made],
-    rows: Sequence[Row],
-    faults: FaultLog,
-    where: Callable[[Row], tuple[str, str]],
+    make: Callable[[list[Row]], Made], rows: Sequence[Row], faults: FaultLog, where: Callable[[Row], tuple[str, str]]
 ) -> tuple[Made | None, list[Row]]:
     """``(made, rows)``: what a host's own code makes of some rows; else ``(None, those that it takes)``.
 
@@ -162,10 +159,7 @@ def tried(
 
 
 def taken(
-    make: Callable[[list[Row]], Made],
-    rows: Sequence[Row],
-    faults: FaultLog,
-    where: Callable[[Row], tuple[str, str]],
+    make: Callable[[list[Row]], Made], rows: Sequence[Row], faults: FaultLog, where: Callable[[Row], tuple[str, str]]
 ) -> tuple[Made | None, list[Row]]:
     """What a host's own code makes of those of some rows that it takes, and those; see ``tried``."""
     made = None
