@@ -23,7 +23,7 @@ from mmsae.hosts import Host, Rows, load_host, pick_device
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import begun_job
 from mmsae.jobs.processes import Local
-from mmsae.jobs.units import Share, work_tars
+from mmsae.jobs.units import Share, TarWork, work_tars
 from mmsae.options import Data, Run, side_by_side
 from mmsae.shards import FaultLog, UnitBatch, expand, identity, shard_name, unit_batches
 from mmsae.types import ImageTextBatch, InputError, Site, Tokens
@@ -129,15 +129,9 @@ class Extraction(NamedTuple):
 
     def batches(self, host: Host, writer: StoreWriter, units: Sequence[int], workers: int) -> Iterator[UnitBatch]:
         """Batches of some tars of the job, as the host wants them."""
-        modalities = {s.modality for s in writer.sites.values()}
-        return unit_batches(
-            [self.paths[u] for u in units],
-            batch_size=self.batch_size,
-            workers=workers,
-            caption_field=self.data.caption_field,
-            unique=False,
-            **host.reading(modalities, self.text),
-        )
+        reading = host.reading({s.modality for s in writer.sites.values()}, self.text)
+        options = {"batch_size": self.batch_size, "caption_field": self.data.caption_field, "unique": False}
+        return unit_batches([self.paths[u] for u in units], workers=workers, **options, **reading)
 
     def announce(self, host: Host, writer: StoreWriter, todo: Sequence[int], devices: int) -> None:
         """Say what will be done, how much disk it takes and about how long, and refuse what will not fit."""
@@ -169,14 +163,12 @@ class Extraction(NamedTuple):
     def work(self, host: Host, writer: StoreWriter, share: Share) -> None:
         """Write the parts of one process's tars."""
         unit_of, seen = {self.paths[u]: u for u in share.units}, SeenUids(writer.written())
-        work_tars(
-            self.batches(host, writer, share.units, self.workers),
-            lambda path: HostPart(host, writer.open_part(unit_of[path], shard_name(path)), seen),
-            share,
-            "extract",
-            self.data.fault_limit,
-            self.run.progress,
-        )
+        stream = self.batches(host, writer, share.units, self.workers)
+
+        def begin(path: str) -> HostPart:
+            return HostPart(host, writer.open_part(unit_of[path], shard_name(path)), seen)
+
+        work_tars(stream, begin, share, "extract", self.data.fault_limit, self.run.progress)
 
     def finish(self, writer: StoreWriter) -> Path:
         """From the parts to the finished store."""
@@ -204,14 +196,13 @@ def work_elsewhere(share: Share, host: str, job: Extraction) -> None:
     job.work(loaded, job.writer(loaded), share)
 
 
-class HostPart:
+class HostPart(TarWork):
     """What is stored of one tar: the rows of those samples of which the host gives finite ones."""
 
     def __init__(self, host: Host, part: PartWriter, seen: SeenUids) -> None:
         self.host, self.part, self.seen = host, part, seen
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
-        """Compute and store a batch."""
         sites = self.part.store.sites
         rows = {n: _to_cpu(r) for n, r in zip(sites, self.host.read(batch, list(sites.values())), strict=True)}
         bad = torch.zeros(len(batch.uids), dtype=torch.bool)
@@ -228,14 +219,12 @@ class HostPart:
         self.part.add(Tokens(x, item, uids, position, special), uids, keys, captions)
 
     def finish(self, faults: FaultLog) -> None:
-        """Write the part."""
         part = self.part
         self.seen.add(part.uids, part.keys, part.index_file, part.source)  # now, not hours later in the merge
         part.fault(faults.take())
         part.commit()
 
     def close(self) -> None:
-        """Remove temporary files."""
         self.part.close()
 
 

@@ -15,13 +15,10 @@ from mmsae.types import Faults, ImageTextBatch, InputError, Site, Tokens
 
 
 def read_prompts(source: str | Sequence[str], limit: int = 100_000, caption_field: str = "") -> list[str]:
-    """The first distinct prompts of a source, in order.
+    """The first ``limit`` distinct prompts of a source, in order.
 
-    Args:
-        source: A ``.txt`` file with one prompt a line, or shards whose captions are the prompts (images are not
-            decoded): path, folder, glob or brace pattern, or several.
-        limit: Reading stops there.
-        caption_field: Field of the samples' json that holds the caption.
+    It is a ``.txt`` file with one prompt a line, or shards whose captions are the prompts (images are not decoded):
+    path, folder, glob or brace pattern, or several.
 
     Raises:
         InputError: Nothing there, or fewer than two prompts.

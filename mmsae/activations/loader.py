@@ -133,8 +133,7 @@ class StoreLoader:
             )
         self.paired = all(store.spec.pooled(n) for n in self.names.values())
         if self.paired:
-            order = BlockOrder(items, block, seed)
-            self.orders = dict.fromkeys(self.names, order)
+            self.orders = dict.fromkeys(self.names, BlockOrder(items, block, seed))
         else:
             self.orders = {}
             for salt, (m, n) in enumerate(self.names.items()):
@@ -212,13 +211,8 @@ class StoreLoader:
     def _order_key(self) -> dict[str, Any]:
         key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "sizes": self.sizes}
         block = next(iter(self.orders.values())).block
-        return key | {
-            "seed": self.seed,
-            "world": self.world,
-            "batches": len(self),
-            "block": block,
-            "window": self._window,
-        }
+        key |= {"seed": self.seed, "world": self.world, "batches": len(self)}
+        return key | {"block": block, "window": self._window}
 
     def __iter__(self) -> Iterator[Tokens]:
         if self._begun or self.batch >= len(self):
@@ -260,10 +254,7 @@ class StoreLoader:
         parts = self.world * len(self)
         for b in range(len(self)):
             at = b * self.world + self.rank
-            rows = {}
-            for m, order in self.orders.items():
-                n = len(order)
-                rows[m] = order.span(None, n * at // parts, n * (at + 1) // parts)
+            rows = {m: o.span(None, len(o) * at // parts, len(o) * (at + 1) // parts) for m, o in self.orders.items()}
             tokens = self.store.tokens(self.names, rows, uids=self.uids)
             self._check(tokens.x)
             yield tokens

@@ -39,11 +39,9 @@ class MixingBuffer:
         self._pools: dict[str, _Pool] = {}
 
     def mix(self, stream: Iterable[Tokens], drain: bool = True) -> Iterator[Tokens]:
-        """Batches of mixed rows.
+        """Batches of mixed rows; gradients, positions and uids are not kept.
 
-        Args:
-            stream: Tokens as the host made them; gradients, positions and uids are not kept.
-            drain: At the end of the stream, give what is left (the last batch may be smaller) instead of dropping it.
+        At the end of the stream ``drain`` gives what is left (the last batch may be smaller) instead of dropping it.
         """
         for tokens in stream:
             groups = self._groups(tokens)
@@ -83,8 +81,7 @@ class MixingBuffer:
     def _take(self) -> Tokens:
         x: dict[str, Tensor] = {}
         for g, pool in self._pools.items():
-            pick = torch.randperm(pool.n, generator=self._generator)[: self._quota(g)]
-            x |= pool.take(pick)
+            x |= pool.take(torch.randperm(pool.n, generator=self._generator)[: self._quota(g)])
         return Tokens.pooled(x)
 
 

@@ -106,11 +106,9 @@ class StoreSpec:
         return not has_item_column(self.sites[name])
 
     def resolve(self, site: str | Site | None = None, modality: str | None = None) -> str:
-        """The name of the one stored site that is meant.
+        """The name of the one stored site of a modality (None: any) that is meant.
 
-        Args:
-            site: A :class:`Site`, a site name of this store, a label ``MODULE:IO[TOKENS]`` or a module; None: any.
-            modality: ``image`` or ``text``; None: any.
+        ``site`` is a :class:`Site`, a site name of this store, a label ``MODULE:IO[TOKENS]`` or a module; None: any.
 
         Raises:
             InputError: None or several match.
@@ -181,15 +179,9 @@ class StoreSpec:
                 f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest this mmsae can read"
             )
         try:
-            spec = cls(
-                {n: Site(**s) for n, s in raw["sites"].items()},
-                raw["dtype"],
-                [ShardInfo(**s) for s in raw["shards"]],
-                raw["job"],
-                raw["faults"],
-                raw["created_by"],
-                raw["content_hash"],
-            )
+            shards = [ShardInfo(**s) for s in raw["shards"]]
+            said = {k: raw[k] for k in ("dtype", "job", "faults", "created_by", "content_hash")}
+            spec = cls(sites={n: Site(**s) for n, s in raw["sites"].items()}, shards=shards, **said)
             actual = spec.hash()
         except (KeyError, TypeError) as e:
             raise InputError(f"{path}: the spec is damaged ({type(e).__name__}: {e})") from e

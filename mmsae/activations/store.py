@@ -259,11 +259,7 @@ class ActivationStore:
 
 
 def describe_store(folder: str | Path, verify: bool = False) -> dict[str, Any]:
-    """What ``mmsae info`` says about a store; plain JSON values.
-
-    Args:
-        folder: The store.
-        verify: Hash every file, however large the store.
+    """What ``mmsae info`` says about a store; plain JSON values. ``verify`` hashes every file, however large the store.
 
     Raises:
         InputError: It is not a whole store.

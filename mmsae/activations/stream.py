@@ -89,13 +89,7 @@ class StreamingLoader:
 
 
 class CaptureLoader:
-    """Every batch of an exact pass, captured and unmixed: validation without a store.
-
-    Args:
-        host: The frozen host.
-        batches: Image-text batches; iterated anew each time.
-        sites: ``{modality: site}``; the host's embeddings by default.
-    """
+    """Every batch of an exact pass, captured and unmixed: validation without a store."""
 
     def __init__(
         self, host: Host, batches: Iterable[ImageTextBatch], sites: Mapping[str, Site | str] | None = None

@@ -73,13 +73,7 @@ class SyntheticPairs:
 class SyntheticLoader:
     """Batches of :class:`SyntheticPairs`: batch i of an epoch derives from (seed, epoch, i, rank) alone.
 
-    Args:
-        pairs: What to draw from.
-        batch_size: Items per batch.
-        n_batches: Batches per epoch.
-        seed: Seed of the items.
-        rank: This process.
-        fresh: Whether every epoch draws new items (training) or the same ones (validation).
+    Every epoch draws new items where they are ``fresh`` (training), else the same ones (validation).
     """
 
     def __init__(

@@ -54,13 +54,7 @@ class PartWriter:
         keys: Sequence[str] | None = None,
         captions: Sequence[str] | None = None,
     ) -> None:
-        """Append one batch of ``len(uids)`` items.
-
-        Args:
-            tokens: Rows per site name; plain ``{site name: (B, d)}`` for pooled sites.
-            uids: Sample ids; ``item`` of ``tokens`` points into them.
-            keys: Keys in the source tar.
-            captions: Raw captions.
+        """Append one batch of ``len(uids)`` items; plain ``{site name: (B, d)}`` for pooled sites.
 
         Raises:
             InputError: Widths, counts or the range of the dtype disagree with the data, or the disk is full.
@@ -265,15 +259,9 @@ class StoreWriter:
         for path, meta in zip(files, metas, strict=True):
             data = path.read_bytes()
             size, hashed = meta["safetensors"]
-            shards.append(
-                ShardInfo(
-                    meta["source"],
-                    meta["items"],
-                    meta["rows"],
-                    {"safetensors": size, "parquet": len(data)},
-                    {"safetensors": hashed, "parquet": digest(data)},
-                )
-            )
+            sizes = {"safetensors": size, "parquet": len(data)}
+            hashes = {"safetensors": hashed, "parquet": digest(data)}
+            shards.append(ShardInfo(meta["source"], meta["items"], meta["rows"], sizes, hashes))
             seen, counts = seen + meta["faults"][0], counts + Counter(meta["faults"][1])
             examples += meta["faults"][2]
         faults = {"seen": seen, "counts": dict(sorted(counts.items())), "examples": examples[:100]}

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from mmsae.filtering.job import FilterJob
 from mmsae.filtering.options import Keeping, Scoring
 from mmsae.jobs.lightning import LitJob, Ranks
-from mmsae.options import Data, SAERun, flat
-
-
-@dataclass(frozen=True)
-class RankRun(SAERun):
-    """Where and how the host and the SAE compute; the trainer says on which devices."""
-
-    device: str = field(default="auto", init=False)
+from mmsae.options import Data, RankRun, flat
 
 
 @flat
@@ -44,7 +35,6 @@ class Filter(LitJob):
         self.run, self.data = run, data
 
     def work(self, ranks: Ranks, device: str) -> None:
-        run = SAERun(device, **{k: v for k, v in vars(self.run).items() if k != "device"})
-        out = FilterJob(*self.given, run, self.data, ranks.size).run(ranks)
+        out = FilterJob(*self.given, self.run.on(device), self.data, ranks.size).run(ranks)
         if ranks.lead:
             print(out)

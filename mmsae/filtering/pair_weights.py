@@ -63,14 +63,10 @@ class PairWeights(NamedTuple):
         tensors = self.scorer._asdict()
         if self.calibrator is not None:
             tensors |= {f"calibrator.{k}": v for k, v in self.calibrator._asdict().items()}
-        body = {
-            "format": FORMAT,
-            **self.about,
-            "concepts": {str(j): c._asdict() for j, c in sorted(self.concepts.items())},
-        }
+        concepts = {str(j): c._asdict() for j, c in sorted(self.concepts.items())}
         with atomic_file(path) as temp:
             temp.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}))
-        write_json(path.with_suffix(".json"), body)
+        write_json(path.with_suffix(".json"), {"format": FORMAT, **self.about, "concepts": concepts})
         return path
 
     @classmethod

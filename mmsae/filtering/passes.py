@@ -23,7 +23,7 @@ from mmsae.filtering.scorers.base import Scorer, ScorerSpec
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Items
 from mmsae.jobs.estimate import estimate
-from mmsae.jobs.units import Engine, Parts, Share, Unit, work_tars
+from mmsae.jobs.units import Engine, Parts, Share, TarWork, Unit, work_tars
 from mmsae.shards import FaultLog, UnitBatch, count_samples, draw, shard_name, unit_batches
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
@@ -75,10 +75,8 @@ class Pass(NamedTuple):
 
     def _batches(self, worker: Scorer | PairReader, paths: Sequence[str], workers: int) -> Iterator[UnitBatch]:
         reading = worker.host.reading((IMAGE, TEXT), self.spec.text)
-        return unit_batches(
-            list(paths), batch_size=self.batch_size, workers=workers, caption_field=self.caption_field, unique=False,
-            **reading,
-        )  # fmt: skip
+        options = {"batch_size": self.batch_size, "caption_field": self.caption_field, "unique": False}
+        return unit_batches(list(paths), workers=workers, **options, **reading)
 
     def _begin(self, worker: Scorer | PairReader, parts: Parts, unit: Unit) -> TarPass:
         if self.kind == "fit":
@@ -132,26 +130,18 @@ def _pick(column: Sequence[str], good: Tensor) -> list[str]:
     return [v for v, ok in zip(column, good.tolist(), strict=True) if ok]
 
 
-class TarPass:
+class TarPass(TarWork):
     """What a pass makes of one tar."""
 
     def __init__(self, parts: Parts, unit: Unit) -> None:
         self.parts, self.unit = parts, unit
-
-    def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
-        """Add a batch."""
-        raise NotImplementedError
 
     def part(self, log: FaultLog) -> bytes:
         """The part file; ``log`` has the faults of the tar."""
         raise NotImplementedError
 
     def finish(self, faults: FaultLog) -> None:
-        """Write the part."""
         self.parts.write(self.unit, self.part(faults))
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 class FitPass(TarPass):
@@ -300,13 +290,8 @@ def read_items(path: Path, bins: np.ndarray | None = None) -> Items:
     table = pq.read_table(path, columns=["uid", "code_latents", "code_strengths"]).combine_chunks()
     ids, values = (table[c].combine_chunks() for c in ("code_latents", "code_strengths"))
     crow = ids.offsets.to_numpy().astype(np.int64)
-    return Items(
-        np.array(table["uid"].to_pylist(), dtype="U32"),
-        crow - crow[0],
-        ids.flatten().to_numpy().astype(np.int64),
-        values.flatten().to_numpy().astype(np.float64),
-        bins,
-    )
+    col, val = ids.flatten().to_numpy().astype(np.int64), values.flatten().to_numpy().astype(np.float64)
+    return Items(np.array(table["uid"].to_pylist(), dtype="U32"), crow - crow[0], col, val, bins)
 
 
 def to_items(codes: Codes, uids: np.ndarray) -> Items:

@@ -14,7 +14,7 @@ from mmsae.filtering.pair_weights import PairWeights
 from mmsae.report.figures import INK, PALETTE, Figure, canvas, figure
 from mmsae.report.gallery import Bar, CodePair, thumbnail
 from mmsae.report.page import Fact, Section, Table, render_report
-from mmsae.shards import FaultLog, read_shard
+from mmsae.shards import FaultLog, read_shard, with_image
 
 SHOWN = 12  # examples of each kind
 TARS = 4  # that examples are taken from
@@ -70,14 +70,12 @@ def write_report(result: FilterResult) -> None:
     ]
     if "selection" in r:
         sections.append(_selection(r["selection"], r["job"]))
+    times = "the concept's cross-modal weight (1 where the score needs none)."
+    if "pair_code" in r["scores"]:
+        times = "how closely the concept's image and text values go together."
     how = (
         "Bars: concepts that only the image (left) or only the text (right) has, strongest first; the length is the"
-        " share of the code's norm times "
-        + (
-            "how closely the concept's image and text values go together."
-            if "pair_code" in r["scores"]
-            else "the concept's cross-modal weight (1 where the score needs none)."
-        )
+        f" share of the code's norm times {times}"
     )
     for title, rows in shown.items():
         if len(rows):
@@ -110,15 +108,8 @@ def load_examples(result: FilterResult, rows: np.ndarray) -> dict[int, Example]:
             for sample in read_shard(path, FaultLog(), need=("image",), decode=False):
                 if sample.uid in wanted:
                     out[by_uid[sample.uid][0]] = sample
-    images = {i: _image(sample) for i, sample in out.items()}
-    return {i: Example(row, images[i]) for i, row in by_uid.values() if i in images}
-
-
-def _image(sample: Any) -> Any:
-    from mmsae.shards import with_image
-
-    decoded = with_image(sample, FaultLog())
-    return None if decoded is None else decoded.image
+    decoded = {i: with_image(sample, FaultLog()) for i, sample in out.items()}
+    return {i: Example(row, decoded[i] and decoded[i].image) for i, row in by_uid.values() if i in decoded}
 
 
 def _pair(example: Example, score: str) -> CodePair:

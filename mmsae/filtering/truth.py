@@ -22,11 +22,8 @@ def damage_auroc(
 ) -> dict[str, float]:
     """Chance that an undamaged pair scores above a damaged one, for every score of a ``scores.parquet``.
 
-    Args:
-        table: The file.
-        damaged: Uids of the damaged pairs; samples that were unusable count neither way.
-        scores: Columns to judge, those that are there.
-        among: Uids to look at; default: all.
+    Samples that were unusable count neither way. ``scores`` are judged as far as they are there, ``among`` these uids
+    (default: all).
 
     Raises:
         InputError: None of the samples is damaged, or all are.

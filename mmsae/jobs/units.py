@@ -86,20 +86,11 @@ class Parts:
     def run(
         self, work: Callable[[str], Part], *, rank: int = 0, world: int = 1, progress: bool = True, what: str = "shards"
     ) -> list[Path]:
-        """Do this rank's share of the units that are not done yet.
+        """Do this rank's share of the units that are not done yet; returns :meth:`files`.
 
         Unit i belongs to rank ``i % world``; more ranks than units is allowed. No rank waits for another here: put a
-        barrier with a long timeout between this and the merge.
-
-        Args:
-            work: Gives the part of the shard at a path: bytes, or a function that writes it to a path.
-            rank: This process.
-            world: Number of processes.
-            progress: Whether to show a progress bar.
-            what: Its label.
-
-        Returns:
-            :meth:`files`.
+        barrier with a long timeout between this and the merge. ``work`` gives the part of the shard at a path; ``what``
+        is the label of the bar.
         """
         mine = self.units[rank::world]
         todo = [u for u in mine if not self.done(u)]

@@ -100,11 +100,7 @@ class PatchChoice:
     """Seed of random patches and of ties."""
 
     def check(self, weights: bool) -> None:
-        """Refuse what makes no sense, and ``cos`` without ``weights``.
-
-        Raises:
-            InputError: Names the option.
-        """
+        """Refuse what makes no sense, and ``cos`` without ``weights``."""
         at_least(1, max_new_tokens=self.max_new_tokens)
         if unknown := [s for s in self.scores if s not in PATCH_SCORES] or [""] * (not self.scores):
             raise InputError(f"no score {unknown[0]!r} of patches; there are {', '.join(PATCH_SCORES)}")

@@ -42,17 +42,7 @@ class Reader(NamedTuple):
         caption_field: str = "",
         collate: Collate | None = None,
     ) -> Reader:
-        """A reader that needs what is transformed and tokenised, or what the collate says in ``need``, by default.
-
-        Args:
-            transform: The host's image transform; None to leave images out.
-            tokenize: The host's tokenizer; None to leave token ids out.
-            batch_size: Samples a batch.
-            need: What a sample must have: ``image, caption, question, json, cls``.
-            caption_field: Field of ``json`` with the caption; empty: ``txt``, or ``json``'s ``caption``.
-            collate: Samples to a batch, of a host whose processor sees image and text together; with it, ``transform``
-                and ``tokenize`` are not used.
-        """
+        """A reader that needs what is transformed and tokenised, or what the collate says in ``need``, by default."""
         if need is None and collate is not None:
             need = getattr(collate, "need", ("image", "caption"))
         elif need is None:
@@ -112,15 +102,9 @@ class Reader(NamedTuple):
             texts = self.tokenize(captions)
             for i in long_captions(self.tokenize, captions, texts):
                 notes.add("long_caption", samples[i].shard, samples[i].key, f"more than {texts.shape[1]} tokens")
-        return ImageTextBatch(
-            None if self.transform is None else torch.stack([image for _, image in rows]),
-            texts,
-            [s.uid for s in samples],
-            captions,
-            [s.key for s in samples],
-            [s.shard for s in samples],
-            notes.take(),
-        )
+        images = None if self.transform is None else torch.stack([image for _, image in rows])
+        uids, keys, shards = ([getattr(s, f) for s in samples] for f in ("uid", "key", "shard"))
+        return ImageTextBatch(images, texts, uids, captions, keys, shards, notes.take())
 
 
 def place(sample: Sample) -> tuple[str, str]:

@@ -52,6 +52,7 @@ def describe(
             keys.update(group.sizes.keys())
             sizes.update(group.sizes)
             _judge(group.sizes, faults, shard_name(path), group.key)
+    mean = round(sum(per_shard) / len(per_shard), 1)
     all_bytes = sum(os.path.getsize(p) for p in paths)
     scale = all_bytes / max(sum(os.path.getsize(p) for p in chosen), 1)
     shown = list(islice((s for p in chosen for s in read_shard(p, FaultLog(), need=())), examples))
@@ -65,11 +66,7 @@ def describe(
         "samples": sum(per_shard) if step == 1 else round(sum(per_shard) * scale),
         "exact": step == 1,
         "shards_read": len(chosen),
-        "samples_per_shard": {
-            "min": min(per_shard),
-            "mean": round(sum(per_shard) / len(per_shard), 1),
-            "max": max(per_shard),
-        },
+        "samples_per_shard": {"min": min(per_shard), "mean": mean, "max": max(per_shard)},
         "keys": dict(keys.most_common(MOST_KEYS)),
         "mean_bytes": {k: round(sizes[k] / n) for k, n in keys.most_common(MOST_KEYS)},
         "json_fields": sorted({field for s in shown for field in s.meta}),

@@ -68,11 +68,7 @@ class FaultLog:
         return self.dropped / max(self.n_seen, 1)
 
     def check(self, limit: float, final: bool = False) -> None:
-        """Refuse to go on when too many samples were dropped.
-
-        Args:
-            limit: Largest share of dropped samples that is tolerated, 0 to 1.
-            final: Judge even though fewer than 1,000 samples were seen.
+        """Refuse to go on with a larger share of drops than ``limit``; judged from 1,000 samples on, or if ``final``.
 
         Raises:
             InputError: If the share is above the limit.
@@ -85,7 +81,8 @@ class FaultLog:
 
     def drops(self) -> str:
         """What was dropped, and what may help, on one line."""
-        said = f"{self._counts(drops=True)}; the first was {self._first()}."
+        kept = (e for kind, examples in self.examples.items() if kind not in NOTES for e in examples)
+        said = f"{self._counts(drops=True)}; the first was {_line(next(kept, ('', '?', '', '')))}."
         if apart := self.counts["unsorted"]:
             how = "members of one sample must stand side by side, as tar --sort=name writes them."
             said += f" {apart} keys come again later in their tar: {how}"
@@ -93,10 +90,6 @@ class FaultLog:
 
     def _counts(self, drops: bool) -> str:
         return ", ".join(f"{kind} {n}" for kind, n in self.counts.most_common() if (kind not in NOTES) == drops)
-
-    def _first(self) -> str:
-        kept = (e for kind, examples in self.examples.items() if kind not in NOTES for e in examples)
-        return _line(next(kept, ("", "?", "", "")))
 
     def summary(self) -> str:
         """A few lines for a person: the counts, then the kept examples one a line."""
@@ -110,13 +103,8 @@ class FaultLog:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: ``seen, dropped, share, counts, examples``."""
         examples = [list(e) for kept in self.examples.values() for e in kept]
-        return {
-            "seen": self.n_seen,
-            "dropped": self.dropped,
-            "share": self.share,
-            "counts": dict(self.counts),
-            "examples": examples,
-        }
+        head = {"seen": self.n_seen, "dropped": self.dropped, "share": self.share}
+        return head | {"counts": dict(self.counts), "examples": examples}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> FaultLog:

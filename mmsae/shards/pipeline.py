@@ -98,18 +98,9 @@ def unit_batches(
     always ends with a batch marked ``last``, without samples where it has none. Its faults are in its own batches;
     judging them is the caller's part.
 
-    Args:
-        paths: The tars to read (those of this rank that are not done).
-        transform: Images to tensors; for this and the others see :class:`Reader`.
-        tokenize: Captions to ids.
-        batch_size: Samples a batch.
-        workers: Processes that read and decode; 0 does it in this one.
-        caption_field: Field of json with the caption.
-        collate: Samples to a batch, in place of ``transform`` and ``tokenize``.
-        unique: Refuse a uid for the second time. Jobs whose parts outlive a kill look for that themselves.
-
-    Yields:
-        ``UnitBatch(path, batch, last)``.
+    ``workers`` is the number of processes that read and decode (0: this one); for what makes a batch see
+    :class:`Reader`. With ``unique`` a uid is refused for the second time; jobs whose parts outlive a kill look for that
+    themselves.
     """
     reader = Reader.of(transform, tokenize, batch_size, None, caption_field, collate)
     stream = ExactStream(reader, [("", path) for path in paths])
@@ -196,16 +187,9 @@ class TrainLoader:
 
 
 def _packets(stream: ExactStream | TrainStream, workers: int, pin_memory: bool) -> Generator[UnitBatch]:
-    loader = wds.WebLoader(
-        stream,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_same,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_sigterm_to_main,
-        generator=torch.Generator().manual_seed(0),  # else starting workers would advance the trainer's own generator
-    )
-    for packet in loader:
+    own = torch.Generator().manual_seed(0)  # else starting workers would advance the trainer's generator
+    options = {"collate_fn": _same, "worker_init_fn": _leave_sigterm_to_main, "generator": own}
+    for packet in wds.WebLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options):
         if packet.error:
             raise InputError(packet.error)
         yield packet

@@ -38,15 +38,8 @@ class Sample(NamedTuple):
 def make_uid(source: str, shard: str, key: str, meta: Mapping[str, Any]) -> str:
     """The id of a sample: ``meta["uid"]`` if that is 32 hex digits (DataComp's form), else a hash of where it lies.
 
-    Args:
-        source: Name of the source (``Source.name``).
-        shard: Name of the shard (``Shard.name``), without its folder where the name alone says which it is: moving a
-            data set does not change its uids.
-        key: webdataset key.
-        meta: The sample's ``json``.
-
-    Returns:
-        32 hex digits in lower case (blake2b-128).
+    ``shard`` is the tar's name (``Shard.name``), without its folder where the name alone says which it is: moving a
+    data set does not change its uids.
     """
     uid = meta.get("uid")
     if isinstance(uid, str) and _HEX32.fullmatch(uid):
@@ -141,12 +134,7 @@ def read_shard(
 
 
 def read_shards(paths: Iterable[str | Path], faults: FaultLog, **options: Any) -> Iterator[Sample]:
-    """The good samples of several shards of one set, each uid once; for whatever joins by uid.
-
-    Args:
-        paths: The shards, as ``expand`` gives them.
-        faults: See ``read_shard``.
-        **options: The other arguments of ``read_shard``.
+    """The good samples of several shards of one set, each uid once, for whatever joins by uid; see ``read_shard``.
 
     Raises:
         InputError: If a uid occurs twice.

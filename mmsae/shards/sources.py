@@ -57,17 +57,12 @@ Sources = str | list[str] | list[Source] | dict[str, float]
 
 
 def expand(pattern: str | Sequence[str]) -> list[Shard]:
-    """The shards that a pattern names.
+    """The shards that a pattern names, as paths; ``Shard`` objects keep their names.
 
     Braces come first (``{000..019}``, ``{a,b}``), then globs (sorted by name), then folders (all their tars, not those
     of their subfolders). Every name that braces give must match. Braces and wildcard characters in the names of folders
-    that exist are no wildcards. A shard named twice is read once.
-
-    Args:
-        pattern: Path, folder, glob or brace pattern; or several.
-
-    Returns:
-        Paths of ``.tar``, ``.tar.gz`` or ``.tgz`` files, in any case; ``Shard`` objects keep their names.
+    that exist are no wildcards. A shard named twice is read once. Tars end in ``.tar``, ``.tar.gz`` or ``.tgz``, in any
+    case.
 
     Raises:
         InputError: If a pattern matches nothing, a shard that it names is missing or is not a tar, or one file is named

@@ -106,11 +106,7 @@ def is_clip(host: str) -> bool:
 
 
 def check_score(score: str, host: str) -> None:
-    """Refuse a score that does not exist, or not for this kind of host.
-
-    Raises:
-        InputError: One sentence.
-    """
+    """Refuse a score that does not exist, or not for this kind of host."""
     if score not in SCORES:
         raise InputError(f"no score {score!r}; there are {', '.join(SCORES)}")
     if host.startswith("lvlm:") and score in PAIR_SCORES[:-1]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -230,14 +230,11 @@ class ConceptDecoder:
     def processor(self) -> Iterator[LogitsProcessorList]:
         """What to give to one ``generate`` call as ``logits_processor`` while the context is open."""
         mixer = _Mixer(self)
-        handle = None
+        watched = nullcontext()
         if self.settings.alpha_c:
-            handle = self.host.model.register_forward_pre_hook(mixer.watch, with_kwargs=True)
-        try:
+            watched = self.host.model.register_forward_pre_hook(mixer.watch, with_kwargs=True)
+        with watched:
             yield LogitsProcessorList([mixer])
-        finally:
-            if handle is not None:
-                handle.remove()
 
     @torch.no_grad()
     def generate(self, batch: ImageTextBatch, **options: Any) -> Any:
@@ -252,11 +249,8 @@ class ConceptDecoder:
             )
         with self.processor() as mine:
             given = options.pop("logits_processor", None) or []
-            return self.host.generate(
-                batch,
-                **{**self.settings.generation(), **options},
-                logits_processor=LogitsProcessorList([*mine, *given]),
-            )
+            options = {**self.settings.generation(), **options}
+            return self.host.generate(batch, **options, logits_processor=LogitsProcessorList([*mine, *given]))
 
     def answer(self, batch: ImageTextBatch, **options: Any) -> list[str]:
         """What the model says to each prompt, decoded."""

@@ -31,11 +31,7 @@ class Settings(NamedTuple):
     do_sample: bool = True
 
     def check(self) -> None:
-        """Refuse what makes no sense.
-
-        Raises:
-            InputError: Names the field.
-        """
+        """Refuse what makes no sense; names the field."""
         for name in ("alpha_c", "beta_c"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")

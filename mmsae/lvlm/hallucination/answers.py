@@ -51,15 +51,8 @@ def prepare(
 ) -> tuple[AnsweringHost, dict[str, Any]]:
     """Load host and SAEs, find directions where they are asked for, and make the methods.
 
-    Args:
-        host: Name of the host.
-        answering: Methods and what they need.
-        run: Device and precision of the host, and prompts per batch.
-        prompt: What stands around a question of the probe.
-        probe: Gives questions about ``answering.probe`` by which directions are found.
-
-    Returns:
-        The host with its methods, and plain values that decide the answers.
+    ``probe`` gives questions about ``answering.probe`` by which directions are found; ``prompt`` stands around them.
+    Returned are the host with its methods, and plain values that decide the answers.
     """
     settings, methods = answering.settings, answering.methods
     settings.check()

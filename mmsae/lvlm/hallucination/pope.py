@@ -93,19 +93,12 @@ def pope(
     ready, about = prepare(host, answering, run, prompt, lambda: build(answering.probe, "random", most))
     job = {**about, "questions": {s: [list(q) for q in qs] for s, qs in sets.items()}, "prompt": prompt}
     of_image = by_image(sets)
-    answers = ask_all(
-        ready,
-        out,
-        job,
-        shards,
-        lambda s: [
-            Prompt(f"{strategy}/{q.question_id}", prompt.replace("{question}", q.text))
-            for strategy, q in [*of_image.get(s.uid, []), *of_image.get(s.key, [])]
-        ],
-        seed,
-        run,
-        data.fault_limit,
-    )
+
+    def prompts(s: Any) -> list[Prompt]:
+        asked = [*of_image.get(s.uid, []), *of_image.get(s.key, [])]
+        return [Prompt(f"{strategy}/{q.question_id}", prompt.replace("{question}", q.text)) for strategy, q in asked]
+
+    answers = ask_all(ready, out, job, shards, prompts, seed, run, data.fault_limit)
     table = {s: score_methods(answers, qs, s) for s, qs in sets.items()}
     results = {"table": table, **about, "parser": asking.parser}
     for s, qs in sets.items():

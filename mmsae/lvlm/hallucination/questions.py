@@ -40,9 +40,6 @@ def names_of(objects: Any, fields: Sequence[str] = ()) -> list[str]:
     """Names in a json field of objects: a list of names, ``{name: count}``, or a list of dicts.
 
     ``fields`` of such a dict make the name, colour and shape say; else its ``category`` or ``name``.
-
-    Raises:
-        InputError: None of these.
     """
     out = []
     for o in objects or []:
@@ -85,17 +82,12 @@ def build_pope(
     seed: int = 0,
     template: str = TEMPLATE,
 ) -> list[Question]:
-    """Questions about images, half of them true.
+    """Questions about images, half of them true, from ``{image: names of its objects}``.
 
-    Args:
-        objects: ``{image: names of its objects}``.
-        strategy: How absent objects are chosen. ``random``; ``popular``: those that most images have;
-            ``adversarial``: those that most often occur with the object asked before.
-        images: Number of images; all that have enough objects where there are fewer.
-        per_image: Objects asked for that are there, and as many that are not.
-        min_objects: Objects that an image must have (3 in the original).
-        seed: Seed of the choice of images and objects.
-        template: Wording, with ``{a}`` and ``{object}``.
+    Absent objects are chosen by ``strategy``: ``random``; ``popular``: those that most images have; ``adversarial``:
+    those that most often occur with the object asked before. ``images`` is the number of images (all that have at least
+    ``min_objects``, 3 in the original, where there are fewer), ``per_image`` that of objects asked for that are there,
+    and as many that are not.
 
     Raises:
         InputError: An unknown strategy, or no image with enough objects there and absent.

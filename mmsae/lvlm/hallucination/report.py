@@ -33,12 +33,9 @@ def plot_pope(table: Pope, path: str | Path, parser: str) -> Path:
 
 def plot_chair(table: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:
     """Hallucinated captions and mentions, with recall and length beside them: short captions win for free."""
-    groups = {
-        "share of captions or mentions": {
-            c: {m: f[c] for m, f in table.items()} for c in ("chair_s", "chair_i", "recall")
-        },
-        "words": {"length": {m: f["length"] for m, f in table.items()}},
-    }
+    shares = {c: {m: f[c] for m, f in table.items()} for c in ("chair_s", "chair_i", "recall")}
+    words = {"length": {m: f["length"] for m, f in table.items()}}
+    groups = {"share of captions or mentions": shares, "words": words}
     return _bars(groups, path, "CHAIR (lower is better), recall and caption length")
 
 

@@ -112,9 +112,8 @@ class PatchFilter:
             place = tokens.position[IMAGE] - grid.start
             own = (tokens.item[IMAGE] == grid.item) & (place >= 0) & (place < grid.layout.length)
             empty = torch.zeros(grid.layout.length, dtype=torch.float64)
-            maps = {
-                name: grid.heat(empty.index_put((place[own].cpu(),), v[own].cpu())).numpy() for name, v in found.items()
-            }
+            at = (place[own].cpu(),)
+            maps = {name: grid.heat(empty.index_put(at, v[own].cpu())).numpy() for name, v in found.items()}
             rng = np.random.default_rng([self.choice.seed, int(draw(batch.uids[grid.item]) * 2**31)])
             out.append(maps | {"random": rng.random(next(iter(maps.values())).shape)})
         return out

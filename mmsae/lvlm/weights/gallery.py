@@ -138,13 +138,8 @@ def card(file: CrossModalFile, latent: int, drawn: dict[Token, Markup]) -> Marku
     """One latent."""
     t, info = file.tensors, file.info
     facts = [CLASSES[int(t["class"][latent])]]
-    for name, value in (
-        ("weight", file.weights[latent]),
-        ("modality index", t["index.firing"][latent]),
-        ("lift", t["lift"][latent]),
-    ):
-        if not value.isnan():
-            facts.append(f"{name} {value:.2f}")
+    known = {"weight": file.weights, "modality index": t["index.firing"], "lift": t["lift"]}
+    facts += [f"{name} {values[latent]:.2f}" for name, values in known.items() if not values[latent].isnan()]
     for m in (IMAGE, TEXT):
         facts.append(f"{t[f'fired.{m}'][latent] / max(1, info['tokens'][m]):.1%} of {m} tokens")
     sides = {m: Markup("").join(html for k, html in drawn.items() if k[:2] == (latent, m)) for m in (IMAGE, TEXT)}

@@ -232,17 +232,9 @@ def cross_modal_weights(
 ) -> dict[str, Any]:
     """Do the job of ``mmsae weights``, or say that it is done.
 
-    Args:
-        host: The host, or its name; empty: the SAE's own.
-        sae: An SAE on its tokens, or where it is.
-        shards: Path, folder, glob or brace pattern of tars, or several.
-        out: Folder to write.
-        definition: What the weight of a latent is.
-        sample: Which tokens are looked at.
-        run: Batch size and workers, and whether an SAE of another host is accepted.
-        data: Largest share of samples that may be unusable.
-        latents: Latents that the page is to show first; None: there is no page.
-        engine: Who does it, each process with all of these arguments; default: this process.
+    Arguments are those of :func:`mmsae.lvlm.weights.command.weights`, but ``host`` and ``sae`` may be loaded already.
+    The page shows ``latents`` first; None: there is no page. Each process of ``engine`` calls this with all arguments;
+    default: this process alone.
 
     Returns:
         ``weights.json``, with the folder as ``out``.
