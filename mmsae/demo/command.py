@@ -73,26 +73,16 @@ def demo(
         start_beside("diffusion", demo_diffusion, "drawing")
         stages.run(
             "clip",
-            lambda: call(
-                pretrain_clip,
-                shards=train_shards,
-                out=str(root / "clip"),
-                steps=p.clip_steps,
-                seed=seed,
-                progress=progress,
-            ),
-        )
+            lambda: call(pretrain_clip, shards=train_shards, out=str(root / "clip"), steps=p.clip_steps, seed=seed,
+                         progress=progress),
+        )  # fmt: skip
         start_beside("llava", demo_llava, "vision-language")
         for split in ("train", "test"):
             stages.run(
                 f"extract_{split}",
-                lambda split=split: extract(
-                    f"local-dir:{root / 'clip'}",
-                    str(root / "shards" / split),
-                    root / "store" / split,
-                    progress=progress,
-                ),
-            )
+                lambda split=split: extract(f"local-dir:{root / 'clip'}", str(root / "shards" / split),
+                                            root / "store" / split, progress=progress),
+            )  # fmt: skip
         for name in METHODS:
             stages.run(
                 f"fit_{name}",

@@ -106,27 +106,15 @@ def run(root: Path, profile: str, seed: int) -> None:
     out, fitted = root / "diffusion", root / "diffusion_text"
     stages.run(
         "diffusion",
-        lambda: call(
-            pretrain_diffusion,
-            shards=str(root / "shards" / "train"),
-            out=str(out),
-            steps=p.diffusion_steps,
-            seed=seed,
-            overwrite=True,
-            progress=False,
-        ),
-    )
+        lambda: call(pretrain_diffusion, shards=str(root / "shards" / "train"), out=str(out), steps=p.diffusion_steps,
+                     seed=seed, overwrite=True, progress=False),
+    )  # fmt: skip
     stages.run("probe", lambda: train_probe(48 * p.probe_steps, p.probe_steps).save(root / PROBE))
     stages.run("prompts", lambda: write_prompts(root / "prompts.txt", p.train, SEEDS["train"]))
     extra = [f"--data.prompts={root / 'prompts.txt'}", f"--data.host=diffusers:{out}"]
     extra += ["--trainer.val_check_interval", str(p.token_steps)]
     stages.run("fit_text", lambda: fit_recipe("diffusion_text", fitted, p.token_steps, seed, False, extra))
-
-    def save() -> None:
-        results = measure(root, p, seed)
-        write_json(root / RESULTS, results)
-
-    stages.run("steering", save)
+    stages.run("steering", lambda: write_json(root / RESULTS, measure(root, p, seed)))
 
 
 if __name__ == "__main__":

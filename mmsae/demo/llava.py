@@ -184,12 +184,7 @@ def run(root: Path, profile: str, seed: int) -> None:
     )  # fmt: skip
     means = expand(str(root / "shards" / "train"))[: max(2, p.talk // 1000)]
     stages.run("fit_llava_concepts", lambda: fit_concepts(host, means, root, p.sae_steps // 2, seed))
-
-    def save() -> None:
-        results = measure(host, root, p, seed)
-        write_json(root / RESULTS, results)
-
-    stages.run("hallucination", save)
+    stages.run("hallucination", lambda: write_json(root / RESULTS, measure(host, root, p, seed)))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,17 @@ from torchmetrics import Metric
 from mmsae.types import Codes
 
 
+def summed(codes: Codes, values: Tensor) -> Tensor:
+    """``(d_sae,)`` sum over rows of values that stand where those of the codes do."""
+    if codes.indices is None:
+        return values.sum(0)
+    return values.new_zeros(codes.d_sae).scatter_add_(0, codes.indices.flatten(), values.flatten())
+
+
 def latent_sums(codes: Codes) -> tuple[Tensor, Tensor]:
     """``(d_sae,)`` int64 number of rows each latent fired in, and ``(d_sae,)`` float64 sum of its squared values."""
     v = codes.values.detach()
-    if codes.indices is None:
-        return (v != 0).sum(0), v.double().square().sum(0)
-    idx = codes.indices.flatten()
-    fired = torch.zeros(codes.d_sae, dtype=torch.long, device=v.device).scatter_add_(0, idx, (v != 0).flatten().long())
-    square = torch.zeros(codes.d_sae, dtype=torch.float64, device=v.device)
-    return fired, square.scatter_add_(0, idx, v.double().square().flatten())
+    return summed(codes, (v != 0).long()), summed(codes, v.double().square())
 
 
 class SparsityStats(NamedTuple):

@@ -10,17 +10,14 @@ from torchmetrics import Metric
 
 from mmsae.kernels.pairs import code_cosine, code_norm
 from mmsae.metrics.reconstruction import ReconstructionMetrics
-from mmsae.metrics.sparsity import Sparsity
+from mmsae.metrics.sparsity import Sparsity, summed
 from mmsae.types import Codes, SAEOutput, Tokens
 
 
 def _direction_sum(codes: Codes) -> Tensor:
     """``(d_sae,)`` float64 sum of the codes' rows, each at unit norm (zero rows stay zero)."""
     unit = codes.values.double() / code_norm(codes).double().clamp(min=1e-12)[:, None]
-    if codes.indices is None:
-        return unit.sum(0)
-    out = torch.zeros(codes.d_sae, dtype=torch.float64, device=unit.device)
-    return out.scatter_add_(0, codes.indices.flatten(), unit.flatten())
+    return summed(codes, unit)
 
 
 class PairCosine(Metric):

@@ -64,6 +64,13 @@ class CodePair(NamedTuple):
     bars: list[Bar]  #: The latents of both, shared ones first
 
 
+def as_array(image: Any) -> np.ndarray:
+    """``(H, W, 3) uint8`` of a PIL image, an array, or a ``(3, H, W)`` float tensor in [0, 1]."""
+    if isinstance(image, Tensor):
+        image = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+
+
 def thumbnail(image: Any, alt: str, value: float | None = None, size: int = 128, photo: bool = False) -> Thumbnail:
     """An image as a data URI, scaled down to fit ``size`` pixels, never up.
 
@@ -74,11 +81,7 @@ def thumbnail(image: Any, alt: str, value: float | None = None, size: int = 128,
         size: Longest side in pixels.
         photo: Kept as JPEG, a fifth of the bytes of a PNG of a photograph, unless it is tiny.
     """
-    if isinstance(image, Tensor):
-        image = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    image = image.convert("RGB")
+    image = Image.fromarray(as_array(image)).convert("RGB")
     image.thumbnail((size, size))
     buffer = io.BytesIO()
     kind, options = (

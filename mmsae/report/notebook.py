@@ -9,13 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
-
 from mmsae.metrics.concepts.evidence import TopTable
 from mmsae.report.figures import PALETTE
-from mmsae.report.gallery import CodePair
+from mmsae.report.gallery import CodePair, as_array
 from mmsae.types import IMAGE, TEXT
 
 DPI = 80  # small files: a notebook with ten figures stays far below a megabyte
@@ -45,13 +41,6 @@ def slider(draw: Callable[..., Any], **choices: Sequence[Any]) -> None:
         draw,
         **{k: SelectionSlider(options=list(v), value=defaults[k], continuous_update=False) for k, v in choices.items()},
     )
-
-
-def as_array(image: Any) -> np.ndarray:
-    """``(H, W, 3) uint8`` of a PIL image, an array, or a ``(3, H, W)`` float tensor in [0, 1]."""
-    if isinstance(image, Tensor):
-        image = (image.detach().cpu().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
 
 
 def show_images(

@@ -61,33 +61,22 @@ def _methods(results: dict[str, Any]) -> Section:
     codes = Table(
         ["SAE", "FVU image", "FVU text", "cosine of pairs", "of shuffled pairs", "R@1 from codes", "dead"],
         [
-            [
-                TITLES[name],
-                *m["fvu"].values(),
-                m["code_cosine"]["pair"],
-                m["code_cosine"]["shuffled"],
-                m["recall_at_1"],
-                m["dead_fraction"],
-            ]
+            [TITLES[name], *m["fvu"].values(), *(m["code_cosine"][k] for k in ("pair", "shuffled")), m["recall_at_1"],
+             m["dead_fraction"]]
             for name, m in methods
         ],
-        "Codes and reconstructions",
-        {"FVU image": "min", "FVU text": "min", "R@1 from codes": "max"},
-    )
+        "Codes and reconstructions", {"FVU image": "min", "FVU text": "min", "R@1 from codes": "max"},
+    )  # fmt: skip
     concepts = Table(
         ["SAE", "F1 image", "F1 text", "F1 same", "AUC same", "strongest latent agrees"],
         [
-            [
-                TITLES[name],
-                *(m["concept_f1"][s] for s in (IMAGE, TEXT, "same")),
-                m["concept_auc"]["same"],
-                m["top_concept_agreement"],
-            ]
+            [TITLES[name], *(m["concept_f1"][s] for s in (IMAGE, TEXT, "same")), m["concept_auc"]["same"],
+             m["top_concept_agreement"]]
             for name, m in methods
         ],
         "The 23 known concepts of scenes with one object",
-        {"F1 image": "max", "F1 text": "max", "F1 same": "max", "AUC same": "max"},
-    )
+        dict.fromkeys(("F1 image", "F1 text", "F1 same", "AUC same"), "max"),
+    )  # fmt: skip
     intro = """
 FVU is the share of variance that the reconstruction leaves unexplained. *Same* asks for one latent that detects the
 concept in images **and** in captions, and counts the worse of the two. The cosine of codes means little without that
@@ -101,10 +90,11 @@ of shuffled pairs: codes that agree whatever the pair would look perfectly align
 
 def _curves(out: Path, methods: list[str]) -> Section:
     logs = {TITLES[m]: read_curves(out / m) for m in methods}
-    panels: dict[str, dict] = {}
     shown = {"fvu/image": "FVU, images", "fvu/text": "FVU, texts", "dead/image": "dead share, images"}
-    for column, title in shown.items():
-        panels[title] = {name: curves[column] for name, curves in logs.items() if column in curves}
+    panels = {
+        title: {name: curves[column] for name, curves in logs.items() if column in curves}
+        for column, title in shown.items()
+    }
     chart = line_chart(panels, x_label="step", caption="Training, every tenth step, on the batch")
     return Section("Training", "The same steps, batches and latents for each.", [chart])
 

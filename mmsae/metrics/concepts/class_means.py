@@ -10,6 +10,11 @@ from torchmetrics import Metric
 from mmsae.types import Codes
 
 
+def as_codes(features: Tensor | Codes) -> Codes:
+    """Features ``(N, F)`` as dense codes; codes as they are."""
+    return features if isinstance(features, Codes) else Codes(features, None, features.shape[1])
+
+
 class ClassMeans(Metric):
     """Sums of features per class in float64, added over ranks."""
 
@@ -23,7 +28,7 @@ class ClassMeans(Metric):
     def update(self, features: Tensor | Codes, labels: Tensor) -> None:
         """Add a batch: ``(N, F)`` features or codes, ``(N,)`` classes; rows of class -1 are left out."""
         keep = labels >= 0
-        dense = (features.to_dense() if isinstance(features, Codes) else features)[keep].detach().double()
+        dense = as_codes(features).to_dense()[keep].detach().double()
         self.total = self.total.index_add(0, labels[keep], dense)
         self.count = self.count + torch.bincount(labels[keep], minlength=len(self.count))
 
@@ -51,7 +56,7 @@ class NearestMean(Metric):
     def update(self, features: Tensor | Codes, labels: Tensor) -> None:
         """Add a batch of ``(N, F)`` features or codes and their classes; rows of class -1 are left out."""
         keep = labels >= 0
-        dense = (features.to_dense() if isinstance(features, Codes) else features)[keep].double()
+        dense = as_codes(features).to_dense()[keep].double()
         labels = labels[keep]
         cos = (dense @ self.unit.T).nan_to_num(-torch.inf)  # the norm of a row does not change the order
         hit = (cos.argmax(1) == labels).double()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
 
+from mmsae.metrics.concepts.class_means import as_codes
 from mmsae.types import Codes, InputError
 
 KINDS = ("scored", "dead", "constant", "single")
@@ -72,7 +73,7 @@ class Monosemanticity(Metric):
         Raises:
             InputError: Different numbers of rows.
         """
-        a = features.to_dense() if isinstance(features, Codes) else features
+        a = as_codes(features).to_dense()
         if len(a) != len(embeddings):
             raise InputError(f"{len(a)} rows of features for {len(embeddings)} embeddings of the judge")
         if not len(a):
@@ -107,13 +108,11 @@ class Monosemanticity(Metric):
 @torch.no_grad()
 def monosemanticity(features: Tensor | Codes, embeddings: Tensor, chunk: int = 4096) -> MonosemanticityScores:
     """:class:`Monosemanticity` of features that are at hand, ``chunk`` rows at a time."""
-    codes = isinstance(features, Codes)
-    width = features.d_sae if codes else features.shape[1]
-    rows = features.n if codes else len(features)
-    if rows != len(embeddings):
-        raise InputError(f"{rows} rows of features for {len(embeddings)} embeddings of the judge")
-    metric = Monosemanticity(width, embeddings.shape[1]).to((features.values if codes else features).device)
-    for lo in range(0, rows, chunk):
+    codes = as_codes(features)
+    if codes.n != len(embeddings):
+        raise InputError(f"{codes.n} rows of features for {len(embeddings)} embeddings of the judge")
+    metric = Monosemanticity(codes.d_sae, embeddings.shape[1]).to(codes.values.device)
+    for lo in range(0, codes.n, chunk):
         part = slice(lo, lo + chunk)
-        metric.update(features.rows(part) if codes else features[part], embeddings[part])
+        metric.update(codes.rows(part), embeddings[part])
     return metric.compute()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mmsae.metrics.concepts.class_means import as_codes
 from mmsae.types import Codes
 
 
@@ -16,13 +17,9 @@ def top_rows(features: Tensor | Codes, n: int = 16, chunk: int = 1024) -> Tensor
     For codes and channels that are at hand; :class:`mmsae.metrics.TopN` streams. Ties go to the lower row. ``chunk``
     features are taken at a time.
     """
-    codes = isinstance(features, Codes)
-    width = features.d_sae if codes else features.shape[1]
-    device = (features.values if codes else features).device
-    out = []
-    for ids in torch.arange(width, device=device).split(chunk):
-        a = features.gather(ids) if codes else features[:, ids]
-        v, row = a.T.contiguous().sort(dim=1, descending=True, stable=True)
+    codes, out = as_codes(features), []
+    for ids in torch.arange(codes.d_sae, device=codes.values.device).split(chunk):
+        v, row = codes.gather(ids).T.contiguous().sort(dim=1, descending=True, stable=True)
         v, row = v[:, :n], row[:, :n]
         row = torch.where(v > 0, row, -1)
         out.append(torch.nn.functional.pad(row, (0, n - row.shape[1]), value=-1))

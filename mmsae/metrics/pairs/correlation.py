@@ -10,30 +10,18 @@ from torch.nn.functional import normalize
 from torchmetrics import Metric
 
 from mmsae.kernels.pairs import code_cosine, paired_product
-from mmsae.metrics.sparsity import latent_sums
+from mmsae.metrics.sparsity import latent_sums, summed
 from mmsae.types import Codes
-
-
-def _sums(codes: Codes) -> Tensor:
-    """``(d_sae,)`` float64 sum of each latent's values."""
-    v = codes.values.detach().double()
-    if codes.indices is None:
-        return v.sum(0)
-    return v.new_zeros(codes.d_sae).scatter_add_(0, codes.indices.flatten(), v.flatten())
 
 
 def _products(a: Codes, b: Codes) -> Tensor:
     """``(d_sae,)`` float64 sum over pairs of the product of each latent's two values."""
     if a.indices is None:
         a, b = b, a
-    if a.indices is None:
-        return (a.values.detach().double() * b.values.detach().double()).sum(0)
-    va = a.values.detach().double()
-    if b.indices is None:
-        prod = va * b.values.detach().double().gather(1, a.indices)
-    else:
-        prod = paired_product(va, a.indices, b.values.detach().double(), b.indices)
-    return va.new_zeros(a.d_sae).scatter_add_(0, a.indices.flatten(), prod.flatten())
+    va, vb = (c.values.detach().double() for c in (a, b))
+    if b.indices is not None:
+        return summed(a, paired_product(va, a.indices, vb, b.indices))
+    return summed(a, va * (vb if a.indices is None else vb.gather(1, a.indices)))
 
 
 class CrossCorrelation(Metric):
@@ -53,8 +41,8 @@ class CrossCorrelation(Metric):
     def update(self, image: Codes, text: Codes) -> None:
         """Add one batch; row i of each side belongs to one pair."""
         self.n = self.n + image.n
-        self.sum_a = self.sum_a + _sums(image)
-        self.sum_b = self.sum_b + _sums(text)
+        self.sum_a = self.sum_a + summed(image, image.values.detach().double())
+        self.sum_b = self.sum_b + summed(text, text.values.detach().double())
         self.sum_aa = self.sum_aa + latent_sums(image)[1]
         self.sum_bb = self.sum_bb + latent_sums(text)[1]
         self.sum_ab = self.sum_ab + _products(image, text)

@@ -82,13 +82,9 @@ def score_sae(
     z_train, z = encode_pairs(sae, train), encode_pairs(sae, test)
     lone = {"train": train.alone, "test": test.alone}
     concepts = concept_report(
-        {m: c.rows(lone["train"]) for m, c in z_train.items()},
-        train.truth()[lone["train"]],
-        {m: c.rows(lone["test"]) for m, c in z.items()},
-        test.truth()[lone["test"]],
-        LONE_CONCEPTS,
-        LONE_GROUPS,
-    )
+        {m: c.rows(lone["train"]) for m, c in z_train.items()}, train.truth()[lone["train"]],
+        {m: c.rows(lone["test"]) for m, c in z.items()}, test.truth()[lone["test"]], LONE_CONCEPTS, LONE_GROUPS,
+    )  # fmt: skip
     same = groups_of(test.captions)
     pairs = pair_report(z[IMAGE], z[TEXT], same=same, seed=seed)
     head = slice(0, retrieval)
