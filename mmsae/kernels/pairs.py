@@ -46,11 +46,11 @@ def code_dot(a: Codes, b: Codes, weights: Tensor | None = None) -> Tensor:
         return paired_dot(a.values, a.indices, b.values, b.indices, weights)
     if a.indices is None and b.indices is not None:
         a, b = b, a
-    if a.indices is not None:  # one sparse, one dense: read the dense rows at the sparse ids
-        prod = a.values * b.values.gather(1, a.indices)
-        return (prod if weights is None else prod * weights[a.indices]).sum(1)
-    prod = a.values * b.values
-    return (prod if weights is None else prod * weights).sum(1)
+    # one sparse, one dense: read the dense rows at the sparse ids
+    prod = a.values * (b.values if a.indices is None else b.values.gather(1, a.indices))
+    if weights is not None:
+        prod = prod * (weights if a.indices is None else weights[a.indices])
+    return prod.sum(1)
 
 
 def code_norm(codes: Codes, weights: Tensor | None = None) -> Tensor:

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 # said once per process at the first CSR tensor, which here is an implementation detail
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-
 # torch's linear runs on MKL, which uses AVX2 on AMD; oneDNN uses AVX-512 there and is 2.4 times as fast
 # (benchmarks/sae_step.py). The choice follows the processor and not a timing, since a run that is resumed must repeat
 # its bits.
@@ -162,13 +161,8 @@ def chunked_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k largest entries of each row of ``(x @ weight.T) * scale + bias``, without keeping the (N, F) product.
 
-    Args:
-        x: ``(N, d)``.
-        weight: ``(F, d)``.
-        bias: ``(F,)`` or None.
-        k: Entries a row.
-        score: What is ranked, as a function of the product (default: the product itself).
-        scale: ``(F,)`` factor of each column, or None.
+    Shapes are those of :func:`sampled_linear`. ``score`` is what is ranked, as a function of the product (default:
+    itself).
 
     Returns:
         ``(values, indices)``, both ``(N, k)``; values are entries of the product, not scores.

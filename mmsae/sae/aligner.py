@@ -27,13 +27,10 @@ _PUBLISHED = {"vision_projection": ("project", IMAGE), "text_projection": ("proj
 
 
 def info_nce(image: Tensor, text: Tensor, tau: float = 0.07, normalize: bool = True) -> Tensor:
-    """Mean of both directions' cross-entropy that row i belongs to row i; always in float32 (half overflows).
+    """Mean of both directions' cross-entropy that row i of one ``(B, P)`` belongs to row i of the other.
 
-    Args:
-        image: ``(B, P)``.
-        text: ``(B, P)``.
-        tau: Temperature.
-        normalize: Compare cosines (the paper) or plain products (its released code).
+    Always in float32 (half overflows). Cosines are compared (the paper) or plain products (its released code), over the
+    temperature ``tau``.
     """
     with torch.autocast(image.device.type, enabled=False):
         a, b = image.float(), text.float()
@@ -90,11 +87,7 @@ class Aligner(nn.Module):
         return tokens._replace(x={m: self.align(x, m) for m, x in tokens.x.items()})
 
     def losses(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``contrastive``, ``image`` and ``text`` (mean squared errors of the way back), of paired states (B, d).
-
-        Raises:
-            InputError: Unequal numbers of rows.
-        """
+        """``contrastive``, ``image`` and ``text`` (mean squared errors of the way back), of paired states (B, d)."""
         if len(x[IMAGE]) != len(x[TEXT]):
             raise InputError(f"{len(x[IMAGE])} image and {len(x[TEXT])} text states are not pairs")
         e = {m: self.align(x[m], m) for m in (IMAGE, TEXT)}

@@ -28,11 +28,7 @@ CFG, WEIGHTS, STATE = "cfg.json", "sae_weights.safetensors", "mmsae_state.safete
 def write(folder: str | Path, cfg: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Tensor]) -> Path:
     """Write the folder; an existing one is replaced as a whole.
 
-    Args:
-        folder: Where to.
-        cfg: Contents of ``cfg.json``.
-        weights: Tensors by SAELens's names, as stored.
-        state: Buffers that change results.
+    ``weights`` have SAELens's names and layout, ``state`` are buffers that change results.
 
     Raises:
         InputError: The folder holds something else, which would be lost.
@@ -60,9 +56,8 @@ def _locate(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path), allow_patterns=[CFG, WEIGHTS, STATE]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise InputError(
-            f"no SAE at {path}: neither a folder here nor reachable on the hub ({type(e).__name__})"
-        ) from e
+        why = f"neither a folder here nor reachable on the hub ({type(e).__name__})"
+        raise InputError(f"no SAE at {path}: {why}") from e
 
 
 def read_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -110,11 +105,7 @@ def _oddity(block: Any) -> str:
 
 
 def read_tensors(folder: Path, block: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights and state of a folder that :func:`read_config` found.
-
-    Raises:
-        InputError: A file is missing or damaged.
-    """
+    """Weights and state of a folder that :func:`read_config` found."""
     from safetensors.torch import load_file
 
     files = (WEIGHTS, STATE) if block["format"] > 1 else (WEIGHTS,)
@@ -122,11 +113,7 @@ def read_tensors(folder: Path, block: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def count_parameters(folder: Path, block: Mapping[str, Any]) -> int:
-    """Number of weights of a folder that :func:`read_config` found, which are not read.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
+    """Number of weights of a folder that :func:`read_config` found, which are not read."""
     from safetensors import safe_open
 
     def count(file: Path) -> int:
@@ -171,11 +158,8 @@ def model_card(cfg: dict[str, Any]) -> str:
         f"| {m} | `{s['module']}` | {s['io']} | {s['tokens']} | {s['width']} | `{s['hint'] or s['host'][:12]}` |"
         for m, s in block["sites"].items()
     )
-    table = (
-        f"| modality | module | io | tokens | width | host |\n|---|---|---|---|---|---|\n{sites}"
-        if sites
-        else "Not named yet."
-    )
+    head = "| modality | module | io | tokens | width | host |\n|---|---|---|---|---|---|"
+    table = f"{head}\n{sites}" if sites else "Not named yet."
     training = "\n".join(f"- {k}: {v}" for k, v in block["training"].items()) or "Not recorded."
     parts = "\n".join(f"- {slot}: `{block[slot]}`" for slot in ("normaliser", "encoder", "selector"))
     return f"""---

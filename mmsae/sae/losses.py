@@ -135,11 +135,7 @@ class CodeCosine(LossTerm):
         self.coefficient, self.mask_top, self.ramp, self.shuffled = coefficient, mask_top, ramp, shuffled
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
-        """Scalar loss.
-
-        Raises:
-            InputError: Not two modalities with equal counts (pairs).
-        """
+        """Scalar loss, of two modalities with equal counts (pairs)."""
         counts = {m: out.codes.n for m, out in outputs.items()}
         if len(counts) != 2 or len(set(counts.values())) != 1:
             raise InputError(f"code_cosine needs pairs: two modalities with equal counts, not {counts}")

@@ -34,9 +34,6 @@ class SAE(nn.Module):
         selector: Selector (default: the 32 largest pre-codes of a row).
         dictionaries: ``{"shared": Dictionary}`` or one per modality (default: one shared, unit norm).
 
-    Attributes:
-        fresh: Whether the weights are those that :meth:`build` drew (and a training has yet to begin).
-
     Raises:
         InputError: Both or neither of ``d_sae`` and ``ratio``, or dictionaries that do not fit the modalities.
     """
@@ -68,23 +65,21 @@ class SAE(nn.Module):
         self.d_sae, self.ratio = d_sae, ratio
         self.d_in: dict[str, int] = {}
         self.sites: dict[str, Site] = {}
-        self.fresh = True
+        self.fresh = True  # whether the weights are those that build() drew, and a training has yet to begin
         if d_in is not None:
             self.build(d_in)
 
     def build(self, d_in: int | Mapping[str, int], d_sae: int | None = None) -> SAE:
         """Size and initialise every part (draws from torch's global generator); returns self.
 
-        Args:
-            d_in: Width of the activations: one number, or one for each modality of the SAE (others are ignored).
-            d_sae: Number of latents; default: what the constructor was given.
+        ``d_in`` is one width, or one for each modality of the SAE (others are ignored); ``d_sae`` defaults to what the
+        constructor was given.
         """
         widths = {m: d_in for m in self.modalities} if isinstance(d_in, int) else dict(d_in)
         if missing := set(self.modalities) - set(widths):
             raise InputError(f"d_in names {sorted(widths)}, the SAE also has {', '.join(sorted(missing))}")
         self.d_in = {m: widths[m] for m in self.modalities}
-        if d_sae is None:
-            d_sae = self.d_sae
+        d_sae = self.d_sae if d_sae is None else d_sae
         if d_sae is None:
             if self.ratio is None:
                 raise InputError("give the number of latents: d_sae or ratio")

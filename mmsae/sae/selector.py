@@ -10,14 +10,10 @@ from mmsae.types import InputError
 
 
 class Selector(nn.Module):
-    """Base of selectors.
-
-    Attributes:
-        couples_batch: Whether the code of a row depends on the other rows of the batch in training.
-    """
+    """Base of selectors."""
 
     name: str
-    couples_batch = False
+    couples_batch = False  # whether the code of a row depends on the other rows of the batch in training
 
     def config(self) -> dict:
         """Arguments that rebuild this part."""
@@ -69,15 +65,10 @@ class TopK(Selector):
         return {"k": self._k, "strict": self.strict}
 
     def build(self, d_sae: int) -> None:
-        """Check that k fits.
-
-        Raises:
-            InputError: k is larger than d_sae, or equal to it with ``strict``.
-        """
+        """Check that k is at most d_sae, and below it with ``strict``."""
         if self._k > d_sae or (self.strict and self._k == d_sae):
-            raise InputError(
-                f"k = {self._k} does not fit d_sae = {d_sae}" + (" (strict needs k < d_sae)" * self.strict)
-            )
+            why = " (strict needs k < d_sae)" if self.strict else ""
+            raise InputError(f"k = {self._k} does not fit d_sae = {d_sae}{why}")
 
     def forward(self, pre: PreCodes, modality: str) -> tuple[Tensor, Tensor]:
         linear, indices = pre.topk(self._k + self.strict)

@@ -23,23 +23,15 @@ def fired_counts(codes: Codes) -> Tensor:
 
 
 class UsageTracker(nn.Module):
-    """Tokens since each latent fired, and fire counts, per modality; summed over ranks; all counts in tokens.
-
-    Attributes:
-        since: ``(M, d_sae)`` int64 tokens of the modality seen since the latent last fired on it.
-        counts: ``(M, d_sae)`` int64 rows on which the latent fired since :meth:`reset`.
-        tokens: ``(M,)`` int64 rows seen since :meth:`reset`.
-    """
+    """Tokens since each latent fired, and fire counts, per modality; summed over ranks; all counts in tokens."""
 
     def __init__(self, d_sae: int, modalities: Sequence[str]):
         super().__init__()
         self.modalities = tuple(modalities)
-        for name, shape in (
-            ("since", (len(modalities), d_sae)),
-            ("counts", (len(modalities), d_sae)),
-            ("tokens", (len(modalities),)),
-        ):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.long))
+        each = torch.zeros(len(modalities), d_sae, dtype=torch.long)
+        self.register_buffer("since", each)  # tokens of the modality since the latent last fired on it
+        self.register_buffer("counts", each.clone())  # rows on which the latent fired since reset()
+        self.register_buffer("tokens", torch.zeros(len(modalities), dtype=torch.long))  # rows seen since reset()
 
     @torch.no_grad()
     def update(self, codes: Mapping[str, Codes]) -> None:

@@ -31,11 +31,7 @@ class LitAligner(pl.LightningModule):
         self.register_buffer("best", torch.tensor(float("inf")))
 
     def setup(self, stage: str) -> None:
-        """Size the aligner from the datamodule.
-
-        Raises:
-            InputError: The data's widths are not the aligner's.
-        """
+        """Size the aligner from the datamodule."""
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
@@ -54,11 +50,7 @@ class LitAligner(pl.LightningModule):
         checkpoint["mmsae"] = {"recipe": self._recipe()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with other options (see :mod:`mmsae.training.resume`).
-
-        Raises:
-            InputError: They disagree.
-        """
+        """Refuse to go on with other options (see :mod:`mmsae.training.resume`)."""
         check(checkpoint.get("mmsae", {}).get("recipe", {}), self._recipe(), fitting=True)
 
     def _step(self, batch: Tokens, stage: str) -> Tensor:

@@ -160,11 +160,8 @@ class DeadLatentReport(Callback):
             density = usage.density(m)
             hubs = (density > self.hub_above).nonzero()[:, 0].tolist()
             never = int((density == 0).sum())
-            report["modalities"][m] = {
-                "never_fired": never,
-                "hubs": hubs,
-                "density": [round(v, 6) for v in density.tolist()],
-            }
+            rounded = [round(v, 6) for v in density.tolist()]
+            report["modalities"][m] = {"never_fired": never, "hubs": hubs, "density": rounded}
             lines.append(f"{m}: {never} of {len(dead)} never fired, {len(hubs)} on over {self.hub_above:.0%} of tokens")
         for m in usage.modalities:
             share = trainer.callback_metrics.get(f"val/dead/{m}")

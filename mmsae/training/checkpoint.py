@@ -33,11 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``.
-
-        Raises:
-            InputError: The disk is full.
-        """
+        """Write ``checkpoint`` to ``path``; a full disk is said in one sentence."""
         if "://" in str(path):  # object stores are atomic by themselves
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -47,11 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(f.fileno())  # else a power cut may leave the new name with no content
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint.
-
-        Raises:
-            InputError: There is none, or the file is damaged.
-        """
+        """Read a checkpoint; a missing or damaged file is said in one sentence."""
         try:
             return super().load_checkpoint(path, *args, **kwargs)
         except FileNotFoundError as e:

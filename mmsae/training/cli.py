@@ -140,8 +140,8 @@ class RunCLI(BaseCLI):
         """Say what an earlier run left in the folder, and whether this one goes on with it."""
         root = Path(self.trainer.default_root_dir)
         last = self._last_checkpoints()
-        self.model.seed = self.config_init[self.subcommand].get("seed_everything")
         options = self.config_init[self.subcommand]
+        self.model.seed = options.get("seed_everything")
         self._check(options)
         if options.get("ckpt_path") == "last" and not last:
             options["ckpt_path"] = None
@@ -149,8 +149,7 @@ class RunCLI(BaseCLI):
                 export.resumes = True
             rank_zero_info(f"no checkpoint in {root} yet: training starts at step 0")
         elif not options.get("ckpt_path"):
-            found = [str(p) for p in (*last, root / "sae", root / "sae-best") if p.exists()]
-            if found:
+            if found := [str(p) for p in (*last, root / "sae", root / "sae-best") if p.exists()]:
                 rank_zero_info(
                     f"{root} was used before: {', '.join(found)}. This run starts anew and puts them aside as "
                     "*earlier*; to go on with the earlier run instead, stop this one and add --ckpt_path last."

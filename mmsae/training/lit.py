@@ -86,11 +86,7 @@ class LitSAE(pl.LightningModule):
         self.validation = ValidationMetrics(self.sae.modalities, self.sae.d_in, self.sae.d_sae)
 
     def setup(self, stage: str) -> None:
-        """Size the SAE from the datamodule, or check that it fits.
-
-        Raises:
-            InputError: The data's width or site is another than the SAE's, or weights in half precision.
-        """
+        """Size the SAE from the datamodule, or check that it fits."""
         if self.trainer.precision in ("bf16-true", "16-true"):
             mixed = self.trainer.precision.replace("true", "mixed")
             raise InputError(
@@ -126,11 +122,7 @@ class LitSAE(pl.LightningModule):
         self.sae.sites = self.sae.sites or sites
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a checkpoint is one of this run (see :mod:`mmsae.training.resume`), or at least of this model.
-
-        Raises:
-            InputError: It was made by another recipe, with other sizes or with other options.
-        """
+        """Check that a checkpoint is one of this run (see :mod:`mmsae.training.resume`), or at least of this model."""
         own, saved = self.state_dict(), checkpoint["state_dict"]
         odd = sorted(set(own) ^ set(saved))
         if odd:

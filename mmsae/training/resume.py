@@ -71,12 +71,10 @@ def recipe(module: Any) -> dict[str, Any]:
 
 
 def check(saved: Mapping[str, Any], own: Mapping[str, Any], fitting: bool) -> None:
-    """Compare what a checkpoint was made with and what this run was asked for.
+    """Compare the :func:`recipe` that a checkpoint was made with and that of this run.
 
-    Args:
-        saved: :func:`recipe` in the checkpoint. What only one of the two has (another version's) is not compared.
-        own: :func:`recipe` of this run.
-        fitting: Whether training goes on; else the parts of the SAE alone matter.
+    What only one of the two has (another version's) is not compared; where training does not go on, the parts of the
+    SAE alone matter.
 
     Raises:
         InputError: They disagree.

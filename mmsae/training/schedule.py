@@ -41,9 +41,6 @@ class Schedule(LambdaLR):
         floor: Smallest factor.
         epochs: Parts of the ``paper`` schedule.
         total_steps: Steps of the training; None takes the trainer's.
-
-    Raises:
-        InputError: An unknown kind.
     """
 
     def __init__(
