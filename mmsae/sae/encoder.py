@@ -28,13 +28,13 @@ def identity(u: Tensor) -> Tensor:
 class PreCodes(NamedTuple):
     """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed."""
 
-    x: Tensor  # ``(N, d)``
-    weight: Tensor  # ``(d_sae, d)``
-    bias: Tensor | None  # ``(d_sae,)`` or None
-    act: Callable[[Tensor], Tensor] = identity  # elementwise, non-decreasing
-    #: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may)
+    x: Tensor  #: ``(N, d)``.
+    weight: Tensor  #: ``(d_sae, d)``.
+    bias: Tensor | None  #: ``(d_sae,)`` or None.
+    act: Callable[[Tensor], Tensor] = identity  #: Elementwise, non-decreasing.
+    #: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may).
     valid: Tensor | None = None
-    scale: Tensor | None = None  # ``(d_sae,)`` factor of each latent, or None (1)
+    scale: Tensor | None = None  #: ``(d_sae,)`` factor of each latent, or None (1).
 
     def dense(self) -> Tensor:
         """``(N, d_sae)`` pre-codes."""

@@ -25,8 +25,8 @@ class LossContext(NamedTuple):
     """What loss terms may look at beside the outputs."""
 
     sae: SAE
-    usage: UsageTracker | None = None  # None where nobody tracks
-    progress: float = 1.0  # share of the training that is done, 0 to 1 (1 where it is not known: every ramp is over)
+    usage: UsageTracker | None = None  #: None where nobody tracks.
+    progress: float = 1.0  #: Share of the training that is done, 0 to 1 (1 where it is not known: every ramp is over).
 
 
 class LossTerm(nn.Module):

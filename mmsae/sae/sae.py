@@ -65,7 +65,7 @@ class SAE(nn.Module):
         self.d_sae, self.ratio = d_sae, ratio
         self.d_in: dict[str, int] = {}
         self.sites: dict[str, Site] = {}
-        self.fresh = True  # whether the weights are those that build() drew, and a training has yet to begin
+        self.fresh = True  #: Whether the weights are those that build() drew, and a training has yet to begin.
         if d_in is not None:
             self.build(d_in)
 

@@ -13,7 +13,7 @@ class Selector(nn.Module):
     """Base of selectors."""
 
     name: str
-    couples_batch = False  # whether the code of a row depends on the other rows of the batch in training
+    couples_batch = False  #: Whether the code of a row depends on the other rows of the batch in training.
 
     def config(self) -> dict:
         """Arguments that rebuild this part."""

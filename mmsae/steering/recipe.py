@@ -46,10 +46,10 @@ class SteeredSite(NamedTuple):
     """Who is steered where."""
 
     host: Any
-    sae: SAE  # on the device of the host
+    sae: SAE  #: On the device of the host.
     site: Site
-    modality: str  # modality of the SAE's codes there
-    options: Mapping[str, Any]  # options of ``host.generate``
+    modality: str  #: Modality of the SAE's codes there.
+    options: Mapping[str, Any]  #: Options of ``host.generate``.
 
     def stats(self, prompts: Sequence[str], seed: int) -> FeatureStats:
         """Statistics of the codes while prompts are drawn (text sites: encoded), without steering."""

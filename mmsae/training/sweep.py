@@ -21,9 +21,9 @@ Row = dict[str, Any]
 class Point(NamedTuple):
     """One training."""
 
-    k: int  # latents kept a row
-    ratio: float  # latents per input feature
-    seed: int  # seed of weights and order
+    k: int  #: Latents kept a row.
+    ratio: float  #: Latents per input feature.
+    seed: int  #: Seed of weights and order.
 
     @property
     def folder(self) -> str:

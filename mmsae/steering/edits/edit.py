@@ -36,9 +36,9 @@ ARGUMENTS = {
 class Op(NamedTuple):
     """One primitive."""
 
-    kind: str  # of ARGUMENTS
-    ids: tuple[int, ...] | None  # the features; None for every feature that is active (``scale`` alone)
-    args: dict[str, Any]  # by name: a float, a tuple with one float per id, ``"corpus"`` (ablate), or a source tensor
+    kind: str  #: A key of :data:`ARGUMENTS`.
+    ids: tuple[int, ...] | None  #: The features; None for every feature that is active (``scale`` alone).
+    args: dict[str, Any]  #: By name: a float, a tuple with one float per id, ``"corpus"`` (ablate), or a source tensor.
 
     def tensor(self, name: str, like: Tensor) -> Tensor:
         """``()`` or ``(L,)`` value of an argument."""
@@ -118,7 +118,7 @@ Value = float | Sequence[float] | Tensor
 class Edit:
     """A map of codes ``z -> z'`` with a support, the sequence of its primitives; ``Edit()`` changes nothing."""
 
-    ops: tuple[Op, ...] = ()  # primitives in order of application
+    ops: tuple[Op, ...] = ()  #: Primitives in order of application.
 
     # Primitives; all take one feature id or several, and values that are one number or one per id.
 

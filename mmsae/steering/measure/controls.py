@@ -29,8 +29,8 @@ CONTROLS = 20
 class Control:
     """Stands where an intervention stands, in ``attach`` and sweeps."""
 
-    intervention: Intervention  # what is controlled; it edits codes (write-back ``delta`` or ``direction``)
-    #: ``(L,)`` features to draw from; None: those that fired in the intervention's statistics
+    intervention: Intervention  #: What is controlled; it edits codes (write-back ``delta`` or ``direction``).
+    #: ``(L,)`` features to draw from; None: those that fired in the intervention's statistics.
     live: Tensor | None = None
     seed: int = 0
 

@@ -29,9 +29,10 @@ def directional(before: Tensor, after: Tensor, source: Tensor, target: Tensor) -
 class Locality(NamedTuple):
     """Where images changed."""
 
-    inside: Tensor  # ``(B,)`` mean squared change of the pixels in the mask
-    outside: Tensor  # ``(B,)`` of the others
-    share: Tensor  # ``(B,)`` inside / (inside + outside), .5 for a change that knows no mask; NaN where nothing changed
+    inside: Tensor  #: ``(B,)`` mean squared change of the pixels in the mask.
+    outside: Tensor  #: ``(B,)`` of the others.
+    #: ``(B,)`` inside / (inside + outside), .5 for a change that knows no mask; NaN where nothing changed.
+    share: Tensor
 
 
 def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
@@ -57,9 +58,9 @@ def locality(before: Tensor, after: Tensor, mask: Tensor) -> Locality:
 class Dose(NamedTuple):
     """Dose response."""
 
-    rho: float  # Spearman of strength and mean score
-    rho_images: float  # Spearman of strength and score over single images
-    means: dict[float, float]  # mean score by strength, ascending
+    rho: float  #: Spearman of strength and mean score.
+    rho_images: float  #: Spearman of strength and score over single images.
+    means: dict[float, float]  #: Mean score by strength, ascending.
 
 
 def dose_response(strengths: Sequence[float] | Tensor, scores: Sequence[float] | Tensor) -> Dose:
@@ -74,11 +75,11 @@ def dose_response(strengths: Sequence[float] | Tensor, scores: Sequence[float] |
 class Specificity(NamedTuple):
     """An effect beside those of random live features at the same relative norm."""
 
-    effect: float  # mean over images
-    control: float  # mean over controls and images
-    size: float  # ``(effect - control) / standard deviation of the controls' means``
-    win_rate: float  # share of (control, image) pairs in which the feature does better, ties half
-    beaten: float  # share of controls whose mean lies below the feature's, ties half
+    effect: float  #: Mean over images.
+    control: float  #: Mean over controls and images.
+    size: float  #: ``(effect - control) / standard deviation of the controls' means``.
+    win_rate: float  #: Share of (control, image) pairs in which the feature does better, ties half.
+    beaten: float  #: Share of controls whose mean lies below the feature's, ties half.
     controls: int
 
 
@@ -124,10 +125,10 @@ def kid(x: Tensor, y: Tensor) -> float:
 class Unlearning(NamedTuple):
     """How well a concept was forgotten, and what was kept (UnlearnCanvas, 2402.11846)."""
 
-    ua: float  # 1 - accuracy on prompts with the concept
-    ira: float  # accuracy on the other concepts of its domain
-    cra: float  # accuracy in other domains; NaN where there are none
-    objective: float  # ``(UA + IRA) / 2``, by which SAeUron chooses its settings
+    ua: float  #: 1 - accuracy on prompts with the concept.
+    ira: float  #: Accuracy on the other concepts of its domain.
+    cra: float  #: Accuracy in other domains; NaN where there are none.
+    objective: float  #: ``(UA + IRA) / 2``, by which SAeUron chooses its settings.
 
 
 def unlearning(

@@ -31,9 +31,9 @@ class Condition(NamedTuple):
     """What images are drawn under."""
 
     name: str
-    strength: float  # its strength; 0 without steering
-    steering: Steering  # how the host is steered
-    control: int = -1  # number of the random control, -1 for the intervention itself
+    strength: float  #: Its strength; 0 without steering.
+    steering: Steering  #: How the host is steered.
+    control: int = -1  #: Number of the random control, -1 for the intervention itself.
 
 
 class Item(NamedTuple):

@@ -23,20 +23,20 @@ THRESHOLD = 3.0
 class SteeredPairs(NamedTuple):
     """Images without and with a feature, same noise and prompt in each row."""
 
-    before: Tensor  # ``(n, 3, H, W)`` in [0, 1]
-    after: Tensor  # the same images, steered
-    prompts: Sequence[str]  # the ``n`` prompts
+    before: Tensor  #: ``(n, 3, H, W)`` in [0, 1].
+    after: Tensor  #: The same images, steered.
+    prompts: Sequence[str]  #: The ``n`` prompts.
 
 
 class Attribute(NamedTuple):
     """A word that a feature may stand for."""
 
-    word: str  # from the vocabulary
-    gain: float  # mean change of its cosine with the images
-    #: against the other words, itself left out: the largest of n cannot reach 3 deviations of all n unless n > 11
+    word: str  #: From the vocabulary.
+    gain: float  #: Mean change of its cosine with the images.
+    #: Against the other words, itself left out: the largest of n cannot reach 3 deviations of all n unless n > 11.
     z_words: float
-    z_random: float  # against random features at the same norm, gains taken relative to the vocabulary's mean
-    #: share of held-out pairs in which the steered image is chosen, its interval over prompts; None before confirm()
+    z_random: float  #: Against random features at the same norm, gains taken relative to the vocabulary's mean.
+    #: Share of held-out pairs in which the steered image is chosen, its interval over prompts; None before confirm().
     choice: Interval | None = None
 
     @property

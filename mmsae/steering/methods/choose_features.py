@@ -25,9 +25,9 @@ from mmsae.types import Codes, InputError, Site
 class Ranking(NamedTuple):
     """Features, best first."""
 
-    ids: Tensor  # ``(n,)``
-    score: Tensor  # ``(n,)`` by which they were ranked
-    holdout: Tensor | None = None  # ``(n,)`` the same score on rows that did not choose; None where there are none
+    ids: Tensor  #: ``(n,)``.
+    score: Tensor  #: ``(n,)`` by which they were ranked.
+    holdout: Tensor | None = None  #: ``(n,)`` the same score on rows that did not choose; None where there are none.
 
     def top(self, n: int) -> Ranking:
         """The best n."""

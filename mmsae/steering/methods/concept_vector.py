@@ -32,8 +32,8 @@ BOS, CONTENT, EOS, PAD = range(4)
 class ConceptVector(NamedTuple):
     """What a phrase adds to the states of a text encoder."""
 
-    vector: Tensor  # ``(L, d)`` ``J(relu(pre))`` by position, without top-k and without bias
-    kind: Tensor  # ``(L,)`` BOS, CONTENT, EOS or PAD of each position of the phrase
+    vector: Tensor  #: ``(L, d)`` ``J(relu(pre))`` by position, without top-k and without bias.
+    kind: Tensor  #: ``(L,)`` BOS, CONTENT, EOS or PAD of each position of the phrase.
     phrase: str
 
     @property

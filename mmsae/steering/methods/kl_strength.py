@@ -14,11 +14,11 @@ from typing import NamedTuple
 class KLSearch(NamedTuple):
     """What a search found."""
 
-    strength: float  # the closest strength that was tried
-    kl: float  # divergence at it, nats
-    target: float  # what was wanted
-    converged: bool  # whether ``kl`` is within the tolerance of ``target``
-    tried: tuple[tuple[float, float], ...]  # ``(strength, kl)`` of every evaluation, in order
+    strength: float  #: The closest strength that was tried.
+    kl: float  #: Divergence at it, nats.
+    target: float  #: What was wanted.
+    converged: bool  #: Whether ``kl`` is within the tolerance of ``target``.
+    tried: tuple[tuple[float, float], ...]  #: ``(strength, kl)`` of every evaluation, in order.
 
 
 def search_kl(

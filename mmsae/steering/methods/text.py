@@ -36,8 +36,8 @@ def text_batch(host: Any, prompts: Sequence[str]) -> ImageTextBatch:
 class WordPair(NamedTuple):
     """Codes of prompts that differ in one word, content tokens only; row i of both is the same place of one prompt."""
 
-    source: Codes  # codes of the word that is there
-    target: Codes  # codes of the word that should be
+    source: Codes  #: Codes of the word that is there.
+    target: Codes  #: Codes of the word that should be.
 
     @property
     def delta(self) -> Tensor:

@@ -29,10 +29,10 @@ from mmsae.types import InputError
 class ConceptStats(NamedTuple):
     """Mean codes while concepts are drawn."""
 
-    mean: Tensor  # ``(C, S, F)`` over prompts and positions, of each concept at each step
-    prompts: Tensor  # ``(C,)`` number of prompts of each
-    concepts: tuple[str, ...]  # the ``C`` names
-    steps: int  # steps of the generation, S
+    mean: Tensor  #: ``(C, S, F)`` over prompts and positions, of each concept at each step.
+    prompts: Tensor  #: ``(C,)`` number of prompts of each.
+    concepts: tuple[str, ...]  #: The ``C`` names.
+    steps: int  #: Steps of the generation, S.
 
     def index(self, concept: str) -> int:
         """Row of a concept."""
@@ -206,9 +206,9 @@ def at_steps(site: Any, sae: SAE, edits: Sequence[Edit], **gates: Any) -> list[t
 class Setting(NamedTuple):
     """One setting of :func:`forget`, and what it did."""
 
-    percentile: float  # percentile of scores
-    gamma: float  # factor
-    result: Unlearning  # what was measured on the tuning seed
+    percentile: float  #: Percentile of scores.
+    gamma: float  #: Factor.
+    result: Unlearning  #: What was measured on the tuning seed.
 
 
 def tune(

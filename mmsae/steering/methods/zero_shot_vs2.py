@@ -37,10 +37,10 @@ def vs2(gamma: float = 1.5, guard: float | None = 0.5, **more: Any) -> Intervent
 class SteeredZeroShot(NamedTuple):
     """Zero-shot classification with and without steering."""
 
-    clean: Tensor  # ``(N,)`` predicted classes of the host alone
-    steered: Tensor  # ``(N,)`` with the intervention
-    share: float  # share of rows on which the intervention acted
-    relative: float  # mean ``|dx| / |x|`` of these rows
+    clean: Tensor  #: ``(N,)`` predicted classes of the host alone.
+    steered: Tensor  #: ``(N,)`` with the intervention.
+    share: float  #: Share of rows on which the intervention acted.
+    relative: float  #: Mean ``|dx| / |x|`` of these rows.
 
     def accuracy(self, labels: Tensor) -> tuple[float, float]:
         """Accuracy without and with steering."""
