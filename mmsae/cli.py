@@ -204,12 +204,9 @@ def one_form(args: Sequence[str], takes: Callable[[str], str], place: str = "") 
     """Arguments in which every option that takes several values stands once, with all of them.
 
     They may be given one after the other (``--shards A B``, which an unquoted glob becomes), by saying the option again
-    (``--shards A --shards B``) or as a list (``--shards "[A, B]"``).
-
-    Args:
-        args: What stands behind the command.
-        takes: What an option takes: ``many`` values of one type; ``either`` one or a list, written as JSON; or neither.
-        place: What arguments without a name that stand first are.
+    (``--shards A --shards B``) or as a list (``--shards "[A, B]"``). ``takes`` says what an option takes: ``many``
+    values of one type; ``either`` one or a list, written as JSON; or neither. Arguments without a name that stand first
+    are ``place``.
     """
     given: dict[str, list[str]] = {}
     spelled: dict[str, str] = {}  # --val-shards and --val_shards are one option

@@ -83,10 +83,7 @@ def disk_errors(
 ) -> Iterator[None]:
     """Turn a full disk (or quota, or file size limit) inside the block into one sentence.
 
-    Args:
-        path: What was being written.
-        needed: Bytes that still had to be written, where that is known.
-        then: What to do once there is room.
+    ``needed`` bytes still had to be written, where that is known; ``then`` is what to do once there is room.
 
     Raises:
         InputError: The disk is full.

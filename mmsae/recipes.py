@@ -90,11 +90,7 @@ def _content(path: str) -> Any:
 
 
 def read_recipe(path: str, within: tuple[str, ...] = ()) -> Any:
-    """Content of a recipe, laid over what it includes; None where it cannot be read.
-
-    Args:
-        path: File.
-        within: Recipes that include this one.
+    """Content of a recipe, which those ``within`` include, laid over what it includes; None where it cannot be read.
 
     Raises:
         InputError: ``include`` is not a list of recipes, one of them is not found or no mapping, or a recipe includes

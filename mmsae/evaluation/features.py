@@ -125,18 +125,14 @@ def with_sae(features: Features, sae: SAE, modality: str = IMAGE) -> Features:
 class ImageChoice:
     """Which images, and how their labels become classes."""
 
-    label: str = "cls"
-    """``cls``, or a field of the samples' json; empty: no labels."""
-    labelled: bool = True
-    """Whether some image must have a label."""
+    label: str = "cls"  #: ``cls``, or a field of the samples' json; empty: no labels
+    labelled: bool = True  #: Whether some image must have a label
+    #: Label values in the order of their numbers; default: those that occur, sorted. Others get -1.
     classes: Sequence[Any] | None = None
-    """Label values in the order of their numbers; default: those that occur, sorted. Others get -1."""
+    #: Images whose label value or class name is among these are left out.
     exclude: Sequence[str] = ()
-    """Images whose label value or class name is among these are left out."""
-    limit: int | None = None
-    """At most so many images, chosen by a hash of their uid."""
-    keep: Callable[[str], bool] | None = None
-    """Only images whose uid it is true of."""
+    limit: int | None = None  #: At most so many images, chosen by a hash of their uid
+    keep: Callable[[str], bool] | None = None  #: Only images whose uid it is true of
 
 
 def load_features(

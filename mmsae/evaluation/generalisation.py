@@ -56,11 +56,9 @@ def logit(p: float, n: int) -> float:
 
 
 def robustness_line(points: Sequence[tuple[float, float]], n: tuple[int, int]) -> tuple[float, float]:
-    """``(slope, intercept)`` of logit target accuracy over logit source accuracy by least squares.
+    """``(slope, intercept)`` by least squares of logit target over logit source accuracy.
 
-    Args:
-        points: ``(source, target)`` accuracies of probes.
-        n: Number of source and of target images.
+    ``points`` are ``(source, target)`` accuracies, ``n`` the numbers of source and of target images.
     """
     x, y = (np.array([logit(p[i], n[i]) for p in points]) for i in (0, 1))
     if len(points) < 2 or np.ptp(x) < 1e-9:
@@ -94,16 +92,9 @@ def probe_space(
     space: Space, y: Sequence[Tensor], names: Sequence[str], classes: int, sparse: Sequence[int] = SPARSE,
     grid: Sequence[float] = L2, seed: int = 0,
 ) -> tuple[list[Point], list[tuple[float, dict[str, float]]]]:  # fmt: skip
-    """All probes of one space.
+    """All probes of one space, whose sets are train, validation, source test and targets, with labels ``y``.
 
-    Args:
-        space: With the sets train, validation, source test and targets, in this order.
-        y: Labels of these sets.
-        names: Names of the targets.
-        classes: Number of classes.
-        sparse: Numbers of features of the sparse probes; those that the space does not have are left out.
-        grid: L2 strengths, chosen on the validation set.
-        seed: Seed of the parts of the training set.
+    L2 strengths are chosen on the validation set; sparse probes of more features than there are are left out.
 
     Returns:
         The probes, and ``(source, {target: accuracy})`` of all linear probes that were fitted: every L2 strength and
@@ -143,17 +134,8 @@ def generalisation(
 ) -> dict[str, Any]:  # fmt: skip
     """Probes trained on source images, scored on held-out source images and on targets.
 
-    Args:
-        sae: The SAE, trained on unlabelled source images.
-        train: Source images that the probes learn from; images without label are left out everywhere.
-        val: Source images on which L2 strengths are chosen.
-        source: Source images that are scored.
-        targets: ``{name: images}`` of the same classes, numbered alike.
-        kinds: Features.
-        controls: Controls.
-        sparse: Numbers of features of sparse probes.
-        grid: L2 strengths.
-        seed: Seed of random weights, parts of the training set and bootstrap.
+    The SAE was trained on unlabelled source images. L2 strengths are chosen on ``val``; ``targets`` are ``{name:
+    images}`` of the same classes, numbered alike. Images without label are left out everywhere.
 
     Returns:
         ``rows`` (:func:`mmsae.evaluation.rows.row`): per probe and features ``NAME source``, ``NAME target`` (its

@@ -52,18 +52,12 @@ class ImageChange(NamedTuple):
 class HostPass:
     """Images through a host."""
 
-    host: Host
-    """The host."""
-    site: Site
-    """Where it is read."""
-    modality: str = IMAGE
-    """Modality of the site."""
-    embed: bool = False
-    """Whether its embeddings of images are asked for as well."""
-    change: ImageChange | None = None
-    """How images are changed before."""
-    run: EvaluationRun = field(default_factory=EvaluationRun)
-    """How to compute."""
+    host: Host  #: The host
+    site: Site  #: Where it is read
+    modality: str = IMAGE  #: Modality of the site
+    embed: bool = False  #: Whether its embeddings of images are asked for as well
+    change: ImageChange | None = None  #: How images are changed before
+    run: EvaluationRun = field(default_factory=EvaluationRun)  #: How to compute
 
     @property
     def batch_size(self) -> int:
@@ -108,13 +102,7 @@ class HostPass:
 def read_images(
     asked: HostPass, paths: Sequence[str], wanted: set[str], desc: str = "features"
 ) -> Iterator[ImageRows]:  # fmt: skip
-    """What the host gives for the wanted samples of some tars, tar after tar.
-
-    Args:
-        asked: What is asked of which host.
-        paths: The tars.
-        wanted: Uids.
-        desc: Name of the bar.
+    """What the host gives for the samples of some tars whose uids are wanted, tar after tar.
 
     Raises:
         InputError: Too many samples are unusable, or the disk is full.
@@ -226,12 +214,7 @@ class KeptTar(NamedTuple):
 
 
 class KeptTarWriter:
-    """Writes a :class:`KeptTar`: the rows of an earlier one, and what is added.
-
-    Args:
-        file: To write; it appears when it is whole.
-        old: What is there already.
-    """
+    """Writes a :class:`KeptTar`: the rows of an earlier one, and what is added; the file appears when it is whole."""
 
     def __init__(self, file: Path, old: KeptTar | None):
         self.spool, self.log, self.uids, self.good = Spool(file), FaultLog(), [], []

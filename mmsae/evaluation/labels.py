@@ -63,10 +63,7 @@ def plain(name: Any) -> str:
 def read_labels(paths: Sequence[str], field: str = "cls", must: bool = True) -> Labels:
     """Labels of all samples of some shards; images are not decoded.
 
-    Args:
-        paths: The tars.
-        field: ``cls`` (the class number), or a field of json; empty: no labels.
-        must: Whether there must be labels.
+    The field is ``cls`` (the class number), or one of json; empty: no labels. ``must`` says whether there must be some.
 
     Raises:
         InputError: No sample has that field, and there must be labels; or a uid occurs twice.
@@ -93,11 +90,8 @@ def read_classes(file: str, known: Labels | None = None) -> Classes:
     """Classes from a file.
 
     ``.json``: a list of names, or ``{label value: name}``. Otherwise text, one name a line. Names without values stand
-    for the class numbers 0, 1, ... where the data's labels are numbers, and for themselves where they are text.
-
-    Args:
-        file: The file.
-        known: Labels of the data, which say whether they are numbers.
+    for the class numbers 0, 1, ... where the data's labels (``known``) are numbers, and for themselves where they are
+    text.
 
     Raises:
         InputError: No such file, not what is described, a name twice, or fewer than two classes.
@@ -134,9 +128,7 @@ def named_classes(file: str, known: Labels, paths: Sequence[str]) -> Classes:
 def read_templates(source: str = "simple") -> list[str]:
     """Prompt templates with ``{}`` for the class name.
 
-    Args:
-        source: ``simple`` (open_clip's short list of 7), ``openai`` (its 80 for ImageNet), or a file: ``.json`` with a
-            list, else text, one a line.
+    ``simple`` are open_clip's 7, ``openai`` its 80 for ImageNet; a file is a list in ``.json``, else text, one a line.
 
     Raises:
         InputError: No such file, or a template without ``{}``.
@@ -155,8 +147,7 @@ def read_templates(source: str = "simple") -> list[str]:
 
 def read_lines(file: str) -> list[str]:
     """Entries of a text or json list."""
-    content = _content(file)
-    return [str(v) for v in content]
+    return [str(v) for v in _content(file)]
 
 
 def _content(file: str) -> Any:

@@ -101,13 +101,7 @@ def _total(x: Tensor, item: Tensor, n: int) -> Tensor:
 
 
 def pool_codes(z: Codes, item: Tensor, n: int, pool: str = "max") -> tuple[Codes, Tensor, Tensor]:
-    """Codes of n images from those of their rows, ``item (N,)`` says whose.
-
-    Args:
-        z: Codes of the rows.
-        item: Image of each row.
-        n: Number of images.
-        pool: ``max`` or ``mean`` over the rows.
+    """Codes of n images by ``max`` or ``mean`` over their rows; ``item (N,)`` says whose a row is.
 
     Returns:
         The pooled codes, with an entry for every latent that fires on the image, the largest first; and for the same

@@ -17,17 +17,10 @@ TRAINED = ""  # the control of a row that is none
 def row(
     head: str, set: str, score: str, features: str, value: float, n: int, control: str = TRAINED, **more: Any
 ) -> dict[str, Any]:
-    """One figure.
+    """One figure: ``value`` (NaN where it does not exist) of a score of some features, from n samples of a set.
 
-    Args:
-        head: ``zeroshot``, ``ood``, ...
-        set: What it was measured on.
-        score: What was measured.
-        features: ``raw``, ``code``, ``recon``, ``resid``, ...
-        value: The figure; NaN where it does not exist.
-        n: Number of samples behind it.
-        control: Empty for the SAE itself, else which control: ``random``, ``pca``, ``statistics``, ...
-        **more: Further fields, e.g. ``low`` and ``high`` of an interval.
+    ``control`` is empty for the SAE itself, else ``random``, ``pca``, ...; ``more`` are ``low`` and ``high``, for
+    example.
     """
     value = float(value)
     value = None if math.isnan(value) else value

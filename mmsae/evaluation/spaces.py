@@ -38,15 +38,10 @@ class Space(NamedTuple):
 def spaces(
     sets: Sequence[Features], sae: SAE, kinds: Sequence[str] = KINDS, controls: Sequence[str] = CONTROLS, seed: int = 0
 ) -> list[Space]:
-    """Every kind of features of some sets; what is fitted is fitted on the first.
+    """Every kind of features of some sets; what is fitted is fitted on the first, the source.
 
-    Args:
-        sets: Features of the source set first.
-        sae: The SAE, for its random control.
-        kinds: Some of :data:`mmsae.evaluation.options.KINDS`.
-        controls: Some of :data:`CONTROLS`; for token sites ``random`` is what the features hold of it
-            (:attr:`Features.others`), and left out where they hold nothing.
-        seed: Seed of the random weights.
+    For token sites the control ``random`` is what the features hold of it (:attr:`Features.others`), and left out where
+    they hold nothing.
 
     Raises:
         InputError: An unknown kind or control.

@@ -97,14 +97,9 @@ def _checked(cls: type, given: Any, where: str) -> dict[str, Any]:
     hints = get_type_hints(cls) | {"data": Any, "heads": Any}  # these two are read piece by piece
     for name, value in given.items():
         if value is not None and not _fits(value, hints[name]):
-            kind = re.sub(r"typing\.| \| None", "", str(fields_of(cls)[name]))
+            kind = re.sub(r"typing\.| \| None", "", str(next(f.type for f in fields(cls) if f.name == name)))
             raise InputError(f"{where}: {name} is {value!r}, expected {kind}")
     return {k: v for k, v in given.items() if v is not None}
-
-
-def fields_of(cls: type) -> dict[str, Any]:
-    """``{field: its type as it is written}``."""
-    return {f.name: f.type for f in fields(cls)}
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -43,16 +43,7 @@ class HeadResult(NamedTuple):
 
 
 class SuiteData:
-    """Features, truths and controls of a suite.
-
-    Args:
-        suite: The suite.
-        sae: Attached to the host.
-        host: The host.
-        run: How to compute.
-        quick: Fewer images, and heads may do less.
-        seed: Seed of controls and permutations.
-    """
+    """Features, truths and controls of a suite; the SAE is attached to the host, ``quick`` takes fewer images."""
 
     def __init__(
         self, suite: Suite, sae: SAE, host: Host, run: EvaluationRun = EvaluationRun(), quick: bool = False,
@@ -66,14 +57,6 @@ class SuiteData:
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
-
-    def paths(self, name: str) -> list[str]:
-        """The tars of a set."""
-        return self.suite.paths(name)
-
-    def has(self, name: str) -> bool:
-        """Whether the suite has a set."""
-        return name in self.suite.data
 
     def loaded(self, name: str) -> bool:
         """Whether a head has asked for a set."""
@@ -110,7 +93,7 @@ class SuiteData:
             keep=None if d.part is None else lambda uid: low <= draw(uid, 1) < high,
         )
         change = ImageChange(shift(d.change), str(d.change)) if d.change and modality == IMAGE else None
-        features = self.load(self.paths(name), choice, name, change, modality)
+        features = self.load(self.suite.paths(name), choice, name, change, modality)
         if d.unlabelled:
             features = features.rows(features.labels < 0)
         return features if relabel is None else self._relabelled(name, features, relabel)
@@ -203,13 +186,13 @@ class SuiteData:
         """``{uid: value}`` of a json field of a set."""
 
         def read() -> dict[str, Any]:
-            samples = read_shards(self.paths(name), FaultLog(), need=(), decode=False)
+            samples = read_shards(self.suite.paths(name), FaultLog(), need=(), decode=False)
             found = {s.uid: s.meta.get(field) for s in samples}
             if all(v is None for v in found.values()):
-                raise InputError(f"no sample of {self.paths(name)[0]} has json field {field!r}")
+                raise InputError(f"no sample of {self.suite.paths(name)[0]} has json field {field!r}")
             return found
 
-        return self._once((tuple(self.paths(name)), field), read)
+        return self._once((tuple(self.suite.paths(name)), field), read)
 
     def truth(self, name: str, uids: Sequence[str], source: str) -> tuple[Tensor, list[str]]:
         """``(n, C)`` bool concepts of images of a set, from ``json:FIELD`` (a list, or one value), and their names."""
@@ -256,7 +239,7 @@ class SuiteData:
             raise InputError(f"{self.suite.path}: the judge {judge} is the SAE's own host; say judge: host")
         size = self.host.batch_size(self.run.batch_size)
         asked = HostPass(host, host.site("image.embed"), run=replace(self.run, batch_size=size, fault_limit=1.0))
-        found = read_images(asked, self.paths(name), set(uids), f"{name} by {judge}")
+        found = read_images(asked, self.suite.paths(name), set(uids), f"{name} by {judge}")
         row = {u: x for rows in found for u, x in zip(rows.uids, rows.x, strict=True)}
         return torch.stack([row[u] for u in uids])
 

@@ -27,12 +27,7 @@ from mmsae.types import IMAGE, TEXT, Codes, InputError, Tokens
 
 
 class ZeroShotAccuracy(Metric):
-    """Top-1, top-5 and mean per class of several kinds of scores, from float64 sums.
-
-    Args:
-        kinds: Names of the scores.
-        n_classes: Number of classes.
-    """
+    """Top-1, top-5 and mean per class of several kinds of scores, from float64 sums."""
 
     full_state_update = False
 
@@ -72,6 +67,13 @@ def pooled_images(batch: Tokens, who: str) -> Tensor:
     if IMAGE not in batch.x or batch.position:
         raise InputError(f"{who} needs a store of a pooled image site")
     return batch.x[IMAGE]
+
+
+def uids_of(batch: Tokens, who: str) -> list[str]:
+    """Uids of a batch; a datamodule without them is refused."""
+    if batch.uids is None:
+        raise InputError(f"{who} needs the uids of the test data, which this datamodule does not give")
+    return batch.uids
 
 
 def log_figures(module: pl.LightningModule, figures: Mapping[str, Any]) -> None:
@@ -118,11 +120,10 @@ class ZeroShotTest(Callback):
         if TEXT not in sae.modalities or any(s.module != f"{m}.embed" for m, s in sae.sites.items()):
             sites = ", ".join(str(s) for s in sae.sites.values()) or "no site"
             raise InputError(f"ZeroShotTest needs an SAE of image.embed and text.embed, this one has {sites}")
-        known = read_labels(expand(self.shards), self.label)
-        named = named_classes(self.classes, known, expand(self.shards))
-        name = named_host(self.host, sae.sites)
-        self.known, self.named = known, named
-        vectors = text_classes(load_host(name), named.names, read_templates(self.templates))
+        self.known = read_labels(expand(self.shards), self.label)
+        self.named = named = named_classes(self.classes, self.known, expand(self.shards))
+        host = load_host(named_host(self.host, sae.sites))
+        vectors = text_classes(host, named.names, read_templates(self.templates))
         self.vectors = vectors.to(module.device)
         kinds = ("raw", "recon", "code", "enhanced")
         self.metric = ZeroShotAccuracy(kinds, len(named.names)).to(module.device)
@@ -130,11 +131,9 @@ class ZeroShotTest(Callback):
     @torch.no_grad()
     def on_test_batch_end(self, trainer, module, outputs, batch: Tokens, batch_idx: int, dataloader_idx: int = 0):
         x = pooled_images(batch, "ZeroShotTest")
-        if batch.uids is None:
-            raise InputError("ZeroShotTest needs the uids of the test data, which this datamodule does not give")
-        labels = self.known.numbers(batch.uids, self.named.values).to(x.device)
-        known = self.known.value
-        some = torch.tensor([u not in known or known[u] is not None for u in batch.uids], device=x.device)
+        uids, known = uids_of(batch, "ZeroShotTest"), self.known.value
+        labels = self.known.numbers(uids, self.named.values).to(x.device)
+        some = torch.tensor([u not in known or known[u] is not None for u in uids], device=x.device)
         x, labels = x[some], labels[some]
         if bad := int((labels < 0).sum()):
             raise InputError(f"{bad} of {len(labels)} test images have no label in {self.shards} that is a class")

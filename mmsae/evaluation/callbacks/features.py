@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mmsae.activations import ActivationStore
-from mmsae.evaluation.callbacks.classify import log_figures, pooled_images
+from mmsae.evaluation.callbacks.classify import log_figures, pooled_images, uids_of
 from mmsae.evaluation.labels import Labels, read_labels
 from mmsae.evaluation.ontology.measures import tree_correlation
 from mmsae.evaluation.ontology.tree import Tree
@@ -33,12 +33,6 @@ def _views(sae: SAE, x: Tensor) -> dict[str, Tensor | Codes]:
 
 def _widths(sae: SAE) -> dict[str, int]:
     return {"raw": sae.d_in[IMAGE], "code": sae.d_sae}
-
-
-def _uids(batch: Tokens, who: str) -> list[str]:
-    if batch.uids is None:
-        raise InputError(f"{who} needs the uids of the test data, which this datamodule does not give")
-    return batch.uids
 
 
 class MonosemanticityTest(Callback):
@@ -82,7 +76,7 @@ class MonosemanticityTest(Callback):
     @torch.no_grad()
     def on_test_batch_end(self, trainer, module, outputs, batch: Tokens, batch_idx: int, dataloader_idx: int = 0):
         """Add a batch; images without a label are left out."""
-        x, uids = pooled_images(batch, "MonosemanticityTest"), _uids(batch, "MonosemanticityTest")
+        x, uids = pooled_images(batch, "MonosemanticityTest"), uids_of(batch, "MonosemanticityTest")
         if self.judge:
             e = self.store.load(modality=IMAGE, uids=uids).to(x.device)
         else:
@@ -164,7 +158,7 @@ class ClassMeansTest(Callback):
     def on_test_batch_end(self, trainer, module, outputs, batch: Tokens, batch_idx: int, dataloader_idx: int = 0):
         """Add a batch; images without a class are left out."""
         x = pooled_images(batch, "ClassMeansTest")
-        labels = self.known.numbers(_uids(batch, "ClassMeansTest"), self.values).to(x.device)
+        labels = self.known.numbers(uids_of(batch, "ClassMeansTest"), self.values).to(x.device)
         for kind, features in _views(module.sae, x).items():
             self.means[kind].update(features, labels)
             if self.nearest:

@@ -93,14 +93,9 @@ def overlaps(data: SuiteData) -> list[str]:
 
 
 def run_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: Sequence[str]) -> Path:
-    """Run a suite and write the card; returns the path of the page.
+    """Run a suite and write the card, whose folder appears when everything is done; returns the path of the page.
 
-    Args:
-        data: The suite's data.
-        folder: Folder of the card; it appears when everything is done.
-        sae: What the SAE is called.
-        gallery: Latents of each kind in gallery.html; 0: no such page.
-        warnings: What is to be said beside what is found.
+    ``sae`` is what the SAE is called, ``gallery`` the number of latents of each kind in gallery.html (0: no such page).
     """
     start, suite, model = time.perf_counter(), data.suite, data.sae
     found, skipped, seconds = run_heads(data)

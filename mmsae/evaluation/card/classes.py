@@ -20,7 +20,7 @@ from mmsae.metrics.concepts.probing import L2, sparse_probing
 from mmsae.metrics.concepts.uniqueness import top_rows
 from mmsae.metrics.host.recovered import zero_shot_recovered
 from mmsae.metrics.statistics import bootstrap_mean, wilson
-from mmsae.types import IMAGE, Codes
+from mmsae.types import Codes
 
 
 @head
@@ -54,7 +54,7 @@ def shifted(
     targets = data.named("shift")
     if not targets:
         raise NotApplicable("the suite has no data with role shift")
-    if not data.has("val"):
+    if "val" not in data.suite.data:
         raise NotApplicable("the suite has no val set, on which L2 strengths are chosen")
     if data.quick:
         sparse, grid = tuple(sparse)[:2], tuple(grid)[::2]
@@ -134,11 +134,11 @@ def recovered(data: SuiteData, sets: Sequence[str] = ("test",)) -> HeadResult:
     rows: list[dict[str, Any]] = []
     for name in sets:
         f = data.labelled(name)
-        cases = [(TRAINED, "recon", f.recon)]
-        cases += [(s.control, "recon", x) for s, x in _control_recons(data, name)]
-        for control, features, x in cases:
+        keep = data.features(name).labels >= 0
+        cases = [(c, data.control(name, control=c).recon[keep]) for c in (RANDOM, PCA)]
+        for control, x in [(TRAINED, f.recon), *cases]:
             z = zero_shot_recovered(f.x, x, prompts, f.labels, data.host.logit_scale)
-            about = {"features": features, "control": control, "n": f.n}
+            about = {"features": "recon", "control": control, "n": f.n}
             rows += [row("recovered", name, s.replace("_", " "), value=getattr(z, s), **about)
                      for s in ("recovered_zero", "recovered_mean", "recovered_kl", "reconstructed")]  # fmt: skip
             for score in ("top1_reconstructed", "agreement"):
@@ -149,12 +149,3 @@ def recovered(data: SuiteData, sets: Sequence[str] = ("test",)) -> HeadResult:
         rows += [row("recovered", name, k, value=v, **about) for k, v in
                  (("clean", z.clean), ("zero", z.zero), ("mean", z.mean), ("top1 clean", z.top1_clean))]  # fmt: skip
     return HeadResult(rows, notes=[f"Cross-entropies in nats with the host's logit scale {data.host.logit_scale:.1f}."])
-
-
-def _control_recons(data: SuiteData, name: str) -> list[tuple[Space, Tensor]]:
-    """Reconstructions of the controls, of the labelled images of a set (at an embedding: there are no tokens)."""
-    keep = data.features(name).labels >= 0
-    return [(Space("recon", c, []), data.control(name, control=c).recon[keep]) for c in (RANDOM, PCA)]
-
-
-__all__ = ["IMAGE", "ontology", "probes", "recovered", "shifted"]

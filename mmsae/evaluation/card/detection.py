@@ -35,7 +35,7 @@ def zeroshot(data: SuiteData, concept: str = "code") -> HeadResult:
     prompts = data.prompts
     if TEXT not in data.sae.modalities:
         raise NotApplicable("the SAE has no text side, so classes have no codes")
-    test, val = data.labelled("test"), data.labelled("val" if data.has("val") else "train")
+    test, val = data.labelled("test"), data.labelled("val" if "val" in data.suite.data else "train")
     rows, more, edges = [], {}, []
     cases: list[tuple[str, SAE]] = [(TRAINED, data.sae), (RANDOM, data.random)]
     for control, sae in cases:
@@ -58,7 +58,7 @@ def _ood_validation(data: SuiteData, val: Features) -> tuple[Features, str]:
             )
         return data.features(names[0]), f"the set {names[0]}"
     choice = ImageChoice("", keep=set(val.uids).__contains__)
-    made = data.load(data.paths("val"), choice, "ood validation", ImageChange(generated, "generated"))
+    made = data.load(data.suite.paths("val"), choice, "ood validation", ImageChange(generated, "generated"))
     return made, "ID validation images scrambled, and noise of their colours"
 
 
@@ -71,7 +71,7 @@ def ood(
     far, near = data.named("ood"), data.named("near_ood")
     if not far + near:
         raise NotApplicable("the suite has no data with role ood or near_ood")
-    if not data.has("val"):
+    if "val" not in data.suite.data:
         raise NotApplicable("the suite has no val set, on which settings are chosen")
     train, val, test = (data.labelled(n) for n in ("train", "val", "test"))
     val_ood, said = _ood_validation(data, val)

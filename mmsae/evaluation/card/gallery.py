@@ -56,14 +56,7 @@ def check_host(host: Host) -> None:
 
 
 def write_top_gallery(path: Path, data: SuiteData, number: int, name: str = "train") -> Path:
-    """Write the page of some latents of the SAE and as many of random weights.
-
-    Args:
-        path: The HTML file.
-        data: The data of a suite.
-        number: How many latents of a kind.
-        name: The set whose images are shown.
-    """
+    """Write the page of ``number`` latents of a kind of the SAE, and of random weights, on the images of a set."""
     sides = {TRAINED: data.features(name), RANDOM: data.control(name)}
     found = {c: purity(f.z, f.labels) for c, f in sides.items()}
     labelled = bool((sides[TRAINED].labels >= 0).any())
@@ -130,7 +123,7 @@ def draw(
     saes, site, out = {TRAINED: data.sae, RANDOM: data.random}, data.sae.sites[IMAGE], {}
     f = data.features(name)
     class_of = {u: names[c] if c >= 0 else "" for u, c in zip(f.uids, f.labels.tolist(), strict=True)}
-    for samples in _batches(_samples(data.paths(name), wanted), data.host.batch_size(data.run.batch_size)):
+    for samples in _batches(_samples(data.suite.paths(name), wanted), data.host.batch_size(data.run.batch_size)):
         images = change(torch.stack([transform(s.image) for s in samples]))
         rows = data.host.read(_batch(images, samples), [site])[0]
         codes = {c: saes[c].encode(rows.x, IMAGE) for c in {s.control for u in samples for s in wanted[u.uid]}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,8 +133,6 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def scatter(more: Mapping[str, Any], name: str) -> Figure:
     """Target over source accuracy of all probes on a target, with the raw-feature line."""
-    import math
-
     with canvas(width=6.4, height=3.8) as (fig, ax):
         for i, (space, found) in enumerate(more["spaces"].items()):
             path = sorted((s, t[name]) for s, t in found["path"])
@@ -207,14 +206,7 @@ def _heights(tree: str, found: Mapping[str, Any]) -> Figure | None:
 
 
 def write_card(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Path:
-    """Write the page.
-
-    Args:
-        path: The HTML file.
-        rows: All figures.
-        about: What ``results.json`` holds beside them.
-    """
-    more = {k: v for found in [about["more"]] for k, v in found.items()}
+    """Write the page of all figures, with what ``results.json`` holds beside them."""
     by_head = {name: [r for r in rows if r["head"] == name] for name in dict.fromkeys(r["head"] for r in rows)}
     command = {r: h for h, r in COMMAND.items()}
     sections = [_summary(by_head, about)]
@@ -223,7 +215,9 @@ def write_card(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str
         notes = " ".join(about["notes"].get(head, ()))
         intro = "\n\n".join(filter(None, (INTRO.get(name, ""), notes)))
         tables = ood_tables(own) if name == "ood" else tables_of(own)
-        sections.append(Section(TITLES.get(name, name), intro, figures_of(name, own, more.get(head, {})), tables))
+        sections.append(
+            Section(TITLES.get(name, name), intro, figures_of(name, own, about["more"].get(head, {})), tables)
+        )
     if about["skipped"]:
         table = Table(["head", "why"], [[k, v] for k, v in about["skipped"].items()])
         sections.append(Section("What does not apply", tables=[table]))
@@ -282,10 +276,5 @@ def _summary(by_head: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[
     intro = (
         "How often the code is better than raw features, and than the code of random weights, over all sets and scores."
     )
-    return Section(
-        "In short",
-        intro,
-        facts=facts,
-        warnings=about.get("warnings", ()),
-        tables=[Table(["head", "better than raw", "better than random"], table)],
-    )
+    tables = [Table(["head", "better than raw", "better than random"], table)]
+    return Section("In short", intro, facts=facts, warnings=about.get("warnings", ()), tables=tables)

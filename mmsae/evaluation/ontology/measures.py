@@ -75,11 +75,7 @@ def class_sets(
 
 
 def placed(tree: Tree, sets: Tensor) -> dict[str, Any]:
-    """Where sets of classes lie in a tree.
-
-    Args:
-        tree: The tree.
-        sets: ``(F, C)`` bool, none of them empty.
+    """Where sets of classes ``(F, C)``, none of them empty, lie in a tree.
 
     Returns:
         ``node``, ``height``, ``purity``: ``(F,)``; ``coverage``: share of internal nodes that are the lowest common
@@ -106,15 +102,9 @@ def placed(tree: Tree, sets: Tensor) -> dict[str, Any]:
 def lch(tree: Tree, sets: Tensor, draws: int = 200, seed: int = 0) -> dict[str, Any]:
     """Height, purity and coverage of features' class sets, against the same sets with the classes exchanged at random.
 
-    Exchanging classes keeps sizes and overlaps of the sets, so features that are alike do not count as independent
-    evidence. Sets of one class have height 0 whatever the tree: they are counted, but heights and purities are means
-    over sets of two or more.
-
-    Args:
-        tree: The tree.
-        sets: ``(F, C)`` bool; empty ones are left out.
-        draws: Permutations.
-        seed: Seed of the draws.
+    Exchanging classes keeps sizes and overlaps of the sets ``(F, C)``, so features that are alike do not count as
+    independent evidence. Empty sets are left out. Sets of one class have height 0 whatever the tree: they are counted,
+    but heights and purities are means over sets of two or more.
 
     Returns:
         ``height``, ``purity``, ``coverage``, ``coverage_f1`` as ``{"value", "null", "null_sd", "p"}`` (p: share of
@@ -146,11 +136,8 @@ def lch(tree: Tree, sets: Tensor, draws: int = 200, seed: int = 0) -> dict[str, 
 def tree_correlation(tree: Tree, means: Tensor, draws: int = 200, seed: int = 0) -> dict[str, float]:
     """Spearman correlation over pairs of classes of the cosine of their mean features with their nearness in the tree.
 
-    Args:
-        tree: The tree; nearness is ``1 / (1 + path length)``.
-        means: ``(C, F)`` mean feature of each class.
-        draws: Permutations of the classes (Mantel's test, since pairs that share a class are not independent).
-        seed: Seed of the draws.
+    Nearness is ``1 / (1 + path length)``; ``means (C, F)`` are permuted by class (Mantel's test), since pairs that
+    share a class are not independent.
 
     Returns:
         ``value``, ``p``, ``null_sd`` and ``pairs``.
@@ -187,16 +174,7 @@ def retrieval_coverage(
     """For every internal node the feature and threshold with the best F1 on training images, scored on others.
 
     The complement of coverage by class sets: a feature that fires on a third of one family's images finds it, but
-    stands for no class.
-
-    Args:
-        tree: The tree.
-        train: Codes of images on which features and thresholds are chosen.
-        train_labels: ``(N,)`` int64.
-        test: Codes of other images.
-        test_labels: ``(M,)`` int64.
-        tau: F1 from which a node counts as covered.
-        least: Test images that a node must have.
+    stands for no class. Nodes with fewer than ``least`` test images are left out; those with F1 ``tau`` are covered.
 
     Returns:
         ``f1``: mean over nodes; ``coverage``: share at ``tau``; ``by_depth``: ``{depth: (share, nodes)}``; ``nodes``.
@@ -225,11 +203,8 @@ def retrieval_coverage(
 def lca_depth(tree: Tree, rows: Tensor, labels: Tensor, groups: Sequence[float] = ()) -> dict[str, Any]:
     """Mean depth of the lowest common ancestor of the pairs of a feature's top images (sae-for-vlm, 2504.02821).
 
-    Args:
-        tree: The tree.
-        rows: ``(F, n)`` top images of each feature, -1 for none; features with fewer than n are left out.
-        labels: ``(N,)`` int64 class of every image.
-        groups: Shares of the features, in order, that make Matryoshka's nested groups.
+    ``rows (F, n)`` are top images, -1 for none: features with fewer than n are left out. ``groups`` are the shares of
+    the features, in order, that make Matryoshka's nested groups.
 
     Returns:
         ``depth``: ``(F,)`` float64, NaN where left out; ``mode``: ``(F,)`` int64, -1 where left out; ``mean``;

@@ -28,11 +28,6 @@ class Tree:
         collapse: Drop nodes with a single child, so that heights count branchings and not the detail of a dictionary.
         labels: ``{node: readable name}``.
 
-    Attributes:
-        nodes: Names of the V nodes; the C leaves come first, in the order of the classes.
-        parent: ``(V,)`` int64, the root is its own parent.
-        labels: ``{node: readable name}``.
-
     Raises:
         InputError: A cycle, a class that is not in the tree, or one that is an ancestor of another.
     """
@@ -66,9 +61,9 @@ class Tree:
         drop = {n for n, children in below.items() if collapse and len(children) == 1}
         chains = [[n for n in chain if n not in drop] for chain in chains]
         inner_nodes = list(dict.fromkeys(n for chain in chains for n in chain[1:]))
-        self.nodes = [*leaves, *inner_nodes]
+        self.nodes = [*leaves, *inner_nodes]  #: Names of the V nodes; the C leaves come first, by number
         number = {n: i for i, n in enumerate(self.nodes)}
-        self.parent = torch.arange(len(self.nodes))
+        self.parent = torch.arange(len(self.nodes))  #: ``(V,)``, the root is its own parent
         for chain in chains:
             for child, node in itertools.pairwise(chain):
                 self.parent[number[child]] = number[node]
@@ -177,11 +172,7 @@ class Tree:
         return torch.arange(self.classes, len(self))
 
     def lca(self, sets: Tensor) -> Tensor:
-        """``(F,)`` int64 lowest common ancestor of each set of classes; -1 for empty ones.
-
-        Args:
-            sets: ``(F, C)`` bool.
-        """
+        """``(F,)`` int64 lowest common ancestor of each set of classes ``(F, C)``; -1 for empty ones."""
         s = sets.to(self.member).T
         inside = self.member @ s >= s.sum(0)  # (V, F): nodes that cover the set form a chain from the root
         low = torch.where(inside, self.depth[:, None], -1).argmax(0)

@@ -20,11 +20,8 @@ WHOSE = ("auto", "host", "zeroshot", "probe")
 def whose_logits(asked: str, host: Host, names: bool) -> str:
     """Whose logits detectors read: ``host``, ``zeroshot`` or ``probe``.
 
-    Args:
-        asked: One of :data:`WHOSE`; ``auto`` is the host's own classifier where it has one, else ``zeroshot`` where
-            class names are given, else ``probe``.
-        host: The host.
-        names: Whether class names are given.
+    ``auto`` is the host's own classifier where it has one, else ``zeroshot`` where class names are given, else
+    ``probe``.
 
     Raises:
         InputError: Unknown, or not to be had.
@@ -75,12 +72,7 @@ def zero_shot_heads(sae: SAE, classes: Tensor, scale: float | None) -> dict[str,
     """``{kind: classifier}`` by cosine with class embeddings ``(C, d)``, for every kind that has one.
 
     At the embeddings: ``raw``, ``recon`` (both sides reconstructed where the SAE reads texts) and ``code``. Elsewhere
-    only ``embed``, the host's own embeddings.
-
-    Args:
-        sae: The SAE.
-        classes: From :func:`text_classes`.
-        scale: The host's logit scale; None: 100.
+    only ``embed``, the host's own embeddings. A host without a logit scale has 100.
     """
     scale = 100.0 if scale is None else scale
     if not at_embedding(sae):
@@ -98,12 +90,7 @@ def classifiers(
 ) -> tuple[dict[str, Head], dict[str, dict[str, Head]]]:
     """Classifiers in the place of linear probes: of the SAE's features, and of those of each control.
 
-    Args:
-        whose: See :func:`whose_logits`.
-        sae: The SAE.
-        host: The host of the SAE.
-        fresh: The SAE with random weights.
-        classes: Gives ``(C, d)`` class embeddings, for ``zeroshot``.
+    ``fresh`` is the SAE with random weights; ``classes`` gives ``(C, d)`` class embeddings, for ``zeroshot``.
     """
     if whose == "host":
         return host_heads(sae, host)

@@ -49,7 +49,7 @@ def ood(
     from mmsae.evaluation.ood.fit import FitImages
     from mmsae.evaluation.ood.head import check_names, ood_head
     from mmsae.evaluation.ood.report import fitted_on, markdown, sae_training, write_ood
-    from mmsae.evaluation.ood.sets import OODShards, keep_names, load_sets, named_shards, set_warnings
+    from mmsae.evaluation.ood.sets import OODShards, load_sets, named_shards, set_warnings
     from mmsae.evaluation.zeroshot.head import at_embedding, text_classes
     from mmsae.load import load_pair, other_host_warnings
     from mmsae.metrics.choice import edge_warning
@@ -59,7 +59,9 @@ def ood(
 
     check_names(detection)
     ood_shards, val_shards = named_shards(ood, "--ood"), named_shards(beside.ood_val, "--ood-val")
-    near = keep_names(beside.near, list(ood_shards))
+    near = list(beside.near)
+    if unknown := [n for n in near if n not in ood_shards]:
+        raise InputError(f"--near names {unknown[0]!r}, the OOD sets are {', '.join(ood_shards)}")
     trained = SAE.from_pretrained(sae) if isinstance(sae, str) else sae
     model, loaded = load_pair(trained, host, run.device, run.precision, run.allow_other_site)
     if IMAGE not in model.modalities:

@@ -60,14 +60,9 @@ def cosine_head(classes: Tensor, scale: float = 100.0) -> Head:
 
 @torch.enable_grad()
 def linear_probe(f: Tensor, y: Tensor, n_classes: int, l2: float = 1e-3, steps: int = 100) -> Head:
-    """Multinomial logistic regression on centred features of mean squared norm D, by L-BFGS.
+    """Multinomial logistic regression of ``y (n,)`` on centred ``f (n, D)`` of mean squared norm D, by L-BFGS.
 
-    Args:
-        f: ``(n, D)`` features.
-        y: ``(n,)`` classes.
-        n_classes: Their number.
-        l2: Weight of ``|W|^2 / 2`` beside the mean cross-entropy.
-        steps: Iterations.
+    ``l2`` weighs ``|W|^2 / 2`` beside the mean cross-entropy.
     """
     f = f.detach().double()
     mean = f.mean(0)
@@ -140,14 +135,10 @@ class Gaussians(NamedTuple):
 
     @classmethod
     def fit(cls, f: Tensor, y: Tensor | None = None, n_classes: int = 1, shrink: bool | None = None) -> Gaussians:
-        """Fit ``f (n, D)``.
+        """Fit ``f (n, D)`` with classes ``y (n,)``, every one with a sample; without y one Gaussian.
 
-        Args:
-            f: Features.
-            y: ``(n,)`` classes, every one with a sample; None: one Gaussian.
-            n_classes: Their number.
-            shrink: Ledoit-Wolf instead of the empirical covariance; None: where the samples are too few for its rank.
-                Without shrinkage an input in directions that training never used would look normal.
+        ``shrink`` takes the covariance of Ledoit-Wolf instead of the empirical one; None: where the samples are too few
+        for its rank, since an input in directions that training never used would look normal then.
 
         Raises:
             InputError: A class without a sample.
@@ -202,11 +193,6 @@ class RMDS(NamedTuple):
         return self.whole.distances(f)[:, 0] - self.classes.distances(f).amin(1)
 
 
-def unit_rows(f: Tensor) -> Tensor:
-    """Rows at norm 1; rows of zeros stay zero."""
-    return normalize(f.double(), dim=1)
-
-
 class KNN(NamedTuple):
     """Distance to the k-th nearest training sample (Sun et al., arXiv 2204.06507)."""
 
@@ -215,13 +201,13 @@ class KNN(NamedTuple):
     @classmethod
     def fit(cls, f: Tensor) -> KNN:
         """Keep the training features ``(n, D)``."""
-        return cls(unit_rows(f).float())
+        return cls(normalize(f.double(), dim=1).float())
 
     def ladder(self, f: Tensor, ks: Sequence[int]) -> list[Tensor]:
         """Confidences for several k at once: minus the squared distance to the k-th nearest, k cut to the bank."""
         ks = [min(int(k), len(self.bank)) for k in ks]
         out = []
-        for part in unit_rows(f).float().split(CHUNK):
+        for part in normalize(f.double(), dim=1).float().split(CHUNK):
             d2 = part.square().sum(1)[:, None] + self.bank.square().sum(1) - 2 * part @ self.bank.T
             near = d2.topk(max(ks), dim=1, largest=False).values.clamp(min=0)
             out.append(-near[:, [k - 1 for k in ks]])

@@ -28,12 +28,7 @@ def recon(features: Features) -> Tensor:
 
 
 def rarity(z: Codes, q: Tensor) -> Tensor:
-    """Log-likelihood of which latents fire, if they fired independently.
-
-    Args:
-        z: Codes of n samples.
-        q: ``(d_sae,)`` firing rates in (0, 1); :func:`firing_rates` makes them.
-    """
+    """Log-likelihood of which latents fire, if they fired independently at :func:`firing_rates` ``q (d_sae,)``."""
     q = q.double()
     gain = torch.log(q) - torch.log1p(-q)
     return torch.log1p(-q).sum() + _over_active(z, gain)

@@ -74,10 +74,7 @@ def fit_detectors(
 ) -> Fitted:
     """Fit every detector on every kind of feature, with settings chosen on the validation sets.
 
-    Args:
-        images: The sets.
-        kinds: ``raw``, ``code``, ``recon``, ``resid``; ``embed`` where the features have the host's embeddings.
-        scores: Which detectors.
+    ``embed`` may be among the kinds where the features have the host's embeddings.
     """
     train, chosen = images.train, _Chosen(images)
     notes, out = [], {}

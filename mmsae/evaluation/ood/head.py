@@ -77,18 +77,9 @@ def ood_head(
 ) -> DetectorScores:
     """Score all detectors and controls on all sets.
 
-    Args:
-        fit: What detectors are fitted and chosen on.
-        test: ID test images.
-        ood: ``{name: features}`` of the OOD test sets.
-        detection: Detectors, kinds of features (``embed`` where the features have the host's embeddings) and controls.
-        sae: The SAE, for the ``random`` control (one of equal size with fresh weights).
-        near: Names of the near-OOD sets; the others are far.
-        random: ``(set name, features) -> features`` of the random SAE where they cannot be computed from ``x``.
-        heads: ``{control: classifiers}`` where ``fit.heads`` are not linear probes either.
-        modality: Modality of the features.
-        seed: Seed of the random SAE.
-        say: Told what is fitted next; nobody by default.
+    The ``random`` control is ``sae`` with fresh weights, or ``random(set name, features)`` where it cannot be computed
+    from ``x``; ``heads`` are its and other controls' classifiers where ``fit.heads`` are no linear probes either. OOD
+    sets that are not ``near`` are far. ``say`` is told what is fitted next.
     """
     kinds, scores, controls = detection.features, detection.scores, detection.controls
     sets = {ID: test, **ood}

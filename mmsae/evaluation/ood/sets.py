@@ -191,14 +191,3 @@ def generated(images: Tensor) -> Tensor:
     pieces = pieces[torch.arange(len(even))[:, None], order].unflatten(1, (GRID, GRID))
     out[::2, :, :h, :w] = pieces.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
     return out
-
-
-def keep_names(near: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The near sets, checked.
-
-    Raises:
-        InputError: A name that no OOD set has.
-    """
-    if unknown := [n for n in near if n not in names]:
-        raise InputError(f"--near names {unknown[0]!r}, the OOD sets are {', '.join(names)}")
-    return list(near)

@@ -49,16 +49,10 @@ def zero_shot_head(
     control: str = "",
     seed: int = 0,
 ) -> Accuracies:
-    """Accuracies of scores that are there already.
+    """Accuracies on ``test``, with alpha chosen on ``tune`` alone.
 
-    Args:
-        test: Images to report on.
-        tune: Other images, on which alone alpha is chosen.
-        concept: What enhances the raw scores: ``code`` or ``recon``; without such scores there is no ``enhanced``.
-        alphas: Grid; 0, which is plain CLIP to the bit, is always tried.
-        name: Name of the test set in the rows.
-        control: Control in the rows.
-        seed: Seed of the bootstrap of ``balanced``.
+    Without scores of ``concept`` there is no ``enhanced``; alpha 0, which is plain CLIP to the bit, is always tried.
+    ``name`` and ``control`` are those of the rows, ``seed`` that of the bootstrap of ``balanced``.
 
     Raises:
         InputError: An unknown concept, no images, or a label that no class has.

@@ -18,16 +18,7 @@ from mmsae.report.tables import markdown_table, text_table
 def write_zeroshot(
     out: str, rows: list[dict[str, Any]], main: Accuracies, names: Sequence[str], about: Mapping[str, Any], say: bool
 ) -> Path:
-    """``results.json``, ``table.md`` and ``zeroshot.png``; returns the folder.
-
-    Args:
-        out: The folder.
-        rows: All figures.
-        main: What was found for the SAE itself.
-        names: Class names.
-        about: What was run.
-        say: Whether to print the table.
-    """
+    """``results.json``, ``table.md`` and ``zeroshot.png``; returns the folder."""
     folder, warnings = Path(out), about["warnings"]
     of_classes = {
         "per_class": {k: dict(zip(names, _plain(v), strict=True)) for k, v in main.per_class.items()},

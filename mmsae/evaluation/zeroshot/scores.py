@@ -30,16 +30,10 @@ def pool_templates(embeddings: Tensor) -> Tensor:
 def class_embeddings(
     embed: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str], batch_size: int = 1024
 ) -> Tensor:
-    """``(C, d)`` class embeddings from prompt templates.
+    """``(C, d)`` class embeddings from prompt templates, ``embed`` gives raw ones ``(n, d)`` of texts.
 
     They have the mean norm of the template embeddings, not 1: cosines do not care, and an SAE trained on raw embeddings
     sees the scale it knows.
-
-    Args:
-        embed: Texts to their ``(n, d)`` raw text embeddings.
-        classes: Class names.
-        templates: With one ``{}`` each for the class name.
-        batch_size: Prompts per call of ``embed``.
 
     Raises:
         InputError: A template without ``{}``.
@@ -72,13 +66,7 @@ def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 
 @torch.no_grad()
 def zero_shot_scores(sae: SAE, x: Tensor, classes: Tensor, chunk: int = 8192) -> dict[str, Tensor]:
-    """Cosines of N images with C classes, in three spaces.
-
-    Args:
-        sae: Encodes images as ``image`` and class embeddings as ``text``.
-        x: ``(N, d)`` raw image embeddings.
-        classes: ``(C, d)`` class embeddings.
-        chunk: Images at a time.
+    """Cosines of N raw image embeddings ``x (N, d)`` with C class embeddings, in three spaces.
 
     Returns:
         ``raw`` (embeddings), ``recon`` (reconstructions of both sides) and ``code`` (codes), each ``(N, C)``.
@@ -102,14 +90,7 @@ def enhance(raw: Tensor, concept: Tensor, alpha: float) -> Tensor:
 def tune_alpha(
     scores: dict[str, Tensor], labels: Tensor, concept: str = "code", alphas: Sequence[float] = ALPHAS
 ) -> tuple[float, dict[float, float]]:
-    """The alpha with the best top-1 (the smallest among equals), and ``{alpha: top-1}``; 0 is always tried.
-
-    Args:
-        scores: Scores of the tuning images, from :func:`zero_shot_scores`.
-        labels: ``(N,)`` their classes.
-        concept: Which of the scores enhances ``raw``.
-        alphas: Grid.
-    """
+    """The alpha with the best top-1 (the smallest among equals), and ``{alpha: top-1}``; 0 is always tried."""
     tuning = {a: accuracy(enhance(scores["raw"], scores[concept], a), labels) for a in sorted({0.0, *alphas})}
     return max(tuning, key=lambda a: (tuning[a], -a)), tuning
 
@@ -126,14 +107,8 @@ def zero_shot(
 ) -> dict[str, Any]:
     """Zero-shot classification through an SAE, always beside the plain host.
 
-    Args:
-        sae: A trained SAE.
-        x: ``(N, d)`` raw image embeddings to score on.
-        labels: ``(N,)`` int64 classes.
-        classes: ``(C, d)`` from :func:`class_embeddings`.
-        tune: ``(x, labels)`` of other images, on which alone alpha is chosen (top-1, the smallest among equals).
-        concept: What enhances: cosine of the ``code`` or of the ``recon``.
-        alphas: Grid; 0 is always tried.
+    ``x (N, d)`` are raw image embeddings, ``classes (C, d)`` come from :func:`class_embeddings`. Alpha is chosen on
+    ``tune``, ``(x, labels)`` of other images, alone.
 
     Returns:
         Top-1 accuracies ``raw``, ``recon``, ``code`` and ``enhanced`` with its ``alpha``; ``top5`` and ``balanced``
