@@ -30,100 +30,65 @@ class Command(NamedTuple):
 
 
 LIGHTNING = ("fit", "validate", "test", "predict")
+# fmt: off
 COMMANDS = {
     "demo": Command(
-        "mmsae.demo.command:demo",
-        "train and compare SAEs on a generated world, end to end, and write a report",
-        "mmsae demo --out runs/demo",
-    ),
+        "mmsae.demo.command:demo", "train and compare SAEs on a generated world, end to end, and write a report",
+        "mmsae demo --out runs/demo"),
     "pretrain-clip": Command(
-        "mmsae.world.models.command:pretrain_clip",
-        "train a small open_clip model on image-text shards",
-        "mmsae pretrain-clip --shards 'shards/train-*.tar' --out clip",
-    ),
+        "mmsae.world.models.command:pretrain_clip", "train a small open_clip model on image-text shards",
+        "mmsae pretrain-clip --shards 'shards/train-*.tar' --out clip"),
     "pretrain-diffusion": Command(
         "mmsae.world.models.command:pretrain_diffusion",
         "train a tiny text-to-image Stable Diffusion on image-text shards",
-        "mmsae pretrain-diffusion --shards 'shards/train-*.tar' --out diffusion",
-    ),
+        "mmsae pretrain-diffusion --shards 'shards/train-*.tar' --out diffusion"),
     "extract": Command(
-        "mmsae.activations.command:extract_command",
-        "run a host over shards and store its activations",
-        "mmsae extract --host ViT-B-32/laion2b_s34b_b79k --shards 'shards/train-*.tar' --out store --precision bf16",
-    ),
+        "mmsae.activations.command:extract_command", "run a host over shards and store its activations",
+        "mmsae extract --host ViT-B-32/laion2b_s34b_b79k --shards 'shards/train-*.tar' --out store --precision bf16"),
     "bench": Command(
-        "mmsae.bench.command:bench",
-        "test a published claim on a generated world",
-        "mmsae bench filter --out runs/bench_filter --quick",
-        True,
-    ),
+        "mmsae.bench.command:bench", "test a published claim on a generated world",
+        "mmsae bench filter --out runs/bench_filter --quick", True),
     "filter": Command(
-        "mmsae.filtering.command:filter_command",
-        "keep the best image-text samples, and say why",
-        "mmsae filter --sae runs/paired/sae --shards 'shards/train-*.tar' --out kept --keep 0.5",
-    ),
+        "mmsae.filtering.command:filter_command", "keep the best image-text samples, and say why",
+        "mmsae filter --sae runs/paired/sae --shards 'shards/train-*.tar' --out kept --keep 0.5"),
     "sweep": Command(
-        "mmsae.training.sweep:sweep",
-        "train a recipe at several k and sizes, and draw FVU over L0",
-        "mmsae sweep --store store --out runs/sweep --k 8 16 --ratio 4 8",
-    ),
+        "mmsae.training.sweep:sweep", "train a recipe at several k and sizes, and draw FVU over L0",
+        "mmsae sweep --store store --out runs/sweep --k 8 16 --ratio 4 8"),
     "info": Command(
-        "mmsae.info:info",
-        "describe an SAE, a run, a store, a host folder or shards",
-        "mmsae info runs/paired/sae",
-        True,
-    ),
+        "mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards",
+        "mmsae info runs/paired/sae", True),
     "weights": Command(
-        "mmsae.lvlm.weights.command:weights",
-        "cross-modal weights of an SAE on an LVLM, and tokens",
-        "mmsae weights --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out weights",
-    ),
+        "mmsae.lvlm.weights.command:weights", "cross-modal weights of an SAE on an LVLM, and tokens",
+        "mmsae weights --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out weights"),
     "patches": Command(
-        "mmsae.lvlm.patches.command:patches",
-        "which patches of an image a vision-language model needs",
-        "mmsae patches --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out patches",
-    ),
+        "mmsae.lvlm.patches.command:patches", "which patches of an image a vision-language model needs",
+        "mmsae patches --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out patches"),
     "align": Command(
-        "mmsae.lvlm.decoding.align:align",
-        "aligned states of a store, for VL-SAE on an LVLM",
-        "mmsae align --store states --aligner runs/aligner/aligner --out aligned",
-    ),
+        "mmsae.lvlm.decoding.align:align", "aligned states of a store, for VL-SAE on an LVLM",
+        "mmsae align --store states --aligner runs/aligner/aligner --out aligned"),
     "pope": Command(
-        "mmsae.lvlm.hallucination.pope:pope",
-        "yes/no questions about objects, several ways of answering",
-        "mmsae pope --host lvlm:llava --shards 'shards/val-*.tar' --out runs/pope --images 100",
-    ),
+        "mmsae.lvlm.hallucination.pope:pope", "yes/no questions about objects, several ways of answering",
+        "mmsae pope --host lvlm:llava --shards 'shards/val-*.tar' --out runs/pope --images 100"),
     "chair": Command(
-        "mmsae.lvlm.hallucination.chair:chair_command",
-        "objects that captions invent, several ways of decoding",
-        "mmsae chair --host lvlm:llava --shards 'shards/val-*.tar' --out runs/chair --images 100",
-    ),
+        "mmsae.lvlm.hallucination.chair:chair_command", "objects that captions invent, several ways of decoding",
+        "mmsae chair --host lvlm:llava --shards 'shards/val-*.tar' --out runs/chair --images 100"),
     "zeroshot": Command(
-        "mmsae.evaluation.zeroshot.command:zeroshot",
-        "classify images by class names, with and without an SAE",
-        "mmsae zeroshot --sae runs/paired/sae --shards 'cifar10-test-*.tar' --classes classes.txt --out runs/zeroshot",
-    ),
+        "mmsae.evaluation.zeroshot.command:zeroshot", "classify images by class names, with and without an SAE",
+        "mmsae zeroshot --sae runs/paired/sae --shards 'cifar10-test-*.tar' --classes classes.txt --out runs/zeroshot"),
     "ood": Command(
-        "mmsae.evaluation.ood.command:ood",
-        "detect images unlike the training ones, on features and on codes",
-        "mmsae ood --sae runs/paired/sae --id 'cifar10-*.tar' --ood 'mnist=mnist-*.tar' --out runs/ood",
-    ),
+        "mmsae.evaluation.ood.command:ood", "detect images unlike the training ones, on features and on codes",
+        "mmsae ood --sae runs/paired/sae --id 'cifar10-*.tar' --ood 'mnist=mnist-*.tar' --out runs/ood"),
     "steer": Command(
-        "mmsae.steering.command:steer",
-        "steer a diffusion model, beside random features",
-        "mmsae steer --host diffusers:pipeline --sae runs/unet/sae --features 168 --prompts prompts.txt",
-    ),
+        "mmsae.steering.command:steer", "steer a diffusion model, beside random features",
+        "mmsae steer --host diffusers:pipeline --sae runs/unet/sae --features 168 --prompts prompts.txt"),
     "evaluate": Command(
-        "mmsae.evaluation.card.command:evaluate",
-        "the benchmark card of an SAE, with controls",
-        "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card",
-    ),
+        "mmsae.evaluation.card.command:evaluate", "the benchmark card of an SAE, with controls",
+        "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card"),
     "convert": Command(
-        "mmsae.interop.command:convert",
-        "turn another library's checkpoint into an SAE folder",
-        "mmsae convert --checkpoint openclip_ViT-B-32_VL_SAE_256_8_best.pth --out vl_sae",
-    ),
+        "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder",
+        "mmsae convert --checkpoint openclip_ViT-B-32_VL_SAE_256_8_best.pth --out vl_sae"),
 }
+# fmt: on
 
 SHARDS = ("shards", "val_shards", "train", "val", "calibration", "target")
 """Arguments of datamodules and of jobs of ``mmsae predict`` that name one set of shards or several."""
@@ -204,9 +169,8 @@ def one_form(args: Sequence[str], takes: Callable[[str], str], place: str = "") 
     """Arguments in which every option that takes several values stands once, with all of them.
 
     They may be given one after the other (``--shards A B``, which an unquoted glob becomes), by saying the option again
-    (``--shards A --shards B``) or as a list (``--shards "[A, B]"``). ``takes`` says what an option takes: ``many``
-    values of one type; ``either`` one or a list, written as JSON; or neither. Arguments without a name that stand first
-    are ``place``.
+    (``--shards A --shards B``) or as a list (``--shards "[A, B]"``). An option ``takes`` ``many`` values of
+    one type; ``either`` one or a list, written as JSON; or neither. First arguments without a name are ``place``.
     """
     given: dict[str, list[str]] = {}
     spelled: dict[str, str] = {}  # --val-shards and --val_shards are one option
@@ -275,7 +239,7 @@ def _command(name: str, args: list[str]) -> None:
     values.pop("config", None)
     result = call(fn, **_prepare(values, signature(fn).parameters))
     if result is not None:
-        print(_last_line(result))
+        print(result["out"] if isinstance(result, Mapping) else result)  # a text, or the path of what it wrote
 
 
 def _prepare(values: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
@@ -285,11 +249,6 @@ def _prepare(values: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:
     if "host_options" in values:
         values["host"] = take(HostOptions, values).name(values["host"])
     return values
-
-
-def _last_line(result: Any) -> Any:
-    """What a command ends with: its text, or the path of what it wrote (statistics are in a file there)."""
-    return result["out"] if isinstance(result, Mapping) else result
 
 
 def _user_error(e: BaseException | None, command: str) -> str | None:

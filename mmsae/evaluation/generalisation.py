@@ -209,10 +209,8 @@ def _rows_of(
     about: Mapping[str, str], seed: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     def share(name: str, score: str, value: float) -> dict[str, Any]:
-        low, high = wilson(value * n[name], n[name])
-        return row(
-            "generalisation", name or "source", score, value=value, n=n[name], low=low, high=high, l2=p.l2, **about
-        )
+        ends = wilson(value * n[name], n[name])
+        return row("generalisation", name or "source", score, value=value, n=n[name], interval=ends, l2=p.l2, **about)
 
     out = [share("", f"{p.probe} accuracy", p.source)]
     for name, value in p.target.items():
@@ -221,9 +219,6 @@ def _rows_of(
             er = effective_robustness(p.source, value, lines[name], n[""])
             out.append(row("generalisation", name, f"{p.probe} effective robustness", value=er, n=n[name], **about))
         if raw is not None and raw is not p:
-            low, high = paired_interval(p.right[name], raw.right[name], seed=seed)
-            gain = value - raw.target[name]
-            out.append(
-                row("generalisation", name, f"{p.probe} gain", value=gain, n=n[name], low=low, high=high, **about)
-            )
+            ends, gain = paired_interval(p.right[name], raw.right[name], seed=seed), value - raw.target[name]
+            out.append(row("generalisation", name, f"{p.probe} gain", value=gain, n=n[name], interval=ends, **about))
     return out

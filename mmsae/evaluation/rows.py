@@ -15,17 +15,18 @@ TRAINED = ""  # the control of a row that is none
 
 
 def row(
-    head: str, set: str, score: str, features: str, value: float, n: int, control: str = TRAINED, **more: Any
-) -> dict[str, Any]:
+    head: str, set: str, score: str, features: str, value: float, n: int, control: str = TRAINED,
+    interval: tuple[float, float] | None = None, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
     """One figure: ``value`` (NaN where it does not exist) of a score of some features, from n samples of a set.
 
-    ``control`` is empty for the SAE itself, else ``random``, ``pca``, ...; ``more`` are ``low`` and ``high``, for
-    example.
+    ``control`` is empty for the SAE itself, else ``random``, ``pca``, ...; ``interval`` gives ``low`` and ``high``.
     """
     value = float(value)
     value = None if math.isnan(value) else value
+    ends = {} if interval is None else {"low": interval[0], "high": interval[1]}
     return {"head": head, "set": set, "score": score, "features": features, "value": value, "n": int(n),
-            "control": control, **more}  # fmt: skip
+            "control": control, **ends, **more}  # fmt: skip
 
 
 def find(rows: Sequence[Mapping[str, Any]], **fields: Any) -> list[Mapping[str, Any]]:

@@ -38,8 +38,8 @@ def probes(data: SuiteData, ks: Sequence[int] = (1, 2, 5), kinds: Sequence[str] 
         for k, accuracy in found.accuracy.items():
             name = f"{k}-sparse" if k else "all features"
             value, worst = accuracy[scored].mean().item(), accuracy[scored].amin().item()
-            low, high = bootstrap_mean(accuracy)
-            rows.append(row("probes", "test", name, value=value, low=low, high=high, worst=worst, **about))
+            ends = bootstrap_mean(accuracy)
+            rows.append(row("probes", "test", name, value=value, interval=ends, worst=worst, **about))
         table[s.name] = {names[i]: found.accuracy[ks[0]][i].item() for i in scored.nonzero()[:, 0].tolist()}
     note = "Accuracy on balanced test images, .5 is chance; means over concepts, intervals over concepts."
     return HeadResult(rows, {"one feature": table}, [note])
@@ -108,14 +108,11 @@ def ontology(
                                 **f, of=found["sizes"], **about))  # fmt: skip
             r = retrieval_coverage(tree, own[0], train.labels, own[1], test.labels)
             if r["nodes"]:
-                value, n = r["f1"], r["nodes"]
-                rows.append(
-                    row("ontology", name, "best F1 of a node", value=value, n=n, coverage=r["coverage"], **about)
-                )
+                extra = {"n": r["nodes"], "coverage": r["coverage"], **about}
+                rows.append(row("ontology", name, "best F1 of a node", value=r["f1"], **extra))
             d = lca_depth(tree, top_rows(own[0], top), train.labels, groups)
-            low, high = bootstrap_mean(d["depth"])
-            rows.append(row("ontology", name, f"LCA depth of top {top}", value=d["mean"], n=d["features"], low=low,
-                            high=high, groups=d["groups"], **about))  # fmt: skip
+            about |= {"n": d["features"], "interval": bootstrap_mean(d["depth"]), "groups": d["groups"]}
+            rows.append(row("ontology", name, f"LCA depth of top {top}", value=d["mean"], **about))
             more.setdefault(name, {})[s.name] = {"heights": found["heights"], "by_depth": r["by_depth"]}
     note = (
         f"n is features (pairs of classes for tree correlation). LCH height and purity are means over features that "
@@ -143,8 +140,8 @@ def recovered(data: SuiteData, sets: Sequence[str] = ("test",)) -> HeadResult:
                      for s in ("recovered_zero", "recovered_mean", "recovered_kl", "reconstructed")]  # fmt: skip
             for score in ("top1_reconstructed", "agreement"):
                 value = getattr(z, score)
-                low, high = wilson(value * f.n, f.n)
-                rows.append(row("recovered", name, score.replace("_", " "), value=value, low=low, high=high, **about))
+                ends = wilson(value * f.n, f.n)
+                rows.append(row("recovered", name, score.replace("_", " "), value=value, interval=ends, **about))
         about = {"features": "raw", "control": TRAINED, "n": f.n}
         rows += [row("recovered", name, k, value=v, **about) for k, v in
                  (("clean", z.clean), ("zero", z.zero), ("mean", z.mean), ("top1 clean", z.top1_clean))]  # fmt: skip

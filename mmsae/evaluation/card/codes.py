@@ -29,12 +29,11 @@ DENSE = 0.1  # share of rows above which a latent that fires is dense
 
 def _of_sums(name: str, features: str, f: Features, control: str, figures: dict[str, tuple[Tensor, Tensor]]):
     """Rows of ratios of sums over all rows (tokens, where there are several an image), resampled by image."""
-    rows = {"rows": int(f.sums.rows.sum())}
+    rows = int(f.sums.rows.sum())
     return [
-        row("core", name, score, features, (a.sum() / b.sum()).item(), f.n, control, **_ends(bootstrap_ratio(a, b)),
-            **rows)
+        row("core", name, score, features, a.sum() / b.sum(), f.n, control, bootstrap_ratio(a, b), rows=rows)
         for score, (a, b) in figures.items()
-    ]  # fmt: skip
+    ]
 
 
 def _reconstruction(name: str, f: Features, control: str) -> list[dict[str, Any]]:
@@ -52,18 +51,13 @@ def _sparsity(name: str, f: Features, control: str) -> list[dict[str, Any]]:
     out = _of_sums(name, "code", f, control, {"L0": (f.sums.active, f.sums.rows)})
     fired = latent_sums(f.z)[0]
     if f.tokens is not None:
-        value, ends = f.z.l0().double(), _ends(bootstrap_mean(f.z.l0().double()))
-        out.append(row("core", name, "latents per image", "code", value.mean().item(), f.n, control, **ends))
+        l0 = f.z.l0().double()
+        out.append(row("core", name, "latents per image", "code", l0.mean(), f.n, control, bootstrap_mean(l0)))
         fired = torch.zeros_like(fired).scatter_add_(0, f.z.indices.flatten(), f.tokens.fires.flatten().long())
     density = fired.double() / f.sums.rows.sum()
     for score, share in (("dead share", density == 0), ("dense share", density > DENSE)):
-        value = share.double().mean().item()
-        out.append(row("core", name, score, "code", value, f.n, control, latents=f.z.d_sae))
+        out.append(row("core", name, score, "code", share.double().mean(), f.n, control, latents=f.z.d_sae))
     return out
-
-
-def _ends(interval: tuple[float, float]) -> dict[str, float]:
-    return {"low": interval[0], "high": interval[1]}
 
 
 def _weights(sae: SAE, control: str) -> list[dict[str, Any]]:
@@ -71,15 +65,14 @@ def _weights(sae: SAE, control: str) -> list[dict[str, Any]]:
     for m in [IMAGE, *(m for m in sae.modalities if m != IMAGE and "shared" not in sae.dictionaries)]:
         atoms = normalize(sae.dictionary(m).rows().detach().double(), dim=1)
         top = torch.cat([(part @ atoms.T).sort(1).values[:, -2] for part in atoms.split(2048)])
-        about = {"low": None, "high": None, **_ends(bootstrap_mean(top))}
-        out.append(row("core", m, "nearest atom cosine", "atoms", top.mean().item(), len(atoms), control, **about))
+        ends = bootstrap_mean(top)
+        out.append(row("core", m, "nearest atom cosine", "atoms", top.mean(), len(atoms), control, ends))
         encoder = getattr(sae.encoder, "encoders", {})
         weight = getattr(encoder[m] if m in encoder else sae.encoder, "weight", None)
         if weight is not None and weight.shape == atoms.shape:
             cos = (normalize(weight.detach().double(), dim=1) * atoms).sum(1)
-            value = cos.mean().item()
-            about = _ends(bootstrap_mean(cos))
-            out.append(row("core", m, "encoder atom cosine", "atoms", value, len(atoms), control, **about))
+            ends = bootstrap_mean(cos)
+            out.append(row("core", m, "encoder atom cosine", "atoms", cos.mean(), len(atoms), control, ends))
     return out
 
 
@@ -119,15 +112,11 @@ def monosemantic(data: SuiteData, set: str = "test") -> HeadResult:
         m = monosemanticity(s.sets[1], embeddings)
         summary = m.summary()
         about = {k: v for k, v in summary.items() if k not in ("mean", "samples")}
-        low, high = bootstrap_mean(m.score)
+        ends = bootstrap_mean(m.score)
         name = {"features": s.features, "control": s.control, "n": f.n}
-        rows.append(row("monosemanticity", set, "MS", value=summary["mean"], low=low, high=high, **name, **about))
-        above = summary["above_chance"]
-        rows.append(
-            row(
-                "monosemanticity", set, "MS above chance", value=above, low=low - m.chance, high=high - m.chance, **name
-            )
-        )
+        rows.append(row("monosemanticity", set, "MS", value=summary["mean"], interval=ends, **name, **about))
+        name["interval"] = tuple(end - m.chance for end in ends)
+        rows.append(row("monosemanticity", set, "MS above chance", value=summary["above_chance"], **name))
         curves[s.name] = m.score[m.kind == 0].sort(descending=True).values.tolist()
     note = (
         f"The judge is {judge}; intervals are over features. Chance, the mean cosine of all pairs, is {m.chance:.3f}."
@@ -147,8 +136,8 @@ def unique(data: SuiteData, set: str = "test", top: int = 16) -> HeadResult:
         about = {"features": s.features, "control": s.control, "n": f.n, "of": u["features"]}
         rows.append(row("uniqueness", set, f"Jaccard of top {top}", value=u["jaccard"], **about))
         rows.append(row("uniqueness", set, "share of near copies", value=u["close"], **about))
-        value = c.nanmean().item()
-        rows.append(row("uniqueness", set, f"coherence of top {top}", value=value, **_ends(bootstrap_mean(c)), **about))
+        about["interval"] = bootstrap_mean(c)
+        rows.append(row("uniqueness", set, f"coherence of top {top}", value=c.nanmean(), **about))
     return HeadResult(rows, notes=[f"Coherence is by {judge}. Raw channels count by their positive values."])
 
 
@@ -175,11 +164,10 @@ def pairs(data: SuiteData, set: str = "test", top: int = 16, bridges: int = 20, 
         alive = int((~share.isnan()).sum())
         kinds = {"image only": share > 0.95, "text only": share < 0.05, "shared": (share >= 0.05) & (share <= 0.95)}
         for kind, on in kinds.items():
-            low, high = wilson(int(on.sum()), alive)
-            value = on.sum().item() / max(1, alive)
-            rows.append(row("pairs", set, f"latents {kind}", value=value, low=low, high=high, **about | {"n": alive}))
+            value, ends = on.sum().item() / max(1, alive), wilson(int(on.sum()), alive)
+            rows.append(row("pairs", set, f"latents {kind}", value=value, interval=ends, **about | {"n": alive}))
         total = e[IMAGE] + e[TEXT]
-        value = (total[kinds["shared"]].sum() / total.sum()).item()
+        value = total[kinds["shared"]].sum() / total.sum()
         rows.append(row("pairs", set, "energy in shared latents", value=value, **about))
         lift = CoActivation(image.z.d_sae)
         lift.update({IMAGE: image.z, TEXT: text.z}, Tokens.pooled({IMAGE: image.x, TEXT: text.x}, image.uids))

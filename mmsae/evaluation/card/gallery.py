@@ -7,6 +7,7 @@ and kept as a thumbnail only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,9 +124,11 @@ def draw(
     saes, site, out = {TRAINED: data.sae, RANDOM: data.random}, data.sae.sites[IMAGE], {}
     f = data.features(name)
     class_of = {u: names[c] if c >= 0 else "" for u, c in zip(f.uids, f.labels.tolist(), strict=True)}
-    for samples in _batches(_samples(data.suite.paths(name), wanted), data.host.batch_size(data.run.batch_size)):
+    stream, size = _samples(data.suite.paths(name), wanted), data.host.batch_size(data.run.batch_size)
+    while samples := list(islice(stream, size)):
         images = change(torch.stack([transform(s.image) for s in samples]))
-        rows = data.host.read(_batch(images, samples), [site])[0]
+        columns = [[getattr(s, k) for s in samples] for k in ("uid", "caption", "key", "shard")]
+        rows = data.host.read(ImageTextBatch(images, None, *columns), [site])[0]
         codes = {c: saes[c].encode(rows.x, IMAGE) for c in {s.control for u in samples for s in wanted[u.uid]}}
         shown = plain(images, transform)
         for i, sample in enumerate(samples):
@@ -144,22 +147,6 @@ def _samples(paths: Sequence[str], uids: Mapping[str, object]) -> Iterator[Sampl
         for s in read_shard(path, FaultLog(), need=("image",), decode=False):
             if s.uid in uids and (s := with_image(s, FaultLog())) is not None:
                 yield s
-
-
-def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
-    part: list[Sample] = []
-    for s in samples:
-        part.append(s)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
-
-
-def _batch(images: Tensor, samples: Sequence[Sample]) -> ImageTextBatch:
-    columns = [[getattr(s, k) for s in samples] for k in ("uid", "caption", "key", "shard")]
-    return ImageTextBatch(images, None, *columns)
 
 
 def plain(images: Tensor, transform: object) -> Tensor:

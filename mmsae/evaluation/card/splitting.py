@@ -76,8 +76,7 @@ def absorbed(data: SuiteData, nodes: int = 40, least: int = 20) -> HeadResult:
                 raise NotApplicable(f"no node of {name} has {least} images in train and test")
             for score, values in (("absorption", fractions), ("full absorption", full)):
                 v = torch.stack(values)
-                low, high = bootstrap_mean(v)
-                about = {"features": "code", "control": control, "n": len(v), "low": low, "high": high}
+                about = {"features": "code", "control": control, "n": len(v), "interval": bootstrap_mean(v)}
                 rows.append(row("absorption", name, score, value=v.mean().item(), **about))
     note = (
         "n is nodes of the tree; lower is better. Random atoms lie at random angles to every probe: that control is "
@@ -112,8 +111,7 @@ def targeted(data: SuiteData, ns: Sequence[int] = (1, 2, 5, 10, 20, 50), most: i
             rows.append(row("TPP", "test", f"{n} ablated", value=value, **about))
         if not control:
             right = torch.stack([p.right(test.x, said[:, c]) for c, p in enumerate(probes)], 1).double().mean(1)
-            low, high = bootstrap_mean(right)
-            about = {"n": len(test.x), "low": low, "high": high, "concepts": len(ids)}
+            about = {"n": len(test.x), "interval": bootstrap_mean(right), "concepts": len(ids)}
             rows.append(row("TPP", "test", "accuracy before", "raw", right.mean().item(), **about))
     return HeadResult(
         rows, notes=["Accuracy lost by a concept's own probe minus the mean lost by the others; higher is better."]

@@ -55,18 +55,12 @@ def top_images(data: SuiteData, set: str = "train", top: int = TOP, same: int = 
         share = p.count[p.whole].double() / top
         named, width = len(p.label[pure].unique()), len(p.count)
         about = {"features": s.features, "control": s.control}
-        low, high = bootstrap_mean(share)
-        mean = share.mean().item() if len(share) else float("nan")
-        rows.append(
-            row("top images", set, f"purity of top {top}", value=mean, n=len(share), low=low, high=high, **about)
-        )
-        low, high = wilson(int(pure.sum()), width)
-        score = f"share with {same} of one class"
-        rows.append(row("top images", set, score, value=pure.double().mean(), n=width, low=low, high=high, **about))
-        low, high = wilson(named, classes)
-        rows.append(
-            row("top images", set, "classes found", value=named / classes, n=classes, low=low, high=high, **about)
-        )
+        for score, value, n, ends in (
+            (f"purity of top {top}", share.mean(), len(share), bootstrap_mean(share)),
+            (f"share with {same} of one class", pure.double().mean(), width, wilson(int(pure.sum()), width)),
+            ("classes found", named / classes, classes, wilson(named, classes)),
+        ):
+            rows.append(row("top images", set, score, value=value, n=n, interval=ends, **about))
     note = (
         f"Purity: share of the {top} images with the largest values that are of their commonest class, mean over the "
         f"features that fire on as many (n). A class is found where {same} of the {top} images of some feature are of "

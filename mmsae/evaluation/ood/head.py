@@ -128,10 +128,8 @@ def _score(out: DetectorScores, control: str, fitted: Fitted, sets: Mapping[str,
             if name == ID:
                 continue
             m = ood_metrics(conf[ID], values)
-            low, high = auroc_interval(conf[ID], values)
-            figures = m._asdict()
-            out.rows.append(row("ood", name, score, kind, m.auroc, m.n_id + m.n_ood, control, low=low, high=high,
-                                **figures))  # fmt: skip
+            ends = auroc_interval(conf[ID], values)
+            out.rows.append(row("ood", name, score, kind, m.auroc, m.n_id + m.n_ood, control, ends, **m._asdict()))
 
 
 def group_means(rows: Sequence[Mapping[str, Any]], names: Sequence[str], near: Sequence[str]) -> list[dict[str, Any]]:

@@ -75,14 +75,13 @@ def zero_shot_head(
     for kind, s in scores.items():
         right = {"top1": hits(s, test.labels), "top5": hits(s, test.labels, 5)}
         for score, hit in right.items():
-            low, high = wilson(int(hit.sum()), len(hit))
-            value = hit.double().mean().item()
-            rows.append(row("zeroshot", name, score, kind, value, len(hit), control, low=low, high=high))
+            ends = wilson(int(hit.sum()), len(hit))
+            rows.append(row("zeroshot", name, score, kind, hit.double().mean(), len(hit), control, ends))
         own = torch.bincount(test.labels, right["top1"].double(), n_classes)
         per_class[kind] = own / counts
-        low, high = balanced_interval(own, counts, seed)
-        rows.append(row("zeroshot", name, "balanced", kind, per_class[kind].nanmean().item(), len(test.labels), control,
-                        low=low, high=high, classes=int((counts > 0).sum())))  # fmt: skip
+        value, seen = per_class[kind].nanmean(), int((counts > 0).sum())
+        ends = balanced_interval(own, counts, seed)
+        rows.append(row("zeroshot", name, "balanced", kind, value, len(test.labels), control, ends, classes=seen))
     edges = at_edge(f"alpha{f' of control {control}' if control else ''}", alpha, tuning, (0.0,)) if tuning else []
     return Accuracies(rows, alpha, tuning, per_class, counts, edges)
 
