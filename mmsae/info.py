@@ -82,11 +82,8 @@ def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool
         return _sae(folder)
     if (folder / "sae" / "cfg.json").is_file():
         last = folder / "checkpoints" / "last.ckpt"
-        return {
-            "kind": "run",
-            "resume": f"--ckpt_path last ({last})" if last.is_file() else "no",
-            "sae": _sae(folder / "sae"),
-        }
+        resume = f"--ckpt_path last ({last})" if last.is_file() else "no"
+        return {"kind": "run", "resume": resume, "sae": _sae(folder / "sae")}
     from mmsae.hosts.names import folder_kind
 
     if (kind := folder_kind(folder)) is not None:

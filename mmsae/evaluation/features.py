@@ -87,16 +87,9 @@ def token_site(site: Site) -> bool:
 
 
 def encode_features(
-    sae: SAE,
-    x: Tensor,
-    labels: Tensor | None = None,
-    names: Sequence[str] = (),
-    uids: Sequence[str] | None = None,
-    *,
-    modality: str = IMAGE,
-    chunk: int = 8192,
-    **more: Any,
-) -> Features:
+    sae: SAE, x: Tensor, labels: Tensor | None = None, names: Sequence[str] = (), uids: Sequence[str] | None = None,
+    *, modality: str = IMAGE, chunk: int = 8192, **more: Any,
+) -> Features:  # fmt: skip
     """Features of activations that are in memory: ``x (n, d)`` of a pooled site."""
     parts = [_encode(sae, part, modality) for part in x.split(chunk)]
     z, recon = Codes.stack([p[0] for p in parts]), torch.cat([p[1] for p in parts])
@@ -136,36 +129,17 @@ class ImageChoice:
 
 
 def load_features(
-    host: Host,
-    sae: SAE,
-    shards: str | Sequence[str],
-    choice: ImageChoice = ImageChoice(),
-    run: EvaluationRun = EvaluationRun(),
-    *,
-    change: ImageChange | None = None,
-    embed: bool = False,
-    pool: str = "max",
-    others: Mapping[str, SAE | Components] = {},
-    moments: bool = False,
-    modality: str = IMAGE,
+    host: Host, sae: SAE, shards: str | Sequence[str], choice: ImageChoice = ImageChoice(),
+    run: EvaluationRun = EvaluationRun(), *, change: ImageChange | None = None, embed: bool = False,
+    pool: str = "max", others: Mapping[str, SAE | Components] = {}, moments: bool = False, modality: str = IMAGE,
     desc: str = "features",
-) -> Features:
-    """Run a host and an SAE over image shards.
+) -> Features:  # fmt: skip
+    """Run a host and an SAE over image shards (path, folder, glob or brace pattern, or several).
 
-    Args:
-        host: The frozen host.
-        sae: An SAE of one of its sites (:meth:`SAE.attach` was called); any image site, ``image.pooled`` too.
-        shards: Path, folder, glob or brace pattern, or several.
-        choice: Which images.
-        run: How to compute, and where what the host gives is kept (:mod:`mmsae.evaluation.images`); the host is loaded.
-        change: How images are changed before the host sees them.
-        embed: Whether to keep the host's image embeddings as well.
-        pool: Token sites: ``max`` (default) or ``mean`` over an image's tokens makes its code.
-        others: Other SAEs of the same site, by name, for :attr:`Features.others`: a token site's tokens are not held,
-            so what is to be known of them is computed in this pass.
-        moments: Whether to sum the moments of all rows (:attr:`Features.moments`).
-        modality: Modality of the site.
-        desc: Name of the bar.
+    The SAE is of one of the host's image sites, ``image.pooled`` too, and attached (:meth:`SAE.attach`). ``run`` says
+    where what the host gives is kept (:mod:`mmsae.evaluation.images`); ``embed`` keeps its image embeddings as well. At
+    token sites ``pool`` (``max`` or ``mean``) over an image's tokens makes its code. Tokens are not held: what is to be
+    known of them through ``others`` (:attr:`Features.others`) or of their ``moments`` is computed in this pass.
 
     Raises:
         InputError: No image is left, too many are unusable, no such label field, or an unknown ``pool``.

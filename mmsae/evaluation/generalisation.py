@@ -36,7 +36,6 @@ from mmsae.types import InputError
 
 SPARSE = (1, 5, 20, 100)
 FRACTIONS = (0.02, 0.05, 0.1, 0.25, 0.5)  # of the source rows: probes of lower source accuracy
-PROBES = ("linear", "nearest mean", *(f"{n}-sparse" for n in SPARSE))
 
 
 class Point(NamedTuple):
@@ -103,9 +102,7 @@ def probe_space(
     (x, val, *tests), (labels, y_val, *truths) = [matrix(s) for s in space.sets], [v.numpy() for v in y]
 
     def point(name: str, probe: Probe, l2: float | None = None) -> Point:
-        right = [
-            torch.from_numpy(predictions(probe, t).numpy() == truth) for t, truth in zip(tests, truths, strict=True)
-        ]
+        right = [torch.from_numpy(predictions(probe, t).numpy() == own) for t, own in zip(tests, truths, strict=True)]
         share = [r.double().mean().item() for r in right]
         target = dict(zip(names, share[1:], strict=True))
         return Point(name, share[0], target, dict(zip(("", *names), right, strict=True)), l2)
@@ -159,8 +156,7 @@ def generalisation(
     y, names = [f.labels for f in sets], list(targets)
     found = {s.name: (s, *probe_space(s, y, names, classes, sparse, grid, seed)) for s in every}
     n = {name: f.n for name, f in zip(("", *names), sets[2:], strict=True)}
-    rows: list[dict[str, Any]] = []
-    lines = {}
+    rows, edges, lines = [], [], {}
     raw_points, raw_path = found["raw"][1:] if "raw" in found else ([], [])
     for name in names:
         if raw_path:
@@ -171,18 +167,14 @@ def generalisation(
         about = {"features": space.features, "control": space.control}
         for p in points:
             rows += _rows_of(p, reference.get(p.probe), lines, n, about, seed)
+            if p.l2 is not None:
+                tried = grid if p.probe == "linear" else few(grid)
+                edges += at_edge(f"l2 of {p.probe} on {space.name}", p.l2, tried)
         if raw_path and path is not raw_path:
             rows += [_matched(path, raw_path, name, n[name], about) for name in names]
     scatter = {
         k: {"path": path, "points": [(p.probe, p.source, p.target) for p in pts]} for k, (_, pts, path) in found.items()
     }
-    edges = [
-        edge
-        for k, (_, points, _) in found.items()
-        for p in points
-        if p.l2 is not None
-        for edge in at_edge(f"l2 of {p.probe} on {k}", p.l2, grid if p.probe == "linear" else few(grid))
-    ]
     return {"rows": rows, "lines": lines, "spaces": scatter, "classes": classes, "edges": edges}
 
 

@@ -99,9 +99,7 @@ class HostPass:
         return _hash(said)
 
 
-def read_images(
-    asked: HostPass, paths: Sequence[str], wanted: set[str], desc: str = "features"
-) -> Iterator[ImageRows]:  # fmt: skip
+def read_images(asked: HostPass, paths: Sequence[str], wanted: set[str], desc: str = "features") -> Iterator[ImageRows]:
     """What the host gives for the samples of some tars whose uids are wanted, tar after tar.
 
     Raises:
@@ -126,9 +124,7 @@ def _straight(asked: HostPass, paths: Sequence[str], wanted: set[str], log: Faul
                 yield asked.look(batch)
 
 
-def _kept(
-    asked: HostPass, paths: Sequence[str], wanted: set[str], log: FaultLog, bar: tqdm
-) -> Iterator[ImageRows]:  # fmt: skip
+def _kept(asked: HostPass, paths: Sequence[str], wanted: set[str], log: FaultLog, bar: tqdm) -> Iterator[ImageRows]:
     """The host runs over what is not kept yet, then everything is read from the files."""
     cache, limit = Path(asked.run.cache), asked.run.fault_limit
     folder = cache / asked.key(wanted)
@@ -137,9 +133,8 @@ def _kept(
     embed = asked.embed
     parts = {p: KeptTar.open(_file(folder, p), embed) for p in paths}
     lacking = [p for p, part in parts.items() if part is None or (part.good & wanted) - set(part.uids)]
-    if any(
-        parts[p] and "embed" in parts[p].tensors for p in lacking
-    ):  # a file has them for all its samples or for none
+    # a file has embeddings for all its samples or for none
+    if any(parts[p] and "embed" in parts[p].tensors for p in lacking):
         asked = replace(asked, embed=True)
         parts |= {p: KeptTar.open(_file(folder, p), embed=True) for p in lacking}
     if lacking:

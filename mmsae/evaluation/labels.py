@@ -103,8 +103,7 @@ def read_classes(file: str, known: Labels | None = None) -> Classes:
         names = [str(n) for n in content]
         texts = known is not None and any(isinstance(v, str) for v in known.value.values())
         values = list(names) if texts else list(range(len(names)))
-    twice = [n for n, c in Counter(names).items() if c > 1]
-    if twice:
+    if twice := [n for n, c in Counter(names).items() if c > 1]:
         raise InputError(f"{file} has the class {twice[0]!r} {Counter(names)[twice[0]]} times, each must stand once")
     if len(names) < 2:
         raise InputError(f"{file} has {len(names)} class, at least 2 are needed to tell anything apart")

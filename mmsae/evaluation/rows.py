@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsae.files import atomic_file
+from mmsae.files import write_json
 
 COLUMNS = ("head", "set", "score", "features", "value", "low", "high", "n", "control")
 TRAINED = ""  # the control of a row that is none
@@ -36,7 +35,4 @@ def find(rows: Sequence[Mapping[str, Any]], **fields: Any) -> list[Mapping[str, 
 
 def write_results(folder: str | Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Path:
     """``results.json``: what was run, and the rows. Returns its path."""
-    path = Path(folder) / "results.json"
-    with atomic_file(path) as temp:
-        temp.write_text(json.dumps({**about, "rows": list(rows)}, indent=1, ensure_ascii=False) + "\n")
-    return path
+    return write_json(Path(folder) / "results.json", {**about, "rows": list(rows)}, indent=1)

@@ -280,9 +280,6 @@ class SuiteData:
 
     def tree(self, name: str) -> Tree:
         """A tree of the suite over the classes of the training set."""
-
-        def make() -> Tree:
-            source, leaves = self.suite.trees[name], [str(v) for v in self.features("train").values]
-            return Tree.from_wordnet(leaves) if source == "wordnet" else Tree.load(self.suite.find(source), leaves)
-
-        return self._once(("tree", name), make)
+        source = self.suite.trees[name]
+        source = source if source == "wordnet" else self.suite.find(source)
+        return self._once(("tree", name), lambda: Tree.named(source, self.features("train").values))

@@ -59,11 +59,7 @@ class ZeroShotAccuracy(Metric):
 
 
 def pooled_images(batch: Tokens, who: str) -> Tensor:
-    """``(B, d)`` image activations of a batch with one row per image.
-
-    Raises:
-        InputError: A token site, or a batch without images.
-    """
+    """``(B, d)`` image activations of a batch with one row per image; a token site, or none of images, is refused."""
     if IMAGE not in batch.x or batch.position:
         raise InputError(f"{who} needs a store of a pooled image site")
     return batch.x[IMAGE]
@@ -74,6 +70,15 @@ def uids_of(batch: Tokens, who: str) -> list[str]:
     if batch.uids is None:
         raise InputError(f"{who} needs the uids of the test data, which this datamodule does not give")
     return batch.uids
+
+
+def image_site(store: ActivationStore, sae: SAE, what: str) -> str:
+    """The name of the site of a store's images; a store of another site than the SAE's is refused."""
+    name = store.spec.resolve(None, IMAGE)
+    site = store.spec.sites[name]
+    if IMAGE in sae.sites and not site.same(sae.sites[IMAGE]):
+        raise InputError(f"{what} holds {site}, the SAE was trained on {sae.sites[IMAGE]}")
+    return name
 
 
 def log_figures(module: pl.LightningModule, figures: Mapping[str, Any]) -> None:
@@ -98,24 +103,15 @@ class ZeroShotTest(Callback):
     """
 
     def __init__(
-        self,
-        shards: str | list[str],
-        classes: str = "",
-        templates: str = "simple",
-        label: str = "cls",
-        host: str = "",
-        alpha: float = 0.2,
-    ):
+        self, shards: str | list[str], classes: str = "", templates: str = "simple", label: str = "cls",
+        host: str = "", alpha: float = 0.2,
+    ):  # fmt: skip
         self.shards, self.classes, self.templates, self.label = shards, classes, templates, label
         self.host, self.alpha = host, alpha
         self.metric: ZeroShotAccuracy | None = None
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Read labels, embed class names.
-
-        Raises:
-            InputError: The SAE has no texts, is not at the embeddings, or names and labels do not fit.
-        """
+        """Read labels, embed class names."""
         sae: SAE = module.sae
         if TEXT not in sae.modalities or any(s.module != f"{m}.embed" for m, s in sae.sites.items()):
             sites = ", ".join(str(s) for s in sae.sites.values()) or "no site"
@@ -166,11 +162,7 @@ class OODTest(Callback):
 
     @torch.no_grad()
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Score this rank's share of the OOD stores.
-
-        Raises:
-            InputError: A store of another site.
-        """
+        """Score this rank's share of the OOD stores."""
         sae: SAE = module.sae
         usage, scores = module.usage, ["recon"]
         at = usage.modalities.index(IMAGE)
@@ -181,10 +173,7 @@ class OODTest(Callback):
         self.metrics = {(s, n): OODScores(scale[s]).to(module.device) for s in scores for n in self.ood}
         for name, folder in self.ood.items():
             store = ActivationStore(folder)
-            chosen = store.spec.resolve(None, IMAGE)
-            site = store.spec.sites[chosen]
-            if IMAGE in sae.sites and not site.same(sae.sites[IMAGE]):
-                raise InputError(f"OOD store {folder} holds {site}, the SAE was trained on {sae.sites[IMAGE]}")
+            chosen = image_site(store, sae, f"OOD store {folder}")
             if not store.spec.pooled(chosen):
                 raise InputError(f"OOD store {folder} is of a token site; OODTest needs one row per image")
             mine = range(trainer.global_rank, store.spec.rows[chosen], trainer.world_size)

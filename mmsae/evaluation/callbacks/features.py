@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from mmsae.activations import ActivationStore
-from mmsae.evaluation.callbacks.classify import log_figures, pooled_images, uids_of
+from mmsae.evaluation.callbacks.classify import image_site, log_figures, pooled_images, uids_of
 from mmsae.evaluation.labels import Labels, read_labels
 from mmsae.evaluation.ontology.measures import tree_correlation
 from mmsae.evaluation.ontology.tree import Tree
@@ -53,11 +53,7 @@ class MonosemanticityTest(Callback):
         self.metrics: dict[str, Monosemanticity] = {}
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Open the judge.
-
-        Raises:
-            InputError: The judge is the SAE's own host.
-        """
+        """Open the judge."""
         sae: SAE = module.sae
         if self.judge:
             self.store = ActivationStore(self.judge)
@@ -124,7 +120,7 @@ class ClassMeansTest(Callback):
         self.values = self.known.values_of(list(self.known.value))
         n = len(self.values)
         self.means = {k: ClassMeans(n, f).to(module.device) for k, f in _widths(sae).items()}
-        self.built = self._tree()
+        self.built = Tree.named(self.tree, self.values) if self.tree else None
         if self.train:
             fitted = {k: ClassMeans(n, f).to(module.device) for k, f in _widths(sae).items()}
             labels = read_labels(expand(self.train_shards), self.label)
@@ -133,22 +129,9 @@ class ClassMeansTest(Callback):
                     fitted[kind].update(features, y)
             self.nearest = {k: NearestMean(m.compute()).to(module.device) for k, m in fitted.items()}
 
-    def _tree(self) -> Tree | None:
-        leaves = [str(v) for v in self.values]
-        if not self.tree:
-            return None
-        return Tree.from_wordnet(leaves) if self.tree == "wordnet" else Tree.load(self.tree, leaves)
-
     def _stored(self, store: ActivationStore, known: Labels, sae: SAE, trainer: pl.Trainer, device: torch.device):
-        """``(x, labels)`` of this rank's share of a store.
-
-        Raises:
-            InputError: A store of another site.
-        """
-        name = store.spec.resolve(None, IMAGE)
-        site = store.spec.sites[name]
-        if IMAGE in sae.sites and not site.same(sae.sites[IMAGE]):
-            raise InputError(f"store {self.train} holds {site}, the SAE was trained on {sae.sites[IMAGE]}")
+        """``(x, labels)`` of this rank's share of a store of the same site."""
+        name = image_site(store, sae, f"store {self.train}")
         labels = known.numbers(store.uids, self.values)
         mine = torch.arange(trainer.global_rank, len(labels), trainer.world_size)
         for rows in mine.split(self.batch_size):

@@ -107,12 +107,8 @@ def run_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: Se
         "skipped": skipped, "seconds": seconds, "notes": {k: list(f.notes) for k, f in found.items()},
         "more": {k: f.more for k, f in found.items()},
     }  # fmt: skip
-    about["warnings"] = [
-        *warnings,
-        *data.warnings,
-        *overlaps(data),
-        *(f"{k}: {w}" for k, f in found.items() for w in f.warnings),
-    ]
+    of_heads = [f"{k}: {w}" for k, f in found.items() for w in f.warnings]
+    about["warnings"] = [*warnings, *data.warnings, *overlaps(data), *of_heads]
     if any(token_site(s) for s in model.sites.values()):
         about["notes"]["core"] = [*about["notes"].get("core", ()), TOKENS]
     rows = [r for f in found.values() for r in f.rows]

@@ -38,12 +38,8 @@ def _of_sums(name: str, features: str, f: Features, control: str, figures: dict[
 
 def _reconstruction(name: str, f: Features, control: str) -> list[dict[str, Any]]:
     s = f.sums
-    figures = {
-        "fvu": (s.error, s.spread(f.x)),
-        "cosine": (s.cosine, s.rows),
-        "norm ratio": (s.ratio, s.rows),
-        "bias ratio": (s.recon, s.dot),
-    }
+    figures = {"fvu": (s.error, s.spread(f.x)), "cosine": (s.cosine, s.rows)}
+    figures |= {"norm ratio": (s.ratio, s.rows), "bias ratio": (s.recon, s.dot)}
     return _of_sums(name, "recon", f, control, figures)
 
 

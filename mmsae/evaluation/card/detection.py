@@ -23,7 +23,6 @@ from mmsae.evaluation.zeroshot.head import LabelledScores, at_embedding, zero_sh
 from mmsae.evaluation.zeroshot.scores import zero_shot_scores
 from mmsae.metrics.choice import edge_warning
 from mmsae.metrics.host.ood import roc
-from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, InputError
 
 SHOWN = ("energy", "mds", "recon")  # detectors whose curves are drawn
@@ -37,8 +36,7 @@ def zeroshot(data: SuiteData, concept: str = "code") -> HeadResult:
         raise NotApplicable("the SAE has no text side, so classes have no codes")
     test, val = data.labelled("test"), data.labelled("val" if "val" in data.suite.data else "train")
     rows, more, edges = [], {}, []
-    cases: list[tuple[str, SAE]] = [(TRAINED, data.sae), (RANDOM, data.random)]
-    for control, sae in cases:
+    for control, sae in ((TRAINED, data.sae), (RANDOM, data.random)):
         at, tune = (LabelledScores(zero_shot_scores(sae, f.x, prompts), f.labels) for f in (test, val))
         found = zero_shot_head(at, tune, concept=concept, name="test", control=control, seed=data.seed)
         rows += [r for r in found.rows if not control or r["features"] != "raw"]
@@ -88,12 +86,8 @@ def ood(
         notes.append(
             f"**OOD set {name} has classes of the ID set**: {', '.join(shared[:10])}; exclude leaves them out."
         )
-    more = {
-        "logits": logits_of(kinds, heads, len(train.names)),
-        "fitted_on": train.n,
-        "chosen": found.chosen,
-        "roc": _curves(found.conf, far + near),
-    }
+    more = {"logits": logits_of(kinds, heads, len(train.names)), "fitted_on": train.n, "chosen": found.chosen}
+    more["roc"] = _curves(found.conf, far + near)
     return HeadResult(found.rows, more, notes, edge_warning(found.edges))
 
 

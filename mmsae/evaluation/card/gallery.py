@@ -98,9 +98,7 @@ def choose(p: Purity, f: Features, number: int, labelled: bool, seed: int) -> di
     return {"best" if labelled else "strong": best.tolist(), "drawn": alive[order[:number]].sort().values.tolist()}
 
 
-def card(
-    s: Shown, p: Purity, f: Features, names: Sequence[str], drawn: Mapping[tuple[Shown, str], Thumbnail]
-) -> Card:  # fmt: skip
+def card(s: Shown, p: Purity, f: Features, names: Sequence[str], drawn: Mapping[tuple[Shown, str], Thumbnail]) -> Card:
     """One latent: how often it fires, what class its images are of, and the images."""
     fires = f"{(f.z.gather(torch.tensor([s.latent]))[:, 0] != 0).double().mean().item():.1%} of images"
     if f.tokens is not None:

@@ -44,15 +44,9 @@ def class_sets(
 ) -> ClassSets:  # fmt: skip
     """The classes of which most images are above a share of the feature's maximum.
 
-    Args:
-        features: ``(N, F)`` non-negative features, or codes.
-        labels: ``(N,)`` int64.
-        classes: Number of classes C.
-        threshold: A feature fires above this share of its largest value.
-        rate: A class belongs to the set where the feature fires on at least this share of its images.
-        widest: Features on more than this share of the classes are dropped.
-        least: Features that fire on fewer images than this are dropped.
-        chunk: Features at a time.
+    A feature ``(N,)`` fires above ``threshold`` of its largest value; a class belongs to the set where it fires on at
+    least ``rate`` of the images. Features on more than ``widest`` of the classes or fewer than ``least`` images are
+    dropped.
 
     Raises:
         InputError: A class has no image.
@@ -85,17 +79,11 @@ def placed(tree: Tree, sets: Tensor) -> dict[str, Any]:
     node, size = tree.lca(sets), sets.sum(1)
     purity = size / tree.sizes[node]
     inner = tree.internal
-    hit = torch.zeros(len(tree), dtype=torch.bool)
-    hit[node[purity >= 0.5]] = True
+    hit = torch.isin(inner, node[purity >= 0.5])
     both = tree.member[inner] @ sets.to(tree.member).T
     f1 = 2 * both / (tree.sizes[inner, None] + size[None])
-    return {
-        "node": node,
-        "height": tree.height[node],
-        "purity": purity.double(),
-        "coverage": hit[inner].double().mean().item(),
-        "coverage_f1": f1.amax(1).double().mean().item(),
-    }
+    shares = {"coverage": hit.double().mean().item(), "coverage_f1": f1.amax(1).double().mean().item()}
+    return {"node": node, "height": tree.height[node], "purity": purity.double(), **shares}
 
 
 @torch.no_grad()
@@ -168,9 +156,8 @@ def tree_correlation(tree: Tree, means: Tensor, draws: int = 200, seed: int = 0)
 
 @torch.no_grad()
 def retrieval_coverage(
-    tree: Tree, train: Codes, train_labels: Tensor, test: Codes, test_labels: Tensor,
-    tau: float = 0.5, least: int = 20,
-) -> dict[str, Any]:  # fmt: skip
+    tree: Tree, train: Codes, train_labels: Tensor, test: Codes, test_labels: Tensor, tau: float = 0.5, least: int = 20
+) -> dict[str, Any]:
     """For every internal node the feature and threshold with the best F1 on training images, scored on others.
 
     The complement of coverage by class sets: a feature that fires on a third of one family's images finds it, but
@@ -191,12 +178,8 @@ def retrieval_coverage(
     by_depth = {
         int(d): ((f1[depth == d] >= tau).double().mean().item(), int((depth == d).sum())) for d in depth.unique()
     }
-    return {
-        "f1": f1.mean().item(),
-        "coverage": (f1 >= tau).double().mean().item(),
-        "by_depth": by_depth,
-        "nodes": len(inner),
-    }
+    covered = (f1 >= tau).double().mean().item()
+    return {"f1": f1.mean().item(), "coverage": covered, "by_depth": by_depth, "nodes": len(inner)}
 
 
 @torch.no_grad()
@@ -218,10 +201,5 @@ def lca_depth(tree: Tree, rows: Tensor, labels: Tensor, groups: Sequence[float] 
     mode = torch.where(full, pairs.mode(1).values, -1)
     ends = (torch.tensor([0.0, *groups]).cumsum(0) * len(rows)).round().long().tolist()
     by_group = [depth[a:b].nanmean().item() for a, b in itertools.pairwise(ends)]
-    return {
-        "depth": depth,
-        "mode": mode,
-        "mean": depth.nanmean().item(),
-        "groups": by_group,
-        "features": int(full.sum()),
-    }
+    means = {"mean": depth.nanmean().item(), "groups": by_group}
+    return {"depth": depth, "mode": mode, **means, "features": int(full.sum())}

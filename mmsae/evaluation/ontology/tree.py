@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,12 +34,9 @@ class Tree:
     """
 
     def __init__(
-        self,
-        parents: Mapping[str, str | None],
-        leaves: Sequence[str] | None = None,
-        collapse: bool = True,
+        self, parents: Mapping[str, str | None], leaves: Sequence[str] | None = None, collapse: bool = True,
         labels: Mapping[str, str] | None = None,
-    ):
+    ):  # fmt: skip
         up = {str(k): str(v) for k, v in parents.items() if v not in (None, "")}
         known = set(up) | set(up.values()) | {str(k) for k in parents}
         leaves = sorted(known - set(up.values())) if leaves is None else [str(c) for c in leaves]
@@ -70,6 +68,12 @@ class Tree:
         self.classes = len(leaves)
         self.labels = dict(labels or {})
         self._chains = [[number[n] for n in chain] for chain in chains]
+
+    @classmethod
+    def named(cls, source: str, values: Sequence[Any]) -> Tree:
+        """The tree over classes of these label values, from ``wordnet`` or a file."""
+        leaves = [str(v) for v in values]
+        return cls.from_wordnet(leaves) if source == "wordnet" else cls.load(source, leaves)
 
     @classmethod
     def load(cls, path: str | Path, leaves: Sequence[str] | None = None, collapse: bool = True) -> Tree:

@@ -66,11 +66,9 @@ def ood(
     model, loaded = load_pair(trained, host, run.device, run.precision, run.allow_other_site)
     if IMAGE not in model.modalities:
         raise InputError(f"SAE {sae} has no image modality, only {', '.join(model.modalities)}")
-    named = (
-        read_classes(texts.classes, read_labels(expand(beside.train or id)[:1], images.label))
-        if texts.classes
-        else None
-    )
+    named = None
+    if texts.classes:
+        named = read_classes(texts.classes, read_labels(expand(beside.train or id)[:1], images.label))
     whose = whose_logits(detection.logits, loaded, bool(named) and images.label != "")
     at_head = at_classifier(model, loaded) if whose == "host" else whose == "probe" or at_embedding(model)
     fresh = random_control(model, seed)

@@ -46,10 +46,9 @@ class Classifier(NamedTuple):
     def scores(
         self, saes: dict[str, SAE], shards: Any, uids: set[str], desc: str
     ) -> tuple[dict[str, LabelledScores], dict[str, float]]:
-        """Scores of every SAE: from one pass at the embeddings, else with the host run on from its reconstruction.
+        """Scores and explained variance of the images of every SAE.
 
-        Returns:
-            Scores, and the explained variance of the images, of every SAE.
+        They are from one pass at the embeddings, else with the host run on from the SAE's reconstruction.
         """
         model = saes[""]
         joint = at_embedding(model)

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mmsae.evaluation.rows import write_results
 from mmsae.evaluation.zeroshot.head import Accuracies
 from mmsae.files import atomic_file
@@ -20,11 +18,12 @@ def write_zeroshot(
 ) -> Path:
     """``results.json``, ``table.md`` and ``zeroshot.png``; returns the folder."""
     folder, warnings = Path(out), about["warnings"]
-    of_classes = {
-        "per_class": {k: dict(zip(names, _plain(v), strict=True)) for k, v in main.per_class.items()},
-        "images_per_class": dict(zip(names, main.counts.tolist(), strict=True)),
+    per_class = {
+        kind: {name: None if v != v else v for name, v in zip(names, values.tolist(), strict=True)}
+        for kind, values in main.per_class.items()
     }
-    write_results(folder, rows, {**about, **of_classes})
+    counts = dict(zip(names, main.counts.tolist(), strict=True))
+    write_results(folder, rows, {**about, "per_class": per_class, "images_per_class": counts})
     with atomic_file(folder / "table.md") as temp:
         temp.write_text(markdown(rows, main.alpha, warnings))
     plot(rows, main, folder / "zeroshot.png", about["chance"])
@@ -35,10 +34,6 @@ def write_zeroshot(
             print(f"warning: {warning}")
         print(text_table(shown, ["features", "control", "score", "value", "low", "high", "n"]))
     return folder
-
-
-def _plain(values: Tensor) -> list[float | None]:
-    return [None if v != v else v for v in values.tolist()]
 
 
 def markdown(rows: list[dict[str, Any]], alpha: float | None, warnings: list[str]) -> str:
