@@ -228,7 +228,7 @@ def test_help_is_quick_and_complete(capsys):
     code = "import sys; from mmsae.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--help"])
+        main(["fit", "--help", "all"])
     said = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     for text in ("--ckpt_path", "Steps between checkpoints", "Loss terms; their sum is minimised", "The best goes to"):
