@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -190,13 +191,18 @@ class _Moved(MetaPathFinder, Loader):
             return None
         _tell(spec.name, f"mmsae.{new}")
         found = import_module(f"mmsae.{new}")
+        if "." not in known:  # a stand-in: importing an old module below it must not set a name on the new package
+            module, own = ModuleType(spec.name, found.__doc__), partial(getattr, found)
+            vars(module)["__getattr__"] = earlier(spec.name, own) if known in NAMES else own
+            return module
         if known in NAMES:
             vars(found)["__getattr__"] = earlier(spec.name, vars(found).get("__getattr__"))
         self.spec = found.__spec__
         return found
 
     def exec_module(self, module: ModuleType) -> None:
-        if MODULES[module.__spec__.name.removeprefix("mmsae.")]:
+        known = module.__spec__.name.removeprefix("mmsae.")
+        if MODULES[known] and "." in known:
             module.__spec__ = self.spec  # it was executed under its new name
 
 

@@ -38,7 +38,7 @@ SPARSE = (1, 5, 20, 100)
 FRACTIONS = (0.02, 0.05, 0.1, 0.25, 0.5)  # of the source rows: probes of lower source accuracy
 
 
-class Point(NamedTuple):
+class ShiftPoint(NamedTuple):
     """One probe: accuracy on source and targets."""
 
     probe: str  #: Name
@@ -90,7 +90,7 @@ def few(grid: Sequence[float]) -> Sequence[float]:
 def probe_space(
     space: Space, y: Sequence[Tensor], names: Sequence[str], classes: int, sparse: Sequence[int] = SPARSE,
     grid: Sequence[float] = L2, seed: int = 0,
-) -> tuple[list[Point], list[tuple[float, dict[str, float]]]]:  # fmt: skip
+) -> tuple[list[ShiftPoint], list[tuple[float, dict[str, float]]]]:  # fmt: skip
     """All probes of one space, whose sets are train, validation, source test and targets, with labels ``y``.
 
     L2 strengths are chosen on the validation set; sparse probes of more features than there are are left out.
@@ -101,11 +101,11 @@ def probe_space(
     """
     (x, val, *tests), (labels, y_val, *truths) = [matrix(s) for s in space.sets], [v.numpy() for v in y]
 
-    def point(name: str, probe: Probe, l2: float | None = None) -> Point:
+    def point(name: str, probe: Probe, l2: float | None = None) -> ShiftPoint:
         right = [torch.from_numpy(predictions(probe, t).numpy() == own) for t, own in zip(tests, truths, strict=True)]
         share = [r.double().mean().item() for r in right]
         target = dict(zip(names, share[1:], strict=True))
-        return Point(name, share[0], target, dict(zip(("", *names), right, strict=True)), l2)
+        return ShiftPoint(name, share[0], target, dict(zip(("", *names), right, strict=True)), l2)
 
     fits = [(l2, logistic(x, labels, classes, l2)) for l2 in sorted(grid, reverse=True)]
     best = max(fits, key=lambda f: ((predictions(f[1], val).numpy() == y_val).mean(), f[0]))
@@ -197,7 +197,7 @@ def _matched(
 
 
 def _rows_of(
-    p: Point, raw: Point | None, lines: Mapping[str, tuple[float, float]], n: Mapping[str, int],
+    p: ShiftPoint, raw: ShiftPoint | None, lines: Mapping[str, tuple[float, float]], n: Mapping[str, int],
     about: Mapping[str, str], seed: int,
 ) -> list[dict[str, Any]]:  # fmt: skip
     def share(name: str, score: str, value: float) -> dict[str, Any]:

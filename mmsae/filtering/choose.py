@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from mmsae.files import atomic_file
-from mmsae.filtering.passes import Target, read_items
+from mmsae.filtering.passes import TargetSet, read_items
 from mmsae.filtering.selection import Items, Objective, State, concatenate, distribution, kl, lazy_greedy, quota
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.jobs.units import Parts
@@ -217,7 +217,7 @@ def quality_bins(samples: ScoredSamples, score: str) -> np.ndarray:
 
 
 def choose_set(
-    choice: SetChoice, goal: Target | None, b: int, progress: bool = True
+    choice: SetChoice, goal: TargetSet | None, b: int, progress: bool = True
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The b samples to keep, beside what a random and a modular choice of as many would have given.
 

@@ -22,7 +22,7 @@ from mmsae.files import write_json
 from mmsae.filtering import choose
 from mmsae.filtering.options import Keeping, Scoring
 from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, read_names, take_old
-from mmsae.filtering.passes import Pass, Target, part_faults, sample_tars
+from mmsae.filtering.passes import Pass, TargetSet, part_faults, sample_tars
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Objective, distribution
@@ -198,17 +198,17 @@ class FilterJob:
     def _score_by(self, weights: str) -> None:
         self.scoring_pass = self.scoring_pass._replace(spec=self.scoring_pass.spec._replace(weights=weights))
 
-    def _goal(self, engine: Engine) -> Target | None:
+    def _goal(self, engine: Engine) -> TargetSet | None:
         """The target's concepts, where there is one."""
         if not self.wanted:
             return None
-        goal, faults = Target.read(
+        goal, faults = TargetSet.read(
             self.scoring_pass._replace(kind="target", paths=self.wanted).run(engine, self.worker)
         )
         judged(faults, self.scoring_pass.fault_limit)
         return goal
 
-    def _finish(self, parts: list[Path], weights: PairWeights, goal: Target | None) -> None:
+    def _finish(self, parts: list[Path], weights: PairWeights, goal: TargetSet | None) -> None:
         """From the parts of the scoring pass to the result; in one process."""
         job, draft, keeping, score = self.scoring_pass, self.folder.draft, self.keeping, self.scoring.score
         log = judged([part_faults(p) for p in parts], job.fault_limit)
@@ -248,7 +248,7 @@ class FilterJob:
         self.folder.publish()
 
     def _choose(
-        self, parts: list[Path], samples: choose.ScoredSamples, goal: Target | None, n: int
+        self, parts: list[Path], samples: choose.ScoredSamples, goal: TargetSet | None, n: int
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """The samples to keep, in the order of choice, and how good the set is."""
         keeping, score, job = self.keeping, self.scoring.score, self.scoring_pass

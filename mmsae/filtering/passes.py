@@ -209,14 +209,14 @@ class TargetPass(TarPass):
         return buffer.getvalue()
 
 
-class Target(NamedTuple):
+class TargetSet(NamedTuple):
     """Concepts of the target set."""
 
     mass: np.ndarray  #: ``(2, d_sae)`` code mass of the items to match, and of those the match is tested on.
     items: list[int]  #: How many there are of each.
 
     @classmethod
-    def read(cls, paths: Sequence[Path]) -> tuple[Target, list[dict[str, Any]]]:
+    def read(cls, paths: Sequence[Path]) -> tuple[TargetSet, list[dict[str, Any]]]:
         """The sum of several parts, and the faults of each."""
         mass: Any = 0
         items, faults = np.zeros(2, dtype=np.int64), []

@@ -38,7 +38,7 @@ class Answering:
 
 
 @dataclass(frozen=True)
-class Labels:
+class ImageLabels:
     """Objects of the images."""
 
     images: int = 500

@@ -18,7 +18,7 @@ from mmsae.recipes import find_recipe, read_recipe
 Row = dict[str, Any]
 
 
-class Point(NamedTuple):
+class SweepPoint(NamedTuple):
     """One training."""
 
     k: int  #: Latents kept a row.
@@ -64,7 +64,7 @@ def sweep(
     """
     from mmsae.jobs.estimate import duration
 
-    root, points = Path(out), [Point(*p) for p in product(k, ratio, seeds)]
+    root, points = Path(out), [SweepPoint(*p) for p in product(k, ratio, seeds)]
     plan = _plan(root, store, recipe, steps, fit_options)
     todo = [p for p in points if not (root / p.folder / "sae" / "cfg.json").exists()]
     print(
@@ -112,7 +112,7 @@ def lightning(args: list[str]) -> None:
     run(args)
 
 
-def _train(point: Point, run: Path, plan: Mapping[str, Any]) -> None:
+def _train(point: SweepPoint, run: Path, plan: Mapping[str, Any]) -> None:
     args = ["fit", "-c", plan["recipe"], "--data.store", plan["store"], "--trainer.default_root_dir", str(run)]
     args += ["--model.sae.init_args.selector.init_args.k", str(point.k), "--model.sae.init_args.d_sae", "null"]
     args += ["--model.sae.init_args.ratio", str(point.ratio), "--seed_everything", str(point.seed)]
@@ -130,18 +130,18 @@ def _train(point: Point, run: Path, plan: Mapping[str, Any]) -> None:
         raise
 
 
-def _done(root: Path) -> Iterator[Point]:
+def _done(root: Path) -> Iterator[SweepPoint]:
     """The finished points of a folder, those of earlier calls too, sorted."""
     found = []
     for run in _runs(root):
         k, ratio, seed = run.name.split("-", 2)
         if not (run / "sae" / "cfg.json").exists():
             continue
-        found.append(Point(int(k[1:]), float(ratio.removeprefix("ratio")), int(seed.removeprefix("seed"))))
+        found.append(SweepPoint(int(k[1:]), float(ratio.removeprefix("ratio")), int(seed.removeprefix("seed"))))
     return iter(sorted(found))
 
 
-def _row(point: Point, run: Path) -> Row:
+def _row(point: SweepPoint, run: Path) -> Row:
     """Figures of one finished point: the last validation's."""
     block = json.loads((run / "sae" / "cfg.json").read_text())["mmsae"]
     values = {name.removeprefix("val/"): v for name, v in block["training"]["validation"].items()}

@@ -6,6 +6,7 @@ recipes of it that name classes.
 
 import importlib
 import json
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -103,3 +104,12 @@ def test_hosts_were_called_backbones(old):
     backbones, hosts = importlib.import_module("mmsae.backbones"), importlib.import_module("mmsae.hosts")
     with pytest.warns(FutureWarning, match=f"mmsae.backbones.{old} is mmsae.hosts.{new} now"):
         assert getattr(backbones, old) is getattr(hosts, new)
+
+
+def test_an_old_module_leaves_the_new_package_as_it_is():
+    code = (
+        "import mmsae.backbones.lvlm, mmsae.backbones.diffusion, mmsae.hosts.lvlm.load, mmsae.hosts as h; "
+        "assert h.lvlm.__name__ == 'mmsae.hosts.lvlm' and h.diffusion.__name__ == 'mmsae.hosts.diffusion'; "
+        "assert mmsae.backbones.lvlm.__name__ == 'mmsae.hosts.lvlm.host'"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

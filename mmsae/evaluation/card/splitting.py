@@ -23,7 +23,7 @@ from mmsae.sae import SAE
 from mmsae.types import IMAGE, Codes
 
 
-class Side(NamedTuple):
+class SplitFeatures(NamedTuple):
     """Images in the units of the atoms."""
 
     x: Tensor  #: ``(n, d)`` activations
@@ -31,7 +31,7 @@ class Side(NamedTuple):
 
 
 @torch.no_grad()
-def _side(sae: SAE, f: Features) -> Side:
+def _side(sae: SAE, f: Features) -> SplitFeatures:
     """At token sites means over the image's tokens, of activations and codes: decoding is linear, a maximum is not."""
     dictionary, z = sae.dictionary(IMAGE), f.z
     if f.tokens is None:
@@ -39,7 +39,7 @@ def _side(sae: SAE, f: Features) -> Side:
     else:
         x, z = f.tokens.x.to(dictionary.weight), f.z._replace(values=f.tokens.z)
     x = x if dictionary.bias is None else x - dictionary.bias
-    return Side(x.cpu(), z)
+    return SplitFeatures(x.cpu(), z)
 
 
 def _cases(data: SuiteData, name: str) -> list[tuple[str, SAE, Features]]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mmsae.hosts.diffusion.call_state import Run, clock
-from mmsae.hosts.diffusion.edits import Edit
+from mmsae.hosts.diffusion.call_state import CallState, clock
+from mmsae.hosts.diffusion.edits import OpenEdit
 from mmsae.hosts.diffusion.load import TEXT_ENCODERS, denoiser_name, parts
 from mmsae.hosts.diffusion.prompts import EMBEDS, SECOND, PromptTokenizer, check_pipeline, encode, guided, old_name
 from mmsae.hosts.hooks import Done
@@ -137,7 +137,7 @@ class Runner:
         self.pipeline, self.denoiser, self.model = pipeline, denoiser_name(pipeline), parts(pipeline)
         names = [n for n in TEXT_ENCODERS if n in self.model]
         self.tokenizers = {n: getattr(pipeline, n.replace("text_encoder", "tokenizer")) for n in names}
-        self.run: Run | None = None
+        self.run: CallState | None = None
 
     @cached_property
     def tokenize(self) -> PromptTokenizer:
@@ -162,7 +162,7 @@ class Runner:
         self,
         call: Call,
         options: Mapping[str, Any],
-        edits: Sequence[Edit] = (),
+        edits: Sequence[OpenEdit] = (),
         watched: bool = True,
         progress: bool = False,
         last: int | None = None,
@@ -177,7 +177,7 @@ class Runner:
             progress: Whether to show the pipeline's bar.
             last: A call of the denoiser after this step raises :class:`~mmsae.hosts.hooks.Done`.
         """
-        pipeline, run = self.pipeline, Run(call.items, last)
+        pipeline, run = self.pipeline, CallState(call.items, last)
         options = {**options, **call.options}
         run.windows = {e: e.steps for e in edits if e.steps and e.target.modality == TEXT}
         known = inspect.signature(type(pipeline).__call__).parameters
@@ -208,7 +208,7 @@ class Runner:
             return pipeline(**given, **{k: v for k, v in options.items() if k not in _OURS})
 
     @contextmanager
-    def running(self, run: Run, watched: bool = True) -> Iterator[None]:
+    def running(self, run: CallState, watched: bool = True) -> Iterator[None]:
         """``run`` is what the pipeline is doing; compiled modules run eagerly where hooks have to see them."""
         before, self.run = self.run, run
         try:

@@ -1,7 +1,7 @@
 """What is going on inside a diffusion pipeline's own call: branch, prompt, step and grid of every row.
 
-A :class:`Run` lasts for one call. While prompts are encoded it says which branch they belong to; while the denoiser is
-called, a pre-hook fills in what the call's arguments say. Nothing is told by the order of calls.
+A :class:`CallState` lasts for one call. While prompts are encoded it says which branch they belong to; while the
+denoiser is called, a pre-hook fills in what the call's arguments say. Nothing is told by the order of calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmsae.hosts.sites import COND, UNCOND
 from mmsae.types import InputError
 
 
-class Run:
+class CallState:
     """One call of a pipeline, or one encoding of prompts.
 
     Attributes:
@@ -165,7 +165,7 @@ def _grids(denoiser: nn.Module, sample: Tensor, kwargs: dict) -> list[tuple[int,
 
 
 @contextmanager
-def clock(pipeline: Any, denoiser: nn.Module, run: Run) -> Iterator[None]:
+def clock(pipeline: Any, denoiser: nn.Module, run: CallState) -> Iterator[None]:
     """While open, ``run`` follows the pipeline's call: its steps, branches and contexts."""
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from mmsae.hosts.capture import Picked, places
-from mmsae.hosts.diffusion.call_state import Run
+from mmsae.hosts.diffusion.call_state import CallState
 from mmsae.hosts.diffusion.prompts import text_marks
 from mmsae.hosts.sites import Target, Where
 from mmsae.hosts.tokens import Marks, keep_mask, to_tokens
 from mmsae.types import TEXT, InputError
 
 
-class Edit:
+class OpenEdit:
     """An edit that is open.
 
     Attributes:
@@ -27,7 +27,7 @@ class Edit:
     def __init__(self, target: Target, steps: tuple[int, int] | None = None, at: set[int] | None = None):
         self.target, self.steps, self.at = target, steps, at
 
-    def holds(self, run: Run | None) -> bool:
+    def holds(self, run: CallState | None) -> bool:
         """Whether it does, now."""
         if self.at is not None and run.step not in self.at:
             return False
@@ -37,7 +37,7 @@ class Edit:
             return run.active is None or self in run.active
         return self.steps[0] <= run.step < self.steps[1]
 
-    def pick(self, x: Tensor, run: Run | None, ids: list[Tensor], tokenizer: Any) -> Picked | None:
+    def pick(self, x: Tensor, run: CallState | None, ids: list[Tensor], tokenizer: Any) -> Picked | None:
         """The rows of the site in this call of its module; None where the edit does not hold.
 
         Args:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from mmsae.hosts.base import Host, Pick, Sites, check_device
 from mmsae.hosts.capture import Picked, Use
 from mmsae.hosts.diffusion.call import Call, Runner, n_steps
-from mmsae.hosts.diffusion.call_state import Run
-from mmsae.hosts.diffusion.edits import Edit
+from mmsae.hosts.diffusion.call_state import CallState
+from mmsae.hosts.diffusion.edits import OpenEdit
 from mmsae.hosts.diffusion.load import TEXT_ENCODERS, layer_paths, part_config
 from mmsae.hosts.diffusion.prompts import PromptTokenizer
 from mmsae.hosts.diffusion.sites import Consumed, Seen, consumed, look
@@ -58,7 +58,7 @@ class DiffusionHost(Host):
         self.pipeline, self.denoiser, self.tokenizers = pipeline, self._runner.denoiser, self._runner.tokenizers
         self.blanked = 0
         self._reading = False
-        self._edits: list[Edit] = []
+        self._edits: list[OpenEdit] = []
         self._seen: dict[str, Seen] = {}
         self._consumed: dict[Any, Consumed] = {}
         model = self._runner.model
@@ -75,7 +75,7 @@ class DiffusionHost(Host):
         return self._runner.device
 
     @property
-    def run(self) -> Run | None:
+    def run(self) -> CallState | None:
         """The call that is under way, or None."""
         return self._runner.run
 
@@ -181,8 +181,8 @@ class DiffusionHost(Host):
         return ModulePort(self._module(module), io, self._look(module).key)
 
     @contextmanager
-    def _picking(self, target: Target, edit: Edit | None = None) -> Iterator[Pick]:
-        edit, ids = edit or Edit(target), []
+    def _picking(self, target: Target, edit: OpenEdit | None = None) -> Iterator[Pick]:
+        edit, ids = edit or OpenEdit(target), []
         part = target.module.partition(".")[0]
 
         def pick(x: Tensor) -> Picked | None:
@@ -218,11 +218,11 @@ class DiffusionHost(Host):
         """
         if steps is not None and not 0 <= steps[0] < steps[1]:
             raise InputError(f"steps is {tuple(steps)}: a window (start, end) has 0 <= start < end.")
-        opened = Edit(self._target(site), steps and (int(steps[0]), int(steps[1])))
+        opened = OpenEdit(self._target(site), steps and (int(steps[0]), int(steps[1])))
         return self._open(opened, lambda rows, at: fn(rows, at) if where else fn(rows))
 
     @contextmanager
-    def _open(self, edit: Edit, fn: Use) -> Iterator[None]:
+    def _open(self, edit: OpenEdit, fn: Use) -> Iterator[None]:
         with self._tap(edit.target, fn, edit):
             self._edits.append(edit)
             try:
@@ -355,7 +355,7 @@ class DiffusionHost(Host):
             with suppress(Done), ExitStack() as stack:
                 for m, site in chosen.items():
                     keep = keeper(got[m], BRANCHES[branch], m == IMAGE, positions, draw)
-                    read = Edit(self._target(site), at=wanted if m == IMAGE else None)
+                    read = OpenEdit(self._target(site), at=wanted if m == IMAGE else None)
                     stack.enter_context(self._open(read, keep))
                 self._runner.call(part, options, self._edits, last=max(wanted) if IMAGE in chosen else -1)
             for m, rows in got.items():

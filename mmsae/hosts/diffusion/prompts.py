@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsae.hosts.diffusion.call_state import Run
+from mmsae.hosts.diffusion.call_state import CallState
 from mmsae.hosts.sites import COND, UNCOND
 from mmsae.hosts.tokens import Marks
 from mmsae.types import InputError
@@ -58,7 +58,7 @@ def guided(pipeline: Any, guidance: float, negative: Any, options: Mapping[str, 
 
 def encode(
     pipeline: Any,
-    run: Run,
+    run: CallState,
     prompts: list[str],
     negatives: list[str] | None,
     with_negatives: bool,
@@ -74,7 +74,7 @@ def encode(
         negatives: One per image, or None for the pipeline's default.
         with_negatives: Whether the call will use them.
         options: Arguments of the call: embeddings that are given, ``clip_skip``, ``prompt_2``, ...
-        active: See :class:`Run`.
+        active: See :class:`CallState`.
 
     Returns:
         ``{name of the call's argument: tensor or None}``, all of :data:`EMBEDS`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsae.hosts.diffusion.call import Call, Runner
-from mmsae.hosts.diffusion.call_state import Run
+from mmsae.hosts.diffusion.call_state import CallState
 from mmsae.hosts.diffusion.prompts import encode, old_name
 from mmsae.hosts.hooks import Done, Port, first_input, unwrap
 from mmsae.types import InputError
@@ -65,7 +65,7 @@ def look(runner: Runner, module: str) -> Seen:
 def _pass(runner: Runner, part: str, n: int) -> None:
     """One pass of a text encoder, or of the denoiser, over ``n`` prompts."""
     if part != runner.denoiser:
-        with runner.running(Run(torch.arange(n))), torch.no_grad():
+        with runner.running(CallState(torch.arange(n))), torch.no_grad():
             runner.read_texts(runner.tokenize(["a"] * n), {part})
         return
 
@@ -84,7 +84,7 @@ def consumed(runner: Runner, port: Port, options: dict[str, Any]) -> Consumed:
     """Whether noise in a tensor of a text encoder reaches the context and the pooled vector."""
 
     def encoded() -> tuple[Tensor, Tensor | None]:
-        run = Run(torch.arange(1))
+        run = CallState(torch.arange(1))
         with runner.running(run), torch.no_grad(), old_name(runner.pipeline):
             found = encode(runner.pipeline, run, ["a"], None, False, options)
         return found["prompt_embeds"], found["pooled_prompt_embeds"]

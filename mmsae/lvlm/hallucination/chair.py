@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.lvlm.decoding.settings import PRESETS
-from mmsae.lvlm.options import TEMPLATE, Answering, Labels
+from mmsae.lvlm.options import TEMPLATE, Answering, ImageLabels
 from mmsae.options import OneProcessRun, Shards, at_least
 
 PROMPT = "Please describe this image in detail."
@@ -21,7 +21,7 @@ def chair_command(
     question: str = TEMPLATE,
     seed: int = 0,
     answering: Answering = Answering(settings=PRESETS["chair"]),
-    labels: Labels = Labels(),
+    labels: ImageLabels = ImageLabels(),
     run: OneProcessRun = OneProcessRun(batch_size=8),
     data: Shards = Shards(),
 ) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.errors import InputError
-from mmsae.lvlm.options import STRATEGIES, TEMPLATE, Answering, Labels
+from mmsae.lvlm.options import STRATEGIES, TEMPLATE, Answering, ImageLabels
 from mmsae.options import OneProcessRun, Shards, at_least
 
 
@@ -38,7 +38,7 @@ def pope(
     seed: int = 0,
     asking: Asking = Asking(),
     answering: Answering = Answering(),
-    labels: Labels = Labels(),
+    labels: ImageLabels = ImageLabels(),
     run: OneProcessRun = OneProcessRun(batch_size=8),
     data: Shards = Shards(),
 ) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.files import atomic_file, lines_of, read_text
-from mmsae.lvlm.options import STRATEGIES, TEMPLATE, Labels
+from mmsae.lvlm.options import STRATEGIES, TEMPLATE, ImageLabels
 from mmsae.metrics.host.hallucination import NO, PARSERS, YES, score_answers
 from mmsae.shards import FaultLog, expand, read_shards
 from mmsae.types import InputError
@@ -53,7 +53,9 @@ def names_of(objects: Any, fields: Sequence[str] = ()) -> list[str]:
     return out
 
 
-def read_labels(shards: str | Sequence[str], labels: Labels = Labels()) -> dict[str, tuple[list[str], list[str]]]:
+def read_labels(
+    shards: str | Sequence[str], labels: ImageLabels = ImageLabels()
+) -> dict[str, tuple[list[str], list[str]]]:
     """``{uid: (object names, reference captions)}`` of the samples of some shards; images are not decoded.
 
     Raises:
@@ -68,7 +70,7 @@ def read_labels(shards: str | Sequence[str], labels: Labels = Labels()) -> dict[
     return out
 
 
-def read_objects(shards: str | Sequence[str], labels: Labels = Labels()) -> dict[str, list[str]]:
+def read_objects(shards: str | Sequence[str], labels: ImageLabels = ImageLabels()) -> dict[str, list[str]]:
     """``{uid: object names}``, see :func:`read_labels`."""
     return {uid: names for uid, (names, _) in read_labels(shards, labels).items()}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmsae.hosts.diffusion.call_state import Run
+from mmsae.hosts.diffusion.call_state import CallState
 from mmsae.hosts.diffusion.host import DiffusionHost
 from mmsae.hosts.sites import COND, UNCOND
 from mmsae.types import InputError
@@ -160,7 +160,7 @@ def test_branches_are_told_from_what_is_encoded_and_not_from_the_order_of_calls(
 
 
 def test_guidance_with_other_branches_is_refused(hosts):
-    run, pipe = Run(torch.arange(2)), hosts("sd").pipeline
+    run, pipe = CallState(torch.arange(2)), hosts("sd").pipeline
     pipe._guidance_scale = 3.0
     assert run._split(pipe, 2, None) == (COND,) and run._split(pipe, 4, None) == (UNCOND, COND)
     with pytest.raises(InputError, match="6 rows for 2 images"):  # perturbed-attention guidance, say
