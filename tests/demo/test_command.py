@@ -121,7 +121,7 @@ def test_pictures_from_elsewhere_are_detected_beside_controls(finished):
     assert o["auroc"]["codes recon"]["noise"] > 0.9
     assert o["auroc"]["codes recon"]["far"] > o["auroc"]["random codes recon"]["far"]
     html = (out / "report.html").read_text()
-    assert "Pictures from elsewhere" in html and (out / "ood" / "tables.md").exists()
+    assert "Images from elsewhere" in html and (out / "ood" / "tables.md").exists()
 
 
 @pytest.mark.slow
