@@ -10,7 +10,7 @@ import torch
 
 from mmsae.activations import write_store
 from tests.helpers.stores import peak
-from tests.helpers.training import RECIPE, SMALL
+from tests.helpers.training import RECIPE, SMALL, environment
 
 ROWS, WIDTH = 5_000, 256
 SHARD = 2 * ROWS * WIDTH * 4  # bytes of both modalities
@@ -21,7 +21,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_shards(tmp_path):
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("needs Linux's /proc/self/clear_refs")
     # in an interpreter of its own: a process that has called backward cannot fork one that does
-    done = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
+    args = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(args, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     small, large = map(int, done.stdout.split()[-2:])
     print(f"2 shards: {small / 1e6:.0f} MB, 8 shards: {large / 1e6:.0f} MB more than a small training")
