@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mmsae.hosts.diffusion.call_state import CallState
-from mmsae.hosts.diffusion.host import DiffusionHost
 from mmsae.hosts.sites import COND, UNCOND
 from mmsae.types import InputError
 from tests.helpers.diffusion import MAKE, scheduler
@@ -13,18 +12,6 @@ PROMPTS = ["a red circle", "large blue square on white background"]
 SITE = "unet.mid_block.attentions.0:update"
 TEXT = {"sd": "text_encoder.layers.1:out[content]", "sdxl": "text_encoder_2.layers.1:out[content]",
         "sd3": "text_encoder_2.layers.1:out[content]", "flux": "text_encoder_2.layers.1:out[content]"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def hosts():
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = DiffusionHost(MAKE[kind](), kind)
-        return made[kind]
-
-    return get
 
 
 def options(kind):

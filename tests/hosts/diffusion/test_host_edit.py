@@ -21,18 +21,6 @@ BLOCK = {
 SIZE = {"sd": (16, 16), "sdxl": (16, 24), "sd3": (16, 16), "flux": (16, 32)}
 
 
-@pytest.fixture(scope="module")
-def hosts():
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = DiffusionHost(MAKE[kind](), kind)
-        return made[kind]
-
-    return get
-
-
 def options(kind, **more):
     guided = {"true_cfg_scale": 2.0, "negative": "the cat"} if kind == "flux" else {"guidance": 3.0}
     height, width = SIZE[kind]

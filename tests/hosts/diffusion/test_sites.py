@@ -20,18 +20,6 @@ BLOCK = "unet.up_blocks.0.attentions.1"
 
 
 @pytest.fixture(scope="module")
-def hosts():
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            made[kind] = DiffusionHost(MAKE[kind](), kind)
-        return made[kind]
-
-    return get
-
-
-@pytest.fixture(scope="module")
 def folder(hosts, tmp_path_factory):
     path = tmp_path_factory.mktemp("pipeline") / "sd"
     hosts("sd").pipeline.save_pretrained(path, safe_serialization=True)
