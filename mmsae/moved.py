@@ -145,6 +145,8 @@ NAMES = {
         "metrics.pairs.pairs": "ModalityScore alive_counts derangement modality_score pair_report top_concept"
         " top_concept_agreement warnings_of"
     },
+    "sae": {"sae.encoder": "Encoder=SAEEncoder"},
+    "sae.encoder": {"sae.encoder": "Encoder=SAEEncoder"},
     "shards": {"jobs.units": "Unit units"},
     "steering.measure": {
         "steering.measure.pictures": "Dose Locality Specificity Unlearning directional dose_response kid locality"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmsae.types import InputError
 
-Edit = Callable[[Tensor], Tensor]
+TensorEdit = Callable[[Tensor], Tensor]
 
 _KEYS = ("last_hidden_state", "hidden_states", "sample")  # where ModelOutputs of transformers and diffusers keep x
 
@@ -78,7 +78,7 @@ class ModulePort(NamedTuple):
     key: Any = None
 
     @contextmanager
-    def attach(self, fn: Edit) -> Iterator[None]:
+    def attach(self, fn: TensorEdit) -> Iterator[None]:
         """Send the tensor through ``fn`` while the context is open."""
         held: list[Tensor] = []
 
@@ -167,7 +167,7 @@ class ShadowPort(NamedTuple):
     kind: type[Shadow]  #: Which :class:`Shadow` stands in for it.
 
     @contextmanager
-    def attach(self, fn: Edit) -> Iterator[None]:
+    def attach(self, fn: TensorEdit) -> Iterator[None]:
         """Send the tensor through ``fn`` while the context is open."""
         room = self.owner.__dict__
         shadow = room.get(self.name)

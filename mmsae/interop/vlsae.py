@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmsae.sae import SAE, AffineEncoder, Dictionary, DistanceEncoder, Encoder, PerModalityEncoder, TopK
+from mmsae.sae import SAE, AffineEncoder, Dictionary, DistanceEncoder, PerModalityEncoder, SAEEncoder, TopK
 from mmsae.types import InputError
 
 _NAMES = {"image": "vision", "text": "text"}
@@ -43,7 +43,7 @@ def from_state(state: dict[str, Tensor], k: int, strict: bool = False) -> SAE:
     kind = recognise(state)
     per_modality = {m: Dictionary(norm="free") for m in _NAMES}
     if kind == "vl_sae":
-        encoder: Encoder = DistanceEncoder()
+        encoder: SAEEncoder = DistanceEncoder()
         dictionaries, decoders = per_modality, {m: f"{v}_decoder" for m, v in _NAMES.items()}
     elif kind == "dual":
         encoder = PerModalityEncoder(AffineEncoder(subtract_decoder_bias=False))

@@ -1,12 +1,13 @@
 """Sparse autoencoders in pure torch: normalise -> encode -> select -> dictionary."""
 
 from mmsae.lazy import lazy
+from mmsae.moved import earlier
 
-__all__, __getattr__ = lazy(
+__all__, _get = lazy(
     __name__,
     {
         "dictionary": "Dictionary",
-        "encoder": "AffineEncoder DistanceEncoder Encoder PerModalityEncoder PreCodes",
+        "encoder": "AffineEncoder DistanceEncoder PerModalityEncoder PreCodes SAEEncoder",
         "losses": "AuxK CodeCosine LossContext LossTerm Reconstruction",
         "normaliser": "Normaliser",
         "random_control": "random_control",
@@ -15,3 +16,5 @@ __all__, __getattr__ = lazy(
         "usage": "UsageTracker",
     },
 )
+
+__getattr__ = earlier(__name__, _get)

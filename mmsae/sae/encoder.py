@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsae.kernels import chunked_topk, sampled_linear
+from mmsae.moved import earlier
 from mmsae.sae.dictionary import Dictionary
 from mmsae.types import InputError
+
+__getattr__ = earlier(__name__)
 
 
 def identity(u: Tensor) -> Tensor:
@@ -62,8 +65,8 @@ class PreCodes(NamedTuple):
         return u if self.valid is None else u * self.valid
 
 
-class Encoder(nn.Module):
-    """Base of encoders. ``weight`` is stored ``(d_sae, d_in)``: rows are what is gathered and normalised."""
+class SAEEncoder(nn.Module):
+    """Base of an SAE's encoders. ``weight`` is stored ``(d_sae, d_in)``: rows are what is gathered and normalised."""
 
     name: str
 
@@ -91,7 +94,7 @@ def _one_width(d_in: Mapping[str, int]) -> int:
     return widths.pop()
 
 
-class AffineEncoder(Encoder):
+class AffineEncoder(SAEEncoder):
     """``u = (x - b_dec) W.T + b_enc``; W starts as the dictionary (tied initialisation).
 
     Args:
@@ -136,7 +139,7 @@ def distance_score(cosine: Tensor) -> Tensor:
     return 2.0 - (2.0 - 2.0 * cosine).clamp(min=1e-6).sqrt()
 
 
-class DistanceEncoder(Encoder):
+class DistanceEncoder(SAEEncoder):
     """``u = 2 - || x/|x| - w/|w| ||``: distance on the unit sphere (VL-SAE, arXiv 2510.21323, section 3.1 of its spec).
 
     Values lie in [0, 2] and grow with the cosine; the scale of x and of every prototype is irrelevant. Always computed
@@ -160,7 +163,7 @@ class DistanceEncoder(Encoder):
         return PreCodes(x / norm.clamp(min=1e-12), self.weight, None, distance_score, (norm > 0).to(x.dtype), scale)
 
 
-class PerModalityEncoder(Encoder):
+class PerModalityEncoder(SAEEncoder):
     """One copy of an encoder for each modality, which may then differ in width.
 
     Args:
@@ -169,7 +172,7 @@ class PerModalityEncoder(Encoder):
 
     name = "per_modality"
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: SAEEncoder):
         super().__init__()
         self.template = [encoder]  # in a list: it is a recipe, not a submodule with parameters of its own
         self.encoders = nn.ModuleDict()

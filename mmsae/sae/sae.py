@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmsae import __version__
 from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
-from mmsae.sae.encoder import AffineEncoder, Encoder, PerModalityEncoder
+from mmsae.sae.encoder import AffineEncoder, PerModalityEncoder, SAEEncoder
 from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.registry import composition, make_part, oddity
 from mmsae.sae.selector import Selector, TopK
@@ -45,7 +45,7 @@ class SAE(nn.Module):
         ratio: float | None = None,
         modalities: Sequence[str] = ("image", "text"),
         normaliser: Normaliser | None = None,
-        encoder: Encoder | None = None,
+        encoder: SAEEncoder | None = None,
         selector: Selector | None = None,
         dictionaries: dict[str, Dictionary] | None = None,
     ):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from mmsae.moved import NAMES, earlier
+from mmsae.sae import SAEEncoder
 from mmsae.steering.recipe import load_scorer
 from mmsae.training.cli import build_cli, build_job
 
@@ -104,6 +105,15 @@ def test_hosts_were_called_backbones(old):
     backbones, hosts = importlib.import_module("mmsae.backbones"), importlib.import_module("mmsae.hosts")
     with pytest.warns(FutureWarning, match=f"mmsae.backbones.{old} is mmsae.hosts.{new} now"):
         assert getattr(backbones, old) is getattr(hosts, new)
+
+
+@pytest.mark.parametrize("module", ["mmsae.sae", "mmsae.sae.encoder"])
+def test_the_encoder_of_an_sae_was_called_as_a_host_is(module):
+    with pytest.warns(FutureWarning, match=f"{module}.Encoder is mmsae.sae.encoder.SAEEncoder now"):
+        assert importlib.import_module(module).Encoder is SAEEncoder
+    args = ["-c", str(ROOT / "configs/train/paired_topk_store.yaml"), "--model.sae.encoder"]
+    with pytest.warns(FutureWarning, match=f"{module}.Encoder is mmsae.sae.encoder.SAEEncoder now"):
+        build_cli([*args, f"{module}.Encoder"], run=False)
 
 
 def test_an_old_module_leaves_the_new_package_as_it_is():

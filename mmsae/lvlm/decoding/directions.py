@@ -18,7 +18,7 @@ from mmsae.hosts.sites import Where
 from mmsae.sae import SAE
 from mmsae.types import TEXT, Codes, InputError
 
-Edit = Callable[[Tensor, Where], Tensor]
+TokenEdit = Callable[[Tensor, Where], Tensor]
 
 
 class AnswerLatents(NamedTuple):
@@ -62,7 +62,7 @@ def unit_direction(sae: SAE, latents: Tensor) -> Tensor:
     return normalize(normalize(atoms.detach(), dim=1).mean(0), dim=0)
 
 
-def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> Edit:
+def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> TokenEdit:
     """Image tokens of the prompt gain ``gamma |x|`` along ``faithful``; generated ones lose it along ``hallucination``.
 
     Generated tokens are known by the cache, so it must be on.
@@ -79,7 +79,7 @@ def ssl_edit(faithful: Tensor, hallucination: Tensor, gamma: float) -> Edit:
     return edit
 
 
-def save_edit(faithful: Tensor, hallucination: Tensor, gamma: float, alpha: float | None = None) -> Edit:
+def save_edit(faithful: Tensor, hallucination: Tensor, gamma: float, alpha: float | None = None) -> TokenEdit:
     """All tokens but the first gain ``faithful - hallucination``, times ``alpha``, or ``gamma |x|`` without one.
 
     The first token's state is many times larger than others; those of the template are moved, for the last one of them

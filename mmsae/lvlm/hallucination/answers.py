@@ -16,7 +16,7 @@ import torch
 from mmsae.hosts import Answers, load_host, pick_device
 from mmsae.jobs import JobFolder
 from mmsae.lvlm.decoding.concept import ConceptDecoder
-from mmsae.lvlm.decoding.directions import Edit, find_latents, save_edit, ssl_edit, unit_direction
+from mmsae.lvlm.decoding.directions import TokenEdit, find_latents, save_edit, ssl_edit, unit_direction
 from mmsae.lvlm.decoding.settings import Settings
 from mmsae.lvlm.hallucination.questions import Question
 from mmsae.lvlm.options import Answering
@@ -79,7 +79,7 @@ def prepare(
 
 def find_directions(
     host: Answers, sae: SAE, batches: Iterable[ImageTextBatch], labels: Sequence[str], gamma: float
-) -> tuple[dict[str, tuple[str, Edit]], dict[str, Any]]:
+) -> tuple[dict[str, tuple[str, TokenEdit]], dict[str, Any]]:
     """SSL and SAVE edits with their site, from questions whose answers are known; and what was found."""
     scorer = TokenScorer(host, sae)
     text, answers = [], []
@@ -115,7 +115,7 @@ def probe_batches(
         yield batch
 
 
-def steered(host: Answers, site: str, edit: Edit) -> AbstractContextManager[None]:
+def steered(host: Answers, site: str, edit: TokenEdit) -> AbstractContextManager[None]:
     """While the context is open, the edit holds at all tokens of a module (``layers.2:out``), decoding included.
 
     What is done to image tokens after the last block reaches nothing: no block reads them there.
@@ -128,7 +128,7 @@ def make_methods(
     host: Answers,
     settings: Settings,
     decoder: Callable[[Settings], ConceptDecoder] | None = None,
-    edits: Mapping[str, tuple[str, Edit]] | None = None,
+    edits: Mapping[str, tuple[str, TokenEdit]] | None = None,
 ) -> dict[str, Answer]:
     """``{name: batch -> answers}`` of some of ``METHODS``.
 
@@ -161,7 +161,7 @@ def make_methods(
     return out
 
 
-def _edited(host: Answers, site: str, edit: Edit, options: dict) -> Answer:
+def _edited(host: Answers, site: str, edit: TokenEdit, options: dict) -> Answer:
     def answer(batch: ImageTextBatch) -> list[str]:
         with steered(host, site, edit):
             return host.answer(batch, **options)

@@ -6,18 +6,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmsae.steering.measure.scorers import Scorer
 from mmsae.types import InputError
 from mmsae.world.generator.captions import mentions
 from mmsae.world.generator.scene import BACKGROUNDS, COLOURS, CONCEPT_GROUPS, GROUP_COLUMNS
 from mmsae.world.measure.probe import WorldProbe, pixel_background, pixel_colour, to_uint8
 
-Scorer = Callable[[Tensor, Sequence[str]], Tensor]
 _PIXELS = {"colour": pixel_colour, "background": pixel_background}
 
 
