@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-import webdataset as wds
+from torch.utils.data import DataLoader
 
 from mmsae.shards.batches import Collate, Reader, Tokenize, Transform
 from mmsae.shards.faults import FaultLog
@@ -189,10 +191,28 @@ class TrainLoader:
 def _packets(stream: ExactStream | TrainStream, workers: int, pin_memory: bool) -> Generator[UnitBatch]:
     own = torch.Generator().manual_seed(0)  # else starting workers would advance the trainer's generator
     options = {"collate_fn": _same, "worker_init_fn": _leave_sigterm_to_main, "generator": own}
-    for packet in wds.WebLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options):
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options)
+    for packet in _started(loader):
         if packet.error:
             raise InputError(packet.error)
         yield packet
+
+
+_SIGTERM_WAITS = hasattr(signal, "sigtimedwait")  # not on macOS and Windows
+
+
+def _started(loader: DataLoader) -> Iterator[UnitBatch]:
+    """The running loader, whose workers block SIGTERM from their first instruction on, as this thread does meanwhile.
+
+    A SIGTERM that comes while they start is this process's as soon as they have.
+    """
+    if not _SIGTERM_WAITS:
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_sigterm_to_main(_: int) -> None:
@@ -200,14 +220,16 @@ def _leave_sigterm_to_main(_: int) -> None:
 
     Schedulers send it to every process of a job, and the main process needs its workers to finish what it is at.
     """
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_by_main, args=(os.getppid(),), daemon=True).start()
+    if _SIGTERM_WAITS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a worker that was not forked starts without
+        threading.Thread(target=_end_by_main, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _end_by_main(main: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
-        pass
+def _end_by_main(main: BaseProcess) -> None:
+    while main.is_alive():  # torch asks too, but not whether it had ended before the worker first asked
+        told = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if told is not None and told.si_pid == main.pid:
+            break
     os._exit(0)
 
 

@@ -1,5 +1,8 @@
 import logging
+import multiprocessing.util
+import os
 import random
+import signal
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -263,6 +266,47 @@ def test_training_survives_and_counts_a_truncated_shard(folder, make):
     assert loader.faults.counts["truncated_shard"] >= 2 and total(batches).counts == loader.faults.counts
     with pytest.raises(InputError, match="truncated_shard"):
         list(pipeline(str(folder), make, train=True, epoch_samples=100, fault_limit=0.001, shuffle=5))
+
+
+# SIGTERM, which schedulers send to every process of a job
+
+
+def _told_at_the_start(make, folder, handled, done):
+    """Read the folder with two workers that send SIGTERM to the process group before their first own instruction."""
+    from torch.utils.data._utils import signal_handling
+
+    os.setpgrp()
+    main, told = os.getpid(), []
+    signal.signal(signal.SIGTERM, (lambda *_: told.append(os.getpid())) if handled else signal.SIG_DFL)
+    set_handlers = signal_handling._set_worker_signal_handlers
+
+    def send():
+        os.killpg(0, signal.SIGTERM)  # before torch's handler, which obeys the parent alone and else ends the worker
+        set_handlers()
+        os.killpg(0, signal.SIGTERM)
+
+    multiprocessing.util.register_after_fork(make, lambda _: os.killpg(0, signal.SIGTERM))
+    signal_handling._set_worker_signal_handlers = send
+    keys = [k for b in pipeline(folder, make, workers=2) for k in b.keys]
+    done.send((len(keys), set(told) == {main}, len(multiprocessing.active_children())))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system cannot wait for signals")
+@pytest.mark.parametrize("handled", [True, False])
+def test_sigterm_to_the_group_while_workers_start_is_the_main_process_s(folder, make, handled):
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    job = context.Process(target=_told_at_the_start, args=(make, str(folder), handled, there))
+    job.start()
+    there.close()
+    assert here.poll(120)
+    if handled:
+        assert here.recv() == (25, True, 0)
+        assert here.poll(120)
+    with pytest.raises(EOFError):  # the last process that could write has ended: no worker outlives the main process
+        here.recv()
+    job.join()
+    assert job.exitcode == (0 if handled else -signal.SIGTERM)
 
 
 # Two ranks
