@@ -4,7 +4,6 @@ import io
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import time
 
