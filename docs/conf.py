@@ -13,6 +13,8 @@ root_doc = "contents"
 html_theme = "furo"
 html_title = "mmsae"
 html_show_copyright = html_show_sphinx = html_copy_source = False
+html_static_path, html_css_files = ["static"], ["site.css"]
+smartquotes_action = "qe"  # dashes stay as they are: headings name options
 myst_heading_anchors = 4  # links to headings, as on code hosts
 autodoc_inherit_docstrings = False  # those of other libraries are not ours
 autodoc_member_order = "bysource"
