@@ -7,7 +7,7 @@ import torch
 
 from mmsae.steering import attach
 from mmsae.steering.measure.controls import controls
-from mmsae.steering.measure.pictures import kid, unlearning
+from mmsae.steering.measure.images import kid, unlearning
 from mmsae.steering.measure.sweep import Condition
 from mmsae.steering.methods.detect_and_replace import from_prompts, replacement
 from mmsae.steering.methods.unlearn import above_percentile, at_steps, forget, latents, selection_score, tune

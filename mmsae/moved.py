@@ -149,7 +149,7 @@ NAMES = {
     "sae.encoder": {"sae.encoder": "Encoder=SAEEncoder"},
     "shards": {"jobs.units": "Unit units"},
     "steering.measure": {
-        "steering.measure.pictures": "Dose Locality Specificity Unlearning directional dose_response kid locality"
+        "steering.measure.images": "Dose Locality Specificity Unlearning directional dose_response kid locality"
         " specificity unlearning",
         "metrics.statistics": "spearman",
     },

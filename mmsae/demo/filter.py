@@ -79,7 +79,7 @@ def judge(root: Path) -> dict[str, Any]:
     best = sorted(kept, key=lambda r: (-r["pair_weighted"], r["uid"]))
     examples = {
         "One wrong word, dropped": [r for r in pick[ATTRIBUTE] if named_first(r, truth[r["uid"]]["caption"])][:4],
-        "Another picture's caption, dropped": pick[SWAP][:2],
+        "Another image's caption, dropped": pick[SWAP][:2],
         "Right caption, dropped all the same": pick[""][:2],
         "Right caption, kept": [r for r in best if r["uid"] not in truth][:2],
         "One wrong word, kept": [r for r in reversed(best) if kind.get(r["uid"]) == ATTRIBUTE][:2],

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsae.hosts import Host, as_encoder
-from mmsae.steering.measure.pictures import directional, locality
+from mmsae.steering.measure.images import directional, locality
 
 Scorer = Callable[[Tensor, Sequence[str]], Tensor]
 Metric = Callable[[Tensor, Tensor, Sequence[str]], Tensor]

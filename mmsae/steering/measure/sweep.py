@@ -12,7 +12,7 @@ from torch import Tensor
 from mmsae.jobs.estimate import progress_bar
 from mmsae.metrics.statistics import interval
 from mmsae.steering.edits.attach import attach
-from mmsae.steering.measure.pictures import dose_response, specificity
+from mmsae.steering.measure.images import dose_response, specificity
 from mmsae.steering.measure.scorers import Metric, moved
 from mmsae.types import InputError
 

@@ -22,7 +22,7 @@ from mmsae.metrics.choice import warn_at_edge
 from mmsae.sae import SAE
 from mmsae.steering.edits.edit import Edit
 from mmsae.steering.edits.intervention import Intervention
-from mmsae.steering.measure.pictures import Unlearning
+from mmsae.steering.measure.images import Unlearning
 from mmsae.types import InputError
 
 

@@ -8,7 +8,7 @@ from mmsae import InputError
 from mmsae.hosts import load_host
 from mmsae.sae import SAE, TopK
 from mmsae.steering import Edit, Intervention
-from mmsae.steering.measure.pictures import dose_response
+from mmsae.steering.measure.images import dose_response
 from mmsae.steering.methods.choose_features import attribute, attribution, contrast, gradient
 from mmsae.types import Codes
 from tests.helpers.encoders import MODELS, save_local

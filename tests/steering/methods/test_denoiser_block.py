@@ -7,7 +7,7 @@ import torch
 
 from mmsae.steering import Edit, FeatureStats, Intervention, attach
 from mmsae.steering.measure.controls import CONTROLS, Control, controls, with_atoms
-from mmsae.steering.measure.pictures import locality
+from mmsae.steering.measure.images import locality
 from mmsae.steering.measure.scorers import after, change, inside
 from mmsae.steering.measure.sweep import doses, sweep, verdicts
 from mmsae.steering.methods.denoiser_block import paint

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae.steering.edits.attach import attach
-from mmsae.steering.measure.pictures import locality
+from mmsae.steering.measure.images import locality
 from mmsae.steering.methods.detect_and_replace import from_prompts, replacement
 from mmsae.types import InputError
 from tests.helpers.steer_toys import SITE, ToyDiffusion, toy_sae

@@ -5,7 +5,7 @@ import torch
 
 from mmsae.steering.edits.attach import attach
 from mmsae.steering.edits.edit import Edit
-from mmsae.steering.measure.pictures import unlearning
+from mmsae.steering.measure.images import unlearning
 from mmsae.steering.methods.unlearn import ConceptStats, at_steps, concept_stats, forget, latents, tune
 from mmsae.types import InputError
 from tests.helpers.steer_toys import SITE, ToyDiffusion, amount, toy_sae

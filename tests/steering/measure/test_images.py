@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmsae.metrics.statistics import interval
-from mmsae.steering.measure.pictures import (
+from mmsae.steering.measure.images import (
     directional,
     dose_response,
     kid,
