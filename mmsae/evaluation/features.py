@@ -87,9 +87,16 @@ def token_site(site: Site) -> bool:
 
 
 def encode_features(
-    sae: SAE, x: Tensor, labels: Tensor | None = None, names: Sequence[str] = (), uids: Sequence[str] | None = None,
-    *, modality: str = IMAGE, chunk: int = 8192, **more: Any,
-) -> Features:  # fmt: skip
+    sae: SAE,
+    x: Tensor,
+    labels: Tensor | None = None,
+    names: Sequence[str] = (),
+    uids: Sequence[str] | None = None,
+    *,
+    modality: str = IMAGE,
+    chunk: int = 8192,
+    **more: Any,
+) -> Features:
     """Features of activations that are in memory: ``x (n, d)`` of a pooled site."""
     parts = [_encode(sae, part, modality) for part in x.split(chunk)]
     z, recon = Codes.stack([p[0] for p in parts]), torch.cat([p[1] for p in parts])
@@ -129,11 +136,20 @@ class ImageChoice:
 
 
 def load_features(
-    host: Host, sae: SAE, shards: str | Sequence[str], choice: ImageChoice = ImageChoice(),
-    run: EvaluationRun = EvaluationRun(), *, change: ImageChange | None = None, embed: bool = False,
-    pool: str = "max", others: Mapping[str, SAE | Components] = {}, moments: bool = False, modality: str = IMAGE,
+    host: Host,
+    sae: SAE,
+    shards: str | Sequence[str],
+    choice: ImageChoice = ImageChoice(),
+    run: EvaluationRun = EvaluationRun(),
+    *,
+    change: ImageChange | None = None,
+    embed: bool = False,
+    pool: str = "max",
+    others: Mapping[str, SAE | Components] = {},
+    moments: bool = False,
+    modality: str = IMAGE,
     desc: str = "features",
-) -> Features:  # fmt: skip
+) -> Features:
     """Run a host and an SAE over image shards (path, folder, glob or brace pattern, or several).
 
     The SAE is of one of the host's image sites, ``image.pooled`` too, and attached (:meth:`SAE.attach`). ``run`` says

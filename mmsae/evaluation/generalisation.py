@@ -88,9 +88,14 @@ def few(grid: Sequence[float]) -> Sequence[float]:
 
 
 def probe_space(
-    space: Space, y: Sequence[Tensor], names: Sequence[str], classes: int, sparse: Sequence[int] = SPARSE,
-    grid: Sequence[float] = L2, seed: int = 0,
-) -> tuple[list[ShiftPoint], list[tuple[float, dict[str, float]]]]:  # fmt: skip
+    space: Space,
+    y: Sequence[Tensor],
+    names: Sequence[str],
+    classes: int,
+    sparse: Sequence[int] = SPARSE,
+    grid: Sequence[float] = L2,
+    seed: int = 0,
+) -> tuple[list[ShiftPoint], list[tuple[float, dict[str, float]]]]:
     """All probes of one space, whose sets are train, validation, source test and targets, with labels ``y``.
 
     L2 strengths are chosen on the validation set; sparse probes of more features than there are are left out.
@@ -125,10 +130,17 @@ def probe_space(
 
 
 def generalisation(
-    sae: SAE, train: Features, val: Features, source: Features, targets: Mapping[str, Features],
-    kinds: Sequence[str] = KINDS, controls: Sequence[str] = CONTROLS, sparse: Sequence[int] = SPARSE,
-    grid: Sequence[float] = L2, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    sae: SAE,
+    train: Features,
+    val: Features,
+    source: Features,
+    targets: Mapping[str, Features],
+    kinds: Sequence[str] = KINDS,
+    controls: Sequence[str] = CONTROLS,
+    sparse: Sequence[int] = SPARSE,
+    grid: Sequence[float] = L2,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Probes trained on source images, scored on held-out source images and on targets.
 
     The SAE was trained on unlabelled source images. L2 strengths are chosen on ``val``; ``targets`` are ``{name:
@@ -186,9 +198,12 @@ def _labelled(f: Features, what: str) -> Features:
 
 
 def _matched(
-    path: Sequence[tuple[float, dict[str, float]]], raw: Sequence[tuple[float, dict[str, float]]], name: str, n: int,
+    path: Sequence[tuple[float, dict[str, float]]],
+    raw: Sequence[tuple[float, dict[str, float]]],
+    name: str,
+    n: int,
     about: Mapping[str, str],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Target accuracy minus that of raw features, both at the highest source accuracy that both reach."""
     at = min(max(s for s, _ in p) for p in (path, raw))
     own, other = (at_source([(s, t[name]) for s, t in p], at) for p in (path, raw))
@@ -197,9 +212,13 @@ def _matched(
 
 
 def _rows_of(
-    p: ShiftPoint, raw: ShiftPoint | None, lines: Mapping[str, tuple[float, float]], n: Mapping[str, int],
-    about: Mapping[str, str], seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+    p: ShiftPoint,
+    raw: ShiftPoint | None,
+    lines: Mapping[str, tuple[float, float]],
+    n: Mapping[str, int],
+    about: Mapping[str, str],
+    seed: int,
+) -> list[dict[str, Any]]:
     def share(name: str, score: str, value: float) -> dict[str, Any]:
         ends = wilson(value * n[name], n[name])
         return row("generalisation", name or "source", score, value=value, n=n[name], interval=ends, l2=p.l2, **about)

@@ -14,9 +14,16 @@ TRAINED = ""  # the control of a row that is none
 
 
 def row(
-    head: str, set: str, score: str, features: str, value: float, n: int, control: str = TRAINED,
-    interval: tuple[float, float] | None = None, **more: Any,
-) -> dict[str, Any]:  # fmt: skip
+    head: str,
+    set: str,
+    score: str,
+    features: str,
+    value: float,
+    n: int,
+    control: str = TRAINED,
+    interval: tuple[float, float] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """One figure: ``value`` (NaN where it does not exist) of a score of some features, from n samples of a set.
 
     ``control`` is empty for the SAE itself, else ``random``, ``pca``, ...; ``interval`` gives ``low`` and ``high``.

@@ -46,9 +46,14 @@ class SuiteData:
     """Features, truths and controls of a suite; the SAE is attached to the host, ``quick`` takes fewer images."""
 
     def __init__(
-        self, suite: Suite, sae: SAE, host: Host, run: EvaluationRun = EvaluationRun(), quick: bool = False,
+        self,
+        suite: Suite,
+        sae: SAE,
+        host: Host,
+        run: EvaluationRun = EvaluationRun(),
+        quick: bool = False,
         seed: int = 0,
-    ):  # fmt: skip
+    ):
         self.suite, self.sae, self.host, self.run, self.quick, self.seed = suite, sae, host, run, quick, seed
         self._cache: dict[Any, Any] = {}
         self.warnings: list[str] = []  # about sets, as they are loaded
@@ -99,9 +104,13 @@ class SuiteData:
         return features if relabel is None else self._relabelled(name, features, relabel)
 
     def load(
-        self, shards: Sequence[str], choice: ImageChoice, name: str, change: ImageChange | None = None,
+        self,
+        shards: Sequence[str],
+        choice: ImageChoice,
+        name: str,
+        change: ImageChange | None = None,
         modality: str = IMAGE,
-    ) -> Features:  # fmt: skip
+    ) -> Features:
         """:func:`load_features` with what else reads the tokens of a set."""
         return load_features(self.host, self.sae, shards, choice, self.run, change=change, modality=modality,
                              desc=name, **self._controls(name, modality))  # fmt: skip

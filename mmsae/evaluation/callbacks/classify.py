@@ -103,9 +103,14 @@ class ZeroShotTest(Callback):
     """
 
     def __init__(
-        self, shards: str | list[str], classes: str = "", templates: str = "simple", label: str = "cls",
-        host: str = "", alpha: float = 0.2,
-    ):  # fmt: skip
+        self,
+        shards: str | list[str],
+        classes: str = "",
+        templates: str = "simple",
+        label: str = "cls",
+        host: str = "",
+        alpha: float = 0.2,
+    ):
         self.shards, self.classes, self.templates, self.label = shards, classes, templates, label
         self.host, self.alpha = host, alpha
         self.metric: ZeroShotAccuracy | None = None

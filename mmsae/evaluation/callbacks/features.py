@@ -103,9 +103,15 @@ class ClassMeansTest(Callback):
     """
 
     def __init__(
-        self, shards: str | list[str], tree: str = "", train: str = "", train_shards: str | list[str] = "",
-        label: str = "cls", draws: int = 200, batch_size: int = 4096,
-    ):  # fmt: skip
+        self,
+        shards: str | list[str],
+        tree: str = "",
+        train: str = "",
+        train_shards: str | list[str] = "",
+        label: str = "cls",
+        draws: int = 200,
+        batch_size: int = 4096,
+    ):
         if bool(train) != bool(train_shards):
             raise InputError("ClassMeansTest needs train and train_shards together: labels are read from the shards")
         self.shards, self.tree, self.train, self.train_shards = shards, tree, train, train_shards

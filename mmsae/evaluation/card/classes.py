@@ -47,9 +47,12 @@ def probes(data: SuiteData, ks: Sequence[int] = (1, 2, 5), kinds: Sequence[str] 
 
 @head
 def shifted(
-    data: SuiteData, kinds: Sequence[str] = KINDS, controls: Sequence[str] = CONTROLS, sparse: Sequence[int] = SPARSE,
+    data: SuiteData,
+    kinds: Sequence[str] = KINDS,
+    controls: Sequence[str] = CONTROLS,
+    sparse: Sequence[int] = SPARSE,
     grid: Sequence[float] = L2,
-) -> HeadResult:  # fmt: skip
+) -> HeadResult:
     """Generalisation: probes trained on source images, scored on shifted ones."""
     targets = data.named("shift")
     if not targets:
@@ -82,9 +85,15 @@ def _means(x: Tensor | Codes, labels: Tensor, classes: int) -> Tensor:
 
 @head
 def ontology(
-    data: SuiteData, kinds: Sequence[str] = ("raw", "code", "recon"), controls: Sequence[str] = (RANDOM,),
-    draws: int = 200, top: int = 16, groups: Sequence[float] = (), threshold: float = 0.1, rate: float = 0.5,
-) -> HeadResult:  # fmt: skip
+    data: SuiteData,
+    kinds: Sequence[str] = ("raw", "code", "recon"),
+    controls: Sequence[str] = (RANDOM,),
+    draws: int = 200,
+    top: int = 16,
+    groups: Sequence[float] = (),
+    threshold: float = 0.1,
+    rate: float = 0.5,
+) -> HeadResult:
     """Lowest common hypernyms, purity, coverage and tree correlation, for each tree of the suite."""
     if not data.suite.trees:
         raise NotApplicable("the suite names no trees")

@@ -62,9 +62,12 @@ def _ood_validation(data: SuiteData, val: Features) -> tuple[Features, str]:
 
 @head
 def ood(
-    data: SuiteData, scores: Sequence[str] = Detection.scores, kinds: Sequence[str] = KINDS,
-    controls: Sequence[str] = Detection.controls, logits: str = "auto",
-) -> HeadResult:  # fmt: skip
+    data: SuiteData,
+    scores: Sequence[str] = Detection.scores,
+    kinds: Sequence[str] = KINDS,
+    controls: Sequence[str] = Detection.controls,
+    logits: str = "auto",
+) -> HeadResult:
     """OOD detection: every detector on raw features, code, reconstruction and residual, beside its controls."""
     far, near = data.named("ood"), data.named("near_ood")
     if not far + near:

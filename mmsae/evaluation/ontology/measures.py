@@ -39,9 +39,15 @@ def signed(x: Tensor, mean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def class_sets(
-    features: Tensor | Codes, labels: Tensor, classes: int,
-    threshold: float = 0.1, rate: float = 0.5, widest: float = 0.5, least: int = 20, chunk: int = 2048,
-) -> ClassSets:  # fmt: skip
+    features: Tensor | Codes,
+    labels: Tensor,
+    classes: int,
+    threshold: float = 0.1,
+    rate: float = 0.5,
+    widest: float = 0.5,
+    least: int = 20,
+    chunk: int = 2048,
+) -> ClassSets:
     """The classes of which most images are above a share of the feature's maximum.
 
     A feature ``(N,)`` fires above ``threshold`` of its largest value; a class belongs to the set where it fires on at

@@ -34,9 +34,12 @@ class Tree:
     """
 
     def __init__(
-        self, parents: Mapping[str, str | None], leaves: Sequence[str] | None = None, collapse: bool = True,
+        self,
+        parents: Mapping[str, str | None],
+        leaves: Sequence[str] | None = None,
+        collapse: bool = True,
         labels: Mapping[str, str] | None = None,
-    ):  # fmt: skip
+    ):
         up = {str(k): str(v) for k, v in parents.items() if v not in (None, "")}
         known = set(up) | set(up.values()) | {str(k) for k in parents}
         leaves = sorted(known - set(up.values())) if leaves is None else [str(c) for c in leaves]

@@ -128,7 +128,7 @@ class _Chosen:
 
     def __call__(
         self, name: str, kind: str, ladder: Ladder, limit: int | None = None, grid: Sequence[float] | None = None
-    ) -> Detector:  # fmt: skip
+    ) -> Detector:
         """The best detector among those of the grid; values above ``limit`` are cut to it."""
         grid = list(self.images.grids[name] if grid is None else grid)
         grid = list(dict.fromkeys(min(g, limit) for g in grid)) if limit else grid

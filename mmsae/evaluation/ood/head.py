@@ -62,11 +62,19 @@ def check_names(detection: Detection) -> None:
 
 
 def ood_head(
-    fit: FitImages, test: Features, ood: Mapping[str, Features], detection: Detection = Detection(), *,
-    sae: SAE | None = None, near: Sequence[str] = (), random: Callable[[str, Features], Features] | None = None,
-    heads: Mapping[str, Mapping[str, d.Head]] = {}, modality: str = IMAGE, seed: int = 0,
+    fit: FitImages,
+    test: Features,
+    ood: Mapping[str, Features],
+    detection: Detection = Detection(),
+    *,
+    sae: SAE | None = None,
+    near: Sequence[str] = (),
+    random: Callable[[str, Features], Features] | None = None,
+    heads: Mapping[str, Mapping[str, d.Head]] = {},
+    modality: str = IMAGE,
+    seed: int = 0,
     say: Callable[[str], None] = lambda said: None,
-) -> DetectorScores:  # fmt: skip
+) -> DetectorScores:
     """Score all detectors and controls on all sets.
 
     The ``random`` control is ``sae`` with fresh weights, or ``random(set name, features)`` where it cannot be computed

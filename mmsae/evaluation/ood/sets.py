@@ -77,9 +77,15 @@ def split_of(uid: str, parts: Sequence[str]) -> str:
 
 
 def load_sets(
-    host: Host, sae: SAE, shards: OODShards, run: EvaluationRun = EvaluationRun(), *, embed: bool = False,
-    pool: str = "max", others: Mapping[str, Any] = {},
-) -> OODFeatures:  # fmt: skip
+    host: Host,
+    sae: SAE,
+    shards: OODShards,
+    run: EvaluationRun = EvaluationRun(),
+    *,
+    embed: bool = False,
+    pool: str = "max",
+    others: Mapping[str, Any] = {},
+) -> OODFeatures:
     """Run host and SAE over all shards; for ``embed``, ``pool`` and ``others`` see :func:`load_features`.
 
     Raises:

@@ -40,9 +40,15 @@ class Accuracies(NamedTuple):
 
 
 def zero_shot_head(
-    test: LabelledScores, tune: LabelledScores, *, concept: str = "code", alphas: Sequence[float] = ALPHAS,
-    name: str = "test", control: str = "", seed: int = 0,
-) -> Accuracies:  # fmt: skip
+    test: LabelledScores,
+    tune: LabelledScores,
+    *,
+    concept: str = "code",
+    alphas: Sequence[float] = ALPHAS,
+    name: str = "test",
+    control: str = "",
+    seed: int = 0,
+) -> Accuracies:
     """Accuracies on ``test``, with alpha chosen on ``tune`` alone.
 
     Without scores of ``concept`` there is no ``enhanced``; alpha 0, which is plain CLIP to the bit, is always tried.

@@ -96,9 +96,15 @@ def tune_alpha(
 
 
 def zero_shot(
-    sae: SAE, x: Tensor, labels: Tensor, classes: Tensor, tune: tuple[Tensor, Tensor], *, concept: str = "code",
+    sae: SAE,
+    x: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    tune: tuple[Tensor, Tensor],
+    *,
+    concept: str = "code",
     alphas: Sequence[float] = ALPHAS,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Zero-shot classification through an SAE, always beside the plain host.
 
     ``x (N, d)`` are raw image embeddings, ``classes (C, d)`` come from :func:`class_embeddings`. Alpha is chosen on

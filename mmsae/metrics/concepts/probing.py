@@ -111,9 +111,13 @@ def predictions(probe: Probe, x: Any) -> Tensor:
 
 
 def choose_l2(
-    x: Any, y: np.ndarray, val: tuple[Any, np.ndarray], classes: int, grid: Sequence[float] = L2,
+    x: Any,
+    y: np.ndarray,
+    val: tuple[Any, np.ndarray],
+    classes: int,
+    grid: Sequence[float] = L2,
     columns: np.ndarray | None = None,
-) -> tuple[Probe, float]:  # fmt: skip
+) -> tuple[Probe, float]:
     """The probe of the L2 strength with the best accuracy on validation rows (the strongest among equals)."""
     best: tuple[float, float, Probe] | None = None
     for l2 in sorted(grid, reverse=True):
@@ -141,10 +145,16 @@ def _balanced(truth: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def sparse_probing(
-    train: Tensor | Codes, train_truth: Tensor, test: Tensor | Codes, test_truth: Tensor,
-    ks: Sequence[int] = (1, 2, 5), rows: tuple[int, int] = (4000, 1000), l2: float = 1.0, least: int = 20,
+    train: Tensor | Codes,
+    train_truth: Tensor,
+    test: Tensor | Codes,
+    test_truth: Tensor,
+    ks: Sequence[int] = (1, 2, 5),
+    rows: tuple[int, int] = (4000, 1000),
+    l2: float = 1.0,
+    least: int = 20,
     seed: int = 0,
-) -> SparseProbe:  # fmt: skip
+) -> SparseProbe:
     """k-sparse probing (arXiv 2305.01610, SAEBench arXiv 2503.09532): how few features tell each concept?
 
     For every concept the K features with the largest absolute difference of class means are chosen on balanced

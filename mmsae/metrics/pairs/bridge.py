@@ -40,9 +40,14 @@ class Bridge(NamedTuple):
 
 @torch.no_grad()
 def bridge(
-    image: Codes, text: Codes, atoms: Tensor, atoms_text: Tensor | None = None, top: int = 50, bound: float = 0.9,
+    image: Codes,
+    text: Codes,
+    atoms: Tensor,
+    atoms_text: Tensor | None = None,
+    top: int = 50,
+    bound: float = 0.9,
     chunk: int = 4096,
-) -> Bridge:  # fmt: skip
+) -> Bridge:
     """Bridge scores of N pairs; only features that fire together are ever looked at.
 
     Args:

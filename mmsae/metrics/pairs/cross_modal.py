@@ -83,9 +83,18 @@ class CrossModalWeights(Metric):
     full_state_update = False
 
     def __init__(
-        self, d_sae: int, width: int, mode: str = "all_pairs", selection: str = "pooled", n_pool: int = 30,
-        n_side: int = 5, delta: float = 0.0, delta_quantile: float | None = None, center: bool = False, **kwargs,
-    ):  # fmt: skip
+        self,
+        d_sae: int,
+        width: int,
+        mode: str = "all_pairs",
+        selection: str = "pooled",
+        n_pool: int = 30,
+        n_side: int = 5,
+        delta: float = 0.0,
+        delta_quantile: float | None = None,
+        center: bool = False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         for name, value, known in (("mode", mode, MODES), ("selection", selection, SELECTIONS)):
             if value not in known:
