@@ -36,7 +36,7 @@ class PromptChoice:
     val_fraction: float = 0.1
     """Share of the prompts that training never sees; 0: no validation."""
     val_prompts: int = 32
-    """At most so many of them are drawn in a validation."""
+    """Largest number of them that are drawn in a validation."""
     max_prompts: int = 100_000
     """Reading of prompts stops there."""
     caption_field: str = ""

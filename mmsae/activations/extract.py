@@ -171,7 +171,7 @@ class Extraction(NamedTuple):
         work_tars(stream, begin, share, "extract", self.data.fault_limit, self.run.progress)
 
     def finish(self, writer: StoreWriter) -> Path:
-        """From the parts to the finished store."""
+        """Make the finished store of the parts."""
         log = FaultLog()
         for faults in writer.faults():
             log.merge(faults)

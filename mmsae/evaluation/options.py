@@ -36,7 +36,7 @@ class Labelled:
     """``cls``, or the field of json that holds the label. Where it is empty there are no labels: ``ood`` has detectors
     without classes then."""
     limit: int | None = None
-    """At most so many images per set, chosen by a hash of their uid."""
+    """Largest number of images per set; which ones is decided by a hash of their uid."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OODSets:
     exclude: str = ""
     """File with label values or class names to leave out of the OOD sets, one a line."""
     fit_limit: int | None = None
-    """At most so many images for ``train`` and ``val``; default: ``limit``."""
+    """Largest number of images for ``train`` and for ``val``; default: ``limit``."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From the rows of images to one row per image: sums over the rows, pooled codes.
+"""One row per image of the rows of images: sums over the rows, pooled codes.
 
 At a pooled site an image has one row. At a token site it has many, which are not held: what figures need of them is
 summed here while they pass.

@@ -49,7 +49,7 @@ def _unit(codes: Codes) -> Codes:
 
 
 def near_misses(x_text: Tensor, captions: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:
-    """For every caption, two wrong ones with as many words: the nearest by embedding, and any.
+    """Two wrong captions for every caption, with as many words: the nearest by embedding, and any.
 
     A caption without another of its length takes from all lengths. Both are ``(N,)`` row numbers; ``seed`` is that of
     the second ones.

@@ -1,4 +1,4 @@
-"""From the parts of a filter job to its result: the global choice, the tables, the uid list and the filtered shards.
+"""The result of the parts of a filter job: the global choice, the tables, the uid list and the filtered shards.
 
 One process, in the order of the tars; memory is a few numbers per sample (and, for a chosen set, its codes).
 """
@@ -269,7 +269,7 @@ def first_stage(choice: SetChoice, progress: bool = True) -> list[np.ndarray]:
 
 
 def controls(choice: SetChoice, b: int) -> dict[str, np.ndarray]:
-    """As many samples at random, and those with the most of the wanted concepts each for itself."""
+    """Two choices of ``b`` samples: random ones, and those with the most of the wanted concepts each for itself."""
     uids, p = choice.samples.uids, choice.objective.p
     mass = [np.zeros(0)]
     for _, items in choice.items():

@@ -209,7 +209,7 @@ class FilterJob:
         return goal
 
     def _finish(self, parts: list[Path], weights: PairWeights, goal: TargetSet | None) -> None:
-        """From the parts of the scoring pass to the result; in one process."""
+        """Make the result of the parts of the scoring pass, in one process."""
         job, draft, keeping, score = self.scoring_pass, self.folder.draft, self.keeping, self.scoring.score
         log = judged([part_faults(p) for p in parts], job.fault_limit)
         samples = choose.read_samples(parts)

@@ -43,9 +43,9 @@ class Keeping:
     select_on: Literal["image", "text"] = "image"
     """Whose codes are the concepts of a sample, for ``match`` and ``cover``."""
     balance: float = 1.0
-    """For ``match`` and ``cover``: weight of the concepts; the rest goes to samples in the best third by ``score``."""
+    """Weight of the concepts (``match`` and ``cover``); the rest goes to samples in the best third by ``score``."""
     swap: bool = True
-    """For ``match``: make the greedy choice better by swaps that lower the KL to the target."""
+    """Whether swaps that lower the KL to the target improve the greedy choice (``match``)."""
     per_shard: int = 1000
     """Samples in a written shard."""
     compress: bool = False

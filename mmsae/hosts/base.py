@@ -84,7 +84,7 @@ class Host(ABC):
         """``transform``, ``tokenize`` and ``collate`` for the pipelines of ``mmsae.shards``: what makes its batches.
 
         Args:
-            modalities: That are read.
+            modalities: Those that are read.
             text: ``question+answer`` asks for whole conversations, which only vision-language hosts have.
         """
 
@@ -99,7 +99,7 @@ class Host(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the host is."""
+        """Device that holds the host."""
         return next(self.model.parameters()).device
 
     def to(self, device: str | torch.device) -> Host:
@@ -302,7 +302,7 @@ class Host(ABC):
         """Activations of a batch, without gradients; token sites fill ``position`` and ``special``, too.
 
         Args:
-            batch: As :meth:`reading` makes it.
+            batch: What a loader with the options of :meth:`reading` makes.
             sites: One site per modality; default: :meth:`default_sites`.
         """
         chosen = self.one_each(self.default_sites() if sites is None else sites)

@@ -1,4 +1,4 @@
-"""From a name (:mod:`mmsae.hosts.names`) to a host, and what can be known about a host without its weights."""
+"""The host that a name (:mod:`mmsae.hosts.names`) stands for, and what is known about it without its weights."""
 
 from __future__ import annotations
 
@@ -99,9 +99,10 @@ def load_host(
         allow_random: Accept a host for which no weights are named or found, or only some of them, with random ones in
             their place. ``timm:NAME`` means its pretrained weights, unless this is set.
         seed: Seed of random weights (default 0); the global generator is left alone.
-        **options: For ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...), ``timm.create_model``
-            (``img_size``, ...), or ``from_pretrained`` of transformers (``dtype``: the checkpoint's own by default;
-            ``device_map``, ...) or of diffusers (``dtype``, ``variant``, ``scheduler``, ...).
+        **options: Options of ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...),
+            ``timm.create_model`` (``img_size``, ...), or ``from_pretrained`` of transformers (``dtype``: the
+            checkpoint's own by default; ``device_map``, ...) or of diffusers (``dtype``, ``variant``,
+            ``scheduler``, ...).
 
     Returns:
         The host, whose hint holds the options that make it what it is.

@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module, info: Any) -> Loaded:
-        """From the ``output_loading_info`` of transformers or diffusers."""
+        """Read the ``output_loading_info`` of transformers or diffusers."""
         other = [f"{n} {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info.get("mismatched_keys", ())]
         missing = sorted(info.get("missing_keys", ())) + sorted(other)
         return cls(len(model.state_dict()), missing, sorted(info.get("unexpected_keys", ())))

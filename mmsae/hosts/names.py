@@ -144,7 +144,7 @@ class Format(NamedTuple):
     of: str  #: Name of the library whose format it is.
 
 
-#: By what stands before the folder in a host's name.
+#: Formats by what stands before the folder in a host's name.
 FORMATS = {
     "local-dir": Format("open_clip_config.json", "open_clip"),
     "diffusers": Format("model_index.json", "diffusers"),

@@ -1,4 +1,4 @@
-"""From a host's tensor to rows ``(N, d)`` and back: the layout of the tensor and the token policy of the site.
+"""The way from a host's tensor to rows ``(N, d)`` and back: the layout of the tensor and the token policy of the site.
 
 Layouts: ``(B, d)``, ``(B, T, d)``, ``(T, B, d)``, convolution maps ``(B, d, H, W)`` and ``(B, H, W, d)``. They all
 become ``(B, T, d)`` with ``T = H * W`` for maps and ``T = 1`` for pooled tensors.

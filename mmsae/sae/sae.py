@@ -277,7 +277,7 @@ class SAE(nn.Module):
         """Write configuration, weights, state and a model card; an existing SAE folder is replaced as a whole.
 
         Args:
-            folder: Where to; see :mod:`mmsae.sae.folder`.
+            folder: Folder to write; see :mod:`mmsae.sae.folder`.
             training: JSON-able facts about the training data and run, kept in ``cfg.json``.
 
         Raises:

@@ -59,7 +59,7 @@ class ExportSAE(Callback):
     what has the name of this run's result is this run's result.
 
     Args:
-        folder: Where to; default ``<default_root_dir>/sae``. The best goes to ``<folder>-best``.
+        folder: Folder to write; default ``<default_root_dir>/sae``. The best goes to ``<folder>-best``.
         monitor: Logged value whose minimum is the best.
     """
 
@@ -137,7 +137,7 @@ class DeadLatentReport(Callback):
 
     Args:
         hub_above: Share of tokens above which a latent is a hub.
-        file: Where to; default ``<default_root_dir>/latents.json``.
+        file: File to write; default ``<default_root_dir>/latents.json``.
     """
 
     def __init__(self, hub_above: float = 0.1, file: str | None = None):

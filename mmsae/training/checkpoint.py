@@ -67,8 +67,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     Args:
         every_n_train_steps: Steps between checkpoints.
-        dirpath: Where to; default ``<default_root_dir>/checkpoints``, which does not move with logger versions, so that
-            a run that is started again finds it.
+        dirpath: Folder of the checkpoints; default ``<default_root_dir>/checkpoints``, which does not move with logger
+            versions, so that a run that is started again finds it.
     """
 
     def __init__(self, every_n_train_steps: int = 500, dirpath: str | None = None):

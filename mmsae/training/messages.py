@@ -29,11 +29,11 @@ class _ToStdout(logging.StreamHandler):
 
     @stream.setter
     def stream(self, value: TextIO) -> None:
-        """Ignored."""
+        """Lightning sets it; what it sets is ignored."""
 
 
 def tidy_messages() -> None:
-    """From now on; what is left on stderr are warnings and errors."""
+    """Have Lightning's messages go to stdout from now on, so that stderr holds warnings and errors alone."""
     for message in _NOT_SO:
         warnings.filterwarnings("ignore", message=message)
     handler = _ToStdout()

@@ -32,7 +32,7 @@ class SplitFeatures(NamedTuple):
 
 @torch.no_grad()
 def _side(sae: SAE, f: Features) -> SplitFeatures:
-    """At token sites means over the image's tokens, of activations and codes: decoding is linear, a maximum is not."""
+    """Activations and codes; at token sites means over the image's tokens: decoding is linear, a maximum is not."""
     dictionary, z = sae.dictionary(IMAGE), f.z
     if f.tokens is None:
         x = sae.normaliser(f.x.to(dictionary.weight), IMAGE)[0]

@@ -164,7 +164,7 @@ def tree_correlation(tree: Tree, means: Tensor, draws: int = 200, seed: int = 0)
 def retrieval_coverage(
     tree: Tree, train: Codes, train_labels: Tensor, test: Codes, test_labels: Tensor, tau: float = 0.5, least: int = 20
 ) -> dict[str, Any]:
-    """For every internal node the feature and threshold with the best F1 on training images, scored on others.
+    """The feature and threshold of every internal node with the best F1 on training images, scored on others.
 
     The complement of coverage by class sets: a feature that fires on a third of one family's images finds it, but
     stands for no class. Nodes with fewer than ``least`` test images are left out; those with F1 ``tau`` are covered.

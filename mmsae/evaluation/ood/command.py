@@ -33,7 +33,7 @@ def ood(
         seed: Seed of the random SAE.
         beside: The other sets.
         images: Which of the images.
-        texts: For logits by text.
+        texts: Classes as texts, for logits by text.
         detection: Detectors, features and controls.
         run: How to compute.
 

@@ -93,7 +93,7 @@ class DiffusionHost(Host):
         return self
 
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
-        """As :meth:`Host.reading`: captions; activations of the denoiser come from :meth:`stream`."""
+        """How captions are read (:meth:`Host.reading`); activations of the denoiser come from :meth:`stream`."""
         if IMAGE in modalities:
             raise InputError(
                 f"a diffusion pipeline reads no images: sites of {self.denoiser} are read while it generates: "
@@ -202,7 +202,7 @@ class DiffusionHost(Host):
     def edit(
         self, site: Site | str, fn: Callable[..., Tensor], *, where: bool = False, steps: Steps | None = None
     ) -> AbstractContextManager[None]:
-        """As :meth:`Host.edit`; holds for :meth:`generate`, :meth:`stream` and, at text sites, :meth:`capture`.
+        """Edit a site (:meth:`Host.edit`) in :meth:`generate`, :meth:`stream` and, at text sites, :meth:`capture`.
 
         Args:
             site: The site. Two edits of one site run in the order in which they were opened.

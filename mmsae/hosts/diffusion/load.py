@@ -31,7 +31,8 @@ def load_pipeline(
         folder: Hub id or folder.
         precision: ``bf16`` and ``fp16`` load weights of that type, ``fp32`` of theirs.
         seed: Seed of weights that the files lack; None: the caller will not accept any.
-        **options: For ``from_pretrained``: ``variant``, ``revision``, ``cache_dir``, ``device_map``, ``scheduler``, ...
+        **options: Options of ``from_pretrained``: ``variant``, ``revision``, ``cache_dir``, ``device_map``,
+            ``scheduler``, ...
     """
     import diffusers
     from diffusers.utils import is_accelerate_available

@@ -68,8 +68,8 @@ def encode(
     """Embeddings of prompts and negatives, each encoded in a context that is tagged with its branch.
 
     Args:
-        pipeline: Gives its ``encode_prompt``, also for what it makes of absent negatives (SDXL: zeros).
-        run: Is told the branch.
+        pipeline: Pipeline whose ``encode_prompt`` is used, also for what it makes of absent negatives (SDXL: zeros).
+        run: State of the call, which is told the branch.
         prompts: One per image.
         negatives: One per image, or None for the pipeline's default.
         with_negatives: Whether the call will use them.

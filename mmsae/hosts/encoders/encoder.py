@@ -155,7 +155,7 @@ class Encoder(Host):
         return found
 
     def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
-        """As :meth:`Host.capture`; default: the ``embed`` endpoints of what the batch holds."""
+        """Activations of a batch (:meth:`Host.capture`); default: the ``embed`` endpoints of what the batch holds."""
         if sites is None:
             held = {IMAGE: batch.images, TEXT: batch.texts}
             sites = [f"{m}.embed" for m in self.modalities if held[m] is not None]

@@ -40,7 +40,7 @@ def load_model(folder: str, device: Any, precision: str, random: bool, **options
         device: Device of the model; not used with a ``device_map``.
         precision: ``bf16`` and ``fp16`` load weights of that type; ``fp32`` leaves it to ``dtype``.
         random: Take the configuration only.
-        **options: For ``from_pretrained``: ``dtype`` (default ``auto``, the checkpoint's own), ``device_map``,
+        **options: Options of ``from_pretrained``: ``dtype`` (default ``auto``, the checkpoint's own), ``device_map``,
             ``attn_implementation``, ``revision``, ``cache_dir``, ``quantization_config``, ...
     """
     import transformers

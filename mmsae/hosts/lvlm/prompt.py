@@ -104,7 +104,7 @@ class Collator:
 
         Args:
             questions: What the user says.
-            images: For each a PIL image, a list of them, or None.
+            images: One PIL image, a list of them, or None for each.
             answers: What stands in the answer's turn; None leaves it open.
             uids: Default: their numbers.
             captions: Default: the questions.

@@ -37,7 +37,7 @@ class Vocabulary(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: object, image: int, more: Collection[int] = ()) -> Vocabulary:
-        """From a tokenizer of transformers."""
+        """Read the vocabulary of a tokenizer of transformers."""
         keep = {getattr(tokenizer, "unk_token_id", None)} - {tokenizer.eos_token_id, tokenizer.pad_token_id}
         added = [i for i, t in tokenizer.added_tokens_decoder.items() if t.special]
         return cls(image, tuple(sorted({*tokenizer.all_special_ids, *added, *more} - keep)))

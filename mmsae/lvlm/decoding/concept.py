@@ -62,7 +62,7 @@ def aligned_host(host: str, aligner: Aligner) -> str:
 
 
 class ConceptShift:
-    """From the mean image state and the mean text state to where the mean text state should be.
+    """The map from the mean image state and the mean text state to where the mean text state should be.
 
     Args:
         sae: An SAE of image and text (VL-SAE: one encoder, two decoders), on aligned states if there is an aligner.

@@ -51,5 +51,5 @@ class Settings(NamedTuple):
         return {"max_new_tokens": self.max_new_tokens, "do_sample": self.do_sample, **sampling}
 
 
-#: As published for LLaVA-1.5-7B (seed 55).
+#: Settings that were published for LLaVA-1.5-7B (seed 55).
 PRESETS = {"pope": Settings(), "chair": Settings(alpha_m=0.7, max_new_tokens=512)}

@@ -137,7 +137,7 @@ class SparseProbe(NamedTuple):
 
 
 def _balanced(truth: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """At most ``most`` rows, half of which are positive, drawn with ``seed``."""
+    """Numbers of ``most`` rows or fewer, half of which are positive, drawn with ``seed``."""
     rng = np.random.default_rng(seed)
     pos, neg = np.flatnonzero(truth), np.flatnonzero(~truth)
     n = min(len(pos), len(neg), most // 2)

@@ -58,7 +58,7 @@ class Objects(NamedTuple):
 
     @classmethod
     def of(cls, lines: Iterable[Sequence[str]], published: bool = True) -> Objects:
-        """From lists of synonyms, the object's own name first.
+        """Make the objects of lists of synonyms, each with the object's own name first.
 
         ``published`` merges the original's fixed pairs only; else every term of several words is found.
         """
@@ -73,7 +73,7 @@ class Objects(NamedTuple):
 
     @classmethod
     def read(cls, path: str | Path, published: bool = True) -> Objects:
-        """From a file with one object a line, its name and synonyms separated by commas.
+        """Read a file with one object a line, its name and synonyms separated by commas.
 
         Raises:
             InputError: No such file, or nothing in it.

@@ -269,7 +269,7 @@ class Edit:
 
     @classmethod
     def from_dict(cls, ops: Iterable[Mapping[str, Any]]) -> Edit:
-        """From what :meth:`to_dict` made.
+        """Make the edit again of what :meth:`to_dict` made.
 
         Raises:
             InputError: An unknown primitive, or arguments that it has not.

@@ -176,7 +176,7 @@ class Intervention:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], stats: FeatureStats | None = None) -> Intervention:
-        """From what :meth:`to_dict` made, or what was written by hand; ``stats`` replace the folder that it names.
+        """Make it of what :meth:`to_dict` made or what was written by hand; ``stats`` replace the folder that it names.
 
         Raises:
             InputError: Unknown fields, or values that make no intervention.

@@ -104,7 +104,7 @@ class FeatureStats:
 
     @classmethod
     def of_codes(cls, batches: Iterable[Codes], modality: str = "", sae: str = "") -> FeatureStats:
-        """From batches of codes; memory is bounded by ``d_sae`` and one batch."""
+        """Gather them from batches of codes; memory is bounded by ``d_sae`` and one batch."""
         total: _Counts | None = None
         for codes in batches:
             total = total or _Counts(codes.d_sae)
@@ -122,7 +122,7 @@ class FeatureStats:
         tokens: str = "content",
         rows: int | None = None,
     ) -> FeatureStats:
-        """From a stream of activations, of a host or of :meth:`from_store`, until ``rows`` were seen.
+        """Gather them from a stream of activations, of a host or of :meth:`from_store`, until ``rows`` were seen.
 
         ``tokens="content"`` leaves special tokens out, as the default gate of text sites does; ``all`` keeps them.
         """
@@ -151,7 +151,7 @@ class FeatureStats:
         rows: int | None = None,
         batch_size: int = 8192,
     ) -> FeatureStats:
-        """From an activation store; arguments as :meth:`collect`."""
+        """Gather them from an activation store; the arguments are those of :meth:`collect`."""
         store = store if isinstance(store, ActivationStore) else ActivationStore(store)
         m = sae._modality(modality)
         name = store.spec.resolve(None, m)

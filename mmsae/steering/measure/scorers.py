@@ -1,4 +1,4 @@
-"""From images to numbers: what a metric of a sweep is made of.
+"""Numbers of images: what a metric of a sweep is made of.
 
 A *scorer* is any ``scorer(images (B, 3, H, W) in [0, 1], prompts) -> (B,)``: a classifier's hit, the answer of a
 visual-question model, a colour probe. Success should be scored by another model than the one that chose the feature. A

@@ -127,12 +127,12 @@ def sweep(
     Args:
         host: Diffusion host.
         prompts: Every one is drawn with as many noises as there are seeds.
-        conditions: From :func:`doses` (and :func:`~mmsae.steering.measure.controls.controls` for their controls).
+        conditions: Those of :func:`doses` (and :func:`~mmsae.steering.measure.controls.controls` for their controls).
         metrics: ``{name: metric(before, after, prompts)}``, see :mod:`mmsae.steering.measure.scorers`.
         seeds: Seeds of the noise of the first prompt; others have their own (:func:`noise`), which the table names.
         batch_size: Images at a time.
         progress: Whether to show a bar.
-        watch: Is shown all images: ``watch(condition, items, images)``.
+        watch: Function that is shown all images: ``watch(condition, items, images)``.
         **options: Options of ``host.generate``: ``steps``, ``guidance``, ``negative``, ...
 
     Returns:

@@ -46,7 +46,7 @@ class WordPair(NamedTuple):
         return means[1] - means[0]
 
     def top(self, n: int) -> tuple[Tensor, Tensor]:
-        """At most ``n // 2`` features that go away with the source word, and as many that come; most change first."""
+        """Up to ``n // 2`` features that go away with the source word, and as many that come; most change first."""
         delta = self.delta
         order = delta.argsort(stable=True)
         going, coming = order[: n // 2], order.flip(0)[: n // 2]

@@ -33,7 +33,7 @@ def lone_objects(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
 
 
 def digits(n: int) -> tuple[np.ndarray, list[str]]:
-    """At most n of scikit-learn's handwritten digits (8 x 8, the UCI set) as grey images of 32 x 32."""
+    """The first ``n`` of scikit-learn's handwritten digits (8 x 8, the UCI set) as grey images of 32 x 32."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

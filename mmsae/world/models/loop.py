@@ -33,7 +33,7 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices and convolution kernels (flattened to out x rest); embeddings and vectors belong to AdamW.
+    """Optimiser of matrices and convolution kernels (flattened to out x rest); embeddings and vectors are AdamW's.
 
     The update has the root mean square of an Adam step (Moonlight's .2 sqrt(max(m, n)), arXiv 2502.16982), so learning
     rates and (decoupled) weight decay are on Adam's scale; the momentum is Nesterov's. On the generated world the
@@ -213,7 +213,7 @@ class Clock:
         self.start = time.perf_counter(), time.process_time()
 
     def seconds(self) -> dict[str, float]:
-        """By the wall and of this process."""
+        """Seconds so far by the clock on the wall (``wall``) and of this process (``cpu``)."""
         return {"wall": time.perf_counter() - self.start[0], "cpu": time.process_time() - self.start[1]}
 
 

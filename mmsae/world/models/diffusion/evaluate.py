@@ -122,7 +122,7 @@ def substitution(contrast: Contrast, k: int, strength: float = 1.0, stats: Featu
     explain stays).
 
     Args:
-        contrast: On prompts other than those that are reported.
+        contrast: Contrast of the two words, on prompts other than those that are reported.
         k: Latents of either side.
         strength: Strength of both sides.
         stats: Statistics of the latents; random controls draw from those that are live there.
