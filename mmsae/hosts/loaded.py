@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmsae.types import InputError
 
@@ -66,13 +66,15 @@ def _first(names: Sequence[str], n: int = 3) -> str:
 def recorded(seed: int | None = None) -> Iterator[dict[str, Loaded]]:
     """While open, every model that a pipeline loads is recorded by the name of its folder.
 
-    diffusers hands no loading info out of ``DiffusionPipeline.from_pretrained``, so its parts are asked for it.
-    Each part draws what it lacks from ``seed``, for parts are loaded in no fixed order.
+    diffusers hands no loading info out of ``DiffusionPipeline.from_pretrained``, so its parts are asked for it. What
+    they say is read when the context closes: within the library's call a fault of ours would read as the host's. Each
+    part draws what it lacks from ``seed``, for parts are loaded in no fixed order.
     """
     from diffusers import ModelMixin
     from transformers import PreTrainedModel
 
     found: dict[str, Loaded] = {}
+    made: list[tuple[Any, Any, Any, Tensor]] = []
 
     def asking(original: Any) -> Any:
         @functools.wraps(original)
@@ -80,9 +82,7 @@ def recorded(seed: int | None = None) -> Iterator[dict[str, Loaded]]:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
             model, info = original(cls, path, *args, **options, output_loading_info=True)
-            found[Path(path).name] = Loaded.of(model, info)
-            if seed is not None and isinstance(model, ModelMixin):
-                _initialise(model, info["missing_keys"])
+            made.append((path, model, info, torch.get_rng_state()))
             return model
 
         return classmethod(load)
@@ -94,6 +94,11 @@ def recorded(seed: int | None = None) -> Iterator[dict[str, Loaded]]:
             base.from_pretrained = asking(original.__func__)
         with silent():
             yield found
+    for path, model, info, state in made:
+        found[Path(path).name] = Loaded.of(model, info)
+        if seed is not None and isinstance(model, ModelMixin):
+            torch.set_rng_state(state)  # as if it went on drawing
+            _initialise(model, info["missing_keys"])
 
 
 def _initialise(model: Any, names: Sequence[str]) -> None:
