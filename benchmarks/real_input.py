@@ -25,7 +25,8 @@ from real_input_table import RANDOM, markdown
 from torch import Tensor
 
 from mmsae.activations import ActivationStore, extract
-from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot
+from mmsae.evaluation.zeroshot.head import zero_shot
+from mmsae.evaluation.zeroshot.scores import pool_templates
 from mmsae.files import atomic_file
 from mmsae.filtering.truth import Side, mismatch
 from mmsae.hosts import Host, load_host

@@ -168,6 +168,7 @@ NAMES = {
     "tasks.pair_scorer": {
         "filtering.scorers.base": "Evidence=Reasons Only SCORES Scorer ScorerSpec check_score is_clip only",
     },
+    "tasks.zero_shot": {"evaluation.zeroshot.head": "CONCEPTS zero_shot"},
     "world.diffusion_evaluate": {
         "world.models.diffusion.evaluate": "Prompts=ObjectPrompts score_pictures=score_images"
     },

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from mmsae.evaluation.options import ALPHAS
 from mmsae.evaluation.rows import row
-from mmsae.evaluation.zeroshot.scores import CONCEPTS, class_embeddings, enhance, hits, tune_alpha
+from mmsae.evaluation.zeroshot.scores import class_embeddings, enhance, hits, tune_alpha, zero_shot_scores
 from mmsae.hosts import Encoder, Host
 from mmsae.metrics.choice import at_edge
 from mmsae.metrics.statistics import balanced_interval, wilson
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, InputError
 
+CONCEPTS = ("code", "recon")
 SCORES = ("top1", "top5", "balanced")
 
 
@@ -84,6 +85,41 @@ def zero_shot_head(
         rows.append(row("zeroshot", name, "balanced", kind, value, len(test.labels), control, ends, classes=seen))
     edges = at_edge(f"alpha{f' of control {control}' if control else ''}", alpha, tuning, (0.0,)) if tuning else []
     return Accuracies(rows, alpha, tuning, per_class, counts, edges)
+
+
+def zero_shot(
+    sae: SAE,
+    x: Tensor,
+    labels: Tensor,
+    classes: Tensor,
+    tune: tuple[Tensor, Tensor],
+    *,
+    concept: str = "code",
+    alphas: Sequence[float] = ALPHAS,
+) -> dict[str, Any]:
+    """The figures of :func:`zero_shot_head` alone, of an SAE at the embeddings that images and texts share.
+
+    ``x (N, d)`` are raw image embeddings, ``classes (C, d)`` come from
+    :func:`mmsae.evaluation.zeroshot.scores.class_embeddings`. Alpha is chosen on ``tune``, ``(x, labels)`` of other
+    images, alone.
+
+    Returns:
+        Top-1 accuracies ``raw``, ``recon``, ``code`` and ``enhanced`` with its ``alpha``; ``top5`` and ``balanced``
+        with the same four keys; ``tuning``: ``{alpha: top-1 on the tuning split}``; ``classes`` and ``images``.
+
+    Raises:
+        InputError: As :func:`zero_shot_head` does.
+    """
+    test, held = (
+        LabelledScores({kind: s.cpu() for kind, s in zero_shot_scores(sae, rows, classes).items()}, own.cpu())
+        for rows, own in ((x, labels), tune)
+    )
+    found = zero_shot_head(test, held, concept=concept, alphas=alphas)
+    of = {score: {r["features"]: r["value"] for r in found.rows if r["score"] == score} for score in SCORES}
+    return {
+        **of.pop("top1"), "alpha": found.alpha, "concept": concept, **of, "tuning": found.tuning,
+        "classes": len(classes), "images": len(labels),
+    }  # fmt: skip
 
 
 def text_classes(host: Host, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,6 @@ from mmsae.metrics.pairs.retrieval import cosine_to, cosine_to_few
 from mmsae.metrics.statistics import pessimistic_ranks
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, InputError
-
-CONCEPTS = ("code", "recon")
 
 
 def pool_templates(embeddings: Tensor) -> Tensor:
@@ -49,13 +46,6 @@ def class_embeddings(
 def accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
     """Share of rows of ``scores (N, C)`` whose label is among the k best; exact ties count against the label."""
     return hits(scores, labels, k).double().mean().item()
-
-
-def balanced_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that occur of the top-1 accuracy within the class."""
-    labels = labels.to(scores.device)
-    hit, n = (torch.bincount(labels, w, scores.shape[1]) for w in (hits(scores, labels, 1).double(), None))
-    return (hit[n > 0] / n[n > 0]).mean().item()
 
 
 def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
@@ -93,45 +83,3 @@ def tune_alpha(
     """The alpha with the best top-1 (the smallest among equals), and ``{alpha: top-1}``; 0 is always tried."""
     tuning = {a: accuracy(enhance(scores["raw"], scores[concept], a), labels) for a in sorted({0.0, *alphas})}
     return max(tuning, key=lambda a: (tuning[a], -a)), tuning
-
-
-def zero_shot(
-    sae: SAE,
-    x: Tensor,
-    labels: Tensor,
-    classes: Tensor,
-    tune: tuple[Tensor, Tensor],
-    *,
-    concept: str = "code",
-    alphas: Sequence[float] = ALPHAS,
-) -> dict[str, Any]:
-    """Zero-shot classification through an SAE, always beside the plain host.
-
-    ``x (N, d)`` are raw image embeddings, ``classes (C, d)`` come from :func:`class_embeddings`. Alpha is chosen on
-    ``tune``, ``(x, labels)`` of other images, alone.
-
-    Returns:
-        Top-1 accuracies ``raw``, ``recon``, ``code`` and ``enhanced`` with its ``alpha``; ``top5`` and ``balanced``
-        with the same four keys; ``tuning``: ``{alpha: top-1 on the tuning split}``; ``classes`` and ``images``.
-
-    Raises:
-        InputError: An unknown ``concept``, or labels outside the classes.
-    """
-    if concept not in CONCEPTS:
-        raise InputError(f"concept is {concept!r}, expected one of {CONCEPTS}")
-    for name, y in (("test", labels), ("tuning", tune[1])):
-        if len(y) and int(y.max()) >= len(classes):
-            raise InputError(f"{name} labels go up to {int(y.max())} but there are {len(classes)} classes")
-    alpha, tuning = tune_alpha(zero_shot_scores(sae, tune[0], classes), tune[1], concept, alphas)
-    scores = zero_shot_scores(sae, x, classes)
-    scores["enhanced"] = enhance(scores["raw"], scores[concept], alpha)
-    return {
-        **{name: accuracy(s, labels) for name, s in scores.items()},
-        "alpha": alpha,
-        "concept": concept,
-        "top5": {name: accuracy(s, labels, 5) for name, s in scores.items()},
-        "balanced": {name: balanced_accuracy(s, labels) for name, s in scores.items()},
-        "tuning": tuning,
-        "classes": len(classes),
-        "images": len(labels),
-    }

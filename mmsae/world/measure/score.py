@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.zeroshot.scores import class_embeddings, zero_shot
+from mmsae.evaluation.zeroshot.head import zero_shot
+from mmsae.evaluation.zeroshot.scores import class_embeddings
 from mmsae.filtering.truth import Side, mismatch
 from mmsae.metrics.concepts.concepts import concept_report
 from mmsae.metrics.pairs.correlation import PairScorer

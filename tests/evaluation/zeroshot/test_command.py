@@ -17,7 +17,7 @@ from mmsae.evaluation.zeroshot.classify import Classifier
 from mmsae.evaluation.zeroshot.command import zeroshot
 from mmsae.evaluation.zeroshot.head import LabelledScores, text_classes, zero_shot_head
 from mmsae.evaluation.zeroshot.report import plot
-from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot, zero_shot_scores
+from mmsae.evaluation.zeroshot.scores import pool_templates, zero_shot_scores
 from mmsae.hosts import load_host
 from mmsae.metrics.reconstruction import FVU
 from mmsae.options import call
@@ -46,21 +46,6 @@ def place(tmp_path_factory):
 def run(place, out, **more):
     args = {"sae": place["sae"], "shards": place["shards"], "classes": place["names"], "progress": False}
     return call(zeroshot, **{**args, "out": str(out), **more})
-
-
-def test_the_head_says_what_the_task_says(place, tmp_path):
-    sae, host = load_pair(place["sae"], device="cpu")
-    f = call(load_features, host, sae, place["shards"], progress=False)
-    w = text_classes(host, list(COLOURS), ["a {}", "the {} square"])
-    want = zero_shot(sae, f.x, f.labels, w, (f.x, f.labels))
-    split = LabelledScores(zero_shot_scores(sae, f.x, w), f.labels)
-    got = zero_shot_head(split, split)
-    for kind in ("raw", "recon", "code", "enhanced"):
-        value = {r["score"]: r["value"] for r in find(got.rows, features=kind)}
-        assert value["top1"] == pytest.approx(want[kind])
-        assert value["top5"] == 1 and value["balanced"] == pytest.approx(want["balanced"][kind])
-    assert got.alpha == want["alpha"] and got.tuning == want["tuning"]
-    assert got.counts.tolist() == [50, 50, 50]
 
 
 def test_the_classifier_is_open_clips_own(place):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae import SAE
-from mmsae.evaluation.zeroshot.scores import zero_shot
+from mmsae.evaluation.zeroshot.head import zero_shot
 from mmsae.filtering.truth import Side, mismatch
 from mmsae.metrics import PairScorer, concept_report, derangement, fvu, pair_report
 
