@@ -58,6 +58,8 @@ class Tokens(NamedTuple):
     #: ``{modality: (N_m,) bool}`` flags of CLS, BOS, EOS or padding tokens (token sites only).
     special: dict[str, Tensor] | None = None
     faults: Faults | None = None  #: What was dropped while this batch was read.
+    #: ``{modality: (N_m, d_m)}`` gradient of the host's loss at the activations, where the data procedure takes it.
+    grad: dict[str, Tensor] | None = None
 
     @classmethod
     def pooled(cls, x: dict[str, Tensor], uids: list[str] | None = None, faults: Faults | None = None) -> Tokens:
@@ -196,7 +198,7 @@ class SAEOutput(NamedTuple):
     codes: Codes  #: The codes.
     target: Tensor  #: ``(N, d)`` the normalised input that the losses are taken against.
     recon: Tensor  #: ``(N, d)`` the reconstruction in normalised units.
-    pre: Any = None  #: Lazy pre-codes (:class:`mmsae.sae.encoder.PreCodes`), for losses that need them.
+    pre: Any = None  #: Lazy pre-codes (:class:`mmsae.sae.precodes.PreCodes`), for losses that need them.
 
 
 @dataclass(frozen=True)

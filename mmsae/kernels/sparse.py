@@ -14,7 +14,7 @@ einsum, and both run on CUDA. Everything is deterministic on CPU.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -150,39 +150,93 @@ def sampled_linear(
     return _SampledLinear.apply(x, weight, bias, indices, values, scale)
 
 
+def _products(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """``(rows, their part of (x @ weight.T) * scale + bias)``, so many rows at a time as are fast on the device."""
+    # 256 rows keep the product in cache and under the allocator's mmap limit on CPU; a GPU wants large products
+    size = 256 if x.device.type == "cpu" else max(256, 2**28 // len(weight))
+    for start in range(0, len(x), size):
+        rows = slice(start, min(start + size, len(x)))
+        product = _linear(x[rows], weight, bias if scale is None else None)
+        if scale is not None:
+            product.mul_(scale)
+            if bias is not None:
+                product.add_(bias)
+        yield rows, product
+
+
 @torch.no_grad()
 def chunked_topk(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     k: int,
-    score: Callable[[Tensor], Tensor] | None = None,
+    score: Callable[[Tensor, slice], Tensor] | None = None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k largest entries of each row of ``(x @ weight.T) * scale + bias``, without keeping the (N, F) product.
 
-    Shapes are those of :func:`sampled_linear`. ``score`` is what is ranked, as a function of the product (default:
-    itself).
+    Shapes are those of :func:`sampled_linear`. ``score(product, rows)`` is what is ranked, as a function of the product
+    of some rows (default: itself).
 
     Returns:
         ``(values, indices)``, both ``(N, k)``; values are entries of the product, not scores.
     """
-    # 256 rows keep the product in cache and under the allocator's mmap limit on CPU; a GPU wants large products
-    rows = 256 if x.device.type == "cpu" else max(256, 2**28 // len(weight))
     values, indices = [], []
-    for part in x.split(rows):
-        product = _linear(part, weight, bias if scale is None else None)
-        if scale is not None:
-            product.mul_(scale)
-            if bias is not None:
-                product.add_(bias)
+    for rows, product in _products(x, weight, bias, scale):
         if score is None:
             val, idx = product.topk(k, dim=1, sorted=False)
         else:
-            idx = score(product).topk(k, dim=1, sorted=False).indices
+            idx = score(product, rows).topk(k, dim=1, sorted=False).indices
             val = product.gather(1, idx)
         values.append(val)
         indices.append(idx)
     if not values:
         return x.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=x.device)
     return torch.cat(values), torch.cat(indices)
+
+
+@torch.no_grad()
+def chunked_above(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: Tensor,
+    score: Callable[[Tensor, slice], Tensor] | None = None,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The entries of ``(x @ weight.T) * scale + bias`` whose score is above a threshold, without the (N, F) product.
+
+    ``threshold`` is one number or ``(F,)``. Rows with fewer entries than the fullest one are filled with other ids,
+    which do not count.
+
+    Returns:
+        ``(values, indices, kept)``, all ``(N, k)`` with k the most entries of a row, at least 1.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    k = 1
+    for rows, product in _products(x, weight, bias, scale):
+        ranked = product if score is None else score(product, rows)
+        on = ranked > threshold
+        k = max(k, int(on.sum(1).max()))
+        ranked = torch.where(on, ranked, -torch.inf)
+        idx = ranked.topk(min(max(k, 1), len(weight)), dim=1).indices
+        parts.append((product.gather(1, idx), idx, on.gather(1, idx)))
+    if not parts:
+        empty = torch.zeros(0, 1, dtype=torch.long, device=x.device)
+        return x.new_zeros(0, 1), empty, empty.bool()
+    return _widened(parts, k, len(weight))
+
+
+def _widened(parts: list[tuple[Tensor, Tensor, Tensor]], k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Below each other, the narrower ones filled up with ids that their rows have not."""
+    values, indices, kept = [], [], []
+    for val, idx, on in parts:
+        missing = k - idx.shape[1]
+        if missing:
+            taken = idx.new_zeros(len(idx), k + 1).scatter_(1, idx.clamp(max=k), 1)[:, :k]
+            idx = torch.cat([idx, taken.sort(dim=1, stable=True).indices[:, :missing]], 1)
+            val, on = (F.pad(t, (0, missing)) for t in (val, on))
+        values.append(val)
+        indices.append(idx)
+        kept.append(on)
+    return torch.cat(values), torch.cat(indices), torch.cat(kept)

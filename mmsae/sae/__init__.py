@@ -7,13 +7,17 @@ __all__, _get = lazy(
     __name__,
     {
         "dictionary": "Dictionary",
-        "encoder": "AffineEncoder DistanceEncoder PerModalityEncoder PreCodes SAEEncoder",
+        "encoder": "AffineEncoder DistanceEncoder PerModalityEncoder SAEEncoder",
         "losses": "AuxK CodeCosine LossContext LossTerm Reconstruction",
         "normaliser": "Normaliser",
+        "part": "Part",
+        "precodes": "DensePreCodes PreCodes PursuitCodes",
         "random_control": "random_control",
         "sae": "SAE fit_rows",
-        "selector": "Selector TopK",
+        "selector": "Pursued Ranked ReLU Rows Selector TopK",
         "usage": "UsageTracker",
+        "variants.batch_topk": "BatchTopK",
+        "variants.jumprelu": "JumpReLU L0",
     },
 )
 

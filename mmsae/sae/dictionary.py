@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsae.sae.part import Part
 from mmsae.types import InputError
 
+NORMS = ("unit", "ball", "free")
 
-class Dictionary(nn.Module):
+
+class Dictionary(Part):
     """Atoms ``weight (d_sae, d)`` (rows) and a bias ``(d,)``.
 
     Args:
-        norm: ``unit``: every atom has norm 1, kept by tangent gradients and renormalisation after each step;
-            ``free``: an ordinary affine decoder.
+        norm: ``unit``: every atom has norm 1, kept by tangent gradients and renormalisation after each step; ``ball``:
+            at most 1, by scaling longer ones down; ``free``: an ordinary affine decoder.
         bias: Whether decoding adds a bias.
     """
 
     name = "dictionary"
+    file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_dec", False), "bias": ("b_dec", False)}
 
     def __init__(self, norm: str = "unit", bias: bool = True):
         super().__init__()
-        if norm not in ("unit", "free"):
-            raise InputError(f"dictionary norm must be 'unit' or 'free', not {norm!r}")
+        if norm not in NORMS:
+            raise InputError(f"dictionary norm must be one of {', '.join(NORMS)}, not {norm!r}")
         self.norm, self.use_bias = norm, bias
 
-    def config(self) -> dict:
-        """Arguments that rebuild this part."""
+    def config(self) -> dict[str, Any]:
         return {"norm": self.norm, "bias": self.use_bias}
 
     def build(self, d_in: int, d_sae: int) -> None:
-        """Allocate: random directions (``unit``), or the default of a linear layer from d_sae to d (``free``)."""
+        """Allocate: random directions, or (``free``) the default of a linear layer from d_sae to d."""
         bound = d_sae**-0.5
-        if self.norm == "unit":
+        if self.norm != "free":
             self.weight = nn.Parameter(F.normalize(torch.randn(d_sae, d_in)))
             bias = torch.zeros(d_in)
         else:
@@ -50,9 +56,14 @@ class Dictionary(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Renormalise the atoms; call after every optimiser step. Norm 0 stays 0 rather than becoming NaN."""
-        if self.norm == "unit":
-            self.weight.div_(self.weight.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        """Put the atoms back on their constraint; call after every optimiser step. Norm 0 stays 0, and no NaN."""
+        if self.norm != "free":
+            least = 1e-12 if self.norm == "unit" else 1.0
+            self.weight.div_(self.weight.norm(dim=1, keepdim=True).clamp(min=least))
+
+    def after_step_(self) -> None:
+        """The constraint."""
+        self.project_()
 
     @torch.no_grad()
     def remove_parallel_grad_(self) -> None:

@@ -1,78 +1,29 @@
-"""Encoders: from normalised activations to pre-codes, one score per latent.
-
-An encoder does not compute the pre-codes: it says what they are, as ``act((x @ weight.T) * scale + bias)`` with a
-non-decreasing ``act``. So a selector can rank without keeping the (N, d_sae) product and take gradients for the
-entries that it kept, and a loss can ask for the columns that it needs.
-"""
+"""Encoders: from normalised activations to pre-codes, one score per latent; see :mod:`mmsae.sae.precodes`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsae.kernels import chunked_topk, sampled_linear
 from mmsae.moved import earlier
 from mmsae.sae.dictionary import Dictionary
+from mmsae.sae.part import Part
+from mmsae.sae.precodes import DensePreCodes, PreCodes
 from mmsae.types import InputError
 
 __getattr__ = earlier(__name__)
 
 
-def identity(u: Tensor) -> Tensor:
-    """No activation."""
-    return u
-
-
-class PreCodes(NamedTuple):
-    """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed."""
-
-    x: Tensor  #: ``(N, d)``.
-    weight: Tensor  #: ``(d_sae, d)``.
-    bias: Tensor | None  #: ``(d_sae,)`` or None.
-    act: Callable[[Tensor], Tensor] = identity  #: Elementwise, non-decreasing.
-    #: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may).
-    valid: Tensor | None = None
-    scale: Tensor | None = None  #: ``(d_sae,)`` factor of each latent, or None (1).
-
-    def dense(self) -> Tensor:
-        """``(N, d_sae)`` pre-codes."""
-        return self._finish(F.linear(self.x, self.weight), self.bias, self.scale)
-
-    def columns(self, ids: Tensor) -> Tensor:
-        """``(N, len(ids))`` pre-codes of some latents."""
-        bias = None if self.bias is None else self.bias[ids]
-        return self._finish(F.linear(self.x, self.weight[ids]), bias, None if self.scale is None else self.scale[ids])
-
-    def topk(self, k: int, score: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Linear parts (before ``act``) and ids, both ``(N, k)``, of the k largest of each row; no gradients."""
-        return chunked_topk(self.x, self.weight, self.bias, k, score, self.scale)
-
-    def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
-        """``(N, k)`` pre-codes of chosen latents, with gradients for these entries only; ``linear`` if known."""
-        return self._activate(sampled_linear(self.x, self.weight, self.bias, indices, linear, self.scale))
-
-    def _finish(self, linear: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-        linear = linear if scale is None else linear * scale
-        return self._activate(linear if bias is None else linear + bias)
-
-    def _activate(self, linear: Tensor) -> Tensor:
-        u = self.act(linear)
-        return u if self.valid is None else u * self.valid
-
-
-class SAEEncoder(nn.Module):
+class SAEEncoder(Part):
     """Base of an SAE's encoders. ``weight`` is stored ``(d_sae, d_in)``: rows are what is gathered and normalised."""
 
-    name: str
-
-    def config(self) -> dict:
-        """Arguments that rebuild this part."""
-        raise NotImplementedError
+    is_pursuit = False  #: Whether the encoder chooses latents by itself (its pre-codes are ``PursuitCodes``).
+    file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_enc", True), "bias": ("b_enc", False)}
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
         """Allocate for ``{modality: width}``; dictionaries are built already (tied initialisation reads them)."""
@@ -81,7 +32,7 @@ class SAEEncoder(nn.Module):
     def centre_(self, means: Mapping[str, Tensor]) -> None:
         """Start with pre-codes that are about ``{modality: (d,) mean of the rows}``, where a bias can do that."""
 
-    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
+    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes | DensePreCodes:
         """Pre-codes of normalised rows ``x (N, d)``."""
         raise NotImplementedError
 
@@ -148,9 +99,6 @@ class DistanceEncoder(SAEEncoder):
 
     name = "distance"
 
-    def config(self) -> dict:
-        return {}
-
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
         """Allocate prototypes ``weight (d_sae, d_in)`` ~ U(-1/sqrt(d), 1/sqrt(d))."""
         d = _one_width(d_in)
@@ -190,5 +138,22 @@ class PerModalityEncoder(SAEEncoder):
         for m, mean in means.items():
             self.encoders[m].centre_({m: mean})
 
-    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
+    def check(self, sae: Any) -> None:
+        if self.template[0].is_pursuit:
+            raise InputError("a pursuit has no weights of its own to give every modality: use it without per_modality")
+        self.template[0].check(sae)
+
+    def fit_(self, rows: Mapping[str, Tensor]) -> None:
+        for m, x in rows.items():
+            self.encoders[m].fit_({m: x})
+
+    def after_step_(self) -> None:
+        for part in self.encoders.values():
+            part.after_step_()
+
+    def weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
+        """Every encoder's, with the modality as suffix (``W_enc.image``)."""
+        return {f"{name}.{m}": w for m, e in self.encoders.items() for name, w in e.weights().items()}
+
+    def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes | DensePreCodes:
         return self.encoders[modality](x, dictionary, modality)

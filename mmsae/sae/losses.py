@@ -7,14 +7,13 @@ carries its coefficient; a sum of terms is the training loss.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmsae.kernels import sparse_decode
 from mmsae.kernels.pairs import code_cosine
-from mmsae.sae.sae import SAE
 from mmsae.sae.usage import DEAD_AFTER, UsageTracker
 from mmsae.types import InputError, SAEOutput
 
@@ -24,9 +23,19 @@ Outputs = Mapping[str, SAEOutput]
 class LossContext(NamedTuple):
     """What loss terms may look at beside the outputs."""
 
-    sae: SAE
+    sae: Any  #: The SAE (:class:`mmsae.SAE`).
     usage: UsageTracker | None = None  #: None where nobody tracks.
     progress: float = 1.0  #: Share of the training that is done, 0 to 1 (1 where it is not known: every ramp is over).
+    step: int = 0  #: Number of optimiser steps done.
+    seed: int = 0  #: Of the training; with the step, what random choices of a term are drawn from.
+
+    def generator(self, salt: int) -> torch.Generator:
+        """A generator on the CPU that is the same for this step on all ranks; ``salt`` keeps terms apart."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 1_009 + salt)
+
+    def ramp(self, share: float) -> float:
+        """0 to 1 over the first ``share`` of the training, then 1."""
+        return min(1.0, self.progress / share) if share else 1.0
 
 
 class LossTerm(nn.Module):
@@ -140,7 +149,7 @@ class CodeCosine(LossTerm):
         if len(counts) != 2 or len(set(counts.values())) != 1:
             raise InputError(f"code_cosine needs pairs: two modalities with equal counts, not {counts}")
         a, b = (out.codes for out in outputs.values())
-        weight = self.coefficient * (min(1.0, ctx.progress / self.ramp) if self.ramp else 1.0)
+        weight = self.coefficient * ctx.ramp(self.ramp)
         apart = 1.0 - code_cosine(a, b, mask_top=self.mask_top).mean()
         if self.shuffled:
             other = b.rows(torch.arange(b.n, device=b.values.device).roll(1))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from mmsae.sae.part import Part
 from mmsae.types import InputError, RowInfo
 
 _EPS = 1e-12
@@ -20,7 +21,7 @@ def all_reduce(*tensors: Tensor) -> None:
             torch.distributed.all_reduce(t)
 
 
-class Normaliser(nn.Module):
+class Normaliser(Part):
     """``x -> row norm -> minus the modality's mean -> times a scale -> row norm``, every step optional.
 
     Statistics are fitted once on a sample (:meth:`fit`) and are buffers afterwards. :meth:`invert` undoes all of it, so
@@ -44,7 +45,6 @@ class Normaliser(nn.Module):
         self.modalities: tuple[str, ...] = ()
 
     def config(self) -> dict:
-        """Arguments that rebuild this part."""
         return {"unit_in": self.unit_in, "centre": self.centre, "scale": self.scale, "unit_out": self.unit_out}
 
     def build(self, d_in: Mapping[str, int]) -> None:
@@ -108,6 +108,14 @@ class Normaliser(nn.Module):
         if self.unit_in:
             x = x * info.outer
         return x
+
+    def gradient(self, grad: Tensor, modality: str, info: RowInfo | None) -> Tensor:
+        """``(N, d)`` gradient at the normalised rows, from that at the raw rows; norms of rows count as constants."""
+        if self.unit_in:
+            grad = grad * info.outer
+        if self.scale != "none":
+            grad = grad / getattr(self, f"factor_{modality}")
+        return grad * info.inner if self.unit_out else grad
 
     @torch.no_grad()
     def fit(self, sample: Mapping[str, Tensor | Sequence[Tensor]]) -> None:

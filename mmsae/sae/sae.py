@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mmsae import __version__
 from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
-from mmsae.sae.encoder import AffineEncoder, PerModalityEncoder, SAEEncoder
+from mmsae.sae.encoder import AffineEncoder, SAEEncoder
 from mmsae.sae.normaliser import Normaliser
+from mmsae.sae.part import Part
 from mmsae.sae.registry import composition, make_part, oddity
-from mmsae.sae.selector import Selector, TopK
+from mmsae.sae.selector import AnyPreCodes, Pursued, Rows, Selector, TopK
 from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
 
 
@@ -31,11 +32,12 @@ class SAE(nn.Module):
         modalities: Modality names; row order of buffers.
         normaliser: Input normalisation (default: none).
         encoder: Encoder (default: affine).
-        selector: Selector (default: the 32 largest pre-codes of a row).
+        selector: Selector (default: the 32 largest pre-codes of a row, or what a pursuit has chosen).
         dictionaries: ``{"shared": Dictionary}`` or one per modality (default: one shared, unit norm).
 
     Raises:
-        InputError: Both or neither of ``d_sae`` and ``ratio``, or dictionaries that do not fit the modalities.
+        InputError: Both or neither of ``d_sae`` and ``ratio``, dictionaries that do not fit the modalities, or parts
+            that do not go together.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class SAE(nn.Module):
         self.modalities = tuple(modalities)
         self.normaliser = normaliser or Normaliser()
         self.encoder = encoder or AffineEncoder()
-        self.selector = selector or TopK()
+        self.selector = selector or (Pursued() if self.encoder.is_pursuit else TopK())
         self.dictionaries = nn.ModuleDict(dictionaries or {"shared": Dictionary()})
         keys = set(self.dictionaries)
         if keys != {"shared"} and keys != set(self.modalities):
@@ -62,6 +64,13 @@ class SAE(nn.Module):
             )
         if d_sae is not None and ratio is not None:
             raise InputError(f"give d_sae ({d_sae}) or ratio ({ratio}), not both")
+        if self.encoder.is_pursuit and not isinstance(self.selector, Pursued):
+            raise InputError(
+                f"encoder {self.encoder.name!r} chooses its latents by itself: it takes no selector, and not "
+                f"{self.selector.name!r}"
+            )
+        for part in self.parts().values():
+            part.check(self)
         self.d_sae, self.ratio = d_sae, ratio
         self.d_in: dict[str, int] = {}
         self.sites: dict[str, Site] = {}
@@ -95,9 +104,14 @@ class SAE(nn.Module):
             dictionary.build(widths.pop(), d_sae)
         self.normaliser.build(self.d_in)
         self.encoder.build(self.d_in, d_sae, self.dictionaries)
-        self.selector.build(d_sae)
+        self.selector.build(d_sae, self.modalities)
         self.fresh = True
         return self
+
+    def parts(self) -> dict[str, Part]:
+        """Every part by its slot; dictionaries as ``dictionaries.KEY``."""
+        slots: dict[str, Part] = {n: getattr(self, n) for n in ("normaliser", "encoder", "selector")}
+        return slots | {f"dictionaries.{key}": d for key, d in self.dictionaries.items()}
 
     def dictionary(self, modality: str) -> Dictionary:
         """The dictionary that decodes a modality."""
@@ -110,17 +124,27 @@ class SAE(nn.Module):
             raise InputError(f"modality must be one of {self.modalities}, not {modality!r}")
         return modality
 
-    def _encode(self, x: Tensor, modality: str) -> tuple[Tensor, Any, Codes]:
+    def _pre(self, x: Tensor, modality: str, grad: Tensor | None = None) -> tuple[AnyPreCodes, Rows, Any]:
+        """Pre-codes of raw rows, what a selector may look at beside them, and what the normaliser divided by."""
         if x.dim() != 2 or x.shape[1] != self.d_in[modality]:
             raise InputError(
                 f"{modality} activations have shape {tuple(x.shape)}; this SAE takes (N, {self.d_in[modality]})"
             )
+        dictionary = self.dictionary(modality)
+        target, info = self.normaliser(x.to(dictionary.weight.dtype), modality)
+        if grad is not None:
+            grad = self.normaliser.gradient(grad.to(target.dtype), modality, info)
+        return self.encoder(target, dictionary, modality), Rows(modality, dictionary, target, grad), info
+
+    def _encode(self, x: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """``{modality: (normalised rows, pre-codes, codes)}`` of raw rows of every modality."""
         # half precision makes ties, and ties lose members of the top-k: select in the weights' own precision
-        with torch.autocast(x.device.type, enabled=False):
-            target, info = self.normaliser(x.to(self.dictionary(modality).weight.dtype), modality)
-            pre = self.encoder(target, self.dictionary(modality), modality)
-            values, indices = self.selector(pre, modality)
-        return target, pre, Codes(values, indices, self.d_sae, modality, info)
+        with torch.autocast(next(iter(x.values())).device.type, enabled=False):
+            found = {m: self._pre(v, m, (grad or {}).get(m)) for m, v in x.items()}
+            pres, rows = ({m: f[i] for m, f in found.items()} for i in (0, 1))
+            chosen = self.selector.select(pres, rows)
+        codes = {m: Codes(*chosen[m], self.d_sae, m, found[m][2]) for m in found}
+        return {m: (rows[m].target, pres[m], codes[m]) for m in found}
 
     def encode(self, x: Tensor | np.ndarray, modality: str | None = None) -> Codes:
         """Codes of raw activations ``x (N, d_in)``, tensor or numpy.
@@ -131,7 +155,7 @@ class SAE(nn.Module):
         m = self._modality(modality)
         if isinstance(x, np.ndarray):  # copied only where torch cannot share it: a reversed view, a read-only map
             x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
-        return self._encode(x.to(self.dictionary(m).weight.device), m)[2]
+        return self._encode({m: x.to(self.dictionary(m).weight.device)})[m][2]
 
     def decode(self, codes: Codes, modality: str | None = None) -> Tensor:
         """``(N, d)`` reconstruction in the units of x, by the dictionary of ``modality`` (default: the codes' own).
@@ -154,11 +178,13 @@ class SAE(nn.Module):
         Raises:
             InputError: A modality that the SAE has not, or tokens of none that it has.
         """
+        grad = None
         if isinstance(tokens, Tokens):  # a one-modality SAE trains on one side of a paired store
+            grad = tokens.grad
             tokens = {m: x for m, x in tokens.x.items() if m in self.modalities} or tokens.x
         outputs = {}
-        for m, x in tokens.items():
-            target, pre, codes = self._encode(x, self._modality(m))
+        encoded = self._encode({self._modality(m): x for m, x in tokens.items()}, grad)
+        for m, (target, pre, codes) in encoded.items():
             recon = self._decode(codes, m)
             outputs[m] = SAEOutput(self.normaliser.invert(recon, m, codes.info), codes, target, recon, pre)
         return outputs
@@ -166,11 +192,18 @@ class SAE(nn.Module):
     def fit_normaliser(self, sample: Mapping[str, Tensor]) -> None:
         """Fit the normaliser's statistics on ``{modality: (N, d) raw activations}``; once, before the first step.
 
-        Where nothing centres, the decoders of an SAE that is not trained yet start at the mean (:meth:`start_at_`).
+        Where nothing centres, the decoders of an SAE that is not trained yet start at the mean (:meth:`start_at_`);
+        parts that start from data see the normalised rows.
         """
         self.normaliser.fit(sample)
-        if self.fresh and not self.normaliser.centre:
+        if not self.fresh:
+            return
+        if not self.normaliser.centre:
             self.start_at_({m: self.normaliser.mean(m) for m in self.modalities})
+        rows = {m: self.normaliser(sample[m].to(self.normaliser.mean(m)), m)[0] for m in self.modalities}
+        for slot, part in self.parts().items():
+            key = slot.partition(".")[2]
+            part.fit_(rows if key in ("", "shared") else {key: rows[key]})
 
     @torch.no_grad()
     def start_at_(self, means: Mapping[str, Tensor]) -> None:
@@ -194,6 +227,11 @@ class SAE(nn.Module):
         """Put every dictionary back on its constraint; after each optimiser step."""
         for d in self.dictionaries.values():
             d.project_()
+
+    def after_step_(self) -> None:
+        """What follows an optimiser step: dictionaries' constraints (:meth:`project_`) and the parts' controllers."""
+        for part in self.parts().values():
+            part.after_step_()
 
     def remove_parallel_grad_(self) -> None:
         """Keep gradients of constrained dictionaries tangent; after backward, before clipping."""
@@ -226,25 +264,16 @@ class SAE(nn.Module):
 
     def named_weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
         """``{SAELens name: (weight, whether files hold it transposed)}``, modalities as suffixes (``W_dec.image``)."""
-        encoders = {"": self.encoder}
-        if isinstance(self.encoder, PerModalityEncoder):
-            encoders = {f".{m}": e for m, e in self.encoder.encoders.items()}
-        out = {}
-        for suffix, encoder in encoders.items():
-            out["W_enc" + suffix] = (encoder.weight, True)
-            if getattr(encoder, "bias", None) is not None:
-                out["b_enc" + suffix] = (encoder.bias, False)
+        out = self.encoder.weights()
         for key, dictionary in self.dictionaries.items():
             suffix = "" if key == "shared" else f".{key}"
-            out["W_dec" + suffix] = (dictionary.weight, False)
-            if dictionary.bias is not None:
-                out["b_dec" + suffix] = (dictionary.bias, False)
+            out |= {name + suffix: w for name, w in dictionary.weights().items()}
         return out
 
     def named_state(self) -> dict[str, Tensor]:
-        """Buffers that change results, by their names in the file."""
-        parts = {"normaliser": self.normaliser, "selector": self.selector}
-        return {f"{p}.{name}": b for p, part in parts.items() for name, b in part.named_buffers()}
+        """Buffers that change results, and what a selector has learned, by their names in the file."""
+        state = {f"{slot}.{name}": b for slot, part in self.parts().items() for name, b in part.named_buffers()}
+        return state | {f"selector.{name}": p for name, p in self.selector.named_parameters()}
 
     def config(self, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Contents of ``cfg.json``; its top level is a SAELens TopK config where that is the same model."""
@@ -254,6 +283,7 @@ class SAE(nn.Module):
             and isinstance(encoder, AffineEncoder)
             and encoder.use_bias
             and self.selector.name == "topk"
+            and not self.selector.signed
             and shared is not None
             and shared.use_bias
             and not (n.per_row or n.centre or n.scale != "none")
@@ -330,8 +360,8 @@ class SAE(nn.Module):
                     f"{name} in {file} has shape {tuple(value.shape)}, {folder_format.CFG} says {tuple(target.shape)}"
                 )
             target.copy_(value)
-        if hasattr(self.selector, "set_k"):
-            self.selector.set_k(int(self.selector.k_))
+        for part in self.parts().values():
+            part.loaded_()
         self.fresh = False
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:

@@ -190,11 +190,11 @@ class LitSAE(pl.LightningModule):
 
     def forward(self, batch: Tokens) -> dict[str, SAEOutput]:
         """Outputs for the modalities of the SAE; a store may hold others too."""
-        return self.sae({m: batch.x[m] for m in self.sae.modalities})
+        return self.sae(batch._replace(x={m: batch.x[m] for m in self.sae.modalities}))
 
     def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
         outputs = self(batch)
-        ctx = LossContext(self.sae, self.usage, self.global_step / self.total_steps)
+        ctx = LossContext(self.sae, self.usage, self.global_step / self.total_steps, self.global_step, self.seed or 0)
         terms = {term.name: term(outputs, ctx) for term in self.losses}
         loss = torch.stack(list(terms.values())).sum()
         if not self._said:
@@ -244,9 +244,9 @@ class LitSAE(pl.LightningModule):
         self.sae.remove_parallel_grad_()
 
     def optimizer_step(self, *args, **kwargs) -> None:
-        """Step, then put the dictionaries back on their constraint."""
+        """Step, then put the dictionaries back on their constraint and let the parts' controllers act."""
         super().optimizer_step(*args, **kwargs)
-        self.sae.project_()
+        self.sae.after_step_()
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(list(self.sae.parameters()))

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.sae import TopK
-from mmsae.sae.encoder import PreCodes
+from mmsae.sae import Dictionary, PreCodes, Rows, TopK
 
 
 def pre_of(u):
@@ -11,8 +10,12 @@ def pre_of(u):
     return PreCodes(u, torch.eye(u.shape[1]), None)
 
 
+def rows_of(x):
+    return Rows("image", Dictionary(), x)
+
+
 def dense(selector, u):
-    values, indices = selector(pre_of(u), "image")
+    values, indices = selector(pre_of(u), rows_of(u))
     return torch.zeros_like(u).scatter(1, indices, values)
 
 
@@ -42,7 +45,7 @@ def test_l0_is_k_with_enough_positives_and_less_without():
 def test_equals_the_dense_formula_over_many_row_chunks():
     torch.manual_seed(2)
     x, w, b = torch.randn(700, 12), torch.randn(50, 12), torch.randn(50)
-    values, indices = TopK(7)(PreCodes(x, w, b), "image")
+    values, indices = TopK(7)(PreCodes(x, w, b), rows_of(x))
     u = x @ w.t() + b
     top = u.topk(7)
     want = torch.zeros_like(u).scatter(1, top.indices, top.values.relu())

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from mmsae.hosts.sites import Where
 from mmsae.sae import SAE
-from mmsae.sae.encoder import DistanceEncoder, PerModalityEncoder, PreCodes
+from mmsae.sae.encoder import DistanceEncoder, PerModalityEncoder
+from mmsae.sae.precodes import PreCodes
 from mmsae.sae.selector import TopK
 from mmsae.steering.edits.edit import Edit
 from mmsae.types import Codes, InputError, RowInfo, SAEOutput

@@ -62,7 +62,7 @@ def concept_vector(host: Any, sae: SAE, site: Any, phrase: str) -> ConceptVector
         raise InputError(f"concept vectors take positive pre-codes, which encoder {encoder.name} does not have.")
     tokens = host.capture(text_batch(host, [phrase]), [at])
     x, position, special = (t[at.modality] for t in (tokens.x, tokens.position, tokens.special))
-    _, pre, codes = sae._encode(x, m)
+    _, pre, codes = sae._encode({m: x})[m]
     delta = linear(sae, m, pre.dense().relu(), torch.arange(sae.d_sae, device=x.device), codes.info)
     length = int(position.max()) + 1
     vector, kind = delta.new_zeros(length, x.shape[1]), torch.full((length,), PAD, device=x.device)

@@ -1,0 +1,142 @@
+"""Pre-codes: what an encoder says of rows, before anything is selected.
+
+They are not computed until somebody asks: a selector can rank without keeping the (N, d_sae) product and take gradients
+for the entries that it kept, and a loss can ask for the columns that it needs. Encoders with more than one head have
+:class:`DensePreCodes`; encoders that choose by themselves have :class:`PursuitCodes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsae.kernels import chunked_above, chunked_topk, sampled_linear
+
+Score = Callable[[Tensor, slice], Tensor]
+"""What is ranked, as a function of some rows' pre-codes ``(n, d_sae)`` and of which rows they are."""
+
+
+def identity(u: Tensor) -> Tensor:
+    """No activation."""
+    return u
+
+
+@dataclass
+class PreCodes:
+    """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed."""
+
+    x: Tensor  #: ``(N, d)``.
+    weight: Tensor  #: ``(d_sae, d)``.
+    bias: Tensor | None  #: ``(d_sae,)`` or None.
+    act: Callable[[Tensor], Tensor] = identity  #: Elementwise, non-decreasing.
+    #: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may).
+    valid: Tensor | None = None
+    scale: Tensor | None = None  #: ``(d_sae,)`` factor of each latent, or None (1).
+    _dense: Tensor | None = field(default=None, repr=False)
+
+    def dense(self) -> Tensor:
+        """``(N, d_sae)`` pre-codes, computed once."""
+        if self._dense is None:
+            self._dense = self._finish(F.linear(self.x, self.weight), self.bias, self.scale)
+        return self._dense
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """``(N, len(ids))`` pre-codes of some latents."""
+        bias = None if self.bias is None else self.bias[ids]
+        return self._finish(F.linear(self.x, self.weight[ids]), bias, None if self.scale is None else self.scale[ids])
+
+    def topk(self, k: int, score: Score | None = None) -> tuple[Tensor, Tensor]:
+        """Linear parts (before ``act``) and ids, both ``(N, k)``, of the k largest of each row; no gradients.
+
+        ``score`` is what is ranked (default: the pre-codes).
+        """
+        ranked = None if score is None else self._ranked(score)  # act keeps the order
+        return chunked_topk(self.x, self.weight, self.bias, k, ranked, self.scale)
+
+    def above(self, threshold: Tensor, score: Score | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Linear parts, ids and which of them count, all ``(N, k)``, of the entries whose score is above a threshold.
+
+        ``threshold`` is one number or ``(d_sae,)``; k is the most that a row has. No gradients.
+        """
+        return chunked_above(self.x, self.weight, self.bias, threshold, self._ranked(score), self.scale)
+
+    def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
+        """``(N, k)`` pre-codes of chosen latents, with gradients for these entries only; ``linear`` if known."""
+        return self._activate(sampled_linear(self.x, self.weight, self.bias, indices, linear, self.scale), self.valid)
+
+    def _ranked(self, score: Score | None) -> Score:
+        def ranked(linear: Tensor, rows: slice) -> Tensor:
+            u = self._activate(linear, None if self.valid is None else self.valid[rows])
+            return u if score is None else score(u, rows)
+
+        return ranked
+
+    def _finish(self, linear: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        linear = linear if scale is None else linear * scale
+        return self._activate(linear if bias is None else linear + bias, self.valid)
+
+    def _activate(self, linear: Tensor, valid: Tensor | None) -> Tensor:
+        u = self.act(linear)
+        return u if valid is None else u * valid
+
+
+@dataclass
+class DensePreCodes:
+    """Pre-codes that an encoder with several heads has computed; the same interface as :class:`PreCodes`."""
+
+    u: Tensor  #: ``(N, d_sae)`` what is ranked and compared with thresholds.
+    value: Tensor | None = None  #: ``(N, d_sae)`` what is kept of a chosen entry, where that is not ``u``.
+    extras: Mapping[str, Any] = field(default_factory=dict)  #: What losses of the method need: means, variances, gates.
+
+    def dense(self) -> Tensor:
+        """``(N, d_sae)`` pre-codes."""
+        return self.u
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """``(N, len(ids))`` pre-codes of some latents."""
+        return self.u[:, ids]
+
+    def topk(self, k: int, score: Score | None = None) -> tuple[Tensor, Tensor]:
+        """Entries of ``u`` and ids, both ``(N, k)``, of the k largest of each row; no gradients."""
+        with torch.no_grad():
+            ranked = self.u if score is None else score(self.u, slice(None))
+            indices = ranked.topk(k, dim=1, sorted=False).indices
+            return self.u.gather(1, indices), indices
+
+    def above(self, threshold: Tensor, score: Score | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries of ``u``, ids and which of them count, all ``(N, k)``; see :meth:`PreCodes.above`."""
+        with torch.no_grad():
+            ranked = self.u if score is None else score(self.u, slice(None))
+            on = ranked > threshold
+            order = torch.where(on, ranked, -torch.inf).topk(most(on), dim=1, sorted=False).indices
+            return self.u.gather(1, order), order, on.gather(1, order)
+
+    def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
+        """``(N, k)`` values of chosen latents, with gradients."""
+        return (self.u if self.value is None else self.value).gather(1, indices)
+
+
+def most(on: Tensor) -> int:
+    """The most true entries that a row of a mask has, at least 1."""
+    return max(1, int(on.sum(1).max())) if len(on) else 1
+
+
+class PursuitCodes(PreCodes):
+    """Codes that a pursuit has chosen by itself; as pre-codes they are those of what it left over, ``r @ atoms.T``.
+
+    Args:
+        residual: ``(N, d)`` what is left of each row.
+        atoms: ``(d_sae, d)``.
+        values: ``(N, T)`` chosen code values, with gradients.
+        indices: ``(N, T)`` int64 ids, distinct within a row; an entry that was not used is 0.
+        steps: ``(N,)`` steps done.
+    """
+
+    def __init__(self, residual: Tensor, atoms: Tensor, values: Tensor, indices: Tensor, steps: Tensor | None = None):
+        super().__init__(residual, atoms, None)
+        self.values, self.indices, self.steps = values, indices, steps
