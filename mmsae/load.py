@@ -9,6 +9,27 @@ from mmsae.hosts import Host, load_host, named_host, pick_device
 from mmsae.sae import SAE
 
 
+def named_pair(sae: str | Path | SAE, host: str = "") -> tuple[SAE, str]:
+    """Load an SAE, and name its host, which is not loaded: ``host``, or else the one that the SAE's sites name."""
+    what = "the SAE" if isinstance(sae, SAE) else f"SAE {sae}"
+    sae = sae if isinstance(sae, SAE) else SAE.from_pretrained(sae)
+    return sae, named_host(host, sae.sites, what)
+
+
+def load_unchecked(
+    sae: str | Path | SAE, host: str | Host = "", device: str = "auto", precision: str = "fp32"
+) -> tuple[SAE, Host]:
+    """Load an SAE and its host onto one device, as :func:`load_pair` does, for who checks the sites that it uses.
+
+    Steering may act at another site than those of the SAE, and an SAE on aligned states is of host and aligner.
+    """
+    if isinstance(host, str):
+        sae, name = named_pair(sae, host)
+        host = load_host(name, device=pick_device(device), precision=precision)
+    sae = sae if isinstance(sae, SAE) else SAE.from_pretrained(sae)
+    return sae.to(host.device), host
+
+
 def load_pair(
     sae: str | Path | SAE,
     host: str | Host = "",
@@ -31,15 +52,12 @@ def load_pair(
     Raises:
         InputError: No host is named anywhere, it cannot be loaded, or the SAE was trained on another one.
     """
-    what = "the SAE" if isinstance(sae, SAE) else f"SAE {sae}"
-    sae = sae if isinstance(sae, SAE) else SAE.from_pretrained(sae)
-    if isinstance(host, str):
-        host = load_host(named_host(host, sae.sites, what), device=pick_device(device), precision=precision)
+    sae, host = load_unchecked(sae, host, device, precision)
     sae.attach(host, allow_other_site)
     if any(s.host != host.fingerprint for s in sae.sites.values()):
         sae, sites = copy(sae), {m: host.site(s, allow_other_site=True) for m, s in sae.sites.items()}
         sae.sites = sites
-    return sae.to(host.device), host
+    return sae, host
 
 
 def other_host_warnings(sae: SAE, host: Host) -> list[str]:

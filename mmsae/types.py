@@ -226,6 +226,21 @@ class Site:
         """Whether both name the same tensor of the same host (the reload hint does not count)."""
         return replace(self, hint="") == replace(other, hint="")
 
+    def refuse_other(self, at: Site) -> None:
+        """Refuse that an SAE that was trained here reads or writes at another host's site, module, or end of it.
+
+        Raises:
+            InputError: The two, and the option that accepts it.
+        """
+        odd = ""
+        if self.host != at.host:
+            odd = f"on {self}{f' ({self.hint})' if self.hint else ''}, not on host {at.host[:12]}"
+        elif (self.module, self.io) != (at.module, at.io):
+            odd = f"at {self.module}:{self.io}, not at {at.module}:{at.io}"
+        if odd:
+            how = "--allow-other-site (in Python allow_other_site=True) accepts it all the same"
+            raise InputError(f"this SAE was trained {odd}; {how}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)

@@ -5,7 +5,7 @@ import torch
 
 from mmsae import SAE, InputError, load_pair
 from mmsae.hosts import load_host
-from mmsae.load import other_host_warnings
+from mmsae.load import load_unchecked, named_pair, other_host_warnings
 from tests.helpers.encoders import MODELS, save_local
 
 
@@ -39,6 +39,15 @@ def test_another_host_is_refused_unless_allowed(place, tmp_path):
     (image, text) = other_host_warnings(trained, other)
     assert "image.embed" in image and "text.embed" in text and other.fingerprint[:12] in image
     assert torch.equal(next(sae.parameters()), next(trained.parameters()))
+
+
+def test_the_parts_of_it(place, tmp_path):
+    root, name, host = place
+    assert named_pair(root / "sae")[1] == name and named_pair(root / "sae", "timm:x")[1] == "timm:x"
+    other = load_host(save_local(tmp_path / "other", MODELS["vit"], 2))
+    sae, same = load_unchecked(root / "sae", other)  # another host, which load_pair refuses
+    assert same is other and sae.sites == host.default_sites()
+    assert load_unchecked(root / "sae", device="cpu")[1].fingerprint == host.fingerprint
 
 
 def test_it_says_which_sae_names_no_host(place, tmp_path):

@@ -26,12 +26,11 @@ from mmsae.filtering.passes import Pass, TargetSet, part_faults, sample_tars
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Objective, distribution
-from mmsae.hosts import named_host
 from mmsae.jobs.folder import JOB, JobFolder, begun_job
 from mmsae.jobs.units import Engine
+from mmsae.load import named_pair
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.options import Data, SAERun, call
-from mmsae.sae import SAE
 from mmsae.shards import FaultLog, expand, identity
 from mmsae.types import InputError
 
@@ -67,7 +66,7 @@ class FilterJob:
         _check(scoring, keeping, run, data, devices)
         self.scoring, self.keeping = scoring, keeping
         paths = expand(shards)
-        host = named_host(host, SAE.from_pretrained(sae).sites, f"SAE {sae}")
+        host = named_pair(sae, host)[1]
         check_score(scoring.score, host)
         spec = ScorerSpec(sae, host, scoring.score, "", run.device, run.precision, scoring.seed, run.allow_other_site,
                           scoring.text)  # fmt: skip

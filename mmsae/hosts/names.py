@@ -102,7 +102,7 @@ def named_host(host: str | None, sites: Mapping[str, Site], what: str = "the SAE
     """
     bare, options = split_options(host or "")
     if bare:
-        return with_options(bare, options)
+        return host
     hint = next((s.hint for s in sites.values() if s.hint), "")
     if not hint:
         raise InputError(f"{what} does not say on which host it was trained; name it with --host")

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmsae.hosts import Answers, named_host, parse
+from mmsae.hosts import Answers, parse
+from mmsae.load import named_pair
 from mmsae.metrics.pairs.item_codes import content_rows, max_pool
 from mmsae.metrics.pairs.sample_scores import SCORES, sample_scores
 from mmsae.sae import SAE
@@ -20,8 +21,7 @@ def no_lvlm(host: str) -> InputError:
 
 def named_lvlm(sae: str, host: str) -> tuple[SAE, str]:
     """An SAE and the name of its vision-language host; a host of another kind is refused before it is looked for."""
-    model = SAE.from_pretrained(sae)
-    name = named_host(host, model.sites, f"SAE {sae}")
+    model, name = named_pair(sae, host)
     if parse(name).kind != "lvlm":
         raise no_lvlm(name)
     return model, name

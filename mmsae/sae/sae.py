@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +250,8 @@ class SAE(nn.Module):
         """
         sites = self.sites or {m: s for m, s in host.default_sites().items() if m in self.modalities}
         for m, site in sites.items():
-            if not allow_other_site and site.host != host.fingerprint:
-                raise InputError(
-                    f"this SAE was trained on {site}, not on host {host.fingerprint[:12]}; "
-                    "--allow-other-site (in Python allow_other_site=True) attaches it all the same"
-                )
+            if not allow_other_site:
+                site.refuse_other(replace(site, host=host.fingerprint))
             if site.width != self.d_in[m]:
                 raise InputError(f"site {site} does not fit this SAE, which takes width {self.d_in[m]} for {m}")
         if not self.sites:

@@ -14,6 +14,7 @@ import yaml
 
 from mmsae.files import lines_of, read_text
 from mmsae.hosts import DiffusionHost, load_host
+from mmsae.load import load_unchecked
 from mmsae.options import OneProcessRun
 from mmsae.sae import SAE
 from mmsae.steering.edits.attach import check_site
@@ -70,8 +71,7 @@ def load_site(
     Raises:
         InputError: The host draws no images, the SAE names no site, or is of another one.
     """
-    model = SAE.from_pretrained(sae)
-    loaded = load_host(host, device=device, precision=run.precision)
+    model, loaded = load_unchecked(sae, host, device, run.precision)
     if not isinstance(loaded, DiffusionHost):
         raise InputError(
             f"host {host} draws no images: mmsae steer is for diffusers:... hosts; others are steered in Python, by "
@@ -80,10 +80,8 @@ def load_site(
     if site is None and not model.sites:
         raise InputError(f"SAE {sae} names no site: say where it was trained with --site.")
     spec = site if site is not None else next(iter(model.sites.values()))
-    if run.allow_other_site and isinstance(spec, Site):
-        spec = f"{spec.module}:{spec.io}[{spec.tokens}]"
     at, modality = check_site(loaded, spec, model, run.allow_other_site)
-    return SteeredSite(loaded, model.to(loaded.device), at, modality, options)
+    return SteeredSite(loaded, model, at, modality, options)
 
 
 #: Options that some methods decide themselves: their defaults, and who takes them.

@@ -178,7 +178,8 @@ def test_options_in_a_name():
 def test_the_host_that_sites_hint_at():
     sites = {"image": Site("", "image.embed", modality="image", hint='timm:x {"img_size": 8}')}
     assert named_host("", sites) == named_host(None, sites) == 'timm:x {"img_size": 8}'
-    assert named_host("timm:y", sites) == "timm:y"
+    for own in ("timm:y", 'timm:y {"cache_dir": "here"}'):  # as it is: some options are for loading alone
+        assert named_host(own, sites) == own
     assert named_host(with_options("", {"allow_random": True}), sites) == 'timm:x {"allow_random": true, "img_size": 8}'
     with pytest.raises(InputError, match="name it with --host"):
         named_host("", {})

@@ -19,7 +19,8 @@ from mmsae.evaluation.labels import named_classes, read_labels, read_templates
 from mmsae.evaluation.ood.detectors_sae import rarity
 from mmsae.evaluation.zeroshot.head import text_classes
 from mmsae.evaluation.zeroshot.scores import enhance, hits, zero_shot_scores
-from mmsae.hosts import load_host, named_host
+from mmsae.hosts import load_host
+from mmsae.load import named_pair
 from mmsae.metrics.host.ood import OODScores
 from mmsae.sae import SAE
 from mmsae.shards import expand
@@ -123,7 +124,7 @@ class ZeroShotTest(Callback):
             raise InputError(f"ZeroShotTest needs an SAE of image.embed and text.embed, this one has {sites}")
         self.known = read_labels(expand(self.shards), self.label)
         self.named = named = named_classes(self.classes, self.known, expand(self.shards))
-        host = load_host(named_host(self.host, sae.sites))
+        host = load_host(named_pair(sae, self.host)[1])
         vectors = text_classes(host, named.names, read_templates(self.templates))
         self.vectors = vectors.to(module.device)
         kinds = ("raw", "recon", "code", "enhanced")

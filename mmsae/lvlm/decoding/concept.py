@@ -213,12 +213,7 @@ class ConceptDecoder:
         if trained is not None and not allow_other_site:
             if aligner is not None and trained.host == aligned_host(host.fingerprint, aligner):
                 trained = replace(trained, host=host.fingerprint, width=0)
-            own = host.check_site(trained)
-            if (own.module, own.io) != (self.site.module, self.site.io):
-                raise InputError(
-                    f"this SAE was trained at {own.module}:{own.io}, not at {self.site.module}:{self.site.io}; "
-                    "allow_other_site=True decodes there all the same"
-                )
+            host.check_site(trained).refuse_other(self.site)
         width = (aligner or sae).d_in[TEXT]
         if width != self.site.width:
             raise InputError(f"site {self.site} has width {self.site.width}, the text states' maps take {width}")

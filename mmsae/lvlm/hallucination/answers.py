@@ -15,6 +15,7 @@ import torch
 
 from mmsae.hosts import Answers, load_host, pick_device
 from mmsae.jobs import JobFolder
+from mmsae.load import load_pair, load_unchecked
 from mmsae.lvlm.decoding.concept import ConceptDecoder
 from mmsae.lvlm.decoding.directions import TokenEdit, find_latents, save_edit, ssl_edit, unit_direction
 from mmsae.lvlm.decoding.settings import Settings
@@ -63,14 +64,15 @@ def prepare(
     about: dict[str, Any] = {"host": loaded.fingerprint, "settings": settings._asdict(), "methods": list(methods)}
     decoder, edits = None, {}
     if answering.sae is not None:
-        model = SAE.from_pretrained(answering.sae).to(device)
+        model, _ = load_unchecked(answering.sae, loaded)
         maps = None if answering.aligner is None else Aligner.from_pretrained(answering.aligner, device)
         about |= {"sae": sae_fingerprint(model), "aligner": answering.aligner, "site": answering.site}
         decoder = lambda s: ConceptDecoder(loaded, model, maps, s, answering.site, run.allow_other_site)  # noqa: E731
     if {"ssl", "save"} & set(methods):
         if answering.token_sae is None or answering.probe is None:
             raise InputError("methods ssl and save need --token-sae, an SAE on tokens, and --probe, labelled shards")
-        tokens, asked = SAE.from_pretrained(answering.token_sae).to(device), probe()
+        tokens, _ = load_pair(answering.token_sae, loaded, allow_other_site=run.allow_other_site)
+        asked = probe()
         batches = probe_batches(loaded, answering.probe, asked, prompt, run.batch_size)
         edits, found = find_directions(loaded, tokens, batches, [q.label for q in asked], answering.gamma)
         about |= {"token_sae": sae_fingerprint(tokens), "gamma": answering.gamma, **found}

@@ -53,14 +53,8 @@ def check_site(host: Host, site: Site | str, sae: SAE, allow_other_site: bool = 
             f"this SAE was trained on {trained.module}:{trained.io}, a different signal than {at.module}:{at.io}: an "
             "update is output minus input"
         )
-    odd = ""
-    if trained.host and trained.host != at.host:
-        odd = f"on host {trained.host[:12]} ({trained.hint or 'no hint'}), this is host {at.host[:12]}"
-    elif (trained.module, trained.io) != (at.module, at.io):
-        odd = f"at {trained.module}:{trained.io}, not at {at.module}:{at.io}"
-    if odd and not allow_other_site:
-        how = "--allow-other-site (in Python allow_other_site=True) attaches it all the same"
-        raise InputError(f"this SAE was trained {odd}; {how}")
+    if not allow_other_site:
+        replace(trained, host=trained.host or at.host).refuse_other(at)
     return at, modality
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,14 @@ def test_directions_are_found_on_other_shards(world, tmp_path, monkeypatch):
     off = run(root, host, tmp_path / "b", methods=["ssl", "save"], **{**options, "gamma": 0.0})
     same = json.loads((tmp_path / "b" / "answers.json").read_text())
     assert same["ssl"] == same["save"] == same["greedy"] == answers["greedy"] and off["gamma"] == 0
+    sae = SAE.from_pretrained(root / "tokens")
+    sae.sites = {m: replace(s, host="f" * 32) for m, s in sae.sites.items()}
+    sae.save_pretrained(tmp_path / "copy")
+    options |= {"token_sae": str(tmp_path / "copy"), "methods": ["ssl"]}
+    with pytest.raises(InputError, match=r"of host f{12}.*not on host .*--allow-other-site"):
+        run(root, host, tmp_path / "c", **options)
+    run(root, host, tmp_path / "c", **options, allow_other_site=True)
+    assert json.loads((tmp_path / "c" / "answers.json").read_text())["ssl"] == answers["ssl"]
 
 
 @pytest.mark.parametrize(

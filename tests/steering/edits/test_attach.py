@@ -130,7 +130,7 @@ def test_refused(host):
         (out, sae_at(host, out), Intervention(Edit.set(1, 1.0)), {}, "needs statistics"),
         (other_block, sae_at(host, out), PUSH, {}, "trained at .*resblocks.1:out, not at .*resblocks.0:out"),
         (inp, sae_at(host, out), PUSH, {}, r"not at .*:in"),
-        (out, sae_at(host, out, host="f" * 32), PUSH, {}, "trained on host ffffffffffff"),
+        (out, sae_at(host, out, host="f" * 32), PUSH, {}, "trained on .* of host ffffffffffff.*, not on host"),
         ("image.embed", sae_at(host, out), PUSH, {"allow_other_site": True}, "has width 16, the SAE takes 32"),
         ("image.embed", text, PUSH, {}, "is of image, the SAE codes text, sound"),
         ("visual.nothing", sae_at(host, out), PUSH, {}, "no module"),
