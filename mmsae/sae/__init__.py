@@ -18,6 +18,7 @@ __all__, _get = lazy(
         "usage": "UsageTracker",
         "variants.batch_topk": "BatchTopK",
         "variants.jumprelu": "JumpReLU L0",
+        "variants.relu_l1": "L1",
     },
 )
 
