@@ -19,6 +19,7 @@ __all__, _get = lazy(
         "variants.batch_topk": "BatchTopK",
         "variants.jumprelu": "JumpReLU L0",
         "variants.relu_l1": "L1",
+        "variants.matryoshka": "NestedReconstruction NestedTopK",
     },
 )
 

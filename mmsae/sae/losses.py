@@ -66,15 +66,19 @@ class Reconstruction(LossTerm):
         self.reduction = reduction
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
-        total = 0.0
-        for m, out in outputs.items():
-            error = (out.target - out.recon).square().sum(1).mean()
-            if self.reduction == "fvu":
-                error = error / ctx.sae.normaliser.variance(m)
-            elif self.reduction == "mse":
-                error = error / out.target.shape[1]
-            total = total + error
+        total = sum(self.of(out, m, ctx) for m, out in outputs.items())
         return total if self.reduction == "mse" else total / len(outputs)
+
+    def of(self, out: SAEOutput, modality: str, ctx: LossContext) -> Tensor:
+        """The error of one modality."""
+        return self.error(out.target, out.recon, modality, ctx)
+
+    def error(self, target: Tensor, recon: Tensor, modality: str, ctx: LossContext) -> Tensor:
+        """The error of a reconstruction, ``(N, d)`` both."""
+        error = (target - recon).square().sum(1).mean()
+        if self.reduction == "fvu":
+            return error / ctx.sae.normaliser.variance(modality)
+        return error / target.shape[1] if self.reduction == "mse" else error
 
 
 class AuxK(LossTerm):
