@@ -16,7 +16,7 @@ import torch
 
 from mmsae import load_pair
 from mmsae.demo.diffusion import CHOOSE, DRAW, PROBE, TUNE, write_prompts
-from mmsae.demo.stages import PROFILES, SEEDS, Stages, fit_recipe
+from mmsae.demo.stages import PROFILES, SEEDS, fit_recipe, stage_log
 from mmsae.options import call
 from mmsae.report.tables import markdown_table
 from mmsae.steering import FeatureStats
@@ -42,7 +42,7 @@ PROMPTS, REPORTED = 7, 36  # the seed of the prompts; others were looked at when
 
 def train(root: Path, out: Path, seed: int) -> None:
     p = PROFILES["default"]
-    stages = Stages(out / "stages.json", {"seed": seed, "steps": p.diffusion_steps})
+    stages = stage_log(out / "stages.json", {"seed": seed, "steps": p.diffusion_steps})
     shards = str(root / "shards")
     stages.run(
         "diffusion",
@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     root, p = args.out, PROFILES["default"]
-    data = Stages(root / "stages.json", {"n": p.train})
+    data = stage_log(root / "stages.json", {"n": p.train})
     data.run("shards", lambda: write_world(root / "shards", p.train, SEEDS["train"]))
     data.run("prompts", lambda: write_prompts(root / "prompts.txt", p.train, SEEDS["train"]))
     data.run("probe", lambda: train_probe(progress=True).save(root / PROBE))

@@ -9,7 +9,7 @@ import pytest
 
 import mmsae.report
 
-PACKAGES = "activations interop metrics report sae steering training".split()
+PACKAGES = "activations interop jobs metrics report sae steering training".split()
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -6,9 +6,7 @@ of the result of all of it. Every stage writes its result whole or not at all an
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from mmsae.errors import InputError
 from mmsae.files import write_json
+from mmsae.jobs.stages import Stages
 from mmsae.options import call
 
 PAPER = {"result": 1.10, "data": 0.50}
@@ -46,37 +45,17 @@ class Sizes(NamedTuple):
     exam: int = 500  #: Held-out scenes; four questions each
 
 
-class StageResults:
-    """Results of stages as JSON files in a folder; a stage that is there is not run again.
+def stages_of(root: Path, recipe: dict[str, Any], progress: bool = True) -> Stages:
+    """The stages of a benchmark; each leaves what it returned in a file of its name.
 
     Raises:
         InputError: The folder holds a benchmark with other settings.
     """
+    from mmsae.jobs.folder import JobFolder
 
-    def __init__(self, root: Path, recipe: dict[str, Any], progress: bool = True) -> None:
-        from mmsae.jobs import same_job
-
-        self.root, self.progress, file = root, progress, root / "recipe.json"
-        if file.exists():
-            same_job(json.loads(file.read_text()), json.loads(json.dumps(recipe)), f"{root} holds a benchmark")
-        write_json(file, recipe)
-
-    def run(self, name: str, work: Callable[[], Any]) -> Any:
-        """What ``work`` returned, now or earlier; ``NAME.json`` has it with the seconds that it took."""
-        file = self.root / f"{name}.json"
-        if not file.exists():
-            start = time.process_time()
-            value = work()
-            seconds = round(time.process_time() - start, 2)
-            write_json(file, {"seconds": seconds, "value": value})
-            if self.progress:
-                print(f"[{name}] {seconds:.0f} CPU-s", flush=True)
-        return json.loads(file.read_text())["value"]
-
-    def seconds(self) -> float:
-        """CPU seconds of all stages."""
-        files = [f for f in self.root.rglob("*.json") if f.parent.name in ("stages", "arms")]
-        return sum(json.loads(f.read_text())["seconds"] for f in files)
+    folder = JobFolder(root, recipe, "mmsae bench", writes=(), file="recipe.json", holds="a benchmark")
+    folder.note()
+    return Stages(folder, progress=progress)
 
 
 def bench(
@@ -136,7 +115,7 @@ def bench_filter(
     from mmsae.world.models.command import pretrain_clip
     from mmsae.world.models.llava.model import train_llava
 
-    stages = StageResults(root, {"bench": "filter", "damage": damage, "clip": clip, **sizes._asdict()}, progress)
+    stages = stages_of(root, {"bench": "filter", "damage": damage, "clip": clip, **sizes._asdict()}, progress)
     if progress:
         print(
             f"mmsae bench filter: {len(arms)} arms, {len(seeds)} seeds, {sizes.samples} samples, {damage:.0%} of them"
@@ -176,7 +155,8 @@ def bench_filter(
     }
     results["summary"] = _summary(results["arms"], results["base"])
     results |= {"paper": PAPER, "damage": damage, "seeds": list(seeds), "sizes": sizes._asdict()}
-    results |= {"cpu_seconds": stages.seconds()}
+    done = [*stages.all_done("stages/*"), *stages.all_done("arms/*")]
+    results |= {"cpu_seconds": sum(stages.read(name)["seconds"] for name in done)}
     write_json(root / "results.json", results)
     table = filter_table(results)
     (root / "table.md").write_text(table)
@@ -187,12 +167,12 @@ def bench_filter(
 
 
 def _scores(
-    stages: StageResults, sizes: Sizes, data: Any, room: Any, base: str, clip: str
+    stages: Stages, sizes: Sizes, data: Any, room: Any, base: str, clip: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Every score of every sample, and what the SAE on tokens is like."""
     from mmsae.bench.scores import READS, pair_scores, token_scores, train_token_sae
 
-    root, seed = stages.root, SEEDS["models"]
+    root, seed = stages.folder.out, SEEDS["models"]
     about = stages.run(
         "stages/sae", lambda: train_token_sae(base, data, root / "sae", sizes.sae_steps, sizes.d_sae, sizes.k, seed)
     )
@@ -218,7 +198,7 @@ def _scores(
 
 
 def _arm(
-    stages: StageResults, arm: str, seed: int, sizes: Sizes, scores: dict[str, np.ndarray], room: Any, exam: Any
+    stages: Stages, arm: str, seed: int, sizes: Sizes, scores: dict[str, np.ndarray], room: Any, exam: Any
 ) -> dict[str, Any]:
     """Fine-tune on what an arm keeps, and grade it."""
     from mmsae.bench.world_filter import top_half

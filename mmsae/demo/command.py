@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from mmsae.demo.stages import METHODS, PROFILES, SEEDS, Stages, fit_method
+from mmsae.demo.stages import METHODS, PROFILES, SEEDS, fit_method, stage_log
 from mmsae.files import write_json
 
 
@@ -48,7 +48,7 @@ def demo(
 
     p, root = PROFILES[profile], Path(out)
     root.mkdir(parents=True, exist_ok=True)
-    stages = Stages(root / "demo.json", {"profile": profile, "seed": seed, **p._asdict(), "format": 2})
+    stages = stage_log(root / "demo.json", {"profile": profile, "seed": seed, **p._asdict(), "format": 2})
     print(
         f"mmsae demo, profile {profile}: {p.train:,} generated image-text pairs -> a tiny CLIP -> {len(METHODS)} SAEs "
         "-> a damaged set filtered; a tiny LLaVA -> 2 SAEs -> its hallucination; a tiny Stable Diffusion -> an SAE "

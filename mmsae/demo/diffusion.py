@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.demo.curves import last_validation
-from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_recipe
+from mmsae.demo.stages import PROFILES, SEEDS, Profile, fit_recipe, stage_log
 from mmsae.files import atomic_file, write_json
 from mmsae.jobs.processes import main
 from mmsae.options import call
@@ -102,7 +102,7 @@ def run(root: Path, profile: str, seed: int) -> None:
     from mmsae.world.models.command import pretrain_diffusion
 
     p = PROFILES[profile]
-    stages = Stages(root / STATE, {"profile": profile, "seed": seed, **p._asdict(), "format": 1})
+    stages = stage_log(root / STATE, {"profile": profile, "seed": seed, **p._asdict(), "format": 1})
     out, fitted = root / "diffusion", root / "diffusion_text"
     stages.run(
         "diffusion",

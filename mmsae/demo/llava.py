@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.demo.curves import last_validation
-from mmsae.demo.stages import PROFILES, SEEDS, Profile, Stages, fit_method, fit_recipe
+from mmsae.demo.stages import PROFILES, SEEDS, Profile, fit_method, fit_recipe, stage_log
 from mmsae.files import write_json
 from mmsae.jobs.processes import main
 from mmsae.options import call
@@ -163,7 +163,7 @@ def run(root: Path, profile: str, seed: int) -> None:
     from mmsae.world.models.llava.model import train_llava
 
     p = PROFILES[profile]
-    stages = Stages(root / STATE, {"profile": profile, "seed": seed, **p._asdict(), "format": 1})
+    stages = stage_log(root / STATE, {"profile": profile, "seed": seed, **p._asdict(), "format": 1})
     host, tokens = f"lvlm:{root / 'llava'}", root / "llava_tokens"
     stages.run(
         "llava",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmsae.files import write_json
+from mmsae.jobs.stages import StageLog
 from mmsae.recipes import find_recipe
 
 METHODS = ("paired_topk", "vl_sae", "shared_topk")
@@ -42,32 +40,16 @@ PROFILES = {
 SEEDS = {"train": 1, "test": 2, "damage": 3, "filter": 4, "talk": 5, "talk_test": 6, "ood": 7}  # of the world only
 
 
-class Stages:
-    """Runs stages once, and remembers in a JSON file which are done and how long they took (``seconds``).
-
-    ``recipe`` is what the stages depend on.
+def stage_log(file: Path, recipe: dict[str, Any]) -> StageLog:
+    """Stages that are noted in a JSON file; ``recipe`` is what they depend on.
 
     Raises:
         InputError: The folder holds a demo of another profile, seed or version of the demo.
     """
+    from mmsae.jobs.folder import JobFolder
 
-    def __init__(self, file: Path, recipe: dict[str, Any]):
-        from mmsae.jobs import same_job
-
-        found = json.loads(file.read_text()) if file.exists() else {"recipe": recipe, "seconds": {}}
-        same_job(found["recipe"], recipe, f"{file.parent} holds a demo")
-        self.file, self.recipe, self.seconds = file, recipe, found["seconds"]
-
-    def run(self, name: str, work: Callable[[], Any]) -> None:
-        """Run ``work`` unless it is done."""
-        if name in self.seconds:
-            print(f"[{name}] done before ({self.seconds[name]:.0f} s)")
-            return
-        print(f"[{name}]", flush=True)
-        start = time.perf_counter()
-        work()
-        self.seconds[name] = round(time.perf_counter() - start, 2)
-        write_json(self.file, {"recipe": self.recipe, "seconds": self.seconds})
+    folder = JobFolder(file.parent, recipe, "mmsae demo", writes=(), file=file.name, key="recipe", holds="a demo")
+    return StageLog(folder)
 
 
 def fit_recipe(recipe: str, run: Path, steps: int, seed: int, progress: bool = True, extra: Sequence[str] = ()) -> None:

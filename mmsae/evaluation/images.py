@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from mmsae.activations.spool import Spool, map_safetensors, release
 from mmsae.evaluation.options import EvaluationRun
 from mmsae.files import disk_errors
 from mmsae.hosts import Host
+from mmsae.jobs.units import Share, TarWork, work_tars
 from mmsae.shards import FaultLog, shard_name, unit_batches
 from mmsae.types import IMAGE, Faults, ImageTextBatch, InputError, Site
 
@@ -108,7 +109,7 @@ def read_images(asked: HostPass, paths: Sequence[str], wanted: set[str], desc: s
     log = FaultLog()
     with tqdm(desc=desc, unit="image", total=len(wanted), disable=not asked.run.progress) as bar:
         keeps = asked.run.cache and (asked.change is None or asked.change.name)
-        found = _kept(asked, paths, wanted, log, bar) if keeps else _straight(asked, paths, wanted, log)
+        found = _kept(asked, paths, wanted, log) if keeps else _straight(asked, paths, wanted, log)
         for rows in found:
             yield rows
             bar.update(len(rows.uids))
@@ -124,13 +125,12 @@ def _straight(asked: HostPass, paths: Sequence[str], wanted: set[str], log: Faul
                 yield asked.look(batch)
 
 
-def _kept(asked: HostPass, paths: Sequence[str], wanted: set[str], log: FaultLog, bar: tqdm) -> Iterator[ImageRows]:
+def _kept(asked: HostPass, paths: Sequence[str], wanted: set[str], log: FaultLog) -> Iterator[ImageRows]:
     """The host runs over what is not kept yet, then everything is read from the files."""
-    cache, limit = Path(asked.run.cache), asked.run.fault_limit
+    cache, run, embed = Path(asked.run.cache), asked.run, asked.embed
     folder = cache / asked.key(wanted)
     with disk_errors(cache):
         folder.mkdir(parents=True, exist_ok=True)
-    embed = asked.embed
     parts = {p: KeptTar.open(_file(folder, p), embed) for p in paths}
     lacking = [p for p, part in parts.items() if part is None or (part.good & wanted) - set(part.uids)]
     # a file has embeddings for all its samples or for none
@@ -138,27 +138,16 @@ def _kept(asked: HostPass, paths: Sequence[str], wanted: set[str], log: FaultLog
         asked = replace(asked, embed=True)
         parts |= {p: KeptTar.open(_file(folder, p), embed=True) for p in lacking}
     if lacking:
-        bar.set_postfix_str(f"the host runs over {len(lacking)} of {len(paths)} shards")
-    with ExitStack() as stack, disk_errors(cache), closing(asked.stream(lacking)) as stream:
-        writers: dict[str, KeptTarWriter] = {}
-        judged = FaultLog()
-        for unit in stream:
-            if unit.path not in writers:
-                writers[unit.path] = KeptTarWriter(_file(folder, unit.path), parts[unit.path])
-                stack.callback(writers[unit.path].spool.close)
-            writer = writers[unit.path]
-            judged.merge(unit.batch.faults)
-            judged.check(limit)
-            writer.note(unit.batch)
-            if batch := _picked(unit.batch, wanted - writer.held):
-                writer.add(asked.look(batch))
-                bar.set_postfix_str(f"{sum(len(w.uids) for w in writers.values())} are new")
-            if unit.last:
-                writer.finish()
+        what, share = f"the host runs over {len(lacking)} of {len(paths)} shards", Share(list(range(len(lacking))))
+        with disk_errors(cache):
+            work_tars(
+                asked.stream(lacking), lambda p: KeptTarWriter(_file(folder, p), parts[p], asked, wanted), share, what,
+                run.fault_limit, run.progress,
+            )  # fmt: skip
     for path in paths:
         part = KeptTar.open(_file(folder, path))
         log.merge(part.faults)
-        log.check(limit)
+        log.check(run.fault_limit)
         for rows in part.batches(wanted, asked.batch_size):
             yield rows if embed else rows._replace(embed=None)
 
@@ -208,22 +197,22 @@ class KeptTar(NamedTuple):
             release(self.map)
 
 
-class KeptTarWriter:
-    """Writes a :class:`KeptTar`: the rows of an earlier one, and what is added; the file appears when it is whole."""
+class KeptTarWriter(TarWork):
+    """Writes a :class:`KeptTar`: the rows of an earlier one, and what the host gives for other wanted samples."""
 
-    def __init__(self, file: Path, old: KeptTar | None):
-        self.spool, self.log, self.uids, self.good = Spool(file), FaultLog(), [], []
-        self.held = set(old.uids) if old else set()
-        for rows in old.batches(self.held, 64) if old else ():
-            self.add(rows)
+    def __init__(self, file: Path, old: KeptTar | None, asked: HostPass, wanted: set[str]) -> None:
+        self.spool, self.asked, self.uids, self.good = Spool(file), asked, [], []
+        held = set(old.uids) if old else set()
+        self.wanted = wanted - held
+        for rows in old.batches(held, 64) if old else ():
+            self._append(rows)
 
-    def note(self, batch: ImageTextBatch) -> None:
-        """Count a batch's usable samples and faults."""
+    def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
         self.good += batch.uids
-        self.log.merge(batch.faults)
+        if picked := _picked(batch, self.wanted):
+            self._append(self.asked.look(picked))
 
-    def add(self, rows: ImageRows) -> None:
-        """Add samples."""
+    def _append(self, rows: ImageRows) -> None:
         self.uids += rows.uids
         self.spool.append("x", rows.x)
         self.spool.append("count", torch.bincount(rows.item, minlength=len(rows.uids)).int())
@@ -231,11 +220,13 @@ class KeptTarWriter:
             if (values := getattr(rows, name)) is not None:
                 self.spool.append(name, values)
 
-    def finish(self) -> None:
-        """Give the file its name."""
-        said = {"uids": self.uids, "good": self.good, "faults": list(self.log.take())}
+    def finish(self, faults: FaultLog) -> None:
+        said = {"uids": self.uids, "good": self.good, "faults": list(faults.take())}
         self.spool.append("about", torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8))
         self.spool.finish()
+
+    def close(self) -> None:
+        self.spool.close()
 
 
 def _file(folder: Path, path: str) -> Path:

@@ -1,6 +1,7 @@
 """Resumable work: one part per unit, a folder that is whole or not there, and who does it."""
 
-from mmsae.jobs.folder import JobFolder, same_job
-from mmsae.jobs.units import Parts, Unit, units
+from mmsae.lazy import lazy
 
-__all__ = ["JobFolder", "Parts", "Unit", "same_job", "units"]
+__all__, __getattr__ = lazy(
+    __name__, {"folder": "JobFolder same_job", "stages": "StageLog Stages", "units": "Parts Unit units"}
+)

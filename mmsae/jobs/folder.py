@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmsae.files import disk_errors, write_whole
+from mmsae.files import disk_errors, write_json, write_whole
 from mmsae.jobs.units import Parts
 from mmsae.types import InputError
 
@@ -84,6 +84,9 @@ class JobFolder:
         beside: Whether to work in ``OUT.partial``, so that OUT appears as a whole.
         writes: Names of what the job writes into an OUT that may hold other things; None: OUT is the job's alone.
         but: Fields that may differ between two runs of one job.
+        file: Name of the file in the working folder that says whose job it is.
+        key: Where in that file the job is; empty: its fields are the file's own.
+        holds: What the file's folder holds, for messages.
 
     Attributes:
         out: The result's folder.
@@ -105,10 +108,13 @@ class JobFolder:
         beside: bool = False,
         writes: Sequence[str] | None = None,
         but: Collection[str] = (),
+        file: str = JOB,
+        key: str = "",
+        holds: str = "the unfinished work",
     ) -> None:
         self.out, self.command, self.writes, self.but = Path(out), command, writes, but
         self.work = self.out.with_name(self.out.name + ".partial") if beside else self.out
-        self.draft, self.file = self.work / "result", self.work / JOB
+        self.draft, self.file, self.key, self.holds = self.work / "result", self.work / file, key, holds
         self.job = json.loads(json.dumps(dict(job)))
         self.finished = bool(result) and self._finished(self.out / result)
         if not self.finished:
@@ -130,7 +136,8 @@ class JobFolder:
 
     def _check(self) -> None:
         if self.file.exists():
-            same_job(_read(self.file), self.job, f"{self.work} holds the unfinished work", self.but)
+            theirs = self.noted().get(self.key, {}) if self.key else self.noted()
+            same_job(theirs, self.job, f"{self.work} holds {self.holds}", self.but)
         elif self.writes is None:
             self._refuse_foreign(self.work, "unfinished job" if self.work != self.out else "result")
         elif own := [name for name in self.writes if (self.out / name).exists()]:
@@ -140,12 +147,23 @@ class JobFolder:
         if folder.is_file() or (folder.is_dir() and any(not half_written(p) for p in folder.iterdir())):
             raise InputError(f"{folder} exists and holds no {what} of {self.command}; choose another --out")
 
+    def noted(self) -> dict[str, Any]:
+        """What the job's file holds; empty where there is none."""
+        return _read(self.file)
+
+    def note(self, **more: Any) -> None:
+        """Write the job's file, with ``more`` beside the job; not while it is locked."""
+        write_json(self.file, self._whose() | more)
+
+    def _whose(self) -> dict[str, Any]:
+        return {self.key: self.job} if self.key else self.job
+
     def begin(self) -> BinaryIO:
-        """Write ``job.json`` where there is none, and open it: what is locked by those who work."""
+        """Write the job's file where there is none, and open it: what is locked by those who work."""
         if not self.file.exists():
             with disk_errors(self.work):
                 self.work.mkdir(parents=True, exist_ok=True)
-                write_whole(self.file, (json.dumps(self.job, indent=1, ensure_ascii=False) + "\n").encode())
+                write_whole(self.file, (json.dumps(self._whose(), indent=1, ensure_ascii=False) + "\n").encode())
         return open(self.file, "rb")
 
     @contextmanager
@@ -191,7 +209,7 @@ class JobFolder:
         """
         if not self.file.exists():
             return
-        own = [self.work / name for name in (JOB, LOCK, *scraps)]
+        own = [self.work / name for name in (self.file.name, LOCK, *scraps)]
         files = [p for p in self.work.rglob("*") if p.is_file() and not half_written(p)]
         if all(p in own or any(scrap in p.parents for scrap in own) for p in files):
             shutil.rmtree(self.work, ignore_errors=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmsae.errors import InputError
-from mmsae.files import atomic_file, write_json
+from mmsae.files import atomic_file
+from mmsae.jobs.stages import Stages
 from mmsae.recipes import find_recipe, read_recipe
 
 Row = dict[str, Any]
+RUNS = "k*-ratio*-seed*"
 
 
 class SweepPoint(NamedTuple):
@@ -63,10 +64,17 @@ def sweep(
         InputError: The folder holds another sweep, or the recipe has no validation or no length.
     """
     from mmsae.jobs.estimate import duration
+    from mmsae.jobs.folder import JobFolder
 
     root, points = Path(out), [SweepPoint(*p) for p in product(k, ratio, seeds)]
-    plan = _plan(root, store, recipe, steps, fit_options)
-    todo = [p for p in points if not (root / p.folder / "sae" / "cfg.json").exists()]
+    plan = _plan(store, recipe, steps, fit_options)
+    if not any(root.glob(RUNS)):  # nothing was trained: the folder is free for another sweep
+        (root / "sweep.json").unlink(missing_ok=True)
+    folder = JobFolder(root, plan, "mmsae sweep", writes=(), but=("points",), file="sweep.json", holds="a sweep")
+    if not folder.file.exists():
+        folder.note(points=[])
+    trained = Stages(folder, "/sae/cfg.json")  # mmsae fit writes it, when it has ended
+    todo = [p for p in points if not trained.done(p.folder)]
     print(
         f"{len(points)} trainings of {plan['steps']} steps in {root}"
         + f", {len(points) - len(todo)} of them done before"
@@ -74,35 +82,27 @@ def sweep(
     start = time.monotonic()
     for i, point in enumerate(todo):
         print(f"[{i + 1}/{len(todo)}] k {point.k}, ratio {point.ratio:g}, seed {point.seed}", flush=True)
-        _train(point, root / point.folder, plan)
+        try:
+            _train(point, root / point.folder, plan)
+        except InputError:
+            folder.discard()
+            raise
         left = (time.monotonic() - start) / (i + 1) * (len(todo) - i - 1)
         print(f"about {duration(left)} left" if left else "all done", flush=True)
-    rows = [_row(point, root / point.folder) for point in _done(root)]
-    _write(root, plan, rows)
+    rows = [_row(root / run, trained.read(run)) for run in sorted(trained.all_done(RUNS), key=_point)]
+    folder.note(points=rows)
+    _write(root, rows)
     return f"{root / 'sweep.csv'}\n{root / 'sweep.png'}"
 
 
-def _plan(root: Path, store: str, recipe: str, steps: int | None, fit_options: str) -> Row:
+def _plan(store: str, recipe: str, steps: int | None, fit_options: str) -> Row:
     """What all points have in common; kept in ``sweep.json``, so that a folder never mixes two sweeps."""
-    from mmsae.jobs import same_job
-
     path = find_recipe(recipe)
     if steps is None:
         steps = (read_recipe(path).get("trainer") or {}).get("max_steps")
         if not steps:
             raise InputError(f"{recipe} has no trainer.max_steps: give --steps")
-    plan = {"recipe": recipe, "store": store, "steps": steps, "fit_options": fit_options}
-    file = root / "sweep.json"
-    if file.exists() and any(_runs(root)):
-        found = json.loads(file.read_text())
-        same_job({name: found[name] for name in plan}, plan, f"{root} holds a sweep")
-    else:
-        write_json(file, plan | {"points": []})
-    return plan
-
-
-def _runs(root: Path) -> Iterator[Path]:
-    return root.glob("k*-ratio*-seed*")
+    return {"recipe": recipe, "store": store, "steps": steps, "fit_options": fit_options}
 
 
 def lightning(args: list[str]) -> None:
@@ -120,38 +120,24 @@ def _train(point: SweepPoint, run: Path, plan: Mapping[str, Any]) -> None:
     # one validation, at the last step
     args += ["--trainer.val_check_interval", str(plan["steps"]), "--trainer.check_val_every_n_epoch", "null"]
     args += ["--ckpt_path", "last"]
-    try:
-        lightning(args + shlex.split(plan["fit_options"]))
-    except InputError:
-        if not any(_runs(run.parent)):  # nothing was trained: leave nothing
-            (run.parent / "sweep.json").unlink()
-            if not any(run.parent.iterdir()):
-                run.parent.rmdir()
-        raise
+    lightning(args + shlex.split(plan["fit_options"]))
 
 
-def _done(root: Path) -> Iterator[SweepPoint]:
-    """The finished points of a folder, those of earlier calls too, sorted."""
-    found = []
-    for run in _runs(root):
-        k, ratio, seed = run.name.split("-", 2)
-        if not (run / "sae" / "cfg.json").exists():
-            continue
-        found.append(SweepPoint(int(k[1:]), float(ratio.removeprefix("ratio")), int(seed.removeprefix("seed"))))
-    return iter(sorted(found))
+def _point(run: str) -> SweepPoint:
+    k, ratio, seed = run.split("-", 2)
+    return SweepPoint(int(k[1:]), float(ratio.removeprefix("ratio")), int(seed.removeprefix("seed")))
 
 
-def _row(point: SweepPoint, run: Path) -> Row:
-    """Figures of one finished point: the last validation's."""
-    block = json.loads((run / "sae" / "cfg.json").read_text())["mmsae"]
+def _row(run: Path, cfg: Row) -> Row:
+    """Figures of one finished point: the last validation's, from the configuration of its SAE."""
+    point, block = _point(run.name), cfg["mmsae"]
     values = {name.removeprefix("val/"): v for name, v in block["training"]["validation"].items()}
     if not values:
         raise InputError(f"{run} has no validation figures: the recipe's data needs a val_fraction above 0")
     return {**point._asdict(), "d_sae": block["d_sae"], "steps": block["training"]["steps"], **values, "run": run.name}
 
 
-def _write(root: Path, plan: Mapping[str, Any], rows: list[Row]) -> None:
-    write_json(root / "sweep.json", {**plan, "points": rows})
+def _write(root: Path, rows: list[Row]) -> None:
     with atomic_file(root / "sweep.csv") as temp, temp.open("w", newline="") as f:
         writer = csv.DictWriter(f, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from mmsae import load_pair
 from mmsae.activations import ActivationStore, extract
-from mmsae.bench.command import StageResults
-from mmsae.demo.stages import Stages as DemoStages
+from mmsae.bench.command import stages_of
+from mmsae.demo.stages import stage_log
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.zeroshot.command import zeroshot
 from mmsae.filtering.pair_weights import PairWeights
@@ -330,6 +330,6 @@ def test_a_sweep_knows_its_points():
 
 def test_stages_that_are_done_stay_done(capsys):
     recipe = {"profile": "tiny", "seed": 0, "version": 1}
-    DemoStages(Path("demo/demo.json"), recipe).run("clip", lambda: pytest.fail("ran again"))
-    stages = StageResults(Path("bench"), {"seeds": [0], "damage": 0.4}, False)
+    stage_log(Path("demo/demo.json"), recipe).run("clip", lambda: pytest.fail("ran again"))
+    stages = stages_of(Path("bench"), {"seeds": [0], "damage": 0.4}, False)
     assert stages.run("stages/clip", lambda: pytest.fail("ran again")) == {"accuracy": 0.5}
