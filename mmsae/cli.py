@@ -96,6 +96,8 @@ SHARDS = ("shards", "val_shards", "train", "val", "calibration", "target")
 # lines in which jsonargparse lists types that it tried in vain
 _NO_REASON = r"Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
 
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "dict": "a mapping"}
+
 USAGE = """usage: mmsae COMMAND [options]      (mmsae COMMAND --help explains every option)
 
 Train:
@@ -262,6 +264,8 @@ def _user_error(e: BaseException | None, command: str) -> str | None:
         if isinstance(e, (PermissionError, NotADirectoryError, IsADirectoryError)) and e.filename:
             return f"{e.filename}: {e.strerror}"
         if isinstance(e, ArgumentError):
+            if wrong := _wrong_type(str(e), command):
+                return f"{wrong} (mmsae {command} --help explains every option)"
             lines = [line.strip() for line in str(e).splitlines()]
             reasons = [line for line in lines[1:] if line and not re.match(_NO_REASON, line)]
             text = " ".join([lines[0], *reasons]).removeprefix("Parser key ")
@@ -270,6 +274,23 @@ def _user_error(e: BaseException | None, command: str) -> str | None:
             return f"{text}{renamed} (mmsae {command} --help explains every option)"
         e = e.__cause__
     return None
+
+
+def _wrong_type(said: str, command: str) -> str | None:
+    """``--option must be a TYPE, not VALUE`` where that is all that is wrong with it."""
+    first, *lines = map(str.strip, said.splitlines())
+    key = re.match(r'Parser key "([\w.]+)"', first)
+    value = re.search(r"(?:Got|Given) value: (.*)", said)
+    if (
+        not key
+        or not value
+        or not all(re.match(rf"{_NO_REASON}|(- )?Expected a (<class|typing.Literal)", s) for s in lines)
+    ):
+        return None
+    kinds = [_KINDS.get(k, k) for k in re.findall(r"Expected a <class '(\w+)'>", said) if k != "NoneType"]
+    kinds += [f"one of {k}".replace("'", "") for k in re.findall(r"Expected a typing\.Literal\[(.*?)\]", said)]
+    option = key[1] if command in LIGHTNING else key[1].replace("_", "-")
+    return f"--{option} must be {' or '.join(kinds)}, not {value[1]!r}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -218,8 +218,41 @@ def test_print_config_is_a_config(capsys, tmp_path):
 def test_wrong_options_are_named(capsys):
     assert "--hots" in fails(capsys, "extract", "--hots", "x")
     assert "required: host" in fails(capsys, "extract", "--shards", "s", "--out", "o")
-    assert "batch_size" in fails(capsys, "extract", "--host", "h", "--shards", "s", "--out", "o", "--batch-size", "x")
     assert "path" in fails(capsys, "info")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--batch-size", "x"], "--batch-size must be a whole number, not 'x'"),
+        (["--workers", "2.5"], "--workers must be a whole number, not '2.5'"),
+        (["--fault-limit", "few"], "--fault-limit must be a number, not 'few'"),
+        (["--precision", "fp99"], "--precision must be one of fp32, bf16, fp16, not 'fp99'"),
+    ],
+)
+def test_a_value_of_another_type_is_said_with_its_option(capsys, given, said):
+    said += " (mmsae extract --help explains every option)"
+    assert fails(capsys, "extract", "--host", "h", "--shards", "s", "--out", "o", *given) == f"mmsae: error: {said}\n"
+
+
+def test_a_number_of_several_and_one_of_training_are_said_with_their_option(capsys):
+    said = fails(capsys, "sweep", "--recipe", "r", "--store", "s", "--out", "o", "--k", "4", "many")
+    assert "--k must be a whole number, not 'many'" in said
+    said = fails(capsys, "fit", "-c", SMOKE, "--trainer.max_steps", "many")
+    assert "--trainer.max_steps must be a whole number, not 'many'" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ood", "--id", "i", "--ood", "a=b"], ["zeroshot", "--shards", "s"], ["evaluate", "--suite", "s"]],
+    ids=lambda c: c[0],
+)
+def test_a_cache_that_is_a_file_is_named_before_anything_is_read(capsys, tmp_path, command):
+    file = tmp_path / "file"
+    file.write_text("")
+    for cache in (file, file / "below"):
+        said = fails(capsys, *command, "--sae", "nowhere", "--out", str(tmp_path / "out"), "--cache", str(cache))
+        assert said == f"mmsae: error: --cache is {cache}, but {file} is a file and no folder\n"
 
 
 def test_wrong_training_options_are_named(capsys, tmp_path):

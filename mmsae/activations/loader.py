@@ -17,6 +17,13 @@ from mmsae.activations.store import AUTO_VERIFY_BYTES, ActivationStore, not_fini
 from mmsae.activations.uids import uid_hash
 from mmsae.types import InputError, Site, Tokens
 
+# Entries of a state's order that options have another name for.
+_CALLED = {
+    "sizes": "sizes (batch_size or quotas)",
+    "split": "split (val_fraction to 1)",
+    "batches": "batches per epoch (val_fraction or limit_train_batches)",
+}
+
 
 class BlockOrder:
     """The rows of a split in block-shuffled order, computed where needed instead of kept.
@@ -200,18 +207,18 @@ class StoreLoader:
             InputError: The state belongs to another order: other data, batch size, seed or number of ranks.
         """
         for k, now in self._order_key().items():
-            then = state["order"].get(k)
+            then = state["order"].get(k, now if k == "split" else None)  # earlier versions did not note the split
             if then != now:
                 raise InputError(
-                    f"{self.store.folder}: the checkpoint was made with {k} {then}, this run has {now}; "
-                    "resuming would not continue the same run"
+                    f"{self.store.folder}: the checkpoint was made with {_CALLED.get(k, k)} {then}, this run has "
+                    f"{now}; resuming would not continue the same run"
                 )
         self.epoch, self.batch, self._begun = state["epoch"], state["batch"], False
 
     def _order_key(self) -> dict[str, Any]:
         key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "sizes": self.sizes}
         block = next(iter(self.orders.values())).block
-        key |= {"seed": self.seed, "world": self.world, "batches": len(self)}
+        key |= {"seed": self.seed, "world": self.world, "split": [float(s) for s in self.split], "batches": len(self)}
         return key | {"block": block, "window": self._window}
 
     def __iter__(self) -> Iterator[Tokens]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mmsae.options import SAERun
+from mmsae.types import InputError
 
 KINDS = ("raw", "code", "recon", "resid")  # features of an image: before the SAE, its codes, what it makes of it
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
@@ -26,6 +28,11 @@ class EvaluationRun(SAERun):
     cache: str = ""
     """Folder in which the host's activations are kept, so that another SAE of this site, or another of the commands
     ``ood``, ``evaluate`` and ``zeroshot``, need not run the host again; empty: none."""
+
+    def __post_init__(self) -> None:
+        there = next((p for p in (Path(self.cache), *Path(self.cache).parents) if p.exists()), None)
+        if there is not None and not there.is_dir():
+            raise InputError(f"--cache is {self.cache}, but {there} is a file and no folder")
 
 
 @dataclass(frozen=True)

@@ -135,16 +135,25 @@ def test_a_resumed_loader_goes_on_at_the_next_batch(store, done, world):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch_size": 11}, "sizes"),
+        ({"batch_size": 11}, r"sizes \(batch_size or quotas\) {'image': 10"),
         ({"seed": 9}, "seed 0, this run has 9"),
         ({"world": 2}, "world"),
-        ({"split": (0.2, 1)}, "batches"),
+        ({"split": (0.2, 1)}, r"split \(val_fraction to 1\) \[0\.0, 1\.0\], this run has \[0\.2, 1\.0\]"),
+        ({"split": (0.001, 1)}, "val_fraction"),  # as many batches, of other items
     ],
 )
 def test_a_state_of_another_order_is_refused(store, change, words):
     state = StoreLoader(store, 10).state_dict()
     with pytest.raises(InputError, match=words):
         StoreLoader(store, **({"batch_size": 10} | change)).load_state_dict(state)
+
+
+def test_a_state_without_the_split_is_that_of_an_earlier_version(store):
+    state = StoreLoader(store, 10).state_dict()
+    del state["order"]["split"]
+    StoreLoader(store, 10).load_state_dict(state)
+    with pytest.raises(InputError, match=r"batches per epoch \(val_fraction or limit_train_batches\) \d+, this run"):
+        StoreLoader(store, 10, split=(0.2, 1)).load_state_dict(state)
 
 
 def test_a_state_of_another_store_is_refused(store, tmp_path):

@@ -17,6 +17,18 @@ from mmsae.types import IMAGE, TEXT, InputError
 WHOSE = ("auto", "host", "zeroshot", "probe")
 
 
+def check_logits(asked: str, names: bool) -> None:
+    """Refuse what no host can give, before there is one; ``names`` says whether names of labelled classes are given.
+
+    Raises:
+        InputError: Unknown, or ``zeroshot`` without names.
+    """
+    if asked not in WHOSE:
+        raise InputError(f"logits is {asked!r}, it can be {', '.join(WHOSE)}")
+    if asked == "zeroshot" and not names:
+        raise InputError("logits is zeroshot, which needs the names of labelled classes: give --classes and --label")
+
+
 def whose_logits(asked: str, host: Host, names: bool) -> str:
     """Whose logits detectors read: ``host``, ``zeroshot`` or ``probe``.
 
@@ -26,14 +38,11 @@ def whose_logits(asked: str, host: Host, names: bool) -> str:
     Raises:
         InputError: Unknown, or not to be had.
     """
-    if asked not in WHOSE:
-        raise InputError(f"logits is {asked!r}, it can be {', '.join(WHOSE)}")
+    check_logits(asked, names)
     if asked == "auto":
         return "host" if classifier(host) is not None else "zeroshot" if names else "probe"
     if asked == "host" and classifier(host) is None:
         raise InputError(f"logits is host, but host {host.hint} has no linear classifier of its own: zeroshot or probe")
-    if asked == "zeroshot" and not names:
-        raise InputError("logits is zeroshot, which needs the names of labelled classes: give --classes and --label")
     return asked
 
 

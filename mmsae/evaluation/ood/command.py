@@ -45,7 +45,7 @@ def ood(
     """
     from mmsae.evaluation.features import token_site
     from mmsae.evaluation.labels import read_classes, read_labels, read_templates
-    from mmsae.evaluation.ood.classifiers import at_classifier, classifiers, logits_of, whose_logits
+    from mmsae.evaluation.ood.classifiers import at_classifier, check_logits, classifiers, logits_of, whose_logits
     from mmsae.evaluation.ood.fit import FitImages
     from mmsae.evaluation.ood.head import check_names, ood_head
     from mmsae.evaluation.ood.report import fitted_on, markdown, sae_training, write_ood
@@ -58,6 +58,8 @@ def ood(
     from mmsae.types import IMAGE, InputError
 
     check_names(detection)
+    named_classes = texts.classes != "" and images.label != ""
+    check_logits(detection.logits, named_classes)
     ood_shards, val_shards = named_shards(ood, "--ood"), named_shards(beside.ood_val, "--ood-val")
     near = list(beside.near)
     if unknown := [n for n in near if n not in ood_shards]:
@@ -69,7 +71,7 @@ def ood(
     named = None
     if texts.classes:
         named = read_classes(texts.classes, read_labels(expand(beside.train or id)[:1], images.label))
-    whose = whose_logits(detection.logits, loaded, bool(named) and images.label != "")
+    whose = whose_logits(detection.logits, loaded, named_classes)
     at_head = at_classifier(model, loaded) if whose == "host" else whose == "probe" or at_embedding(model)
     fresh = random_control(model, seed)
     tokens = token_site(model.sites[IMAGE])  # which are not held: what else is to read them does so in the same pass

@@ -96,7 +96,8 @@ def test_a_probe_on_request(place, tmp_path):
     ("logits", "message"),
     [("zeroshot", "needs the names of labelled classes"), ("energy", "logits is 'energy', it can be auto")],
 )
-def test_what_is_not_to_be_had_is_refused(place, tmp_path, logits, message):
+def test_what_is_not_to_be_had_is_refused_before_the_host_is_opened(place, tmp_path, monkeypatch, logits, message):
+    monkeypatch.setattr("mmsae.load.load_pair", lambda *a: pytest.fail("the host was opened"))
     with pytest.raises(InputError, match=message):
         run(place, tmp_path / "run", logits=logits)
     assert not (tmp_path / "run").exists()
