@@ -281,11 +281,8 @@ def _wrong_type(said: str, command: str) -> str | None:
     first, *lines = map(str.strip, said.splitlines())
     key = re.match(r'Parser key "([\w.]+)"', first)
     value = re.search(r"(?:Got|Given) value: (.*)", said)
-    if (
-        not key
-        or not value
-        or not all(re.match(rf"{_NO_REASON}|(- )?Expected a (<class|typing.Literal)", s) for s in lines)
-    ):
+    plain = rf"{_NO_REASON}|(- )?Expected a (<class|typing\.Literal)"
+    if not key or not value or not all(re.match(plain, line) for line in lines):
         return None
     kinds = [_KINDS.get(k, k) for k in re.findall(r"Expected a <class '(\w+)'>", said) if k != "NoneType"]
     kinds += [f"one of {k}".replace("'", "") for k in re.findall(r"Expected a typing\.Literal\[(.*?)\]", said)]
