@@ -17,6 +17,7 @@ __all__, _get = lazy(
         "selector": "Pursued Ranked ReLU Rows Selector TopK",
         "usage": "UsageTracker",
         "variants.batch_topk": "BatchTopK",
+        "variants.gba": "GroupBias ScaledDictionary",
         "variants.jumprelu": "JumpReLU L0",
         "variants.relu_l1": "L1",
         "variants.matryoshka": "NestedReconstruction NestedTopK",

@@ -23,6 +23,7 @@ class SAEEncoder(Part):
     """Base of an SAE's encoders. ``weight`` is stored ``(d_sae, d_in)``: rows are what is gathered and normalised."""
 
     is_pursuit = False  #: Whether the encoder chooses latents by itself (its pre-codes are ``PursuitCodes``).
+    sets_frequency = False  #: Whether the encoder itself sees to how often latents fire, so that no loss term may.
     file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_enc", True), "bias": ("b_enc", False)}
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:

@@ -42,6 +42,18 @@ class LossTerm(nn.Module):
     """Base of loss terms; ``name`` is the name in logs."""
 
     name: str
+    sparsity = False  #: Whether the term penalises that latents fire, or how much.
+
+    def check(self, sae: Any) -> None:
+        """Refuse an SAE for which the term has no meaning; asked when a training is composed.
+
+        Raises:
+            InputError: It names the term and the part that do not go together.
+        """
+        if self.sparsity and sae.encoder.sets_frequency:
+            raise InputError(
+                f"encoder {sae.encoder.name!r} sees to how often latents fire: loss {self.name!r} would act against it"
+            )
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss, coefficient included."""

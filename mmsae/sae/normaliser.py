@@ -14,11 +14,11 @@ from mmsae.types import InputError, RowInfo
 _EPS = 1e-12
 
 
-def all_reduce(*tensors: Tensor) -> None:
-    """Sum tensors over ranks in place; nothing without a process group."""
+def all_reduce(*tensors: Tensor, op: str = "sum") -> None:
+    """Sum tensors (or take the ``max``) over ranks in place; nothing without a process group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for t in tensors:
-            torch.distributed.all_reduce(t)
+            torch.distributed.all_reduce(t, getattr(torch.distributed.ReduceOp, op.upper()))
 
 
 class Normaliser(Part):

@@ -12,14 +12,15 @@ from mmsae.sae.encoder import AffineEncoder, DistanceEncoder, PerModalityEncoder
 from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.selector import Pursued, ReLU, TopK
 from mmsae.sae.variants.batch_topk import BatchTopK
+from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.types import InputError
 
 PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "normaliser": {Normaliser.name: Normaliser},
-    "encoder": {c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder)},
+    "encoder": {c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GroupBias)},
     "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, Pursued)},
-    "dictionary": {Dictionary.name: Dictionary},
+    "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary)},
 }
 
 

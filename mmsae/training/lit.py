@@ -42,7 +42,7 @@ class LitSAE(pl.LightningModule):
             in ``latents.json``. Default: what AuxK was given, else 1,000,000.
 
     Raises:
-        InputError: AuxK was given another ``dead_after``.
+        InputError: AuxK was given another ``dead_after``, or a loss term and the SAE do not go together.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class LitSAE(pl.LightningModule):
         super().__init__()
         self.sae = sae.requires_grad_(True)  # loaded SAEs are frozen
         self.losses = nn.ModuleList(losses or [Reconstruction()])
+        for term in self.losses:
+            term.check(sae)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.normaliser_rows, self.dead_after = normaliser_rows, self._one_bound(dead_after)
         self.seed: int | None = None  # that the initial weights were drawn from, where the command line knows

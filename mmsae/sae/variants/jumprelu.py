@@ -100,6 +100,7 @@ class L0(LossTerm):
     """
 
     name = "l0"
+    sparsity = True
 
     def __init__(self, coefficient: float = 1e-3, target: float | None = None, ramp: float = 0.1) -> None:
         super().__init__()
@@ -107,15 +108,13 @@ class L0(LossTerm):
             raise InputError(f"target L0 must be above 0, not {target}")
         self.coefficient, self.target, self.ramp = coefficient, target, ramp
 
-    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
-        """Scalar loss.
+    def check(self, sae: Any) -> None:
+        if not isinstance(sae.selector, JumpReLU):
+            raise InputError(f"l0 trains the thresholds of selector 'jumprelu', this SAE has {sae.selector.name!r}")
 
-        Raises:
-            InputError: The SAE's selector is not JumpReLU.
-        """
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
+        """Scalar loss."""
         selector = ctx.sae.selector
-        if not isinstance(selector, JumpReLU):
-            raise InputError(f"l0 trains the thresholds of selector 'jumprelu', this SAE has {selector.name!r}")
         total = 0.0
         for m, out in outputs.items():
             count = step(out.pre.dense().relu(), selector.threshold(m), selector.bandwidth).sum(1).mean()

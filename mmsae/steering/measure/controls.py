@@ -96,9 +96,9 @@ def with_atoms(sae: SAE, modality: str, atoms: dict[int, int]) -> SAE:
     """An SAE that encodes as before and writes some features with the atoms of others; shares all other weights."""
     key = "shared" if "shared" in sae.dictionaries else modality
     dictionary = copy.copy(sae.dictionaries[key])
-    weight = sae.dictionaries[key].weight.detach().clone()
-    weight[list(atoms)] = sae.dictionaries[key].weight.detach()[list(atoms.values())]
-    dictionary._parameters = {**dictionary._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
+    rows = dictionary.rows().detach().clone()
+    rows[list(atoms)] = dictionary.rows().detach()[list(atoms.values())]
+    dictionary.rows = lambda: rows  # its own weights stay: a tied encoder reads them
     out = copy.copy(sae)
     out._modules = {**sae._modules, "dictionaries": nn.ModuleDict({**sae.dictionaries, key: dictionary})}
     return out
