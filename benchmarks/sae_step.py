@@ -19,7 +19,7 @@ import time
 import torch
 from torch import nn
 
-from mmsae.kernels.sparse import _linear
+from mmsae.kernels.sparse import linear
 from mmsae.sae import SAE, AffineEncoder, Dictionary, DistanceEncoder, LossContext, Reconstruction, TopK
 
 
@@ -118,7 +118,7 @@ def run(case, rounds):
         with torch.no_grad():
             for v in x.values():
                 for part in v.split(256):
-                    _linear(part, sae.encoder.weight, None)
+                    linear(part, sae.encoder.weight, None)
 
     rows = []
     for _ in range(rounds + 2):

@@ -33,7 +33,7 @@ _ONEDNN = (
 )
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` outside autograd, by the fastest exact product."""
     if _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -156,7 +156,7 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | No
     size = 256 if x.device.type == "cpu" else max(256, 2**28 // len(weight))
     for start in range(0, len(x), size):
         rows = slice(start, min(start + size, len(x)))
-        product = _linear(x[rows], weight, bias if scale is None else None)
+        product = linear(x[rows], weight, bias if scale is None else None)
         if scale is not None:
             product.mul_(scale)
             if bias is not None:

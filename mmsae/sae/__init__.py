@@ -21,6 +21,7 @@ __all__, _get = lazy(
         "variants.jumprelu": "JumpReLU L0",
         "variants.relu_l1": "L1",
         "variants.matryoshka": "NestedReconstruction NestedTopK",
+        "variants.matching_pursuit": "PursuitEncoder",
     },
 )
 

@@ -14,11 +14,12 @@ from mmsae.sae.selector import Pursued, ReLU, TopK
 from mmsae.sae.variants.batch_topk import BatchTopK
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
+from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.types import InputError
 
 PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "normaliser": {Normaliser.name: Normaliser},
-    "encoder": {c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GroupBias)},
+    "encoder": {c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GroupBias, PursuitEncoder)},
     "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, Pursued)},
     "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary)},
 }

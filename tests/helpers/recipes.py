@@ -29,15 +29,14 @@ def instantiate(value: Any) -> Any:
 
 
 def small_model(path: Path, d_in: int = 16, d_sae: int = 48, k: int = 4) -> tuple[SAE, list[Any]]:
-    """The SAE of a recipe at a small size, built, and its loss terms; ``k`` replaces the recipe's where it has one."""
+    """The SAE of a recipe at a small size, built, and its loss terms; ``k`` replaces the recipe's (and its steps)."""
     model = read_recipe(path)["model"]
     arguments = model["sae"]["init_args"]
     arguments.pop("ratio", None)
     arguments.update(d_sae=d_sae)
     for part in ("selector", "encoder"):
         inner = arguments.get(part, {}).get("init_args", {})
-        if "k" in inner:
-            inner["k"] = k
+        inner.update({name: k for name in ("k", "steps") if name in inner})
     for term in model["losses"]:
         if "target" in term.get("init_args", {}):
             term["init_args"]["target"] = k
