@@ -62,7 +62,9 @@ def cosine_head(classes: Tensor, scale: float = 100.0) -> Head:
 def linear_probe(f: Tensor, y: Tensor, n_classes: int, l2: float = 1e-3, steps: int = 100) -> Head:
     """Multinomial logistic regression of ``y (n,)`` on centred ``f (n, D)`` of mean squared norm D, by L-BFGS.
 
-    ``l2`` weighs ``|W|^2 / 2`` beside the mean cross-entropy.
+    ``l2`` weighs ``|W|^2 / 2`` beside the mean cross-entropy. This is the objective of
+    :func:`mmsae.metrics.concepts.probing.logistic`, which serves accuracies; here a class without samples has a finite
+    bias, as ViM needs, many classes take half the time, and AUROCs, which feel where training stops, stay as published.
     """
     f = f.detach().double()
     mean = f.mean(0)

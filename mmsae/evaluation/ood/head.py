@@ -14,7 +14,7 @@ from mmsae.evaluation.ood.fit import FitImages, Fitted, fit_detectors
 from mmsae.evaluation.options import NATIVE, PCA, RANDOM, STATISTICS, Detection
 from mmsae.evaluation.pooling import Sums, Through
 from mmsae.evaluation.rows import row
-from mmsae.metrics.components import Components, axes_of
+from mmsae.metrics.components import Components
 from mmsae.metrics.host.ood import OODMetrics, auroc_interval, ood_metrics
 from mmsae.sae import SAE, random_control
 from mmsae.types import IMAGE, Codes, InputError
@@ -24,15 +24,12 @@ ID = "id"
 
 def pca_control(train: Features, k: int) -> Callable[[Features], Features]:
     """Features in which the SAE is replaced by the k leading principal components of the training features."""
-    k = max(1, min(k, train.x.shape[1] - 1))
-    mean = train.x.double().mean(0)
-    x = train.x.double() - mean
-    components = Components(mean, axes_of(x.T @ x / len(x))[1][:, :k])
+    components = Components.leading(train.x, min(k, train.x.shape[1] - 1))
 
     def change(f: Features) -> Features:
         z = components.project(f.x)
         recon = components.restore(z)
-        codes = Codes(z.float(), None, k, f.z.modality)
+        codes = Codes(z.float(), None, z.shape[1], f.z.modality)
         return f.through(Through(codes, recon, Sums.of(f.x, recon, codes, torch.arange(f.n), f.n)))
 
     return change

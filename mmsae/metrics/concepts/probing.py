@@ -57,6 +57,9 @@ class Probe(NamedTuple):
 def logistic(x: Any, y: np.ndarray, classes: int, l2: float, columns: np.ndarray | None = None) -> Probe:
     """Multinomial logistic regression: minimises the summed cross-entropy plus ``l2 / 2`` times the squared weights.
 
+    It takes sparse codes and stops when accuracies stand still; :func:`mmsae.evaluation.ood.detectors.linear_probe`
+    minimises the same for logits whose order counts.
+
     Args:
         x: ``(N, F)`` from :func:`matrix`; divided by the root of its total variance, which the probe undoes.
         y: ``(N,)`` labels below ``classes``.
