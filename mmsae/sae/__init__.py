@@ -16,6 +16,7 @@ __all__, _get = lazy(
         "sae": "SAE fit_rows",
         "selector": "Pursued Ranked ReLU Rows Selector TopK",
         "usage": "UsageTracker",
+        "variants.archetypal": "ArchetypalDictionary",
         "variants.batch_topk": "BatchTopK",
         "variants.gba": "GroupBias ScaledDictionary",
         "variants.jumprelu": "JumpReLU L0",

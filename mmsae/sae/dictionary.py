@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,8 @@ class Dictionary(Part):
 
     name = "dictionary"
     file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_dec", False), "bias": ("b_dec", False)}
+
+    from_rows: ClassVar[bool] = False  #: Whether ``fit_`` replaces the atoms, so that tied encoders start anew.
 
     def __init__(self, norm: str = "unit", bias: bool = True):
         super().__init__()
@@ -53,6 +56,11 @@ class Dictionary(Part):
     def rows(self) -> Tensor:
         """``(d_sae, d)`` atoms."""
         return self.weight
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the precision and on the device of the atoms; costs nothing where they are computed."""
+        return next(chain(self.parameters(), self.buffers()))
 
     @torch.no_grad()
     def project_(self) -> None:

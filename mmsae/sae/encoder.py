@@ -30,6 +30,9 @@ class SAEEncoder(Part):
         """Allocate for ``{modality: width}``; dictionaries are built already (tied initialisation reads them)."""
         raise NotImplementedError
 
+    def tie_(self, dictionaries: Mapping[str, Dictionary]) -> None:
+        """Start as the dictionaries are now, where the start is tied; asked when atoms were taken from rows."""
+
     def centre_(self, means: Mapping[str, Tensor]) -> None:
         """Start with pre-codes that are about ``{modality: (d,) mean of the rows}``, where a bias can do that."""
 
@@ -65,10 +68,13 @@ class AffineEncoder(SAEEncoder):
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
         """Allocate ``weight (d_sae, d_in)`` as a copy of the atoms of the first dictionary, unit norm."""
-        _one_width(d_in)
-        atoms = next(iter(dictionaries.values())).rows().detach()
-        self.weight = nn.Parameter(F.normalize(atoms).clone())
+        self.weight = nn.Parameter(torch.empty(d_sae, _one_width(d_in)))
+        self.tie_(dictionaries)
         self.bias = nn.Parameter(torch.zeros(d_sae)) if self.use_bias else None
+
+    @torch.no_grad()
+    def tie_(self, dictionaries: Mapping[str, Dictionary]) -> None:
+        self.weight.copy_(F.normalize(next(iter(dictionaries.values())).rows()))
 
     @torch.no_grad()
     def centre_(self, means: Mapping[str, Tensor]) -> None:
@@ -134,6 +140,10 @@ class PerModalityEncoder(SAEEncoder):
             part = copy.deepcopy(self.template[0])
             part.build({m: d}, d_sae, {m: dictionaries[m if m in dictionaries else "shared"]})
             self.encoders[m] = part
+
+    def tie_(self, dictionaries: Mapping[str, Dictionary]) -> None:
+        for m, part in self.encoders.items():
+            part.tie_({m: dictionaries[m if m in dictionaries else "shared"]})
 
     def centre_(self, means: Mapping[str, Tensor]) -> None:
         for m, mean in means.items():

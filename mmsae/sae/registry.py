@@ -11,6 +11,7 @@ from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, DistanceEncoder, PerModalityEncoder
 from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.selector import Pursued, ReLU, TopK
+from mmsae.sae.variants.archetypal import ArchetypalDictionary
 from mmsae.sae.variants.batch_topk import BatchTopK
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
@@ -21,7 +22,7 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "normaliser": {Normaliser.name: Normaliser},
     "encoder": {c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GroupBias, PursuitEncoder)},
     "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, Pursued)},
-    "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary)},
+    "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary, ArchetypalDictionary)},
 }
 
 

@@ -132,7 +132,7 @@ class SAE(nn.Module):
                 f"{modality} activations have shape {tuple(x.shape)}; this SAE takes (N, {self.d_in[modality]})"
             )
         dictionary = self.dictionary(modality)
-        target, info = self.normaliser(x.to(dictionary.weight.dtype), modality)
+        target, info = self.normaliser(x.to(dictionary.like.dtype), modality)
         if grad is not None:
             grad = self.normaliser.gradient(grad.to(target.dtype), modality, info)
         return self.encoder(target, dictionary, modality), Rows(modality, dictionary, target, grad), info
@@ -156,7 +156,7 @@ class SAE(nn.Module):
         m = self._modality(modality)
         if isinstance(x, np.ndarray):  # copied only where torch cannot share it: a reversed view, a read-only map
             x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
-        return self._encode({m: x.to(self.dictionary(m).weight.device)})[m][2]
+        return self._encode({m: x.to(self.dictionary(m).like.device)})[m][2]
 
     def decode(self, codes: Codes, modality: str | None = None) -> Tensor:
         """``(N, d)`` reconstruction in the units of x, by the dictionary of ``modality`` (default: the codes' own).
@@ -199,12 +199,15 @@ class SAE(nn.Module):
         self.normaliser.fit(sample)
         if not self.fresh:
             return
+        rows = {m: self.normaliser(sample[m].to(self.normaliser.mean(m)), m)[0] for m in self.modalities}
+        for key, dictionary in self.dictionaries.items():  # first: encoders may start as they do
+            dictionary.fit_(rows if key == "shared" else {key: rows[key]})
+        if any(dictionary.from_rows for dictionary in self.dictionaries.values()):
+            self.encoder.tie_(self.dictionaries)
         if not self.normaliser.centre:
             self.start_at_({m: self.normaliser.mean(m) for m in self.modalities})
-        rows = {m: self.normaliser(sample[m].to(self.normaliser.mean(m)), m)[0] for m in self.modalities}
-        for slot, part in self.parts().items():
-            key = slot.partition(".")[2]
-            part.fit_(rows if key in ("", "shared") else {key: rows[key]})
+        for part in (self.encoder, self.selector):
+            part.fit_(rows)
 
     @torch.no_grad()
     def start_at_(self, means: Mapping[str, Tensor]) -> None:

@@ -35,9 +35,9 @@ def _side(sae: SAE, f: Features) -> SplitFeatures:
     """Activations and codes; at token sites means over the image's tokens: decoding is linear, a maximum is not."""
     dictionary, z = sae.dictionary(IMAGE), f.z
     if f.tokens is None:
-        x = sae.normaliser(f.x.to(dictionary.weight), IMAGE)[0]
+        x = sae.normaliser(f.x.to(dictionary.like), IMAGE)[0]
     else:
-        x, z = f.tokens.x.to(dictionary.weight), f.z._replace(values=f.tokens.z)
+        x, z = f.tokens.x.to(dictionary.like), f.z._replace(values=f.tokens.z)
     x = x if dictionary.bias is None else x - dictionary.bias
     return SplitFeatures(x.cpu(), z)
 

@@ -106,7 +106,8 @@ def stability(atoms: Tensor, other: Tensor, weight: Tensor | None = None) -> dic
         weight: ``(F,)`` energies of ``atoms``; adds ``energy_weighted``.
 
     Returns:
-        ``stability``; ``nearest``: mean cosine with the nearest atom of ``other``, which need not be one to one.
+        ``stability``; ``nearest``: mean cosine with the nearest atom of ``other``, which need not be one to one. Read
+        them beside those of random atoms of the same sizes, which are not 0: about .27 for 80 atoms in 64 dimensions.
 
     Raises:
         InputError: Different widths.

@@ -51,7 +51,7 @@ def sparse_linear(sae: SAE, modality: str, change: Codes) -> Tensor:
 
 def origin(sae: SAE, modality: str, x: Tensor) -> Tensor:
     """``dec(0)`` for rows ``x (N, d)``, float32: where the codes of a row count from."""
-    _, info = sae.normaliser(x.to(sae.dictionary(modality).weight.dtype), modality)
+    _, info = sae.normaliser(x.to(sae.dictionary(modality).like.dtype), modality)
     bias = sae.dictionary(modality).bias
     base = x.new_zeros(len(x), x.shape[1]) if bias is None else bias.expand(len(x), -1)
     return sae.normaliser.invert(base, modality, info).float()

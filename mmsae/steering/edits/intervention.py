@@ -217,8 +217,8 @@ class BoundIntervention:
             )
         if iv.stats is not None:
             iv.stats.check(sae, self.modality)
-        weight = sae.dictionary(self.modality).weight
-        self.edit, self.ids = iv.raw(), torch.tensor(iv.edit.ids, dtype=torch.long, device=weight.device)
+        device = sae.dictionary(self.modality).like.device
+        self.edit, self.ids = iv.raw(), torch.tensor(iv.edit.ids, dtype=torch.long, device=device)
         pushes = iv.writeback == "direction" or iv.unit == "rel_norm"
         self.push = self._push(self.edit) if pushes else None
         self.basis: Tensor | None = None
@@ -251,7 +251,7 @@ class BoundIntervention:
         live = weight[:, 0] != 0
         if not live.any():
             return None
-        device = self.sae.dictionary(self.modality).weight.device
+        device = self.sae.dictionary(self.modality).like.device
         if device != rows.device:
             raise InputError(f"the SAE is on {device}, the site's rows on {rows.device}: move it with sae.to(...)")
         if self.iv.writeback == "replace":
