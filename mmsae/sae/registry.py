@@ -13,6 +13,7 @@ from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.selector import Pursued, ReLU, TopK
 from mmsae.sae.variants.archetypal import ArchetypalDictionary
 from mmsae.sae.variants.batch_topk import BatchTopK
+from mmsae.sae.variants.gated import GatedEncoder
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
@@ -20,7 +21,9 @@ from mmsae.types import InputError
 
 PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "normaliser": {Normaliser.name: Normaliser},
-    "encoder": {c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GroupBias, PursuitEncoder)},
+    "encoder": {
+        c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GatedEncoder, GroupBias, PursuitEncoder)
+    },
     "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, Pursued)},
     "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary, ArchetypalDictionary)},
 }

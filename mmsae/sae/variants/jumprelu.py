@@ -1,4 +1,8 @@
-"""JumpReLU (arXiv 2407.14435): a learned threshold for every latent, trained through a straight-through estimator."""
+"""JumpReLU (arXiv 2407.14435): a learned threshold for every latent, trained through a straight-through estimator.
+
+:class:`L0` is the paper's penalty; :class:`TanhL0` with :class:`PreActRevive` is Anthropic's (January 2025, "Dictionary
+Learning Optimization Techniques").
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 
 from mmsae.sae.losses import LossContext, LossTerm, Outputs
 from mmsae.sae.selector import AnyPreCodes, Rows, Selected, Selector
+from mmsae.sae.usage import DEAD_AFTER
 from mmsae.types import InputError
 
 
@@ -39,7 +44,8 @@ class JumpReLU(Selector):
     """``z = u * 1[u > theta]`` with ``theta (d_sae,)`` for every latent; dense in training, sparse after it.
 
     In training ``dz/dtheta = -(theta / eps) K((u - theta) / eps)`` with the rectangle kernel K, summed over the rows
-    [C: the paper's pseudo-code]; the step sees the pre-code, and u itself gets gradients above theta only.
+    [C: the paper's pseudo-code]; the step sees the pre-code, negative ones too (a bandwidth above ``2 theta`` would
+    count every silent latent as near), and u itself gets gradients above theta only.
 
     Args:
         threshold: Initial theta, in the units of the normalised rows.
@@ -82,10 +88,16 @@ class JumpReLU(Selector):
         if not self.training:
             linear, indices, on = pre.above(theta)
             return pre.at(indices, linear).relu() * on, indices
-        u = pre.dense().relu()
+        u = pre.dense()
         # detached: d(u * H) / dtheta = -(theta / eps) K, as at u = theta
         jump = _Step.apply(u, theta, self.bandwidth)
-        return u * (u > theta) + theta.detach() * (jump - jump.detach()), None
+        return u.relu() * (u > theta) + theta.detach() * (jump - jump.detach()), None
+
+
+def _needs_jumprelu(term: LossTerm, sae: Any) -> None:
+    if not isinstance(sae.selector, JumpReLU):
+        named = f"{term.name} trains the thresholds of selector 'jumprelu'"
+        raise InputError(f"{named}, this SAE has {sae.selector.name!r}")
 
 
 class L0(LossTerm):
@@ -109,14 +121,79 @@ class L0(LossTerm):
         self.coefficient, self.target, self.ramp = coefficient, target, ramp
 
     def check(self, sae: Any) -> None:
-        if not isinstance(sae.selector, JumpReLU):
-            raise InputError(f"l0 trains the thresholds of selector 'jumprelu', this SAE has {sae.selector.name!r}")
+        _needs_jumprelu(self, sae)
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss."""
         selector = ctx.sae.selector
         total = 0.0
         for m, out in outputs.items():
-            count = step(out.pre.dense().relu(), selector.threshold(m), selector.bandwidth).sum(1).mean()
+            count = step(out.pre.dense(), selector.threshold(m), selector.bandwidth).sum(1).mean()
             total = total + (count if self.target is None else (count / self.target - 1).square())
         return self.coefficient * ctx.ramp(self.ramp) * total / len(outputs)
+
+
+class TanhL0(LossTerm):
+    """``coefficient * ramp * E_rows sum_i tanh(c |z_i| ||d_i||)``, mean over modalities: an L0 that is smooth in z.
+
+    Every weight gets gradients, the thresholds through the selector's straight-through estimator.
+
+    Args:
+        coefficient: Weight of the term; its unit is that of the reconstruction term for every latent.
+        c: Steepness, in the units of the normalised rows. Published: 4 where the mean norm of a row is ``sqrt(d)``,
+            which is ``4 sqrt(d)`` where it is 1.
+        ramp: Share of the training over which the coefficient rises linearly from 0 (published: all of it).
+    """
+
+    name = "tanh_l0"
+
+    def __init__(self, coefficient: float = 1e-3, c: float = 4.0, ramp: float = 1.0) -> None:
+        super().__init__()
+        if c <= 0:
+            raise InputError(f"tanh_l0's steepness c must be above 0, not {c}")
+        self.coefficient, self.c, self.ramp = coefficient, c, ramp
+
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
+        total = 0.0
+        for m, out in outputs.items():
+            norms = ctx.sae.dictionary(m).rows().norm(dim=1)
+            codes = out.codes
+            scaled = codes.values.abs() * (norms if codes.indices is None else norms[codes.indices])
+            total = total + (self.c * scaled).tanh().sum(1).mean()
+        return self.coefficient * ctx.ramp(self.ramp) * total / len(outputs)
+
+
+class PreActRevive(LossTerm):
+    """``coefficient * E_rows sum_dead [theta_i - u_i]+ ||d_i||`` in FVU units: dead latents are pulled to firing.
+
+    It is divided by the root of the modality's total variance, and is the mean over modalities. Dictionaries get no
+    gradient from it [R], which would only make dead atoms short.
+
+    Args:
+        coefficient: Weight of the term (published: 3e-6 of a squared error at a mean norm of ``sqrt(d)``).
+        dead_after: Tokens without firing on any modality after which a latent counts as dead; default: the bound of
+            the training (``model.dead_after``), 1,000,000 where there is none.
+    """
+
+    name = "preact_revive"
+
+    def __init__(self, coefficient: float = 1e-4, dead_after: int | None = None) -> None:
+        super().__init__()
+        self.coefficient, self.dead_after = coefficient, dead_after
+
+    def check(self, sae: Any) -> None:
+        _needs_jumprelu(self, sae)
+
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
+        """Scalar loss; 0 without dead latents or without a tracker."""
+        total = next(iter(outputs.values())).recon.new_zeros(())
+        if ctx.usage is None:
+            return total
+        dead = ctx.usage.dead(self.dead_after or DEAD_AFTER).nonzero()[:, 0]
+        if len(dead) == 0:
+            return total
+        for m, out in outputs.items():
+            norms = ctx.sae.dictionary(m).rows()[dead].detach().norm(dim=1)
+            below = (ctx.sae.selector.threshold(m)[dead] - out.pre.columns(dead)).relu() * norms
+            total = total + below.sum(1).mean() / ctx.sae.normaliser.variance(m).sqrt()
+        return self.coefficient * total / len(outputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from mmsae.sae.losses import LossContext, LossTerm, Outputs
@@ -32,24 +34,22 @@ class L1(LossTerm):
             raise InputError(f"l1 is taken on one of {', '.join(ON)}, not {on!r}")
         self.coefficient, self.weighted, self.on, self.ramp = coefficient, weighted, on, ramp
 
-    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
-        """Scalar loss.
+    def check(self, sae: Any) -> None:
+        odd = [m for m in sae.modalities if getattr(sae.dictionary(m), "norm", "free") != "unit"]
+        if odd and not self.weighted:
+            norm = getattr(sae.dictionary(odd[0]), "norm", "free")
+            raise InputError(
+                "l1 that is not weighted by the atoms' norms needs dictionaries of norm 'unit': "
+                f"{odd[0]}'s is {norm!r}, whose longer atoms make every penalty small"
+            )
 
-        Raises:
-            InputError: It is not weighted and a dictionary's atoms have no fixed norm.
-        """
+    def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         total = 0.0
         for m, out in outputs.items():
-            dictionary = ctx.sae.dictionary(m)
             codes = out.codes if self.on == "code" else Codes(out.pre.dense().relu(), None, out.codes.d_sae)
             values = codes.values.abs()
             if self.weighted:
-                norms = dictionary.rows().norm(dim=1)
+                norms = ctx.sae.dictionary(m).rows().norm(dim=1)
                 values = values * (norms if codes.indices is None else norms[codes.indices])
-            elif dictionary.norm != "unit":
-                raise InputError(
-                    f"l1 that is not weighted by the atoms' norms needs dictionaries of norm 'unit': {m}'s is "
-                    f"{dictionary.norm!r}, whose longer atoms make every penalty small"
-                )
             total = total + values.sum(1).mean() / ctx.sae.normaliser.variance(m).sqrt()
         return self.coefficient * ctx.ramp(self.ramp) * total / len(outputs)

@@ -74,9 +74,11 @@ def test_it_ramps_and_needs_unit_atoms_where_it_is_not_weighted():
     assert half == pytest.approx(full / 2, rel=1e-5) and full > 0
     for norm in ("free", "ball"):
         sae, x = model(norm)
+        L1().check(sae)
         with pytest.raises(InputError, match=f"needs dictionaries of norm 'unit': image's is '{norm}'"):
-            L1(weighted=False)(sae(x), LossContext(sae))
+            L1(weighted=False).check(sae)
     sae, x = model("unit", encoder=AffineEncoder())
+    L1(weighted=False).check(sae)
     both = [float(L1(weighted=w)(sae(x), LossContext(sae))) for w in (True, False)]
     assert both[0] == pytest.approx(both[1], rel=1e-5)
     with pytest.raises(InputError, match="one of code, gate, not 'x'"):
