@@ -98,19 +98,30 @@ class AuxK(LossTerm):
 
     ``coefficient * ||e - z_dead D||^2 / E||e - mean(e)||^2`` with ``e = stopgrad(target - recon)`` and no decoder bias:
     the target is a residual. Of the latents, only dead ones get gradients (so does the bias taken off the input).
+    Where codes have signs (AbsTopK), dead pre-codes are ranked by their absolute value and keep their sign.
 
     Args:
         coefficient: Weight of the term.
         k_aux: Dead latents used a row (default: d_in / 2, at most the number of dead ones).
         dead_after: Tokens without firing on any modality after which a latent counts as dead; default: the bound of
             the training (``model.dead_after``), 1,000,000 where there is none.
+        score: What dead latents are ranked by: ``value``, their positive pre-codes, or ``abs``; default: ``abs`` where
+            the SAE's codes have signs.
     """
 
     name = "auxk"
 
-    def __init__(self, coefficient: float = 1 / 32, k_aux: int | None = None, dead_after: int | None = None):
+    def __init__(
+        self,
+        coefficient: float = 1 / 32,
+        k_aux: int | None = None,
+        dead_after: int | None = None,
+        score: str | None = None,
+    ):
         super().__init__()
-        self.coefficient, self.k_aux, self.dead_after = coefficient, k_aux, dead_after
+        if score not in (None, "value", "abs"):
+            raise InputError(f"auxk's score must be 'value' or 'abs', not {score!r}")
+        self.coefficient, self.k_aux, self.dead_after, self.score = coefficient, k_aux, dead_after, score
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss; 0 without dead latents or without a tracker."""
@@ -121,11 +132,14 @@ class AuxK(LossTerm):
         if len(dead) == 0:
             return zero
         total = zero
+        signed = self.score == "abs" or (self.score is None and ctx.sae.selector.signed)
         for m, out in outputs.items():
             residual = (out.target - out.recon).detach()
-            pre = out.pre.columns(dead).relu()
+            pre = out.pre.columns(dead)
+            pre = pre if signed else pre.relu()
             k = min(self.k_aux or out.target.shape[1] // 2, len(dead))
-            values, indices = pre.topk(k, dim=1, sorted=False)
+            indices = (pre.abs() if signed else pre).topk(k, dim=1, sorted=False).indices
+            values = pre.gather(1, indices)
             atoms = ctx.sae.dictionary(m).rows()[dead]
             error = (residual - sparse_decode(values, indices, atoms)).square().sum(1).mean()
             scale = (residual - residual.mean(0)).square().sum(1).mean()

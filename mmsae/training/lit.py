@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmsae.metrics.validation import ValidationMetrics
-from mmsae.sae import SAE, AuxK, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.sae.usage import DEAD_AFTER
 from mmsae.training.resume import check, recipe
 from mmsae.training.schedule import Schedule
@@ -38,11 +38,11 @@ class LitSAE(pl.LightningModule):
         optimizer: Called with the parameters.
         scheduler: Called with the optimiser; stepped once a step. ``none`` keeps the rate constant.
         normaliser_rows: Rows of each modality and rank that the normaliser is fitted on.
-        dead_after: Tokens without firing on any modality after which a latent counts as dead, for AuxK, in the log and
-            in ``latents.json``. Default: what AuxK was given, else 1,000,000.
+        dead_after: Tokens without firing on any modality after which a latent counts as dead, for loss terms like AuxK,
+            in the log and in ``latents.json``. Default: what a term was given, else 1,000,000.
 
     Raises:
-        InputError: AuxK was given another ``dead_after``, or a loss term and the SAE do not go together.
+        InputError: A term was given another ``dead_after``, or a term and the SAE do not go together.
     """
 
     def __init__(
@@ -71,12 +71,13 @@ class LitSAE(pl.LightningModule):
             self._allocate()
 
     def _one_bound(self, dead_after: int | None) -> int:
-        terms = [t for t in self.losses if isinstance(t, AuxK)]
+        terms = [t for t in self.losses if hasattr(t, "dead_after")]
         given = {n for n in (dead_after, *(t.dead_after for t in terms)) if n is not None}
         if len(given) > 1:
             numbers = " and ".join(f"{n:,}" for n in sorted(given))
             raise InputError(
-                f"a latent counts as dead after one number of tokens, not {numbers}: give model.dead_after, not AuxK's"
+                f"a latent counts as dead after one number of tokens, not {numbers}: give model.dead_after, not that "
+                f"of {', '.join(t.name for t in terms)}"
             )
         bound = given.pop() if given else DEAD_AFTER
         for term in terms:
@@ -173,14 +174,15 @@ class LitSAE(pl.LightningModule):
         rank_zero_info(said)
 
     def _say_what_is_too_short(self, rows: dict[str, int]) -> None:
-        """A run too short for AuxK's bound, or with too few rows for the latents; nothing else would tell."""
+        """A run too short for the bound of dead latents, or with too few rows for them; nothing else would tell."""
         self._said = True
         seen = {m: n * self.trainer.world_size * self.total_steps for m, n in rows.items()}
         tokens = max(seen.values())
-        if self.dead_after >= tokens and any(isinstance(t, AuxK) and t.coefficient for t in self.losses):
+        idle = [t.name for t in self.losses if hasattr(t, "dead_after") and t.coefficient]
+        if self.dead_after >= tokens and idle:
             rank_zero_info(
-                f"auxk does nothing in this run: latents count as dead after {self.dead_after:,} tokens, the run "
-                f"has about {tokens:,}; lower model.dead_after"
+                f"{' and '.join(idle)} {'does' if len(idle) == 1 else 'do'} nothing in this run: latents count as dead "
+                f"after {self.dead_after:,} tokens, the run has about {tokens:,}; lower model.dead_after"
             )
         held = getattr(self.trainer.train_dataloader, "n_rows", {})  # of a store; a stream has no end
         m, n = max(((m, min(n, held.get(m, n))) for m, n in seen.items()), key=lambda pair: pair[1])

@@ -136,6 +136,29 @@ def test_auxk_trains_dead_latents_only():
         assert (w[live] == 0).all() and (w[dead] != 0).any()
 
 
+def test_auxk_of_signed_codes_ranks_by_size_and_keeps_signs():
+    sae, x = model()
+    sae.selector = TopK(5, score="abs")
+    dead = torch.tensor([1, 4, 7, 30])
+    ctx = LossContext(sae, with_dead(sae, dead))
+    out = {"image": sae(x)["image"]}
+    got = AuxK(1.0, k_aux=2, dead_after=100)(out, ctx)
+    e = (out["image"].target - out["image"].recon).detach()
+    u = out["image"].pre.dense()[:, dead]
+    z = torch.zeros_like(u).scatter(1, top := u.abs().topk(2).indices, u.gather(1, top))
+    aux = (e - z @ sae.dictionary("image").weight[dead]).square().sum(1).mean()
+    assert (z < 0).any() and ((z != 0).sum(1) == 2).all()
+    torch.testing.assert_close(got, aux / (e - e.mean(0)).square().sum(1).mean())
+    assert torch.equal(got, AuxK(1.0, k_aux=2, dead_after=100, score="abs")(out, ctx))
+    assert not torch.equal(got, AuxK(1.0, k_aux=2, dead_after=100, score="value")(out, ctx))
+    live = torch.ones(40, dtype=torch.bool)
+    live[dead] = False
+    (grad,) = torch.autograd.grad(got, sae.encoder.weight)
+    assert (grad[live] == 0).all() and grad[dead].any()
+    with pytest.raises(InputError, match="'value' or 'abs', not 'norm'"):
+        AuxK(score="norm")
+
+
 def test_auxk_with_more_k_than_dead_latents_and_with_none_dead():
     sae, x = model()
     ctx = LossContext(sae, with_dead(sae, torch.tensor([3])))

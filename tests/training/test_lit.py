@@ -8,7 +8,7 @@ import torch
 
 from mmsae import SAE, InputError, Site
 from mmsae.cli import main
-from mmsae.sae import AuxK, CodeCosine, Dictionary, Normaliser, Reconstruction, TopK
+from mmsae.sae import AuxK, CodeCosine, Dictionary, Normaliser, PreActRevive, Reconstruction, TopK
 from mmsae.training import DeadLatentReport, ExportSAE, LitSAE, RunCheckpoint, Schedule
 from mmsae.training.schedule import multiplier
 from mmsae.types import Tokens
@@ -185,8 +185,10 @@ def test_one_bound_says_when_a_latent_is_dead():
     term = AuxK()
     assert LitSAE(sae, [Reconstruction(), term], dead_after=300).dead_after == 300 and term.dead_after == 300
     assert LitSAE(sae, [Reconstruction(), AuxK()]).dead_after == 1_000_000
-    with pytest.raises(InputError, match="not 200 and 1,000"):
+    with pytest.raises(InputError, match=r"not 200 and 1,000: give model\.dead_after, not that of auxk"):
         lit(dead_after=1000)
+    revive = PreActRevive()  # whatever acts on dead latents has the same bound
+    assert LitSAE(sae, [AuxK(dead_after=70), revive]).dead_after == revive.dead_after == 70
 
 
 @pytest.mark.parametrize(("steps", "known"), [(4, False), (8, True)])  # 40 rows a step
