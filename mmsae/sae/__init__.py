@@ -19,6 +19,7 @@ __all__, _get = lazy(
         "variants.archetypal": "ArchetypalDictionary",
         "variants.batch_topk": "BatchTopK",
         "variants.gated": "GateAux GatedEncoder",
+        "variants.energy_match": "EnergyMatch",
         "variants.gba": "GroupBias ScaledDictionary",
         "variants.jumprelu": "JumpReLU L0 PreActRevive TanhL0",
         "variants.relu_l1": "L1",

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mmsae.kernels import sparse_decode
 from mmsae.kernels.pairs import code_cosine
+from mmsae.sae.part import refuse_unpaired
 from mmsae.sae.usage import DEAD_AFTER, UsageTracker
-from mmsae.types import InputError, SAEOutput
+from mmsae.types import Codes, InputError, SAEOutput
 
 Outputs = Mapping[str, SAEOutput]
 
@@ -54,6 +55,16 @@ class LossTerm(nn.Module):
             raise InputError(
                 f"encoder {sae.encoder.name!r} sees to how often latents fire: loss {self.name!r} would act against it"
             )
+
+    def pair(self, outputs: Outputs) -> tuple[Codes, Codes]:
+        """The codes of pairs, row by row.
+
+        Raises:
+            InputError: The outputs are not those of two modalities with equal counts.
+        """
+        refuse_unpaired(self.name, {m: out.codes.n for m, out in outputs.items()})
+        a, b = (out.codes for out in outputs.values())
+        return a, b
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss, coefficient included."""
@@ -175,10 +186,7 @@ class CodeCosine(LossTerm):
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss, of two modalities with equal counts (pairs)."""
-        counts = {m: out.codes.n for m, out in outputs.items()}
-        if len(counts) != 2 or len(set(counts.values())) != 1:
-            raise InputError(f"code_cosine needs pairs: two modalities with equal counts, not {counts}")
-        a, b = (out.codes for out in outputs.values())
+        a, b = self.pair(outputs)
         weight = self.coefficient * ctx.ramp(self.ramp)
         apart = 1.0 - code_cosine(a, b, mask_top=self.mask_top).mean()
         if self.shuffled:

@@ -21,6 +21,18 @@ def all_reduce(*tensors: Tensor, op: str = "sum") -> None:
             torch.distributed.all_reduce(t, getattr(torch.distributed.ReduceOp, op.upper()))
 
 
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a tensor over ranks, with the gradient of this rank's own.
+
+    A function of it then has, after DDP's mean of gradients, the gradient that one process with all rows would have.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = value.detach().clone()
+    all_reduce(total)
+    return value + (total / torch.distributed.get_world_size() - value.detach())
+
+
 class Normaliser(Part):
     """``x -> row norm -> minus the modality's mean -> times a scale -> row norm``, every step optional.
 

@@ -7,6 +7,19 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mmsae.types import InputError
+
+
+def refuse_unpaired(name: str, counts: Mapping[str, int], two: bool = True) -> None:
+    """Refuse ``{modality: rows}`` that are no pairs (or, without ``two``, no tuples) for what is called ``name``.
+
+    Raises:
+        InputError: Fewer modalities than two, more with ``two``, or unequal counts.
+    """
+    if len(counts) < 2 or (two and len(counts) > 2) or len(set(counts.values())) != 1:
+        what = "pairs: two modalities" if two else "pairs: two modalities or more"
+        raise InputError(f"{name} needs {what} with equal counts, not {dict(counts)}")
+
 
 class Part(nn.Module):
     """Base of normalisers, encoders, selectors and dictionaries.
