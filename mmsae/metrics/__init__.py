@@ -12,6 +12,7 @@ __all__, _get = lazy(
         "host.chair": "ChairReport Objects chair",
         "host.hallucination": "PopeReport parse_answer pope_report score_answers",
         "host.ood": "OODMetrics OODScores ood_metrics",
+        "norms": "CodeNorms code_norms epsilon_lbo",
         "pairs.correlation": "CrossCorrelation PairScorer cross_correlation",
         "pairs.cross_modal": "CrossModal CrossModalWeights pair_weight",
         "pairs.item_codes": "ItemCodes content_rows entries max_pool",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure as MplFigure
@@ -150,3 +151,32 @@ def bar_chart(
         ax.grid(axis="x", visible=False)
         fig.legend(loc="outside lower center", ncols=5)
         return figure(fig, f"{y_label} of {', '.join(values)} by {', '.join(groups)}", caption)
+
+
+def zf_plot(
+    rows: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, caption: str = "", points: int = 1000
+) -> Figure:
+    """The ZF plot (arXiv 2503.24277): norms of codes against those of rows, with the line on which both agree.
+
+    Dashed lines are ``|f| = |x| sqrt(1 / (1 +- e))`` for e = epsilon (F - 1) of .25, .5 and 1: within them a code may
+    lie whose atoms have cosines up to epsilon. Above the line a code is larger than its row, below it smaller.
+
+    Args:
+        rows: ``{series: (norms of rows, norms of codes)}``, as ``mmsae.metrics.code_norms`` gives them.
+        caption: Shown below.
+        points: Points of a series that are drawn, evenly spread over its rows.
+    """
+    rows = {name: tuple(np.asarray(side, dtype=float) for side in pair) for name, pair in rows.items()}
+    end = 1.05 * max((x.max() for x, _ in rows.values() if len(x)), default=1.0)
+    with canvas(width=5.2, height=4.4) as (fig, ax):
+        ax.plot([0, end], [0, end], color=GREY, lw=1.2, label="equal")
+        for e in (0.25, 0.5, 1.0):
+            for slope in ((1 + e) ** -0.5, (1 - e) ** -0.5 if e < 1 else None):
+                if slope is not None:
+                    ax.plot([0, end], [0, slope * end], color=GREY, lw=0.7, ls="--")
+        for i, (name, (x, f)) in enumerate(rows.items()):
+            some = np.linspace(0, len(x) - 1, min(points, len(x))).astype(int)
+            ax.scatter(x[some], f[some], s=6, lw=0, alpha=0.6, color=PALETTE[i % len(PALETTE)], label=name)
+        ax.set(xlabel="norm of the row", ylabel="norm of the code", xlim=(0, end), ylim=(0, None))
+        fig.legend(loc="outside lower center", ncols=min(len(rows) + 1, 5))
+        return figure(fig, f"Norms of codes against norms of rows for {', '.join(rows)}", caption)

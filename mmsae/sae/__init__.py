@@ -16,6 +16,7 @@ __all__, _get = lazy(
         "sae": "SAE fit_rows",
         "selector": "Pursued Ranked ReLU Rows Selector TopK",
         "usage": "UsageTracker",
+        "variants.afa": "EnergyTopK NormMatch",
         "variants.archetypal": "ArchetypalDictionary",
         "variants.batch_topk": "BatchTopK",
         "variants.gated": "GateAux GatedEncoder",

@@ -11,6 +11,7 @@ from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, DistanceEncoder, PerModalityEncoder
 from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.selector import Pursued, ReLU, TopK
+from mmsae.sae.variants.afa import EnergyTopK
 from mmsae.sae.variants.archetypal import ArchetypalDictionary
 from mmsae.sae.variants.batch_topk import BatchTopK
 from mmsae.sae.variants.gated import GatedEncoder
@@ -24,7 +25,7 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "encoder": {
         c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GatedEncoder, GroupBias, PursuitEncoder)
     },
-    "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, Pursued)},
+    "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, Pursued, EnergyTopK)},
     "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary, ArchetypalDictionary)},
 }
 
