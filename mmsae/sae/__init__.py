@@ -21,6 +21,7 @@ __all__, _get = lazy(
         "variants.batch_topk": "BatchTopK",
         "variants.gated": "GateAux GatedEncoder",
         "variants.energy_match": "EnergyMatch",
+        "variants.feature_choice": "AuxZipf FeatureChoice",
         "variants.gba": "GroupBias ScaledDictionary",
         "variants.jumprelu": "JumpReLU L0 PreActRevive TanhL0",
         "variants.relu_l1": "L1",

@@ -56,6 +56,9 @@ class LossTerm(nn.Module):
                 f"encoder {sae.encoder.name!r} sees to how often latents fire: loss {self.name!r} would act against it"
             )
 
+    def build(self, sae: Any) -> None:
+        """Allocate what the term keeps from step to step, in buffers, for an SAE that has its sizes."""
+
     def pair(self, outputs: Outputs) -> tuple[Codes, Codes]:
         """The codes of pairs, row by row.
 
@@ -134,12 +137,16 @@ class AuxK(LossTerm):
             raise InputError(f"auxk's score must be 'value' or 'abs', not {score!r}")
         self.coefficient, self.k_aux, self.dead_after, self.score = coefficient, k_aux, dead_after, score
 
+    def members(self, outputs: Outputs, ctx: LossContext) -> Tensor | None:
+        """``(d_sae,)`` bool: the latents that are trained, here the dead ones; None where it is not known."""
+        return None if ctx.usage is None else ctx.usage.dead(self.dead_after or DEAD_AFTER)
+
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss; 0 without dead latents or without a tracker."""
         zero = next(iter(outputs.values())).recon.new_zeros(())
-        if self.coefficient == 0 or ctx.usage is None:
+        if self.coefficient == 0 or (members := self.members(outputs, ctx)) is None:
             return zero
-        dead = ctx.usage.dead(self.dead_after or DEAD_AFTER).nonzero()[:, 0]
+        dead = members.nonzero()[:, 0]
         if len(dead) == 0:
             return zero
         total = zero

@@ -14,6 +14,7 @@ from mmsae.sae.selector import Pursued, ReLU, TopK
 from mmsae.sae.variants.afa import EnergyTopK
 from mmsae.sae.variants.archetypal import ArchetypalDictionary
 from mmsae.sae.variants.batch_topk import BatchTopK
+from mmsae.sae.variants.feature_choice import FeatureChoice
 from mmsae.sae.variants.gated import GatedEncoder
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
@@ -25,7 +26,7 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "encoder": {
         c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GatedEncoder, GroupBias, PursuitEncoder)
     },
-    "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, Pursued, EnergyTopK)},
+    "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, FeatureChoice, JumpReLU, Pursued, EnergyTopK)},
     "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary, ArchetypalDictionary)},
 }
 

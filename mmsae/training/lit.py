@@ -87,6 +87,8 @@ class LitSAE(pl.LightningModule):
     def _allocate(self) -> None:
         self.usage = UsageTracker(self.sae.d_sae, self.sae.modalities)
         self.validation = ValidationMetrics(self.sae.modalities, self.sae.d_in, self.sae.d_sae)
+        for term in self.losses:
+            term.build(self.sae)
 
     def setup(self, stage: str) -> None:
         """Size the SAE from the datamodule, or check that it fits."""

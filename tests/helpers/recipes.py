@@ -67,6 +67,9 @@ class Run:
     def __init__(self, sae: SAE, losses: list[Any], lr: float = 3e-3, steps: int = 200) -> None:
         self.sae, self.losses, self.steps, self.step = sae.train(), torch.nn.ModuleList(losses), steps, 0
         self.usage = UsageTracker(sae.d_sae, sae.modalities)
+        for term in losses:
+            term.check(sae)
+            term.build(sae)
         weights = [p for p in sae.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(weights, lr) if weights else None
 

@@ -67,7 +67,7 @@ class Thresholded(Ranked):
         self.sum_[i] = decay * self.sum_[i] + (1 - decay) * total / seen.clamp(min=1)
         self.weight_[i] = decay * self.weight_[i] + (1 - decay) * known
 
-    def _mask(self, scores: Tensor) -> Tensor:
+    def _mask(self, scores: Tensor, modality: str) -> Tensor:
         """``(N, d_sae)`` bool: what a training batch keeps of its positive scores."""
         raise NotImplementedError
 
@@ -82,7 +82,7 @@ class Thresholded(Ranked):
             score = self.score(rows)
             u = pre.dense().detach()
             scores = u if score is None else score(u, slice(None))
-            on = self._mask(scores) & (scores > 0)
+            on = self._mask(scores, rows.modality) & (scores > 0)
             kept = torch.where(on, scores, torch.inf)
             self._observe(rows.modality, self._least(kept))
             width = max(1, int(on.sum(1).max())) if len(on) else 1
@@ -137,7 +137,7 @@ class BatchTopK(Thresholded):
             raise InputError(f"k = {self._k:g} does not fit d_sae = {d_sae}")
         super().build(d_sae, modalities)
 
-    def _mask(self, scores: Tensor) -> Tensor:
+    def _mask(self, scores: Tensor, modality: str) -> Tensor:
         on = torch.zeros_like(scores, dtype=torch.bool).view(-1)
         budget = min(int(self._k * len(scores)), scores.numel())
         return on.index_fill_(0, scores.reshape(-1).topk(budget, sorted=False).indices, True).view_as(scores)

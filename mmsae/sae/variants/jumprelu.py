@@ -146,6 +146,7 @@ class TanhL0(LossTerm):
     """
 
     name = "tanh_l0"
+    sparsity = True
 
     def __init__(self, coefficient: float = 1e-3, c: float = 4.0, ramp: float = 1.0) -> None:
         super().__init__()

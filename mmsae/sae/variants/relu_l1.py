@@ -27,6 +27,7 @@ class L1(LossTerm):
     """
 
     name = "l1"
+    sparsity = True
 
     def __init__(self, coefficient: float = 0.1, weighted: bool = True, on: str = "code", ramp: float = 0.1) -> None:
         super().__init__()
@@ -35,6 +36,7 @@ class L1(LossTerm):
         self.coefficient, self.weighted, self.on, self.ramp = coefficient, weighted, on, ramp
 
     def check(self, sae: Any) -> None:
+        super().check(sae)
         odd = [m for m in sae.modalities if getattr(sae.dictionary(m), "norm", "free") != "unit"]
         if odd and not self.weighted:
             norm = getattr(sae.dictionary(odd[0]), "norm", "free")

@@ -5,7 +5,18 @@ import torch
 from torch.nn.functional import normalize
 
 from mmsae import SAE, InputError
-from mmsae.sae import L0, Dictionary, GroupBias, JumpReLU, Reconstruction, ReLU, ScaledDictionary, TopK, random_control
+from mmsae.sae import (
+    L0,
+    L1,
+    Dictionary,
+    GroupBias,
+    JumpReLU,
+    Reconstruction,
+    ReLU,
+    ScaledDictionary,
+    TopK,
+    random_control,
+)
 from mmsae.training import LitSAE
 
 
@@ -165,10 +176,6 @@ def test_budgets_other_dictionaries_and_penalties_are_refused():
         SAE(4, 8, encoder=GroupBias(2), selector=ReLU(), dictionaries={"shared": Dictionary("free")})
     with pytest.raises(InputError, match="10 groups do not fit d_sae = 8"):
         SAE(4, 8, encoder=GroupBias(), selector=ReLU(), dictionaries=scaled)
-
-    class L1(Reconstruction):
-        name, sparsity = "l1", True
-
     with pytest.raises(InputError, match="encoder 'gba' sees to how often latents fire: loss 'l1' would act against"):
         LitSAE(gba(), [Reconstruction(), L1()])
     with pytest.raises(InputError, match="l0 trains the thresholds of selector 'jumprelu', this SAE has 'relu'"):
