@@ -7,7 +7,9 @@ __all__, __getattr__ = lazy(
     {
         "callbacks": "DeadLatentReport ExportSAE",
         "checkpoint": "AtomicCheckpointIO RunCheckpoint",
+        "k_anneal": "KAnneal",
         "lit": "LitSAE",
+        "resample": "ResampleDead",
         "schedule": "Schedule",
     },
 )

@@ -2,85 +2,16 @@
 
 import json
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
 from mmsae import SAE, InputError, Site
 from mmsae.cli import main
-from mmsae.sae import AuxK, CodeCosine, Dictionary, Normaliser, PreActRevive, Reconstruction, TopK
-from mmsae.training import DeadLatentReport, ExportSAE, LitSAE, RunCheckpoint, Schedule
+from mmsae.sae import AuxK, JumpReLU, PreActRevive, Reconstruction, TopK
+from mmsae.training import DeadLatentReport, ExportSAE, LitSAE, Schedule
 from mmsae.training.schedule import multiplier
-from mmsae.types import Tokens
+from tests.helpers.lit import Data, StopAt, lit, trainer
 from tests.helpers.training import RECIPE, SMALL, make_store
-
-
-class Loader:
-    """Seeded batches with ``__len__`` and state, as the store's loader has."""
-
-    def __init__(self, x, batch, seed):
-        self.x, self.batch, self.seed, self.epoch, self.at = x, batch, seed, 0, 0
-
-    def __len__(self):
-        return len(self.x["image"]) // self.batch
-
-    def __iter__(self):
-        start, self.at = self.at % len(self), self.at % len(self)
-        order = torch.randperm(len(self.x["image"]), generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        for i in range(start, len(self)):
-            self.at = i + 1
-            if self.at == len(self):
-                self.epoch += 1
-            rows = order[i * self.batch : (i + 1) * self.batch]
-            yield Tokens.pooled({m: v[rows] for m, v in self.x.items()})
-
-    def state_dict(self):
-        return {"epoch": self.epoch, "at": self.at}
-
-    def load_state_dict(self, state):
-        self.epoch, self.at = state["epoch"], state["at"]
-
-
-class Data(pl.LightningDataModule):
-    def __init__(self, n=400, d=10, sites=None):
-        super().__init__()
-        g = torch.Generator().manual_seed(0)
-        shared = torch.randn(n, d, generator=g)
-        self.x = {m: shared + s + 0.2 * torch.randn(n, d, generator=g) for m, s in (("image", 1.0), ("text", -1.0))}
-        self.d_in, self.sites = d, sites or {}
-
-    def train_dataloader(self):
-        return Loader(self.x, 40, 0)
-
-    def val_dataloader(self):
-        return Loader(self.x, 50, 1)
-
-
-def lit(seed=0, d_in=None, centre=True, **kw):
-    torch.manual_seed(seed)
-    sae = SAE(
-        d_in, 48, normaliser=Normaliser(unit_in=True, centre=centre, unit_out=True), selector=TopK(4),
-        dictionaries={m: Dictionary() for m in ("image", "text")},
-    )  # fmt: skip
-    return LitSAE(sae, [Reconstruction(), AuxK(dead_after=200), CodeCosine()], **kw)
-
-
-def trainer(root, steps, **kw):
-    callbacks = [RunCheckpoint(every_n_train_steps=7, dirpath=str(root / "checkpoints")), *kw.pop("callbacks", [])]
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
-    return pl.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", default_root_dir=str(root), callbacks=callbacks,
-        gradient_clip_val=1.0, **(quiet | kw),
-    )  # fmt: skip
-
-
-class StopAt(pl.Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("stop", "centre"), [(3, True), (8, True), (17, True), (24, True), (3, False), (8, False)])
@@ -188,6 +119,7 @@ def test_one_bound_says_when_a_latent_is_dead():
     with pytest.raises(InputError, match=r"not 200 and 1,000: give model\.dead_after, not that of auxk"):
         lit(dead_after=1000)
     revive = PreActRevive()  # whatever acts on dead latents has the same bound
+    sae = SAE(8, 32, modalities=["image"], selector=JumpReLU())
     assert LitSAE(sae, [AuxK(dead_after=70), revive]).dead_after == revive.dead_after == 70
 
 

@@ -24,14 +24,18 @@ class GatedEncoder(SAEEncoder):
     """
 
     name = "gated"
+    subtract_decoder_bias = True
     file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_enc", True)}
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
         """Allocate ``weight (d_sae, d_in)`` as a copy of the first dictionary's atoms, unit norm; the rest is 0."""
-        _one_width(d_in)
-        atoms = next(iter(dictionaries.values())).rows().detach()
-        self.weight = nn.Parameter(F.normalize(atoms).clone())
+        self.weight = nn.Parameter(torch.empty(d_sae, _one_width(d_in)))
+        self.tie_(dictionaries)
         self.b_gate, self.b_mag, self.r_mag = (nn.Parameter(torch.zeros(d_sae)) for _ in range(3))
+
+    @torch.no_grad()
+    def tie_(self, dictionaries: Mapping[str, Dictionary]) -> None:
+        self.weight.copy_(F.normalize(next(iter(dictionaries.values())).rows()))
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> DensePreCodes:
         p = F.linear(x if dictionary.bias is None else x - dictionary.bias, self.weight)
