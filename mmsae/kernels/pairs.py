@@ -8,17 +8,22 @@ from torch import Tensor
 from mmsae.types import Codes
 
 
-def paired_product(values_a: Tensor, idx_a: Tensor, values_b: Tensor, idx_b: Tensor) -> Tensor:
-    """``(N, ka)`` elementwise product of two sparse rows, read at the ids of ``a`` (0 where ``b`` did not select them).
+def paired_read(idx_a: Tensor, values_b: Tensor, idx_b: Tensor) -> Tensor:
+    """``(N, ka)`` values of sparse rows ``b`` at the ids of ``a`` (0 where ``b`` did not select them); differentiable.
 
     Costs a sort and a binary search per row, O(k log k) time and O(N k) memory, whatever ``d_sae`` is. Arguments as in
     :func:`paired_dot`.
     """
     if not idx_b.shape[1]:
-        return values_a * 0
+        return values_b.new_zeros(idx_a.shape)
     idx_b, order = idx_b.sort(1)
     slot = torch.searchsorted(idx_b, idx_a.contiguous()).clamp_(max=idx_b.shape[1] - 1)
-    return values_a * values_b.gather(1, order).gather(1, slot) * (idx_b.gather(1, slot) == idx_a)
+    return values_b.gather(1, order).gather(1, slot) * (idx_b.gather(1, slot) == idx_a)
+
+
+def paired_product(values_a: Tensor, idx_a: Tensor, values_b: Tensor, idx_b: Tensor) -> Tensor:
+    """``(N, ka)`` elementwise product of two sparse rows, read at the ids of ``a``; see :func:`paired_read`."""
+    return values_a * paired_read(idx_a, values_b, idx_b)
 
 
 def paired_dot(

@@ -17,6 +17,7 @@ from mmsae.sae.variants.batch_topk import BatchTopK
 from mmsae.sae.variants.feature_choice import FeatureChoice
 from mmsae.sae.variants.gated import GatedEncoder
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
+from mmsae.sae.variants.group_sparse import PairMask
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.types import InputError
@@ -27,6 +28,7 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
         c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GatedEncoder, GroupBias, PursuitEncoder)
     },
     "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, FeatureChoice, JumpReLU, Pursued, EnergyTopK)},
+    "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, PairMask, Pursued)},
     "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary, ArchetypalDictionary)},
 }
 
