@@ -10,6 +10,7 @@ from torch import nn
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, DistanceEncoder, PerModalityEncoder
 from mmsae.sae.normaliser import Normaliser
+from mmsae.sae.part import Part
 from mmsae.sae.selector import Pursued, ReLU, TopK
 from mmsae.sae.variants.afa import EnergyTopK
 from mmsae.sae.variants.archetypal import ArchetypalDictionary
@@ -22,15 +23,33 @@ from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.types import InputError
 
-PARTS: dict[str, dict[str, type[nn.Module]]] = {
-    "normaliser": {Normaliser.name: Normaliser},
-    "encoder": {
-        c.name: c for c in (AffineEncoder, DistanceEncoder, PerModalityEncoder, GatedEncoder, GroupBias, PursuitEncoder)
-    },
-    "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, FeatureChoice, JumpReLU, Pursued, EnergyTopK)},
-    "selector": {c.name: c for c in (TopK, ReLU, BatchTopK, JumpReLU, PairMask, Pursued)},
-    "dictionary": {c.name: c for c in (Dictionary, ScaledDictionary, ArchetypalDictionary)},
+_CLASSES: dict[str, tuple[type[Part], ...]] = {
+    "normaliser": (Normaliser,),
+    "encoder": (
+        AffineEncoder,
+        DistanceEncoder,
+        PerModalityEncoder,
+        GatedEncoder,
+        GroupBias,
+        PursuitEncoder,
+    ),
+    "selector": (
+        TopK,
+        ReLU,
+        BatchTopK,
+        EnergyTopK,
+        FeatureChoice,
+        JumpReLU,
+        PairMask,
+        Pursued,
+    ),
+    "dictionary": (
+        Dictionary,
+        ScaledDictionary,
+        ArchetypalDictionary,
+    ),
 }
+PARTS: dict[str, dict[str, type[Part]]] = {slot: {c.name: c for c in parts} for slot, parts in _CLASSES.items()}
 
 
 def part_config(part: nn.Module) -> dict[str, Any]:
