@@ -35,7 +35,7 @@ MODULES = dict(
     backbones.open_clip=hosts.encoders.open_clip backbones.patch_autoencoder=hosts.diffusion.patch_autoencoder
     backbones.reading=hosts.capture backbones.sites=hosts.sites backbones.timm=hosts.encoders.timm
     backbones.tokenizer=hosts.tokenizer backbones.tokens=hosts.tokens backbones.vision=hosts.encoders.timm
-    backbones.where=hosts.sites bench_report=bench.report bench_scores=bench.scores cache=activations
+    backbones.where=hosts.sites bench_report=bench.filter.report bench_scores=bench.filter.scores cache=activations
     cache.buffer=activations.mixing_buffer cache.command=activations.command cache.extract=activations.extract
     cache.files=activations.spool cache.generation=activations.generated cache.loader=activations.loader
     cache.memory=activations.memory cache.order=activations.loader cache.part=activations.writer
@@ -96,7 +96,7 @@ MODULES = dict(
     tasks.sae_v=filtering.scorers.lvlm tasks.sae_v_recovered=lvlm.recovered tasks.selection=filtering.selection
     tasks.selection_exchange=filtering.selection_exchange tasks.weights=lvlm.weights.command
     tasks.weights_file=lvlm.weights.file tasks.weights_job=lvlm.weights.job tasks.zero_shot=evaluation.zeroshot.scores
-    threads=options tiny_hosts=demo.tiny_hosts training.cli_jobs=training.cli world.bench_filter=bench.world_filter
+    threads=options tiny_hosts=demo.tiny_hosts training.cli_jobs=training.cli world.bench_filter=bench.filter.world
     world.captions=world.generator.captions world.clip=world.models.command world.contrastive=world.models.contrastive
     world.data=world.generator.data world.diffusion=world.models.command
     world.diffusion_build=world.models.diffusion.model world.diffusion_edit=world.models.diffusion.evaluate

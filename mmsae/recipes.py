@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,21 @@ def laid_over(under: Any, over: Any) -> Any:
     if "class_path" in over and over["class_path"] != under.get("class_path", over["class_path"]):
         return over
     return under | {key: laid_over(under.get(key), value) for key, value in over.items()}
+
+
+def instantiate(value: Any) -> Any:
+    """What a recipe says, with its mappings of ``class_path`` and ``init_args`` as objects.
+
+    The command lines leave this to jsonargparse, which checks types; a recipe of this package is taken at its word.
+    """
+    if isinstance(value, list):
+        return [instantiate(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: instantiate(v) for key, v in value.items()}
+    module, _, name = value["class_path"].rpartition(".")
+    return getattr(import_module(module), name)(**instantiate(value.get("init_args", {})))
 
 
 def whole_recipe(path: str) -> str:

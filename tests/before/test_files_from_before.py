@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from mmsae import load_pair
 from mmsae.activations import ActivationStore, extract
-from mmsae.bench.command import stages_of
+from mmsae.bench.stages import stages_of
 from mmsae.demo.stages import stage_log
 from mmsae.evaluation.features import load_features
 from mmsae.evaluation.zeroshot.command import zeroshot

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmsae import SAE, Tokens
-from mmsae.recipes import read_recipe
+from mmsae.recipes import instantiate, read_recipe
 from mmsae.sae import LossContext, UsageTracker
 
 ROOT = Path(__file__).parents[2]
 SAE_RECIPES = sorted((ROOT / "configs" / "sae").glob("*.yaml"))
-
-
-def instantiate(value: Any) -> Any:
-    """Whatever a YAML value says, with ``class_path`` mappings as objects."""
-    if isinstance(value, list):
-        return [instantiate(v) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if "class_path" not in value:
-        return {k: instantiate(v) for k, v in value.items()}
-    module, _, name = value["class_path"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**instantiate(value.get("init_args", {})))
 
 
 def small_model(path: Path, d_in: int = 16, d_sae: int = 48, k: int = 4) -> tuple[SAE, list[Any]]:

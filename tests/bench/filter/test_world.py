@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mmsae import InputError
-from mmsae.bench import command as bench
-from mmsae.bench.command import BLIND, LIKELIHOOD, PAIR, SAE_V, Sizes, bench_filter
-from mmsae.bench.report import verdict
-from mmsae.bench.world_filter import KINDS, alignment_set, mixed_questions, top_half
+from mmsae.bench.command import FilterBench, bench
+from mmsae.bench.filter.arms import BLIND, LIKELIHOOD, PAIR, SAE_V
+from mmsae.bench.filter.report import verdict
+from mmsae.bench.filter.run import Sizes, bench_filter
+from mmsae.bench.filter.world import KINDS, alignment_set, mixed_questions, top_half
 from mmsae.world.generator.data import generate
 from mmsae.world.models.llava.questions import DESCRIBE, OBJECTS, ask, present_objects, shard_lessons
 
@@ -109,11 +110,20 @@ def test_bad_input(finished, tmp_path):
     with pytest.raises(InputError, match=r"its damage is 0\.4 there and 0\.3 here; choose another --out"):
         bench_filter(root, TINY, ARMS, (0,), damage=0.3, progress=False)
     with pytest.raises(InputError, match="there is no best; there are all, random"):
-        bench.bench("filter", out=str(tmp_path / "x"), arms=["all", "best"])
+        bench(
+            "filter",
+            out=str(tmp_path / "x"),
+            alignment=FilterBench(
+                arms=(
+                    "all",
+                    "best",
+                )
+            ),
+        )
     with pytest.raises(InputError, match="all must be among l1: the others"):
-        bench.bench("filter", out=str(tmp_path / "x"), arms=["l1"])
+        bench("filter", out=str(tmp_path / "x"), alignment=FilterBench(arms=("l1",)))
     with pytest.raises(InputError, match=r"damage is 0\.6"):
-        bench.bench("filter", out=str(tmp_path / "x"), damage=0.6)
+        bench("filter", out=str(tmp_path / "x"), alignment=FilterBench(damage=0.6))
     with pytest.raises(InputError, match="at least 1"):
-        bench.bench("filter", out=str(tmp_path / "x"), seeds=[])
+        bench("filter", out=str(tmp_path / "x"), seeds=[])
     assert not (tmp_path / "x").exists()

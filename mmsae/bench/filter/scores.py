@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsae.bench.world_filter import Alignment
+from mmsae.bench.filter.world import Alignment
 from mmsae.hosts import load_host
 from mmsae.load import load_pair
 from mmsae.lvlm.options import Definition, TokenSample
@@ -20,7 +20,8 @@ from mmsae.lvlm.weights.job import cross_modal_weights
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.metrics.reconstruction import fvu
 from mmsae.options import SAERun
-from mmsae.sae import SAE, AuxK, CodeCosine, Dictionary, LossContext, Normaliser, Reconstruction, TopK, UsageTracker
+from mmsae.sae import SAE, AuxK, CodeCosine, Dictionary, Normaliser, Reconstruction, TopK
+from mmsae.training.plain import train
 from mmsae.types import IMAGE, TEXT, ImageTextBatch
 from mmsae.world.generator.data import generate
 from mmsae.world.measure.host import embed_images, embed_texts
@@ -36,27 +37,18 @@ def train_sae(
 ) -> SAE:
     """Train in place on activations in memory: pairs where both modalities have equally many rows, tokens otherwise."""
     rng, paired = torch.Generator().manual_seed(seed), len({len(v) for v in x.values()}) == 1
-    usage = UsageTracker(sae.d_sae, sae.modalities)
     sae.fit_normaliser(x)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 20, 2 * (1 - step / steps))
-        if paired:
-            draw = torch.randint(len(next(iter(x.values()))), (rows,), generator=rng)
-            batch = {m: v[draw] for m, v in x.items()}
-        else:
-            batch = {m: v[torch.randint(len(v), (rows,), generator=rng)] for m, v in x.items()}
-        outputs = sae(batch)
-        context = LossContext(sae, usage, progress=step / steps)
-        loss = torch.stack([term(outputs, context) for term in losses]).sum()
-        usage.update({m: out.codes for m, out in outputs.items()})
-        optimizer.zero_grad()
-        loss.backward()
-        sae.remove_parallel_grad_()
-        optimizer.step()
-        sae.project_()
-    return sae.eval()
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        while True:
+            if paired:
+                draw = torch.randint(len(next(iter(x.values()))), (rows,), generator=rng)
+                yield {m: v[draw] for m, v in x.items()}
+            else:
+                yield {m: v[torch.randint(len(v), (rows,), generator=rng)] for m, v in x.items()}
+
+    train(sae, losses, batches(), steps, lr, seed)
+    return sae
 
 
 def _sae(d_in: int, d_sae: int, k: int, shared: bool, seed: int) -> SAE:

@@ -1,0 +1,1 @@
+"""``mmsae bench recover``: SAEs on activations whose dictionary and codes are known."""

@@ -1,0 +1,135 @@
+"""The SAEs of ``configs/sae`` at the size of a world, and what is chosen for them before a figure is reported."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.bench.recover.measures import recovery
+from mmsae.bench.recover.worlds import KnownWorld
+from mmsae.recipes import instantiate, read_recipe, recipes_of
+from mmsae.sae import SAE, LossTerm
+from mmsae.training.plain import train
+from mmsae.types import Tokens
+
+LR = 3e-3  #: Of every SAE that is trained; it was not chosen by any figure of this benchmark.
+ROWS = 256  #: Rows of each modality a step.
+TUNING_SEED = 1000  #: Of worlds and trainings by which strengths are chosen; no figure of theirs is reported.
+#: Loss terms whose coefficient sets the number of latents: there is no k, so the strength that comes nearest to the
+#: world's budget is chosen with the tuning seed.
+STRENGTH = ("L1", "L0")
+CONTROLS = ("untrained",)
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+class Variant(NamedTuple):
+    """One row of the benchmark: a recipe of ``configs/sae``, or a control of it."""
+
+    recipe: Path
+    control: str = ""  #: Empty, or ``untrained``: as :func:`mmsae.sae.random_control` makes it.
+
+    @property
+    def has_strength(self) -> bool:
+        """Whether there is no k and no target, but a coefficient that sets how sparse codes are."""
+        terms = _terms(read_recipe(str(self.recipe))["model"])
+        return any(name in STRENGTH and arguments.get("target") is None for name, arguments in terms)
+
+    def fits(self, world: str) -> bool:
+        """Whether the variant can be trained on a world: recipes for pairs need two modalities."""
+        arguments = read_recipe(str(self.recipe))["model"]["sae"]["init_args"]
+        return len(arguments.get("modalities", ("image", "text"))) == 1 or world == "two_modalities"
+
+
+def variants() -> dict[str, Variant]:
+    """Every SAE in ``configs/sae`` by the name of its recipe, and the controls of TopK."""
+    found = {path.stem: Variant(path) for path in recipes_of("sae")}
+    return found | {f"topk ({control})": Variant(found["topk"].recipe, control) for control in CONTROLS}
+
+
+def _terms(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """``(class name, arguments)`` of the loss terms; the arguments may be changed in place."""
+    return [(t["class_path"].rpartition(".")[2], t.setdefault("init_args", {})) for t in model["losses"]]
+
+
+def model_of(path: Path, world: KnownWorld, steps: int, strength: float = 1.0) -> tuple[SAE, list[LossTerm]]:
+    """The SAE of a recipe for a world, built, and its loss terms.
+
+    It has as many latents as the world has atoms, and the world's budget (rounded up where k is whole); latents count
+    as dead after a tenth of the training. ``strength`` multiplies the coefficients that set the L0.
+    """
+    model = read_recipe(str(path))["model"]
+    arguments = model["sae"]["init_args"]
+    arguments.pop("ratio", None)
+    arguments["d_sae"] = world.size
+    if len(arguments.get("modalities", ("image", "text"))) == 1 or len(world.atoms) == 1:
+        arguments["modalities"] = list(world.atoms)
+    for part in ("selector", "encoder"):
+        inner = arguments.get(part, {}).get("init_args", {})
+        for name in ("k", "steps"):
+            if name in inner:
+                inner[name] = world.k if isinstance(inner[name], float) else math.ceil(world.k)
+    for name, inner in _terms(model):
+        if inner.get("target") is not None:
+            inner["target"] = world.k
+        elif name in STRENGTH:
+            inner["coefficient"] = inner["coefficient"] * strength
+        if name in ("AuxK", "AuxZipf"):
+            inner["dead_after"] = steps * ROWS // 10
+    sae = instantiate(model["sae"])
+    sae.build(world.width)
+    return sae, instantiate(model["losses"])
+
+
+class Rows(NamedTuple):
+    """Activations of a world for trainings with one seed, and others for their figures."""
+
+    world: KnownWorld
+    seed: int
+    train: dict[str, Tensor]  #: ``{modality: (N, d)}``.
+    test: dict[str, Tensor]  #: ``{modality: (n, d)}``, rows of their own.
+    codes: Tensor  #: ``(n, atoms)`` the true codes of the test rows.
+    grad: dict[str, Tensor] | None  #: Gradients at the training rows, where a classifier reads them.
+
+    @classmethod
+    def draw(cls, make: Callable[[int], KnownWorld], seed: int, train: int = 100_000, test: int = 4096) -> Rows:
+        """The world of a seed and its rows."""
+        world = make(seed)
+        x, codes = world.sample(train, 2 * seed)
+        grad = {m: world.gradient(v, codes) for m, v in x.items()} if world.head is not None else None
+        return cls(world, seed, x, *world.sample(test, 2 * seed + 1), grad)
+
+    def batches(self) -> Iterator[Tokens]:
+        """Batches without end, drawn from the training rows."""
+        generator = torch.Generator().manual_seed(self.seed)
+        n = len(next(iter(self.train.values())))
+        while True:
+            rows = torch.randint(n, (ROWS,), generator=generator)
+            grad = {m: g[rows] for m, g in self.grad.items()} if self.grad else None
+            yield Tokens.pooled({m: x[rows] for m, x in self.train.items()})._replace(grad=grad)
+
+
+def figures(variant: Variant, rows: Rows, steps: int, strength: float = 1.0) -> dict[str, float]:
+    """What a variant recovers of a world: :func:`recovery`, and the CPU ``seconds`` of the training."""
+    torch.manual_seed(rows.seed)
+    sae, losses = model_of(variant.recipe, rows.world, steps, strength)
+    sae.fit_normaliser(rows.train)
+    start = time.process_time()
+    if variant.control != "untrained":
+        train(sae, losses, rows.batches(), steps, LR, rows.seed)
+    seconds = time.process_time() - start
+    return {**recovery(sae.eval(), rows.world, rows.test, rows.codes), "seconds": seconds, "strength": strength}
+
+
+def chosen_strength(variant: Variant, rows: Rows, steps: int) -> float:
+    """The strength whose L0 is nearest to the world's budget, as a ratio; ``rows`` are of the tuning seed."""
+
+    def miss(strength: float) -> float:
+        return abs(math.log(max(figures(variant, rows, steps, strength)["l0"], 1e-6) / rows.world.k))
+
+    return min(STRENGTHS, key=miss)

@@ -1,0 +1,96 @@
+"""``mmsae bench recover``: every SAE of ``configs/sae`` on every world whose dictionary is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsae.bench.recover.models import LR, ROWS, TUNING_SEED, Rows, Variant, chosen_strength, figures, variants
+from mmsae.bench.recover.report import write_recover_report
+from mmsae.bench.recover.worlds import WORLDS
+from mmsae.bench.stages import stages_of
+from mmsae.errors import InputError
+from mmsae.files import write_json
+from mmsae.jobs.stages import Stages
+
+SECONDS = 2.5e-3  #: Of one step, about, for the estimate.
+
+
+def bench_recover(
+    root: Path,
+    names: Sequence[str] = (),
+    worlds: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 2000,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """The benchmark at any size; a folder may be gone on with by more variants, worlds and seeds.
+
+    Args:
+        root: Folder of results.
+        names: Variants; none: all.
+        worlds: Worlds; none: all.
+        seeds: Of worlds and trainings.
+        steps: Of every training.
+        progress: Whether to print what is done.
+
+    Raises:
+        InputError: A variant or world that there is not.
+    """
+    known = variants()
+    for what, given, there in (("variants", names, known), ("worlds", worlds, WORLDS)):
+        if odd := [name for name in given if name not in there]:
+            raise InputError(f"{what}: there is no {odd[0]}; there are {', '.join(there)}")
+    chosen = {name: known[name] for name in names or known}
+    todo = [(w, v) for w in worlds or WORLDS for v in chosen if chosen[v].fits(w)]
+    stages = stages_of(root, {"bench": "recover", "steps": steps, "rows": ROWS, "lr": LR}, progress=False)
+    if progress:
+        minutes = len(todo) * len(seeds) * steps * SECONDS / 60
+        print(
+            f"mmsae bench recover: {len(chosen)} variants, {len(worlds or WORLDS)} worlds, {len(seeds)} seeds, {steps} "
+            f"steps each. About {minutes:.0f} minutes of one core, and the choice of strengths; {root}",
+            flush=True,
+        )
+    start, results = time.perf_counter(), {w: {} for w in worlds or WORLDS}
+    for world, name in todo:
+        results[world][name] = row = _row(stages, world, name, chosen[name], seeds, steps)
+        if progress:
+            said = ", ".join(f"{k} {row[k]:.3f}" for k in ("cosine", "fvu", "l0", "dead"))
+            print(f"[{time.perf_counter() - start:.0f} s] {world}, {name}: {said}", flush=True)
+    found = {"seeds": list(seeds), "steps": steps, "rows": ROWS, "lr": LR, "worlds": results}
+    write_json(root / "results.json", found)
+    report = write_recover_report(root, found, {w: WORLDS[w](0).about for w in results})
+    return {**found, "out": str(report)}
+
+
+@lru_cache(maxsize=5)  # a world's rows serve all variants, one after the other
+def _rows(world: str, seed: int) -> Rows:
+    return Rows.draw(WORLDS[world], seed)
+
+
+def _row(stages: Stages, world: str, name: str, variant: Variant, seeds: Sequence[int], steps: int) -> dict[str, float]:
+    """Figures of one variant on one world over all seeds; what was measured earlier is read."""
+    strength = 1.0
+    if variant.has_strength:
+        strength = stages.run(
+            f"strengths/{world}-{variant.recipe.stem}",
+            lambda: chosen_strength(variant, _rows(world, TUNING_SEED), steps),
+        )
+
+    def once(seed: int) -> dict[str, float]:
+        return stages.run(f"runs/{world}-{name}-{seed}", lambda: figures(variant, _rows(world, seed), steps, strength))
+
+    return _summary([once(seed) for seed in seeds])
+
+
+def _summary(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over seeds, and sample deviations as ``NAME_sd`` where there are several."""
+    out = {name: float(np.mean([r[name] for r in runs])) for name in runs[0]}
+    if len(runs) > 1:
+        out |= {f"{name}_sd": float(np.std([r[name] for r in runs], ddof=1)) for name in runs[0]}
+    return out

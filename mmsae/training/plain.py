@@ -1,0 +1,64 @@
+"""The training loop without a trainer, for small trainings within one process; ``mmsae fit`` is for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmsae.sae import SAE, LossContext, LossTerm, UsageTracker
+from mmsae.types import Tokens
+
+Batch = Tokens | Mapping[str, Tensor]
+
+
+def rise_and_fall(step: int, steps: int) -> float:
+    """Factor of the learning rate: up over 20 steps, flat, down to 0 over the second half."""
+    return min(1.0, (step + 1) / 20, 2 * (1 - step / steps))
+
+
+def train(
+    sae: SAE,
+    losses: Sequence[LossTerm],
+    batches: Iterator[Batch],
+    steps: int,
+    lr: float = 2e-3,
+    seed: int = 0,
+    rate: Callable[[int, int], float] = rise_and_fall,
+) -> UsageTracker:
+    """Train in place, one batch a step, with Adam; the normaliser has been fitted.
+
+    An SAE without parameters (a dictionary that is built by selection) learns by its parts' own rules.
+
+    Args:
+        sae: The SAE; it is left in eval mode.
+        losses: Loss terms; their sum is minimised.
+        batches: Activations of every step.
+        steps: Number of steps.
+        lr: Learning rate.
+        seed: Of what loss terms draw.
+        rate: Factor of the learning rate at a step of so many.
+
+    Returns:
+        Which latents fired in the training.
+    """
+    usage = UsageTracker(sae.d_sae, sae.modalities)
+    weights = [p for p in sae.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=lr, fused=True) if weights else None
+    sae.train()
+    for step in range(steps):
+        outputs = sae(next(batches))
+        if optimizer is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate(step, steps)
+            context = LossContext(sae, usage, step / steps, step, seed)
+            loss = torch.stack([term(outputs, context) for term in losses]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            sae.remove_parallel_grad_()
+            optimizer.step()
+        usage.update({m: out.codes for m, out in outputs.items()})
+        sae.after_step_()
+    sae.eval()
+    return usage
