@@ -43,6 +43,8 @@ def train(
     Returns:
         Which latents fired in the training.
     """
+    for term in losses:
+        term.check(sae)
     usage = UsageTracker(sae.d_sae, sae.modalities)
     weights = [p for p in sae.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=lr, fused=True) if weights else None

@@ -23,7 +23,8 @@ ROWS = 256  #: Rows of each modality a step.
 TUNING_SEED = 1000  #: Of worlds and trainings by which strengths are chosen; no figure of theirs is reported.
 #: Loss terms whose coefficient sets the number of latents: there is no k, so the strength that comes nearest to the
 #: world's budget is chosen with the tuning seed.
-STRENGTH = ("L1", "L0")
+STRENGTH = ("L1", "L0", "TanhL0")
+FRACTIONAL = ("BatchTopK", "FeatureChoice")  #: Selectors whose k need not be whole.
 CONTROLS = ("untrained",)
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -60,8 +61,9 @@ def _terms(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def model_of(path: Path, world: KnownWorld, steps: int, strength: float = 1.0) -> tuple[SAE, list[LossTerm]]:
     """The SAE of a recipe for a world, built, and its loss terms.
 
-    It has as many latents as the world has atoms, and the world's budget (rounded up where k is whole); latents count
-    as dead after a tenth of the training. ``strength`` multiplies the coefficients that set the L0.
+    It has as many latents as the world has atoms, and the world's budget (rounded up where k is whole). Latents count
+    as dead after a tenth of the training, and controllers act 200 times in it. ``strength`` multiplies the coefficients
+    that set the L0.
     """
     model = read_recipe(str(path))["model"]
     arguments = model["sae"]["init_args"]
@@ -71,9 +73,12 @@ def model_of(path: Path, world: KnownWorld, steps: int, strength: float = 1.0) -
         arguments["modalities"] = list(world.atoms)
     for part in ("selector", "encoder"):
         inner = arguments.get(part, {}).get("init_args", {})
+        whole = arguments.get(part, {}).get("class_path", "").rpartition(".")[2] not in FRACTIONAL
         for name in ("k", "steps"):
             if name in inner:
-                inner[name] = world.k if isinstance(inner[name], float) else math.ceil(world.k)
+                inner[name] = math.ceil(world.k) if whole else world.k
+        if "every" in inner:
+            inner["every"] = max(1, steps // 200)
     for name, inner in _terms(model):
         if inner.get("target") is not None:
             inner["target"] = world.k

@@ -49,7 +49,7 @@ class KnownWorld(NamedTuple):
 
     def sample(self, n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         """``{modality: (n, d) activations}``, pairs where there are two, and their ``(n, atoms)`` true codes."""
-        g = torch.Generator().manual_seed(seed)
+        g = _generator(seed)
         codes = self.draw(n, g)
         x = {}
         for m, atoms in self.atoms.items():
@@ -86,8 +86,13 @@ def _bernoulli(probability: Tensor) -> Draw:
     return draw
 
 
+def _generator(seed: int) -> torch.Generator:
+    """Of a world's own; an SAE that is initialised with the same seed must not start at the truth."""
+    return torch.Generator().manual_seed(982_451_653 + 101 * seed)
+
+
 def _random_atoms(n: int, d: int, seed: int) -> Tensor:
-    return normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))
+    return normalize(torch.randn(n, d, generator=_generator(seed)))
 
 
 def independent(seed: int, n: int = 64, d: int = 32, k: int = 3) -> KnownWorld:
@@ -120,7 +125,7 @@ def hierarchical(seed: int, d: int = 20) -> KnownWorld:
     Parents have probability .2, children .2 each where their parent is on, leaves .05; magnitudes N(1.5, .25^2); the 20
     atoms are orthonormal. The mean L0 is 1.36.
     """
-    basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed))).Q
+    basis = torch.linalg.qr(torch.randn(d, d, generator=_generator(seed))).Q
     atoms = {IMAGE: basis[:20]}
     parents = torch.tensor([-1] * 3 + [i // 3 for i in range(9)] + [-1] * 8)
 
@@ -171,7 +176,7 @@ def downstream(
     apart = torch.zeros(n, d)
     apart[:weak, :8] = _random_atoms(weak, 8, seed)
     apart[weak:, 8:] = _random_atoms(n - weak, d - 8, seed + 1)
-    turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed + 2))).Q
+    turn = torch.linalg.qr(torch.randn(d, d, generator=_generator(seed + 2))).Q
     atoms = {IMAGE: apart @ turn}
     classes = torch.nn.functional.one_hot(torch.arange(weak) % 8, 8).float()
     head = 10.0 * atoms[IMAGE][:weak].t() @ classes
