@@ -7,6 +7,7 @@ __all__, _get = lazy(
     __name__,
     {
         "concepts.concepts": "concept_report",
+        "concepts.dictionaries": "Similarity dictionary_similarity",
         "concepts.evidence": "TopN TopTable text_keys top_evidence",
         "concepts.similarity": "concept_similarity intra_inter",
         "host.chair": "ChairReport Objects chair",
