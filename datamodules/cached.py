@@ -26,6 +26,7 @@ class CachedActivations(lightning.LightningDataModule):
         block: Neighbouring rows that are read together.
         window: Blocks that are mixed with each other.
         verify: Whether to compare the content hash of every file; by default where the store is below 2 GB.
+        uids: Whether training batches carry uids, by which a growing dictionary names its atoms.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class CachedActivations(lightning.LightningDataModule):
         block: int = 256,
         window: int = 64,
         verify: bool | None = None,
+        uids: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
@@ -49,6 +51,7 @@ class CachedActivations(lightning.LightningDataModule):
             )
         self.store, self.batch_size, self.val_fraction, self.seed = store, batch_size, val_fraction, seed
         self.chosen_sites, self.quotas, self.block, self.window, self.verify = sites, quotas, block, window, verify
+        self.uids = uids
         self.activations: ActivationStore | None = None
 
     @cached_property
@@ -118,6 +121,7 @@ class CachedActivations(lightning.LightningDataModule):
             quotas=self.quotas,
             block=self.block,
             window=self.window,
+            uids=self.uids or not shuffle,
         )
         if trainer and shuffle:
             loader.epoch = trainer.current_epoch

@@ -26,6 +26,7 @@ class Dictionary(Part):
     """
 
     name = "dictionary"
+    grows = False  #: Whether training adds atoms that are activations (:meth:`grow_`) instead of moving them.
     file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_dec", False), "bias": ("b_dec", False)}
 
     from_rows: ClassVar[bool] = False  #: Whether ``fit_`` replaces the atoms, so that tied encoders start anew.
@@ -61,6 +62,11 @@ class Dictionary(Part):
     def like(self) -> Tensor:
         """A tensor of the precision and on the device of the atoms; costs nothing where they are computed."""
         return next(chain(self.parameters(), self.buffers()))
+
+    @property
+    def unit_rows(self) -> bool:
+        """Whether :meth:`rows` have norm 1."""
+        return self.norm == "unit"
 
     @torch.no_grad()
     def project_(self) -> None:

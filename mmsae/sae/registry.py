@@ -19,6 +19,7 @@ from mmsae.sae.variants.feature_choice import FeatureChoice
 from mmsae.sae.variants.gated import GatedEncoder
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
 from mmsae.sae.variants.group_sparse import PairMask
+from mmsae.sae.variants.itda import GrowingDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.types import InputError
@@ -47,6 +48,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         Dictionary,
         ScaledDictionary,
         ArchetypalDictionary,
+        GrowingDictionary,
     ),
 }
 PARTS: dict[str, dict[str, type[Part]]] = {slot: {c.name: c for c in parts} for slot, parts in _CLASSES.items()}

@@ -237,6 +237,12 @@ class SAE(nn.Module):
         for part in self.parts().values():
             part.after_step_()
 
+    def grow_(self, tokens: Tokens, outputs: Mapping[str, SAEOutput]) -> None:
+        """Let dictionaries that take their atoms from the data see a training batch; others do nothing."""
+        for m, out in outputs.items():
+            if self.dictionary(m).grows:
+                self.dictionary(m).grow_(tokens, out, m, self.encoder)
+
     def remove_parallel_grad_(self) -> None:
         """Keep gradients of constrained dictionaries tangent; after backward, before clipping."""
         for d in self.dictionaries.values():

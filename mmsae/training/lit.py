@@ -206,6 +206,7 @@ class LitSAE(pl.LightningModule):
         if not self._said:
             self._say_what_is_too_short({m: out.codes.n for m, out in outputs.items()})
         self.usage.update({m: out.codes for m, out in outputs.items()})
+        self.sae.grow_(batch, outputs)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_training(outputs, terms, loss, next(iter(outputs.values())).codes.n)
         return loss
@@ -254,7 +255,14 @@ class LitSAE(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.sae.after_step_()
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Nothing where there is nothing to train: a growing dictionary has no parameters."""
+        if loss.requires_grad:
+            super().backward(loss, *args, **kwargs)
+
     def configure_optimizers(self):
+        if not list(self.sae.parameters()):
+            return None
         optimizer = self.make_optimizer(list(self.sae.parameters()))
         if self.make_scheduler is None:
             return optimizer

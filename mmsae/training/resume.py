@@ -45,17 +45,20 @@ def recipe(module: Any) -> dict[str, Any]:
 
     Optimiser and schedule are asked by making one of each: only they know their defaults.
     """
-    optimizer = module.make_optimizer(list(module.sae.parameters()))
+    weights = list(module.sae.parameters())
+    optimizer = module.make_optimizer(weights) if weights else None
     found: dict[str, Any] = {
         "sae": composition(module.sae),
         "losses": {
             "terms": [term.name for term in module.losses],
             **{f"{i}.{term.name}": _term(term) for i, term in enumerate(module.losses)},
         },
-        "optimizer": {"name": type(optimizer).__name__, **_plain(optimizer.param_groups[0])},
+        "optimizer": {"name": None},
         "scheduler": {"name": None},
     }
-    if module.make_scheduler is not None:
+    if optimizer is not None:
+        found["optimizer"] = {"name": type(optimizer).__name__, **_plain(optimizer.param_groups[0])}
+    if optimizer is not None and module.make_scheduler is not None:
         scheduler = module.make_scheduler(optimizer)
         options = {k: v for k, v in _plain(vars(scheduler)).items() if k not in ("base_lrs", "last_epoch")}
         found["scheduler"] = {"name": type(scheduler).__name__, **options}

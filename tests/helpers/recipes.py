@@ -65,10 +65,12 @@ class Run:
         return [self._one() for _ in range(n)]
 
     def _one(self) -> float:
-        outputs = self.sae(batch(self.sae, 64, seed=1 + self.step))
+        tokens = batch(self.sae, 64, seed=1 + self.step)
+        outputs = self.sae(tokens)
         context = LossContext(self.sae, self.usage, self.step / self.steps, self.step)
         loss = torch.stack([torch.as_tensor(term(outputs, context)) for term in self.losses]).sum()
         self.usage.update({m: out.codes for m, out in outputs.items()})
+        self.sae.grow_(tokens, outputs)
         if self.optimizer is not None:
             self.optimizer.zero_grad()
             loss.backward()

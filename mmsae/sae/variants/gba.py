@@ -40,6 +40,10 @@ class ScaledDictionary(Dictionary):
         super().build(d_in, d_sae)
         self.scale = nn.Parameter(torch.ones(d_sae))
 
+    @property
+    def unit_rows(self) -> bool:
+        return False
+
     def rows(self) -> Tensor:
         return self.weight * self.scale[:, None]
 

@@ -34,8 +34,8 @@ class PursuitEncoder(SAEEncoder):
             (classical; ITDA); ``max``: the largest, even if negative (overcomplete's).
         tol: A row stops after the step that brings the norm of its residual, in normalised units, below this.
         stop_on_repeat: Whether a row stops after it has chosen an atom again (SAELens's; before convergence).
-        gram: Whether correlations of ``mp`` are updated by the inner products of atoms. ``auto``: outside training,
-            where that is cheaper.
+        gram: Whether correlations of ``mp`` are updated by the inner products of atoms, which choose without gradients;
+            ``auto``: where that is cheaper.
     """
 
     name = "pursuit"
@@ -73,8 +73,9 @@ class PursuitEncoder(SAEEncoder):
 
     def check(self, sae: Any) -> None:
         for key, dictionary in sae.dictionaries.items():
-            if (norm := getattr(dictionary, "norm", "unit")) != "unit":
-                raise InputError(f"a pursuit needs atoms of norm 1; dictionary {key!r} has norm {norm!r}")
+            if not dictionary.unit_rows:
+                kind = f"{dictionary.name!r} with norm {dictionary.norm!r}"
+                raise InputError(f"encoder 'pursuit' needs atoms of norm 1; dictionary {key!r} is {kind}")
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
         """Nothing to allocate."""
@@ -92,7 +93,7 @@ class PursuitEncoder(SAEEncoder):
             return PursuitCodes(residual, atoms, values, indices, steps)
         gram = self.gram
         if gram == "auto":
-            gram = not torch.is_grad_enabled() and use_gram(len(x), len(atoms), self.steps)
+            gram = use_gram(len(x), len(atoms), self.steps)
         picks = mp_picks(x.detach(), atoms.detach(), stop, self.sign, gram)
         values, residual = mp_values(x, atoms, picks)
         # what AuxK asks of the residual trains the atoms that it asks about, not the chain before it

@@ -123,7 +123,7 @@ def test_half_precision_rows_are_coded_in_float32():
 
 
 def test_compositions_that_have_no_meaning_are_refused():
-    with pytest.raises(InputError, match="norm 1; dictionary 'shared' has norm 'ball'"):
+    with pytest.raises(InputError, match="norm 1; dictionary 'shared' is 'dictionary' with norm 'ball'"):
         SAE(8, 16, encoder=PursuitEncoder(), dictionaries={"shared": Dictionary(norm="ball")})
     with pytest.raises(InputError, match=r"'pursuit' chooses its latents by itself.*'topk'"):
         SAE(8, 16, encoder=PursuitEncoder(), selector=TopK(4))
