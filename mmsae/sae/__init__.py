@@ -29,6 +29,7 @@ __all__, _get = lazy(
         "variants.relu_l1": "L1",
         "variants.matryoshka": "NestedReconstruction NestedTopK",
         "variants.matching_pursuit": "PursuitEncoder",
+        "variants.vsae": "GaussianEncoder KLGaussian",
     },
 )
 

@@ -22,6 +22,7 @@ from mmsae.sae.variants.group_sparse import PairMask
 from mmsae.sae.variants.itda import GrowingDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
+from mmsae.sae.variants.vsae import GaussianEncoder
 from mmsae.types import InputError
 
 _CLASSES: dict[str, tuple[type[Part], ...]] = {
@@ -31,6 +32,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         DistanceEncoder,
         PerModalityEncoder,
         GatedEncoder,
+        GaussianEncoder,
         GroupBias,
         PursuitEncoder,
     ),
