@@ -35,6 +35,10 @@ class ScaledDictionary(Dictionary):
     def config(self) -> dict[str, Any]:
         return {"bias": self.use_bias}
 
+    def check(self, sae: Any) -> None:
+        if not isinstance(sae.encoder, GroupBias):
+            raise InputError(f"dictionary 'scaled' goes with encoder 'gba', and not with {sae.encoder.name!r}")
+
     def build(self, d_in: int, d_sae: int) -> None:
         """Allocate random directions, and scales of 1."""
         super().build(d_in, d_sae)

@@ -174,6 +174,8 @@ def test_budgets_other_dictionaries_and_penalties_are_refused():
         SAE(4, 8, encoder=GroupBias(2), selector=JumpReLU(), dictionaries=scaled)
     with pytest.raises(InputError, match="must be 'scaled' or of norm 'unit', not 'dictionary' of norm 'free'"):
         SAE(4, 8, encoder=GroupBias(2), selector=ReLU(), dictionaries={"shared": Dictionary("free")})
+    with pytest.raises(InputError, match="'scaled' goes with encoder 'gba', and not with 'affine'"):
+        SAE(4, 8, selector=ReLU(), dictionaries=scaled)
     with pytest.raises(InputError, match="10 groups do not fit d_sae = 8"):
         SAE(4, 8, encoder=GroupBias(), selector=ReLU(), dictionaries=scaled)
     with pytest.raises(InputError, match="encoder 'gba' sees to how often latents fire: loss 'l1' would act against"):
