@@ -116,7 +116,7 @@ def test_without_a_gradient_the_mode_decides():
 
 
 def test_its_term_predicts_what_ablating_a_latent_does_to_the_loss():
-    """The host's loss is the cross-entropy of a two-layer network on the row; one small latent at a time is taken out."""
+    """The host's loss is the cross-entropy of a small network; a hundredth of one latent is taken out of each row."""
     x, _ = rows(300)
     torch.manual_seed(2)
     host = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 5)).double()
