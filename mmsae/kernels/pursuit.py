@@ -26,7 +26,8 @@ class Stop(NamedTuple):
     steps: int  #: The most steps of a row.
     tol: float | None = None  #: After the step that brings the norm of its residual below this.
     repeat: bool = False  #: After a step that chose an atom which the row has already (MP).
-    limit: Tensor | None = None  #: ``(N,)`` int64: once it has so many atoms (OMP, GP).
+    #: ``(N,)`` int64: once it has so many atoms (OMP, GP), or has done so many steps (MP).
+    limit: Tensor | None = None
 
 
 class Picks(NamedTuple):
@@ -75,6 +76,8 @@ def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: boo
         for t in range(stop.steps):
             v, j = best(c, sign)
             active = active & (v != 0)
+            if stop.limit is not None:
+                active = active & (t < stop.limit[rows])
             v = v * active
             indices[rows, t], on[rows, t] = j, active
             r.addcmul_(atoms[j], v[:, None], value=-1)
@@ -82,7 +85,8 @@ def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: boo
                 active = active & ~((indices[rows, :t] == j[:, None]) & on[rows, :t]).any(1)
             if stop.tol is not None:
                 active = active & (r.norm(dim=1) >= stop.tol)
-            if t + 1 == stop.steps or ((stop.repeat or stop.tol is not None) and not active.any()):
+            early = stop.repeat or stop.tol is not None or stop.limit is not None
+            if t + 1 == stop.steps or (early and not active.any()):
                 break
             c = linear(r, atoms, None) if inner is None else c.addcmul_(inner[j], v[:, None], value=-1)
     return Picks(indices, on)
@@ -210,17 +214,19 @@ def fitted_pursuit(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", kin
     Shapes are those of :func:`mp_picks`.
     """
     width, done = min(stop.steps, len(atoms)), []
+    if stop.limit is not None and len(x):  # a row never holds more atoms
+        width = min(width, max(1, int(stop.limit.max())))
     for rows in _chunks(len(x), len(atoms), x.device):
         limit = None if stop.limit is None else stop.limit[rows]
-        done.append(_fit_rows(x[rows], atoms, stop._replace(limit=limit), sign, _FITS[kind]))
+        done.append(_fit_rows(x[rows], atoms, stop._replace(limit=limit), sign, _FITS[kind], width))
     if not done:
         ids = torch.zeros(0, width, dtype=torch.long, device=x.device)
         return Fitted(x.new_zeros(0, width), ids, x.clone(), ids[:, 0])
     return Fitted(*map(torch.cat, zip(*done, strict=True)))
 
 
-def _fit_rows(x: Tensor, atoms: Tensor, stop: Stop, sign: str, fit: Fit) -> Fitted:
-    n, width = len(x), min(stop.steps, len(atoms))
+def _fit_rows(x: Tensor, atoms: Tensor, stop: Stop, sign: str, fit: Fit, width: int) -> Fitted:
+    n = len(x)
     ids = torch.zeros(n, width, dtype=torch.long, device=x.device)
     w = torch.zeros(n, width, dtype=torch.float64, device=x.device)
     steps, r = torch.zeros(n, dtype=torch.long, device=x.device), x

@@ -15,6 +15,7 @@ __all__, _get = lazy(
         "random_control": "random_control",
         "sae": "SAE fit_rows",
         "selector": "Pursued Ranked ReLU Rows Selector TopK",
+        "transform": "calibrate_scale fold_decoder_norm to_jumprelu truncate with_pursuit",
         "usage": "UsageTracker",
         "variants.afa": "EnergyTopK NormMatch",
         "variants.archetypal": "ArchetypalDictionary",
@@ -30,6 +31,7 @@ __all__, _get = lazy(
         "variants.relu_l1": "L1",
         "variants.matryoshka": "NestedReconstruction NestedTopK",
         "variants.matching_pursuit": "PursuitEncoder",
+        "variants.pursuit_at_l0": "PursuitAtL0",
         "variants.vsae": "GaussianEncoder KLGaussian",
     },
 )

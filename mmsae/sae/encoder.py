@@ -36,6 +36,14 @@ class SAEEncoder(Part):
     def centre_(self, means: Mapping[str, Tensor]) -> None:
         """Start with pre-codes that are about ``{modality: (d,) mean of the rows}``, where a bias can do that."""
 
+    def scale_(self, factor: Tensor) -> None:
+        """Multiply every pre-code, and what is kept of it, by ``factor (d_sae,)``, above 0.
+
+        Raises:
+            InputError: The encoder has no weights that could hold it.
+        """
+        raise InputError(f"encoder {self.name!r} has no weights that a factor of its pre-codes could go into")
+
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes | DensePreCodes:
         """Pre-codes of normalised rows ``x (N, d)``."""
         raise NotImplementedError
@@ -82,6 +90,12 @@ class AffineEncoder(SAEEncoder):
         if self.bias is not None and not self.subtract_decoder_bias:
             mean = torch.stack(list(means.values())).mean(0)
             self.bias.copy_(-self.weight @ mean.to(self.weight))
+
+    @torch.no_grad()
+    def scale_(self, factor: Tensor) -> None:
+        self.weight.mul_(factor[:, None])
+        if self.bias is not None:
+            self.bias.mul_(factor)
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
         if self.subtract_decoder_bias and dictionary.bias is not None:

@@ -52,6 +52,9 @@ class Part(nn.Module):
     def loaded_(self) -> None:
         """Bring what is derived from buffers up to date after they were read from a file."""
 
+    def cut_(self) -> None:
+        """Bring what counts latents up to date after every tensor was cut to the first of them."""
+
     def weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
         """``{name in the file: (parameter, whether the file holds it transposed)}``."""
         named = ((self.file_names.get(name, (name, False)), p) for name, p in self.named_parameters(recurse=False))

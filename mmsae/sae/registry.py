@@ -23,6 +23,7 @@ from mmsae.sae.variants.group_sparse import PairMask
 from mmsae.sae.variants.itda import GrowingDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
+from mmsae.sae.variants.pursuit_at_l0 import PursuitAtL0
 from mmsae.sae.variants.vsae import GaussianEncoder
 from mmsae.types import InputError
 
@@ -36,6 +37,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         GaussianEncoder,
         GroupBias,
         PursuitEncoder,
+        PursuitAtL0,
     ),
     "selector": (
         TopK,
@@ -56,6 +58,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
     ),
 }
 PARTS: dict[str, dict[str, type[Part]]] = {slot: {c.name: c for c in parts} for slot, parts in _CLASSES.items()}
+INNER = ("encoder", "selector")  # parts that a part may hold
 
 
 def part_config(part: nn.Module) -> dict[str, Any]:
@@ -80,8 +83,9 @@ def oddity(slot: str, config: Any) -> str:
     """What is wrong with the form of a part's dict; empty where nothing is, or its name is unknown here."""
     if not isinstance(config, dict):
         return f"it is {config!r:.40}"
-    if isinstance(config.get("encoder"), dict) and (inner := oddity("encoder", config["encoder"])):
-        return inner
+    for inner in INNER:
+        if isinstance(config.get(inner), dict) and (odd := oddity(inner, config[inner])):
+            return odd
     if config.get("name") not in PARTS[slot]:
         return ""
     known = inspect.signature(PARTS[slot][config["name"]]).parameters
@@ -98,6 +102,7 @@ def make_part(slot: str, config: dict[str, Any]) -> nn.Module:
     name = config.pop("name", None)
     if name not in PARTS[slot]:
         raise InputError(f"unknown {slot} {name!r} in the checkpoint; this version knows {sorted(PARTS[slot])}")
-    if isinstance(config.get("encoder"), dict):
-        config["encoder"] = make_part("encoder", config["encoder"])
+    for inner in INNER:
+        if isinstance(config.get(inner), dict):
+            config[inner] = make_part(inner, config[inner])
     return PARTS[slot][name](**config)

@@ -37,6 +37,7 @@ class Selector(Part):
 
     couples_batch = False  #: Whether the code of a row depends on the other rows of the batch in training.
     signed = False  #: Whether code values may be negative.
+    by_norm = False  #: Whether what is chosen goes by pre-codes times the norms of their atoms.
 
     def build(self, d_sae: int, modalities: Sequence[str]) -> None:
         """Check against the number of latents, allocate state."""
@@ -62,7 +63,7 @@ class Ranked(Selector):
         super().__init__()
         if score not in SCORES:
             raise InputError(f"score must be one of {', '.join(SCORES)}, not {score!r}")
-        self.score_name, self.signed = score, score == "abs"
+        self.score_name, self.signed, self.by_norm = score, score == "abs", score == "norm"
 
     def config(self) -> dict[str, Any]:
         return {} if self.score_name == "value" else {"score": self.score_name}

@@ -30,6 +30,7 @@ class EnergyTopK(Selector):
     """
 
     name = "energy_topk"
+    by_norm = True
 
     def check(self, sae: Any) -> None:
         _check_norms(f"selector {self.name!r}", sae)

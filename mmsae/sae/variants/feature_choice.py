@@ -90,6 +90,9 @@ class FeatureChoice(BatchTopK):
         self.register_buffer("rank", torch.arange(d_sae).repeat(len(modalities), 1))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
+    def cut_(self) -> None:
+        self.rank.copy_(self.rank.argsort(dim=1).argsort(dim=1))  # among those that are left
+
     def quotas(self, n: int) -> Tensor:
         """``(d_sae,)`` quotas by rank in a batch of n rows, on the CPU.
 

@@ -37,6 +37,12 @@ class GatedEncoder(SAEEncoder):
     def tie_(self, dictionaries: Mapping[str, Dictionary]) -> None:
         self.weight.copy_(F.normalize(next(iter(dictionaries.values())).rows()))
 
+    @torch.no_grad()
+    def scale_(self, factor: Tensor) -> None:
+        self.weight.mul_(factor[:, None])
+        self.b_gate.mul_(factor)
+        self.b_mag.mul_(factor)
+
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> DensePreCodes:
         p = F.linear(x if dictionary.bias is None else x - dictionary.bias, self.weight)
         return DensePreCodes(p + self.b_gate, (self.r_mag.exp() * p + self.b_mag).relu())

@@ -65,6 +65,9 @@ class GrowingDictionary(Dictionary):
         self.register_buffer("rows_", torch.tensor(0))  # seen in training
         self.register_parameter("bias", None)
 
+    def cut_(self) -> None:
+        self.size_.clamp_(max=len(self.weight))
+
     @property
     def size(self) -> int:
         """Number of atoms."""

@@ -84,16 +84,24 @@ class PursuitEncoder(SAEEncoder):
         atoms = dictionary.rows()
         return self.pursue(x if dictionary.bias is None else x - dictionary.bias, atoms)
 
-    def pursue(self, x: Tensor, atoms: Tensor) -> PursuitCodes:
-        """Codes of centred rows ``x (N, d)`` over unit ``atoms (F, d)``, in float32 at least."""
+    def pursue(self, x: Tensor, atoms: Tensor, limit: Tensor | None = None) -> PursuitCodes:
+        """Codes of centred rows ``x (N, d)`` over unit ``atoms (F, d)``, in float32 at least.
+
+        ``limit (N,)`` is the most latents of each row, in place of ``steps``. Where an atom has left its support, a row
+        does more steps, at most d.
+        """
         x, atoms = (t if t.dtype == torch.float64 else t.float() for t in (x, atoms))
-        stop = Stop(self.steps, self.tol, self.stop_on_repeat)
+        steps = self.steps
+        if limit is not None:
+            most = max(1, int(limit.max())) if len(limit) else 1
+            steps = most if self.kind == "mp" else x.shape[1]
+        stop = Stop(steps, self.tol, self.stop_on_repeat, limit)
         if self.kind != "mp":
-            values, indices, residual, steps = fitted_pursuit(x, atoms, stop, self.sign, self.kind)
-            return PursuitCodes(residual, atoms, values, indices, steps)
+            found = fitted_pursuit(x, atoms, stop, self.sign, self.kind)
+            return PursuitCodes(found.residual, atoms, found.values, found.indices, found.steps)
         gram = self.gram
         if gram == "auto":
-            gram = use_gram(len(x), len(atoms), self.steps)
+            gram = use_gram(len(x), len(atoms), steps)
         picks = mp_picks(x.detach(), atoms.detach(), stop, self.sign, gram)
         values, residual = mp_values(x, atoms, picks)
         # what AuxK asks of the residual trains the atoms that it asks about, not the chain before it
