@@ -8,6 +8,7 @@ __all__, _get = lazy(
     {
         "dictionary": "Dictionary",
         "encoder": "AffineEncoder DistanceEncoder PerModalityEncoder SAEEncoder",
+        "latents": "match_latents matching prune_latents select_latents",
         "losses": "AuxK CodeCosine LossContext LossTerm Reconstruction",
         "normaliser": "Normaliser",
         "part": "Part",

@@ -24,6 +24,19 @@ def _products(a: Codes, b: Codes) -> Tensor:
     return summed(a, va * (vb if a.indices is None else vb.gather(1, a.indices)))
 
 
+def pearson(n: Tensor, a: Tensor, b: Tensor, aa: Tensor, bb: Tensor, ab: Tensor) -> Tensor:
+    """Correlation from sums over n pairs of both sides, their squares and their product; NaN where a side is constant.
+
+    Sums of the two sides may have shapes that are broadcast.
+    """
+    cov = n * ab - a * b
+    var_a = n * aa - a.square()
+    var_b = n * bb - b.square()
+    floor = 1e-12 * n  # what rounding leaves of the variance of a constant
+    ok = (var_a > floor * aa) & (var_b > floor * bb)
+    return torch.where(ok, cov / (var_a * var_b).clamp(min=1e-300).sqrt(), torch.nan).clamp(-1, 1)
+
+
 class CrossCorrelation(Metric):
     """Pearson correlation, over pairs, of each latent's image value with its text value.
 
@@ -49,12 +62,7 @@ class CrossCorrelation(Metric):
 
     def compute(self) -> Tensor:
         """``(d_sae,)`` float64; NaN where a side never varied (a latent dead in one modality has no correlation)."""
-        cov = self.n * self.sum_ab - self.sum_a * self.sum_b
-        var_a = self.n * self.sum_aa - self.sum_a.square()
-        var_b = self.n * self.sum_bb - self.sum_b.square()
-        floor = 1e-12 * self.n  # what rounding leaves of the variance of a constant
-        ok = (var_a > floor * self.sum_aa) & (var_b > floor * self.sum_bb)
-        return torch.where(ok, cov / (var_a * var_b).clamp(min=1e-300).sqrt(), torch.nan).clamp(-1, 1)
+        return pearson(self.n, self.sum_a, self.sum_b, self.sum_aa, self.sum_bb, self.sum_ab)
 
 
 @torch.no_grad()

@@ -1,0 +1,148 @@
+"""What can be done to the latents of a trained SAE: some of them kept, put in another order, or matched.
+
+Every function returns another SAE, which is saved and loaded like any other: nothing has to be remembered.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmsae.sae.encoder import PerModalityEncoder
+from mmsae.sae.sae import SAE
+from mmsae.types import InputError
+
+
+def _sized(sae: SAE, d_sae: int) -> SAE:
+    """An SAE of the same parts with another number of latents, and fresh weights."""
+    out = copy.deepcopy(sae)
+    with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+        return out.build(sae.d_in, d_sae)
+
+
+def latent_axes(sae: SAE) -> dict[str, list[int]]:
+    """``{name in the state dict: axes}`` of every tensor that has an entry for each latent, whatever the parts are.
+
+    Parts need not say so: an SAE with one latent more has these axes longer.
+    """
+    longer = _sized(sae, sae.d_sae + 1).state_dict()
+    axes = {
+        name: [i for i, (a, b) in enumerate(zip(tensor.shape, longer[name].shape, strict=True)) if a != b]
+        for name, tensor in sae.state_dict().items()
+    }
+    return {name: found for name, found in axes.items() if found}
+
+
+@torch.no_grad()
+def select_latents(sae: SAE, ids: Sequence[int] | Tensor) -> SAE:
+    """The SAE with the latents ``ids`` alone, in this order: their weights, thresholds and whatever parts keep of them.
+
+    Raises:
+        InputError: No ids, an id twice or beyond the latents, fewer latents than the selector keeps a row, or a part
+            that holds something else in the number of latents (points of an archetypal dictionary).
+    """
+    device = next(sae.parameters()).device
+    ids = torch.as_tensor(ids, dtype=torch.long, device=device)
+    if ids.dim() != 1 or not len(ids) or len(ids.unique()) != len(ids):
+        raise InputError(f"ids of latents must be a list of distinct numbers, not of shape {tuple(ids.shape)}")
+    if int(ids.min()) < 0 or int(ids.max()) >= sae.d_sae:
+        raise InputError(f"latents are numbered 0 to {sae.d_sae - 1}, not {int(ids.min())} to {int(ids.max())}")
+    axes, out = latent_axes(sae), _sized(sae, len(ids)).to(device)
+    if len(ids) < sae.d_sae and (odd := [name for name, found in axes.items() if len(found) > 1]):
+        raise InputError(f"{odd[0]} has the number of latents twice: they can change places, and none can be left out")
+    own = out.state_dict()
+    for name, tensor in sae.state_dict().items():
+        for axis in axes.get(name, ()):
+            tensor = tensor.index_select(axis, ids)
+        own[name].copy_(tensor)
+    return _finished(out, sae)
+
+
+def _finished(out: SAE, like: SAE) -> SAE:
+    """An SAE whose tensors are filled, with what else a trained one has."""
+    for part in out.parts().values():
+        part.loaded_()
+    out.sites, out.fresh = dict(like.sites), like.fresh
+    return out.train(like.training).requires_grad_(next(like.parameters()).requires_grad)
+
+
+def prune_latents(sae: SAE, scores: Tensor, keep: int) -> SAE:
+    """The ``keep`` latents with the highest scores, in their old order (CB-SAE, arXiv 2512.10805).
+
+    There, scores are the sum of how well a latent can be named and how well it steers, and keeping about half of the
+    latents gives most of what the method gains. Judge the result on other concepts and images than the scores.
+
+    Args:
+        sae: Any SAE.
+        scores: ``(d_sae,)``; NaN is below everything.
+        keep: How many.
+
+    Raises:
+        InputError: Scores of another length, more latents than there are, or fewer than the selector keeps a row.
+    """
+    if scores.shape != (sae.d_sae,) or not 1 <= keep <= sae.d_sae:
+        raise InputError(f"{tuple(scores.shape)} scores and keep {keep} do not fit {sae.d_sae} latents")
+    order = scores.double().nan_to_num(nan=-torch.inf, neginf=-torch.inf).argsort(descending=True, stable=True)
+    return select_latents(sae, order[:keep].sort().values)
+
+
+def matching(correlation: Tensor) -> Tensor:
+    """``(F,)`` int64: the column that is matched with each row of a panel, one to one, by the largest total.
+
+    Rows and columns without a correlation (latents that never fired) are left out, and take what remains, in order: no
+    dead row has a partner that an alive row wants.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    panel = correlation.detach().double().cpu()
+    if panel.dim() != 2 or panel.shape[0] != panel.shape[1]:
+        raise InputError(f"a panel of correlations has shape (d_sae, d_sae), not {tuple(panel.shape)}")
+    known = ~panel.isnan()
+    rows, columns = known.any(1).nonzero()[:, 0], known.any(0).nonzero()[:, 0]
+    i, j = linear_sum_assignment(panel[rows][:, columns].nan_to_num(-2.0).numpy(), maximize=True)
+    match = torch.full((len(panel),), -1)
+    match[rows[torch.from_numpy(i)]] = columns[torch.from_numpy(j)]
+    free = torch.ones(len(panel), dtype=torch.bool)
+    free[match[match >= 0]] = False
+    match[match < 0] = free.nonzero()[:, 0]
+    return match
+
+
+@torch.no_grad()
+def match_latents(sae: SAE, correlation: Tensor) -> SAE:
+    """Two SAEs under one roof whose latents are matched after training, so that latent i means one thing in both.
+
+    The latents of the second modality are put in the order of their partners (modality-specific SAEs, arXiv
+    2606.29888): reconstructions stay what they are. A latent is worth comparing where its correlation is known. One to
+    one, a matching cannot mend a concept that one side has split; on the generated world retrieval by matched codes is
+    far below that of SAEs trained together.
+
+    Args:
+        sae: Two modalities, each with an encoder and a dictionary of its own.
+        correlation: ``(d_sae, d_sae)`` latents of the first modality by those of the second, NaN where unknown; see
+            :class:`mmsae.metrics.pairs.panel.CorrelationPanel`.
+
+    Raises:
+        InputError: Parts that the modalities share, or a panel of another size.
+    """
+    if len(sae.modalities) != 2 or not isinstance(sae.encoder, PerModalityEncoder) or "shared" in sae.dictionaries:
+        raise InputError(
+            f"latents are matched between two modalities that share nothing: this SAE has {list(sae.modalities)}, "
+            f"encoder {sae.encoder.name!r} and dictionaries {sorted(sae.dictionaries)}"
+        )
+    if len(correlation) != sae.d_sae:
+        raise InputError(f"a panel of {tuple(correlation.shape)} correlations does not fit {sae.d_sae} latents")
+    m = sae.modalities[1]
+    moved, out = select_latents(sae, matching(correlation)), copy.deepcopy(sae)
+    out.encoder.encoders[m], out.dictionaries[m] = moved.encoder.encoders[m], moved.dictionaries[m]
+    before, after = out.selector.state_dict(), moved.selector.state_dict()
+    for name, axes in latent_axes(sae).items():
+        part, _, tensor = name.partition(".")
+        if part == "selector":
+            if axes != [1] or len(before[tensor]) != 2:
+                raise InputError(f"selector {sae.selector.name!r} has a {tensor} that the modalities share")
+            before[tensor][1].copy_(after[tensor][1])
+    return _finished(out, sae)
