@@ -9,13 +9,13 @@ another support after 32 steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmsae.kernels.sparse import linear
+from mmsae.kernels.sparse import linear, row_chunks
 
 GRAM_BYTES = 2**30  # largest matrix of inner products of atoms that is made by itself
 
@@ -69,7 +69,7 @@ def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: boo
     inner = atoms @ atoms.T if gram else None
     indices = torch.zeros(len(x), stop.steps, dtype=torch.long, device=x.device)
     on = torch.zeros_like(indices, dtype=torch.bool)
-    for rows in _chunks(len(x), len(atoms), x.device):
+    for rows in row_chunks(len(x), len(atoms), x.device):
         r = x[rows].clone()
         active = torch.ones(len(r), dtype=torch.bool, device=x.device)
         c = linear(r, atoms, None)
@@ -216,7 +216,7 @@ def fitted_pursuit(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", kin
     width, done = min(stop.steps, len(atoms)), []
     if stop.limit is not None and len(x):  # a row never holds more atoms
         width = min(width, max(1, int(stop.limit.max())))
-    for rows in _chunks(len(x), len(atoms), x.device):
+    for rows in row_chunks(len(x), len(atoms), x.device):
         limit = None if stop.limit is None else stop.limit[rows]
         done.append(_fit_rows(x[rows], atoms, stop._replace(limit=limit), sign, _FITS[kind], width))
     if not done:
@@ -255,9 +255,3 @@ def _fit_rows(x: Tensor, atoms: Tensor, stop: Stop, sign: str, fit: Fit, width: 
         if stop.tol is not None:
             active = active & (r.norm(dim=1) >= stop.tol)
     return Fitted(w.to(x.dtype), distinct(ids, w != 0), r, steps)
-
-
-def _chunks(n: int, n_atoms: int, device: torch.device) -> Iterator[slice]:
-    """Rows whose correlations stay in cache on a CPU, many more on a GPU."""
-    size = 256 if device.type == "cpu" else max(256, 2**28 // n_atoms)
-    yield from (slice(start, min(start + size, n)) for start in range(0, n, size))

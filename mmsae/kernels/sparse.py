@@ -150,12 +150,16 @@ def sampled_linear(
     return _SampledLinear.apply(x, weight, bias, indices, values, scale)
 
 
+def row_chunks(n: int, width: int, device: torch.device) -> Iterator[slice]:
+    """So many of n rows at a time as a product with ``width`` columns is fast for on the device."""
+    # 256 rows keep the product in cache and under the allocator's mmap limit on CPU; a GPU wants large products
+    size = 256 if device.type == "cpu" else max(256, 2**28 // width)
+    yield from (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
 def _products(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """``(rows, their part of (x @ weight.T) * scale + bias)``, so many rows at a time as are fast on the device."""
-    # 256 rows keep the product in cache and under the allocator's mmap limit on CPU; a GPU wants large products
-    size = 256 if x.device.type == "cpu" else max(256, 2**28 // len(weight))
-    for start in range(0, len(x), size):
-        rows = slice(start, min(start + size, len(x)))
+    for rows in row_chunks(len(x), len(weight), x.device):
         product = linear(x[rows], weight, bias if scale is None else None)
         if scale is not None:
             product.mul_(scale)

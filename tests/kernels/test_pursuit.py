@@ -119,6 +119,18 @@ def test_gradients_go_through_values_and_residuals():
     assert torch.autograd.gradcheck(lambda a, b: mp_values(a, b, picks), (x, atoms))
 
 
+def test_what_is_kept_for_the_backward_pass_does_not_grow_by_a_residual_a_step(data):
+    x, atoms = (t.clone().requires_grad_() for t in data)
+
+    def kept(steps):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            mp_values(x, atoms, mp_picks(x.detach(), atoms.detach(), Stop(steps)))
+        return sum(sizes)
+
+    assert kept(24) - kept(8) == 3 * 16 * N  # an id, a flag and a value
+
+
 def test_repeated_atoms_are_one_entry(data):
     x, atoms = data
     picks, values, _ = mp(x, atoms[:20], 40)

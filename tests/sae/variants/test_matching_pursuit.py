@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.sae import (  # fmt: skip
+from mmsae.sae import (
     AffineEncoder,
     AuxK,
     Dictionary,
@@ -12,6 +12,7 @@ from mmsae.sae import (  # fmt: skip
     PerModalityEncoder,
     PursuitEncoder,
     Reconstruction,
+    ScaledDictionary,
     TopK,
     UsageTracker,
 )
@@ -125,6 +126,8 @@ def test_half_precision_rows_are_coded_in_float32():
 def test_compositions_that_have_no_meaning_are_refused():
     with pytest.raises(InputError, match="norm 1; dictionary 'shared' is 'dictionary' with norm 'ball'"):
         SAE(8, 16, encoder=PursuitEncoder(), dictionaries={"shared": Dictionary(norm="ball")})
+    with pytest.raises(InputError, match="norm 1; dictionary 'shared' is 'scaled'"):
+        SAE(8, 16, encoder=PursuitEncoder(), dictionaries={"shared": ScaledDictionary()})
     with pytest.raises(InputError, match=r"'pursuit' chooses its latents by itself.*'topk'"):
         SAE(8, 16, encoder=PursuitEncoder(), selector=TopK(4))
     with pytest.raises(InputError, match="per_modality"):
