@@ -10,6 +10,7 @@ __all__, _get = lazy(
         "concepts.dictionaries": "Similarity dictionary_similarity",
         "concepts.evidence": "TopN TopTable text_keys top_evidence",
         "concepts.similarity": "concept_similarity intra_inter",
+        "error_decomposition": "ErrorDecomposition ErrorReport error_from_sites predictable_share",
         "host.chair": "ChairReport Objects chair",
         "host.hallucination": "PopeReport parse_answer pope_report score_answers",
         "host.ood": "OODMetrics OODScores ood_metrics",
