@@ -70,8 +70,11 @@ class Dictionary(Part):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Put the atoms back on their constraint; call after every optimiser step. Norm 0 stays 0, and no NaN."""
-        if self.norm != "free":
+        """Put the atoms back on their constraint; call after every optimiser step. Norm 0 stays 0, and no NaN.
+
+        Atoms that are not trained stay as they are, to the bit.
+        """
+        if self.norm != "free" and self.weight.requires_grad:
             least = 1e-12 if self.norm == "unit" else 1.0
             self.weight.div_(self.weight.norm(dim=1, keepdim=True).clamp(min=least))
 

@@ -89,10 +89,10 @@ class ExportSAE(Callback):
                 )
         held = getattr(trainer.train_dataloader, "n_rows", {})  # of a store; a stream has no end
         seen = {m: int(n) for m, n in zip(module.usage.modalities, module.usage.tokens, strict=True)}
+        facts = {"steps": trainer.global_step, "tokens": seen, "rows": held, "validation": self.validation}
+        facts |= {"freeze": module.kept.what} if module.kept.what else {}
         with disk_errors(folder.parent):
-            module.sae.save_pretrained(
-                folder, {"steps": trainer.global_step, "tokens": seen, "rows": held, "validation": self.validation}
-            )
+            module.sae.save_pretrained(folder, facts)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Put the SAEs of an earlier run aside, and remove what a killed one left half-written.

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.sae.usage import DEAD_AFTER
+from mmsae.training.freeze import Freeze
 from mmsae.training.resume import check, recipe
 from mmsae.training.schedule import Schedule
 from mmsae.types import InputError, SAEOutput, Tokens
@@ -40,6 +41,8 @@ class LitSAE(pl.LightningModule):
         normaliser_rows: Rows of each modality and rank that the normaliser is fitted on.
         dead_after: Tokens without firing on any modality after which a latent counts as dead, for loss terms like AuxK,
             in the log and in ``latents.json``. Default: what a term was given, else 1,000,000.
+        freeze: Makes a control of the same recipe (arXiv 2602.14111): ``decoder``, ``soft_decoder`` or ``encoder``
+            stays as random as it began (:class:`mmsae.training.freeze.Freeze`); empty: everything is trained.
 
     Raises:
         InputError: A term was given another ``dead_after``, or a term and the SAE do not go together.
@@ -53,6 +56,7 @@ class LitSAE(pl.LightningModule):
         scheduler: Callable[[Optimizer], Schedule] | None = Schedule,
         normaliser_rows: int = 32_768,
         dead_after: int | None = None,
+        freeze: str = "",
     ):
         super().__init__()
         self.sae = sae.requires_grad_(True)  # loaded SAEs are frozen
@@ -67,6 +71,7 @@ class LitSAE(pl.LightningModule):
         self.going_on: dict[str, Any] | None = None  # what a checkpoint says about its run
         self.usage: UsageTracker | None = None
         self.validation: ValidationMetrics | None = None
+        self.kept = Freeze(freeze)
         if sae.d_in:
             self._allocate()
 
@@ -89,6 +94,7 @@ class LitSAE(pl.LightningModule):
         self.validation = ValidationMetrics(self.sae.modalities, self.sae.d_in, self.sae.d_sae)
         for term in self.losses:
             term.build(self.sae)
+        self.kept.build(self.sae)
 
     def setup(self, stage: str) -> None:
         """Size the SAE from the datamodule, or check that it fits."""
@@ -160,6 +166,7 @@ class LitSAE(pl.LightningModule):
         if not self.sae.normaliser.fitted:
             sample = fit_rows(self.trainer.datamodule.train_dataloader(), self.normaliser_rows)
             self.sae.fit_normaliser(sample)
+            self.kept.start_(self.sae)
 
     def on_train_start(self) -> None:
         """Remember the length of the training, which ramps need."""
@@ -254,6 +261,7 @@ class LitSAE(pl.LightningModule):
         """Step, then put the dictionaries back on their constraint and let the parts' controllers act."""
         super().optimizer_step(*args, **kwargs)
         self.sae.after_step_()
+        self.kept.after_step_(self.sae)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Nothing where there is nothing to train: a growing dictionary has no parameters."""

@@ -70,7 +70,7 @@ def recipe(module: Any) -> dict[str, Any]:
         "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
     }
     names = ("dead_after", "normaliser_rows", "seed")
-    return _flat(found | {name: getattr(module, name) for name in names})
+    return _flat(found | {name: getattr(module, name) for name in names} | {"freeze": module.kept.what or "nothing"})
 
 
 def check(saved: Mapping[str, Any], own: Mapping[str, Any], fitting: bool) -> None:

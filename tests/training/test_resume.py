@@ -47,6 +47,7 @@ def fit(folder, root, *args, command="fit"):
             ["--model.losses", TERM % "fvu"],
             "losses.terms is ['reconstruction', 'auxk', 'code_cosine'] in the",
         ),
+        (["--model.freeze", "decoder"], "freeze is nothing in the checkpoint, decoder in this run"),
         (["--model.dead_after", 700], "dead_after is 500 in the checkpoint, 700 in this run"),
         (["--trainer.gradient_clip_val", 1.0], "trainer.gradient_clip_val is None in the checkpoint, 1.0 in"),
         (["--seed_everything", 7], "seed is 0 in the checkpoint, 7 in this run"),
