@@ -34,6 +34,8 @@ __all__, _get = lazy(
         "variants.matching_pursuit": "PursuitEncoder",
         "variants.pursuit_at_l0": "PursuitAtL0",
         "variants.vsae": "GaussianEncoder KLGaussian",
+        "variants.sparc": "CrossReconstruction JointTopK",
+        "variants.usae": "UniversalReconstruction",
     },
 )
 

@@ -1,12 +1,12 @@
 """What can be done to the latents of a trained SAE: some of them kept, put in another order, or matched.
 
-Every function returns another SAE, which is saved and loaded like any other: nothing has to be remembered.
+Every function returns another SAE, frozen and in eval mode, which is saved and loaded like any other.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,13 @@ from mmsae.sae.sae import SAE
 from mmsae.types import InputError
 
 
-def _sized(sae: SAE, d_sae: int) -> SAE:
+def finished(new: SAE, sae: SAE) -> SAE:
+    """An SAE that was made of another one, as a trained one is: with its sites, frozen and in eval mode."""
+    new.d_in, new.sites, new.fresh = dict(sae.d_in), dict(sae.sites), False
+    return new.to(next(iter(sae.dictionaries.values())).like.device).eval().requires_grad_(False)
+
+
+def sized(sae: SAE, d_sae: int) -> SAE:
     """An SAE of the same parts with another number of latents, and fresh weights."""
     out = copy.deepcopy(sae)
     with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
@@ -28,7 +34,7 @@ def latent_axes(sae: SAE) -> dict[str, list[int]]:
 
     Parts need not say so: an SAE with one latent more has these axes longer.
     """
-    longer = _sized(sae, sae.d_sae + 1).state_dict()
+    longer = sized(sae, sae.d_sae + 1).state_dict()
     axes = {
         name: [i for i, (a, b) in enumerate(zip(tensor.shape, longer[name].shape, strict=True)) if a != b]
         for name, tensor in sae.state_dict().items()
@@ -37,36 +43,40 @@ def latent_axes(sae: SAE) -> dict[str, list[int]]:
 
 
 @torch.no_grad()
+def fill_(new: SAE, sae: SAE, ids: Tensor, but: Collection[str] = ()) -> SAE:
+    """Give an SAE of the same parts the latents ``ids`` of another, and whatever else it holds ``but`` some tensors.
+
+    Raises:
+        InputError: A part has something else in the number of latents (points of an archetypal dictionary).
+    """
+    axes, own = latent_axes(sae), new.state_dict()
+    if len(ids) < sae.d_sae and (odd := [name for name, found in axes.items() if len(found) > 1]):
+        raise InputError(f"{odd[0]} has the number of latents twice: they can change places, and none can be left out")
+    for name, tensor in sae.state_dict().items():
+        if name in but:
+            continue
+        for axis in axes.get(name, ()):
+            tensor = tensor.index_select(axis, ids.to(tensor.device))
+        own[name].copy_(tensor)
+    for part in new.parts().values():
+        part.cut_()
+        part.loaded_()
+    return finished(new, sae)
+
+
 def select_latents(sae: SAE, ids: Sequence[int] | Tensor) -> SAE:
     """The SAE with the latents ``ids`` alone, in this order: their weights, thresholds and whatever parts keep of them.
 
     Raises:
         InputError: No ids, an id twice or beyond the latents, fewer latents than the selector keeps a row, or a part
-            that holds something else in the number of latents (points of an archetypal dictionary).
+            that has something else in their number.
     """
-    device = next(sae.parameters()).device
-    ids = torch.as_tensor(ids, dtype=torch.long, device=device)
+    ids = torch.as_tensor(ids, dtype=torch.long)
     if ids.dim() != 1 or not len(ids) or len(ids.unique()) != len(ids):
         raise InputError(f"ids of latents must be a list of distinct numbers, not of shape {tuple(ids.shape)}")
     if int(ids.min()) < 0 or int(ids.max()) >= sae.d_sae:
         raise InputError(f"latents are numbered 0 to {sae.d_sae - 1}, not {int(ids.min())} to {int(ids.max())}")
-    axes, out = latent_axes(sae), _sized(sae, len(ids)).to(device)
-    if len(ids) < sae.d_sae and (odd := [name for name, found in axes.items() if len(found) > 1]):
-        raise InputError(f"{odd[0]} has the number of latents twice: they can change places, and none can be left out")
-    own = out.state_dict()
-    for name, tensor in sae.state_dict().items():
-        for axis in axes.get(name, ()):
-            tensor = tensor.index_select(axis, ids)
-        own[name].copy_(tensor)
-    return _finished(out, sae)
-
-
-def _finished(out: SAE, like: SAE) -> SAE:
-    """An SAE whose tensors are filled, with what else a trained one has."""
-    for part in out.parts().values():
-        part.loaded_()
-    out.sites, out.fresh = dict(like.sites), like.fresh
-    return out.train(like.training).requires_grad_(next(like.parameters()).requires_grad)
+    return fill_(sized(sae, len(ids)), sae, ids)
 
 
 def prune_latents(sae: SAE, scores: Tensor, keep: int) -> SAE:
@@ -145,4 +155,4 @@ def match_latents(sae: SAE, correlation: Tensor) -> SAE:
             if axes != [1] or len(before[tensor]) != 2:
                 raise InputError(f"selector {sae.selector.name!r} has a {tensor} that the modalities share")
             before[tensor][1].copy_(after[tensor][1])
-    return _finished(out, sae)
+    return finished(out, sae)

@@ -53,7 +53,7 @@ class Part(nn.Module):
         """Bring what is derived from buffers up to date after they were read from a file."""
 
     def cut_(self) -> None:
-        """Bring what counts latents up to date after every tensor was cut to the first of them."""
+        """Bring what counts latents up to date after every tensor was cut to some of them, or put in another order."""
 
     def weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
         """``{name in the file: (parameter, whether the file holds it transposed)}``."""

@@ -8,7 +8,7 @@ for the entries that it kept, and a loss can ask for the columns that it needs. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,11 @@ class PreCodes:
         """``(N, len(ids))`` pre-codes of some latents."""
         bias = None if self.bias is None else self.bias[ids]
         return self._finish(F.linear(self.x, self.weight[ids]), bias, None if self.scale is None else self.scale[ids])
+
+    def rows(self, which: slice) -> PreCodes:
+        """The pre-codes of some rows."""
+        valid, dense = (None if t is None else t[which] for t in (self.valid, self._dense))
+        return replace(self, x=self.x[which], valid=valid, _dense=dense)
 
     def topk(self, k: int, score: Score | None = None) -> tuple[Tensor, Tensor]:
         """Linear parts (before ``act``) and ids, both ``(N, k)``, of the k largest of each row; no gradients.
@@ -100,6 +105,10 @@ class DensePreCodes:
     def columns(self, ids: Tensor) -> Tensor:
         """``(N, len(ids))`` pre-codes of some latents."""
         return self.u[:, ids]
+
+    def rows(self, which: slice) -> DensePreCodes:
+        """The pre-codes of some rows; without extras."""
+        return DensePreCodes(self.u[which], None if self.value is None else self.value[which])
 
     def topk(self, k: int, score: Score | None = None) -> tuple[Tensor, Tensor]:
         """Entries of ``u`` and ids, both ``(N, k)``, of the k largest of each row; no gradients."""

@@ -24,6 +24,7 @@ from mmsae.sae.variants.itda import GrowingDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.sae.variants.pursuit_at_l0 import PursuitAtL0
+from mmsae.sae.variants.sparc import JointTopK
 from mmsae.sae.variants.vsae import GaussianEncoder
 from mmsae.types import InputError
 
@@ -46,6 +47,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         EnergyTopK,
         FeatureChoice,
         GradientTopK,
+        JointTopK,
         JumpReLU,
         PairMask,
         Pursued,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import PerModalityEncoder, SAEEncoder
+from mmsae.sae.latents import fill_, finished
 from mmsae.sae.registry import make_part, part_config
 from mmsae.sae.sae import SAE
 from mmsae.sae.selector import Pursued, Ranked, ReLU, Selector
@@ -33,12 +34,7 @@ def _composed(sae: SAE, **parts: SAEEncoder | Selector | dict[str, Dictionary]) 
     own = {name: parts.get(name) or copy.deepcopy(part) for name, part in slots.items()}
     own["dictionaries"] = parts.get("dictionaries") or {k: copy.deepcopy(d) for k, d in sae.dictionaries.items()}
     new = SAE(d_sae=sae.d_sae, modalities=sae.modalities, **own)
-    return _finished(new, sae)
-
-
-def _finished(new: SAE, sae: SAE) -> SAE:
-    new.d_in, new.sites, new.fresh = dict(sae.d_in), dict(sae.sites), False
-    return new.to(next(iter(sae.dictionaries.values())).like.device).eval().requires_grad_(False)
+    return finished(new, sae)
 
 
 def _norms(dictionary: Dictionary) -> Tensor:
@@ -201,7 +197,8 @@ def truncate(sae: SAE, prefix: int) -> SAE:
     is lowered where it does not fit.
 
     Raises:
-        InputError: ``prefix`` is not between 1 and the SAE's number of latents.
+        InputError: ``prefix`` is not between 1 and the SAE's number of latents, or a part has something else in their
+            number.
     """
     if not 1 <= prefix <= sae.d_sae:
         raise InputError(f"prefix must lie between 1 and d_sae = {sae.d_sae}, not {prefix}")
@@ -218,14 +215,7 @@ def truncate(sae: SAE, prefix: int) -> SAE:
     )
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: nothing is drawn
         new.build(sae.d_in)
-    old = sae.state_dict()
-    for name, tensor in new.state_dict().items():  # what has a latent's entries is shorter in the new one
-        if name != "selector.k_":
-            tensor.copy_(old[name][tuple(slice(n) for n in tensor.shape)])
-    for part in new.parts().values():
-        part.cut_()
-        part.loaded_()
-    return _finished(new, sae)
+    return fill_(new, sae, torch.arange(prefix), but=("selector.k_",))
 
 
 @torch.no_grad()

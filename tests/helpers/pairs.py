@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 
 from mmsae import SAE
-from mmsae.sae import LossContext, ReLU
+from mmsae.sae import AffineEncoder, Dictionary, LossContext, PerModalityEncoder, ReLU
 from mmsae.types import Codes, SAEOutput
+from tests.helpers.recipes import batch
+
+NAMES = ("image", "text", "audio")
 
 
 def as_codes(z, sparse=True) -> Codes:
@@ -18,9 +21,9 @@ def as_codes(z, sparse=True) -> Codes:
     return Codes(z.gather(1, order), order, z.shape[1])
 
 
-def outputs_of(*z, sparse=True, names=("image", "text", "audio")) -> dict[str, SAEOutput]:
+def outputs_of(*z, sparse=True) -> dict[str, SAEOutput]:
     """Outputs whose codes are given, and whose rows are not."""
-    return {m: SAEOutput(None, as_codes(v, sparse), None, None) for m, v in zip(names, z, strict=False)}
+    return {m: SAEOutput(None, as_codes(v, sparse), None, None) for m, v in zip(NAMES, z, strict=False)}
 
 
 def context(d_sae: int, modalities=("image", "text"), **kw) -> LossContext:
@@ -36,3 +39,15 @@ def random_codes(n=40, d_sae=12, k=3, seed=0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
     at = torch.rand(n, d_sae, generator=g).topk(k).indices
     return torch.zeros(n, d_sae).scatter(1, at, torch.rand(n, k, generator=g) + 0.2)
+
+
+def streams(selector, encoder=None, d_in=16, n=2):
+    """An SAE in training with an encoder and a dictionary for each of n modalities."""
+    torch.manual_seed(0)
+    names = NAMES[:n]
+    sae = SAE(
+        d_in, 48, modalities=names, selector=selector, encoder=PerModalityEncoder(encoder or AffineEncoder()),
+        dictionaries={m: Dictionary() for m in names},
+    )  # fmt: skip
+    sae.fit_normaliser(batch(sae, 256, seed=9).x)
+    return sae.train()

@@ -66,7 +66,8 @@ class GrowingDictionary(Dictionary):
         self.register_parameter("bias", None)
 
     def cut_(self) -> None:
-        self.size_.clamp_(max=len(self.weight))
+        used = self.weight.any(1).nonzero()
+        self.size_.fill_(int(used[-1]) + 1 if len(used) else 0)
 
     @property
     def size(self) -> int:
