@@ -18,24 +18,20 @@ import statistics
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from real_input_table import RANDOM, markdown
-from torch import Tensor
 
-from mmsae.activations import ActivationStore, extract
-from mmsae.evaluation.zeroshot.head import zero_shot
-from mmsae.evaluation.zeroshot.scores import pool_templates
+from mmsae.activations import extract
+from mmsae.bench.multimodal.data import Split, class_prompts, load_split, score_split
 from mmsae.files import atomic_file
-from mmsae.filtering.truth import Side, mismatch
 from mmsae.hosts import Host, load_host
-from mmsae.metrics import PairScorer, both_ways, derangement, fvu, groups_of, pair_report
+from mmsae.metrics import both_ways, fvu, groups_of, pair_report
 from mmsae.options import call
 from mmsae.sae import SAE, random_control
-from mmsae.shards import FaultLog, expand, read_shard
+from mmsae.shards import expand
 from mmsae.types import IMAGE, TEXT, InputError
-from mmsae.world.measure.host import embed_texts
 from mmsae.world.models.command import pretrain_clip
 
 DATA = Path("../shared/data/cifar10")
@@ -58,73 +54,6 @@ METHODS = {  # row of the table: recipe, and what it needs beyond sizes
     "dual_topk": ("dual_topk", []),
 }
 SELECTION_SEED = 100  # not among the reported seeds
-MAX_PROMPTS = 64  # captions that make one class embedding
-
-
-class Split(NamedTuple):
-    """Pairs of some shards.
-
-    Attributes:
-        x: ``{modality: (n, d)}`` raw host embeddings.
-        captions: n captions.
-        labels: ``(n,)`` int64 classes.
-    """
-
-    x: dict[str, Tensor]
-    captions: list[str]
-    labels: Tensor
-
-
-def classes_of(paths: Sequence[str]) -> dict[str, Any]:
-    """``{uid: class}`` of all samples: ``cls``, or ``class`` of json where there is none."""
-    found, faults = {}, FaultLog()
-    for path in paths:
-        for s in read_shard(path, faults, need=("caption",), decode=False):
-            found[s.uid] = s.cls if s.cls is not None else s.meta.get("class")
-            if found[s.uid] is None:
-                raise InputError(f"sample {s.key} of {path} has neither cls nor a class in its json")
-    return found
-
-
-def load_split(store: Path, paths: Sequence[str], classes: list | None = None) -> tuple[Split, list]:
-    """A store with its classes, joined by uid; classes are numbered in the order of ``classes`` (default: sorted)."""
-    activations, of = ActivationStore(store), classes_of(paths)
-    classes = sorted(set(of.values())) if classes is None else classes
-    number = {c: i for i, c in enumerate(classes)}
-    if unknown := set(of.values()) - set(number):
-        raise InputError(f"{paths[0]} and its like have class {min(unknown)}, the training shards do not")
-    labels = torch.tensor([number[of[u]] for u in activations.uids])
-    return Split({m: activations.load(modality=m) for m in (IMAGE, TEXT)}, activations.captions, labels), classes
-
-
-def class_prompts(host: Host, train: Split, n: int) -> Tensor:
-    """``(n, d)`` class embeddings: the different captions that the class has in training, each normalised, averaged."""
-    rows = []
-    for c in range(n):
-        captions = sorted({train.captions[i] for i in (train.labels == c).nonzero()[:, 0].tolist()})[:MAX_PROMPTS]
-        embedded = embed_texts(host, captions)
-        rows.append(pool_templates(embedded[None])[0] * embedded.norm(dim=1).mean())
-    return torch.stack(rows)
-
-
-@torch.no_grad()
-def score(sae: SAE, train: Split, val: Split, test: Split, prompts: Tensor) -> dict[str, Any]:
-    """All figures of one SAE on the test shards; alpha from the validation shards, pair weights from training."""
-    z_train, z = ({m: sae.encode(s.x[m], m) for m in (IMAGE, TEXT)} for s in (train, test))
-    pairs = pair_report(z[IMAGE], z[TEXT], same=test.labels, x=test.x)  # shuffled: a caption of another class
-    scorer = PairScorer.fit(z_train[IMAGE], z_train[TEXT], train.x[IMAGE], train.x[TEXT])
-    image, text = Side(z[IMAGE], test.x[IMAGE]), Side(z[TEXT], test.x[TEXT])
-    return {
-        "fvu": {m: fvu(sae.decode(c, m), test.x[m]) for m, c in z.items()},
-        **{k: v for k, v in pairs.items() if k != "recall_at_1"},
-        "recall": {
-            "class": pairs["recall"]["code"],
-            "embedding": pairs["recall"]["embedding"],
-            "caption": both_ways(z[IMAGE], z[TEXT], groups_of(test.captions)),
-        },
-        "wrong_class": mismatch(scorer, image, text, text.rows(derangement(len(test.labels), 0, test.labels))),
-        "zero_shot": zero_shot(sae, test.x[IMAGE], test.labels, prompts, (val.x[IMAGE], val.labels)),
-    }
 
 
 def fit(name: str, store: Path, run: Path, size: tuple[int, int], lr: float, steps: int, seed: int) -> list[str]:
@@ -249,9 +178,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
                 sae, command = trained(args.out, name, size, settings[name]["chosen"], seed)
                 if seed == args.seeds[0]:
                     results["commands"].append(command)
-                scores[name].append(score(sae, train, val, test, prompts))
+                scores[name].append(score_split(sae, train, val, test, prompts))
                 if name == "shared_topk":  # tied: its random atoms fit its random encoder
-                    scores[RANDOM].append(score(random_control(sae, seed), train, val, test, prompts))
+                    scores[RANDOM].append(score_split(random_control(sae, seed), train, val, test, prompts))
                 print(f"F {size[0]}, k {size[1]}, seed {seed}: {name} done", flush=True)
         results["sizes"][f"F {size[0]}, k {size[1]}"] = {"settings": settings, "scores": scores}
     results["host"] = {

@@ -35,40 +35,56 @@ class FilterBench:
 
 
 @dataclass(frozen=True)
-class RecoverBench:
-    """``recover``: which SAEs, on which worlds."""
+class SAEBench:
+    """``recover`` and ``multimodal``: which SAEs."""
 
     variants: tuple[str, ...] = ()
-    """Recipes of ``configs/sae`` by name, and controls; default: all."""
+    """Recipes of ``configs/sae`` by name; default: all, and controls."""
     worlds: tuple[str, ...] = ()
-    """Worlds by name; default: all."""
-    sae_steps: int = 2000
-    """Steps of every training."""
+    """``recover``: worlds by name; default: all."""
+    sae_steps: int | None = None
+    """Steps of every training; default: 2000 for ``recover``, 800 for ``multimodal``."""
+
+
+@dataclass(frozen=True)
+class PhotographsBench:
+    """``multimodal``: photographs beside the generated world; all three or none."""
+
+    train: str | None = None
+    """Shards of photographs with captions and classes; the last tenth is kept to choose on."""
+    test: str | None = None
+    """Shards that are only scored."""
+    host: str | None = None
+    """Host with two towers that sees them."""
 
 
 def bench(
-    name: Literal["filter", "recover"],
+    name: Literal["filter", "recover", "multimodal"],
     out: str = "",
     quick: bool = False,
     seeds: list[int] = [0, 1, 2],  # noqa: B006 (jsonargparse shows it)
     progress: bool = True,
     alignment: FilterBench = FilterBench(),
-    recover: RecoverBench = RecoverBench(),
+    saes: SAEBench = SAEBench(),
+    photographs: PhotographsBench = PhotographsBench(),
 ) -> dict[str, Any]:
     """Test published claims where the truth is known, on the CPU.
 
     ``filter``: one base model (a tiny LLaVA that is half trained) is fine-tuned on all of an alignment set of which a
     known share is damaged, and on the half that each score ranks first; all arms take equally many steps. ``recover``:
-    every SAE of ``configs/sae`` is trained on activations whose dictionary and codes are known.
+    every SAE of ``configs/sae`` is trained on activations whose dictionary and codes are known. ``multimodal``: every
+    SAE over pairs on the generated world, and on photographs where they are named.
 
     Args:
         name: Which benchmark.
         out: Folder for everything; the same command goes on where it was interrupted. Default: ``runs/bench_NAME``.
-        quick: One seed, and of ``filter`` four arms, of ``recover`` two worlds and a quarter of the steps.
+        quick: One seed; of ``filter`` four arms, of ``recover`` two worlds and fewer steps, of ``multimodal`` a smaller
+            world, one size and fewer steps.
         seeds: Seeds of trainings and of what is drawn; ``quick`` takes the first.
         progress: Say what is done.
         alignment: Of ``filter``.
-        recover: Of ``recover``.
+        saes: Of ``recover`` and ``multimodal``.
+        photographs: Of ``multimodal``.
 
     Returns:
         The results, which are also in OUT/results.json.
@@ -82,8 +98,18 @@ def bench(
         return bench_filter(
             root, Sizes(), QUICK if quick else alignment.arms, seeds, alignment.damage, alignment.clip, progress
         )
-    from mmsae.bench.recover.run import bench_recover
+    if name == "recover":
+        from mmsae.bench.recover.run import bench_recover
 
-    worlds = recover.worlds or (("independent", "hierarchical") if quick else ())
-    steps = recover.sae_steps // 4 if quick else recover.sae_steps
-    return bench_recover(root, recover.variants, worlds, seeds, steps, progress)
+        worlds = saes.worlds or (("independent", "hierarchical") if quick else ())
+        steps = saes.sae_steps or (500 if quick else 2000)
+        return bench_recover(root, saes.variants, worlds, seeds, steps, progress)
+    from mmsae.bench.multimodal.run import Sizes as PairSizes
+    from mmsae.bench.multimodal.run import bench_multimodal
+
+    shards = (photographs.train, photographs.test, photographs.host)
+    if any(shards) and not all(shards):
+        raise InputError("photographs need --train, --test and --host, all three")
+    small = {"pairs": (4000, 1000), "clip_steps": 100, "steps": 200, "world": ((128, 8),)} if quick else {}
+    size = PairSizes(**small | ({"steps": saes.sae_steps} if saes.sae_steps else {}))
+    return bench_multimodal(root, size, saes.variants, seeds, shards if all(shards) else None, progress)

@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmsae.bench.recover.measures import recovery
 from mmsae.bench.recover.worlds import KnownWorld
-from mmsae.recipes import instantiate, read_recipe, recipes_of
+from mmsae.bench.sized import SPARSITY, Size, modalities_of, sae_recipes, scaled_terms, sized
 from mmsae.sae import SAE, LossTerm
 from mmsae.training.plain import train
 from mmsae.types import Tokens
@@ -21,10 +21,6 @@ from mmsae.types import Tokens
 LR = 3e-3  #: Of every SAE that is trained; it was not chosen by any figure of this benchmark.
 ROWS = 256  #: Rows of each modality a step.
 TUNING_SEED = 1000  #: Of worlds and trainings by which strengths are chosen; no figure of theirs is reported.
-#: Loss terms whose coefficient sets the number of latents: there is no k, so the strength that comes nearest to the
-#: world's budget is chosen with the tuning seed.
-STRENGTH = ("L1", "L0", "TanhL0")
-FRACTIONAL = ("BatchTopK", "FeatureChoice")  #: Selectors whose k need not be whole.
 CONTROLS = ("untrained",)
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -38,57 +34,23 @@ class Variant(NamedTuple):
     @property
     def has_strength(self) -> bool:
         """Whether there is no k and no target, but a coefficient that sets how sparse codes are."""
-        terms = _terms(read_recipe(str(self.recipe))["model"])
-        return any(name in STRENGTH and arguments.get("target") is None for name, arguments in terms)
+        return scaled_terms(self.recipe, SPARSITY)
 
     def fits(self, world: str) -> bool:
         """Whether the variant can be trained on a world: recipes for pairs need two modalities."""
-        arguments = read_recipe(str(self.recipe))["model"]["sae"]["init_args"]
-        return len(arguments.get("modalities", ("image", "text"))) == 1 or world == "two_modalities"
+        return len(modalities_of(self.recipe)) == 1 or world == "two_modalities"
 
 
 def variants() -> dict[str, Variant]:
     """Every SAE in ``configs/sae`` by the name of its recipe, and the controls of TopK."""
-    found = {path.stem: Variant(path) for path in recipes_of("sae")}
+    found = {name: Variant(path) for name, path in sae_recipes().items()}
     return found | {f"topk ({control})": Variant(found["topk"].recipe, control) for control in CONTROLS}
 
 
-def _terms(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """``(class name, arguments)`` of the loss terms; the arguments may be changed in place."""
-    return [(t["class_path"].rpartition(".")[2], t.setdefault("init_args", {})) for t in model["losses"]]
-
-
-def model_of(path: Path, world: KnownWorld, steps: int, strength: float = 1.0) -> tuple[SAE, list[LossTerm]]:
-    """The SAE of a recipe for a world, built, and its loss terms.
-
-    It has as many latents as the world has atoms, and the world's budget (rounded up where k is whole). Latents count
-    as dead after a tenth of the training, and controllers act 200 times in it. ``strength`` multiplies the coefficients
-    that set the L0.
-    """
-    model = read_recipe(str(path))["model"]
-    arguments = model["sae"]["init_args"]
-    arguments.pop("ratio", None)
-    arguments["d_sae"] = world.size
-    if len(arguments.get("modalities", ("image", "text"))) == 1 or len(world.atoms) == 1:
-        arguments["modalities"] = list(world.atoms)
-    for part in ("selector", "encoder"):
-        inner = arguments.get(part, {}).get("init_args", {})
-        whole = arguments.get(part, {}).get("class_path", "").rpartition(".")[2] not in FRACTIONAL
-        for name in ("k", "steps"):
-            if name in inner:
-                inner[name] = math.ceil(world.k) if whole else world.k
-        if "every" in inner:
-            inner["every"] = max(1, steps // 200)
-    for name, inner in _terms(model):
-        if inner.get("target") is not None:
-            inner["target"] = world.k
-        elif name in STRENGTH:
-            inner["coefficient"] = inner["coefficient"] * strength
-        if name in ("AuxK", "AuxZipf"):
-            inner["dead_after"] = steps * ROWS // 10
-    sae = instantiate(model["sae"])
-    sae.build(world.width)
-    return sae, instantiate(model["losses"])
+def model_of(recipe: Path, world: KnownWorld, steps: int, strength: float = 1.0) -> tuple[SAE, list[LossTerm]]:
+    """The SAE of a recipe with as many latents as a world has atoms, and its loss terms."""
+    size = Size(world.width, world.size, world.k, list(world.atoms), steps, ROWS)
+    return sized(recipe, size, SPARSITY, strength)
 
 
 class Rows(NamedTuple):

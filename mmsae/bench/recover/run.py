@@ -8,12 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmsae.bench.recover.models import LR, ROWS, TUNING_SEED, Rows, Variant, chosen_strength, figures, variants
 from mmsae.bench.recover.report import write_recover_report
 from mmsae.bench.recover.worlds import WORLDS
 from mmsae.bench.stages import stages_of
+from mmsae.bench.summary import over_seeds
 from mmsae.errors import InputError
 from mmsae.files import write_json
 from mmsae.jobs.stages import Stages
@@ -85,12 +84,4 @@ def _row(stages: Stages, world: str, name: str, variant: Variant, seeds: Sequenc
     def once(seed: int) -> dict[str, float]:
         return stages.run(f"runs/{world}-{name}-{seed}", lambda: figures(variant, _rows(world, seed), steps, strength))
 
-    return _summary([once(seed) for seed in seeds])
-
-
-def _summary(runs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over seeds, and sample deviations as ``NAME_sd`` where there are several."""
-    out = {name: float(np.mean([r[name] for r in runs])) for name in runs[0]}
-    if len(runs) > 1:
-        out |= {f"{name}_sd": float(np.std([r[name] for r in runs], ddof=1)) for name in runs[0]}
-    return out
+    return over_seeds([once(seed) for seed in seeds])

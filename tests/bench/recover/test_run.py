@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmsae import InputError
-from mmsae.bench.command import RecoverBench, bench
+from mmsae.bench.command import SAEBench, bench
 from mmsae.bench.recover.claims import CLAIMS, answers
 from mmsae.bench.recover.run import bench_recover
 from mmsae.bench.recover.worlds import WORLDS
@@ -49,9 +49,9 @@ def test_it_goes_on_without_training_again(done, monkeypatch):
 
 def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(InputError, match="variants: there is no top_k; there are"):
-        bench("recover", out=str(tmp_path / "x"), recover=RecoverBench(variants=("top_k",)))
+        bench("recover", out=str(tmp_path / "x"), saes=SAEBench(variants=("top_k",)))
     with pytest.raises(InputError, match="worlds: there is no flat"):
-        bench("recover", out=str(tmp_path / "x"), recover=RecoverBench(worlds=("flat",)))
+        bench("recover", out=str(tmp_path / "x"), saes=SAEBench(worlds=("flat",)))
     assert not (tmp_path / "x").exists()
 
 

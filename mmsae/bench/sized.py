@@ -1,0 +1,83 @@
+"""The SAEs of ``configs/sae`` at the size of a benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmsae.recipes import instantiate, read_recipe, recipes_of
+from mmsae.sae import SAE, LossTerm
+
+#: Loss terms whose coefficient sets the number of latents where there is no k and no target.
+SPARSITY = ("L1", "L0", "TanhL0")
+FRACTIONAL = ("BatchTopK", "FeatureChoice")  #: Selectors whose k need not be whole.
+PAIR = ("image", "text")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a benchmark gives every SAE."""
+
+    width: int  #: Features of a row.
+    d_sae: int  #: Number of latents.
+    k: float  #: Latents of a row, on average; rounded up where k is whole.
+    modalities: Sequence[str]  #: Those of the data; recipes of one modality get all of them.
+    steps: int  #: Steps of the training.
+    rows: int  #: Rows of each modality a step.
+
+
+def sae_recipes() -> dict[str, Path]:
+    """Every recipe of ``configs/sae`` by its name."""
+    return {path.stem: path for path in recipes_of("sae")}
+
+
+def modalities_of(recipe: Path) -> tuple[str, ...]:
+    """The modalities that a recipe names, or the pair that is the default."""
+    return tuple(read_recipe(str(recipe))["model"]["sae"]["init_args"].get("modalities", PAIR))
+
+
+def terms_of(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """``(class name, arguments)`` of a recipe's loss terms; the arguments may be changed in place."""
+    return [(t["class_path"].rpartition(".")[2], t.setdefault("init_args", {})) for t in model["losses"]]
+
+
+def scaled_terms(recipe: Path, names: Sequence[str]) -> bool:
+    """Whether a recipe has one of these loss terms without a target, so that its coefficient is free."""
+    found = terms_of(read_recipe(str(recipe))["model"])
+    return any(name in names and arguments.get("target") is None for name, arguments in found)
+
+
+def sized(recipe: Path, size: Size, scale: Sequence[str] = (), strength: float = 1.0) -> tuple[SAE, list[LossTerm]]:
+    """The SAE of a recipe, built, and its loss terms.
+
+    Latents count as dead after a tenth of the training, and controllers act 200 times in it. ``strength`` multiplies
+    the coefficients of the terms named by ``scale``.
+    """
+    model = read_recipe(str(recipe))["model"]
+    arguments = model["sae"]["init_args"]
+    arguments.pop("ratio", None)
+    arguments["d_sae"] = size.d_sae
+    if len(arguments.get("modalities", PAIR)) == 1 or len(size.modalities) == 1:
+        arguments["modalities"] = list(size.modalities)
+    for part in ("selector", "encoder"):
+        inner = arguments.get(part, {}).get("init_args", {})
+        whole = arguments.get(part, {}).get("class_path", "").rpartition(".")[2] not in FRACTIONAL
+        for name in ("k", "steps"):
+            if name in inner:
+                inner[name] = math.ceil(size.k) if whole else size.k
+        if "every" in inner:
+            inner["every"] = max(1, size.steps // 200)
+    for name, inner in terms_of(model):
+        if inner.get("target") is not None:
+            inner["target"] = size.k
+        elif name in scale and strength != 1.0:
+            term = instantiate({"class_path": f"mmsae.sae.{name}", "init_args": inner})
+            inner["coefficient"] = term.coefficient * strength
+        if name in ("AuxK", "AuxZipf"):
+            inner["dead_after"] = max(1, size.steps * size.rows // 10)
+    sae = instantiate(model["sae"])
+    sae.build(size.width)
+    return sae, instantiate(model["losses"])

@@ -1,0 +1,72 @@
+"""``mmsae bench multimodal`` at smoke size, and its rules."""
+
+import json
+
+import pytest
+
+from mmsae import InputError
+from mmsae.bench.command import PhotographsBench, SAEBench, bench
+from mmsae.bench.multimodal.run import RANDOM, Sizes, bench_multimodal, chosen_strength, default_for_pairs
+
+TINY = Sizes(pairs=(400, 120), clip_steps=2, steps=30, world=((24, 4),))
+NAMES = ["paired_topk", "shared_topk"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    root = tmp_path_factory.mktemp("multimodal")
+    return root, bench_multimodal(root, TINY, NAMES, (0,), progress=False)
+
+
+def test_what_it_writes(done):
+    root, found = done
+    (place,) = found["tables"]
+    assert place == "world, F 24, k 4" and set(found["tables"][place]) == {*NAMES, RANDOM}
+    table = found["tables"][place]
+    assert table["paired_topk"]["fvu_image"] < table[RANDOM]["fvu_image"]
+    assert table["paired_topk"]["strength"] in (0.1, 0.3, 1.0, 3.0) and table["shared_topk"]["strength"] == 1
+    assert len(list((root / "strengths").glob("*paired_topk*"))) == 4
+    assert not list((root / "strengths").glob("*shared_topk*"))  # nothing couples
+    assert all((root / name).stat().st_size for name in ("front.png", "report.html", "table.md"))
+    assert json.loads((root / "results.json").read_text())["default"] == found["default"]
+
+
+def test_it_goes_on(done, monkeypatch):
+    root, found = done
+
+    def never(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("mmsae.bench.multimodal.run._train", never)
+    assert bench_multimodal(root, TINY, NAMES, (0,), progress=False)["tables"] == found["tables"]
+
+
+def test_the_strength_is_the_highest_recall_without_warning_or_much_error():
+    tried = {
+        0.1: {"recall": 0.5, "fvu": 0.10, "warnings": 0},
+        0.3: {"recall": 0.7, "fvu": 0.12, "warnings": 0},
+        1.0: {"recall": 0.8, "fvu": 0.13, "warnings": 0},  # more than 1.25 times the lowest
+        3.0: {"recall": 0.9, "fvu": 0.05, "warnings": 1},
+    }
+    assert chosen_strength(tried) == 0.3
+    assert chosen_strength({3.0: tried[3.0]}) == 3.0
+
+
+def test_the_default_is_chosen_by_rows_that_are_not_reported():
+    def row(recall, fvu, warnings=0.0):
+        return {"choice_recall": recall, "choice_fvu": fvu, "choice_warnings": warnings, "recall": 0.0}
+
+    first = {"a": row(1.0, 0.2), "b": row(0.96, 0.1), "c": row(0.5, 0.01), "d": row(1.0, 0.01, 1.0), RANDOM: row(1, 0)}
+    assert default_for_pairs({"x": first})["chosen"] == "b"
+    second = {"a": row(1.0, 0.2), "b": row(0.9, 0.1)}
+    found = default_for_pairs({"x": first, "y": second})
+    assert found["chosen"] == "a" and found["candidates"]["b"]["tables"] == 1
+    assert found["candidates"]["a"]["fvu"] == pytest.approx(1.5)
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(InputError, match="there is no topk for pairs"):
+        bench("multimodal", out=str(tmp_path / "x"), saes=SAEBench(variants=("topk",)))
+    with pytest.raises(InputError, match="photographs need --train, --test and --host"):
+        bench("multimodal", out=str(tmp_path / "x"), photographs=PhotographsBench(train="a.tar"))
+    assert not (tmp_path / "x").exists()
