@@ -86,9 +86,9 @@ def _choice(found: Mapping[str, Any]) -> str:
     candidates = found["default"]["candidates"].items()
     said = ", ".join(f"{name} ({c['tables']} tables, {c['fvu']:.3f})" for name, c in candidates)
     return (
-        f"**{found['default']['chosen']}**: the SAE of the lowest FVU among those whose R@1 is at least .95 of the best "
-        "and which give no warning, on rows that are not reported (the rule of `default_for_pairs`). Candidates, with the "
-        f"tables in which they are and their mean FVU in units of the lowest: {said}."
+        f"**{found['default']['chosen']}**: the SAE of the lowest FVU among those whose R@1 is at least .95 of the "
+        "best and which give no warning, on rows that are not reported (the rule of `default_for_pairs`). Candidates, "
+        f"with the tables in which they are and their mean FVU in units of the lowest: {said}."
     )
 
 
