@@ -144,9 +144,7 @@ class ResampleDead(Callback):
 
     def __init__(self, every: int = 2500, scale: float = 0.2, until: float = 0.8) -> None:
         if every < 1 or scale <= 0 or not 0 <= until <= 1:
-            raise InputError(
-                f"every, scale and until must be above 0, and until at most 1: not {every}, {scale}, {until}"
-            )
+            raise InputError(f"every and scale must be above 0 and until a share, not {every}, {scale} and {until}")
         self.every, self.scale, self.until = every, scale, until
         self.step = self.resampled = 0
 
