@@ -101,7 +101,7 @@ def _total(x: Tensor, item: Tensor, n: int) -> Tensor:
 
 
 def pool_codes(z: Codes, item: Tensor, n: int, pool: str = "max") -> tuple[Codes, Tensor, Tensor]:
-    """Codes of n images by ``max`` or ``mean`` over their rows; ``item (N,)`` says whose a row is.
+    """Codes of n images by ``max`` (sign kept) or ``mean`` over their rows; ``item (N,)`` says whose a row is.
 
     Returns:
         The pooled codes, with an entry for every latent that fires on the image, the largest first; and for the same
@@ -115,8 +115,9 @@ def pool_codes(z: Codes, item: Tensor, n: int, pool: str = "max") -> tuple[Codes
     if pool == "mean":
         dense = mean
     else:
-        dense = values.new_zeros(n * z.d_sae).scatter_reduce_(0, at, values.flatten(), "amax").view(n, z.d_sae)
+        ends = [values.new_zeros(n * z.d_sae).scatter_reduce_(0, at, values.flatten(), how) for how in ("amax", "amin")]
+        dense = torch.where(ends[0] >= -ends[1], *ends).view(n, z.d_sae)
     k = max(1, int((fires != 0).sum(1).max()))
-    indices = dense.masked_fill(fires == 0, -torch.inf).topk(k, dim=1).indices
+    indices = dense.abs().masked_fill(fires == 0, -torch.inf).topk(k, dim=1).indices
     pooled = Codes(dense.gather(1, indices), indices, z.d_sae, z.modality)
     return pooled, mean.gather(1, indices), fires.gather(1, indices).int()

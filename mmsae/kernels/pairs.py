@@ -71,14 +71,14 @@ def code_norm(codes: Codes, weights: Tensor | None = None) -> Tensor:
 
 
 def mask_tops(a: Codes, b: Codes, n: int = 1) -> tuple[Codes, Codes]:
-    """Zero, in both rows of every pair, the latents that are among the ``n`` largest of either row.
+    """Zero, in both rows of every pair, the latents that are among the ``n`` largest (absolute) of either row.
 
     The top latents of uncentred embeddings carry the modality; without the mask one latent that is always on makes any
     two codes look alike (Aligned SAE, arXiv 2602.06218).
     """
     tops = []
     for c in (a, b):
-        at = c.values.topk(min(n, c.values.shape[1]), dim=1).indices
+        at = c.values.abs().topk(min(n, c.values.shape[1]), dim=1).indices
         tops.append(at if c.indices is None else c.indices.gather(1, at))
     tops = torch.cat(tops, 1)
     out = []

@@ -44,7 +44,7 @@ class Gallery(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One latent in a comparison: its two values as shares of the larger scale, in [0, 1]; shared when both are > 0."""
+    """One latent in a comparison: sizes as shares of the larger scale, in [0, 1]; shared where neither is 0."""
 
     label: str
     image: float
@@ -176,18 +176,19 @@ def compare_codes(
     ``image_shown`` is the image as :func:`thumbnail` takes it, ``size`` its longest stored side in pixels, ``names``
     are meanings of latents.
     """
-    ids = (torch.stack([c.to_dense()[0] for c in (image, text)]) > 0).any(0).nonzero().flatten()
+    ids = (torch.stack([c.to_dense()[0] for c in (image, text)]) != 0).any(0).nonzero().flatten()
     a, b = (c.gather(ids)[0].detach().cpu() for c in (image, text))
-    scale = max(a.max().item(), b.max().item()) if len(ids) else 1.0
-    rank = torch.minimum(a, b) * 1e3 + torch.maximum(a, b)  # shared latents first, then by strength
+    x, y = a.abs(), b.abs()
+    scale = max(x.max().item(), y.max().item()) if len(ids) else 1.0
+    rank = torch.minimum(x, y) * 1e3 + torch.maximum(x, y)  # shared latents first, then by strength
     bars = [
         Bar(
             f"#{ids[i]} {(names or {}).get(int(ids[i]), '')}".strip(),
-            max(a[i].item(), 0) / scale,
-            max(b[i].item(), 0) / scale,
+            x[i].item() / scale,
+            y[i].item() / scale,
             a[i].item(),
             b[i].item(),
-            bool(a[i] > 0 and b[i] > 0),
+            bool(a[i] != 0 and b[i] != 0),
         )
         for i in rank.argsort(descending=True)[:most].tolist()
     ]

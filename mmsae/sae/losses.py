@@ -150,7 +150,7 @@ class AuxK(LossTerm):
         if len(dead) == 0:
             return zero
         total = zero
-        signed = self.score == "abs" or (self.score is None and ctx.sae.selector.signed)
+        signed = self.score == "abs" or (self.score is None and ctx.sae.signed)
         for m, out in outputs.items():
             residual = (out.target - out.recon).detach()
             pre = out.pre.columns(dead)

@@ -118,6 +118,11 @@ class SAE(nn.Module):
         """The dictionary that decodes a modality."""
         return self.dictionaries["shared" if "shared" in self.dictionaries else modality]
 
+    @property
+    def signed(self) -> bool:
+        """Whether code values may be negative; a latent has fired where its value is not 0, with either sign."""
+        return self.selector.signed or getattr(self.encoder, "signed", False)
+
     def _modality(self, modality: str | None) -> str:
         if modality is None and len(self.modalities) == 1:
             return self.modalities[0]

@@ -44,6 +44,13 @@ def test_pooled_codes_means_and_counts_entry_by_entry():
             assert all(len(set(row)) == len(row) for row in pooled.indices.tolist())
 
 
+def test_pooled_signed_codes_are_those_of_the_largest_size():
+    z = Codes(torch.tensor([[1.0, -3.0, 0.0], [-2.0, 1.0, 0.0], [0.5, 0.0, -1.0]]), None, 3)
+    pooled, _, fires = pool_codes(z, torch.tensor([0, 0, 1]), 2)
+    assert pooled.to_dense().tolist() == [[-2.0, -3.0, 0.0], [0.5, 0.0, -1.0]]
+    assert pooled.indices[:, 0].tolist() == [1, 2] and (fires > 0).all()
+
+
 def test_batches_are_one_and_rows_are_rows():
     whole, parts = some(40, images=8), []
 

@@ -47,6 +47,8 @@ def test_reasons_are_concepts_of_one_side_strongest_first(fitted):
         text._replace(values=text.to_dense(), indices=None), image._replace(values=image.to_dense(), indices=None), w
     )  # fmt: skip
     torch.testing.assert_close(sparse.strengths, dense.strengths)
+    turned = only(text._replace(values=-text.values), image, w)  # of signed codes, sizes count
+    assert torch.equal(turned.strengths, sparse.strengths) and torch.equal(turned.latents, sparse.latents)
     on = sparse.strengths > 0
     assert torch.equal(sparse.latents[on], dense.latents[on])
     has, lacks = text.to_dense(), image.to_dense()

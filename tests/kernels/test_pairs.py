@@ -76,6 +76,11 @@ def test_weighted_cosine_is_the_cosine_under_the_weighted_product(sb):
     torch.testing.assert_close(got, want)
 
 
+def test_mask_tops_of_signed_codes_are_the_largest_sizes():
+    a, b = mask_tops(from_dense([[1, -5, 2, 3]], True), from_dense([[1, 2, 0, -3]], False), n=1)
+    assert a.to_dense().tolist() == [[1, 0, 2, 0]] and b.to_dense().tolist() == [[1, 0, 0, 0]]
+
+
 def test_mask_tops_removes_the_top_of_either_row_from_both():
     a, b = mask_tops(from_dense([[5, 1, 2, 3]], True), from_dense([[1, 5, 2, 3]], False), n=1)
     assert a.to_dense().tolist() == [[0, 0, 2, 3]] and b.to_dense().tolist() == [[0, 0, 2, 3]]

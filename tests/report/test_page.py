@@ -131,6 +131,12 @@ def test_compare_codes_puts_shared_latents_first():
     assert compare_codes(empty, empty, "t", "c").bars == []
 
 
+def test_compare_codes_of_signed_codes_ranks_by_size_and_says_the_signs():
+    p = compare_codes(codes([[0.5, 0.0, -2.0]]), codes([[-1.0, 0.3, 0.0]]), "Pair", "text")
+    assert [b.label for b in p.bars] == ["#0", "#2", "#1"] and [b.shared for b in p.bars] == [True, False, False]
+    assert (p.bars[0].image, p.bars[0].text, p.bars[0].text_value, p.bars[1].image) == (0.25, 0.5, -1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     "value,want",
     [(0.12345, "0.123"), (1, "1"), (12345, "12,345"), (2e-5, "2.0e-05"), (0.0, "0.000"), (None, "–"),

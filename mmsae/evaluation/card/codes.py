@@ -151,6 +151,8 @@ def pairs(data: SuiteData, set: str = "test", top: int = 16, bridges: int = 20, 
     """Modality, co-activation, bridges, and whether a feature's top images and texts mean the same."""
     if TEXT not in data.sae.modalities or TEXT not in data.host.modalities:
         raise NotApplicable("the SAE or its host has no text side")
+    if data.sae.signed:
+        raise NotApplicable("the code has signs: energies and bridges of images and texts are of codes without")
     rows, more = [], {}
     for control, sae, view in ((TRAINED, data.sae, data.features), (RANDOM, data.random, data.control)):
         image, text = _aligned(view(set), view(set, TEXT))

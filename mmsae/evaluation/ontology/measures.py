@@ -64,7 +64,7 @@ def class_sets(
     width = features.d_sae if codes else features.shape[1]
     rates, fired = [], []
     for ids in torch.arange(width, device=labels.device).split(chunk):
-        z = features.gather(ids) if codes else features[:, ids]
+        z = features.gather(ids).abs() if codes else features[:, ids]
         on = (z > threshold * z.amax(0).clamp(min=0)).double()
         rates.append((torch.zeros(classes, len(ids), dtype=torch.float64).index_add_(0, labels, on) / n[:, None]).T)
         fired.append(on.sum(0))

@@ -73,7 +73,7 @@ class Profiles(NamedTuple):
         out = torch.empty(z.n, dtype=torch.float64)
         for c, rows in _by_class(predicted):
             profile = self.mean[c]
-            ids = profile.topk(min(top, max(2, int((profile > 0).sum())))).indices
+            ids = profile.abs().topk(min(top, max(2, int((profile != 0).sum())))).indices
             out[rows] = spearman(z.rows(rows).gather(ids).double().T, profile[ids]).nan_to_num(0)
         return out
 
@@ -85,13 +85,13 @@ class Profiles(NamedTuple):
         """
         out = torch.empty(z.n, dtype=torch.float64)
         for c, rows in _by_class(predicted):
-            p, order = self.mean[c].clamp(min=0).sort(descending=True)
+            p, order = self.mean[c].abs().sort(descending=True)
             p = p / p.sum().clamp(min=1e-300)
             core = int((p.cumsum(0) < CORE - 1e-9).sum()) + 1
             p = torch.cat([p[:core], (1 - p[:core].sum()).clamp(min=REST)[None]])
             part = z.rows(rows)
-            total = part.values.double().clamp(min=0).sum(1, keepdim=True)
-            inside = part.gather(order[:core]).double().clamp(min=0) / total.clamp(min=1e-300)
+            total = part.values.double().abs().sum(1, keepdim=True)
+            inside = part.gather(order[:core]).double().abs() / total.clamp(min=1e-300)
             q = torch.cat([inside, (1 - inside.sum(1, keepdim=True)).clamp(min=0)], 1)
             out[rows] = -(torch.xlogy(q, q) - q * p.clamp(min=1e-12).log()).sum(1)
         return out

@@ -91,7 +91,7 @@ def only(has: Codes, lacks: Codes, weights: Tensor, n: int = NAMED) -> Only:
         ids, value = has.indices, has.values
         fired = torch.where(lacks.values != 0, lacks.indices, -1)
         other = (ids[:, :, None] == fired[:, None, :]).any(2)
-    strength = value.clamp(min=0) * weights[ids] / code_norm(has).clamp(min=1e-12)[:, None]
+    strength = value.abs() * weights[ids] / code_norm(has).clamp(min=1e-12)[:, None]
     strength = torch.where(other != 0, 0, strength)
     strength, order = strength.sort(stable=True, dim=1, descending=True)
     return Only(ids.gather(1, order)[:, :n], strength[:, :n])

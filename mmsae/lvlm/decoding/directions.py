@@ -50,7 +50,7 @@ def find_latents(codes: Codes, right: Tensor, n: int = 10, seed: int = 0) -> Ans
     rates = []
     for side in sides:  # drawn, not cut off: shards are in an order
         rows = codes.rows(side[torch.randperm(len(side), generator=g)[:size].to(side.device)])
-        rates.append((rows.to_dense() > 0).double().mean(0))
+        rates.append((rows.to_dense() != 0).double().mean(0))
     difference = rates[0] - rates[1]
     order = difference.argsort(descending=True, stable=True)
     return AnswerLatents(order[:n], order.flip(0)[:n], difference, size)

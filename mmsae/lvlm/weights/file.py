@@ -86,7 +86,7 @@ def save_top(path: Path, top: Mapping[str, TopTable], tars: Sequence[str]) -> No
 
     tables = []
     for m, t in top.items():
-        latent, rank = (v.cpu() for v in (t.values > 0).nonzero(as_tuple=True))
+        latent, rank = (v.cpu() for v in (t.values != 0).nonzero(as_tuple=True))
         position, tar = t.extra.cpu()[latent, rank].unbind(1)
         columns = {"latent": latent.int().numpy(), "modality": [m] * len(latent), "rank": rank.int().numpy()}
         columns |= {"value": t.values.cpu()[latent, rank].numpy(), "uid": unpack_uids(t.ids.cpu()[latent, rank])}

@@ -62,7 +62,7 @@ class TokenSource(NamedTuple):
 def choose(file: CrossModalFile, top: Mapping[str, TopTable], most: int = 8) -> dict[str, list[int]]:
     """``{heading: latents}`` that the page shows."""
     t, w = file.tensors, file.weights
-    has = {m: (top[m].values[:, 0] > 0).cpu() for m in (IMAGE, TEXT)}
+    has = {m: (top[m].values[:, 0] != 0).cpu() for m in (IMAGE, TEXT)}
     fired = (t[f"fired.{IMAGE}"] + t[f"fired.{TEXT}"]).double()
 
     def first(score: Tensor, on: Tensor) -> list[int]:
@@ -81,7 +81,7 @@ def tokens_of(top: Mapping[str, TopTable], latents: Sequence[int], most: int = S
     out = []
     for j in latents:
         for m, table in top.items():
-            on = table.values[j, :most] > 0
+            on = table.values[j, :most] != 0
             uids = unpack_uids(table.ids[j, :most][on])
             extra, values = table.extra[j, :most][on].tolist(), table.values[j, :most][on].tolist()
             places = zip(uids, extra, values, strict=True)

@@ -50,10 +50,12 @@ def text_keys(captions: Sequence[str]) -> Tensor:
 class TopTable(NamedTuple):
     """Top samples of every latent in one modality."""
 
-    values: Tensor  #: ``(d_sae, n)`` float32 activations, descending; 0 where a latent has fewer than n samples
+    #: ``(d_sae, n)`` float32 activations, the largest absolute values first, with their signs where codes have signs; 0
+    #: where a latent has fewer than n samples
+    values: Tensor
     ids: Tensor  #: ``(d_sae, n, 2)`` int64 packed uids; meaningless where the value is 0
     n_fired: Tensor  #: ``(d_sae,)`` int64 rows in which the latent fired
-    mean_active: Tensor  #: ``(d_sae,)`` float64 mean value over those rows; 0 for latents that never fired
+    mean_active: Tensor  #: ``(d_sae,)`` float64 mean absolute value over those rows; 0 for latents that never fired
     rows: int  #: Rows seen
     #: ``(d_sae, n, e)`` int64 what was said of each sample beside its uid: the position of a token, say
     extra: Tensor | None = None
@@ -61,14 +63,14 @@ class TopTable(NamedTuple):
     def top(self, latent: int) -> list[tuple[str, float]]:
         """``(uid, value)`` of a latent's top samples, best first; empty for a dead latent."""
         v = self.values[latent]
-        on = v > 0
+        on = v != 0
         return list(zip(unpack_uids(self.ids[latent][on]), v[on].tolist(), strict=True))
 
     def rows_in(self, uids: Sequence[str]) -> Tensor:
         """``(d_sae, n)`` int64 position of every top sample in ``uids``; -1 for none or not among them."""
         where = {u.lower(): i for i, u in enumerate(uids)}
         out = torch.full(self.values.shape, -1)
-        on = (self.values > 0).cpu()
+        on = (self.values != 0).cpu()
         out[on] = torch.tensor([where.get(u, -1) for u in unpack_uids(self.ids.cpu()[on])], dtype=torch.long)
         return out
 
@@ -99,8 +101,10 @@ def places(key: Tensor) -> Tensor:
 class TopN(Metric):
     """Streaming top-n samples per latent of one modality, with ``extra`` integers beside each uid.
 
-    Every distinct ``key`` appears once per latent, with its highest value: tokens of one sample, a sample seen twice
-    and, where keys are caption hashes, equal captions do not fill the list. Rows with activation 0 are never listed.
+    What is ranked is the absolute value: the two poles of a signed latent share a list, told apart by the signs of the
+    values. Every distinct ``key`` appears once per latent, with its highest value: tokens of one sample, a sample seen
+    twice and, where keys are caption hashes, equal captions do not fill the list. Rows with activation 0 are never
+    listed.
     """
 
     full_state_update = False
@@ -136,9 +140,9 @@ class TopN(Metric):
         latent = torch.arange(codes.d_sae, device=v.device).expand_as(v) if codes.indices is None else codes.indices
         self.rows = self.rows + codes.n
         self.fired = self.fired.scatter_add(0, latent.flatten(), (v != 0).flatten().long())
-        self.total = self.total.scatter_add(0, latent.flatten(), v.double().flatten())
+        self.total = self.total.scatter_add(0, latent.flatten(), v.double().abs().flatten())
         # only what can still enter: at least the last place of its latent (equal values may win by uid)
-        row, col = ((v > 0) & (v >= self.values[:, -1][latent])).nonzero(as_tuple=True)
+        row, col = ((v != 0) & (v.abs() >= self.values[:, -1].abs()[latent])).nonzero(as_tuple=True)
         self._insert(latent[row, col], v[row, col], ids[row])
 
     def _insert(self, latent: Tensor, value: Tensor, ids: Tensor) -> None:
@@ -146,9 +150,9 @@ class TopN(Metric):
         value = torch.cat([self.values[touched].flatten(), value])
         latent = torch.cat([touched.repeat_interleave(self.n_top), latent])
         ids = torch.cat([self.ids[touched].flatten(0, 1), ids])
-        keep = value > 0
+        keep = value != 0
         latent, value, ids = latent[keep], value[keep], ids[keep]
-        order = lexsort(latent, -value, *ids[:, :2].unbind(1), *ids[:, 3:].unbind(1))
+        order = lexsort(latent, -value.abs(), -value, *ids[:, :2].unbind(1), *ids[:, 3:].unbind(1))
         latent, value, ids = latent[order], value[order], ids[order]
         # of each (latent, key) the first in this order stays; stable sorting by key leaves the best one first
         by_key = lexsort(latent, ids[:, 2])
@@ -165,7 +169,7 @@ class TopN(Metric):
 
     def part(self) -> dict[str, Tensor]:
         """What was seen, compact, for a file; :meth:`merge` takes it."""
-        latent, place = (self.values > 0).nonzero(as_tuple=True)
+        latent, place = (self.values != 0).nonzero(as_tuple=True)
         table = {"latent": latent, "value": self.values[latent, place], "id": self.ids[latent, place]}
         return table | {name: getattr(self, name).clone() for name in ("fired", "total", "rows")}
 
@@ -183,7 +187,7 @@ class TopN(Metric):
             mine, parts = (self.values, self.ids), list(zip(self.values, self.ids, strict=True))
             self.values, self.ids = parts[0]
             for values, ids in parts[1:]:
-                latent, place = (values > 0).nonzero(as_tuple=True)
+                latent, place = (values != 0).nonzero(as_tuple=True)
                 self._insert(latent, values[latent, place], ids[latent, place])
             values, ids = self.values, self.ids
             self.values, self.ids = mine

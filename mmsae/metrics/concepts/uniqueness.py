@@ -14,10 +14,14 @@ from mmsae.types import Codes
 def top_rows(features: Tensor | Codes, n: int = 16, chunk: int = 1024) -> Tensor:
     """``(F, n)`` int64 rows of the n highest activations above 0 of each feature, -1 where there are fewer.
 
+    Of codes with signs, the largest absolute values.
+
     For codes and channels that are at hand; :class:`mmsae.metrics.TopN` streams. Ties go to the lower row. ``chunk``
     features are taken at a time.
     """
     codes, out = as_codes(features), []
+    if isinstance(features, Codes):
+        codes = codes._replace(values=codes.values.abs())
     for ids in torch.arange(codes.d_sae, device=codes.values.device).split(chunk):
         v, row = codes.gather(ids).T.contiguous().sort(dim=1, descending=True, stable=True)
         v, row = v[:, :n], row[:, :n]

@@ -22,8 +22,14 @@ class Entries(NamedTuple):
 
 
 def entries(codes: Codes) -> Entries:
-    """Every ``(row, latent, value)`` with a positive value."""
+    """Every ``(row, latent, value)`` with a positive value.
+
+    Raises:
+        InputError: Codes with signs: a latent whose two poles say opposite things has no one largest activation.
+    """
     v = codes.values.detach()
+    if (v < 0).any():
+        raise InputError("codes pooled by item and cross-modal weights need codes without signs, these have values < 0")
     row, col = (v > 0).nonzero(as_tuple=True)
     return Entries(row, col if codes.indices is None else codes.indices[row, col], v[row, col])
 

@@ -54,17 +54,25 @@ def derangement(n: int, seed: int = 0, same: Tensor | None = None) -> Tensor:
 
 
 def top_concept(codes: Codes) -> Tensor:
-    """``(N,)`` the strongest latent of each row (the lowest id among equals), -1 where nothing fired."""
-    best = codes.values.amax(1, keepdim=True)
+    """``(N,)`` the strongest latent of each row, whatever its sign (the lowest id among equals), -1 for none."""
+    size = codes.values.abs()
+    best = size.amax(1, keepdim=True)
     ids = torch.arange(codes.d_sae, device=best.device) if codes.indices is None else codes.indices
-    top = torch.where(codes.values == best, ids, codes.d_sae).amin(1)
+    top = torch.where(size == best, ids, codes.d_sae).amin(1)
     return torch.where(best[:, 0] > 0, top, -1)
 
 
+def _sign_at(codes: Codes, latent: Tensor) -> Tensor:
+    """``(N,)`` sign of one latent in each row."""
+    ids = torch.arange(codes.d_sae, device=latent.device) if codes.indices is None else codes.indices
+    return torch.where(ids == latent[:, None], codes.values, 0).sum(1).sign()
+
+
 def top_concept_agreement(image: Codes, text: Codes) -> float:
-    """Share of pairs whose strongest latent is the same on both sides; a zero code agrees with nothing."""
+    """Share of pairs whose strongest latent is the same on both sides, signs included; a zero code agrees with none."""
     a, b = top_concept(image), top_concept(text)
-    return ((a == b) & (a >= 0)).double().mean().item()
+    same = (a == b) & (a >= 0) & (_sign_at(image, a) == _sign_at(text, b))
+    return same.double().mean().item()
 
 
 class ModalityScore(NamedTuple):

@@ -59,6 +59,7 @@ class PursuitEncoder(SAEEncoder):
         if kind != "mp" and (stop_on_repeat or gram is True):
             raise InputError(f"stop_on_repeat and gram are of kind 'mp', not {kind!r}")
         self.kind, self.sign, self.stop_on_repeat, self.gram = kind, sign, stop_on_repeat, gram
+        self.signed = sign == "abs"
         self.adapt_(steps, tol)
 
     def adapt_(self, steps: int, tol: float | None = None) -> None:

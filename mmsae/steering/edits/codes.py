@@ -83,20 +83,25 @@ def check_policy(sae: SAE, policy: str) -> None:
         raise InputError(f"policy {policy!r} needs a top-k SAE, this one selects by {sae.selector.name}")
 
 
-def reselect(pre: PreCodes, codes: Codes, edit: Edit, k: int, where: Where) -> Codes:
+def reselect(pre: PreCodes, codes: Codes, edit: Edit, k: int, where: Where, signed: bool = False) -> Codes:
     """Policy ``pre``: the edit is written into the pre-codes, then the k largest are selected again.
 
     A large set value evicts the weakest other feature, a small one may be dropped itself (multimodal-sae, 2411.14982).
+    Codes with signs are selected by absolute values.
     """
     ids = torch.tensor(edit.ids, device=codes.values.device)
-    linear_, others = pre.topk(min(k + len(ids), codes.d_sae))  # what may be selected without the edited features
-    values = pre.at(others, linear_).masked_fill(torch.isin(others, ids), -torch.inf)
+    score = (lambda u, _: u.abs()) if signed else None
+    most = min(k + len(ids), codes.d_sae)  # what may be selected without the edited features
+    linear_, others = pre.topk(most, score)
+    values, taken = pre.at(others, linear_), torch.isin(others, ids)
     own = pre.columns(ids)
     fired = codes.gather(ids)
     own = edit.apply(torch.where(fired != 0, fired, own), where, signed=True)
-    top = torch.cat([values, own], 1).topk(k, 1)
-    indices = torch.cat([others, ids.expand(len(own), -1)], 1).gather(1, top.indices)
-    return codes._replace(values=top.values.relu(), indices=indices)
+    both = torch.cat([values.masked_fill(taken, 0.0), own], 1)
+    ranked = both.abs() if signed else both
+    at = ranked.masked_fill(torch.nn.functional.pad(taken, (0, len(ids))), -torch.inf).topk(k, 1).indices
+    indices, values = torch.cat([others, ids.expand(len(own), -1)], 1).gather(1, at), both.gather(1, at)
+    return codes._replace(values=values if signed else values.relu(), indices=indices)
 
 
 def within_budget(codes: Codes, dz: Tensor, ids: Tensor, k: int) -> Codes:

@@ -207,7 +207,7 @@ class BoundIntervention:
         iv = self.iv = intervention
         self.sae, self.modality, self.dtype = sae, sae._modality(modality), dtype
         self.gate, self.log, self.steps = iv.gate, SiteLog(), iv.gate.steps
-        self.signed = bool(getattr(sae, "signed", False))
+        self.signed = sae.signed
         iv.edit.check(sae.d_sae)
         algebra.check_policy(sae, iv.policy)
         if sae.training and sae.selector.couples_batch:
@@ -292,8 +292,8 @@ class BoundIntervention:
                 change = change * x.norm(dim=1, keepdim=True)
             return self._added(x, weight * change, acts & bool(size))
         if self.basis is not None:
-            along = ((x - algebra.origin(self.sae, self.modality, x)) @ self.basis.t()).clamp(min=0)
-            along = self.iv.strength * along
+            along = (x - algebra.origin(self.sae, self.modality, x)) @ self.basis.t()
+            along = self.iv.strength * (along if self.signed else along.clamp(min=0))
             return self._added(x, -weight * (along @ self.basis), acts & (along != 0).any(1))
         change, touched = self._change(out, codes, where)
         if self.iv.writeback == "delta":
@@ -314,7 +314,7 @@ class BoundIntervention:
             (op,) = self.edit.ops
             sparse = codes._replace(values=codes.values * (op.args["g"] - 1))
         elif policy == "pre" and len(self.ids):
-            sparse = algebra.difference(algebra.reselect(out.pre, codes, self.edit, k, where), codes)
+            sparse = algebra.difference(algebra.reselect(out.pre, codes, self.edit, k, where, self.signed), codes)
         else:
             z = codes.gather(self.ids).float()
             dz = self.edit.apply(z, where, self.signed) - z

@@ -36,11 +36,11 @@ class FeatureStats:
 
     Attributes:
         n: Rows that were seen.
-        fired: Rows on which each feature was positive.
-        mean_active: Mean of its positive codes; 0 where it never fired.
+        fired: Rows on which each feature fired (code not 0).
+        mean_active: Mean absolute code over those rows; 0 where it never fired.
         mean_all: Mean over all rows.
-        max: Largest code.
-        percentiles: ``(len(PERCENTILES), d_sae)`` percentiles of the positive codes, from bins 9 % wide.
+        max: Largest absolute code.
+        percentiles: ``(len(PERCENTILES), d_sae)`` percentiles of the absolute codes that are not 0, from bins 9 % wide.
         modality: Modality of the codes.
         sae: Fingerprint of the SAE; empty where it is not known.
         path: Folder that they were read from or written to, so that a recipe can name it.
@@ -58,7 +58,7 @@ class FeatureStats:
 
     @property
     def rate(self) -> Tensor:
-        """Share of rows on which each feature was positive."""
+        """Share of rows on which each feature fired."""
         return self.fired.double().div(max(1, self.n)).float()
 
     @property
@@ -214,7 +214,7 @@ class _Counts:
         on = values != 0
         v, i = values[on], ids[on]
         self.signed.index_add_(0, i, v.double())
-        v, i = v[v > 0], i[v > 0]
+        v = v.abs()
         self.fired.index_add_(0, i, torch.ones_like(i))
         self.total.index_add_(0, i, v.double())
         self.max.scatter_reduce_(0, i, v, "amax")

@@ -36,7 +36,7 @@ class Ranking(NamedTuple):
 
 def _level(codes: Codes, by: str) -> Tensor:
     """``(d_sae,)`` mean code, or firing rate, of each feature."""
-    values = codes.values.double() if by == "mean" else (codes.values > 0).double()
+    values = codes.values.double() if by == "mean" else (codes.values != 0).double()
     total = codes._replace(values=values).pool(torch.zeros(codes.n, dtype=torch.long, device=values.device), 1)
     return total[0]
 
@@ -53,7 +53,8 @@ def contrast(
         target: Codes of rows with the concept; e.g. one pooled row per sample, so that halves are halves of samples.
         background: Codes of rows without it.
         n: Largest number of features.
-        by: ``mean`` (difference of means over all rows) or ``rate`` (of firing rates; SAVE, arXiv 2512.07730).
+        by: ``mean`` (difference of means over all rows; of codes with signs, features whose code rises) or ``rate``
+            (of firing rates; SAVE, arXiv 2512.07730).
         holdout: Share of the rows that only check; 0 checks nothing.
         seed: Seed of the split; rows are drawn, not cut off.
 

@@ -60,6 +60,8 @@ def concept_vector(host: Any, sae: SAE, site: Any, phrase: str) -> ConceptVector
     encoder = sae.encoder.encoders[m] if isinstance(sae.encoder, PerModalityEncoder) else sae.encoder
     if not isinstance(encoder, AffineEncoder):
         raise InputError(f"concept vectors take positive pre-codes, which encoder {encoder.name} does not have.")
+    if sae.signed:
+        raise InputError("concept vectors take positive pre-codes, and this SAE's codes have signs.")
     tokens = host.capture(text_batch(host, [phrase]), [at])
     x, position, special = (t[at.modality] for t in (tokens.x, tokens.position, tokens.special))
     _, pre, codes = sae._encode({m: x})[m]

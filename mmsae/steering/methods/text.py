@@ -82,6 +82,8 @@ def substitute(pair: WordPair, n: int = 16, strength: float = 1.0, **gates: Any)
     Raises:
         InputError: Nothing of the source's goes away.
     """
+    if any((c.values < 0).any() for c in pair):
+        raise InputError("words are exchanged where a feature of the source exceeds 0, which codes with signs may not")
     going, coming = pair.top(n)
     if not len(going):
         raise InputError("the source word has no feature that the target lacks: there is nothing to exchange.")

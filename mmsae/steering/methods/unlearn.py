@@ -143,8 +143,13 @@ def selection_score(target: Tensor, others: Tensor) -> Tensor:
 
     ``target`` and ``others`` are mean codes ``(..., F)``. The score sums to 0 over F; it is all 0 where either code is
     empty, for there is nothing to compare.
+
+    Raises:
+        InputError: Codes with signs, which are no shares of a whole.
     """
     a, b = target.double(), others.double()
+    if (a < 0).any() or (b < 0).any():
+        raise InputError("features are chosen by their share in a concept's code, which codes with signs have not")
     total_a, total_b = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)
     score = a / total_a.clamp(min=1e-30) - b / total_b.clamp(min=1e-30)
     return torch.where((total_a > 0) & (total_b > 0), score, 0)

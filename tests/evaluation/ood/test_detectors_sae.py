@@ -62,6 +62,16 @@ def test_cap_energy_by_hand():
     assert kl.tolist() == pytest.approx([0, math.log(0.1), -half, math.log(0.1)], abs=1e-6)
 
 
+def test_signed_codes_count_by_size():
+    z = codes()
+    labels = torch.arange(60) % 3
+    mirrored = z._replace(values=-z.values)  # the same, with every latent turned round
+    both = [ds.Profiles.fit(c, labels, 3) for c in (z, mirrored)]
+    for name in ("support", "cap_spearman", "cap_energy"):
+        a, b = (getattr(p, name)(c, labels) for p, c in zip(both, (z, mirrored), strict=True))
+        torch.testing.assert_close(a, b)
+
+
 def test_empty_codes_have_finite_low_confidences():
     z, y = codes(), torch.arange(60) % 3
     p, q = ds.Profiles.fit(z, y, 3), ds.firing_rates(z)

@@ -106,3 +106,17 @@ def test_rows_in_finds_positions():
 def test_wrong_number_of_uids():
     with pytest.raises(InputError, match="1 uids for 90 rows"):
         TopN(7).update(sparse_codes(), [uid(0)])
+
+
+def test_signed_codes_are_ranked_by_size_and_keep_their_signs():
+    z = torch.tensor([[1.0, 0.0], [-3.0, 0.0], [0.0, 0.0], [2.0, 0.0], [-0.5, 0.0]])
+    uids = [uid(i) for i in range(5)]
+    table = top_evidence(Codes(z, None, 2), uids, 3, chunk=2)
+    assert table.top(0) == [(uids[1], -3.0), (uids[3], 2.0), (uids[0], 1.0)] and table.top(1) == []
+    assert table.n_fired.tolist() == [4, 0] and table.mean_active.tolist() == [6.5 / 4, 0]
+    assert table.rows_in(uids).tolist() == [[1, 3, 0], [-1, -1, -1]]
+    a, b = (TopN(2, 3, sync_on_compute=False) for _ in range(2))
+    a.update(Codes(z[:2], None, 2), uids[:2])
+    b.update(Codes(z[2:], None, 2), uids[2:])
+    a.merge(b.part())
+    same_table(a.compute(), table)

@@ -31,6 +31,9 @@ def test_top_rows_of_codes_and_of_channels():
     assert top_rows(x, 3).tolist() == want
     v, i = x.clamp(min=0).topk(2, dim=1)
     assert top_rows(Codes(v, i, 3), 3, chunk=2).tolist() == want
+    v, i = x.abs().topk(2, dim=1)
+    signed = Codes(x.gather(1, i), i, 3)
+    assert top_rows(signed, 2).tolist() == [[0, 2], [-1, -1], [3, 2]]  # of codes, both poles
     assert top_rows(x, 6)[0].tolist() == [0, 2, 3, 1, -1, -1]
 
 

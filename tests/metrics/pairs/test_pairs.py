@@ -66,6 +66,16 @@ def test_top_concept_agreement():
     assert top_concept_agreement(image, text) == 0.5
 
 
+def test_the_strongest_latent_of_signed_codes_is_the_largest_and_agrees_with_its_sign():
+    ids = torch.tensor([[0, 1]] * 3)
+    image = Codes(torch.tensor([[1.0, -3.0], [1.0, -3.0], [-0.5, 0.0]]), ids, 3)
+    text = Codes(torch.tensor([[2.0, -4.0], [2.0, 4.0], [-2.0, 1.0]]), ids, 3)
+    assert top_concept(image).tolist() == [1, 1, 0]
+    assert top_concept_agreement(image, text) == pytest.approx(2 / 3)
+    dense = [Codes(c.to_dense(), None, 3) for c in (image, text)]
+    assert top_concept_agreement(*dense) == pytest.approx(2 / 3)
+
+
 def test_modality_score_examples():
     """spec/multimodal_saes.md section 2: mu(3, 1) = .75; disjoint supports are unimodal, equal codes bimodal."""
     s = modality_score(torch.tensor([3.0, 0, 4, 0]), torch.tensor([1.0, 2, 0, 0]))

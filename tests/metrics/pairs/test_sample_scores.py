@@ -5,7 +5,7 @@ import torch
 
 from mmsae.metrics.pairs.item_codes import max_pool
 from mmsae.metrics.pairs.sample_scores import SCORES, sample_scores
-from mmsae.types import Codes, Tokens
+from mmsae.types import Codes, InputError, Tokens
 
 BOS, WORD = [0, 0, 9, 9, 9], [2, 0.5, 0, 0, 0]
 PATCHES = [[0, 3, 0, 1.5, 0], [2.5, 0, 0, 0.2, 4]]
@@ -138,3 +138,9 @@ def test_pooled_codes_of_items():
     ]
     assert torch.equal(got.to_dense(), torch.stack(want))
     assert all(len(set(row)) == len(row) for row in got.indices.tolist()) and got.indices.max() < 20
+
+
+def test_codes_with_signs_are_refused():
+    codes, tokens = toy([BOS, [2, -0.5, 0, 0, 0]], PATCHES)
+    with pytest.raises(InputError, match="need codes without signs"):
+        sample_scores(codes, tokens, W)

@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 
 from mmsae import InputError
 from mmsae.hosts.sites import Where
+from mmsae.sae import TopK
 from mmsae.steering import Edit, Intervention
 from mmsae.steering.edits import codes as algebra
 from tests.helpers.steer_saes import AFFINE, COMPOSITIONS, K, fired, items, make, orthonormal
@@ -107,6 +108,26 @@ def test_bias_cancels_and_row_scale_does_not():  # T5
     )
     twice = raw(edit).apply(sae, 3 * x, "image") - 3 * x  # the row's own length is what is divided by
     assert torch.allclose(twice, 3 * dx, atol=1e-4)
+
+
+def test_signed_codes_are_reselected_by_size_and_not_clipped():
+    sae, x = make()
+    sae.selector = TopK(K, score="abs").eval()
+    out = sae({"image": x})["image"]
+    codes, u = out.codes, out.pre.dense()
+    assert sae.signed and (codes.values < 0).any()
+    steer = raw(Edit.set([3, 7], [-2.0, -1.9]), policy="pre").bind(sae, "image")
+    after = algebra.reselect(out.pre, codes, steer.edit, K, items(64), signed=True).to_dense()
+    edited = u.index_copy(1, torch.tensor([3, 7]), torch.tensor([-2.0, -1.9]).expand(64, 2))
+    top = edited.abs().topk(K).indices
+    torch.testing.assert_close(after, torch.zeros_like(u).scatter(1, top, edited.gather(1, top)))
+    assert (after[:, 3] < 0).any()
+    moved = raw(Edit.add(3, -9.0)).apply(sae, x, "image") - x
+    want = algebra.linear(sae, "image", torch.full((64, 1), -9.0), torch.tensor([3]), codes.info)
+    torch.testing.assert_close(moved, want, atol=1e-4, rtol=1e-4)
+    gone = raw(Edit.ablate(5), writeback="project_out").apply(sae, x, "image") - algebra.origin(sae, "image", x)
+    atom = torch.nn.functional.normalize(sae.dictionary("image").rows()[5], dim=0)
+    assert (gone @ atom).abs().max() < 1e-4  # both poles
 
 
 @pytest.mark.parametrize("name", AFFINE)

@@ -32,10 +32,13 @@ def test_by_hand():
     assert stats.unit("raw", [2]).tolist() == [1]
 
 
-def test_of_signed_codes_only_positive_ones_count_as_active():
+def test_of_signed_codes_both_poles_count_as_active_by_their_size():
     stats = FeatureStats.of_codes([codes([[2.0], [-4.0], [0.0], [1.0]])])
-    assert stats.fired.tolist() == [2] and stats.mean_active.tolist() == [1.5] and stats.max.tolist() == [2]
+    assert stats.fired.tolist() == [3] and stats.rate.tolist() == [0.75] and stats.max.tolist() == [4]
+    torch.testing.assert_close(stats.mean_active, torch.tensor([7 / 3]))
     assert stats.mean_all.tolist() == [-0.25]
+    mirrored = FeatureStats.of_codes([codes([[-2.0], [4.0], [0.0], [-1.0]])])
+    assert torch.equal(stats.percentiles, mirrored.percentiles) and stats.live(0.5).tolist() == [0]
 
 
 def test_a_stream_equals_one_batch_and_percentiles_are_close():

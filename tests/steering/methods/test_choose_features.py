@@ -36,6 +36,9 @@ def test_contrast_finds_the_planted_feature_and_the_holdout_drops_an_outlier(by)
     sparse = [Codes(c.values.topk(10).values, c.values.topk(10).indices, 30) for c in (target, background)]
     full = [Codes(c.to_dense(), None, 30) for c in sparse]
     assert torch.equal(contrast(*sparse, by=by).ids, contrast(*full, by=by).ids)
+    if by == "rate":  # a latent of signed codes fires at either pole
+        turned = [c._replace(values=-c.values) for c in (target, background)]
+        assert torch.equal(contrast(*turned, by=by).ids, got.ids)
     with pytest.raises(InputError, match="1 rows"):
         contrast(target.rows(slice(1)), background)
     with pytest.raises(InputError, match="not one of"):

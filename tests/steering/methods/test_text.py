@@ -33,6 +33,16 @@ def make_sae(host, encoder=None, k=6):
     return sae.eval().requires_grad_(False)
 
 
+def test_codes_with_signs_are_refused(host):
+    signed = make_sae(host)
+    signed.selector = TopK(6, score="abs")
+    pair = word_pair(host, signed, SPEC, ["a cat"], ["a dog"])
+    with pytest.raises(InputError, match="codes with signs may not"):
+        substitute(pair)
+    with pytest.raises(InputError, match="codes have signs"):
+        concept_vector(host, signed, SPEC, "a cat")
+
+
 @pytest.fixture(scope="module")
 def sae(host):
     return make_sae(host)

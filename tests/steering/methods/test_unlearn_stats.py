@@ -18,6 +18,8 @@ def test_t17_scores_sum_to_zero_are_antisymmetric_and_scale_free():
     assert s.sum(-1).tolist() == pytest.approx([0] * 4, abs=1e-12)
     torch.testing.assert_close(selection_score(b, a), -s)
     torch.testing.assert_close(selection_score(7 * a, 0.1 * b), s, rtol=1e-5, atol=1e-9)
+    with pytest.raises(InputError, match="codes with signs have not"):
+        selection_score(a, b - 0.5)
     assert not selection_score(a, torch.zeros_like(b)).any(), "an empty background compares with nothing"
 
 
