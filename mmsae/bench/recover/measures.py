@@ -54,7 +54,7 @@ def recovery(sae: SAE, world: KnownWorld, x: Mapping[str, Tensor], codes: Tensor
         z = sae.encode(x[m], m)
         fired = (z.to_dense() != 0).cpu()
         atoms = sae.dictionary(m).rows().detach().cpu()
-        latents, columns, cosine = match(atoms, world.atoms[m], sae.selector.signed or world.signed)
+        latents, columns, cosine = match(atoms, world.atoms[m], sae.signed or world.signed)
         hits = (fired[:, latents] & on[:, columns]).sum()
         own = {
             "cosine": float(cosine.sum() / world.size),
