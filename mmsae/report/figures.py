@@ -129,21 +129,27 @@ def bar_chart(
     y_label: str,
     caption: str = "",
     lines: Mapping[str, float] | None = None,
+    stacked: bool = False,
 ) -> Figure:
-    """Grouped bars.
+    """Bars, side by side in groups or on top of each other.
 
     Args:
         values: ``{series: {group: value}}``; all series have the same groups.
         y_label: Label of the y axis.
         caption: Shown below.
         lines: ``{name: height}`` of dashed reference lines.
+        stacked: Whether the series of a group are one bar.
     """
     groups = list(next(iter(values.values())))
-    wide = 0.8 / len(values)
+    wide = 0.5 if stacked else 0.8 / len(values)
+    foot = [0.0] * len(groups)
     with canvas(width=max(5.0, 0.22 * len(groups) * len(values) + 2.5)) as (fig, ax):
         for i, (name, series) in enumerate(values.items()):
-            at = [g + (i - (len(values) - 1) / 2) * wide for g in range(len(groups))]
-            ax.bar(at, [series[g] for g in groups], wide * 0.92, label=name, color=PALETTE[i % len(PALETTE)])
+            at = [g + (0 if stacked else (i - (len(values) - 1) / 2) * wide) for g in range(len(groups))]
+            heights = [series[g] for g in groups]
+            ax.bar(at, heights, wide * 0.92, bottom=foot, label=name, color=PALETTE[i % len(PALETTE)])
+            if stacked:
+                foot = [f + h for f, h in zip(foot, heights, strict=True)]
         for name, height in (lines or {}).items():
             ax.axhline(height, ls="--", lw=1, color=INK, label=f"{name} {height:.2f}")
         ax.set_xticks(range(len(groups)), groups)

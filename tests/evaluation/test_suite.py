@@ -15,8 +15,8 @@ DATA = {"train": "a", "test": {"shards": ["b", "c"], "limit": 5}}
 
 
 def test_all_heads_have_names_and_summaries():
-    assert set(HEADS) == {"core", "recovered", "zeroshot", "monosemantic", "unique", "pairs", "stable", "probes",
-                          "ontology", "shifted", "ood", "absorbed", "targeted", "top_images"}  # fmt: skip
+    assert set(HEADS) == {"core", "error", "recovered", "zeroshot", "monosemantic", "unique", "pairs", "stable",
+                          "probes", "ontology", "shifted", "ood", "absorbed", "targeted", "top_images"}  # fmt: skip
     assert all((h.__doc__ or "").strip().splitlines()[0][-1] in ".?" for h in HEADS.values())
 
 

@@ -171,6 +171,7 @@ def test_report_is_whole_self_contained_and_accessible(tmp_path, tables):
     charts = [
         line_chart({"FVU": curves, "L0": curves}, x_label="step", caption="Curves", log_y=True),
         bar_chart({"a": {"x": 1, "y": 2}, "b": {"x": 2, "y": 3}}, y_label="F1", lines={"chance": 0.5}),
+        bar_chart({"a": {"x": 1, "y": 2}, "b": {"x": 2, "y": 3}}, y_label="share", stacked=True),
     ]
     pair = compare_codes(image, text, "Matched pair", "a <red> disc", np.zeros((8, 8, 3), np.uint8))
     sections = [
@@ -189,7 +190,7 @@ def test_report_is_whole_self_contained_and_accessible(tmp_path, tables):
     assert len(page.images) == 6 and all(i["alt"] for i in page.images)
     assert "a &lt;red&gt; disc" in html and "Title &lt;1&gt;" in html and "look &lt;here&gt;" in html
     charts = [a for tag, a in page.tags if tag == "svg"]
-    assert len(charts) == 2 and all(a["role"] == "img" and a["aria-label"] for a in charts)
+    assert len(charts) == 3 and all(a["role"] == "img" and a["aria-label"] for a in charts)
     assert "currentcolor" in html.lower() and "#010203" not in html and "#000000" not in html
     assert "font-size: 10.5px" in html and "DejaVu" not in html
     assert 'class="best"' in html and "prefers-color-scheme:dark" in html

@@ -1,4 +1,4 @@
-"""Heads of the card that need no classes: reconstruction, monosemanticity, redundancy, pairs, stability."""
+"""Heads of the card that need no classes: reconstruction, its error, monosemanticity, redundancy, pairs, stability."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.metrics.concepts.monosemanticity import monosemanticity
 from mmsae.metrics.concepts.similarity import concept_similarity
 from mmsae.metrics.concepts.uniqueness import coherence, top_rows, uniqueness
+from mmsae.metrics.error_decomposition import ErrorDecomposition
 from mmsae.metrics.pairs.bridge import bridge, energy, modality_share, stability
 from mmsae.metrics.pairs.modality import CoActivation
+from mmsae.metrics.regression import ROWS_PER_DIMENSION
 from mmsae.metrics.sparsity import latent_sums
 from mmsae.metrics.statistics import bootstrap_mean, bootstrap_ratio, wilson
-from mmsae.sae import SAE
+from mmsae.sae import SAE, with_pursuit
 from mmsae.types import IMAGE, TEXT, Tokens
 
 DENSE = 0.1  # share of rows above which a latent that fires is dense
@@ -96,6 +98,36 @@ def core(data: SuiteData, modalities: Sequence[str] = (IMAGE, TEXT)) -> HeadResu
             "random encoder: it says little about the reconstruction of texts."
         )
     return HeadResult(rows, notes=notes)
+
+
+@head
+def error(data: SuiteData, set: str = "test", rows: int = 20_000, pursuit: str = "") -> HeadResult:
+    """What a linear map of the activation predicts of the reconstruction's error, on images it was not fitted on.
+
+    The map is fitted on up to ``rows`` training images. ``pursuit`` (``gp``, ``omp``, ``mp``) shows the same dictionary
+    with a pursuit in the encoder's place, at each image's own number of latents.
+    """
+    if data.token_site():
+        raise NotApplicable("the SAE reads tokens, which are not held: mmsae.metrics.ErrorDecomposition takes a stream")
+    fit, test = data.features("train"), data.features(set)
+    if fit.n < ROWS_PER_DIMENSION * fit.x.shape[1]:
+        least = ROWS_PER_DIMENSION * fit.x.shape[1]
+        raise NotApplicable(f"a linear map of width {fit.x.shape[1]} needs {least:,} training images, not {fit.n:,}")
+    saes = {("recon", TRAINED): data.sae, ("recon", RANDOM): data.random}
+    if pursuit:
+        saes[f"recon, {pursuit} at its own L0", TRAINED] = with_pursuit(data.sae, pursuit)
+    figures = {
+        "fvu": "fvu", "nonlinear fvu": "fvu_nonlinear", "predictable": "r2", "shrinkage": "identity",
+        "best scale": "scale", "predictable, rescaled": "r2_rescaled", "norm predictable": "norm_r2",
+    }  # fmt: skip
+    out = []
+    for (features, control), sae in saes.items():
+        found = ErrorDecomposition(sae, IMAGE).fit(fit.x[:rows]).evaluate(test.x)
+        for score, field in figures.items():
+            out.append(
+                row("error", set, score, features, getattr(found, field), test.n, control, fitted_on=found.n_fit)
+            )
+    return HeadResult(out)
 
 
 @head

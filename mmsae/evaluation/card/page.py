@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmsae.evaluation.rows import find
 from mmsae.report.figures import GREY, PALETTE, Figure, bar_chart, canvas, figure
 from mmsae.report.page import Fact, Section, Table, render_report
 from mmsae.report.tables import markdown_table
 
 TITLES = {
     "core": "Reconstruction and sparsity",
+    "error": "What is in the error",
     "recovered": "Loss recovered in zero-shot classification",
     "zeroshot": "Zero-shot classification",
     "monosemanticity": "Monosemanticity",
@@ -31,6 +33,10 @@ TITLES = {
 INTRO = {
     "core": "FVU is the share of variance that reconstructions miss; the norm ratio is `|x_hat| / |x|`. A latent is "
     "dense where it fires on more than a tenth of the rows: images, at token sites tokens.",
+    "error": "`predictable`: share of the error's variance that a linear map of the activation predicts, fitted on "
+    "training images; what it leaves is the nonlinear FVU. `shrinkage`: share that a multiple of the activation alone "
+    "predicts. `predictable, rescaled`: of the error at the best scale of the reconstruction. `norm predictable`: R^2 "
+    "of the error's squared norm.",
     "recovered": "`recovered zero` is 1 where the host's cross-entropy is kept and 0 where it is as bad as with zeros; "
     "`recovered mean` the same against the mean embedding, `recovered kl` by the divergence of the predictions.",
     "monosemanticity": "The mean cosine of pairs of images by the judge, weighted by how strongly a feature answers to "
@@ -169,6 +175,14 @@ def figures_of(name: str, rows: Sequence[Mapping[str, Any]], more: Mapping[str, 
     """The figures of a head."""
     if name == "monosemanticity" and more.get("scores"):
         return [_lines(more["scores"], "share of features", "MS", "Features from the best to the worst")]
+    if name == "error":
+        parts = {"nonlinear": {}, "linear": {}}
+        for r in (r for r in rows if r["score"] == "fvu"):
+            (rest,) = find(rows, score="nonlinear fvu", features=r["features"], control=r["control"])
+            parts["nonlinear"][features_of(r)] = rest["value"]
+            parts["linear"][features_of(r)] = r["value"] - rest["value"]
+        text = "The error's two parts: what a linear map of the activation predicts, and the rest"
+        return [bar_chart(parts, y_label="share of variance", caption=text, stacked=True)]
     if name == "pairs" and more.get("modality"):
         values = sorted(more["modality"], reverse=True)
         text = "Share of each latent's energy on images, sorted: 1 is an image latent, 0 a text latent"
