@@ -70,6 +70,11 @@ def code_norm(codes: Codes, weights: Tensor | None = None) -> Tensor:
     return torch.where(total > 0, total, 1).sqrt() * (total > 0)
 
 
+def unit_codes(codes: Codes) -> Codes:
+    """The same codes with rows of norm 1 (zero rows stay zero); differentiable."""
+    return codes._replace(values=codes.values / code_norm(codes).clamp(min=1e-12)[:, None])
+
+
 def mask_tops(a: Codes, b: Codes, n: int = 1) -> tuple[Codes, Codes]:
     """Zero, in both rows of every pair, the latents that are among the ``n`` largest (absolute) of either row.
 

@@ -129,6 +129,33 @@ def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
     return _SparseDecode.apply(values, indices, atoms)
 
 
+class _SparseScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
+        ctx.save_for_backward(values, indices, x)
+        return _scatter(values, indices, x, n_rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        values, indices, x = ctx.saved_tensors
+        grad = grad.contiguous()
+        need_values, _, need_x, _ = ctx.needs_input_grad
+        return (
+            _sampled(x, grad, indices).to(values.dtype) if need_values else None,
+            None,
+            _bag(values, indices, grad) if need_x else None,
+            None,
+        )
+
+
+def sparse_scatter(values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
+    """``(n_rows, d)`` for each latent the sum of ``x (N, d)`` weighted by its values; differentiable.
+
+    That is ``codes.T @ x`` of codes ``values (N, k)`` at ``indices (N, k)``.
+    """
+    return _SparseScatter.apply(values, indices, x, n_rows)
+
+
 def sampled_linear(
     x: Tensor,
     weight: Tensor,

@@ -36,6 +36,8 @@ __all__, _get = lazy(
         "variants.vsae": "GaussianEncoder KLGaussian",
         "variants.sparc": "CrossReconstruction JointTopK",
         "variants.usae": "UniversalReconstruction",
+        "variants.csr": "CodeInfoNCE",
+        "variants.mono_loss": "MonoScore",
     },
 )
 

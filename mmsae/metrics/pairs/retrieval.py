@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmsae.kernels.pairs import code_norm
+from mmsae.kernels.pairs import unit_codes
 from mmsae.metrics.statistics import pessimistic_ranks
 from mmsae.types import Codes
 
@@ -17,11 +17,6 @@ def groups_of(labels: Sequence) -> Tensor:
     """``(N,)`` int64 ids, equal exactly where the labels (captions, say) are equal."""
     ids: dict = {}
     return torch.tensor([ids.setdefault(c, len(ids)) for c in labels], dtype=torch.long)
-
-
-def unit_codes(codes: Codes) -> Codes:
-    """The same codes with rows of norm 1 (zero rows stay zero)."""
-    return codes._replace(values=codes.values / code_norm(codes).clamp(min=1e-12)[:, None])
 
 
 def cosine_to(keys: Tensor | Codes) -> Callable[[Tensor | Codes], Tensor]:
