@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
+from torch.nn.functional import normalize
 
 from mmsae.sae.sae import SAE
+from mmsae.sae.selector import Rows
+from mmsae.sae.variants.batch_topk import Thresholded
 
 
 def random_control(sae: SAE, seed: int = 0) -> SAE:
@@ -26,4 +30,25 @@ def random_control(sae: SAE, seed: int = 0) -> SAE:
         means = {m: (sae.normaliser.mean(m), sae.dictionary(m).bias) for m in sae.modalities}
         fresh.start_at_({m: mean if own is None or mean.any() else own for m, (mean, own) in means.items()})
     like = next(sae.parameters())
-    return fresh.to(like.device, like.dtype).eval()
+    fresh = fresh.to(like.device, like.dtype)
+    if isinstance(fresh.selector, Thresholded):
+        _first_thresholds(fresh, seed)
+    return fresh.eval()
+
+
+@torch.no_grad()
+def _first_thresholds(sae: SAE, seed: int) -> None:
+    """Thresholds as a training's first batch would give them, of Gaussian rows about the mean of equal total variance.
+
+    A selector whose budget is that of a batch codes by thresholds after training, and has none before.
+    """
+    n = max(1024, math.ceil(2 * sae.d_sae / sae.selector.k)) if hasattr(sae.selector, "k") else 1024
+    generator, normaliser = torch.Generator().manual_seed(seed), sae.normaliser
+    sae.train()
+    for m, d in sae.d_in.items():
+        like, variance = normaliser.mean(m), normaliser.variance(m).nan_to_num(1.0)
+        rows = torch.randn(n, d, generator=generator).to(like) * (variance / d).sqrt()
+        rows = rows if normaliser.centre else rows + like
+        rows = normalize(rows) if normaliser.unit_out else rows
+        dictionary = sae.dictionary(m)
+        sae.selector(sae.encoder(rows, dictionary, m), Rows(m, dictionary, rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from mmsae.evaluation.card.page import markdown, write_card
 from mmsae.evaluation.features import token_site
 from mmsae.evaluation.labels import TEMPLATE_SETS
 from mmsae.evaluation.ood.sets import shared_images
-from mmsae.evaluation.rows import write_results
+from mmsae.evaluation.options import EMBED, PCA, RANDOM, STATISTICS, WHITENED
+from mmsae.evaluation.rows import TRAINED, write_results
 from mmsae.evaluation.suite import HEADS, NotApplicable, Suite
 from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.files import atomic_folder, remove_leftovers
 from mmsae.report.tables import text_table
+from mmsae.sae import SAE
 from mmsae.types import InputError
 
 RESULTS, PAGE, TABLES, GALLERY = "results.json", "report.html", "tables.md", "gallery.html"
@@ -27,6 +29,7 @@ TOKENS = (
     "image's tokens (absorption and targeted perturbation: the mean), and raw features are means over them; so is the "
     "control with random weights, while pca has as many components as latents are on per token."
 )
+CONTROLS = (RANDOM, PCA, WHITENED, STATISTICS)
 OWN = {RESULTS, PAGE, TABLES, GALLERY}
 
 
@@ -92,10 +95,52 @@ def overlaps(data: SuiteData) -> list[str]:
     ]
 
 
-def run_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: Sequence[str]) -> Path:
+def check_control(name: str, control: SAE, sae: SAE) -> None:
+    """Refuse a control whose figures would differ from the SAE's for another reason than its training.
+
+    Raises:
+        InputError: Another site or another number of latents.
+    """
+    if name in ("", *CONTROLS):
+        raise InputError(f"a control cannot be called {name!r}: {', '.join(CONTROLS)} are those of every card")
+    for m, site in sae.sites.items():
+        if m not in control.sites or not site.same(control.sites[m]):
+            raise InputError(f"control {name!r} reads {control.sites.get(m, f'no {m}')}, this SAE {site}")
+    if control.d_sae != sae.d_sae:
+        raise InputError(
+            f"control {name!r} has {control.d_sae:,} latents, this SAE {sae.d_sae:,}: train it by the same recipe"
+        )
+
+
+def control_rows(data: SuiteData, controls: Mapping[str, SAE]) -> list[dict[str, Any]]:
+    """The rows of SAEs that were trained as controls, by name: what the suite's heads say of each in the SAE's place.
+
+    Rows that are the host's, or an untrained control's, are the card's own already.
+    """
+    rows = []
+    for name, sae in controls.items():
+        if data.run.progress:
+            print(f"control {name}:", flush=True)
+        found = run_heads(SuiteData(data.suite, sae, data.host, data.run, data.quick, data.seed))[0]
+        own = [
+            r for f in found.values() for r in f.rows if r["control"] == TRAINED and r["features"] not in ("raw", EMBED)
+        ]
+        rows += [{**r, "control": name} for r in own]
+    return rows
+
+
+def run_card(
+    data: SuiteData,
+    folder: Path,
+    sae: str,
+    gallery: int,
+    warnings: Sequence[str],
+    controls: Mapping[str, SAE] | None = None,
+) -> Path:
     """Run a suite and write the card, whose folder appears when everything is done; returns the path of the page.
 
-    ``sae`` is what the SAE is called, ``gallery`` the number of latents of each kind in gallery.html (0: no such page).
+    ``sae`` is what the SAE is called, ``gallery`` the number of latents of each kind in gallery.html (0: no such page),
+    ``controls`` are trained ones by name.
     """
     start, suite, model = time.perf_counter(), data.suite, data.sae
     found, skipped, seconds = run_heads(data)
@@ -111,7 +156,8 @@ def run_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: Se
     about["warnings"] = [*warnings, *data.warnings, *overlaps(data), *of_heads]
     if any(token_site(s) for s in model.sites.values()):
         about["notes"]["core"] = [*about["notes"].get("core", ()), TOKENS]
-    rows = [r for f in found.values() for r in f.rows]
+    rows = [r for f in found.values() for r in f.rows] + control_rows(data, controls or {})
+    about["controls"] = list(controls or {})
     remove_leftovers(folder)
     with atomic_folder(folder) as temp:
         write_results(temp, rows, about)
@@ -123,18 +169,22 @@ def run_card(data: SuiteData, folder: Path, sae: str, gallery: int, warnings: Se
         for warning in about["warnings"]:
             print(f"warning: {warning}")
         shown = [[r["head"], r["set"], r["score"], r["features"], r["control"] or "", r["value"], r["n"]] for r in rows]
-        print(text_table(_headline(shown), ("head", "set", "score", "features", "control", "value", "n")))
+        print(
+            text_table(
+                _headline(shown, list(controls or {})), ("head", "set", "score", "features", "control", "value", "n")
+            )
+        )
         print(f"{len(rows)} figures in {time.perf_counter() - start:.0f} s: {folder / RESULTS}")
     return folder / PAGE
 
 
-def _headline(rows: Sequence[Sequence[Any]], most: int = 3) -> list[Sequence[Any]]:
-    """A few rows of every head: the first scores of the code and its control."""
+def _headline(rows: Sequence[Sequence[Any]], more: Sequence[str], most: int = 3) -> list[Sequence[Any]]:
+    """A few rows of every head: the first scores of the code and its controls."""
     out: list[Sequence[Any]] = []
     for name in dict.fromkeys(r[0] for r in rows):
         own = [r for r in rows if r[0] == name]
         scores = list(dict.fromkeys((r[1], r[2]) for r in own))[:most]
-        out += [r for r in own if (r[1], r[2]) in scores and r[4] in ("", "random")]
+        out += [r for r in own if (r[1], r[2]) in scores and r[4] in ("", RANDOM, *more)]
     return out
 
 

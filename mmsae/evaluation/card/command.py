@@ -18,6 +18,7 @@ def evaluate(
     heads: list[str] = [],  # noqa: B006  the help shows it; it is not changed
     quick: bool = False,
     gallery: int = 0,
+    controls: list[str] = [],  # noqa: B006
     seed: int = 0,
     run: EvaluationRun = EvaluationRun(),
 ) -> str:
@@ -33,13 +34,15 @@ def evaluate(
         quick: At most 1,500 images a set, fewer probes and permutations.
         gallery: Write gallery.html, too: the training images that so many latents answer to most, of the purest and of
             any, with the place where they fire at token sites, and the same of random weights.
+        controls: SAEs that were trained as controls, as NAME=FOLDER (``model.freeze`` of a training makes them); every
+            figure then stands beside theirs, too. Each takes as long as the SAE itself.
         seed: Seed of random weights, permutations and draws.
         run: How to compute.
 
     Returns:
         The path of the page.
     """
-    from mmsae.evaluation.card.card import check_files, check_out, run_card
+    from mmsae.evaluation.card.card import check_control, check_files, check_out, run_card
     from mmsae.evaluation.card.gallery import check_host
     from mmsae.evaluation.suite import load_suite
     from mmsae.evaluation.suite_data import SuiteData
@@ -64,5 +67,12 @@ def evaluate(
     model, loaded = load_pair(trained, asked.host, run.device, run.precision, run.allow_other_site)
     if gallery:
         check_host(loaded)
+    others = {}
+    for text in controls:
+        name, sep, path = text.partition("=")
+        if not sep or name in others:
+            raise InputError(f"--controls takes NAME=FOLDER, each name once, not {text!r}")
+        others[name] = load_pair(path, loaded, allow_other_site=run.allow_other_site)[0]
+        check_control(name, others[name], model)
     data = SuiteData(asked, model, loaded, run, quick, seed)
-    return str(run_card(data, folder, str(sae), gallery, other_host_warnings(trained, loaded)))
+    return str(run_card(data, folder, str(sae), gallery, other_host_warnings(trained, loaded), others))

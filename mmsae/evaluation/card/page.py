@@ -240,6 +240,8 @@ def write_card(path: Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str
         "(**pca**) as the code has active latents, whitened embeddings. A figure that does not beat them says nothing "
         "about the SAE."
     )
+    if about.get("controls"):
+        lead += f" Trained controls, coded and scored in the SAE's place: **{'**, **'.join(about['controls'])}**."
     meta = {"SAE": about["sae"], "host": about["host"], "suite": about["suite"], "latents": f"{about['d_sae']:,}"}
     meta |= {"images": ", ".join(f"{k} {v:,}" for k, v in about["images"].items()), "seed": about["seed"]}
     if about["quick"]:
@@ -262,7 +264,7 @@ COMMAND = {
 
 def _summary(by_head: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, Any]) -> Section:
     """Where codes gain and where they lose against raw features and random weights, counted over all rows."""
-    facts, wins = [], {}
+    facts, wins, beside = [], {}, ("random", *about.get("controls", ()))
     for name, own in by_head.items():
         for r in own:
             if r["features"] != "code" or r["control"] or r["value"] is None or r["score"] in NOT_BETTER:
@@ -272,13 +274,13 @@ def _summary(by_head: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[
             if name == "ood" and r["set"] in ("near", "far"):  # means of sets that are counted already
                 continue
             same = [o for o in own if (o["set"], o["score"]) == (r["set"], r["score"]) and o["value"] is not None]
-            for against, match in (("raw", ("raw", "")), ("random", ("code", "random"))):
+            for against, match in (("raw", ("raw", "")), *((c, ("code", c)) for c in beside)):
                 other = next((o for o in same if (o["features"], o["control"]) == match), None)
                 if other is not None:
                     sign = -1 if BEST.get(r["score"]) == "min" or "Jaccard" in r["score"] else 1
                     wins.setdefault((name, against), []).append(sign * (r["value"] - other["value"]) > 0)
     table = [
-        [TITLES.get(n, n), *(f"{sum(w)} of {len(w)}" if (w := wins.get((n, a))) else None for a in ("raw", "random"))]
+        [TITLES.get(n, n), *(f"{sum(w)} of {len(w)}" if (w := wins.get((n, a))) else None for a in ("raw", *beside))]
         for n in dict.fromkeys(n for n, _ in wins)
     ]
     core = {(r["score"], r["control"]): r["value"] for r in by_head.get("core", ()) if r["set"] == "test"}
@@ -288,7 +290,8 @@ def _summary(by_head: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[
             other = core.get((score, "random"))
             facts.append(Fact(label, core[score, ""], f"random weights {other:.3f}" if other is not None else ""))
     intro = (
-        "How often the code is better than raw features, and than the code of random weights, over all sets and scores."
+        "How often the code is better than raw features, and than that of random weights (and trained controls), "
+        "over all sets and scores."
     )
-    tables = [Table(["head", "better than raw", "better than random"], table)]
+    tables = [Table(["head", "better than raw", *(f"better than {c}" for c in beside)], table)]
     return Section("In short", intro, facts=facts, warnings=about.get("warnings", ()), tables=tables)

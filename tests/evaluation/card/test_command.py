@@ -123,6 +123,38 @@ def test_the_page_has_every_head_and_fetches_nothing(card):
     assert "code (random)" in html and 'src="http' not in html and "<svg" in html
 
 
+def test_trained_controls_stand_beside_the_sae(place, tmp_path):
+    folder, sae = place
+    model, other = SAE.from_pretrained(sae), random_control(SAE.from_pretrained(sae), 7)
+    frozen, suite = str(other.save_pretrained(tmp_path / "frozen")), str(folder / "suite.yaml")
+    options = {"heads": ["core", "recovered"], "progress": False}
+    call(evaluate, sae, suite, str(tmp_path / "out"), controls=[f"frozen={frozen}"], **options)
+    call(evaluate, frozen, suite, str(tmp_path / "alone"), **options)
+    beside, alone = (read_card(tmp_path / name)["rows"] for name in ("out", "alone"))
+    own = [r for r in alone if r["control"] == "" and r["features"] != "raw"]
+    assert len(own) > 10 and [r for r in beside if r["control"] == "frozen"] == [
+        {**r, "control": "frozen"} for r in own
+    ]
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert (
+        "code (frozen)" in html
+        and "better than frozen" in html
+        and read_card(tmp_path / "out")["controls"] == ["frozen"]
+    )
+
+    small = SAE(model.d_in, 32, selector=TopK(2))
+    small.sites = model.sites
+    for argument, said in (
+        (f"random={frozen}", "a control cannot be called 'random'"),
+        (frozen, "--controls takes NAME=FOLDER"),
+        (f"small={small.save_pretrained(tmp_path / 'small')}", "control 'small' has 32 latents, this SAE 64"),
+        (f"tokens={folder / 'tokens'}", "control 'tokens' reads .*patches"),
+    ):
+        with pytest.raises(InputError, match=said):
+            call(evaluate, sae, suite, str(tmp_path / "none"), controls=[argument], **options)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.fixture(scope="module")
 def token_card(place):
     folder, _ = place
