@@ -15,6 +15,13 @@ from mmsae.sae import SAE, LossTerm
 SPARSITY = ("L1", "L0", "TanhL0")
 FRACTIONAL = ("BatchTopK", "FeatureChoice")  #: Selectors whose k need not be whole.
 PAIR = ("image", "text")
+#: Controls of an SAE, by name: what is frozen in the training (:class:`mmsae.training.freeze.Freeze`); None: untrained.
+CONTROLS: dict[str, str | None] = {
+    "untrained": None,
+    "decoder frozen": "decoder",
+    "decoder soft-frozen": "soft_decoder",
+    "encoder frozen": "encoder",
+}
 
 
 @dataclass(frozen=True)

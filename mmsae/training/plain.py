@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmsae.sae import SAE, LossContext, LossTerm, UsageTracker
+from mmsae.training.freeze import Freeze
 from mmsae.types import Tokens
 
 Batch = Tokens | Mapping[str, Tensor]
@@ -26,6 +27,7 @@ def train(
     lr: float = 2e-3,
     seed: int = 0,
     rate: Callable[[int, int], float] = rise_and_fall,
+    freeze: str = "",
 ) -> UsageTracker:
     """Train in place, one batch a step, with Adam; the normaliser has been fitted.
 
@@ -39,12 +41,15 @@ def train(
         lr: Learning rate.
         seed: Of what loss terms draw.
         rate: Factor of the learning rate at a step of so many.
+        freeze: What stays as random as it began, for controls; see :class:`mmsae.training.freeze.Freeze`.
 
     Returns:
         Which latents fired in the training.
     """
     for term in losses:
         term.check(sae)
+    kept = Freeze(freeze)
+    kept.build(sae)
     usage = UsageTracker(sae.d_sae, sae.modalities)
     weights = [p for p in sae.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=lr, fused=True) if weights else None
@@ -62,5 +67,6 @@ def train(
             optimizer.step()
         usage.update({m: out.codes for m, out in outputs.items()})
         sae.after_step_()
+        kept.after_step_(sae)
     sae.eval()
     return usage

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsae.bench.multimodal.data import Pairs, Photographs, World
 from mmsae.bench.multimodal.report import write_multimodal_report
-from mmsae.bench.sized import PAIR, Size, modalities_of, sae_recipes, scaled_terms, sized
+from mmsae.bench.sized import CONTROLS, PAIR, Size, modalities_of, sae_recipes, scaled_terms, sized
 from mmsae.bench.stages import stages_of
 from mmsae.bench.summary import over_seeds
 from mmsae.demo.stages import SEEDS
@@ -32,7 +32,7 @@ TUNING_SEED = 1000  #: Of the trainings by which strengths are chosen; no figure
 #: Loss terms that tie the two codes of a pair.
 COUPLING = ("CodeCosine", "EnergyMatch", "GroupSparse", "CrossReconstruction", "CodeInfoNCE", "MonoScore")
 STRENGTHS = (0.1, 0.3, 1.0, 3.0)
-RANDOM = "shared_topk (untrained)"
+CONTROLLED = "shared_topk"  #: The SAE whose controls are shown.
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,17 @@ def _sources(
         yield "photographs", Photographs(*photographs, root / "photographs", progress), sizes.photographs
 
 
-def _train(recipe: Path, data: Pairs, shape: tuple[int, int], steps: int, seed: int, strength: float) -> SAE:
+def _train(
+    recipe: Path, data: Pairs, shape: tuple[int, int], steps: int, seed: int, strength: float, control: str = ""
+) -> SAE:
     torch.manual_seed(seed)
     size = Size(data.train["image"].shape[1], *shape, PAIR, steps, ROWS)
     sae, losses = sized(recipe, size, COUPLING, strength)
     sae.fit_normaliser(data.train)
-    train(sae, losses, _batches(data.train, seed), steps, LR, seed, rate=warm_flat_fall)
-    return sae
+    freeze = CONTROLS[control] if control else ""
+    if freeze is not None:
+        train(sae, losses, _batches(data.train, seed), steps, LR, seed, warm_flat_fall, freeze)
+    return sae.eval()
 
 
 def warm_flat_fall(step: int, steps: int) -> float:
@@ -165,8 +169,8 @@ def _table(
     steps: int,
     progress: bool,
 ) -> dict[str, dict[str, float]]:
-    """Figures of every SAE at one size, and of an untrained one."""
-    start, rows = time.perf_counter(), {}
+    """Figures of every SAE at one size, and of the controls of one of them."""
+    start, rows, place = time.perf_counter(), {}, f"{source}-{shape[0]}-{shape[1]}"
 
     def done(name: str, runs: list[dict[str, float]]) -> None:
         rows[name] = over_seeds(runs)
@@ -175,40 +179,28 @@ def _table(
             said = ", ".join(f"{figure} {rows[name][figure]:.3f}" for figure in shown)
             print(f"[{time.perf_counter() - start:.0f} s] {source} {shape}, {name}: {said}", flush=True)
 
-    def measured(sae: SAE, strength: float) -> dict[str, float]:
-        return {**data.score(sae), **{f"choice_{k}": v for k, v in _choice(sae, data).items()}, "strength": strength}
+    def runs(name: str, recipe: Path, strength: float, control: str = "") -> None:
+        def once(seed: int) -> dict[str, float]:
+            sae = _train(recipe, data, shape, steps, seed, strength, control)
+            choice = {f"choice_{k}": v for k, v in _choice(sae, data).items()}
+            return {**data.score(sae), **choice, "strength": strength}
+
+        done(name, [stages.run(f"runs/{place}-{name}-{seed}", lambda s=seed: once(s)) for seed in seeds])
 
     for name, recipe in recipes.items():
-        place, strength = f"{source}-{shape[0]}-{shape[1]}-{name}", 1.0
+        strength = 1.0
         if scaled_terms(recipe, COUPLING):
-            tried = {
-                s: stages.run(
-                    f"strengths/{place}-{s:g}",
-                    lambda r=recipe, s=s: _choice(_train(r, data, shape, steps, TUNING_SEED, s), data),
+
+            def tried(strength: float, name: str = name, recipe: Path = recipe) -> dict[str, float]:
+                return stages.run(
+                    f"strengths/{place}-{name}-{strength:g}",
+                    lambda: _choice(_train(recipe, data, shape, steps, TUNING_SEED, strength), data),
                 )
-                for s in STRENGTHS
-            }
-            strength = chosen_strength(tried)
-        done(
-            name,
-            [
-                stages.run(
-                    f"runs/{place}-{seed}",
-                    lambda r=recipe, s=seed, q=strength: measured(_train(r, data, shape, steps, s, q), q),
-                )
-                for seed in seeds
-            ],
-        )
-    done(
-        RANDOM,
-        [
-            stages.run(
-                f"runs/{source}-{shape[0]}-{shape[1]}-untrained-{seed}",
-                lambda s=seed: measured(_train(sae_recipes()["shared_topk"], data, shape, 0, s, 1.0), 1.0),
-            )
-            for seed in seeds
-        ],
-    )
+
+            strength = chosen_strength({s: tried(s) for s in STRENGTHS})
+        runs(name, recipe, strength)
+    for control in CONTROLS:
+        runs(f"{CONTROLLED} ({control})", sae_recipes()[CONTROLLED], 1.0, control)
     return rows
 
 
@@ -221,7 +213,7 @@ def default_for_pairs(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -
     """
     well: dict[str, list[float]] = {}
     for table in tables.values():
-        rows = {name: row for name, row in table.items() if name != RANDOM}
+        rows = {name: row for name, row in table.items() if not name.endswith(")")}
         best = max(row["choice_recall"] for row in rows.values())
         fair = {
             name: row["choice_fvu"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.bench.recover.worlds import KnownWorld
+from mmsae.metrics.error_decomposition import predictable_share
 from mmsae.metrics.reconstruction import fvu
 from mmsae.sae import SAE
 
@@ -44,7 +45,8 @@ def recovery(sae: SAE, world: KnownWorld, x: Mapping[str, Tensor], codes: Tensor
         ``cosine``: mean matched cosine, true atoms without a partner count 0; ``found``: share of true atoms with a
         partner above .9; ``precision`` and ``recall`` of the events "true atom is on", by matched latents (an unmatched
         latent that fires is a false one); ``fvu``; ``l0``; ``dead``: share of latents that fire on none of the rows;
-        ``ce`` and ``ce_raw`` where a classifier reads the rows: its loss on reconstructions and on the rows themselves;
+        ``predictable``: share of the error's variance that a linear map of the rows predicts, fitted on every other
+        row;        ``ce`` and ``ce_raw`` where a classifier reads the rows: its loss on reconstructions and on the rows themselves;
         ``absorption`` where the world has a hierarchy: mean over children of the share of their rows on which the
         parent's latent is silent.
     """
@@ -64,6 +66,7 @@ def recovery(sae: SAE, world: KnownWorld, x: Mapping[str, Tensor], codes: Tensor
             "fvu": fvu(sae.decode(z, m), x[m]),
             "l0": float(fired.sum(1).double().mean()),
             "dead": float((~fired.any(0)).double().mean()),
+            "predictable": predictable_share(sae, x[m][::2], x[m][1::2], m),
         }
         if world.head is not None:
             own["ce"] = float(world.loss(sae.decode(z, m), codes).mean())

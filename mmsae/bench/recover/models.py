@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsae.bench.recover.measures import recovery
 from mmsae.bench.recover.worlds import KnownWorld
-from mmsae.bench.sized import SPARSITY, Size, modalities_of, sae_recipes, scaled_terms, sized
+from mmsae.bench.sized import CONTROLS, SPARSITY, Size, modalities_of, sae_recipes, scaled_terms, sized
 from mmsae.sae import SAE, LossTerm
 from mmsae.training.plain import train
 from mmsae.types import Tokens
@@ -21,7 +21,6 @@ from mmsae.types import Tokens
 LR = 3e-3  #: Of every SAE that is trained; it was not chosen by any figure of this benchmark.
 ROWS = 256  #: Rows of each modality a step.
 TUNING_SEED = 1000  #: Of worlds and trainings by which strengths are chosen; no figure of theirs is reported.
-CONTROLS = ("untrained",)
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -29,7 +28,7 @@ class Variant(NamedTuple):
     """One row of the benchmark: a recipe of ``configs/sae``, or a control of it."""
 
     recipe: Path
-    control: str = ""  #: Empty, or ``untrained``: as :func:`mmsae.sae.random_control` makes it.
+    control: str = ""  #: Empty, or one of :data:`mmsae.bench.sized.CONTROLS`.
 
     @property
     def has_strength(self) -> bool:
@@ -87,8 +86,9 @@ def figures(variant: Variant, rows: Rows, steps: int, strength: float = 1.0) -> 
     sae, losses = model_of(variant.recipe, rows.world, steps, strength)
     sae.fit_normaliser(rows.train)
     start = time.process_time()
-    if variant.control != "untrained":
-        train(sae, losses, rows.batches(), steps, LR, rows.seed)
+    freeze = CONTROLS[variant.control] if variant.control else ""
+    if freeze is not None:
+        train(sae, losses, rows.batches(), steps, LR, rows.seed, freeze=freeze)
     seconds = time.process_time() - start
     return {**recovery(sae.eval(), rows.world, rows.test, rows.codes), "seconds": seconds, "strength": strength}
 

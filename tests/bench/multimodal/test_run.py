@@ -6,8 +6,9 @@ import pytest
 
 from mmsae import InputError
 from mmsae.bench.command import PhotographsBench, SAEBench, bench
-from mmsae.bench.multimodal.run import RANDOM, Sizes, bench_multimodal, chosen_strength, default_for_pairs
+from mmsae.bench.multimodal.run import CONTROLLED, Sizes, bench_multimodal, chosen_strength, default_for_pairs
 
+RANDOM = f"{CONTROLLED} (untrained)"
 TINY = Sizes(pairs=(400, 120), clip_steps=2, steps=30, world=((24, 4),))
 NAMES = ["paired_topk", "shared_topk"]
 
@@ -21,9 +22,11 @@ def done(tmp_path_factory):
 def test_what_it_writes(done):
     root, found = done
     (place,) = found["tables"]
-    assert place == "world, F 24, k 4" and set(found["tables"][place]) == {*NAMES, RANDOM}
+    assert place == "world, F 24, k 4" and {n for n in found["tables"][place] if "frozen" not in n} == {*NAMES, RANDOM}
     table = found["tables"][place]
     assert table["paired_topk"]["fvu_image"] < table[RANDOM]["fvu_image"]
+    frozen = [n for n in table if "frozen" in n]
+    assert len(frozen) == 3 and all(table[n]["fvu_image"] < table[RANDOM]["fvu_image"] for n in frozen)
     assert table["paired_topk"]["strength"] in (0.1, 0.3, 1.0, 3.0) and table["shared_topk"]["strength"] == 1
     assert len(list((root / "strengths").glob("*paired_topk*"))) == 4
     assert not list((root / "strengths").glob("*shared_topk*"))  # nothing couples

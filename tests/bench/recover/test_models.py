@@ -34,7 +34,7 @@ def test_the_budget_is_the_worlds():
 
 
 def test_figures_repeat_and_gradients_reach_the_selector():
-    rows = Rows.draw(WORLDS["downstream"], 0, train=512, test=128)
+    rows = Rows.draw(WORLDS["downstream"], 0, train=512, test=1400)
     assert next(rows.batches()).grad["image"].shape == next(rows.batches()).x["image"].shape
     variant = Variant(variants()["topk"].recipe)
     first, second = (figures(variant, rows, 20) for _ in range(2))
