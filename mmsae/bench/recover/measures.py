@@ -47,8 +47,8 @@ def recovery(sae: SAE, world: KnownWorld, x: Mapping[str, Tensor], codes: Tensor
         latent that fires is a false one); ``fvu``; ``l0``; ``dead``: share of latents that fire on none of the rows;
         ``predictable``: share of the error's variance that a linear map of the rows predicts, fitted on every other
         row; ``ce`` and ``ce_raw`` where a classifier reads the rows: its loss on reconstructions and on the rows
-        themselves; ``absorption`` where the world has a hierarchy: mean over children of the share of their rows on which the
-        parent's latent is silent.
+        themselves; ``absorption`` where the world has a hierarchy: mean over children of the share of their rows on
+        which the parent's latent is silent.
     """
     on = codes != 0
     each: dict[str, list[float]] = {}
