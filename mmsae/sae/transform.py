@@ -20,6 +20,7 @@ from mmsae.sae.selector import Pursued, Ranked, ReLU, Selector
 from mmsae.sae.variants.afa import EnergyTopK
 from mmsae.sae.variants.batch_topk import Thresholded
 from mmsae.sae.variants.gba import ScaledDictionary
+from mmsae.sae.variants.gradient import GradientTopK
 from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.sae.variants.pursuit_at_l0 import PursuitAtL0
@@ -174,7 +175,7 @@ def with_pursuit(sae: SAE, kind: str = "gp", l0: str | int = "model") -> SAE:
     """
     if not (l0 == "model" or (isinstance(l0, int) and l0 >= 1)):
         raise InputError(f"l0 must be 'model' or a number of latents of at least 1, not {l0!r}")
-    sign = "abs" if sae.selector.signed or getattr(sae.encoder, "sign", "relu") != "relu" else "relu"
+    sign = "abs" if sae.signed else "relu"
     if l0 == "model":
         if sae.selector.by_norm:
             sae = fold_decoder_norm(sae)  # so that bringing atoms to norm 1 does not change what is chosen
@@ -231,11 +232,11 @@ def calibrate_scale(sae: SAE, rows: Mapping[str, Tensor]) -> SAE:
         rows: ``{modality: (N, d) raw activations}`` of every modality, other than those that are evaluated.
 
     Raises:
-        InputError: A pursuit or an energy budget, whose codes would change with the atoms; a modality without rows; or
-            reconstructions whose best scale is not above 0.
+        InputError: A pursuit, an energy budget or a ranking by gradients, whose codes would change with the atoms; a
+            modality without rows; or reconstructions whose best scale is not above 0.
     """
-    if isinstance(sae.selector, EnergyTopK):
-        raise InputError(f"selector {sae.selector.name!r} compares the atoms' norms with the rows': it fixes the scale")
+    if isinstance(sae.selector, (EnergyTopK, GradientTopK)):
+        raise InputError(f"selector {sae.selector.name!r} goes by the length of atoms: codes would change with it")
     if sae.encoder.is_pursuit:
         raise InputError(f"encoder {sae.encoder.name!r} reads the atoms, whose norm must stay 1: it fits scales itself")
     if missing := [m for m in sae.modalities if not len(rows.get(m, ()))]:

@@ -398,7 +398,7 @@ def test_a_dictionary_of_activations_is_cut_and_coded_by_other_pursuits():
 def test_scales_that_have_no_meaning_are_refused():
     with pytest.raises(InputError, match="no text rows"):
         calibrate_scale(model(ReLU()), {"image": X["image"]})
-    with pytest.raises(InputError, match="'energy_topk' compares"):
+    with pytest.raises(InputError, match="'energy_topk' goes by"):
         calibrate_scale(model(EnergyTopK()), X)
     with pytest.raises(InputError, match="'pursuit' reads the atoms"):
         calibrate_scale(with_pursuit(model(ReLU()), "mp", 4), X)

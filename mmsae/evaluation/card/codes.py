@@ -101,18 +101,14 @@ def core(data: SuiteData, modalities: Sequence[str] = (IMAGE, TEXT)) -> HeadResu
 
 
 @head
-def error(data: SuiteData, set: str = "test", rows: int = 20_000, pursuit: str = "") -> HeadResult:
+def error(
+    data: SuiteData, modalities: Sequence[str] = (IMAGE, TEXT), rows: int = 20_000, pursuit: str = ""
+) -> HeadResult:
     """What a linear map of the activation predicts of the reconstruction's error, on images it was not fitted on.
 
     The map is fitted on up to ``rows`` training images. ``pursuit`` (``gp``, ``omp``, ``mp``) shows the same dictionary
     with a pursuit in the encoder's place, at each image's own number of latents.
     """
-    if data.token_site():
-        raise NotApplicable("the SAE reads tokens, which are not held: mmsae.metrics.ErrorDecomposition takes a stream")
-    fit, test = data.features("train"), data.features(set)
-    if fit.n < ROWS_PER_DIMENSION * fit.x.shape[1]:
-        least = ROWS_PER_DIMENSION * fit.x.shape[1]
-        raise NotApplicable(f"a linear map of width {fit.x.shape[1]} needs {least:,} training images, not {fit.n:,}")
     saes = {("recon", TRAINED): data.sae, ("recon", RANDOM): data.random}
     if pursuit:
         saes[f"recon, {pursuit} at its own L0", TRAINED] = with_pursuit(data.sae, pursuit)
@@ -121,12 +117,24 @@ def error(data: SuiteData, set: str = "test", rows: int = 20_000, pursuit: str =
         "best scale": "scale", "predictable, rescaled": "r2_rescaled", "norm predictable": "norm_r2",
     }  # fmt: skip
     out = []
-    for (features, control), sae in saes.items():
-        found = ErrorDecomposition(sae, IMAGE).fit(fit.x[:rows]).evaluate(test.x)
-        for score, field in figures.items():
-            out.append(
-                row("error", set, score, features, getattr(found, field), test.n, control, fitted_on=found.n_fit)
+    for m in modalities:
+        if m not in data.sae.modalities or m not in data.host.modalities:
+            continue
+        if data.token_site(m):
+            raise NotApplicable("tokens are not held: mmsae.metrics.ErrorDecomposition takes a stream of them")
+        fit, test = data.features("train", m), data.features("test", m)
+        least = ROWS_PER_DIMENSION * fit.x.shape[1]
+        if min(fit.n, rows) < least:
+            kind = "images" if m == IMAGE else "texts"
+            raise NotApplicable(
+                f"a linear map of width {fit.x.shape[1]} needs {least:,} training {kind}, not {min(fit.n, rows):,}"
             )
+        name = "test" if m == IMAGE else f"test {m}"
+        for (features, control), sae in saes.items():
+            found = ErrorDecomposition(sae, m).fit(fit.x[:rows]).evaluate(test.x)
+            for score, field in figures.items():
+                value = getattr(found, field)
+                out.append(row("error", name, score, features, value, test.n, control, fitted_on=found.n_fit))
     return HeadResult(out)
 
 

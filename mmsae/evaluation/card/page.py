@@ -176,13 +176,7 @@ def figures_of(name: str, rows: Sequence[Mapping[str, Any]], more: Mapping[str, 
     if name == "monosemanticity" and more.get("scores"):
         return [_lines(more["scores"], "share of features", "MS", "Features from the best to the worst")]
     if name == "error":
-        parts = {"nonlinear": {}, "linear": {}}
-        for r in (r for r in rows if r["score"] == "fvu"):
-            (rest,) = find(rows, score="nonlinear fvu", features=r["features"], control=r["control"])
-            parts["nonlinear"][features_of(r)] = rest["value"]
-            parts["linear"][features_of(r)] = r["value"] - rest["value"]
-        text = "The error's two parts: what a linear map of the activation predicts, and the rest"
-        return [bar_chart(parts, y_label="share of variance", caption=text, stacked=True)]
+        return [_error(kind, find(rows, set=kind)) for kind in dict.fromkeys(r["set"] for r in rows)]
     if name == "pairs" and more.get("modality"):
         values = sorted(more["modality"], reverse=True)
         text = "Share of each latent's energy on images, sorted: 1 is an image latent, 0 a text latent"
@@ -198,6 +192,13 @@ def figures_of(name: str, rows: Sequence[Mapping[str, Any]], more: Mapping[str, 
         values = {"accuracy": {features_of(r): r["value"] for r in rows if r["score"] == score and r["value"]}}
         return [bar_chart(values, y_label="accuracy", caption=text)]
     return []
+
+
+def _error(name: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    whole, rest = ({features_of(r): r["value"] for r in find(rows, score=s)} for s in ("fvu", "nonlinear fvu"))
+    parts = {"nonlinear": rest, "linear": {k: v - rest[k] for k, v in whole.items()}}
+    text = f"{name}: the error's two parts, what a linear map of the activation predicts and the rest"
+    return bar_chart(parts, y_label="share of variance", caption=text, stacked=True)
 
 
 def _roc(name: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> Figure:

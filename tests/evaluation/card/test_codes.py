@@ -20,35 +20,44 @@ D = 16
 
 def suite_data(n=600, token_site=False):
     torch.manual_seed(0)
-    sae = SAE(D, 48, modalities=["image"], selector=TopK(4))
-    rows = {name: atoms_rows(m, D, seed=i) for i, (name, m) in enumerate({"train": n, "test": 300}.items())}
-    sae.fit_normaliser({"image": rows["train"]})
-    features = {name: encode_features(sae.eval(), x) for name, x in rows.items()}
+    both = ("image", "text")
+    sae = SAE(D, 48, modalities=both, selector=TopK(4))
+    sizes = {"train": n, "test": 300}
+    rows = {
+        (s, m): atoms_rows(k, D, seed=i) + 0.1 * (m == "text") for m in both for i, (s, k) in enumerate(sizes.items())
+    }
+    sae.fit_normaliser({m: rows["train", m] for m in both})
+    features = {(s, m): encode_features(sae.eval(), x, modality=m) for (s, m), x in rows.items()}
     return SimpleNamespace(
-        sae=sae, random=random_control(sae, 1), features=features.__getitem__, token_site=lambda: token_site
-    )
+        sae=sae, random=random_control(sae, 1), features=lambda s, m="image": features[s, m],
+        token_site=lambda m: token_site, host=SimpleNamespace(modalities=both),
+    )  # fmt: skip
 
 
 def test_rows_are_the_decompositions_figures_beside_controls():
     data = suite_data()
     rows = error(data, pursuit="gp").rows
-    train, test = data.features("train"), data.features("test")
-    for (features, control), sae in {("recon", ""): data.sae, ("recon", "random"): data.random}.items():
-        want = ErrorDecomposition(sae, "image").fit(train.x).evaluate(test.x)
-        own = {r["score"]: r["value"] for r in find(rows, features=features, control=control)}
-        assert own["predictable"] == want.r2 and own["nonlinear fvu"] == want.fvu_nonlinear
-        assert own["fvu"] == pytest.approx(data.features("test").fvu if not control else want.fvu)
-    fvu = {r["features"]: r["value"] for r in find(rows, score="fvu", control="")}
+    for m, name in (("image", "test"), ("text", "test text")):
+        train, test = data.features("train", m), data.features("test", m)
+        for (features, control), sae in {("recon", ""): data.sae, ("recon", "random"): data.random}.items():
+            want = ErrorDecomposition(sae, m).fit(train.x).evaluate(test.x)
+            own = {r["score"]: r["value"] for r in find(rows, set=name, features=features, control=control)}
+            assert own["predictable"] == want.r2 and own["nonlinear fvu"] == want.fvu_nonlinear
+            assert own["fvu"] == pytest.approx(want.fvu if control else test.fvu)
+    fvu = {r["features"]: r["value"] for r in find(rows, set="test", score="fvu", control="")}
     assert fvu["recon, gp at its own L0"] < fvu["recon"]
     assert {r["fitted_on"] for r in error(data, rows=400).rows} == {400}
-    (table, *_) = tables_of(rows)
-    assert ["recon", "recon (random)", "recon, gp at its own L0"] == [r[0] for r in table.rows]
-    (chart,) = figures_of("error", rows, {})
-    assert "of nonlinear, linear by recon, recon (random)" in chart.html
+    names = ["recon", "recon (random)", "recon, gp at its own L0"]
+    assert all([r[0] for r in table.rows] == names for table in tables_of(rows))
+    charts = figures_of("error", rows, {})
+    assert [c.caption.split(":")[0] for c in charts] == ["test", "test text"]
+    assert all("of nonlinear, linear by recon, recon (random)" in c.html for c in charts)
 
 
 def test_where_it_cannot_be_fitted_it_says_why():
     with pytest.raises(NotApplicable, match="width 16 needs 320 training images, not 300"):
         error(suite_data(300))
+    with pytest.raises(NotApplicable, match="needs 320 training images, not 100"):
+        error(suite_data(), rows=100)
     with pytest.raises(NotApplicable, match="tokens"):
         error(suite_data(token_site=True))
