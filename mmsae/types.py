@@ -79,8 +79,9 @@ class Tokens(NamedTuple):
 class RowInfo(NamedTuple):
     """What a per-row normaliser divided by, needed to bring a reconstruction back to the units of x."""
 
-    outer: Tensor | None = None  #: ``(N, 1)`` norm removed before centring, or None.
+    outer: Tensor | None = None  #: ``(N, 1)`` norm or standard deviation removed before centring, or None.
     inner: Tensor | None = None  #: ``(N, 1)`` norm removed after centring and scaling, or None.
+    mean: Tensor | None = None  #: ``(N, 1)`` mean of the row's entries, subtracted first, or None.
 
 
 class Codes(NamedTuple):

@@ -28,6 +28,7 @@ __all__, _get = lazy(
         "variants.group_sparse": "GroupSparse PairMask",
         "variants.itda": "GrowingDictionary",
         "variants.gradient": "GradientTopK",
+        "variants.group_max": "GroupMax",
         "variants.jumprelu": "JumpReLU L0 PreActRevive TanhL0",
         "variants.relu_l1": "L1",
         "variants.matryoshka": "NestedReconstruction NestedTopK",

@@ -1,8 +1,9 @@
 """The SAE folder: ``cfg.json`` + ``sae_weights.safetensors`` + ``mmsae_state.safetensors`` + a model card.
 
 Tensor names are SAELens's (``W_enc (d_in, d_sae)``, ``b_enc``, ``W_dec (d_sae, d_in)``, ``b_dec``); several
-dictionaries or encoders carry the modality as suffix (``W_dec.image``). A one-modality TopK SAE without normaliser is a
-valid SAELens folder; all others use an architecture name that SAELens refuses, since it could not reproduce the model.
+dictionaries or encoders carry the modality as suffix (``W_dec.image``). An SAE of which SAELens has
+the same model (:mod:`mmsae.sae.saelens_fields`) is a valid SAELens folder; all others use an architecture name that
+SAELens refuses, since it could not reproduce the model.
 What only mmsae reads (statistics of the normaliser, k) has a file of its own: SAELens refuses tensors it does not know.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmsae.files import atomic_folder, refuse_foreign
+from mmsae.sae.foreign import library_of
 from mmsae.types import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FORMAT = 2  # 1 had everything in one file of tensors
 CFG, WEIGHTS, STATE = "cfg.json", "sae_weights.safetensors", "mmsae_state.safetensors"
+DERIVED = ("threshold",)  # tensors that only SAELens needs: they follow from the state that mmsae reads
 
 
 def write(folder: str | Path, cfg: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Tensor]) -> Path:
@@ -48,6 +51,8 @@ def _locate(path: str | Path) -> Path:
     folder = Path(path)
     if folder.is_dir():
         return folder
+    if folder.is_file() and (hint := _read_by(folder)):
+        raise InputError(f"{path} is a file, not an SAE folder{hint}")
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise InputError(f"no SAE at {path}: expected a folder with {CFG}, or a hub id like user/name")
     from huggingface_hub import snapshot_download
@@ -58,6 +63,15 @@ def _locate(path: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         why = f"neither a folder here nor reachable on the hub ({type(e).__name__})"
         raise InputError(f"no SAE at {path}: {why}") from e
+
+
+def _read_by(path: Path) -> str:
+    """What to do with a checkpoint of another library that mmsae reads; empty where it is none."""
+    try:
+        name = library_of(path)
+    except InputError:  # a file of weights that cannot be looked into; what is wrong with the folder is said already
+        return ""
+    return f"; it is a checkpoint of {name}: mmsae convert {path} DST makes an SAE folder of it" if name else ""
 
 
 def read_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -71,12 +85,12 @@ def read_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
     try:
         cfg = json.loads(file.read_text())
     except FileNotFoundError as e:
-        raise InputError(f"no {CFG} in {folder}: this is not an SAE folder") from e
+        raise InputError(f"no {CFG} in {folder}: this is not an SAE folder{_read_by(folder)}") from e
     except ValueError as e:
         raise InputError(f"{file} is not valid JSON: {e}") from e
     if not isinstance(cfg, dict) or "mmsae" not in cfg:
         name = cfg.get("architecture") if isinstance(cfg, dict) else None
-        raise InputError(f"{file} was written by another library (architecture {name!r})")
+        raise InputError(f"{file} was written by another library (architecture {name!r}){_read_by(folder)}")
     block = cfg["mmsae"]
     if isinstance(block, dict) and isinstance(block.get("format"), int) and block["format"] > FORMAT:
         raise InputError(
@@ -109,7 +123,8 @@ def read_tensors(folder: Path, block: Mapping[str, Any]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     files = (WEIGHTS, STATE) if block["format"] > 1 else (WEIGHTS,)
-    return {name: t for file in files for name, t in _read(folder, file, load_file).items()}
+    found = {name: t for file in files for name, t in _read(folder, file, load_file).items()}
+    return {name: t for name, t in found.items() if name not in DERIVED}
 
 
 def count_parameters(folder: Path, block: Mapping[str, Any]) -> int:
@@ -120,7 +135,7 @@ def count_parameters(folder: Path, block: Mapping[str, Any]) -> int:
         with safe_open(file, "np") as tensors:
             shapes = {n: tensors.get_slice(n).get_shape() for n in tensors.keys()}
         state = ("normaliser.", "selector.")  # which format 1 has in the same file
-        return sum(math.prod(s) for n, s in shapes.items() if not n.startswith(state))
+        return sum(math.prod(s) for n, s in shapes.items() if not n.startswith(state) and n not in DERIVED)
 
     return _read(folder, WEIGHTS, count)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmsae.sae.part import Part
 from mmsae.types import InputError, RowInfo
@@ -45,19 +44,33 @@ class Normaliser(Part):
         centre: Subtract the mean of the row's modality.
         scale: ``none``, or ``rms``: one factor per modality that makes the mean squared norm of a row 1.
         unit_out: Divide every row by its L2 norm at the end.
+        standardise: Instead of ``unit_in``: subtract the mean of the row's own entries, then divide by their standard
+            deviation plus 1e-5. It is undone with the standard deviation alone: both as in SAELens, whose models
+            (``layer_norm``) need it.
     """
 
     name = "normaliser"
 
-    def __init__(self, unit_in: bool = False, centre: bool = False, scale: str = "none", unit_out: bool = False):
+    def __init__(
+        self,
+        unit_in: bool = False,
+        centre: bool = False,
+        scale: str = "none",
+        unit_out: bool = False,
+        standardise: bool = False,
+    ):
         super().__init__()
         if scale not in ("none", "rms"):
             raise InputError(f"normaliser scale must be 'none' or 'rms', not {scale!r}")
+        if unit_in and standardise:
+            raise InputError("unit_in and standardise are both true: rows are divided by one of the two, or by neither")
         self.unit_in, self.centre, self.scale, self.unit_out = unit_in, centre, scale, unit_out
+        self.standardise = standardise
         self.modalities: tuple[str, ...] = ()
 
     def config(self) -> dict:
-        return {"unit_in": self.unit_in, "centre": self.centre, "scale": self.scale, "unit_out": self.unit_out}
+        given = {"unit_in": self.unit_in, "centre": self.centre, "scale": self.scale, "unit_out": self.unit_out}
+        return given | ({"standardise": True} if self.standardise else {})
 
     def build(self, d_in: Mapping[str, int]) -> None:
         """Allocate the statistics for ``{modality: width}``."""
@@ -71,7 +84,7 @@ class Normaliser(Part):
     @property
     def per_row(self) -> bool:
         """Whether rows are scaled one by one, so that decoding needs ``Codes.info``."""
-        return self.unit_in or self.unit_out
+        return self.unit_in or self.unit_out or self.standardise
 
     @property
     def fitted(self) -> bool:
@@ -88,10 +101,8 @@ class Normaliser(Part):
 
     def forward(self, x: Tensor, modality: str) -> tuple[Tensor, RowInfo | None]:
         """Normalise ``x (N, d)``; returns it with what :meth:`invert` needs."""
-        outer = inner = None
-        if self.unit_in:
-            outer = x.norm(dim=1, keepdim=True).clamp(min=_EPS)
-            x = x / outer
+        inner = None
+        x, outer, mean = self._first(x)
         if self.centre:
             x = x - self.mean(modality)
         if self.scale != "none":
@@ -99,7 +110,19 @@ class Normaliser(Part):
         if self.unit_out:
             inner = x.norm(dim=1, keepdim=True).clamp(min=_EPS)
             x = x / inner
-        return x, RowInfo(outer, inner) if self.per_row else None
+        return x, RowInfo(outer, inner, mean) if self.per_row else None
+
+    def _first(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Rows after the step that looks at nothing but the row, and what it divided by and subtracted."""
+        if self.standardise:
+            mean = x.mean(dim=1, keepdim=True)
+            x = x - mean
+            deviation = x.std(dim=1, keepdim=True)
+            return x / (deviation + 1e-5), deviation, mean
+        if self.unit_in:
+            norm = x.norm(dim=1, keepdim=True).clamp(min=_EPS)
+            return x / norm, norm, None
+        return x, None, None
 
     def invert(self, x: Tensor, modality: str, info: RowInfo | None) -> Tensor:
         """Bring normalised rows back to the units of x.
@@ -117,13 +140,13 @@ class Normaliser(Part):
             x = x / getattr(self, f"factor_{modality}")
         if self.centre:
             x = x + self.mean(modality)
-        if self.unit_in:
+        if self.unit_in or self.standardise:
             x = x * info.outer
-        return x
+        return x + info.mean if self.standardise else x
 
     def gradient(self, grad: Tensor, modality: str, info: RowInfo | None) -> Tensor:
         """``(N, d)`` gradient at the normalised rows, from that at the raw rows; norms of rows count as constants."""
-        if self.unit_in:
+        if self.unit_in or self.standardise:
             grad = grad * info.outer
         if self.scale != "none":
             grad = grad / getattr(self, f"factor_{modality}")
@@ -173,8 +196,8 @@ class Normaliser(Part):
             x = part.to(like)
             if stop == "end":
                 x, _ = self(x, modality)
-            elif self.unit_in:
-                x = F.normalize(x, eps=_EPS)
+            else:
+                x = self._first(x)[0]
             x = x.double()
             total += x.sum(0)
             square += x.square().sum()

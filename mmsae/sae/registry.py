@@ -19,6 +19,7 @@ from mmsae.sae.variants.feature_choice import FeatureChoice
 from mmsae.sae.variants.gated import GatedEncoder
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
 from mmsae.sae.variants.gradient import GradientTopK
+from mmsae.sae.variants.group_max import GroupMax
 from mmsae.sae.variants.group_sparse import PairMask
 from mmsae.sae.variants.itda import GrowingDictionary
 from mmsae.sae.variants.jumprelu import JumpReLU
@@ -47,6 +48,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         EnergyTopK,
         FeatureChoice,
         GradientTopK,
+        GroupMax,
         JointTopK,
         JumpReLU,
         PairMask,

@@ -18,6 +18,7 @@ from mmsae.sae.encoder import AffineEncoder, SAEEncoder
 from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.part import Part
 from mmsae.sae.registry import composition, make_part, oddity
+from mmsae.sae.saelens_fields import saelens_fields, unknown
 from mmsae.sae.selector import AnyPreCodes, Pursued, Rows, Selector, TopK
 from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
 
@@ -288,32 +289,12 @@ class SAE(nn.Module):
         return state | {f"selector.{name}": p for name, p in self.selector.named_parameters()}
 
     def config(self, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Contents of ``cfg.json``; its top level is a SAELens TopK config where that is the same model."""
-        n, encoder, shared = self.normaliser, self.encoder, dict(self.dictionaries).get("shared")
-        plain = (
-            len(self.modalities) == 1
-            and isinstance(encoder, AffineEncoder)
-            and encoder.use_bias
-            and self.selector.name == "topk"
-            and not self.selector.signed
-            and shared is not None
-            and shared.use_bias
-            and not (n.per_row or n.centre or n.scale != "none")
-        )
-        fields: dict[str, Any] = {"architecture": "topk" if plain else "mmsae", "d_in": max(self.d_in.values())}
-        fields |= {"d_sae": self.d_sae, "dtype": "float32", "device": "cpu"}
-        if plain:
-            fields |= {
-                "k": self.selector.k,
-                "apply_b_dec_to_input": encoder.subtract_decoder_bias,
-                "normalize_activations": "none",
-                "reshape_activations": "none",
-                "rescale_acts_by_decoder_norm": False,
-                "metadata": {},
-            }
+        """Contents of ``cfg.json``; its top level is a configuration of SAELens where that has the same model."""
+        found = saelens_fields(self)
+        top = found[0] if found else unknown(max(self.d_in.values()), self.d_sae)
         own = {"format": folder_format.FORMAT, "version": __version__, **composition(self)}
         own |= {"sites": {m: s.to_dict() for m, s in self.sites.items()}, "training": dict(training or {})}
-        return fields | {"mmsae": own}
+        return top | {"mmsae": own}
 
     def save_pretrained(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> Path:
         """Write configuration, weights, state and a model card; an existing SAE folder is replaced as a whole.
@@ -325,10 +306,9 @@ class SAE(nn.Module):
         Raises:
             InputError: The folder holds something else, which would be lost.
         """
-        weights = {
-            name: (w.detach().cpu().t() if turned else w.detach().cpu()).contiguous()
-            for name, (w, turned) in self.named_weights().items()
-        }
+        weights = {name: w.t() if turned else w for name, (w, turned) in self.named_weights().items()}
+        weights |= found[1] if (found := saelens_fields(self)) else {}
+        weights = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
         state = {name: b.detach().cpu().clone() for name, b in self.named_state().items()}
         return folder_format.write(folder, self.config(training), weights, state)
 
@@ -356,20 +336,25 @@ class SAE(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: loading draws nothing
             sae.build(block["d_in"], block["d_sae"])
         sae.sites = {m: Site(**s) for m, s in block["sites"].items()}
-        sae._fill(folder_format.read_tensors(folder, block), folder / folder_format.WEIGHTS)
+        sae.fill_(folder_format.read_tensors(folder, block), folder / folder_format.WEIGHTS)
         return sae.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def _fill(self, tensors: Mapping[str, Tensor], file: Path) -> None:
+    def fill_(self, tensors: Mapping[str, Tensor], source: Any) -> None:
+        """Set all weights and state of a built SAE from tensors by their names in files.
+
+        Raises:
+            InputError: Missing, superfluous or differently shaped tensors; ``source`` is where they are from.
+        """
         targets = self.named_weights() | {n: (b, False) for n, b in self.named_state().items()}
         if set(targets) != set(tensors):
             odd = sorted(set(targets) ^ set(tensors))
-            raise InputError(f"{file} and {folder_format.CFG} disagree about tensors {odd}")
+            raise InputError(f"{source} and {folder_format.CFG} disagree about tensors {odd}")
         for name, (target, turned) in targets.items():
             value = tensors[name].t() if turned else tensors[name]
             if value.shape != target.shape:
                 raise InputError(
-                    f"{name} in {file} has shape {tuple(value.shape)}, {folder_format.CFG} says {tuple(target.shape)}"
+                    f"{name} in {source} has shape {tuple(value.shape)}, {folder_format.CFG} says {tuple(target.shape)}"
                 )
             target.copy_(value)
         for part in self.parts().values():

@@ -30,7 +30,7 @@ def row_scale(sae: SAE, modality: str, info: RowInfo | None) -> Tensor | float:
         scale = scale * info.inner.float()
     if n.scale != "none":
         scale = scale / getattr(n, f"factor_{modality}").float()
-    return scale * info.outer.float() if n.unit_in else scale
+    return scale * info.outer.float() if n.unit_in or n.standardise else scale
 
 
 def atoms(sae: SAE, modality: str, ids: Tensor) -> Tensor:

@@ -1,0 +1,74 @@
+"""The top of an SAE's ``cfg.json`` where SAELens can load the folder: as the same model, or not at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmsae.sae.dictionary import Dictionary
+from mmsae.sae.encoder import AffineEncoder
+from mmsae.sae.selector import ReLU, TopK
+from mmsae.sae.variants.batch_topk import BatchTopK
+from mmsae.sae.variants.jumprelu import JumpReLU
+def fields(
+    architecture: str, d_in: int, d_sae: int, subtract: bool = True, rows: str = "none", **more: Any
+) -> dict[str, Any]:
+    """A SAELens 6 configuration of an architecture; ``more`` are fields that only this one has."""
+    top = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu"}
+    if architecture in ("topk", "abstopk"):
+        more = {"rescale_acts_by_decoder_norm": False, **more}
+    # "metadata" is there, and empty, so that the version that reads does not take it for a config of before 6.0
+    top |= {"apply_b_dec_to_input": subtract, "normalize_activations": rows, "reshape_activations": "none"}
+    return top | more | {"metadata": {}}
+
+
+def unknown(d_in: int, d_sae: int) -> dict[str, Any]:
+    """A configuration that SAELens refuses, since it has no such model."""
+    return {"architecture": "mmsae", "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu"}
+
+
+def thresholds(sae: Any, modality: str) -> Tensor | None:
+    """``(d_sae,)`` thresholds of a modality's pre-codes by which the SAE selects after training; None: it has none."""
+    selector = sae.selector
+    if type(selector) is JumpReLU:
+        return selector.threshold(modality).detach()
+    if type(selector) is BatchTopK and selector.score_name != "abs":
+        i = selector.modalities.index(modality)
+        if not selector.weight_[i].any():  # never trained
+            return None
+        theta = selector.threshold(modality).detach().expand(sae.d_sae)
+        norms = sae.dictionary(modality).rows().detach().norm(dim=1)
+        return theta / norms if selector.score_name == "norm" else theta
+    return None
+
+
+def saelens_fields(sae: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Configuration by which SAELens loads the folder of this SAE, and the tensors that it needs beside the SAE's own.
+
+    None where SAELens has no such model: several modalities, other parts, statistics that it does not keep.
+    """
+    dictionary, n = dict(sae.dictionaries).get("shared"), sae.normaliser
+    if len(sae.modalities) != 1 or type(dictionary) is not Dictionary or not dictionary.use_bias:
+        return None
+    if n.centre or n.scale != "none" or n.unit_in or n.unit_out:
+        return None
+    found = _affine(sae) if type(sae.encoder) is AffineEncoder and sae.encoder.use_bias else None
+    if found is None:
+        return None
+    architecture, subtract, own, tensors = found
+    rows = "layer_norm" if n.standardise else "none"
+    return fields(architecture, sae.d_in[sae.modalities[0]], sae.d_sae, subtract, rows, **own), tensors
+
+
+def _affine(sae: Any) -> tuple[str, bool, dict[str, Any], dict[str, Tensor]] | None:
+    selector, subtract = sae.selector, sae.encoder.subtract_decoder_bias
+    if type(selector) is TopK and selector.score_name != "norm":
+        return ("abstopk" if selector.signed else "topk"), subtract, {"k": selector.k}, {}
+    if type(selector) is ReLU:
+        return "standard", subtract, {}, {}
+    theta = thresholds(sae, sae.modalities[0])
+    if theta is None or not torch.isfinite(theta).all():
+        return None
+    return "jumprelu", subtract, {}, {"threshold": theta.float()}
