@@ -27,6 +27,7 @@ class Command(NamedTuple):
     summary: str  #: What it does, for ``mmsae --help``
     example: str  #: One line that works, for ``mmsae X --help``
     positional: bool = False  #: Whether its required arguments are given by place instead of by name
+    places: tuple[str, ...] = ()  #: Arguments that are given by place and have another name beside it, which may do
 
 
 LIGHTNING = ("fit", "validate", "test", "predict")
@@ -85,8 +86,8 @@ COMMANDS = {
         "mmsae.evaluation.card.command:evaluate", "the benchmark card of an SAE, with controls",
         "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card"),
     "convert": Command(
-        "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder",
-        "mmsae convert --checkpoint openclip_ViT-B-32_VL_SAE_256_8_best.pth --out vl_sae"),
+        "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder, and back",
+        "mmsae convert openclip_ViT-B-32_VL_SAE_256_8_best.pth vl_sae", places=("src", "dst")),
 }
 # fmt: on
 
@@ -146,8 +147,12 @@ def command_parser(name: str) -> tuple[ArgumentParser, Callable]:
         add_group(parser, group)
     for action in parser._actions:
         _adapt(parser, action)
+        if action.dest in command.places:
+            for name in action.option_strings:
+                parser._option_string_actions.pop(name)
+            action.option_strings, action.nargs, action.metavar = [], "?", action.dest.upper()
     needed = [f"{a.option_strings[0]} {a.dest.upper()}" if a.option_strings else a.dest.upper()
-              for a in parser._actions if a.required]  # fmt: skip
+              for a in parser._actions if a.required or a.dest in command.places]  # fmt: skip
     parser.usage = " ".join(["%(prog)s", *needed, "[-c FILE] [options]"])
     return parser, fn
 

@@ -6,6 +6,6 @@ __all__, __getattr__ = lazy(
     __name__,
     {
         "command": "convert",
-        "vlsae": "load",
+        "detect": "LIBRARIES load locate",
     },
 )

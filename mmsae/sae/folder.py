@@ -51,7 +51,7 @@ def _locate(path: str | Path) -> Path:
     folder = Path(path)
     if folder.is_dir():
         return folder
-    if folder.is_file() and (hint := _read_by(folder)):
+    if folder.is_file() and (hint := _read_by(folder, path)):
         raise InputError(f"{path} is a file, not an SAE folder{hint}")
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise InputError(f"no SAE at {path}: expected a folder with {CFG}, or a hub id like user/name")
@@ -65,10 +65,10 @@ def _locate(path: str | Path) -> Path:
         raise InputError(f"no SAE at {path}: {why}") from e
 
 
-def _read_by(path: Path) -> str:
-    """What to do with a checkpoint of another library that mmsae reads; empty where it is none."""
+def _read_by(place: Path, path: str | Path) -> str:
+    """What to do with the checkpoint of another library that is at ``place``; empty where none is."""
     try:
-        name = library_of(path)
+        name = library_of(place)
     except InputError:  # a file of weights that cannot be looked into; what is wrong with the folder is said already
         return ""
     return f"; it is a checkpoint of {name}: mmsae convert {path} DST makes an SAE folder of it" if name else ""
@@ -85,12 +85,12 @@ def read_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
     try:
         cfg = json.loads(file.read_text())
     except FileNotFoundError as e:
-        raise InputError(f"no {CFG} in {folder}: this is not an SAE folder{_read_by(folder)}") from e
+        raise InputError(f"no {CFG} in {folder}: this is not an SAE folder{_read_by(folder, path)}") from e
     except ValueError as e:
         raise InputError(f"{file} is not valid JSON: {e}") from e
     if not isinstance(cfg, dict) or "mmsae" not in cfg:
         name = cfg.get("architecture") if isinstance(cfg, dict) else None
-        raise InputError(f"{file} was written by another library (architecture {name!r}){_read_by(folder)}")
+        raise InputError(f"{file} was written by another library (architecture {name!r}){_read_by(folder, path)}")
     block = cfg["mmsae"]
     if isinstance(block, dict) and isinstance(block.get("format"), int) and block["format"] > FORMAT:
         raise InputError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmsae.types import InputError
 
@@ -45,8 +45,8 @@ def header(file: Path) -> dict[str, Any]:
         return {}
 
 
-def state_of(file: Path) -> dict[str, Any]:
-    """The state dict in a torch file; nothing but tensors and plain containers is unpickled.
+def state_of(file: Path, stream: BinaryIO | None = None) -> dict[str, Any]:
+    """The state dict in a torch file (or in the rest of it); nothing but tensors and plain containers is unpickled.
 
     Raises:
         InputError: The file is damaged, or holds objects of other classes.
@@ -54,7 +54,7 @@ def state_of(file: Path) -> dict[str, Any]:
     import torch
 
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(stream or file, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises a dozen kinds for broken or unsafe files; each means the same to the user
         why = f"{type(e).__name__}: {str(e).splitlines()[0]}"
         raise InputError(f"{file} cannot be read as a file of tensors ({why})") from e

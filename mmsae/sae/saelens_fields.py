@@ -11,7 +11,12 @@ from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder
 from mmsae.sae.selector import ReLU, TopK
 from mmsae.sae.variants.batch_topk import BatchTopK
+from mmsae.sae.variants.gated import GatedEncoder
 from mmsae.sae.variants.jumprelu import JumpReLU
+from mmsae.sae.variants.matching_pursuit import PursuitEncoder
+from mmsae.types import InputError
+
+
 def fields(
     architecture: str, d_in: int, d_sae: int, subtract: bool = True, rows: str = "none", **more: Any
 ) -> dict[str, Any]:
@@ -22,6 +27,18 @@ def fields(
     # "metadata" is there, and empty, so that the version that reads does not take it for a config of before 6.0
     top |= {"apply_b_dec_to_input": subtract, "normalize_activations": rows, "reshape_activations": "none"}
     return top | more | {"metadata": {}}
+
+
+def pursuit_fields(encoder: PursuitEncoder) -> dict[str, Any]:
+    """When a pursuit stops, by SAELens's names.
+
+    Raises:
+        InputError: Another pursuit than SAELens has.
+    """
+    if encoder.kind != "mp" or encoder.sign != "relu":
+        raise InputError(f"SAELens has pursuits of kind 'mp', sign 'relu', not {encoder.kind!r}, {encoder.sign!r}")
+    stops = {"residual_threshold": encoder.tol or 0.0, "stop_on_duplicate_support": encoder.stop_on_repeat}
+    return {"max_iterations": encoder.steps, **stops}
 
 
 def unknown(d_in: int, d_sae: int) -> dict[str, Any]:
@@ -54,7 +71,7 @@ def saelens_fields(sae: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         return None
     if n.centre or n.scale != "none" or n.unit_in or n.unit_out:
         return None
-    found = _affine(sae) if type(sae.encoder) is AffineEncoder and sae.encoder.use_bias else None
+    found = _known(sae)
     if found is None:
         return None
     architecture, subtract, own, tensors = found
@@ -62,8 +79,16 @@ def saelens_fields(sae: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     return fields(architecture, sae.d_in[sae.modalities[0]], sae.d_sae, subtract, rows, **own), tensors
 
 
-def _affine(sae: Any) -> tuple[str, bool, dict[str, Any], dict[str, Tensor]] | None:
-    selector, subtract = sae.selector, sae.encoder.subtract_decoder_bias
+def _known(sae: Any) -> tuple[str, bool, dict[str, Any], dict[str, Tensor]] | None:
+    """Architecture, whether the decoder's bias is subtracted, and fields and tensors that only this one has."""
+    encoder, selector = sae.encoder, sae.selector
+    if type(encoder) is PursuitEncoder and encoder.kind == "mp" and encoder.sign == "relu":
+        return "matching_pursuit", True, pursuit_fields(encoder), {}
+    if type(encoder) is GatedEncoder and type(selector) is ReLU:
+        return "gated", True, {}, {}
+    if type(encoder) is not AffineEncoder or not encoder.use_bias:
+        return None
+    subtract = encoder.subtract_decoder_bias
     if type(selector) is TopK and selector.score_name != "norm":
         return ("abstopk" if selector.signed else "topk"), subtract, {"k": selector.k}, {}
     if type(selector) is ReLU:

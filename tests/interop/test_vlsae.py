@@ -116,3 +116,21 @@ def test_converting_onto_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="out: no space left"):
         convert(str(tmp_path / "x_shared_3_2_best.pth"), str(tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["x_shared_3_2_best.pth"]
+
+
+def test_what_is_written_is_read_back_and_other_saes_are_refused(tmp_path):
+    from mmsae.interop.vlsae import write
+    from mmsae.sae import Dictionary, DistanceEncoder, Normaliser, TopK
+
+    torch.save(published("vl_sae"), tmp_path / "x_3_2_best.pth")
+    sae = load(tmp_path / "x_3_2_best.pth")
+    again, x = load(write(sae, tmp_path / "out")), torch.randn(7, 6)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["vl_sae_3_2_best.pth"]
+    for m in ("image", "text"):
+        assert torch.equal(again.encode(x, m).to_dense(), sae.encode(x, m).to_dense())
+        assert torch.equal(again.decode(again.encode(x, m)), sae.decode(sae.encode(x, m)))
+    with pytest.raises(InputError, match="encoder 'affine', not 'distance': it is no VL-SAE"):
+        write(SAE(6, 12, selector=TopK(3)), tmp_path / "other")
+    parts = {"encoder": DistanceEncoder(), "selector": TopK(3), "normaliser": Normaliser(centre=True)}
+    with pytest.raises(InputError, match="no normaliser"):
+        write(SAE(6, 12, dictionaries={m: Dictionary() for m in ("image", "text")}, **parts), tmp_path / "other")

@@ -93,3 +93,31 @@ def test_rows_that_are_not_finite_are_said_to_be_so():
     x[3, 1] = float("nan")
     with pytest.raises(InputError, match=r"some of the 20 image rows to fit on are not finite"):
         SAE(4, 64, modalities=["image"]).fit_normaliser({"image": x})
+
+
+def test_rows_are_standardised_one_by_one_and_brought_back_as_saelens_does():
+    n, x = Normaliser(standardise=True), 3 * torch.randn(50, 6) + 2
+    n.build({"image": 6})
+    n.fit({"image": x})
+    y, info = n(x, "image")
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    torch.testing.assert_close(y, (x - mean) / (std + 1e-5))
+    torch.testing.assert_close(n.invert(y, "image", info), y * std + mean)
+    torch.testing.assert_close(n.gradient(torch.ones(50, 6), "image", info), std.expand(50, 6))
+    assert n.per_row and n.config() == Normaliser().config() | {"standardise": True}
+    with pytest.raises(InputError, match="unit_in and standardise are both true"):
+        Normaliser(unit_in=True, standardise=True)
+
+
+def test_means_and_scales_are_fitted_on_standardised_rows():
+    n, x = Normaliser(standardise=True, centre=True, scale="rms"), 3 * torch.randn(50, 6) + 2
+    n.build({"image": 6})
+    n.fit({"image": x})
+    y, info = n(x, "image")
+    torch.testing.assert_close(y.square().sum(1).mean(), torch.tensor(1.0))
+    torch.testing.assert_close(y.mean(0), torch.zeros(6), atol=1e-6, rtol=0)
+    torch.testing.assert_close(n.invert(y, "image", info), x, atol=1e-4, rtol=1e-4)
+
+
+def test_a_normaliser_that_standardises_nothing_has_the_config_it_always_had():
+    assert Normaliser().config() == {"unit_in": False, "centre": False, "scale": "none", "unit_out": False}
