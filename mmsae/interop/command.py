@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsae.files import disk_errors
-from mmsae.interop.detect import LIBRARIES, load, locate, module
-from mmsae.sae.foreign import library_of
 from mmsae.types import InputError
 
 
@@ -47,6 +45,9 @@ def convert(
     Raises:
         InputError: What cannot be read, or what the other library has no such model for.
     """
+    from mmsae.interop.detect import LIBRARIES, load, locate, module
+    from mmsae.sae.foreign import library_of
+
     src, dst = _one("SRC", src, "--checkpoint", checkpoint), _one("DST", dst, "--out", out)
     if to not in ("mmsae", *LIBRARIES):
         raise InputError(f"to must be one of mmsae, {', '.join(LIBRARIES)}, not {to!r}")
