@@ -17,7 +17,7 @@ from mmsae.errors import InputError
 from mmsae.files import write_json
 from mmsae.jobs.stages import Stages
 
-SECONDS = 2.5e-3  #: Of one step, about, for the estimate.
+SECONDS = 3e-3  #: Of one step, about, for the estimate.
 
 
 def bench_recover(
@@ -25,7 +25,7 @@ def bench_recover(
     names: Sequence[str] = (),
     worlds: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 2000,
+    steps: int = 1500,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The benchmark at any size; a folder may be gone on with by more variants, worlds and seeds.
