@@ -8,7 +8,7 @@ __all__, _get = lazy(
     {
         "dictionary": "Dictionary",
         "encoder": "AffineEncoder DistanceEncoder PerModalityEncoder SAEEncoder",
-        "latents": "match_latents matching prune_latents select_latents",
+        "latents": "append_concepts match_latents matching prune_latents select_latents",
         "losses": "AuxK CodeCosine LossContext LossTerm Reconstruction",
         "normaliser": "Normaliser",
         "part": "Part",
@@ -39,6 +39,9 @@ __all__, _get = lazy(
         "variants.usae": "UniversalReconstruction",
         "variants.csr": "CodeInfoNCE",
         "variants.mono_loss": "MonoScore",
+        "variants.cb_sae": "ConceptTopK",
+        "variants.splice": "FrozenDictionary LassoEncoder",
+        "words": "splice word_atoms",
     },
 )
 

@@ -1,4 +1,4 @@
-"""What can be done to the latents of a trained SAE: some of them kept, put in another order, or matched.
+"""What can be done to the latents of a trained SAE: some of them kept, put in another order, matched or added.
 
 Every function returns another SAE, frozen and in eval mode, which is saved and loaded like any other.
 """
@@ -6,13 +6,16 @@ Every function returns another SAE, frozen and in eval mode, which is saved and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmsae.sae.encoder import PerModalityEncoder
+from mmsae.sae.encoder import AffineEncoder, PerModalityEncoder
 from mmsae.sae.sae import SAE
+from mmsae.sae.selector import TopK
+from mmsae.sae.variants.cb_sae import ConceptTopK
 from mmsae.types import InputError
 
 
@@ -156,3 +159,60 @@ def match_latents(sae: SAE, correlation: Tensor) -> SAE:
                 raise InputError(f"selector {sae.selector.name!r} has a {tensor} that the modalities share")
             before[tensor][1].copy_(after[tensor][1])
     return finished(out, sae)
+
+
+def _of(rows: Tensor | Mapping[str, Tensor], key: str, shape: tuple[int, int], what: str) -> Tensor:
+    """The rows for a modality or for what is shared, checked."""
+    own = rows.get(key) if isinstance(rows, Mapping) else rows
+    if own is None or tuple(own.shape) != shape:
+        found = "none" if own is None else tuple(own.shape)
+        raise InputError(f"{what} rows of concepts for {key} must have shape {shape}, not {found}")
+    return own
+
+
+@torch.no_grad()
+def append_concepts(
+    sae: SAE,
+    encode: Tensor | Mapping[str, Tensor],
+    decode: Tensor | Mapping[str, Tensor],
+    concept_k: int = 5,
+) -> SAE:
+    """The SAE with latents for concepts at its end, of which every row has some beside its own (CB-SAE).
+
+    What the SAE had codes as before. How the rows are found is left to the user: the paper (arXiv 2512.10805) trains
+    them in turns for reconstruction and for agreement with a host's zero-shot labels, and its code is not available.
+
+    Args:
+        sae: An SAE with affine encoders and selector ``topk``.
+        encode: ``(C, d)`` rows of ``E_cb`` on normalised inputs less the decoder's bias, for all modalities or by name;
+            directions of words, say, or a linear probe's.
+        decode: ``(C, d)`` atoms, likewise by dictionary; brought to norm 1 where the dictionary's atoms have that.
+        concept_k: Concepts kept a row.
+
+    Raises:
+        InputError: Other parts, or rows of another shape.
+    """
+    each = dict(sae.encoder.encoders) if isinstance(sae.encoder, PerModalityEncoder) else {"shared": sae.encoder}
+    if type(sae.selector) is not TopK or sae.selector.strict or sae.selector.signed or sae.selector.by_norm:
+        raise InputError(f"concepts are appended to selector 'topk' by value, not {sae.selector.name!r}")
+    if odd := [e.name for e in each.values() if not isinstance(e, AffineEncoder)]:
+        raise InputError(f"concepts are appended to an affine encoder, not {odd[0]!r}")
+    concepts = len(next(iter(encode.values())) if isinstance(encode, Mapping) else encode)
+    wide = copy.deepcopy(sae)
+    wide.selector = ConceptTopK(sae.selector.k, concepts, min(concept_k, max(concepts, 1)))
+    new, axes, n = sized(wide, sae.d_sae + concepts), latent_axes(sae), sae.d_sae
+    own = new.state_dict()
+    for name, tensor in sae.state_dict().items():
+        part = own[name]
+        for axis in axes.get(name, ()):
+            part = part.narrow(axis, 0, n)
+        part.copy_(tensor)
+    for key in each:
+        part = new.encoder.encoders[key] if key in new.modalities else new.encoder
+        part.weight[n:] = _of(encode, key, (concepts, part.weight.shape[1]), "encoding").to(part.weight)
+        if part.bias is not None:
+            part.bias[n:] = 0.0
+    for key, dictionary in new.dictionaries.items():
+        atoms = _of(decode, key, (concepts, dictionary.weight.shape[1]), "decoding").to(dictionary.weight)
+        dictionary.weight[n:] = F.normalize(atoms, dim=1) if dictionary.unit_rows else atoms
+    return finished(new, sae)

@@ -29,7 +29,7 @@ def random_control(sae: SAE, seed: int = 0) -> SAE:
         # as a training starts; an SAE that does not know the mean (imported) has its own bias in the mean's place
         means = {m: (sae.normaliser.mean(m), sae.dictionary(m).bias) for m in sae.modalities}
         fresh.start_at_({m: mean if own is None or mean.any() else own for m, (mean, own) in means.items()})
-    like = next(sae.parameters())
+    like = next(iter(sae.dictionaries.values())).like
     fresh = fresh.to(like.device, like.dtype)
     if isinstance(fresh.selector, Thresholded):
         _first_thresholds(fresh, seed)

@@ -15,6 +15,7 @@ from mmsae.sae.selector import Pursued, ReLU, TopK
 from mmsae.sae.variants.afa import EnergyTopK
 from mmsae.sae.variants.archetypal import ArchetypalDictionary
 from mmsae.sae.variants.batch_topk import BatchTopK
+from mmsae.sae.variants.cb_sae import ConceptTopK
 from mmsae.sae.variants.feature_choice import FeatureChoice
 from mmsae.sae.variants.gated import GatedEncoder
 from mmsae.sae.variants.gba import GroupBias, ScaledDictionary
@@ -26,6 +27,7 @@ from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.sae.variants.pursuit_at_l0 import PursuitAtL0
 from mmsae.sae.variants.sparc import JointTopK
+from mmsae.sae.variants.splice import FrozenDictionary, LassoEncoder
 from mmsae.sae.variants.vsae import GaussianEncoder
 from mmsae.types import InputError
 
@@ -38,6 +40,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         GatedEncoder,
         GaussianEncoder,
         GroupBias,
+        LassoEncoder,
         PursuitEncoder,
         PursuitAtL0,
     ),
@@ -51,6 +54,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         GroupMax,
         JointTopK,
         JumpReLU,
+        ConceptTopK,
         PairMask,
         Pursued,
     ),
@@ -58,6 +62,7 @@ _CLASSES: dict[str, tuple[type[Part], ...]] = {
         Dictionary,
         ScaledDictionary,
         ArchetypalDictionary,
+        FrozenDictionary,
         GrowingDictionary,
     ),
 }

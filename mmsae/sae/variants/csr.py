@@ -86,7 +86,7 @@ class CodeInfoNCE(LossTerm):
 
     def check(self, sae: Any) -> None:
         super().check(sae)
-        if sae.selector.signed:
+        if sae.signed:
             raise InputError(f"code_info_nce compares non-negative codes: those of {sae.selector.name!r} have signs")
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:

@@ -68,7 +68,7 @@ class MonoScore(LossTerm):
 
     def check(self, sae: Any) -> None:
         super().check(sae)
-        if sae.selector.signed:
+        if sae.signed:
             raise InputError(f"mono_score is of non-negative codes: those of {sae.selector.name!r} have signs")
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
