@@ -117,6 +117,11 @@ class LitSAE(pl.LightningModule):
         # Every buffer is the same on all ranks already: fitted or counted over all of them. DDP would send rank 0's in
         # every forward, in validation too, where ranks may have different numbers of batches: they would wait forever.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        if self.trainer.world_size > 1 and not list(self.sae.parameters()):
+            raise InputError(
+                f"this SAE has nothing to train, its dictionary grows from the data in one process, not "
+                f"{self.trainer.world_size}: use trainer.devices 1"
+            )
         if self.recipe is None:
             self.recipe = recipe(self)
         if data is None:

@@ -1,5 +1,7 @@
 """ITDA: a dictionary that grows from the data, under the same training as every other SAE."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -118,6 +120,17 @@ def test_compositions_without_a_pursuit_are_refused():
         SAE(8, 16, encoder=AffineEncoder(), dictionaries={"shared": GrowingDictionary()})
     with pytest.raises(InputError, match="cosine must be above 0"):
         GrowingDictionary(cosine=1.5)
+
+
+def test_several_processes_are_refused_before_anything_is_read(monkeypatch):
+    module = LitSAE(model())
+    module._trainer = SimpleNamespace(precision="32-true", world_size=2, datamodule=None)
+    with pytest.raises(InputError, match="in one process, not 2: use trainer"):
+        module.setup("fit")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(InputError, match="by one process, not 2"):
+        built(X[:50])
 
 
 def fit(root, steps, **kw):
