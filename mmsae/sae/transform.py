@@ -161,8 +161,8 @@ def _scaled(encoder: SAEEncoder, norms: Mapping[str, Tensor]) -> SAEEncoder:
 def with_pursuit(sae: SAE, kind: str = "gp", l0: str | int = "model") -> SAE:
     """The dictionary of an SAE with a pursuit in place of its encoder (inference-time optimisation, arXiv 2410.14670).
 
-    How much of the error is the encoder's, and how much the dictionary's, is seen in what is left of it. Signed codes
-    stay signed. Atoms are brought to norm 1.
+    What is left of a row then says more of the dictionary and less of the encoder; a greedy choice can still be worse
+    than a trained encoder's. Signed codes stay signed. Atoms are brought to norm 1.
 
     Args:
         sae: A trained SAE.
