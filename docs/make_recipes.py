@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from mmsae.recipes import purpose
+from mmsae.recipes import purpose, read_recipe
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "reference" / "recipes.md"
@@ -42,7 +42,7 @@ mmsae fit -c configs/data/synthetic.yaml -c configs/sae/shared_topk.yaml \\
 FOLDERS = {
     "train": "Complete, for `mmsae fit`",
     "smoke": "Complete, on the CPU within seconds",
-    "sae": "Fragments: an SAE, its losses, optimiser and schedule",
+    "sae": "SAEs of the literature as compositions (fragments: parts, losses, optimiser and schedule)",
     "data": "Fragments: where activations come from",
     "run": "Fragments: length, device and validation",
     "world": "Fragments: what recipes of the generated world share",
@@ -64,9 +64,39 @@ def table(folder: str) -> str:
     return "\n".join(rows) + "\n"
 
 
+def _named(part: dict | None, default: str, leave_out: tuple[str, ...] = ()) -> str:
+    """A part of a composition: its class, and the arguments that say what it is."""
+    if part is None:
+        return f"`{default}`"
+    said = ", ".join(
+        f"{k}={v}" for k, v in part.get("init_args", {}).items() if k not in leave_out and type(v) is not dict
+    )
+    inner = part.get("init_args", {}).get("encoder")
+    name = part["class_path"].rpartition(".")[2]
+    return f"`{name}`" + (f" of {_named(inner, '')}" if inner else "") + (f" ({said})" if said else "")
+
+
+def compositions() -> str:
+    """Every SAE as what it is composed of; defaults are affine encoder, top-k and one unit-norm dictionary."""
+    rows = ["| recipe | what it is | encoder | selector | dictionaries | losses |", "|---|---|---|---|---|---|"]
+    for path in sorted((ROOT / "configs" / "sae").glob("*.yaml")):
+        model = read_recipe(str(path))["model"]
+        parts = model["sae"].get("init_args", {})
+        dictionaries = parts.get("dictionaries") or {"shared": None}
+        kinds = list(dict.fromkeys(_named(d, "Dictionary") for d in dictionaries.values()))
+        several = "one per modality: " if "shared" not in dictionaries else ""
+        selector = "–" if "Pursuit" in str(parts.get("encoder")) else _named(parts.get("selector"), "TopK", ("k",))
+        losses = " + ".join(_named(t, "", ("coefficient", "target", "dead_after")) for t in model.get("losses", []))
+        what, encoder = purpose(path).replace("|", "\\|"), _named(parts.get("encoder"), "AffineEncoder")
+        cells = (f"`{path.relative_to(ROOT)}`", what, encoder, selector, several + " and ".join(kinds), losses)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def render() -> str:
     """The whole page."""
-    return HEAD + "\n".join(f"## {title}\n\n{table(folder)}" for folder, title in FOLDERS.items())
+    made = {folder: compositions() if folder == "sae" else table(folder) for folder in FOLDERS}
+    return HEAD + "\n".join(f"## {title}\n\n{made[folder]}" for folder, title in FOLDERS.items())
 
 
 if __name__ == "__main__":
