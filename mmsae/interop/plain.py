@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmsae.sae import SAE, AffineEncoder, GatedEncoder, GroupMax, PerModalityEncoder, PursuitEncoder, ReLU, TopK
-from mmsae.sae.saelens_fields import thresholds
+from mmsae.sae.thresholds import thresholds
 from mmsae.types import InputError
 
 ROWS = {"none": "as they are", "unit": "divided by their norm", "standardise": "standardised one by one"}
@@ -122,10 +122,10 @@ def _kind(sae: SAE, modality: str, library: str, tensors: dict[str, Tensor]) -> 
         if selector.score_name == "norm" and not bool(((tensors["W_dec"].norm(dim=1) - 1).abs() < 1e-6).all()):
             raise InputError(f"selector 'topk' ranks by atoms' norms, which are not 1: {library} has no such selector")
         return ("abstopk" if selector.signed else "topk"), selector.k
-    theta = thresholds(sae, modality)
-    if theta is None:
-        trained = ", or has not been trained" if sae.selector.couples_batch else ""
-        raise InputError(f"selector {selector.name!r} has no plain form{trained}: {library} cannot have this SAE")
+    try:
+        theta = thresholds(sae, modality)
+    except InputError as e:
+        raise InputError(f"{library} cannot have this SAE: {e}") from e
     tensors["threshold"] = theta.float().cpu().clone()
     return "jumprelu", None
 

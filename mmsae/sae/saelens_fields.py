@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder
 from mmsae.sae.selector import ReLU, TopK
-from mmsae.sae.variants.batch_topk import BatchTopK
+from mmsae.sae.thresholds import thresholds
 from mmsae.sae.variants.gated import GatedEncoder
-from mmsae.sae.variants.jumprelu import JumpReLU
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 from mmsae.types import InputError
 
@@ -44,21 +42,6 @@ def pursuit_fields(encoder: PursuitEncoder) -> dict[str, Any]:
 def unknown(d_in: int, d_sae: int) -> dict[str, Any]:
     """A configuration that SAELens refuses, since it has no such model."""
     return {"architecture": "mmsae", "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu"}
-
-
-def thresholds(sae: Any, modality: str) -> Tensor | None:
-    """``(d_sae,)`` thresholds of a modality's pre-codes by which the SAE selects after training; None: it has none."""
-    selector = sae.selector
-    if type(selector) is JumpReLU:
-        return selector.threshold(modality).detach()
-    if type(selector) is BatchTopK and selector.score_name != "abs":
-        i = selector.modalities.index(modality)
-        if not selector.weight_[i].any():  # never trained
-            return None
-        theta = selector.threshold(modality).detach().expand(sae.d_sae)
-        norms = sae.dictionary(modality).rows().detach().norm(dim=1)
-        return theta / norms if selector.score_name == "norm" else theta
-    return None
 
 
 def saelens_fields(sae: Any) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -93,7 +76,8 @@ def _known(sae: Any) -> tuple[str, bool, dict[str, Any], dict[str, Tensor]] | No
         return ("abstopk" if selector.signed else "topk"), subtract, {"k": selector.k}, {}
     if type(selector) is ReLU:
         return "standard", subtract, {}, {}
-    theta = thresholds(sae, sae.modalities[0])
-    if theta is None or not torch.isfinite(theta).all():
+    try:
+        theta = thresholds(sae, sae.modalities[0])
+    except InputError:  # it has none, or none yet
         return None
     return "jumprelu", subtract, {}, {"threshold": theta.float()}

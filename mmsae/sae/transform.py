@@ -17,6 +17,7 @@ from mmsae.sae.latents import fill_, finished
 from mmsae.sae.registry import make_part, part_config
 from mmsae.sae.sae import SAE
 from mmsae.sae.selector import Pursued, Ranked, ReLU, Selector
+from mmsae.sae.thresholds import thresholds
 from mmsae.sae.variants.afa import EnergyTopK
 from mmsae.sae.variants.batch_topk import Thresholded
 from mmsae.sae.variants.gba import ScaledDictionary
@@ -69,17 +70,6 @@ def _jumprelu(sae: SAE, theta: Mapping[str, Tensor]) -> JumpReLU:
 # Selection.
 
 
-def _largest_below(threshold: Tensor, norms: Tensor) -> Tensor:
-    """``(d_sae,)`` theta such that ``u > theta`` is what ``u * norms > threshold`` is, for floating-point u too."""
-    up, theta = torch.full_like(norms, torch.inf), threshold / norms
-    for _ in range(3):  # a quotient is off by a step or two
-        theta = torch.where(theta * norms > threshold, torch.nextafter(theta, -up), theta)
-    for _ in range(3):
-        above = torch.nextafter(theta, up)
-        theta = torch.where(torch.isfinite(theta) & (above * norms <= threshold), above, theta)
-    return theta
-
-
 @torch.no_grad()
 def to_jumprelu(sae: SAE) -> SAE:
     """The same codes by constant thresholds: selector ``jumprelu`` in place of one that has learned running thresholds.
@@ -93,20 +83,10 @@ def to_jumprelu(sae: SAE) -> SAE:
     selector = sae.selector
     if isinstance(selector, JumpReLU):
         return _composed(sae)
-    score = getattr(selector, "score_name", "value")
-    if not isinstance(selector, (Thresholded, ReLU)) or score not in ("value", "norm"):
-        raise InputError(
-            f"selector {selector.name!r} with score {score!r} has no thresholds of pre-codes that jumprelu could take"
-        )
-    theta = {}
-    for m in sae.modalities:
-        like = sae.dictionary(m).like
-        threshold = like.new_zeros(1) if isinstance(selector, ReLU) else selector.threshold(m).to(like)
-        theta[m] = threshold.expand(sae.d_sae)
-        if score == "norm":  # an atom of norm 0 has score 0, which no threshold is below
-            norms = sae.dictionary(m).rows().norm(dim=1)
-            found = _largest_below(theta[m], torch.where(norms > 0, norms, 1.0))
-            theta[m] = torch.where(norms > 0, found, torch.inf)
+    if isinstance(selector, ReLU):
+        theta = {m: sae.dictionary(m).like.new_zeros(sae.d_sae) for m in sae.modalities}
+    else:
+        theta = {m: thresholds(sae, m) for m in sae.modalities}
     return _composed(sae, selector=_jumprelu(sae, theta))
 
 

@@ -9,6 +9,7 @@ from mmsae.sae import (
     AffineEncoder,
     BatchTopK,
     Dictionary,
+    FeatureChoice,
     GatedEncoder,
     GroupMax,
     JumpReLU,
@@ -27,6 +28,7 @@ KINDS = {
     "jumprelu": lambda: {"selector": JumpReLU(0.4, 0.1)},
     "batch_topk": lambda: {"selector": BatchTopK(5)},
     "batch_topk_norm": lambda: {"selector": BatchTopK(5, score="norm")},
+    "feature_choice": lambda: {"selector": FeatureChoice(5)},
     "gated": lambda: {"encoder": GatedEncoder(), "selector": ReLU()},
     "pursuit": lambda: {"encoder": PursuitEncoder("mp", 5, "relu", 0.3, stop_on_repeat=True)},
     "pursuit_max": lambda: {"encoder": PursuitEncoder("mp", 5, "max")},
@@ -61,7 +63,7 @@ def some_sae(
         if normaliser is not None:
             sae.fresh = False
             sae.fit_normaliser({m: rows(100, 9) for m in modalities})
-        if kind.startswith("batch_topk"):
+        if sae.selector.couples_batch:
             sae.train()
             sae({m: rows(100, 8) for m in modalities})
     return sae.eval().requires_grad_(False)

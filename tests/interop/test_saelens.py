@@ -10,7 +10,9 @@ from mmsae.interop.saelens import write
 from mmsae.sae import Normaliser
 from tests.helpers.foreign import D, F, assert_equal_codes, rows, some_sae
 
-IN_FOLDERS = ("relu", "topk", "abstopk", "jumprelu", "batch_topk", "batch_topk_norm", "gated", "pursuit")
+IN_FOLDERS = (
+    "relu", "topk", "abstopk", "jumprelu", "batch_topk", "batch_topk_norm", "feature_choice", "gated", "pursuit",
+)  # fmt: skip
 NORMALISERS = {
     "none": lambda: None,
     "rms": lambda: Normaliser(centre=True, scale="rms"),
@@ -95,7 +97,7 @@ def test_an_untrained_batch_topk_has_no_threshold_to_write(tmp_path):
     sae = some_sae("batch_topk")
     sae.selector.weight_.zero_()
     assert json.loads((sae.save_pretrained(tmp_path / "a") / "cfg.json").read_text())["architecture"] == "mmsae"
-    with pytest.raises(InputError, match="'batch_topk' has no plain form, or has not been trained"):
+    with pytest.raises(InputError, match="SAELens cannot have this SAE: selector 'batch_topk' has seen no image rows"):
         write(sae, tmp_path / "b")
 
 
