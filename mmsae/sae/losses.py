@@ -44,6 +44,7 @@ class LossTerm(nn.Module):
 
     name: str
     sparsity = False  #: Whether the term penalises that latents fire, or how much.
+    least_modalities = 1  #: How many modalities the term compares at least.
 
     def check(self, sae: Any) -> None:
         """Refuse an SAE for which the term has no meaning; asked when a training is composed.
@@ -51,6 +52,10 @@ class LossTerm(nn.Module):
         Raises:
             InputError: It names the term and the part that do not go together.
         """
+        if len(sae.modalities) < self.least_modalities:
+            raise InputError(
+                f"loss {self.name!r} compares {self.least_modalities} modalities, this SAE has {list(sae.modalities)}"
+            )
         if self.sparsity and sae.encoder.sets_frequency:
             raise InputError(
                 f"encoder {sae.encoder.name!r} sees to how often latents fire: loss {self.name!r} would act against it"
@@ -184,6 +189,7 @@ class CodeCosine(LossTerm):
     """
 
     name = "code_cosine"
+    least_modalities = 2
 
     def __init__(self, coefficient: float = 0.1, mask_top: int = 0, ramp: float = 0.1, shuffled: float = 0.0):
         super().__init__()

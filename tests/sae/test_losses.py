@@ -8,12 +8,17 @@ from mmsae import SAE, InputError
 from mmsae.sae import (
     AuxK,
     CodeCosine,
+    CodeInfoNCE,
+    CrossReconstruction,
     Dictionary,
     DistanceEncoder,
+    EnergyMatch,
+    GroupSparse,
     LossContext,
     Normaliser,
     Reconstruction,
     TopK,
+    UniversalReconstruction,
     UsageTracker,
 )
 
@@ -242,3 +247,11 @@ def test_shuffled_cosine_is_added_and_codes_that_are_alike_gain_nothing():
     same["text"] = same["image"]  # the worst hub: all codes are the same
     assert float(CodeCosine(0.2, ramp=0.0)(same, LossContext(sae))) == pytest.approx(0.0, abs=1e-6)
     assert float(CodeCosine(0.2, ramp=0.0, shuffled=1.0)(same, LossContext(sae))) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "term", [CodeCosine, CodeInfoNCE, CrossReconstruction, EnergyMatch, GroupSparse, UniversalReconstruction]
+)
+def test_terms_that_compare_modalities_refuse_an_sae_of_one_when_a_training_is_composed(term):
+    with pytest.raises(InputError, match=rf"loss '{term.name}' compares 2 modalities, this SAE has \['image'\]"):
+        term().check(SAE(8, 12, modalities=["image"], selector=TopK(2)))

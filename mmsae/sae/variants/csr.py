@@ -70,6 +70,7 @@ class CodeInfoNCE(LossTerm):
     """
 
     name = "code_info_nce"
+    least_modalities = 2
 
     def __init__(
         self,

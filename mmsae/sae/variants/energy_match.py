@@ -48,6 +48,7 @@ class EnergyMatch(LossTerm):
     """
 
     name = "energy_match"
+    least_modalities = 2
 
     def __init__(self, coefficient: float = 0.3, by: str = "energy", ramp: float = 0.1) -> None:
         super().__init__()

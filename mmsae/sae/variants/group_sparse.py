@@ -47,6 +47,7 @@ class GroupSparse(LossTerm):
     """
 
     name = "group_sparse"
+    least_modalities = 2
     sparsity = True
 
     def __init__(self, coefficient: float = 0.03, ramp: float = 0.1) -> None:

@@ -88,6 +88,7 @@ class CrossReconstruction(Reconstruction):
     """
 
     name = "cross_reconstruction"
+    least_modalities = 2
 
     def __init__(self, coefficient: float = 1.0, reduction: str = "fvu") -> None:
         super().__init__(reduction)

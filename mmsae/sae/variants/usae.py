@@ -29,6 +29,7 @@ class UniversalReconstruction(Reconstruction):
     """
 
     name = "universal_reconstruction"
+    least_modalities = 2
 
     def check(self, sae: Any) -> None:
         super().check(sae)
