@@ -60,23 +60,6 @@ def test_more_steps_begin_with_those_of_fewer(data):
     torch.testing.assert_close(few[1], many[1][:, :8], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["mp", "omp", "gp"])
-@pytest.mark.parametrize("sign", ["relu", "abs"])
-def test_over_orthonormal_atoms_all_pursuits_are_topk(kind, sign):
-    atoms, k = orthonormal(), 6
-    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(2))
-    if kind == "mp":
-        picks, values, _ = mp(x, atoms, k, sign)
-        code = dense(*merge(values, picks, 24), 24)
-    else:
-        fitted = fitted_pursuit(x, atoms, Stop(k), sign, kind)
-        code = dense(fitted.values, fitted.indices, 24)
-    u = x @ atoms.T
-    ids = (u.abs() if sign == "abs" else u).topk(k).indices
-    expected = torch.zeros_like(u).scatter(1, ids, u.gather(1, ids) if sign == "abs" else u.gather(1, ids).relu())
-    torch.testing.assert_close(code, expected, rtol=0, atol=3e-6)
-
-
 def test_a_row_stops_by_itself(data):
     x, atoms = data
     for stop in ({"tol": 2.0}, {"repeat": True}):

@@ -1,10 +1,10 @@
-"""Feature Choice: quotas, whose columns they fill, thresholds after training; AuxZipf; Mutual Choice is BatchTopK."""
+"""Feature Choice: quotas, whose columns they fill, thresholds after training; AuxZipf."""
 
 import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.sae import AuxK, AuxZipf, BatchTopK, FeatureChoice, LossContext, PreCodes, Rows, TopK, UsageTracker
+from mmsae.sae import AuxZipf, FeatureChoice, LossContext, PreCodes, Rows, TopK
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.variants.feature_choice import capped_zipf, quotas
 from mmsae.types import Codes, SAEOutput
@@ -134,29 +134,6 @@ def test_another_k_has_other_quotas():
     assert selector.quotas(64).sum() == 128
     selector.set_k(3)
     assert selector.quotas(64).sum() == 192
-
-
-def test_mutual_choice_is_batch_topk():
-    torch.manual_seed(0)
-    u, k = torch.randn(100, 40), 5
-    selector = BatchTopK(k)
-    selector.build(40, ("image",))
-    least = u.relu().flatten().sort(descending=True).values[k * 100 - 1]
-    assert torch.equal(chosen(selector.train(), u), u * (u >= least))
-
-
-def test_aux_zipf_is_auxk_where_the_dying_are_the_dead():
-    torch.manual_seed(0)
-    sae, x = SAE(8, 20, modalities=["image"], selector=BatchTopK(3)), torch.randn(64, 8)
-    dead, usage = torch.tensor([2, 5, 11]), UsageTracker(20, ["image"])
-    usage.since[:, dead] = 10**6
-    term, out, ctx = AuxZipf(dead_after=10**12, exponent=0.0), sae({"image": x}), LossContext(sae, usage)
-    term.build(sae)
-    term.known.fill_(1.0)
-    term.frequency[:] = 0.15  # which one batch does not move
-    term.frequency[:, dead] = 0.0
-    got, want = term(out, ctx), AuxK(dead_after=100)(out, ctx)
-    assert want > 0 and torch.equal(got, want)
 
 
 def fires(fired):

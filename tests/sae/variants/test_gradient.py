@@ -31,11 +31,6 @@ def known(selector, norm=1.0, **kw):
     return sae
 
 
-def test_beta_0_is_topk_bitwise():
-    x, g = rows()
-    assert torch.equal(codes(known(GradientTopK(5, beta=0.0)), x, g), codes(made(TopK(5)), x))
-
-
 def test_it_is_the_formula():
     x, g = rows()
     sae = known(GradientTopK(5, beta=2.0), norm=3.0)

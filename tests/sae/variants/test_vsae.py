@@ -3,13 +3,11 @@ import torch
 
 from mmsae import SAE, InputError
 from mmsae.sae import (
-    AffineEncoder,
     Dictionary,
     GaussianEncoder,
     KLGaussian,
     LossContext,
     PerModalityEncoder,
-    Reconstruction,
     TopK,
 )
 from mmsae.sae.variants.vsae import kl_to_normal
@@ -39,15 +37,6 @@ def test_the_divergence_is_that_of_torch_and_of_samples():
     assert float(sampled) == pytest.approx(float(got.sum()), rel=5e-3)
     assert kl_to_normal(torch.zeros(3), torch.zeros(3)).eq(0).all() and kl_to_normal(torch.zeros(3)).eq(0).all()
     assert torch.equal(kl_to_normal(mean), mean.square() / 2)
-
-
-@pytest.mark.parametrize("rectified, score", [(True, "value"), (False, "abs")])
-def test_a_fixed_variance_without_the_term_is_topk(rectified, score):
-    plain, variational = small(AffineEncoder(), score=score), small(GaussianEncoder(False, rectified=rectified))
-    assert torch.equal(variational.encoder.weight, plain.encoder.weight)
-    torch.testing.assert_close(codes(variational), codes(plain))
-    losses = [Run(plain, [Reconstruction()]).go(5), Run(variational, [Reconstruction(), KLGaussian(0.0)]).go(5)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_training_samples_and_evaluation_does_not():
