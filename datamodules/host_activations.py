@@ -93,7 +93,7 @@ class HostActivations(lightning.LightningDataModule):
         self.setup()
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def mixed(self, host: Any, batches: Any, n_batches: int) -> StreamingLoader:
+    def mixed(self, host: Any, batches: Any, n_batches: int, gradient: str = "") -> StreamingLoader:
         """Mixed batches without end, cut into epochs."""
         rank, _ = self.ranks()
         return StreamingLoader(
@@ -104,5 +104,6 @@ class HostActivations(lightning.LightningDataModule):
             self.mixing.capacity,
             sites=self.chosen_sites,
             quotas=self.mixing.quotas,
+            gradient=gradient,
             seed=self.seed * 2**20 + rank,
         )

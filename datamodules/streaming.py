@@ -8,6 +8,7 @@ from typing import Literal
 from datamodules.host_activations import HostActivations
 from datamodules.options import Loading, Mixing, Reading
 from mmsae.activations import CaptureLoader, StreamingLoader
+from mmsae.hosts.gradient import reading
 from mmsae.options import flat
 from mmsae.shards import ExactLoader, Reader, Sources, TrainLoader
 from mmsae.types import InputError
@@ -49,6 +50,9 @@ class StreamingActivations(HostActivations):
         seed: Seed of all orders.
         text: What vision-language hosts read: ``question``: json's ``question`` (else the caption), the answer's turn
             empty; ``question+answer``: whole conversations.
+        gradient: Loss of the host whose gradients come with the rows (g-SAE): ``contrastive`` (image-text hosts; the
+            samples of a forward pass are each other's negatives), ``classifier`` (the host's own head; samples need
+            ``cls``) or ``lm`` (vision-language hosts); empty: none.
     """
 
     def __init__(
@@ -61,12 +65,14 @@ class StreamingActivations(HostActivations):
         precision: str = "fp32",
         seed: int = 0,
         text: Literal["question", "question+answer"] = "question",
+        gradient: Literal["", "contrastive", "classifier", "lm"] = "",
         mixing: PairMixing = PairMixing(),
         reading: Reading = Reading(),
         loading: Loading = Loading(),
     ) -> None:
         super().__init__(host, sites, d_in, precision, loading, mixing, seed)
         self.shards, self.val_shards, self.text, self.reading = shards, val_shards, text, reading
+        self.gradient = gradient
 
     def train_dataloader(self) -> StreamingLoader:
         _, world = self.ranks()
@@ -75,14 +81,14 @@ class StreamingActivations(HostActivations):
         if n_batches < 1:
             raise InputError(f"an epoch of {samples} samples is less than one batch of {size} on each of {world} ranks")
         least = self.loaded_host.batch_size(self.mixing.read_batch) * world
-        return self.mixed(self.loaded_host, self._pipeline(self.shards, max(samples, least)), n_batches)
+        return self.mixed(self.loaded_host, self._pipeline(self.shards, max(samples, least)), n_batches, self.gradient)
 
     def val_dataloader(self) -> CaptureLoader | list:
         """Every validation sample once; ranks may have different numbers of batches."""
         if self.val_shards is None:
             return []
         self.setup()
-        return CaptureLoader(self.loaded_host, self._pipeline(self.val_shards, None), self.chosen_sites)
+        return CaptureLoader(self.loaded_host, self._pipeline(self.val_shards, None), self.chosen_sites, self.gradient)
 
     test_dataloader = predict_dataloader = val_dataloader
 
@@ -91,7 +97,7 @@ class StreamingActivations(HostActivations):
         reader = Reader.of(
             batch_size=host.batch_size(self.mixing.read_batch),
             caption_field=self.reading.caption_field,
-            **host.reading(self.modalities, self.text),
+            **reading(host, self.modalities, self.text, self.gradient),
         )
         pin_memory = host.device.type == "cuda"
         return self.reading.pipeline(sources, reader, epoch, self.seed, self.ranks(), pin_memory)

@@ -45,6 +45,7 @@ class ImageTextBatch(NamedTuple):
     #: What the host's processor made of the samples, by its own names, where one sequence holds images and text
     #: (LVLMs); ``texts`` is then its ``input_ids``.
     inputs: dict[str, Tensor] | None = None
+    labels: Tensor | None = None  #: ``(B,)`` int64 class numbers (the samples' ``cls``), where the reader needs them.
 
 
 class Tokens(NamedTuple):

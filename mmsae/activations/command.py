@@ -15,6 +15,7 @@ def extract_command(
     sites: str | list[str] | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     text: Literal["question", "question+answer"] = "question",
+    gradient: Literal["", "contrastive", "classifier", "lm"] = "",
     devices: int = 1,
     run: Run = Run(),
     data: Data = Data(),
@@ -34,6 +35,9 @@ def extract_command(
         dtype: ``float32`` (exact), ``bfloat16`` or ``float16`` (half the disk; a float16 overflow is refused).
         text: What vision-language hosts read: ``question``: json's ``question`` (else the caption), the answer's turn
             empty; ``question+answer``: whole conversations.
+        gradient: Loss of the host whose gradient at every row is stored beside it (g-SAE): ``contrastive`` (image-text
+            hosts; the items of a batch are each other's negatives), ``classifier`` (the host's own head; samples need
+            ``cls``) or ``lm`` (vision-language hosts). Not with fp16, in which gradients underflow.
         devices: Number of devices (``cpu``: processes), one host on each.
         run: Where and how the host computes.
         data: What is made of the samples' files.
@@ -43,4 +47,6 @@ def extract_command(
     """
     from mmsae.activations.extract import extract
 
-    return extract(host, shards, out, sites=sites, dtype=dtype, text=text, devices=devices, run=run, data=data)
+    return extract(
+        host, shards, out, sites=sites, dtype=dtype, text=text, gradient=gradient, devices=devices, run=run, data=data
+    )

@@ -20,13 +20,14 @@ from mmsae.activations.uids import SeenUids
 from mmsae.activations.writer import PartWriter, StoreWriter
 from mmsae.files import free_bytes, nbytes
 from mmsae.hosts import Host, Rows, load_host, pick_device
+from mmsae.hosts.gradient import reading
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import begun_job
 from mmsae.jobs.processes import Local
 from mmsae.jobs.units import Share, TarWork, work_tars
 from mmsae.options import Data, Run, side_by_side
 from mmsae.shards import FaultLog, UnitBatch, expand, identity, shard_name, unit_batches
-from mmsae.types import ImageTextBatch, InputError, Site, Tokens
+from mmsae.types import ImageTextBatch, InputError, Site
 
 
 @side_by_side
@@ -38,6 +39,7 @@ def extract(
     sites: str | Site | Sequence[str | Site] | Mapping[str, str | Site] | None = None,
     dtype: str = "float32",
     text: Literal["question", "question+answer"] = "question",
+    gradient: str = "",
     devices: int = 1,
     run: Run = Run(),
     data: Data = Data(),
@@ -56,6 +58,9 @@ def extract(
         dtype: ``float32`` (exact), ``bfloat16`` or ``float16`` (half the disk; a float16 overflow is refused).
         text: What vision-language hosts read: ``question``: json's ``question`` (else the caption), the answer's turn
             empty; ``question+answer``: whole conversations.
+        gradient: Loss of the host whose gradient at every row is stored beside it: ``contrastive`` (image-text hosts; a
+            batch holds the negatives, so its size matters), ``classifier`` (the host's own head; samples need ``cls``)
+            or ``lm`` (vision-language hosts).
         devices: Number of devices (``cpu``: processes), one host on each; needs a host given by name.
         run: Where and how the host computes; its fields may stand side by side, as ``batch_size=64``.
         data: What is made of the samples' files, likewise.
@@ -71,6 +76,10 @@ def extract(
         raise InputError(f"batch size is {run.batch_size} and devices {devices}; both must be at least 1")
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype}: a store holds one of {', '.join(DTYPES)}")
+    if gradient and dtype == "float16":
+        raise InputError(
+            f"dtype is {dtype} and gradient {gradient}: gradients underflow in it, store bfloat16 or float32"
+        )
     paths = expand(shards)
     specs = [sites] if isinstance(sites, (str, Site)) else sites
     specs = None if specs is None else list(specs.values() if isinstance(specs, Mapping) else specs)
@@ -80,7 +89,7 @@ def extract(
     asked = begun_job(*(Path(out) / f for f in (SPEC_FILE, JOB_FILE))).get("batch_size", 0)
     batch_size = run.batch_size or asked or loaded.batch_size()
     workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
-    job = Extraction(paths, str(out), specs, dtype, text, batch_size, workers, run, data)
+    job = Extraction(paths, str(out), specs, dtype, text, gradient, batch_size, workers, run, data)
     writer = job.writer(loaded)
     if writer.finished:
         if run.progress:
@@ -107,6 +116,7 @@ class Extraction(NamedTuple):
     sites: list[str | Site] | None  #: Site specs, or None for the host's own defaults.
     dtype: str  #: Type of the stored activations.
     text: str  #: What vision-language hosts read of a sample.
+    gradient: str  #: Name of the loss that is differentiated; empty: none.
     batch_size: int  #: Samples per batch.
     workers: int  #: Decoding processes per device.
     run: Run  #: Where and how the host computes.
@@ -125,24 +135,32 @@ class Extraction(NamedTuple):
         }
         if self.text != "question":  # stores that were begun before there was a choice go on
             job["text"] = self.text
+        if self.gradient:
+            host.objective(self.gradient)  # refuses what the host has not, before anything is written
+            job["gradient"] = self.gradient
         return StoreWriter(self.out, sites, dtype=self.dtype, units=len(self.paths), job=job)
 
     def batches(self, host: Host, writer: StoreWriter, units: Sequence[int], workers: int) -> Iterator[UnitBatch]:
         """Batches of some tars of the job, as the host wants them."""
-        reading = host.reading({s.modality for s in writer.sites.values()}, self.text)
+        made = reading(host, {s.modality for s in writer.sites.values()}, self.text, self.gradient)
         options = {"batch_size": self.batch_size, "caption_field": self.data.caption_field, "unique": False}
-        return unit_batches([self.paths[u] for u in units], workers=workers, **options, **reading)
+        return unit_batches([self.paths[u] for u in units], workers=workers, **options, **made)
 
     def announce(self, host: Host, writer: StoreWriter, todo: Sequence[int], devices: int) -> None:
         """Say what will be done, how much disk it takes and about how long, and refuse what will not fit."""
         paths, sites = [self.paths[u] for u in todo], list(writer.sites.values())
-        stream, read = partial(self.batches, host, writer, todo, 0), partial(host.read, sites=sites)
+        stream, read = (
+            partial(self.batches, host, writer, todo, 0),
+            partial(host.read, sites=sites, gradient=self.gradient),
+        )
         about = estimate(paths, writer.units - len(todo), stream, read, self.workers, devices)
         if about.made is None:
             return  # the first tar has no good sample: the work itself will say why
         per_item = 100  # uid, key and caption, compressed
         for r, site in zip(about.made, sites, strict=True):
-            row = site.width * DTYPES[self.dtype].itemsize + (9 if has_item_column(site) else 0)
+            row = (1 + bool(self.gradient)) * site.width * DTYPES[self.dtype].itemsize + (
+                9 if has_item_column(site) else 0
+            )
             per_item += row * len(r.x) / len(about.first.uids)
         largest = max(map(os.path.getsize, paths)) / max(1, sum(map(os.path.getsize, paths)))
         # a tar's part lies on the disk twice while its columns are joined
@@ -166,7 +184,7 @@ class Extraction(NamedTuple):
         stream = self.batches(host, writer, share.units, self.workers)
 
         def begin(path: str) -> HostPart:
-            return HostPart(host, writer.open_part(unit_of[path], shard_name(path)), seen)
+            return HostPart(host, writer.open_part(unit_of[path], shard_name(path)), seen, self.gradient)
 
         work_tars(stream, begin, share, "extract", self.data.fault_limit, self.run.progress)
 
@@ -199,24 +217,24 @@ def work_elsewhere(share: Share, host: str, job: Extraction) -> None:
 class HostPart(TarWork):
     """What is stored of one tar: the rows of those samples of which the host gives finite ones."""
 
-    def __init__(self, host: Host, part: PartWriter, seen: SeenUids) -> None:
-        self.host, self.part, self.seen = host, part, seen
+    def __init__(self, host: Host, part: PartWriter, seen: SeenUids, gradient: str = "") -> None:
+        self.host, self.part, self.seen, self.gradient = host, part, seen, gradient
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
         sites = self.part.store.sites
-        rows = {n: _to_cpu(r) for n, r in zip(sites, self.host.read(batch, list(sites.values())), strict=True)}
+        read = self.host.read(batch, list(sites.values()), self.gradient)
+        rows = {n: _to_cpu(r) for n, r in zip(sites, read, strict=True)}
         bad = torch.zeros(len(batch.uids), dtype=torch.bool)
         for r in rows.values():
-            bad[r.item[~r.x.isfinite().all(1)]] = True
+            for v in (r.x, r.grad):
+                if v is not None:
+                    bad[r.item[~v.isfinite().all(1)]] = True
         for i in bad.nonzero()[:, 0].tolist():
             log.add("not_finite", batch.shards[i], batch.keys[i], "the host gave inf or nan")
         good = (~bad).nonzero()[:, 0].tolist()
         uids, keys, captions = ([column[i] for i in good] for column in (batch.uids, batch.keys, batch.captions))
         rows = {n: _keep(r, ~bad) for n, r in rows.items()} if bad.any() else rows
-        x, item, position, special = (
-            {n: getattr(r, f) for n, r in rows.items() if getattr(r, f) is not None} for f in Rows._fields
-        )
-        self.part.add(Tokens(x, item, uids, position, special), uids, keys, captions)
+        self.part.add(Rows.tokens(rows, batch), uids, keys, captions)
 
     def finish(self, faults: FaultLog) -> None:
         part = self.part

@@ -232,11 +232,12 @@ class StoreLoader:
             lo, hi = w * self._window, min((w + 1) * self._window, len(self))
             rows = {m: self._window_rows(m, epoch, lo, hi) for m in self.names}
             x = {m: self.store.rows(n, rows[m], dtype=None) for m, n in self.names.items()}
+            grad = self.store.gradients(self.names, rows)
             self._check(x)
             mix = self._mix(epoch, w, {m: len(r) for m, r in rows.items()})
             for b in range(max(lo, first), hi):
                 pick = {m: mix[m][(b - lo) * s : (b - lo + 1) * s] for m, s in self.sizes.items()}
-                batch = self._batch(x, rows, pick)
+                batch = self._batch(x, grad, rows, pick)
                 self.batch, self._begun = b + 1, True  # a checkpoint written while this batch is trained on has it done
                 yield batch
 
@@ -251,11 +252,13 @@ class StoreLoader:
             return dict.fromkeys(sizes, torch.from_numpy(rng.permutation(next(iter(sizes.values())))))
         return {m: torch.from_numpy(rng.permutation(n)) for m, n in sizes.items()}
 
-    def _batch(self, x: dict[str, Tensor], rows: dict[str, np.ndarray], pick: dict[str, Tensor]) -> Tokens:
-        out = {m: v.index_select(0, pick[m]).float() for m, v in x.items()}
+    def _batch(
+        self, x: dict[str, Tensor], grad: dict[str, Tensor], rows: dict[str, np.ndarray], pick: dict[str, Tensor]
+    ) -> Tokens:
+        x, grad = ({m: v.index_select(0, pick[m]).float() for m, v in some.items()} for some in (x, grad))
         if self.paired and not self.uids:
-            return Tokens.pooled(out)
-        return self.store.tokens(self.names, {m: rows[m][pick[m].numpy()] for m in x}, uids=self.uids, x=out)
+            return Tokens.pooled(x)._replace(grad=grad or None)
+        return self.store.tokens(self.names, {m: rows[m][pick[m].numpy()] for m in x}, self.uids, x, grad)
 
     def _eval(self) -> Iterator[Tokens]:
         parts = self.world * len(self)

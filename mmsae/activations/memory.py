@@ -23,6 +23,7 @@ def write_store(
     items: Mapping[str, Tensor] | None = None,
     keys: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
+    grad: Mapping[str, Tensor] | None = None,
     dtype: str = "float32",
     rows_per_shard: int = 65536,
 ) -> Path:
@@ -36,6 +37,7 @@ def write_store(
         items: ``{modality: (N,)}`` item of each row, where items have several rows.
         keys: Keys of the items.
         captions: Captions of the items.
+        grad: ``{modality: (N, d)}`` gradients of a loss at the rows.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         rows_per_shard: Items per file.
 
@@ -66,14 +68,17 @@ def write_store(
         for u, lo in enumerate(starts):
             hi = min(lo + rows_per_shard, n)
             with writer.part(u) as part:
-                part.add(_cut(x, items, lo, hi), uids[lo:hi], *(c[lo:hi] if c else None for c in columns))
+                part.add(_cut(x, items, grad or {}, lo, hi), uids[lo:hi], *(c[lo:hi] if c else None for c in columns))
         return writer.finish()
     finally:
         writer.discard()
 
 
-def _cut(x: dict[str, Tensor], items: Mapping[str, Tensor] | None, lo: int, hi: int) -> Tokens:
+def _cut(
+    x: dict[str, Tensor], items: Mapping[str, Tensor] | None, grad: Mapping[str, Tensor], lo: int, hi: int
+) -> Tokens:
     if items is None:
-        return Tokens.pooled({m: v[lo:hi] for m, v in x.items()})
+        return Tokens.pooled({m: v[lo:hi] for m, v in x.items()})._replace(grad={m: g[lo:hi] for m, g in grad.items()})
     keep = {m: (i >= lo) & (i < hi) for m, i in items.items()}
-    return Tokens({m: v[keep[m]] for m, v in x.items()}, {m: i[keep[m]] - lo for m, i in items.items()})
+    kept = {m: i[keep[m]] - lo for m, i in items.items()}
+    return Tokens({m: v[keep[m]] for m, v in x.items()}, kept, grad={m: g[keep[m]] for m, g in grad.items()})

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from mmsae.types import InputError, Tokens
 
+CARRIED = ("x", "grad")  # fields of Tokens that a row keeps
+Column = tuple[str, str]  # modality and field
+
 
 class MixingBuffer:
     """Collects rows until it is full, then gives a random batch for every batch that comes in.
@@ -39,7 +42,7 @@ class MixingBuffer:
         self._pools: dict[str, _Pool] = {}
 
     def mix(self, stream: Iterable[Tokens], drain: bool = True) -> Iterator[Tokens]:
-        """Batches of mixed rows; gradients, positions and uids are not kept.
+        """Batches of mixed rows with their gradients; positions and uids are not kept.
 
         At the end of the stream ``drain`` gives what is left (the last batch may be smaller) instead of dropping it.
         """
@@ -55,20 +58,22 @@ class MixingBuffer:
         """Units held now (token sites: of the fullest modality)."""
         return max((p.n for p in self._pools.values()), default=0)
 
-    def _groups(self, tokens: Tokens) -> dict[str, dict[str, Tensor]]:
+    def _groups(self, tokens: Tokens) -> dict[str, dict[Column, Tensor]]:
+        """What stays together: ``{group: {(modality, what): one entry or vector per row}}``."""
         items = next(iter(tokens.item.values()))
+        columns = {m: {(m, c): v[m] for c in CARRIED if (v := getattr(tokens, c)) and m in v} for m in tokens.x}
         # Token sites may have as many rows of every modality by chance: those are no pairs.
         if len(tokens.x) == 1 or (tokens.paired() and len(items.unique()) == len(items)):
-            return {"": dict(tokens.x)}
-        return {m: {m: v} for m, v in tokens.x.items()}
+            return {"": {k: v for own in columns.values() for k, v in own.items()}}
+        return columns
 
     def _quota(self, group: str) -> int:
         return self.quotas.get(group, self.batch_size)
 
-    def _push(self, groups: dict[str, dict[str, Tensor]]) -> Iterator[Tokens]:
+    def _push(self, groups: dict[str, dict[Column, Tensor]]) -> Iterator[Tokens]:
         for g, x in groups.items():
             if g not in self._pools:
-                self._pools[g] = _Pool({m: v.new_empty(self.capacity, v.shape[1]) for m, v in x.items()})
+                self._pools[g] = _Pool({c: v.new_empty(self.capacity, *v.shape[1:]) for c, v in x.items()})
         if set(groups) != set(self._pools):
             raise InputError("buffer: a stream of pairs turned into a stream of unpaired rows")
         ready = lambda: all(p.n >= self._quota(g) for g, p in self._pools.items())  # noqa: E731
@@ -79,28 +84,30 @@ class MixingBuffer:
             self._pools[g].add(x)
 
     def _take(self) -> Tokens:
-        x: dict[str, Tensor] = {}
+        out: dict[str, dict[str, Tensor]] = {c: {} for c in CARRIED}
         for g, pool in self._pools.items():
-            x |= pool.take(torch.randperm(pool.n, generator=self._generator)[: self._quota(g)])
-        return Tokens.pooled(x)
+            rows = pool.take(torch.randperm(pool.n, generator=self._generator)[: self._quota(g)])
+            for (m, column), v in rows.items():
+                out[column][m] = v
+        return Tokens.pooled(out.pop("x"))._replace(**{c: v for c, v in out.items() if v})
 
 
 class _Pool:
-    """``{modality: (capacity, d)}`` of which the first ``n`` rows are in use."""
+    """``{column: (capacity, ...)}`` of which the first ``n`` rows are in use."""
 
-    def __init__(self, rows: dict[str, Tensor]) -> None:
+    def __init__(self, rows: dict[Column, Tensor]) -> None:
         self.rows, self.n = rows, 0
 
     def room(self) -> int:
         return len(next(iter(self.rows.values()))) - self.n
 
-    def add(self, x: dict[str, Tensor]) -> None:
+    def add(self, x: dict[Column, Tensor]) -> None:
         n = min(self.room(), len(next(iter(x.values()))))
         for m, v in x.items():
             self.rows[m][self.n : self.n + n] = v[:n]
         self.n += n
 
-    def take(self, pick: Tensor) -> dict[str, Tensor]:
+    def take(self, pick: Tensor) -> dict[Column, Tensor]:
         """Remove the rows ``pick`` and close the holes with rows from the end."""
         left = self.n - len(pick)
         used = torch.zeros(self.n, dtype=torch.bool)

@@ -9,7 +9,8 @@ A store is an immutable folder::
 
 Tensors in a shard are called after their site: ``image`` is ``(rows, d)``. Sites with several rows per item add
 ``image.item`` (int32 row -> item of the shard; rows of an item are contiguous and items ascend) and, where the host
-knows them, ``image.position`` (int32) and ``image.special`` (uint8).
+knows them, ``image.position`` (int32) and ``image.special`` (uint8). Where a loss of the host was differentiated, which
+``job`` names as ``gradient``, ``image.grad`` holds the derivatives by the rows, in their shape and type.
 """
 
 from __future__ import annotations

@@ -171,12 +171,23 @@ class ActivationStore:
         out = self._gather(name, name, np.asarray(idx))
         return out if dtype is None else out.to(dtype)
 
+    def has(self, name: str, column: str) -> bool:
+        """Whether a site has a column ``position``, ``special`` or ``grad`` beside its rows."""
+        # an empty shard has no extra columns
+        first = next((i for i, s in enumerate(self.spec.shards) if s.rows[name]), 0)
+        return f"{name}.{column}" in self._shard(first)
+
+    def gradients(self, names: Mapping[str, str], idx: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """``{modality: (n, d) gradients of rows, as stored}`` of the sites that have them."""
+        return {m: self._gather(n, f"{n}.grad", np.asarray(idx[m])) for m, n in names.items() if self.has(n, "grad")}
+
     def tokens(
         self,
         names: Mapping[str, str],
         idx: Mapping[str, np.ndarray],
         uids: bool = True,
         x: Mapping[str, Tensor] | None = None,
+        grad: Mapping[str, Tensor] | None = None,
     ) -> Tokens:
         """A batch of rows of several modalities.
 
@@ -185,8 +196,10 @@ class ActivationStore:
             idx: ``{modality: (n,) row numbers}``.
             uids: Whether to look the uids up (for token sites: of the items that occur).
             x: The activations of these rows, if they have been read already.
+            grad: Their gradients, if they have been read already.
         """
         x = {m: self.rows(n, idx[m]) for m, n in names.items()} if x is None else dict(x)
+        grad = {m: g.float() for m, g in self.gradients(names, idx).items()} if grad is None else dict(grad)
         item = {m: torch.from_numpy(self.items_of_rows(n, np.asarray(idx[m]))) for m, n in names.items()}
         every, inverse = torch.unique(torch.cat(list(item.values())), return_inverse=True)
         if all(self.spec.pooled(n) for n in names.values()):
@@ -196,12 +209,10 @@ class ActivationStore:
         ids = self.uid_column.take(pa.array(every.numpy())).to_pylist() if uids else None
         extra = {c: {} for c in ("position", "special")}
         for m, n in names.items():
-            # an empty shard has no extra columns
-            first = next((i for i, s in enumerate(self.spec.shards) if s.rows[n]), 0)
             for column, kind in (("position", torch.int64), ("special", torch.bool)):
-                if f"{n}.{column}" in self._shard(first):
+                if self.has(n, column):
                     extra[column][m] = self._gather(n, f"{n}.{column}", np.asarray(idx[m])).to(kind)
-        return Tokens(x, local, ids, extra["position"] or None, extra["special"] or None)
+        return Tokens(x, local, ids, extra["position"] or None, extra["special"] or None, grad=grad or None)
 
     def positions(self, uids: Sequence[str]) -> np.ndarray:
         """``(len(uids),)`` item numbers.

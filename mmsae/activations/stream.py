@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from mmsae.activations.mixing_buffer import MixingBuffer
@@ -26,6 +27,7 @@ class StreamingLoader:
         capacity: Units in the buffer.
         sites: ``{modality: site}``; the host's embeddings by default.
         quotas: ``{modality: rows per batch}`` for token sites.
+        gradient: Loss of the host whose gradients come with the rows, see :meth:`mmsae.hosts.Host.read`; empty: none.
         seed: Seed of the buffer's draws; give ranks different ones.
     """
 
@@ -39,10 +41,12 @@ class StreamingLoader:
         *,
         sites: Mapping[str, Site | str] | None = None,
         quotas: Mapping[str, int] | None = None,
+        gradient: str = "",
         seed: int = 0,
     ) -> None:
         self.host, self.pipeline, self.n_batches, self.sites = host, pipeline, n_batches, sites
         self.batch_size, self.capacity, self.quotas, self.seed = batch_size, capacity, quotas, seed
+        self._capture = _capture(host, sites, gradient)
         self.epoch, self.batch, self._begun = 0, 0, False
         self._faults = FaultLog()
         self._running: Iterator[Tokens] | None = None
@@ -64,7 +68,7 @@ class StreamingLoader:
         while True:
             for batch in self.pipeline:
                 self._faults.merge(batch.faults)
-                yield self.host.capture(batch, self.sites)
+                yield self._capture(batch)
 
     def _run(self, first: int) -> Iterator[Tokens]:
         for b in range(first, self.n_batches):
@@ -92,10 +96,21 @@ class CaptureLoader:
     """Every batch of an exact pass, captured and unmixed: validation without a store."""
 
     def __init__(
-        self, host: Host, batches: Iterable[ImageTextBatch], sites: Mapping[str, Site | str] | None = None
+        self,
+        host: Host,
+        batches: Iterable[ImageTextBatch],
+        sites: Mapping[str, Site | str] | None = None,
+        gradient: str = "",
     ) -> None:
-        self.host, self.batches, self.sites = host, batches, sites
+        self.batches, self._capture = batches, _capture(host, sites, gradient)
 
     def __iter__(self) -> Iterator[Tokens]:
         for batch in self.batches:
-            yield self.host.capture(batch, self.sites)._replace(faults=batch.faults or Faults())
+            yield self._capture(batch)._replace(faults=batch.faults or Faults())
+
+
+def _capture(host: Host, sites: Mapping[str, Site | str] | None, gradient: str) -> Callable[[ImageTextBatch], Tokens]:
+    if gradient:
+        host.objective(gradient)  # what the host has not is refused before anything is read
+        return partial(host.capture, sites=sites, gradient=gradient)
+    return partial(host.capture, sites=sites)

@@ -89,6 +89,13 @@ class PartWriter:
         elif len(x) != n_items:
             raise InputError(f"site {name}: {len(x)} rows for {n_items} items, a pooled site has one row per item")
         stored = x.to(dtype)
+        if tokens.grad is not None and name in tokens.grad:
+            grad = tokens.grad[name].detach().cpu()
+            if dtype is torch.float16:
+                raise InputError(f"site {name}: gradients underflow in float16; store bfloat16 or float32")
+            if grad.shape != x.shape:
+                raise InputError(f"site {name}: gradients have shape {tuple(grad.shape)}, activations {tuple(x.shape)}")
+            self._spool.append(f"{name}.grad", (grad[order] if has_item_column(site) else grad).to(dtype))
         if dtype is torch.float16 and not stored.isfinite().all() and x.isfinite().all():
             raise InputError(
                 f"site {name}: an activation of {x.abs().max():.3g} is beyond float16, which ends at "

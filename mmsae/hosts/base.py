@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from mmsae.fingerprint import fingerprint
-from mmsae.hosts.capture import Picked, Rows, Use, collect, tap
+from mmsae.hosts.capture import Picked, Rows, Use, collect, differentiate, tap
+from mmsae.hosts.gradient import Gradient, Objective, plain
 from mmsae.hosts.hooks import ModulePort, Port
 from mmsae.hosts.sites import Target, parse_site
 from mmsae.hosts.tokens import Layout, find_layout
@@ -91,6 +92,22 @@ class Host(ABC):
     @abstractmethod
     def default_sites(self) -> dict[str, Site]:
         """``{modality: where it is read if nobody says}``."""
+
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The losses of this host whose gradients can be read, by name."""
+        return {}
+
+    def objective(self, gradient: Gradient) -> Objective:
+        """The loss that is meant; one that this host has not, and arithmetic that loses gradients, are refused."""
+        if isinstance(gradient, str):
+            if gradient not in self.objectives:
+                has = ", ".join(self.objectives) or "none"
+                raise InputError(f"gradient is {gradient!r}, but the losses of host {self.hint} are: {has}")
+            gradient = self.objectives[gradient]
+        if self.precision == "fp16" or any(p.dtype == torch.float16 for p in self.model.parameters()):
+            raise InputError(f"gradient {gradient.name}: gradients underflow in fp16; take precision fp32 or bf16")
+        return gradient
 
     @cached_property
     def fingerprint(self) -> str:
@@ -285,32 +302,36 @@ class Host(ABC):
         """
         return self._tap(self._target(site), lambda rows, at: fn(rows, at) if where else fn(rows))
 
-    def read(self, batch: ImageTextBatch, sites: Sequence[Site | str]) -> list[Rows]:
+    def read(self, batch: ImageTextBatch, sites: Sequence[Site | str], gradient: Gradient = "") -> list[Rows]:
         """Rows at several sites, in their order, with forward passes that stop when all are read.
 
-        A site that nothing in the batch reaches is refused.
+        A site that nothing in the batch reaches is refused. With ``gradient``, the name of one of :attr:`objectives` or
+        another loss, one whole pass gives the derivative of its sum over the batch by every row as well, in the sense
+        of :meth:`edit`: of what the host computes when that row alone is changed.
         """
         targets = [self._target(s) for s in sites]
+        taps = [partial(self._tap, t) for t in targets]
         got: dict[int, Rows | None] = {}
-        for reached, run in self._passes(batch, targets):
-            got |= zip(reached, collect([partial(self._tap, targets[i]) for i in reached], run), strict=True)
+        if gradient:
+            loss = self.objective(gradient)
+            got |= enumerate(differentiate(taps, lambda: loss.terms(self, plain(batch)), loss.name))
+        else:
+            for reached, run in self._passes(batch, targets):
+                got |= zip(reached, collect([taps[i] for i in reached], run), strict=True)
         if unread := [targets[i] for i, rows in sorted(got.items()) if rows is None]:
             raise InputError(f"site {unread[0]} was not reached: the batch has no {unread[0].modality} for it.")
         return [got[i] for i in range(len(targets))]
 
-    def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
-        """Activations of a batch, without gradients; token sites fill ``position`` and ``special``, too.
+    def capture(self, batch: ImageTextBatch, sites: Sites | None = None, gradient: Gradient = "") -> Tokens:
+        """Activations of a batch, detached; token sites fill ``position`` and ``special``, too.
 
         Args:
             batch: What a loader with the options of :meth:`reading` makes.
             sites: One site per modality; default: :meth:`default_sites`.
+            gradient: Loss whose derivatives fill ``grad``, see :meth:`read`.
         """
         chosen = self.one_each(self.default_sites() if sites is None else sites)
-        read = self.read(batch, list(chosen.values()))
-        x, item, position, special = (
-            {m: r[i] for m, r in zip(chosen, read, strict=True) if r[i] is not None} for i in range(len(Rows._fields))
-        )
-        return Tokens(x, item, batch.uids, position or None, special or None, batch.faults)
+        return Rows.tokens(dict(zip(chosen, self.read(batch, list(chosen.values()), gradient), strict=True)), batch)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.hint!r}, {'+'.join(self.modalities)}, {self.device}, {self.precision})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmsae.hosts.hooks import Done, Port
 from mmsae.hosts.sites import Target, Where
 from mmsae.hosts.tokens import from_tokens, put, take
-from mmsae.types import InputError
+from mmsae.types import ImageTextBatch, InputError, Tokens
 
 
 class Rows(NamedTuple):
@@ -22,6 +22,14 @@ class Rows(NamedTuple):
     item: Tensor  #: ``(N,)`` int64, which item of the batch.
     position: Tensor | None = None  #: ``(N,)`` int64, which token; None for pooled sites.
     special: Tensor | None = None  #: ``(N,)`` bool, class, register, BOS, EOS or padding token; None for pooled sites.
+    grad: Tensor | None = None  #: ``(N, d)`` float32 derivative of a loss of the host by ``x``, where it was asked for.
+
+    @staticmethod
+    def tokens(rows: Mapping[str, Rows], batch: ImageTextBatch) -> Tokens:
+        """What was read at several sites of a batch, by their names."""
+        columns = {f: {n: v for n, r in rows.items() if (v := getattr(r, f)) is not None} for f in Rows._fields}
+        more = {f: column or None for f, column in columns.items() if f not in ("x", "item")}
+        return Tokens(columns["x"], columns["item"], batch.uids, faults=batch.faults, **more)
 
 
 class Picked(NamedTuple):
@@ -99,4 +107,42 @@ def collect(taps: Sequence[Callable[[Use], AbstractContextManager]], run: Callab
         for i, opened in enumerate(taps):
             stack.enter_context(opened(recorder(i)))
         run()
+    return got
+
+
+def differentiate(
+    taps: Sequence[Callable[[Use], AbstractContextManager]], loss: Callable[[], Tensor], name: str
+) -> list[Rows | None]:
+    """Rows at several taps with the derivative of a loss by them, None where not reached, from one run of the host.
+
+    To every row a vector of zeros is added, by which the loss is differentiated: none of the host's numbers changes,
+    and sites may lie one behind the other.
+
+    Args:
+        taps: ``tap(fn)`` is open while the host runs.
+        loss: Runs the host with gradients enabled; ``(n,)`` terms, whose sum is differentiated.
+        name: What the loss is called in messages.
+    """
+    got: list[Rows | None] = [None] * len(taps)
+    added: dict[int, Tensor] = {}
+
+    def recorder(i: int) -> Use:
+        def record(rows: Tensor, where: Where) -> Tensor:
+            if i in added:
+                raise InputError(f"gradient {name}: the host computes a site more than once; it has no one gradient.")
+            got[i] = Rows(rows.detach().clone(), where.item, where.position, where.special)
+            added[i] = torch.zeros_like(rows).requires_grad_()
+            return rows + added[i]
+
+        return record
+
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        for i, opened in enumerate(taps):
+            stack.enter_context(opened(recorder(i)))
+        total = loss().float().sum()
+        if added and not total.requires_grad:
+            raise InputError(f"gradient {name}: the loss does not depend on any site that is read.")
+        found = torch.autograd.grad(total, list(added.values()), materialize_grads=True) if added else ()
+    for i, grad in zip(added, found, strict=True):
+        got[i] = got[i]._replace(grad=grad)
     return got

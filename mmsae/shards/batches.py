@@ -104,7 +104,8 @@ class Reader(NamedTuple):
                 notes.add("long_caption", samples[i].shard, samples[i].key, f"more than {texts.shape[1]} tokens")
         images = None if self.transform is None else torch.stack([image for _, image in rows])
         uids, keys, shards = ([getattr(s, f) for s in samples] for f in ("uid", "key", "shard"))
-        return ImageTextBatch(images, texts, uids, captions, keys, shards, notes.take())
+        labels = torch.tensor([s.cls for s in samples]) if "cls" in self.need else None
+        return ImageTextBatch(images, texts, uids, captions, keys, shards, notes.take(), labels=labels)
 
 
 def place(sample: Sample) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -91,6 +91,7 @@ def unit_batches(
     workers: int = 0,
     caption_field: str = "",
     collate: Collate | None = None,
+    need: Collection[str] | None = None,
     unique: bool = True,
 ) -> Iterator[UnitBatch]:
     """Batches of the given tars, each marked with its tar and whether it is that tar's last.
@@ -104,7 +105,7 @@ def unit_batches(
     :class:`Reader`. With ``unique`` a uid is refused for the second time; jobs whose parts outlive a kill look for that
     themselves.
     """
-    reader = Reader.of(transform, tokenize, batch_size, None, caption_field, collate)
+    reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate)
     stream = ExactStream(reader, [("", path) for path in paths])
     packets = _packets(stream, min(workers, len(paths)), False)
     return _unique(packets) if unique else packets

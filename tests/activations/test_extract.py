@@ -318,7 +318,7 @@ def test_a_kill_at_any_step_of_writing_changes_nothing(host, tmp_path, monkeypat
 
 def test_kills_at_random_moments_change_nothing(tmp_path):
     class Slow(FakeHost):
-        def read(self, batch, sites):
+        def read(self, batch, sites, gradient=""):
             time.sleep(0.02)  # 0.4 s for all 20 batches
             return super().read(batch, sites)
 

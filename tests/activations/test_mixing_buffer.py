@@ -95,3 +95,18 @@ def test_wrong_input():
     )
     with pytest.raises(InputError, match="pairs turned into"):
         list(MixingBuffer(10, 2).mix([*pairs(20), unpaired]))
+
+
+def test_gradients_stay_with_their_rows():
+    def stream(tokens):
+        for t in pairs(60):
+            x = {m: v.clone() for m, v in t.x.items()}
+            if tokens:
+                x["text"] = x["text"][:7]
+            item = {m: torch.arange(len(v)) for m, v in x.items()}
+            yield Tokens(x, item, grad={"image": 10 * x["image"].expand(-1, 3)})
+
+    for tokens in (False, True):
+        seen = list(MixingBuffer(30, 5).mix(stream(tokens)))
+        assert all(torch.equal(b.grad["image"], 10 * b.x["image"].expand(-1, 3)) for b in seen)
+        assert all(set(b.grad) == {"image"} for b in seen)

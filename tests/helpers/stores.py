@@ -52,7 +52,7 @@ class FakeHost:
     def default_sites(self):
         return {m: self.site(f"{m}.embed") for m in self.modalities}
 
-    def read(self, batch, sites):
+    def read(self, batch, sites, gradient=""):
         self.calls += 1
         return [self._rows(batch, s) for s in sites]
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mmsae.hosts.base import Host, Pick, Sites
 from mmsae.hosts.capture import Picked, places
+from mmsae.hosts.encoders.losses import CONTRASTIVE, LinearHead
+from mmsae.hosts.gradient import Gradient, Objective
 from mmsae.hosts.hooks import Port, autocast, watch_input
 from mmsae.hosts.sites import Target, Where
 from mmsae.hosts.tokenizer import HostTokenizer
@@ -32,6 +34,8 @@ class Encoder(Host):
     context_length: int | None = None  #: L, or None.
     #: The factor of cosines in the host's logits (exponential of its parameter), or None.
     logit_scale: float | None = None
+    #: What is added to them where the host was trained on pairs one by one (SigLIP), else None.
+    logit_bias: float | None = None
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -89,6 +93,10 @@ class Encoder(Host):
 
     @torch.no_grad()
     def _run(self, modality: str, x: Tensor) -> Tensor:
+        return self.embed(modality, x)
+
+    def embed(self, modality: str, x: Tensor) -> Tensor:
+        """``(B, d)`` float32 raw embeddings, differentiable by what an open edit puts in."""
         if modality not in self.modalities:
             raise InputError(f"host {self.hint} has no {modality} encoder (it has {', '.join(self.modalities)}).")
         with autocast(self.device, self.precision):
@@ -106,6 +114,13 @@ class Encoder(Host):
     def classifier(self) -> tuple[Tensor, Tensor] | None:
         """``(C, d)`` weights and ``(C,)`` bias of the host's own linear classifier of ``image.embed``, or None."""
         return None
+
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        found = [CONTRASTIVE] if self.logit_scale is not None else []
+        if self.classifier is not None:
+            found.append(LinearHead(*self.classifier).objective())
+        return {o.name: o for o in found}
 
     # Sites.
 
@@ -154,12 +169,12 @@ class Encoder(Host):
             found.append(([i for i, t in enumerate(targets) if t.modality == m], partial(self._run, m, x)))
         return found
 
-    def capture(self, batch: ImageTextBatch, sites: Sites | None = None) -> Tokens:
+    def capture(self, batch: ImageTextBatch, sites: Sites | None = None, gradient: Gradient = "") -> Tokens:
         """Activations of a batch (:meth:`Host.capture`); default: the ``embed`` endpoints of what the batch holds."""
         if sites is None:
             held = {IMAGE: batch.images, TEXT: batch.texts}
             sites = [f"{m}.embed" for m in self.modalities if held[m] is not None]
-        return super().capture(batch, sites)
+        return super().capture(batch, sites, gradient)
 
 
 def as_encoder(host: Host, task: str) -> Encoder:

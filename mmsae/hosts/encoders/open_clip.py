@@ -111,6 +111,11 @@ class OpenCLIPHost(Encoder):
         return self.model.logit_scale.exp().item()
 
     @property
+    def logit_bias(self) -> float | None:
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else bias.item()
+
+    @property
     def _text(self) -> nn.Module:
         """The text tower; in plain CLIP its parts lie in the model itself."""
         return getattr(self.model, "text", self.model)

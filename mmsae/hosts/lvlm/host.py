@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmsae.hosts.base import Host, Pick, Sites
 from mmsae.hosts.capture import Picked
+from mmsae.hosts.gradient import Gradient, Objective
 from mmsae.hosts.hooks import Done
 from mmsae.hosts.lvlm.cache import cached
 from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, has_cls, layouts, place
@@ -203,6 +204,9 @@ class LVLMHost(Host):
     @torch.no_grad()
     def forward(self, batch: ImageTextBatch, **options: Any) -> Any:
         """The model's own output for a batch, without cache; ``logits`` are ``(B, L, V)``."""
+        return self._forward(batch, **options)
+
+    def _forward(self, batch: ImageTextBatch, **options: Any) -> Any:
         with self._about(batch) as inputs:
             if not hasattr(getattr(self.model, "model", None), "get_rope_index"):  # Qwen-VL finds positions itself
                 position = inputs["attention_mask"].long().cumsum(1) - 1
@@ -228,7 +232,7 @@ class LVLMHost(Host):
 
     # Reading and replacing.
 
-    def capture(self, batch: ImageTextBatch, sites: str | Sites | None = None) -> Tokens:
+    def capture(self, batch: ImageTextBatch, sites: str | Sites | None = None, gradient: Gradient = "") -> Tokens:
         """Image and text segments of a batch of :attr:`collate`, as :meth:`Host.capture`.
 
         ``sites`` may be a module, whose ``image`` and ``text`` tokens are taken (``"layers.2:out"``). A segment may be
@@ -236,7 +240,7 @@ class LVLMHost(Host):
         """
         if isinstance(sites, str):
             sites = self.sites(sites) if "[" not in sites else [sites]
-        return super().capture(batch, self.default_sites() if sites is None else sites)
+        return super().capture(batch, self.default_sites() if sites is None else sites, gradient)
 
     def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         return [(list(range(len(targets))), partial(self.forward, batch))]
@@ -299,6 +303,12 @@ class LVLMHost(Host):
             item = owners.to(x.device)[item] if len(owners) == len(tokens) else item  # else several, or tiles
         return Picked(tokens, Where(item, position, torch.ones_like(item, dtype=torch.bool), special[keep]), keep)
 
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """``lm``: cross-entropy of question and answer, which is 0 for what no predicted token comes after."""
+        return {"lm": Objective("lm", lambda host, batch: host._text_loss(batch).ce)}
+
+    @torch.no_grad()
     def loss(
         self,
         batch: ImageTextBatch,
@@ -315,7 +325,10 @@ class LVLMHost(Host):
         with ExitStack() as stack:
             for site, fn in edits.items() if isinstance(edits, Mapping) else edits:
                 stack.enter_context(self.edit(site, fn))
-            logits = self.forward(batch).logits
+            return self._text_loss(batch, targets)
+
+    def _text_loss(self, batch: ImageTextBatch, targets: str = "text") -> TextLoss:
+        logits = self._forward(batch).logits
         ids, attention = (batch.inputs[k].to(logits.device) for k in ("input_ids", "attention_mask"))
         position = attention.long().cumsum(1) - 1
         keep = (select(targets, batch.inputs["kinds"].to(logits.device)) & (position > 0))[:, 1:]
