@@ -104,6 +104,7 @@ class HostActivations(lightning.LightningDataModule):
             self.mixing.capacity,
             sites=self.chosen_sites,
             quotas=self.mixing.quotas,
+            half=self.mixing.refill_at_half,
             gradient=gradient,
             seed=self.seed * 2**20 + rank,
         )

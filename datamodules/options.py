@@ -75,6 +75,8 @@ class Mixing:
     """Pairs (token sites: rows per modality) per batch and rank."""
     quotas: dict[str, int] | None = None
     """``{modality: rows per batch}`` for token sites."""
+    refill_at_half: bool = False
+    """Whether the buffer is emptied by half and then filled up (FAST), in place of one batch for what comes in."""
 
     def __post_init__(self) -> None:
         if self.capacity < self.batch_size:

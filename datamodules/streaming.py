@@ -8,9 +8,11 @@ from typing import Literal
 from datamodules.host_activations import HostActivations
 from datamodules.options import Loading, Mixing, Reading
 from mmsae.activations import CaptureLoader, StreamingLoader
+from mmsae.hosts import Host
 from mmsae.hosts.gradient import reading
 from mmsae.options import flat
 from mmsae.shards import ExactLoader, Reader, Sources, TrainLoader
+from mmsae.shards.batches import Collate
 from mmsae.types import InputError
 
 
@@ -31,6 +33,30 @@ class PairMixing(Mixing):
         return self.buffer_pairs
 
 
+@dataclass(frozen=True)
+class Conversations:
+    """What vision-language hosts read of a sample, and in which sequences."""
+
+    text: Literal["question", "question+answer"] = "question"
+    """What they read: ``question``: json's ``question`` (else the caption), the answer's turn empty;
+    ``question+answer``: whole conversations."""
+    max_tokens: int | None = None
+    """Largest number of tokens of a sequence; longer texts lose their last words. Default: the host's context."""
+    packing: Literal["none", "shared", "separate"] = "none"
+    """``none``: every conversation is a sequence of its own (FAST). ``shared``: they follow each other in sequences of
+    up to ``max_tokens`` and see all before them. ``separate``: they stand there and see themselves alone."""
+
+    def collate(self, host: Host, made: Collate | None) -> Collate | None:
+        """The host's collate, limited and packed as asked."""
+        if self.max_tokens is None and self.packing == "none":
+            return made
+        if made is None:
+            asked = f"max_tokens is {self.max_tokens} and packing {self.packing}"
+            raise InputError(f"{asked}, but host {host.hint} reads captions: it has no conversations")
+        made = made if self.max_tokens is None else made.limited(self.max_tokens)
+        return made if self.packing == "none" else host.packer(made, self.packing == "separate")
+
+
 @flat
 class StreamingActivations(HostActivations):
     """Image-text shards through a frozen host and a mixing buffer.
@@ -48,8 +74,6 @@ class StreamingActivations(HostActivations):
         sites: ``{modality: site}``; the host's embeddings by default. ``{image: image.embed}`` reads images only.
         precision: ``fp32`` or ``bf16`` autocast of the host.
         seed: Seed of all orders.
-        text: What vision-language hosts read: ``question``: json's ``question`` (else the caption), the answer's turn
-            empty; ``question+answer``: whole conversations.
         gradient: Loss of the host whose gradients come with the rows (g-SAE): ``contrastive`` (image-text hosts; the
             samples of a forward pass are each other's negatives), ``classifier`` (the host's own head; samples need
             ``cls``) or ``lm`` (vision-language hosts); empty: none.
@@ -64,15 +88,15 @@ class StreamingActivations(HostActivations):
         sites: dict[str, str] | None = None,
         precision: str = "fp32",
         seed: int = 0,
-        text: Literal["question", "question+answer"] = "question",
         gradient: Literal["", "contrastive", "classifier", "lm"] = "",
+        conversations: Conversations = Conversations(),
         mixing: PairMixing = PairMixing(),
         reading: Reading = Reading(),
         loading: Loading = Loading(),
     ) -> None:
         super().__init__(host, sites, d_in, precision, loading, mixing, seed)
-        self.shards, self.val_shards, self.text, self.reading = shards, val_shards, text, reading
-        self.gradient = gradient
+        self.shards, self.val_shards, self.reading = shards, val_shards, reading
+        self.conversations, self.text, self.gradient = conversations, conversations.text, gradient
 
     def train_dataloader(self) -> StreamingLoader:
         _, world = self.ranks()
@@ -94,10 +118,12 @@ class StreamingActivations(HostActivations):
 
     def _pipeline(self, sources: Sources, epoch: int | None) -> TrainLoader | ExactLoader:
         host = self.loaded_host
+        made = reading(host, self.modalities, self.text, self.gradient)
+        made["collate"] = self.conversations.collate(host, made["collate"])
         reader = Reader.of(
             batch_size=host.batch_size(self.mixing.read_batch),
             caption_field=self.reading.caption_field,
-            **reading(host, self.modalities, self.text, self.gradient),
+            **made,
         )
         pin_memory = host.device.type == "cuda"
         return self.reading.pipeline(sources, reader, epoch, self.seed, self.ranks(), pin_memory)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE, TEXT = "image", "text"
+#: What a token of a conversation is; ``Tokens.role`` holds places in this list.
+ROLES = ("padding", "special", "template", "question", "answer", "image", "break")
 
 
 class Faults(NamedTuple):
@@ -61,6 +63,8 @@ class Tokens(NamedTuple):
     faults: Faults | None = None  #: What was dropped while this batch was read.
     #: ``{modality: (N_m, d_m)}`` gradient of the host's loss at the activations, where the data procedure takes it.
     grad: dict[str, Tensor] | None = None
+    #: ``{modality: (N_m,) uint8}`` places in :data:`ROLES` (sites of conversations only).
+    role: dict[str, Tensor] | None = None
 
     @classmethod
     def pooled(cls, x: dict[str, Tensor], uids: list[str] | None = None, faults: Faults | None = None) -> Tokens:

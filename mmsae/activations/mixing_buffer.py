@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmsae.types import InputError, Tokens
 
-CARRIED = ("x", "grad")  # fields of Tokens that a row keeps
+CARRIED = ("x", "grad", "special", "role")  # fields of Tokens that a row keeps
 Column = tuple[str, str]  # modality and field
 
 
@@ -27,22 +27,31 @@ class MixingBuffer:
         batch_size: Units per batch.
         seed: Seed of the draws.
         quotas: ``{modality: rows per batch}`` for token sites; ``batch_size`` for each by default.
+        half: Give batches until the buffer is half empty, then fill it up (FAST, arXiv 2506.07691), in place of making
+            room for what comes in and no more.
 
     Raises:
         InputError: A batch is larger than the buffer.
     """
 
-    def __init__(self, capacity: int, batch_size: int, seed: int = 0, quotas: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        batch_size: int,
+        seed: int = 0,
+        quotas: Mapping[str, int] | None = None,
+        half: bool = False,
+    ) -> None:
         if max([batch_size, *(quotas or {}).values()]) > capacity:
             raise InputError(
                 f"buffer: its capacity is {capacity}, a batch of {batch_size} {dict(quotas or {})} needs more"
             )
-        self.capacity, self.batch_size, self.quotas = capacity, batch_size, dict(quotas or {})
+        self.capacity, self.batch_size, self.quotas, self.half = capacity, batch_size, dict(quotas or {}), half
         self._generator = torch.Generator().manual_seed(seed)
         self._pools: dict[str, _Pool] = {}
 
     def mix(self, stream: Iterable[Tokens], drain: bool = True) -> Iterator[Tokens]:
-        """Batches of mixed rows with their gradients; positions and uids are not kept.
+        """Batches of mixed rows with their gradients and flags; positions and uids are not kept.
 
         At the end of the stream ``drain`` gives what is left (the last batch may be smaller) instead of dropping it.
         """
@@ -80,6 +89,8 @@ class MixingBuffer:
         full = lambda: any(p.room() < len(next(iter(groups[g].values()))) for g, p in self._pools.items())  # noqa: E731
         while full() and ready():
             yield self._take()
+            while self.half and ready() and all(2 * p.n > self.capacity for p in self._pools.values()):
+                yield self._take()
         for g, x in groups.items():
             self._pools[g].add(x)
 

@@ -27,6 +27,7 @@ class StreamingLoader:
         capacity: Units in the buffer.
         sites: ``{modality: site}``; the host's embeddings by default.
         quotas: ``{modality: rows per batch}`` for token sites.
+        half: See :class:`MixingBuffer`.
         gradient: Loss of the host whose gradients come with the rows, see :meth:`mmsae.hosts.Host.read`; empty: none.
         seed: Seed of the buffer's draws; give ranks different ones.
     """
@@ -41,11 +42,13 @@ class StreamingLoader:
         *,
         sites: Mapping[str, Site | str] | None = None,
         quotas: Mapping[str, int] | None = None,
+        half: bool = False,
         gradient: str = "",
         seed: int = 0,
     ) -> None:
         self.host, self.pipeline, self.n_batches, self.sites = host, pipeline, n_batches, sites
         self.batch_size, self.capacity, self.quotas, self.seed = batch_size, capacity, quotas, seed
+        self.half = half
         self._capture = _capture(host, sites, gradient)
         self.epoch, self.batch, self._begun = 0, 0, False
         self._faults = FaultLog()
@@ -60,7 +63,7 @@ class StreamingLoader:
         self._begun = False
         if self._running is None:
             seed = hash((self.seed, self.epoch, self.batch)) % 2**63  # of integers: equal in every process
-            buffer = MixingBuffer(self.capacity, self.batch_size, seed, self.quotas)
+            buffer = MixingBuffer(self.capacity, self.batch_size, seed, self.quotas, self.half)
             self._running = buffer.mix(self._captured())
         return self._run(self.batch)
 

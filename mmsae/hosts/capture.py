@@ -23,6 +23,7 @@ class Rows(NamedTuple):
     position: Tensor | None = None  #: ``(N,)`` int64, which token; None for pooled sites.
     special: Tensor | None = None  #: ``(N,)`` bool, class, register, BOS, EOS or padding token; None for pooled sites.
     grad: Tensor | None = None  #: ``(N, d)`` float32 derivative of a loss of the host by ``x``, where it was asked for.
+    role: Tensor | None = None  #: ``(N,)`` uint8, places in :data:`mmsae.types.ROLES`; None but for conversations.
 
     @staticmethod
     def tokens(rows: Mapping[str, Rows], batch: ImageTextBatch) -> Tokens:
@@ -96,7 +97,7 @@ def collect(taps: Sequence[Callable[[Use], AbstractContextManager]], run: Callab
     def recorder(i: int) -> Use:
         def record(rows: Tensor, where: Where) -> Tensor:
             # cloned at once: the host may go on in place (ReLU) on this very memory
-            got[i] = Rows(rows.clone(), where.item, where.position, where.special)
+            got[i] = Rows(rows.clone(), where.item, where.position, where.special, role=where.role)
             if all(g is not None for g in got):
                 raise Done
             return rows
@@ -130,7 +131,7 @@ def differentiate(
         def record(rows: Tensor, where: Where) -> Tensor:
             if i in added:
                 raise InputError(f"gradient {name}: the host computes a site more than once; it has no one gradient.")
-            got[i] = Rows(rows.detach().clone(), where.item, where.position, where.special)
+            got[i] = Rows(rows.detach().clone(), where.item, where.position, where.special, role=where.role)
             added[i] = torch.zeros_like(rows).requires_grad_()
             return rows + added[i]
 

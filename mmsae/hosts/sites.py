@@ -73,6 +73,8 @@ class Where(NamedTuple):
     branch: Tensor | None = None  #: ``(N,)`` :data:`COND` or :data:`UNCOND`, in a diffusion pipeline; else None.
     #: Which step of a generation is under way, counted from 0; None outside of one (text encoders too).
     step: int | None = None
+    #: ``(N,) uint8``, places in :data:`mmsae.types.ROLES`: what the tokens of a conversation are; else None.
+    role: Tensor | None = None
 
     def prefill(self) -> bool:
         """Whether the call reads the prompt (as it always is on hosts that do not decode) or what was generated.

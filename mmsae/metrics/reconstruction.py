@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mmsae.types import ROLES
+
 JOINT = "joint"
 
 
@@ -63,6 +65,38 @@ class ReconstructionMetrics(Metric):
             out[f"explained_variance/{m}"] = 1 - sse / sst
             out[f"cosine/{m}"] = cos / n
         return out
+
+
+class FlaggedError(Metric):
+    """Mean squared error of the rows that have a flag, in raw units, over rows and features of all modalities.
+
+    ``mse/special`` is that of class, BOS, EOS, padding and template tokens, and ``mse/role/NAME`` that of every role of
+    a conversation: of data that carry these flags. In means over all rows they are lost: they are few, and of other
+    size. States are float64 sums, added over ranks.
+    """
+
+    full_state_update = False
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.names = ("special", *(f"role/{role}" for role in ROLES))
+        for name in ("sse", "n"):
+            self.add_state(name, torch.zeros(len(self.names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, x_hat: Tensor, x: Tensor, special: Tensor | None = None, role: Tensor | None = None) -> None:
+        """Add rows ``(N, d)`` with their flags ``(N,)``, or nothing (every rank must have states to sum)."""
+        if special is None and role is None:
+            return
+        error = (x_hat.detach().double() - x.detach().double()).square().sum(1)
+        none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        flags = [none if special is None else special.bool()]
+        flags += [none if role is None else role == i for i in range(len(ROLES))]
+        flagged = torch.stack(flags).double()
+        self.sse, self.n = self.sse + flagged @ error, self.n + x.shape[1] * flagged.sum(1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``{"mse/special": ..., "mse/role/answer": ...}``, of the flags that some row had."""
+        return {f"mse/{name}": self.sse[i] / self.n[i] for i, name in enumerate(self.names) if self.n[i] > 0}
 
 
 class FVU(ReconstructionMetrics):

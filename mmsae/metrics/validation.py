@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mmsae.kernels.pairs import code_cosine, code_norm
-from mmsae.metrics.reconstruction import ReconstructionMetrics
+from mmsae.metrics.reconstruction import FlaggedError, ReconstructionMetrics
 from mmsae.metrics.sparsity import Sparsity, summed
 from mmsae.types import Codes, SAEOutput, Tokens
 
@@ -56,6 +56,8 @@ class PairCosine(Metric):
 class ValidationMetrics(nn.Module):
     """FVU, explained variance and cosine (per modality and joint), L0, dead and hub shares, code cosine of pairs.
 
+    Where tokens carry flags, the squared error of each flag, too (:class:`FlaggedError`).
+
     Args:
         modalities: Modality names.
         d_in: ``{modality: width}``.
@@ -65,6 +67,7 @@ class ValidationMetrics(nn.Module):
     def __init__(self, modalities: Sequence[str], d_in: Mapping[str, int], d_sae: int):
         super().__init__()
         self.reconstruction = ReconstructionMetrics(d_in)
+        self.flagged = FlaggedError()
         self.sparsity = nn.ModuleDict({m: Sparsity(d_sae) for m in modalities})
         self.pairs = PairCosine(d_sae)
 
@@ -74,6 +77,8 @@ class ValidationMetrics(nn.Module):
         self.reconstruction.update({m: out.x_hat for m, out in outputs.items()}, {m: batch.x[m] for m in outputs})
         for m, out in outputs.items():
             self.sparsity[m].update(out.codes)
+            special, role = ((column or {}).get(m) for column in (batch.special, batch.role))
+            self.flagged.update(out.x_hat, batch.x[m], special, role)
         paired = len(outputs) == 2 and batch.paired()
         self.pairs.update(*(out.codes for out in outputs.values()) if paired else ())
 
@@ -86,9 +91,9 @@ class ValidationMetrics(nn.Module):
                 report[f"l0/{m}"] = stats.l0
                 report[f"dead/{m}"] = stats.dead_fraction
                 report[f"hub/{m}"] = stats.hub_fraction
-        return report | self.pairs.compute()
+        return report | self.flagged.compute() | self.pairs.compute()
 
     def reset(self) -> None:
         """Forget everything."""
-        for module in (self.reconstruction, *self.sparsity.values(), self.pairs):
+        for module in (self.reconstruction, self.flagged, *self.sparsity.values(), self.pairs):
             module.reset()

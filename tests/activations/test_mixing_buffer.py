@@ -110,3 +110,26 @@ def test_gradients_stay_with_their_rows():
         seen = list(MixingBuffer(30, 5).mix(stream(tokens)))
         assert all(torch.equal(b.grad["image"], 10 * b.x["image"].expand(-1, 3)) for b in seen)
         assert all(set(b.grad) == {"image"} for b in seen)
+
+
+def test_half_of_the_buffer_is_given_and_filled_again():
+    came, given = 0, []
+
+    def stream():
+        nonlocal came
+        for t in pairs(1000, 25):
+            came += len(t.x["image"])
+            given.append(0)
+            yield t
+
+    buffer, seen = MixingBuffer(100, 10, 3, half=True), []
+    for b in buffer.mix(stream(), drain=False):
+        given[-1] += 10
+        seen += b.x["image"][:, 0].int().tolist()
+        assert len(b.x["image"]) == 10 and torch.equal(b.x["text"], -b.x["image"])
+    assert given[:9] == [0, 0, 0, 0, 50, 0, 50, 0, 50] and set(given) == {0, 50}
+    assert len(set(seen)) == len(seen) and len(seen) + len(buffer) == came == 1000
+    again = ids(MixingBuffer(100, 10, 3, half=True).mix(pairs(1000, 25), drain=False))
+    assert sum(again, []) == seen  # noqa: RUF017
+    whole = ids(MixingBuffer(100, 10, 3, half=True).mix(pairs(1000, 25)))
+    assert sorted(sum(whole, [])) == list(range(1000))  # noqa: RUF017

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from mmsae.metrics import FVU, ReconstructionMetrics, fvu
+from mmsae.metrics.reconstruction import FlaggedError
+from mmsae.types import ROLES
 
 
 def data(n=200, d=6, seed=0):
@@ -70,3 +72,27 @@ def test_unseen_modality_is_left_out_and_empty_is_nan():
     metric.update({"image": torch.ones(3, 2)}, {"image": torch.eye(3, 2)})
     assert "fvu/text" not in metric.compute() and "fvu/image" in metric.compute()
     assert FVU(2).compute().isnan()
+
+
+def test_errors_of_flags_are_masked_errors():
+    g = torch.Generator().manual_seed(0)
+    x, x_hat = {}, {}
+    for m, d in (("image", 3), ("text", 5)):
+        x[m], x_hat[m] = torch.randn(40, d, generator=g), torch.randn(40, d, generator=g)
+    role = {"image": torch.full((40,), 5), "text": torch.randint(1, 5, (40,), generator=g)}
+    special = {"image": torch.zeros(40, dtype=torch.bool), "text": role["text"] < 3}
+    metric = FlaggedError()
+    for part in (slice(0, 7), slice(7, 40)):
+        for m in x:
+            metric.update(x_hat[m][part], x[m][part], special[m][part], role[m][part].to(torch.uint8))
+    want = {"special": {m: s for m, s in special.items()}}
+    want |= {f"role/{name}": {m: r == i for m, r in role.items()} for i, name in enumerate(ROLES)}
+    report = metric.compute()
+    assert set(report) == {f"mse/{n}" for n, on in want.items() if any(o.any() for o in on.values())}
+    for name, on in want.items():
+        if f"mse/{name}" in report:
+            squares = torch.cat([(x[m] - x_hat[m])[on[m]].double().square().flatten() for m in x])
+            assert float(report[f"mse/{name}"]) == pytest.approx(float(squares.mean()))
+    only = FlaggedError()
+    only.update(x_hat["text"], x["text"], special["text"])
+    assert set(only.compute()) == {"mse/special"}

@@ -24,6 +24,7 @@ from mmsae.hosts.hooks import Done
 from mmsae.hosts.lvlm.cache import cached
 from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, has_cls, layouts, place
 from mmsae.hosts.lvlm.load import decoder_path, plain_config
+from mmsae.hosts.lvlm.packing import PLACES, SEGMENTS, Packer, own_attention
 from mmsae.hosts.lvlm.prompt import Collator, TextChoice
 from mmsae.hosts.lvlm.tokens import (
     MEANS,
@@ -80,7 +81,7 @@ class LVLMHost(Host):
 
     def __init__(self, model: nn.Module, processor: Any, hint: str = "", device: str | torch.device | None = None):
         check_processor(processor, model, hint)
-        self.processor, self._known = processor, None
+        self.processor, self._known, self._packed = processor, None, None
         self.decoder = decoder_path(model)
         super().__init__(model, hint, model.device if device is None else device)
         image = getattr(model.config, "image_token_id", None)
@@ -94,6 +95,22 @@ class LVLMHost(Host):
     def collator(self, text: TextChoice = "question", padding_side: str = "left") -> Collator:
         """What makes batches; holds no weights. ``text``: whether answers are part of the sequence."""
         return Collator(self.processor, self.vocabulary, self.context_length, text, padding_side)
+
+    def packer(self, collator: Collator, separate: bool) -> Packer:
+        """What packs the conversations of a batch into blocks, for models in which that is known to be right.
+
+        ``separate``: each conversation sees itself alone, which takes a mask that the model's attention must take.
+        """
+        text, why = self.model.config.get_text_config(), ""
+        if self._finds_positions:
+            why = "it finds the positions of its images itself, one conversation a sequence"
+        elif separate and text._attn_implementation not in ("eager", "sdpa"):
+            why = f"its attention is {text._attn_implementation}, which takes no mask of blocks (eager and sdpa do)"
+        elif separate and (getattr(text, "sliding_window", None) or 1e9) < collator.context_length:
+            why = f"its attention slides over {text.sliding_window} tokens, which a mask of blocks would widen"
+        if why:
+            raise InputError(f"packing: host {self.hint} cannot pack conversations: {why}; take packing none")
+        return Packer(collator, separate)
 
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
         return {"transform": None, "tokenize": None, "collate": self.collator(text)}
@@ -186,8 +203,8 @@ class LVLMHost(Host):
         """The model's arguments of a batch; what its tokens are is known while the context is open."""
         if batch.inputs is None:
             raise InputError(f"host {self.hint} needs batches of its own collate; this one has no processor inputs.")
-        accepted, before = self._accepted, self._known
-        self._known = batch.inputs.get("kinds")
+        accepted, before = self._accepted, (self._known, self._packed)
+        self._known, self._packed = batch.inputs.get("kinds"), batch.inputs if SEGMENTS in batch.inputs else None
         try:
             yield {
                 k: v.to(self.device, self.model.dtype if v.is_floating_point() else None, non_blocking=True)
@@ -195,7 +212,12 @@ class LVLMHost(Host):
                 if k in accepted
             }
         finally:
-            self._known = before
+            self._known, self._packed = before
+
+    @property
+    def _finds_positions(self) -> bool:
+        """Whether the model finds the positions of its tokens itself, of images in two dimensions (Qwen-VL)."""
+        return hasattr(getattr(self.model, "model", None), "get_rope_index")
 
     @cached_property
     def _accepted(self) -> set[str]:
@@ -208,7 +230,9 @@ class LVLMHost(Host):
 
     def _forward(self, batch: ImageTextBatch, **options: Any) -> Any:
         with self._about(batch) as inputs:
-            if not hasattr(getattr(self.model, "model", None), "get_rope_index"):  # Qwen-VL finds positions itself
+            if "position_ids" in inputs:
+                inputs["attention_mask"] = own_attention(batch.inputs[SEGMENTS].to(self.device), self.model.dtype)
+            elif not self._finds_positions:
                 position = inputs["attention_mask"].long().cumsum(1) - 1
                 inputs["position_ids"] = position.clamp(min=0)
             return self.model(**inputs, use_cache=False, **options)
@@ -277,15 +301,21 @@ class LVLMHost(Host):
         prompt = known.shape[1] if known is not None else 0 if ids.shape[1] == 1 else None
         tokens = to_tokens(x, target.layout)
         keep = select(target.tokens, kinds)
+        packed = self._packed
+        if packed is not None:
+            segment, position = (packed[k].to(x.device) for k in (SEGMENTS, PLACES))
         if target.tokens in MEANS:
+            if packed is not None:
+                raise InputError(f"{target} is a mean over a conversation, and conversations are packed into blocks.")
             rows, has = means.add(tokens.float(), keep, start)
             item = has.nonzero()[:, 0]
             image = torch.full_like(item, target.tokens == "image_mean", dtype=torch.bool)
             picked = PickedMeans(tokens, Where(item, None, image, None, start, prompt), keep, rows[has])
         else:
-            item = keep.nonzero()[:, 0]
+            item = keep.nonzero()[:, 0] if packed is None else segment[keep]
             kinds, position = kinds[keep], position[keep]
-            picked = Picked(tokens, Where(item, position, kinds >= PATCH, flagged(kinds), start, prompt), keep)
+            where = Where(item, position, kinds >= PATCH, flagged(kinds), start, prompt, role=kinds)
+            picked = Picked(tokens, where, keep)
         return None if start and not len(item) else picked
 
     def _pick_in_tower(self, target: Target, x: Tensor) -> Picked:
@@ -299,7 +329,9 @@ class LVLMHost(Host):
         keep = {"all": torch.ones_like(special), "patches": ~special, "cls": special}[target.tokens]
         item, position = keep.nonzero(as_tuple=True)
         if self._known is not None:
-            owners = (self._known >= PATCH).any(1).nonzero()[:, 0]
+            is_image = self._known >= PATCH
+            packed = self._packed
+            owners = is_image.any(1).nonzero()[:, 0] if packed is None else packed[SEGMENTS][is_image].unique()
             item = owners.to(x.device)[item] if len(owners) == len(tokens) else item  # else several, or tiles
         return Picked(tokens, Where(item, position, torch.ones_like(item, dtype=torch.bool), special[keep]), keep)
 

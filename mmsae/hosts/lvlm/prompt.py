@@ -5,6 +5,7 @@ Holds the processor and no weights, so that workers may have a copy.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
@@ -81,6 +82,14 @@ class Collator:
         self.image_token = processor.tokenizer.convert_ids_to_tokens(vocabulary.image)
         self._special = _special_tokens(processor, self.image_token)
         self._templates: dict[tuple[int, bool], Template] = {}
+
+    def limited(self, max_tokens: int) -> Collator:
+        """The same for sequences of at most so many tokens."""
+        if max_tokens < 1:
+            raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
+        other = copy.copy(self)
+        other.context_length = min(self.context_length, max_tokens)
+        return other
 
     def __call__(self, samples: Sequence[Any]) -> ImageTextBatch:
         """A batch of samples (:class:`mmsae.shards.Sample`: image or list of images or None, caption, meta)."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mmsae.hosts.sites import Where
-from mmsae.types import IMAGE, TEXT, InputError
+from mmsae.types import IMAGE, ROLES, TEXT, InputError
 
-PAD, SPECIAL, TEMPLATE, QUESTION, ANSWER, PATCH, BREAK = range(7)
+PAD, SPECIAL, TEMPLATE, QUESTION, ANSWER, PATCH, BREAK = range(len(ROLES))  # in their order
 
 #: ``{policy: modality of the site}``; a site of ``all`` is of the sequence, which is the language model's.
 POLICIES = {"image": IMAGE, "text": TEXT, "text_all": TEXT, "all": TEXT, "image_mean": IMAGE, "text_mean": TEXT}

@@ -9,11 +9,15 @@ from datamodules import CachedActivations, StreamingActivations
 from mmsae.activations import ActivationStore, StoreLoader, extract, write_store
 from mmsae.cli import main
 from mmsae.hosts import load_host
+from mmsae.sae import SAE, AffineEncoder, Dictionary, GradientTopK, PerModalityEncoder
 from mmsae.shards import Reader, ShardWriter, make_pipeline
+from mmsae.training.lit import LitSAE
 from mmsae.types import InputError
 from tests.helpers.encoders import MODELS, WORDS, save_local
+from tests.helpers.lit import trainer
 from tests.helpers.lvlm import llava
 from tests.helpers.stores import contents, image_bytes
+from tests.helpers.training import ROOT, fit
 
 QUIET = {"workers": 0, "progress": False, "device": "cpu"}
 
@@ -144,3 +148,32 @@ def test_what_underflows_is_refused(world, tmp_path, capsys):
             main([*command, "--gradient", "contrastive", "--device", "cpu", *odd])
         assert "underflow" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_the_recipe_of_g_sae_trains_from_a_store(tmp_path):
+    x = {"image": torch.randn(300, 16)}
+    store = write_store(tmp_path / "s", x, grad={"image": torch.randn(300, 16)})
+    recipe = str(ROOT / "configs" / "train" / "gradient_topk_store.yaml")
+    done = fit(store, tmp_path / "run", "--trainer.max_steps", "20", recipe=recipe)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sae = SAE.from_pretrained(tmp_path / "run" / "sae")
+    assert sae.selector.name == "gradient_topk" and 0 < sae.selector.sum_ and sae.selector.weight_ > 0
+    without = fit(write_store(tmp_path / "t", x), tmp_path / "no", "--trainer.max_steps", "2", recipe=recipe)
+    assert without.returncode == 2 and "needs gradients of the host's loss to train" in without.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_g_sae_trains_and_validates_on_a_stream(world, tmp_path):
+    host, shards = world
+    options = {"batch_size": 8, "buffer_pairs": 16, "read_batch": 12, "workers": 0, "shuffle": 1, "epoch_batches": 4}
+    sites = {"image": "visual.transformer.resblocks.1:out[patches]", "text": "transformer.resblocks.1:out[mask]"}
+    data = StreamingActivations(shards, host, val_shards=shards, gradient="contrastive", sites=sites, **options)
+    sae = SAE(
+        selector=GradientTopK(4),
+        dictionaries={m: Dictionary() for m in sites},
+        encoder=PerModalityEncoder(AffineEncoder()),
+        d_sae=48,
+    )
+    module, on = LitSAE(sae, normaliser_rows=64), trainer(tmp_path, 6, val_check_interval=2)
+    on.fit(module, datamodule=data)
+    assert (sae.selector.weight_ > 0).all() and "val/fvu/text" in on.callback_metrics
