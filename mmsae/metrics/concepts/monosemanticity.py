@@ -87,22 +87,55 @@ class Monosemanticity(Metric):
         self.low = torch.minimum(self.low, a.amin(0))
         self.high = torch.maximum(self.high, a.amax(0))
 
+    def scaled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over samples of activations scaled to [0, 1] ``(F,)``, of their squares, and of ``a e (F, width)``."""
+        n, span = self.n.double(), self.high - self.low
+        safe = torch.where(span > 0, span, 1.0)
+        first = (self.sum_a - n * self.low) / safe
+        second = (self.sum_aa - 2 * self.low * self.sum_a + n * self.low.square()) / safe.square()
+        return first, second, (self.weighted - self.low[:, None] * self.total) / safe[:, None]
+
     def compute(self) -> MonosemanticityScores:
         """Scores over everything that all ranks have seen."""
         n, span = self.n.double(), self.high - self.low
-        safe = torch.where(span > 0, span, 1.0)
-        first = (self.sum_a - n * self.low) / safe  # sums of scaled activations and of their squares
-        second = (self.sum_aa - 2 * self.low * self.sum_a + n * self.low.square()) / safe.square()
-        g = (self.weighted - self.low[:, None] * self.total) / safe[:, None]
+        first, second, g = self.scaled()
         pairs = first.square() - second
         # one sample at 1 and the rest at 0 leaves 0, up to the rounding of sums whose terms were of the size of low
-        floor = 1e-12 * n * (1 + (self.low / safe).square())
+        floor = 1e-12 * n * (1 + (self.low / torch.where(span > 0, span, 1.0)).square())
         kind = torch.where(pairs > floor, 0, KINDS.index("single"))
         flat = torch.where(self.high == 0, KINDS.index("dead"), KINDS.index("constant"))
         kind = torch.where(span > 0, kind, flat)
         score = torch.where(kind == 0, (g.square().sum(1) - second) / pairs, torch.nan)
         chance = (self.total.square().sum() - n) / (n * n - n)
         return MonosemanticityScores(score, kind, chance.item(), int(self.n))
+
+
+def cross_monosemanticity(image: Monosemanticity, text: Monosemanticity) -> Tensor:
+    """``(F,)`` float64: are the images and the texts that a feature answers to alike (MMS, arXiv 2601.20028)?
+
+    ``MMS = sum_{a,b} a_a b_b <e_a, e_b> / sum_{a,b} a_a b_b`` over all images a and texts b, activations scaled to
+    [0, 1] in each modality, with embeddings of a judge that has both in one space and is not the host. Images and texts
+    need not be pairs. 0 where a feature varies on one modality alone (it is split), NaN where it does on none. What
+    all ranks have seen counts. The form is [R].
+
+    Args:
+        image: Has seen the images.
+        text: Has seen the texts, with features in the same order.
+
+    Raises:
+        InputError: Another number of features or width of embeddings.
+    """
+    if image.weighted.shape != text.weighted.shape:
+        raise InputError(
+            f"images have {tuple(image.weighted.shape)} features and widths of embeddings, "
+            f"texts {tuple(text.weighted.shape)}: they must be equal"
+        )
+    with image.sync_context(), text.sync_context():
+        (a, _, g), (b, _, h) = image.scaled(), text.scaled()
+        varies = [m.high > m.low for m in (image, text)]
+    both = varies[0] & varies[1]
+    score = torch.where(both, (g * h).sum(1) / torch.where(both, a * b, 1.0), 0.0)
+    return torch.where(varies[0] | varies[1], score, torch.nan)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmsae.metrics.concepts.monosemanticity import KINDS, Monosemanticity, monosemanticity
+from mmsae.metrics.concepts.monosemanticity import KINDS, Monosemanticity, cross_monosemanticity, monosemanticity
 from mmsae.types import Codes, InputError
 
 E1 = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
@@ -96,3 +96,36 @@ def test_rows_must_agree():
         monosemanticity(torch.rand(3, 2), torch.rand(4, 2))
     with pytest.raises(InputError, match="3 rows of features for 4"):
         Monosemanticity(2, 2).update(torch.rand(3, 2), torch.rand(4, 2))
+
+
+def seen(a, e):
+    metric = Monosemanticity(a.shape[1], e.shape[1])
+    for part in torch.arange(len(a)).split(7):
+        metric.update(a[part], e[part])
+    return metric
+
+
+def test_over_modalities_it_is_the_double_sum():
+    """multimodal_saes, section 3: the linear form is the double sum, split latents score 0."""
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.rand(30, 5, generator=g, dtype=torch.float64), torch.rand(20, 5, generator=g, dtype=torch.float64)
+    e, f = torch.randn(30, 6, generator=g), torch.randn(20, 6, generator=g)
+    a[:, 1], b[:, 2] = 0.0, 0.4  # fires on texts alone; varies on images alone
+    a[:, 3], b[:, 3] = 0.0, 0.0
+    got = cross_monosemanticity(seen(a, e), seen(b, f))
+    cosine = torch.nn.functional.normalize(e.double(), dim=1) @ torch.nn.functional.normalize(f.double(), dim=1).T
+    for j in (0, 4):
+        x, y = ((v[:, j] - v[:, j].min()) / (v[:, j].max() - v[:, j].min()) for v in (a, b))
+        weight = torch.outer(x, y)
+        assert got[j].item() == pytest.approx(((weight * cosine).sum() / weight.sum()).item(), abs=1e-8)
+    assert got[1] == 0 and got[2] == 0 and got[3].isnan()
+
+
+def test_a_concept_of_both_modalities_scores_more_than_one_of_other_things():
+    kind = torch.arange(60) % 3
+    e = torch.nn.functional.one_hot(kind, 3).double()
+    same = cross_monosemanticity(seen(e, e), seen(e, e))
+    assert same == pytest.approx(1.0)
+    assert cross_monosemanticity(seen(e, e), seen(e.roll(1, 1), e)) == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(InputError, match=r"images have \(3, 3\).*texts \(2, 3\)"):
+        cross_monosemanticity(seen(e, e), seen(e[:, :2], e))
