@@ -46,6 +46,12 @@ def modalities_of(recipe: Path) -> tuple[str, ...]:
     return tuple(read_recipe(str(recipe))["model"]["sae"]["init_args"].get("modalities", PAIR))
 
 
+def needs_gradients(recipe: Path) -> bool:
+    """Whether a recipe ranks latents by the gradient of a host's loss, so that its data must bring one."""
+    selector = read_recipe(str(recipe))["model"]["sae"]["init_args"].get("selector", {})
+    return selector.get("class_path", "").endswith(".GradientTopK")
+
+
 def terms_of(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """``(class name, arguments)`` of a recipe's loss terms; the arguments may be changed in place."""
     return [(t["class_path"].rpartition(".")[2], t.setdefault("init_args", {})) for t in model["losses"]]
@@ -71,10 +77,11 @@ def sized(recipe: Path, size: Size, scale: Sequence[str] = (), strength: float =
         arguments["modalities"] = list(size.modalities)
     for part in ("selector", "encoder"):
         inner = arguments.get(part, {}).get("init_args", {})
-        whole = arguments.get(part, {}).get("class_path", "").rpartition(".")[2] not in FRACTIONAL
-        for name in ("k", "steps"):
-            if name in inner:
-                inner[name] = math.ceil(size.k) if whole else size.k
+        name = arguments.get(part, {}).get("class_path", "").rpartition(".")[2]
+        for budget in {"k", "steps"} & inner.keys():
+            inner[budget] = size.k if name in FRACTIONAL else math.ceil(size.k)
+            while name == "GroupMax" and size.d_sae % inner[budget]:  # groups are of equal size
+                inner[budget] += 1
         if "every" in inner:
             inner["every"] = max(1, size.steps // 200)
     for name, inner in terms_of(model):

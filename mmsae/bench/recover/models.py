@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsae.bench.recover.measures import recovery
 from mmsae.bench.recover.worlds import KnownWorld
-from mmsae.bench.sized import CONTROLS, SPARSITY, Size, modalities_of, sae_recipes, scaled_terms, sized
+from mmsae.bench.sized import CONTROLS, SPARSITY, Size, modalities_of, needs_gradients, sae_recipes, scaled_terms, sized
 from mmsae.sae import SAE, LossTerm
 from mmsae.training.plain import train
 from mmsae.types import Tokens
@@ -36,7 +36,9 @@ class Variant(NamedTuple):
         return scaled_terms(self.recipe, SPARSITY)
 
     def fits(self, world: str) -> bool:
-        """Whether the variant can be trained on a world: recipes for pairs need two modalities."""
+        """Whether the variant can be trained on a world: some recipes need two modalities, some gradients."""
+        if needs_gradients(self.recipe):
+            return world == "downstream"
         return len(modalities_of(self.recipe)) == 1 or world == "two_modalities"
 
 

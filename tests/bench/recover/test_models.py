@@ -1,5 +1,7 @@
 """Recipes at the size of a world."""
 
+from functools import lru_cache
+
 import pytest
 import torch
 
@@ -23,6 +25,21 @@ def test_no_training_starts_at_the_truth(world):
     sae, _ = model_of(variants()["topk"].recipe, made, 100)
     for m, atoms in made.atoms.items():
         assert match(sae.dictionary(m).rows().detach(), atoms, signed=True)[2].mean() < 0.6
+
+
+@pytest.mark.parametrize("name", variants())
+@pytest.mark.parametrize("world", ["downstream", "two_modalities"])
+def test_every_variant_that_fits_a_world_is_trained_on_it(name, world):
+    variant = variants()[name]
+    if not variant.fits(world):
+        pytest.skip("needs pairs, or gradients")
+    found = figures(variant, small_rows(world), 3)
+    assert 0 <= found["cosine"] <= 1 and 0 <= found["precision"] <= 1
+
+
+@lru_cache
+def small_rows(world):
+    return Rows.draw(WORLDS[world], 0, train=600, test=1400)
 
 
 def test_the_budget_is_the_worlds():
