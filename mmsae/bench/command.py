@@ -43,7 +43,7 @@ class SAEBench:
     worlds: tuple[str, ...] = ()
     """``recover``: worlds by name; default: all."""
     sae_steps: int | None = None
-    """Steps of every training; default: 1500 for ``recover``, 800 for ``multimodal``."""
+    """Steps of every training; default: 800, 200 with ``quick``."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def bench(
         from mmsae.bench.recover.run import bench_recover
 
         worlds = saes.worlds or (("independent", "hierarchical") if quick else ())
-        steps = saes.sae_steps or (200 if quick else 1500)
+        steps = saes.sae_steps or (200 if quick else 800)
         return bench_recover(root, saes.variants, worlds, seeds, steps, progress)
     from mmsae.bench.multimodal.run import Sizes as PairSizes
     from mmsae.bench.multimodal.run import bench_multimodal

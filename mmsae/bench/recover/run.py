@@ -25,7 +25,7 @@ def bench_recover(
     names: Sequence[str] = (),
     worlds: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 1500,
+    steps: int = 800,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The benchmark at any size; a folder may be gone on with by more variants, worlds and seeds.
