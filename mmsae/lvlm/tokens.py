@@ -50,7 +50,8 @@ def segment_sites(sae: SAE, host: Answers, allow_other_site: bool = False) -> di
 def encode_tokens(sae: SAE, tokens: Tokens) -> dict[str, Codes]:
     """``{modality: codes}`` of both segments; an SAE of one modality encodes either with it."""
     only = sae.modalities[0]
-    return {m: sae.encode(x, m if m in sae.modalities else only) for m, x in tokens.x.items()}
+    # jobs leave out samples that are not finite by themselves
+    return {m: sae.encode(x, m if m in sae.modalities else only, finite=False) for m, x in tokens.x.items()}
 
 
 def shown_image(host: Answers, batch: ImageTextBatch, number: int, original: Image.Image) -> Image.Image:

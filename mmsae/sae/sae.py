@@ -153,15 +153,28 @@ class SAE(nn.Module):
         codes = {m: Codes(*chosen[m], self.d_sae, m, found[m][2]) for m in found}
         return {m: (rows[m].target, pres[m], codes[m]) for m in found}
 
-    def encode(self, x: Tensor | np.ndarray, modality: str | None = None) -> Codes:
+    def encode(self, x: Tensor | np.ndarray, modality: str | None = None, finite: bool = True) -> Codes:
         """Codes of raw activations ``x (N, d_in)``, tensor or numpy.
 
+        Args:
+            x: The rows.
+            modality: Which rows they are.
+            finite: Whether rows that are not finite are refused: compared with thresholds they would have empty codes.
+                Without it they are for the caller to find.
+
         Raises:
-            InputError: A wrong width, or no modality where the SAE has several.
+            InputError: A wrong width, no modality where the SAE has several, or rows that are not finite.
         """
         m = self._modality(modality)
         if isinstance(x, np.ndarray):  # copied only where torch cannot share it: a reversed view, a read-only map
             x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
+        if finite and not torch.isfinite(x.detach().sum(dtype=torch.float32)):  # far cheaper than asking every number
+            bad = (~torch.isfinite(x).reshape(len(x), -1).all(1)).nonzero()[:, 0]
+            if len(bad):
+                raise InputError(
+                    f"{len(bad):,} of {len(x):,} {m} rows to encode are not finite (NaN or infinite), the first is row "
+                    f"{int(bad[0]):,}"
+                )
         return self._encode({m: x.to(self.dictionary(m).like.device)})[m][2]
 
     def decode(self, codes: Codes, modality: str | None = None) -> Tensor:
@@ -183,12 +196,16 @@ class SAE(nn.Module):
         """Outputs for every modality in ``{modality: (N, d)}``, or for those of the SAE in a batch of a store.
 
         Raises:
-            InputError: A modality that the SAE has not, or tokens of none that it has.
+            InputError: A modality that the SAE has not, tokens of none that it has, or in training one without rows.
         """
         grad = None
         if isinstance(tokens, Tokens):  # a one-modality SAE trains on one side of a paired store
             grad = tokens.grad
             tokens = {m: x for m, x in tokens.x.items() if m in self.modalities} or tokens.x
+        if not tokens:
+            raise InputError(f"no rows to code: give those of one or more of {self.modalities}")
+        if self.training and (empty := [m for m, x in tokens.items() if not len(x)]):
+            raise InputError(f"there are no {empty[0]} rows in this batch of a training: means over it do not exist")
         outputs = {}
         encoded = self._encode({self._modality(m): x for m, x in tokens.items()}, grad)
         for m, (target, pre, codes) in encoded.items():

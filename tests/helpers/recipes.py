@@ -62,10 +62,10 @@ class Run:
 
     def go(self, n: int) -> list[float]:
         """Do n steps; their losses."""
-        return [self._one() for _ in range(n)]
+        return [self.on(batch(self.sae, 64, seed=1 + self.step)) for _ in range(n)]
 
-    def _one(self) -> float:
-        tokens = batch(self.sae, 64, seed=1 + self.step)
+    def on(self, tokens: Tokens) -> float:
+        """Do one step on a batch; its loss."""
         outputs = self.sae(tokens)
         context = LossContext(self.sae, self.usage, self.step / self.steps, self.step)
         loss = torch.stack([torch.as_tensor(term(outputs, context)) for term in self.losses]).sum()

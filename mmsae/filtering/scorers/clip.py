@@ -49,7 +49,8 @@ class PairReader:
         for site in self.sites.values():
             if len(rows[site]) != len(batch.uids):
                 raise InputError(f"{site} gives {len(rows[site])} rows for {len(batch.uids)} samples; a pair needs one")
-        codes = {m: self.sae.encode(rows[self.sites[m]], m) for m in (IMAGE, TEXT)}
+        # a sample that is not finite is left out by itself (not_finite)
+        codes = {m: self.sae.encode(rows[self.sites[m]], m, finite=False) for m in (IMAGE, TEXT)}
         return EncodedPairs({m: rows[self.embeds[m]] for m in (IMAGE, TEXT)}, codes)
 
 
