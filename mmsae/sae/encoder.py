@@ -145,6 +145,7 @@ class PerModalityEncoder(SAEEncoder):
         super().__init__()
         self.template = [encoder]  # in a list: it is a recipe, not a submodule with parameters of its own
         self.encoders = nn.ModuleDict()
+        self.sets_frequency = encoder.sets_frequency
 
     def config(self) -> dict:
         return {"encoder": {"name": self.template[0].name, **self.template[0].config()}}

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.sae.normaliser import all_reduce
 from mmsae.sae.usage import DEAD_AFTER
 from mmsae.training.freeze import Freeze
 from mmsae.training.resume import check, recipe
@@ -72,6 +73,7 @@ class LitSAE(pl.LightningModule):
         self.usage: UsageTracker | None = None
         self.validation: ValidationMetrics | None = None
         self.kept = Freeze(freeze)
+        self._sums: dict[str, Tensor] = {}  # of rows since the last look, not finite where one of them was not
         if sae.d_in:
             self._allocate()
 
@@ -219,9 +221,36 @@ class LitSAE(pl.LightningModule):
             self._say_what_is_too_short({m: out.codes.n for m, out in outputs.items()})
         self.usage.update({m: out.codes for m, out in outputs.items()})
         self.sae.grow_(batch, outputs)
+        for m, out in outputs.items():
+            self._sums[m] = self._sums.get(m, 0.0) + out.target.detach().sum()
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self._refuse_not_finite(outputs, terms)
             self._log_training(outputs, terms, loss, next(iter(outputs.values())).codes.n)
         return loss
+
+    @torch.no_grad()
+    def _refuse_not_finite(self, outputs: dict[str, SAEOutput], terms: dict[str, Tensor]) -> None:
+        """Stop all ranks where rows since the last look, or the loss, are not finite; logging waits for them anyway."""
+        looked = {f"{m} rows": v for m, v in self._sums.items()}
+        looked |= {f"reconstruction of {m}": out.recon.sum() for m, out in outputs.items()}
+        looked |= {f"loss {name}": v for name, v in terms.items()}
+        odd = (~torch.stack([v.detach().float() for v in looked.values()]).isfinite()).float()
+        all_reduce(odd, op="max")
+        found = [name for name, bad in zip(looked, odd.tolist(), strict=True) if bad]
+        rows = [f"{m} rows" for m in self._sums if f"{m} rows" in found]
+        self._sums.clear()
+        if not found:
+            return
+        step, steps = self.global_step + 1, self.trainer.log_every_n_steps
+        if rows:
+            raise InputError(
+                f"stopped in step {step:,}: {' and '.join(rows)} of the last {steps:,} steps are not finite (NaN or "
+                "infinite): check the host's activations"
+            )
+        raise InputError(
+            f"stopped in step {step:,}: the training diverged, {', '.join(found)} is no longer finite though all rows "
+            f"of the last {steps:,} steps are: lower the learning rate"
+        )
 
     @torch.no_grad()
     def _log_training(self, outputs, terms, loss, rows: int) -> None:

@@ -37,6 +37,8 @@ class L1(LossTerm):
 
     def check(self, sae: Any) -> None:
         super().check(sae)
+        if self.on == "gate" and sae.encoder.is_pursuit:
+            raise InputError(f"l1 on 'gate' penalises positive pre-codes: encoder {sae.encoder.name!r} has none")
         odd = [m for m in sae.modalities if getattr(sae.dictionary(m), "norm", "free") != "unit"]
         if odd and not self.weighted:
             norm = getattr(sae.dictionary(odd[0]), "norm", "free")

@@ -1,8 +1,7 @@
-import pytest
 import torch
 
-from mmsae import SAE, InputError
-from mmsae.sae import Dictionary, EnergyTopK, LossContext, Normaliser, NormMatch, PreCodes, ReLU, Rows
+from mmsae import SAE
+from mmsae.sae import Dictionary, EnergyTopK, LossContext, NormMatch, PreCodes, ReLU, Rows
 from tests.helpers.recipes import batch
 
 
@@ -71,12 +70,3 @@ def test_the_loss_is_the_gap_of_the_norms():
     empty = out["image"]._replace(codes=out["image"].codes._replace(values=torch.zeros(50, 48, requires_grad=True)))
     NormMatch()({"image": empty}, context).backward()
     assert torch.isfinite(empty.codes.values.grad).all()
-
-
-@pytest.mark.parametrize("kwargs", [{"unit_out": True, "centre": True}, {"unit_in": True}])
-def test_rows_of_one_norm_are_refused(kwargs):
-    with pytest.raises(InputError, match=r"'energy_topk' goes by the norm of each row.*unit_"):
-        SAE(4, 8, normaliser=Normaliser(**kwargs), selector=EnergyTopK())
-    with pytest.raises(InputError, match="'norm_match' goes by the norm of each row"):
-        NormMatch().check(SAE(normaliser=Normaliser(**kwargs)))
-    NormMatch().check(SAE(4, 8, normaliser=Normaliser(unit_in=True, centre=True), selector=EnergyTopK()))

@@ -102,10 +102,6 @@ def test_random_dictionaries_have_a_level_of_stability():
     assert stability(a, b)["stability"] == pytest.approx(0.27, abs=0.02)
 
 
-def test_too_few_points_or_rows_are_refused():
-    with pytest.raises(InputError, match="20 points for 48 atoms"):
-        started(ArchetypalDictionary(points=20))
-    with pytest.raises(InputError, match="600 points cannot be taken from 512 rows"):
-        started(ArchetypalDictionary(points=600))
+def test_a_negative_distance_is_refused():
     with pytest.raises(InputError, match="delta must be at least 0, not -1"):
         ArchetypalDictionary(delta=-1.0)
