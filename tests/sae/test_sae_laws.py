@@ -1,7 +1,10 @@
 """What holds for every SAE of the literature, over all recipes in configs/sae."""
 
 import copy
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ import torch
 from mmsae import SAE, InputError
 from mmsae.sae import AuxZipf, LossContext
 from tests.helpers import naive
-from tests.helpers.recipes import SAE_RECIPES, Run, batch, small_model
+from tests.helpers.recipes import ROOT, SAE_RECIPES, Run, batch, small_model
+from tests.helpers.resumed import KINDS, SAVED, run
+from tests.helpers.training import environment
 
 every = pytest.mark.parametrize("path", SAE_RECIPES, ids=lambda p: p.stem)
 
@@ -166,3 +171,12 @@ def test_half_precision_about_it_changes_no_code(path, dtype):
                 found.append({m: (out.codes.to_dense(), out.x_hat) for m, out in sae(tokens).items()})
         for m, (codes, x_hat) in found[0].items():
             assert torch.equal(codes, found[1][m][0]) and torch.equal(x_hat, found[1][m][1])
+
+
+def test_a_fresh_process_goes_on_to_the_same_losses(tmp_path):
+    whole = {kind: run(tmp_path / kind, kind) for kind in KINDS}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.helpers.resumed", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=300)
+    for kind, (losses, on) in json.loads((tmp_path / "resumed.json").read_text()).items():
+        assert losses == whole[kind][0][SAVED:], kind
+        assert on == whole[kind][1] and sum(on) > 0, kind
