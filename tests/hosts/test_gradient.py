@@ -89,6 +89,13 @@ def test_sites_behind_each_other_are_read_together(host, batch_for):
         torch.testing.assert_close(rows.grad, b.read(batch_for(b), [site], "contrastive")[0].grad)
 
 
+def test_bf16_keeps_the_direction(host, batch_for):
+    exact, site = host("vit"), SITES["vit"]["image"]
+    coarse = load_host(exact.hint, precision="bf16")
+    a, b = (h.read(batch_for(exact), [site], "contrastive")[0].grad for h in (exact, coarse))
+    assert b.dtype == torch.float32 and F.cosine_similarity(a, b).min() > 0.98
+
+
 @pytest.fixture(scope="module")
 def classified():
     b = TimmHost(timm.create_model("test_vit"), "mine")
