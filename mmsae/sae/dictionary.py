@@ -26,6 +26,7 @@ class Dictionary(Part):
     """
 
     name = "dictionary"
+    full = True  #: Whether no more atoms are added.
     grows = False  #: Whether training adds atoms that are activations (:meth:`grow_`) instead of moving them.
     file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_dec", False), "bias": ("b_dec", False)}
 

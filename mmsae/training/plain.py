@@ -31,7 +31,8 @@ def train(
 ) -> UsageTracker:
     """Train in place, one batch a step, with Adam; the normaliser has been fitted.
 
-    An SAE without parameters (a dictionary that is built by selection) learns by its parts' own rules.
+    An SAE without parameters (a dictionary that is built by selection) learns by its parts' own rules, and is done when
+    its dictionaries are full.
 
     Args:
         sae: The SAE; it is left in eval mode.
@@ -55,7 +56,9 @@ def train(
     optimizer = torch.optim.Adam(weights, lr=lr, fused=True) if weights else None
     sae.train()
     for step in range(steps):
-        outputs = sae(next(batches))
+        batch = next(batches)
+        tokens = batch if isinstance(batch, Tokens) else Tokens.pooled(dict(batch))
+        outputs = sae(tokens)
         if optimizer is not None:
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate(step, steps)
@@ -66,7 +69,10 @@ def train(
             sae.remove_parallel_grad_()
             optimizer.step()
         usage.update({m: out.codes for m, out in outputs.items()})
+        sae.grow_(tokens, outputs)
         sae.after_step_()
+        if optimizer is None and all(d.full for d in sae.dictionaries.values()):
+            break
         kept.after_step_(sae)
     sae.eval()
     return usage

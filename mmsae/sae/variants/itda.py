@@ -74,6 +74,10 @@ class GrowingDictionary(Dictionary):
         """Number of atoms."""
         return int(self.size_)
 
+    @property
+    def full(self) -> bool:
+        return self.size == len(self.weight)
+
     def project_(self) -> None:
         """Nothing: atoms do not move."""
 
@@ -95,7 +99,7 @@ class GrowingDictionary(Dictionary):
                 raise InputError(f"a growing dictionary is built by one process, not {world}: use trainer.devices 1")
         x, first = out.target, int(self.rows_)
         self.rows_ += len(x)
-        if self.size == len(self.weight):
+        if self.full:
             return
         if not self.sequential and self.size:
             self._add(self._badly(x, out.recon).nonzero()[:, 0], x, tokens, modality, first)

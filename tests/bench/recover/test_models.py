@@ -37,6 +37,11 @@ def test_every_variant_that_fits_a_world_is_trained_on_it(name, world):
     assert 0 <= found["cosine"] <= 1 and 0 <= found["precision"] <= 1
 
 
+def test_a_dictionary_that_is_built_is_built():
+    found = figures(variants()["itda"], small_rows("downstream"), 20)
+    assert found["fvu"] < 0.5 and found["cosine"] > 0.6
+
+
 @lru_cache
 def small_rows(world):
     return Rows.draw(WORLDS[world], 0, train=600, test=1400)
