@@ -21,7 +21,7 @@ from mmsae.types import Tokens
 LR = 1e-2  #: Of every SAE that is trained; it was not chosen by any figure of this benchmark.
 ROWS = 256  #: Rows of each modality a step.
 TUNING_SEED = 1000  #: Of worlds and trainings by which strengths are chosen; no figure of theirs is reported.
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Variant(NamedTuple):

@@ -39,7 +39,7 @@ def test_every_variant_that_fits_a_world_is_trained_on_it(name, world):
 
 def test_a_dictionary_that_is_built_is_built():
     found = figures(variants()["itda"], small_rows("downstream"), 20)
-    assert found["fvu"] < 0.5 and found["cosine"] > 0.6
+    assert found["fvu"] < 0.5 and found["cosine"] > 0.5
 
 
 @lru_cache
