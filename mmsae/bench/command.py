@@ -93,10 +93,10 @@ def bench(
         raise InputError("seeds: at least 1 is needed, got 0")
     root, seeds = Path(out or f"runs/bench_{name}"), seeds[:1] if quick else seeds
     if name == "filter":
-        from mmsae.bench.filter.run import Sizes, bench_filter
+        from mmsae.bench.filter.run import FilterSizes, bench_filter
 
         return bench_filter(
-            root, Sizes(), QUICK if quick else alignment.arms, seeds, alignment.damage, alignment.clip, progress
+            root, FilterSizes(), QUICK if quick else alignment.arms, seeds, alignment.damage, alignment.clip, progress
         )
     if name == "recover":
         from mmsae.bench.recover.run import bench_recover
@@ -104,8 +104,7 @@ def bench(
         worlds = saes.worlds or (("independent", "hierarchical") if quick else ())
         steps = saes.sae_steps or (200 if quick else 800)
         return bench_recover(root, saes.variants, worlds, seeds, steps, progress)
-    from mmsae.bench.multimodal.run import Sizes as PairSizes
-    from mmsae.bench.multimodal.run import bench_multimodal
+    from mmsae.bench.multimodal.run import PairSizes, bench_multimodal
 
     shards = (photographs.train, photographs.test, photographs.host)
     if any(shards) and not all(shards):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmsae.fingerprint import fingerprint
 from mmsae.hosts.capture import Picked, Rows, Use, collect, differentiate, tap
-from mmsae.hosts.gradient import Gradient, Objective, plain
+from mmsae.hosts.gradient import Gradient, HostLoss, plain
 from mmsae.hosts.hooks import ModulePort, Port
 from mmsae.hosts.sites import Target, parse_site
 from mmsae.hosts.tokens import Layout, find_layout
@@ -94,11 +94,11 @@ class Host(ABC):
         """``{modality: where it is read if nobody says}``."""
 
     @property
-    def objectives(self) -> dict[str, Objective]:
+    def objectives(self) -> dict[str, HostLoss]:
         """The losses of this host whose gradients can be read, by name."""
         return {}
 
-    def objective(self, gradient: Gradient) -> Objective:
+    def objective(self, gradient: Gradient) -> HostLoss:
         """The loss that is meant; one that this host has not, and arithmetic that loses gradients, are refused."""
         if isinstance(gradient, str):
             if gradient not in self.objectives:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmsae.types import ImageTextBatch
 
 
-class Objective(NamedTuple):
+class HostLoss(NamedTuple):
     """A loss of a host."""
 
     name: str  #: What it is called.
@@ -21,7 +21,7 @@ class Objective(NamedTuple):
     labels: bool = False  #: Whether a batch must hold class numbers.
 
 
-Gradient = str | Objective
+Gradient = str | HostLoss
 
 
 def reading(host: Any, modalities: Collection[str], text: str = "question", gradient: Gradient = "") -> dict[str, Any]:

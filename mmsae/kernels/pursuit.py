@@ -151,7 +151,7 @@ def distinct(ids: Tensor, used: Tensor) -> Tensor:
     return torch.where(used, ids, free.gather(1, ((~used).cumsum(1) - 1).clamp(min=0)))
 
 
-class Fitted(NamedTuple):
+class FittedPursuit(NamedTuple):
     """Codes whose coefficients were fitted together."""
 
     values: Tensor  #: ``(N, K)``.
@@ -206,7 +206,7 @@ _FITS: dict[str, Fit] = {"omp": _least_squares, "gp": _along_gradient}
 
 
 @torch.no_grad()
-def fitted_pursuit(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", kind: str = "omp") -> Fitted:
+def fitted_pursuit(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", kind: str = "omp") -> FittedPursuit:
     """Orthogonal matching pursuit (``omp``) or gradient pursuit (``gp``); no gradients, small systems in float64.
 
     An atom enters the support with each step; with ``sign="relu"`` coefficients are non-negative, and atoms of
@@ -221,11 +221,11 @@ def fitted_pursuit(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", kin
         done.append(_fit_rows(x[rows], atoms, stop._replace(limit=limit), sign, _FITS[kind], width))
     if not done:
         ids = torch.zeros(0, width, dtype=torch.long, device=x.device)
-        return Fitted(x.new_zeros(0, width), ids, x.clone(), ids[:, 0])
-    return Fitted(*map(torch.cat, zip(*done, strict=True)))
+        return FittedPursuit(x.new_zeros(0, width), ids, x.clone(), ids[:, 0])
+    return FittedPursuit(*map(torch.cat, zip(*done, strict=True)))
 
 
-def _fit_rows(x: Tensor, atoms: Tensor, stop: Stop, sign: str, fit: Fit, width: int) -> Fitted:
+def _fit_rows(x: Tensor, atoms: Tensor, stop: Stop, sign: str, fit: Fit, width: int) -> FittedPursuit:
     n = len(x)
     ids = torch.zeros(n, width, dtype=torch.long, device=x.device)
     w = torch.zeros(n, width, dtype=torch.float64, device=x.device)
@@ -254,4 +254,4 @@ def _fit_rows(x: Tensor, atoms: Tensor, stop: Stop, sign: str, fit: Fit, width: 
         steps += active
         if stop.tol is not None:
             active = active & (r.norm(dim=1) >= stop.tol)
-    return Fitted(w.to(x.dtype), distinct(ids, w != 0), r, steps)
+    return FittedPursuit(w.to(x.dtype), distinct(ids, w != 0), r, steps)

@@ -19,7 +19,7 @@ from mmsae.types import Codes, InputError, Tokens
 Stream = Tensor | Iterable[Tensor | Tokens]
 
 
-class Parts(NamedTuple):
+class ErrorParts(NamedTuple):
     """Rows as three parts that sum to them, float64; to put in the place of an activation, for example."""
 
     x_hat: Tensor  #: ``(N, d)`` the SAE's reconstruction
@@ -101,11 +101,11 @@ class ErrorDecomposition:
         self._r2_fit, self.n_fit = explained, own.a.n
         return self
 
-    def parts(self, x: Tensor) -> Parts:
+    def parts(self, x: Tensor) -> ErrorParts:
         """Rows ``x (N, d)`` as reconstruction, linear and nonlinear part of the error."""
         r = self._read(x)
         linear = self._map(r)[:, :-1]
-        return Parts(r.x_hat, linear, r.e - linear)
+        return ErrorParts(r.x_hat, linear, r.e - linear)
 
     def evaluate(self, rows: Stream) -> ErrorReport:
         """The figures on other rows.

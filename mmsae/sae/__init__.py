@@ -15,7 +15,7 @@ __all__, _get = lazy(
         "precodes": "DensePreCodes PreCodes PursuitCodes",
         "random_control": "random_control",
         "sae": "SAE fit_rows",
-        "selector": "Pursued Ranked ReLU Rows Selector TopK",
+        "selector": "Pursued Ranked ReLU SelectContext Selector TopK",
         "transform": "calibrate_scale fold_decoder_norm to_jumprelu truncate with_pursuit",
         "usage": "UsageTracker",
         "variants.afa": "EnergyTopK NormMatch",

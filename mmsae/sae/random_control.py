@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mmsae.sae.sae import SAE
-from mmsae.sae.selector import Rows
+from mmsae.sae.selector import SelectContext
 from mmsae.sae.variants.batch_topk import Thresholded
 
 
@@ -51,4 +51,4 @@ def _first_thresholds(sae: SAE, seed: int) -> None:
         rows = rows if normaliser.centre else rows + like
         rows = normalize(rows) if normaliser.unit_out else rows
         dictionary = sae.dictionary(m)
-        sae.selector(sae.encoder(rows, dictionary, m), Rows(m, dictionary, rows))
+        sae.selector(sae.encoder(rows, dictionary, m), SelectContext(m, dictionary, rows))

@@ -19,7 +19,7 @@ from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.part import Part
 from mmsae.sae.registry import composition, make_part, oddity
 from mmsae.sae.saelens_fields import saelens_fields, unknown
-from mmsae.sae.selector import AnyPreCodes, Pursued, Rows, Selector, TopK
+from mmsae.sae.selector import AnyPreCodes, Pursued, SelectContext, Selector, TopK
 from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
 
 
@@ -131,7 +131,7 @@ class SAE(nn.Module):
             raise InputError(f"modality must be one of {self.modalities}, not {modality!r}")
         return modality
 
-    def _pre(self, x: Tensor, modality: str, grad: Tensor | None = None) -> tuple[AnyPreCodes, Rows, Any]:
+    def _pre(self, x: Tensor, modality: str, grad: Tensor | None = None) -> tuple[AnyPreCodes, SelectContext, Any]:
         """Pre-codes of raw rows, what a selector may look at beside them, and what the normaliser divided by."""
         if x.dim() != 2 or x.shape[1] != self.d_in[modality]:
             raise InputError(
@@ -141,7 +141,7 @@ class SAE(nn.Module):
         target, info = self.normaliser(x.to(dictionary.like.dtype), modality)
         if grad is not None:
             grad = self.normaliser.gradient(grad.to(target.dtype), modality, info)
-        return self.encoder(target, dictionary, modality), Rows(modality, dictionary, target, grad), info
+        return self.encoder(target, dictionary, modality), SelectContext(modality, dictionary, target, grad), info
 
     def _encode(self, x: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """``{modality: (normalised rows, pre-codes, codes)}`` of raw rows of every modality."""

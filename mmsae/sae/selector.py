@@ -23,7 +23,7 @@ Selected = tuple[Tensor, Tensor | None]
 SCORES = ("value", "abs", "norm")
 
 
-class Rows(NamedTuple):
+class SelectContext(NamedTuple):
     """What a selector may look at beside the pre-codes of some rows."""
 
     modality: str
@@ -42,11 +42,11 @@ class Selector(Part):
     def build(self, d_sae: int, modalities: Sequence[str]) -> None:
         """Check against the number of latents, allocate state."""
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         """The code of some rows of one modality."""
         raise NotImplementedError
 
-    def select(self, pres: Mapping[str, AnyPreCodes], rows: Mapping[str, Rows]) -> dict[str, Selected]:
+    def select(self, pres: Mapping[str, AnyPreCodes], rows: Mapping[str, SelectContext]) -> dict[str, Selected]:
         """The codes of a batch of every modality; by default each on its own."""
         return {m: self(pre, rows[m]) for m, pre in pres.items()}
 
@@ -68,7 +68,7 @@ class Ranked(Selector):
     def config(self) -> dict[str, Any]:
         return {} if self.score_name == "value" else {"score": self.score_name}
 
-    def score(self, rows: Rows) -> Score | None:
+    def score(self, rows: SelectContext) -> Score | None:
         """What is ranked of these rows; None: the pre-code itself."""
         if self.score_name == "abs":
             return lambda u, _: u.abs()
@@ -82,7 +82,7 @@ class Ranked(Selector):
         values = pre.at(indices, linear)
         return values if self.signed else values.relu()
 
-    def above(self, pre: AnyPreCodes, rows: Rows, threshold: Tensor) -> Selected:
+    def above(self, pre: AnyPreCodes, rows: SelectContext, threshold: Tensor) -> Selected:
         """The entries whose score is above a threshold, one number or ``(d_sae,)``: a rule without other rows."""
         linear, indices, on = pre.above(threshold, self.score(rows))
         return self.keep(pre, indices, linear) * on, indices
@@ -139,7 +139,7 @@ class TopK(Ranked):
             why = " (strict needs k < d_sae)" if self.strict else ""
             raise InputError(f"k = {self._k} does not fit d_sae = {d_sae}{why}")
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         linear, indices = pre.topk(self._k + self.strict, self.score(rows))
         if not self.strict:
             return self.keep(pre, indices, linear), indices
@@ -154,7 +154,7 @@ class ReLU(Selector):
 
     name = "relu"
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         u = pre.dense()
         value = getattr(pre, "value", None)
         return (u.relu() if value is None else value * (u > 0)), None
@@ -169,5 +169,5 @@ class Pursued(Selector):
         if not sae.encoder.is_pursuit:
             raise InputError(f"selector 'pursued' needs an encoder that chooses by itself, not {sae.encoder.name!r}")
 
-    def forward(self, pre: PursuitCodes, rows: Rows) -> Selected:
+    def forward(self, pre: PursuitCodes, rows: SelectContext) -> Selected:
         return pre.values, pre.indices

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.sae import Dictionary, PreCodes, Rows, TopK
+from mmsae.sae import Dictionary, PreCodes, SelectContext, TopK
 
 
 def pre_of(u):
@@ -11,7 +11,7 @@ def pre_of(u):
 
 
 def rows_of(x):
-    return Rows("image", Dictionary(), x)
+    return SelectContext("image", Dictionary(), x)
 
 
 def dense(selector, u):

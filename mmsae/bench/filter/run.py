@@ -23,7 +23,7 @@ BASE = {"batch_size": 32, "lr": 0.02, "adam_lr": 2e-3, "hidden": 128, "layers": 
 SEEDS = {"world": 1, "alignment": 5, "exam": 9, "models": 0}
 
 
-class Sizes(NamedTuple):
+class FilterSizes(NamedTuple):
     """How much of everything."""
 
     scenes: int = 6000  #: Clean scenes for CLIP, base model and the pairs of the CLIP-level SAE
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
 
 def bench_filter(
     root: Path,
-    sizes: Sizes = Sizes(),
+    sizes: FilterSizes = FilterSizes(),
     arms: Sequence[str] = ARMS,
     seeds: Sequence[int] = (0, 1, 2),
     damage: float = 0.4,
@@ -107,7 +107,7 @@ def bench_filter(
 
 
 def _scores(
-    stages: Stages, sizes: Sizes, data: Any, room: Any, base: str, clip: str
+    stages: Stages, sizes: FilterSizes, data: Any, room: Any, base: str, clip: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Every score of every sample, and what the SAE on tokens is like."""
     from mmsae.bench.filter.scores import READS, pair_scores, token_scores, train_token_sae
@@ -138,7 +138,7 @@ def _scores(
 
 
 def _arm(
-    stages: Stages, arm: str, seed: int, sizes: Sizes, scores: dict[str, np.ndarray], room: Any, exam: Any
+    stages: Stages, arm: str, seed: int, sizes: FilterSizes, scores: dict[str, np.ndarray], room: Any, exam: Any
 ) -> dict[str, Any]:
     """Fine-tune on what an arm keeps, and grade it."""
     from mmsae.bench.filter.world import top_half

@@ -36,7 +36,7 @@ CONTROLLED = "shared_topk"  #: The SAE whose controls are shown.
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PairSizes:
     """How much of everything."""
 
     pairs: tuple[int, int] = (20_000, 3_000)  #: Generated pairs for training and choosing, and to be scored.
@@ -48,7 +48,7 @@ class Sizes:
 
 def bench_multimodal(
     root: Path,
-    sizes: Sizes = Sizes(),
+    sizes: PairSizes = PairSizes(),
     names: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     photographs: tuple[str, str, str] | None = None,
@@ -85,7 +85,7 @@ def bench_multimodal(
 
 
 def _sources(
-    stages: Stages, sizes: Sizes, photographs: tuple[str, str, str] | None, progress: bool
+    stages: Stages, sizes: PairSizes, photographs: tuple[str, str, str] | None, progress: bool
 ) -> Iterator[tuple[str, Pairs, tuple[tuple[int, int], ...]]]:
     """Name, pairs and sizes of every source of data, the first made when it is asked for."""
     from mmsae.activations import extract

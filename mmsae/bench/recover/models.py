@@ -54,7 +54,7 @@ def model_of(recipe: Path, world: KnownWorld, steps: int, strength: float = 1.0)
     return sized(recipe, size, SPARSITY, strength)
 
 
-class Rows(NamedTuple):
+class WorldRows(NamedTuple):
     """Activations of a world for trainings with one seed, and others for their figures."""
 
     world: KnownWorld
@@ -65,7 +65,7 @@ class Rows(NamedTuple):
     grad: dict[str, Tensor] | None  #: Gradients at the training rows, where a classifier reads them.
 
     @classmethod
-    def draw(cls, make: Callable[[int], KnownWorld], seed: int, train: int = 100_000, test: int = 4096) -> Rows:
+    def draw(cls, make: Callable[[int], KnownWorld], seed: int, train: int = 100_000, test: int = 4096) -> WorldRows:
         """The world of a seed and its rows."""
         world = make(seed)
         x, codes = world.sample(train, 2 * seed)
@@ -82,7 +82,7 @@ class Rows(NamedTuple):
             yield Tokens.pooled({m: x[rows] for m, x in self.train.items()})._replace(grad=grad)
 
 
-def figures(variant: Variant, rows: Rows, steps: int, strength: float = 1.0) -> dict[str, float]:
+def figures(variant: Variant, rows: WorldRows, steps: int, strength: float = 1.0) -> dict[str, float]:
     """What a variant recovers of a world: :func:`recovery`, and the CPU ``seconds`` of the training."""
     torch.manual_seed(rows.seed)
     sae, losses = model_of(variant.recipe, rows.world, steps, strength)
@@ -95,7 +95,7 @@ def figures(variant: Variant, rows: Rows, steps: int, strength: float = 1.0) -> 
     return {**recovery(sae.eval(), rows.world, rows.test, rows.codes), "seconds": seconds, "strength": strength}
 
 
-def chosen_strength(variant: Variant, rows: Rows, steps: int) -> float:
+def chosen_strength(variant: Variant, rows: WorldRows, steps: int) -> float:
     """The strength whose L0 is nearest to the world's budget, as a ratio; ``rows`` are of the tuning seed."""
 
     def miss(strength: float) -> float:

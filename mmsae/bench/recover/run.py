@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmsae.bench.recover.models import LR, ROWS, TUNING_SEED, Rows, Variant, chosen_strength, figures, variants
+from mmsae.bench.recover.models import LR, ROWS, TUNING_SEED, Variant, WorldRows, chosen_strength, figures, variants
 from mmsae.bench.recover.report import write_recover_report
 from mmsae.bench.recover.worlds import WORLDS
 from mmsae.bench.stages import stages_of
@@ -68,8 +68,8 @@ def bench_recover(
 
 
 @lru_cache(maxsize=5)  # a world's rows serve all variants, one after the other
-def _rows(world: str, seed: int) -> Rows:
-    return Rows.draw(WORLDS[world], seed)
+def _rows(world: str, seed: int) -> WorldRows:
+    return WorldRows.draw(WORLDS[world], seed)
 
 
 def _row(stages: Stages, world: str, name: str, variant: Variant, seeds: Sequence[int], steps: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmsae.hosts.base import Host, Pick, Sites
 from mmsae.hosts.capture import Picked, places
 from mmsae.hosts.encoders.losses import CONTRASTIVE, LinearHead
-from mmsae.hosts.gradient import Gradient, Objective
+from mmsae.hosts.gradient import Gradient, HostLoss
 from mmsae.hosts.hooks import Port, autocast, watch_input
 from mmsae.hosts.sites import Target, Where
 from mmsae.hosts.tokenizer import HostTokenizer
@@ -116,7 +116,7 @@ class Encoder(Host):
         return None
 
     @property
-    def objectives(self) -> dict[str, Objective]:
+    def objectives(self) -> dict[str, HostLoss]:
         found = [CONTRASTIVE] if self.logit_scale is not None else []
         if self.classifier is not None:
             found.append(LinearHead(*self.classifier).objective())

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsae.hosts.gradient import Objective
+from mmsae.hosts.gradient import HostLoss
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError
 
 
@@ -30,7 +30,7 @@ def contrastive(host: Any, batch: ImageTextBatch) -> Tensor:
     return sum(F.cross_entropy(side, own, reduction="none") for side in (logits, logits.T)) / 2
 
 
-CONTRASTIVE = Objective("contrastive", contrastive, (IMAGE, TEXT))
+CONTRASTIVE = HostLoss("contrastive", contrastive, (IMAGE, TEXT))
 
 
 class LinearHead(NamedTuple):
@@ -43,9 +43,9 @@ class LinearHead(NamedTuple):
     bias: Tensor | None = None  #: ``(C,)``.
     unit: bool = False  #: Whether embeddings are brought to unit norm first.
 
-    def objective(self) -> Objective:
+    def objective(self) -> HostLoss:
         """The loss, which takes the samples' class numbers (``cls``) for right."""
-        return Objective("classifier", self.terms, (IMAGE,), labels=True)
+        return HostLoss("classifier", self.terms, (IMAGE,), labels=True)
 
     def terms(self, host: Any, batch: ImageTextBatch) -> Tensor:
         """``(B,)`` cross-entropies."""

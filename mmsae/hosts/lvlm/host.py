@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmsae.hosts.base import Host, Pick, Sites
 from mmsae.hosts.capture import Picked
-from mmsae.hosts.gradient import Gradient, Objective
+from mmsae.hosts.gradient import Gradient, HostLoss
 from mmsae.hosts.hooks import Done
 from mmsae.hosts.lvlm.cache import cached
 from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, has_cls, layouts, place
@@ -336,9 +336,9 @@ class LVLMHost(Host):
         return Picked(tokens, Where(item, position, torch.ones_like(item, dtype=torch.bool), special[keep]), keep)
 
     @property
-    def objectives(self) -> dict[str, Objective]:
+    def objectives(self) -> dict[str, HostLoss]:
         """``lm``: cross-entropy of question and answer, which is 0 for what no predicted token comes after."""
-        return {"lm": Objective("lm", lambda host, batch: host._text_loss(batch).ce)}
+        return {"lm": HostLoss("lm", lambda host, batch: host._text_loss(batch).ce)}
 
     @torch.no_grad()
     def loss(

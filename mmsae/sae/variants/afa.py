@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmsae.kernels.pairs import code_norm
 from mmsae.sae.losses import LossContext, LossTerm, Outputs
-from mmsae.sae.selector import AnyPreCodes, Rows, Selected, Selector
+from mmsae.sae.selector import AnyPreCodes, SelectContext, Selected, Selector
 from mmsae.types import InputError
 
 
@@ -35,7 +35,7 @@ class EnergyTopK(Selector):
     def check(self, sae: Any) -> None:
         _check_norms(f"selector {self.name!r}", sae)
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         u = pre.dense().relu()
         with torch.no_grad():
             bias = rows.dictionary.bias

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsae.sae.normaliser import all_reduce
-from mmsae.sae.selector import AnyPreCodes, Ranked, Rows, Selected
+from mmsae.sae.selector import AnyPreCodes, Ranked, SelectContext, Selected
 from mmsae.types import InputError
 
 
@@ -75,7 +75,7 @@ class Thresholded(Ranked):
         """Thresholds of a batch: the smallest kept score, given ``(N, d_sae)`` scores, infinite where not kept."""
         return kept.min().reshape(1)
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         if not self.training:
             return self.above(pre, rows, self.threshold(rows.modality).to(rows.target.device))
         with torch.no_grad():

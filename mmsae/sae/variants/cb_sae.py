@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmsae.sae.selector import AnyPreCodes, Rows, Selected, TopK
+from mmsae.sae.selector import AnyPreCodes, SelectContext, Selected, TopK
 from mmsae.types import InputError
 
 
@@ -41,7 +41,7 @@ class ConceptTopK(TopK):
             raise InputError(f"k = {self.k} and {self.concepts} concepts do not fit d_sae = {d_sae}")
         self.first = d_sae - self.concepts
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         ids = torch.arange(self.first, self.first + self.concepts, device=rows.target.device)
         linear, indices = pre.topk(self.k, lambda u, _: u.index_fill(1, ids, -torch.inf))
         with torch.no_grad():

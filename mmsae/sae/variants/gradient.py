@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmsae.sae.normaliser import all_reduce
 from mmsae.sae.precodes import Score
-from mmsae.sae.selector import Rows, TopK
+from mmsae.sae.selector import SelectContext, TopK
 from mmsae.types import InputError
 
 WITHOUT = ("topk", "refuse")
@@ -55,7 +55,7 @@ class GradientTopK(TopK):
         self.register_buffer("sum_", torch.zeros(len(modalities)))
         self.register_buffer("weight_", torch.zeros(len(modalities)))
 
-    def score(self, rows: Rows) -> Score | None:
+    def score(self, rows: SelectContext) -> Score | None:
         if rows.grad is None and (self.training or self.without == "refuse"):
             when = "train" if self.training else "code with without='refuse'"
             raise InputError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mmsae.sae.selector import AnyPreCodes, Rows, Selected, Selector
+from mmsae.sae.selector import AnyPreCodes, SelectContext, Selected, Selector
 from mmsae.types import InputError
 
 
@@ -36,7 +36,7 @@ class GroupMax(Selector):
         if d_sae % self.k:
             raise InputError(f"group_max needs groups of equal size: k = {self.k} does not divide d_sae = {d_sae}")
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         groups = pre.dense().detach().unflatten(1, (self.k, -1))
         indices = groups.argmax(2) + torch.arange(self.k, device=groups.device) * groups.shape[2]
         return pre.at(indices).relu(), indices

@@ -16,7 +16,7 @@ from mmsae.kernels.pairs import paired_read
 from mmsae.sae.losses import LossContext, LossTerm, Outputs
 from mmsae.sae.part import refuse_unpaired
 from mmsae.sae.precodes import Score
-from mmsae.sae.selector import AnyPreCodes, Rows, Selected, TopK
+from mmsae.sae.selector import AnyPreCodes, SelectContext, Selected, TopK
 from mmsae.types import Codes, InputError
 
 
@@ -108,7 +108,7 @@ class PairMask(TopK):
         super().loaded_()
         self._batches = int(self.batches_)
 
-    def select(self, pres: Mapping[str, AnyPreCodes], rows: Mapping[str, Rows]) -> dict[str, Selected]:
+    def select(self, pres: Mapping[str, AnyPreCodes], rows: Mapping[str, SelectContext]) -> dict[str, Selected]:
         """The codes of a batch; in training of pairs only.
 
         Raises:
@@ -134,7 +134,7 @@ class PairMask(TopK):
         self.batches_.fill_(self._batches)
         return torch.rand(n, d_sae, generator=generator, device=device) < self.rate
 
-    def score(self, rows: Rows) -> Score | None:
+    def score(self, rows: SelectContext) -> Score | None:
         ranked, left_out = super().score(rows), self._left_out
         if left_out is None:
             return ranked

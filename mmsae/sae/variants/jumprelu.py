@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsae.sae.losses import LossContext, LossTerm, Outputs
-from mmsae.sae.selector import AnyPreCodes, Rows, Selected, Selector
+from mmsae.sae.selector import AnyPreCodes, SelectContext, Selected, Selector
 from mmsae.sae.usage import DEAD_AFTER
 from mmsae.types import InputError
 
@@ -83,7 +83,7 @@ class JumpReLU(Selector):
         own = self.thresholds[self.modalities.index(modality) if self.per_modality else 0]
         return own.exp() if self.log else own
 
-    def forward(self, pre: AnyPreCodes, rows: Rows) -> Selected:
+    def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
         theta = self.threshold(rows.modality)
         if not self.training:
             linear, indices, on = pre.above(theta)

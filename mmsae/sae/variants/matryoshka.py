@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmsae.kernels import sparse_decode
 from mmsae.sae.losses import LossContext, Reconstruction
-from mmsae.sae.selector import Rows, TopK
+from mmsae.sae.selector import SelectContext, TopK
 from mmsae.types import Codes, InputError, SAEOutput
 
 
@@ -161,7 +161,7 @@ class NestedTopK(_Nested):
         values, indices = out.codes.values, out.codes.indices
         if ks[-1] > selector.k:
             wider = TopK(ks[-1], score=selector.score_name)
-            values, indices = wider(out.pre, Rows(modality, dictionary, out.target))
+            values, indices = wider(out.pre, SelectContext(modality, dictionary, out.target))
         order = values.detach().abs().argsort(dim=1, descending=True)
         values, indices = values.gather(1, order), indices.gather(1, order)
         atoms, done, levels = dictionary.rows(), 0, []

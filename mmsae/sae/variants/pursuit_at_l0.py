@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import SAEEncoder
 from mmsae.sae.precodes import PursuitCodes
-from mmsae.sae.selector import Rows, Selector
+from mmsae.sae.selector import SelectContext, Selector
 from mmsae.sae.variants.matching_pursuit import PursuitEncoder
 
 
@@ -61,6 +61,6 @@ class PursuitAtL0(PursuitEncoder):
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PursuitCodes:
         with torch.no_grad():
-            values, _ = self.selector(self.encoder(x, dictionary, modality), Rows(modality, dictionary, x))
+            values, _ = self.selector(self.encoder(x, dictionary, modality), SelectContext(modality, dictionary, x))
             l0 = (values != 0).sum(1)
         return self.pursue(x if dictionary.bias is None else x - dictionary.bias, dictionary.rows(), l0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsae.sae.losses import LossContext, Outputs, Reconstruction
 from mmsae.sae.part import refuse_unpaired
-from mmsae.sae.selector import AnyPreCodes, Rows, Selected, TopK
+from mmsae.sae.selector import AnyPreCodes, SelectContext, Selected, TopK
 from mmsae.types import Codes, InputError
 
 
@@ -46,7 +46,7 @@ class JointTopK(TopK):
                 f"{list(sae.modalities)}"
             )
 
-    def select(self, pres: Mapping[str, AnyPreCodes], rows: Mapping[str, Rows]) -> dict[str, Selected]:
+    def select(self, pres: Mapping[str, AnyPreCodes], rows: Mapping[str, SelectContext]) -> dict[str, Selected]:
         """The codes of a batch; in training of tuples only.
 
         Raises:

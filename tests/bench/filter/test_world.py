@@ -9,12 +9,12 @@ from mmsae import InputError
 from mmsae.bench.command import FilterBench, bench
 from mmsae.bench.filter.arms import BLIND, LIKELIHOOD, PAIR, SAE_V
 from mmsae.bench.filter.report import verdict
-from mmsae.bench.filter.run import Sizes, bench_filter
+from mmsae.bench.filter.run import FilterSizes, bench_filter
 from mmsae.bench.filter.world import KINDS, alignment_set, mixed_questions, top_half
 from mmsae.world.generator.data import generate
 from mmsae.world.models.llava.questions import DESCRIBE, OBJECTS, ask, present_objects, shard_lessons
 
-TINY = Sizes(
+TINY = FilterSizes(
     scenes=120, clip_steps=2, base_steps=2, samples=80, sae_steps=3, d_sae=32, k=4, steps=2, batch_size=8, exam=8
 )
 ARMS = ("all", "random", "cos_mean", "oracle")

@@ -6,10 +6,10 @@ import pytest
 
 from mmsae import InputError
 from mmsae.bench.command import PhotographsBench, SAEBench, bench
-from mmsae.bench.multimodal.run import CONTROLLED, Sizes, bench_multimodal, chosen_strength, default_for_pairs
+from mmsae.bench.multimodal.run import CONTROLLED, PairSizes, bench_multimodal, chosen_strength, default_for_pairs
 
 RANDOM = f"{CONTROLLED} (untrained)"
-TINY = Sizes(pairs=(400, 120), clip_steps=2, steps=30, world=((24, 4),))
+TINY = PairSizes(pairs=(400, 120), clip_steps=2, steps=30, world=((24, 4),))
 NAMES = ["paired_topk", "shared_topk"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmsae.bench.recover.measures import match
-from mmsae.bench.recover.models import Rows, Variant, figures, model_of, variants
+from mmsae.bench.recover.models import Variant, WorldRows, figures, model_of, variants
 from mmsae.bench.recover.worlds import WORLDS
 
 
@@ -44,7 +44,7 @@ def test_a_dictionary_that_is_built_is_built():
 
 @lru_cache
 def small_rows(world):
-    return Rows.draw(WORLDS[world], 0, train=600, test=1400)
+    return WorldRows.draw(WORLDS[world], 0, train=600, test=1400)
 
 
 def test_the_budget_is_the_worlds():
@@ -56,7 +56,7 @@ def test_the_budget_is_the_worlds():
 
 
 def test_figures_repeat_and_gradients_reach_the_selector():
-    rows = Rows.draw(WORLDS["downstream"], 0, train=512, test=1400)
+    rows = WorldRows.draw(WORLDS["downstream"], 0, train=512, test=1400)
     assert next(rows.batches()).grad["image"].shape == next(rows.batches()).x["image"].shape
     variant = Variant(variants()["topk"].recipe)
     first, second = (figures(variant, rows, 20) for _ in range(2))

@@ -1,7 +1,7 @@
 import torch
 
 from mmsae import SAE
-from mmsae.sae import Dictionary, EnergyTopK, LossContext, NormMatch, PreCodes, ReLU, Rows
+from mmsae.sae import Dictionary, EnergyTopK, LossContext, NormMatch, PreCodes, ReLU, SelectContext
 from tests.helpers.recipes import batch
 
 
@@ -11,7 +11,7 @@ def rows_of(x, atoms, bias=None):
     dictionary.weight.data = atoms
     if bias is not None:
         dictionary.bias.data = bias
-    return Rows("image", dictionary, x)
+    return SelectContext("image", dictionary, x)
 
 
 def codes(u, rows, training=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae import InputError
-from mmsae.sae import BatchTopK, Dictionary, PreCodes, Rows
+from mmsae.sae import BatchTopK, Dictionary, PreCodes, SelectContext
 
 K, F = 4.5, 60
 
@@ -16,7 +16,7 @@ def selector(k=K, modalities=("image",), **kw):
 
 
 def rows_of(u, m="image"):
-    return Rows(m, Dictionary(), u)
+    return SelectContext(m, Dictionary(), u)
 
 
 def dense(part, u, m="image"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmsae import SAE, InputError
-from mmsae.sae import AuxZipf, FeatureChoice, LossContext, PreCodes, Rows, TopK
+from mmsae.sae import AuxZipf, FeatureChoice, LossContext, PreCodes, SelectContext, TopK
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.variants.feature_choice import capped_zipf, quotas
 from mmsae.types import Codes, SAEOutput
@@ -15,7 +15,7 @@ def pre_of(u):
 
 
 def chosen(selector, u, modality="image"):
-    values, indices = selector(pre_of(u), Rows(modality, Dictionary(), u))
+    values, indices = selector(pre_of(u), SelectContext(modality, Dictionary(), u))
     return torch.zeros_like(u).scatter(1, indices, values)
 
 
