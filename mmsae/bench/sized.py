@@ -1,15 +1,19 @@
-"""The SAEs of ``configs/sae`` at the size of a benchmark."""
+"""The SAEs of ``configs/sae`` at the size of a benchmark, and their training on rows that are in memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mmsae.recipes import instantiate, read_recipe, recipes_of
 from mmsae.sae import SAE, LossTerm
+from mmsae.training.plain import train
 
 #: Loss terms whose coefficient sets the number of latents where there is no k and no target.
 SPARSITY = ("L1", "L0", "TanhL0")
@@ -63,16 +67,25 @@ def scaled_terms(recipe: Path, names: Sequence[str]) -> bool:
     return any(name in names and arguments.get("target") is None for name, arguments in found)
 
 
-def sized(recipe: Path, size: Size, scale: Sequence[str] = (), strength: float = 1.0) -> tuple[SAE, list[LossTerm]]:
+def sized(
+    recipe: Path,
+    size: Size,
+    scale: Sequence[str] = (),
+    strength: float = 1.0,
+    normaliser: Mapping[str, Any] | None = None,
+) -> tuple[SAE, list[LossTerm]]:
     """The SAE of a recipe, built, and its loss terms.
 
     Latents count as dead after a tenth of the training, and controllers act 200 times in it. ``strength`` multiplies
-    the coefficients of the terms named by ``scale``.
+    the coefficients of the terms named by ``scale``. ``normaliser`` holds the arguments of a
+    :class:`mmsae.sae.Normaliser` in place of the recipe's, where all SAEs of a benchmark should see equal rows.
     """
     model = read_recipe(str(recipe))["model"]
     arguments = model["sae"]["init_args"]
     arguments.pop("ratio", None)
     arguments["d_sae"] = size.d_sae
+    if normaliser is not None:
+        arguments["normaliser"] = {"class_path": "mmsae.sae.Normaliser", "init_args": dict(normaliser)}
     if len(arguments.get("modalities", PAIR)) == 1 or len(size.modalities) == 1:
         arguments["modalities"] = list(size.modalities)
     for part in ("selector", "encoder"):
@@ -95,3 +108,40 @@ def sized(recipe: Path, size: Size, scale: Sequence[str] = (), strength: float =
     sae = instantiate(model["sae"])
     sae.build(size.width)
     return sae, instantiate(model["losses"])
+
+
+def fit(
+    recipe: Path,
+    size: Size,
+    x: Mapping[str, Tensor],
+    lr: float,
+    seed: int,
+    *,
+    scale: Sequence[str] = (),
+    strength: float = 1.0,
+    control: str = "",
+    normaliser: Mapping[str, Any] | None = None,
+) -> SAE:
+    """The SAE of a recipe, trained on ``x {modality: (N, d)}``, of which row i of each modality is a pair.
+
+    ``control`` is one of :data:`CONTROLS`, or empty; the other arguments are those of :func:`sized`.
+    """
+    torch.manual_seed(seed)
+    sae, losses = sized(recipe, size, scale, strength, normaliser)
+    sae.fit_normaliser(x)
+    freeze = CONTROLS[control] if control else ""
+    if freeze is not None:
+        train(sae, losses, _batches(x, size.rows, seed), size.steps, lr, seed, warm_flat_fall, freeze)
+    return sae.eval()
+
+
+def warm_flat_fall(step: int, steps: int) -> float:
+    """Factor of the learning rate: up over 50 steps, flat, down to 0 over the last three tenths."""
+    return min(1.0, (step + 1) / 50, (1 - step / steps) / 0.3)
+
+
+def _batches(x: Mapping[str, Tensor], rows: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    generator, n = torch.Generator().manual_seed(seed), len(next(iter(x.values())))
+    while True:
+        drawn = torch.randint(n, (rows,), generator=generator)
+        yield {m: v[drawn] for m, v in x.items()}

@@ -1,8 +1,20 @@
 """Recipes at another size say what they said, but for the sizes."""
 
 import pytest
+import torch
 
-from mmsae.bench.sized import SPARSITY, Size, modalities_of, sae_recipes, scaled_terms, sized
+from mmsae.bench.sized import (
+    CONTROLS,
+    SPARSITY,
+    Size,
+    fit,
+    modalities_of,
+    sae_recipes,
+    scaled_terms,
+    sized,
+    warm_flat_fall,
+)
+from mmsae.metrics.reconstruction import fvu
 
 SIZE = Size(width=12, d_sae=20, k=2.5, modalities=("image", "text"), steps=400, rows=50)
 
@@ -25,3 +37,25 @@ def test_budgets_bounds_and_strengths():
     assert tripled["code_cosine"].coefficient == pytest.approx(3 * plain["code_cosine"].coefficient)
     assert scaled_terms(recipes["relu_l1"], SPARSITY) and not scaled_terms(recipes["jumprelu"], SPARSITY)
     assert modalities_of(recipes["topk"]) == ("image",) and modalities_of(recipes["paired_topk"]) == ("image", "text")
+
+
+def test_a_normaliser_stands_in_for_the_recipe_s():
+    sae, _ = sized(sae_recipes()["topk"], SIZE, normaliser={"centre": True, "scale": "rms"})
+    assert sae.normaliser.centre and sae.normaliser.scale == "rms"
+    assert not sized(sae_recipes()["topk"], SIZE)[0].normaliser.centre
+
+
+def test_fit_trains_on_rows_and_controls_keep_what_they_freeze():
+    x = {"image": torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) @ torch.randn(4, 12)}
+    size = Size(width=12, d_sae=20, k=2, modalities=("image",), steps=60, rows=50)
+    made = {c: fit(sae_recipes()["topk"], size, x, 1e-2, 3, control=c) for c in ("", *CONTROLS)}
+    again = fit(sae_recipes()["topk"], size, x, 1e-2, 3)
+    atoms = {c: sae.dictionary("image").rows() for c, sae in made.items()}
+    assert torch.equal(atoms[""], again.dictionary("image").rows()) and not made[""].training
+    assert torch.equal(atoms["decoder frozen"], atoms["untrained"]) and not torch.equal(atoms[""], atoms["untrained"])
+    error = {c: fvu(sae.decode(sae.encode(x["image"], "image"), "image"), x["image"]) for c, sae in made.items()}
+    assert error[""] == min(error.values()) and error["untrained"] == max(error.values())
+
+
+def test_the_rate_rises_stays_and_falls():
+    assert [round(warm_flat_fall(step, 1000), 3) for step in (0, 49, 700, 850, 999)] == [0.02, 1, 1, 0.5, 0.003]

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmsae.bench.multimodal.data import Pairs, Photographs, World
 from mmsae.bench.multimodal.report import write_multimodal_report
-from mmsae.bench.sized import CONTROLS, PAIR, Size, modalities_of, sae_recipes, scaled_terms, sized
+from mmsae.bench.sized import CONTROLS, PAIR, Size, fit, modalities_of, sae_recipes, scaled_terms
 from mmsae.bench.stages import stages_of
 from mmsae.bench.summary import over_seeds
 from mmsae.demo.stages import SEEDS
@@ -25,7 +24,6 @@ from mmsae.metrics.pairs.pairs import pair_report
 from mmsae.metrics.reconstruction import fvu
 from mmsae.options import call
 from mmsae.sae import SAE
-from mmsae.training.plain import train
 
 LR, ROWS = 5e-3, 512
 TUNING_SEED = 1000  #: Of the trainings by which strengths are chosen; no figure of theirs is reported.
@@ -113,26 +111,8 @@ def _sources(
 def _train(
     recipe: Path, data: Pairs, shape: tuple[int, int], steps: int, seed: int, strength: float, control: str = ""
 ) -> SAE:
-    torch.manual_seed(seed)
     size = Size(data.train["image"].shape[1], *shape, PAIR, steps, ROWS)
-    sae, losses = sized(recipe, size, COUPLING, strength)
-    sae.fit_normaliser(data.train)
-    freeze = CONTROLS[control] if control else ""
-    if freeze is not None:
-        train(sae, losses, _batches(data.train, seed), steps, LR, seed, warm_flat_fall, freeze)
-    return sae.eval()
-
-
-def warm_flat_fall(step: int, steps: int) -> float:
-    """Factor of the learning rate: up over 50 steps, flat, down to 0 over the last three tenths."""
-    return min(1.0, (step + 1) / 50, (1 - step / steps) / 0.3)
-
-
-def _batches(x: Mapping[str, Tensor], seed: int) -> Iterator[dict[str, Tensor]]:
-    generator, n = torch.Generator().manual_seed(seed), len(x["image"])
-    while True:
-        rows = torch.randint(n, (ROWS,), generator=generator)
-        yield {m: v[rows] for m, v in x.items()}
+    return fit(recipe, size, data.train, LR, seed, scale=COUPLING, strength=strength, control=control)
 
 
 @torch.no_grad()
