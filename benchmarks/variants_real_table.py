@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import NullFormatter
+
 from mmsae.report.figures import GREY, PALETTE, canvas, write_png
 from mmsae.report.tables import markdown_table
 
@@ -77,16 +79,24 @@ def markdown(found: Mapping[str, Any]) -> str:
 def draw(found: Mapping[str, Any], path: Path) -> Path:
     """FVU against L0 of every variant, in a panel for each part; controls are crosses."""
     parts = found["parts"]
-    with canvas(len(parts), width=1.0 + 4.6 * len(parts), height=4.6, squeeze=False) as (fig, axes):
+    names = list(dict.fromkeys(v for part in parts.values() for v in part["size"]["variants"]))
+    colour = dict(zip(names, [*PALETTE, "#84cc16", "#ec4899", "#78350f"], strict=False))
+    with canvas(len(parts), width=1.0 + 4.6 * len(parts), height=5.6, squeeze=False) as (fig, axes):
         for ax, (name, part) in zip(axes[0], parts.items(), strict=True):
-            for i, variant in enumerate(part["size"]["variants"]):
+            for variant in part["size"]["variants"]:
                 own = sorted((r for r in part["table"] if r["sae"] == variant), key=lambda r: r["l0"])
                 x, y, sd = ([r.get(c, 0) for r in own] for c in ("l0", "fvu", "fvu_sd"))
-                ax.errorbar(x, y, sd, fmt="o-", ms=4, lw=1.4, color=PALETTE[i % len(PALETTE)], label=variant)
+                ax.errorbar(x, y, sd, fmt="o-", ms=4, lw=1.4, color=colour[variant], label=variant)
             for marker, row in zip("x+12", (r for r in part["table"] if r["control"]), strict=False):
                 ax.plot(row["l0"], row["fvu"], marker, color=GREY, ms=7, label=row["sae"])
             ax.set(title=TITLES[name], xlabel="L0: latents per row", ylabel="FVU", xscale="log", yscale="log")
-            ax.legend(fontsize=7)
+            ax.set_xticks(part["size"]["ks"])
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            if max(r["fvu"] for r in part["table"]) < 10 * min(r["fvu"] for r in part["table"]):
+                ax.yaxis.set_minor_formatter("{x:.1g}")
+            ax.legend(fontsize=7.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         return write_png(fig, path, dpi=130, facecolor="white")
 
 
