@@ -50,8 +50,11 @@ def fill_(new: SAE, sae: SAE, ids: Tensor, but: Collection[str] = ()) -> SAE:
     """Give an SAE of the same parts the latents ``ids`` of another, and whatever else it holds ``but`` some tensors.
 
     Raises:
-        InputError: A part has something else in the number of latents (points of an archetypal dictionary).
+        InputError: A part has something else in the number of latents (points of an archetypal dictionary), or the
+            selector goes by the places of latents.
     """
+    if sae.selector.by_place:
+        raise InputError(f"selector {sae.selector.name!r} goes by the places of latents: none can be moved or left out")
     axes, own = latent_axes(sae), new.state_dict()
     if len(ids) < sae.d_sae and (odd := [name for name, found in axes.items() if len(found) > 1]):
         raise InputError(f"{odd[0]} has the number of latents twice: they can change places, and none can be left out")

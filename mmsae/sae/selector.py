@@ -37,6 +37,7 @@ class Selector(Part):
 
     couples_batch = False  #: Whether the code of a row depends on the other rows of the batch in training.
     signed = False  #: Whether code values may be negative.
+    by_place = False  #: Whether what is kept depends on the places of latents, which so cannot be moved or left out.
     by_norm = False  #: Whether what is chosen goes by pre-codes times the norms of their atoms.
 
     def build(self, d_sae: int, modalities: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ class GroupMax(Selector):
     """
 
     name = "group_max"
+    by_place = True
 
     def __init__(self, k: int = 32) -> None:
         super().__init__()
