@@ -89,7 +89,7 @@ def test_bad_input(store, tmp_path, capsys):
     assert not (tmp_path / "a").exists()
     said = fails(capsys, store, tmp_path / "b", "--k", 200, "--ratio", 2, "--steps", 4)
     assert "k = 200 does not fit d_sae = 32" in said and not (tmp_path / "b").exists()
-    assert "Got value: many" in fails(capsys, store, tmp_path / "b", "--k", "many")
+    assert "--k must be a whole number, not 'many'" in fails(capsys, store, tmp_path / "b", "--k", "many")
     sweep(store, tmp_path / "b", "--k", 2, "--ratio", 2, "--steps", 4)
     capsys.readouterr()
     said = fails(capsys, store, tmp_path / "b", "--k", 2, "--ratio", 2, "--steps", 5)
