@@ -76,7 +76,8 @@ class StreamingActivations(HostActivations):
         seed: Seed of all orders.
         gradient: Loss of the host whose gradients come with the rows (g-SAE): ``contrastive`` (image-text hosts; the
             samples of a forward pass are each other's negatives), ``classifier`` (the host's own head; samples need
-            ``cls``) or ``lm`` (vision-language hosts); empty: none.
+            ``cls``), ``lm`` (vision-language hosts) or ``diffusion`` (text-to-image hosts like Stable Diffusion 1.x; an
+            item's noise depends on its uid); empty: none.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class StreamingActivations(HostActivations):
         sites: dict[str, str] | None = None,
         precision: str = "fp32",
         seed: int = 0,
-        gradient: Literal["", "contrastive", "classifier", "lm"] = "",
+        gradient: Literal["", "contrastive", "classifier", "lm", "diffusion"] = "",
         conversations: Conversations = Conversations(),
         mixing: PairMixing = PairMixing(),
         reading: Reading = Reading(),

@@ -15,7 +15,7 @@ def extract_command(
     sites: str | list[str] | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     text: Literal["question", "question+answer"] = "question",
-    gradient: Literal["", "contrastive", "classifier", "lm"] = "",
+    gradient: Literal["", "contrastive", "classifier", "lm", "diffusion"] = "",
     devices: int = 1,
     run: Run = Run(),
     data: Data = Data(),
@@ -37,7 +37,8 @@ def extract_command(
             empty; ``question+answer``: whole conversations.
         gradient: Loss of the host whose gradient at every row is stored beside it (g-SAE): ``contrastive`` (image-text
             hosts; the items of a batch are each other's negatives), ``classifier`` (the host's own head; samples need
-            ``cls``) or ``lm`` (vision-language hosts). Not with fp16, in which gradients underflow.
+            ``cls``), ``lm`` (vision-language hosts) or ``diffusion`` (text-to-image hosts like Stable Diffusion 1.x; an
+            item's noise depends on its uid). Not with fp16, in which gradients underflow.
         devices: Number of devices (``cpu``: processes), one host on each.
         run: Where and how the host computes.
         data: What is made of the samples' files.

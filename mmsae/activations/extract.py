@@ -59,8 +59,8 @@ def extract(
         text: What vision-language hosts read: ``question``: json's ``question`` (else the caption), the answer's turn
             empty; ``question+answer``: whole conversations.
         gradient: Loss of the host whose gradient at every row is stored beside it: ``contrastive`` (image-text hosts; a
-            batch holds the negatives, so its size matters), ``classifier`` (the host's own head; samples need ``cls``)
-            or ``lm`` (vision-language hosts).
+            batch holds the negatives, so its size matters), ``classifier`` (the host's own head; samples need ``cls``),
+            ``lm`` (vision-language hosts) or ``diffusion`` (text-to-image hosts like Stable Diffusion 1.x).
         devices: Number of devices (``cpu``: processes), one host on each; needs a host given by name.
         run: Where and how the host computes; its fields may stand side by side, as ``batch_size=64``.
         data: What is made of the samples' files, likewise.

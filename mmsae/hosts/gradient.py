@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mmsae.types import ImageTextBatch
+from mmsae.types import IMAGE, ImageTextBatch
 
 
 class HostLoss(NamedTuple):
@@ -19,6 +19,8 @@ class HostLoss(NamedTuple):
     terms: Callable[[Any, ImageTextBatch], Tensor]
     modalities: tuple[str, ...] = ()  #: What a batch must hold, whichever sites are read.
     labels: bool = False  #: Whether a batch must hold class numbers.
+    #: What makes the loss's images, PIL image to ``(3, H, W)``, on hosts that read none themselves.
+    transform: Callable[[Any], Tensor] | None = None
 
 
 Gradient = str | HostLoss
@@ -29,7 +31,11 @@ def reading(host: Any, modalities: Collection[str], text: str = "question", grad
     if not gradient:
         return host.reading(modalities, text)
     loss = host.objective(gradient)
-    made = host.reading({*modalities, *loss.modalities}, text)
+    takes = {*modalities, *loss.modalities}
+    if loss.transform is None:
+        made = host.reading(takes, text)
+    else:
+        made = host.reading(takes - {IMAGE}, text) | {"transform": loss.transform}
     if not loss.labels:
         return made
     has = [n for n, key in (("image", "transform"), ("caption", "tokenize")) if made[key] is not None]

@@ -20,6 +20,7 @@ from mmsae.hosts.diffusion.load import TEXT_ENCODERS, denoiser_name, parts
 from mmsae.hosts.diffusion.prompts import EMBEDS, SECOND, PromptTokenizer, check_pipeline, encode, guided, old_name
 from mmsae.hosts.hooks import Done
 from mmsae.hosts.names import reason
+from mmsae.hosts.sites import COND
 from mmsae.types import TEXT, InputError
 
 _PER_PROMPT = (*EMBEDS, *SECOND, "latents")  # options with one entry per prompt (latents: per image)
@@ -149,14 +150,38 @@ class Runner:
         """Where the pipeline computes."""
         return torch.device(self.pipeline._execution_device)
 
-    def read_texts(self, ids: Tensor, only: Collection[str]) -> None:
-        """Run some text encoders as the pipeline does."""
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the denoiser was made for."""
+        size = getattr(self.model[self.denoiser].config, "sample_size", None)
+        size = getattr(self.pipeline, "default_sample_size", 64) if size is None else size
+        return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+
+    def read_texts(self, ids: Tensor, only: Collection[str]) -> dict[str, Any]:
+        """What some text encoders, run as the pipeline does, return."""
+        found = {}
         for name, own in self.tokenize.split(ids).items():
             if name in only:
                 encoder, own = self.model[name], own.to(self.device)
                 mask = own != self.tokenizers[name].pad_token_id
                 masked = getattr(encoder.config, "use_attention_mask", False)
-                encoder(own, attention_mask=mask.long() if masked else None)
+                found[name] = encoder(own, attention_mask=mask.long() if masked else None)
+        return found
+
+    def denoise(self, sample: Tensor, times: Tensor, ids: Tensor) -> Tensor:
+        """What the UNet of a pipeline with one text encoder predicts, differentiable by what open edits put in.
+
+        Args:
+            sample: ``(B, C, h, w)`` latents with noise.
+            times: ``(B,)`` training times.
+            ids: ``(B, L)`` token ids of the texts.
+        """
+        unet, run = self.model[self.denoiser], CallState(torch.arange(len(sample)))
+        with self.running(run):
+            with run.encoding(COND):
+                states = self.read_texts(ids, {"text_encoder"})["text_encoder"][0]
+            run.once(unet, sample)
+            return unet(sample.to(unet.dtype), times, encoder_hidden_states=states.to(unet.dtype), return_dict=False)[0]
 
     def call(
         self,

@@ -72,6 +72,11 @@ class CallState:
 
     # The clock.
 
+    def once(self, denoiser: nn.Module, sample: Tensor) -> None:
+        """Say that the denoiser is called by itself, for prompts alone: at step 0 of one."""
+        self.branches, self.step, self.n_steps = (COND,), 0, 1
+        self._grids = _grids(denoiser, sample, {})
+
     def enter(self, pipeline: Any, denoiser: nn.Module, args: tuple, kwargs: dict) -> None:
         """Read the arguments of a call of the denoiser."""
         t = kwargs["timestep"] if "timestep" in kwargs else args[1]

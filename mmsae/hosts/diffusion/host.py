@@ -26,9 +26,11 @@ from mmsae.hosts.diffusion.call import Call, Runner, n_steps
 from mmsae.hosts.diffusion.call_state import CallState
 from mmsae.hosts.diffusion.edits import OpenEdit
 from mmsae.hosts.diffusion.load import TEXT_ENCODERS, layer_paths, part_config
+from mmsae.hosts.diffusion.losses import Denoising, why_not
 from mmsae.hosts.diffusion.prompts import PromptTokenizer
 from mmsae.hosts.diffusion.sites import Consumed, Seen, consumed, look
 from mmsae.hosts.diffusion.stream import BRANCHES, Branch, draw_steps, keeper, to_tokens
+from mmsae.hosts.gradient import Gradient, HostLoss
 from mmsae.hosts.hooks import Done, ModulePort, Port, watch_input
 from mmsae.hosts.sites import Target, Where
 from mmsae.hosts.tokens import Layout, check_policy, find_layout
@@ -102,6 +104,21 @@ class DiffusionHost(Host):
         if text != "question":
             raise InputError(f"text is {text}, but host {self.hint} reads captions: it has no conversations")
         return {"transform": None, "tokenize": self.tokenize, "collate": None}
+
+    @property
+    def objectives(self) -> dict[str, HostLoss]:
+        """``diffusion``: what :meth:`denoising` gives, for pipelines that it is offered for."""
+        return {} if why_not(self._runner) else {"diffusion": self.denoising()}
+
+    def objective(self, gradient: Gradient) -> HostLoss:
+        return super().objective(self.denoising() if gradient == "diffusion" else gradient)
+
+    def denoising(self, seed: int = 0) -> HostLoss:
+        """Squared error at a random noise level, which ``seed`` and the uid of an item determine (:class:`Denoising`).
+
+        Only pipelines built like Stable Diffusion 1.x have it; others are refused.
+        """
+        return Denoising(self._runner, self._edits, seed).objective()
 
     # Sites.
 
@@ -366,7 +383,7 @@ class DiffusionHost(Host):
 
     def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         if any(t.modality == IMAGE for t in targets):
-            how = "they are read while it generates (host.stream)"
+            how = "they are read while it generates (host.stream), or with gradient 'diffusion'"
             raise InputError(f"no captions give sites of {self.denoiser}: {how}.")
         if batch.texts is None:
             raise InputError("a site reads the texts of a batch that has none.")

@@ -72,9 +72,7 @@ def _pass(runner: Runner, part: str, n: int) -> None:
     def stop(*_: Any) -> None:
         raise Done
 
-    size = getattr(runner.model[part].config, "sample_size", None)
-    size = getattr(runner.pipeline, "default_sample_size", 64) if size is None else size
-    side = min(_SIDE, *(size if isinstance(size, (list, tuple)) else [size])) * runner.pipeline.vae_scale_factor
+    side = min(_SIDE, *runner.latent_size) * runner.pipeline.vae_scale_factor
     options = {"steps": 2, "guidance": 0.0, "height": side, "width": side, "output_type": "latent"}
     with runner.model[part].register_forward_hook(stop), suppress(Done):
         runner.call(Call.of([""] * n, None, 0, 1, {}), options)

@@ -5,6 +5,7 @@ import torch
 
 from mmsae.hosts import DiffusionHost
 from mmsae.hosts.sites import COND
+from mmsae.types import ImageTextBatch
 from tests.helpers.diffusion import MAKE
 
 pytestmark = [
@@ -28,3 +29,12 @@ def test_cuda_agrees_with_cpu(kind, dtype, tolerance):
         with host.edit(SITE[kind], edit, where=True), host.edit(text, edit, where=True, steps=(0, 1)):
             made.append(host.generate(PROMPTS, steps=2, seed=[1, 2], height=16, width=16))
     assert made[1].device.type == "cpu" and (made[0] - made[1]).abs().mean() < tolerance
+
+
+def test_gradients_on_cuda_are_those_on_the_cpu():
+    cpu, gpu = DiffusionHost(MAKE["sd"]()), DiffusionHost(MAKE["sd"]().to("cuda"))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    batch = ImageTextBatch(images, cpu.tokenize(PROMPTS), PROMPTS, PROMPTS, PROMPTS, PROMPTS)
+    for site in (UNET, "text_encoder.layers.1:out[content]"):
+        a, b = (h.read(batch, [site], "diffusion")[0].grad.cpu().flatten() for h in (cpu, gpu))
+        assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.999
