@@ -21,6 +21,7 @@ COLUMNS = {
     "auc_same": "AUC same",
     "agreement": "agreement",
     "recall": "R@1",
+    "choice_l0": "L0",
     "dead": "dead",
     "wrong_code": "wrong caption: code",
     "wrong_weighted": "weighted",
@@ -29,6 +30,7 @@ COLUMNS = {
     "zero_shot_host": "host ",
     "strength": "strength",
 }
+MARKERS = "os^D"
 SHOWN_DEVIATION = ("fvu_image", "f1_same", "recall", "dead", "wrong_weighted", "zero_shot")
 
 
@@ -110,13 +112,16 @@ def write_multimodal_report(root: Path, found: dict[str, Any]) -> Path:
 
     (root / "table.md").write_text(multimodal_table(found))
     tables = found["tables"]
-    with canvas(len(tables), width=1.0 + 4.2 * len(tables), height=4.2, squeeze=False) as (fig, axes):
+    with canvas(len(tables), width=1.0 + 4.2 * len(tables), height=5.2, squeeze=False) as (fig, axes):
         for ax, (place, table) in zip(axes[0], tables.items(), strict=True):
             for i, (name, row) in enumerate(table.items()):
                 x, y = (row["fvu_image"] + row["fvu_text"]) / 2, row["recall"]
-                ax.plot(x, y, "o", color=PALETTE[i % len(PALETTE)])
-                ax.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7.5)
+                ax.plot(x, y, MARKERS[i // len(PALETTE)], color=PALETTE[i % len(PALETTE)], label=name, ms=7, alpha=0.8)
             ax.set(title=place, xlabel="FVU, mean of both modalities", ylabel="R@1 from codes", xscale="log")
+            ax.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
+            ax.minorticks_off()
+        handles = axes[0][0].get_lines()
+        fig.legend(handles, [h.get_label() for h in handles], loc="outside lower center", ncols=4, fontsize=8.5)
         write_png(fig, root / "front.png", dpi=130, facecolor="white")
         shown = figure(fig, "R@1 against FVU of every SAE over pairs")
     sections = [Section("What is bought with the error", "Up and to the left is better.", [shown])]

@@ -127,6 +127,7 @@ def _choice(sae: SAE, data: Pairs) -> dict[str, Any]:
         "fvu": sum(error) / 2,
         "dead": report["dead_fraction"],
         "warnings": len(report["warnings"]),
+        "l0": (report["l0"]["image"] + report["l0"]["text"]) / 2,
     }
 
 
