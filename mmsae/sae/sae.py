@@ -206,11 +206,14 @@ class SAE(nn.Module):
             raise InputError(f"no rows to code: give those of one or more of {self.modalities}")
         if self.training and (empty := [m for m, x in tokens.items() if not len(x)]):
             raise InputError(f"there are no {empty[0]} rows in this batch of a training: means over it do not exist")
+        given = {self._modality(m): x for m, x in tokens.items()}
+        # one modality after the other where they need not be chosen together: gradients then add up in that order
+        together = type(self.selector).select is not Selector.select
         outputs = {}
-        encoded = self._encode({self._modality(m): x for m, x in tokens.items()}, grad)
-        for m, (target, pre, codes) in encoded.items():
-            recon = self._decode(codes, m)
-            outputs[m] = SAEOutput(self.normaliser.invert(recon, m, codes.info), codes, target, recon, pre)
+        for part in [given] if together else [{m: x} for m, x in given.items()]:
+            for m, (target, pre, codes) in self._encode(part, grad).items():
+                recon = self._decode(codes, m)
+                outputs[m] = SAEOutput(self.normaliser.invert(recon, m, codes.info), codes, target, recon, pre)
         return outputs
 
     def fit_normaliser(self, sample: Mapping[str, Tensor]) -> None:
