@@ -19,7 +19,7 @@ import time
 import torch
 from torch import nn
 
-from mmsae.kernels.sparse import linear
+from mmsae.kernels.plain import linear
 from mmsae.sae import SAE, AffineEncoder, Dictionary, DistanceEncoder, LossContext, Reconstruction, TopK
 
 

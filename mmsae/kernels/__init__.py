@@ -1,5 +1,27 @@
-"""Sparse products that never build the (N, d_sae) matrix, one interface for every device."""
+"""Sparse products that never build the (N, d_sae) matrix: one interface, whose backend follows the device."""
 
-from mmsae.kernels.sparse import chunked_above, chunked_topk, sampled_linear, sparse_decode, sparse_scatter
+from mmsae.kernels.backend import Backend, Ranking
+from mmsae.kernels.choice import backend_for, use
+from mmsae.kernels.sparse import (
+    chunked_above,
+    chunked_topk,
+    dense_linear,
+    raw_product,
+    sampled_linear,
+    sparse_decode,
+    sparse_scatter,
+)
 
-__all__ = ["chunked_above", "chunked_topk", "sampled_linear", "sparse_decode", "sparse_scatter"]
+__all__ = [
+    "Backend",
+    "Ranking",
+    "backend_for",
+    "chunked_above",
+    "chunked_topk",
+    "dense_linear",
+    "raw_product",
+    "sampled_linear",
+    "sparse_decode",
+    "sparse_scatter",
+    "use",
+]

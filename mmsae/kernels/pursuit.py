@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.kernels.sparse import linear, row_chunks
+from mmsae.kernels.plain import linear, row_chunks
 
 GRAM_BYTES = 2**30  # largest matrix of inner products of atoms that is made by itself
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmsae.kernels import sparse_decode
+from mmsae.kernels import Ranking, backend_for, sparse_decode
 from mmsae.kernels.pairs import code_cosine
 from mmsae.sae.part import refuse_unpaired
 from mmsae.sae.usage import DEAD_AFTER, UsageTracker
@@ -161,7 +161,7 @@ class AuxK(LossTerm):
             pre = out.pre.columns(dead)
             pre = pre if signed else pre.relu()
             k = min(self.k_aux or out.target.shape[1] // 2, len(dead))
-            indices = (pre.abs() if signed else pre).topk(k, dim=1, sorted=False).indices
+            indices = backend_for(pre).topk(pre.detach(), k, Ranking(absolute=True) if signed else None)[1]
             values = pre.gather(1, indices)
             atoms = ctx.sae.dictionary(m).rows()[dead]
             error = (residual - sparse_decode(values, indices, atoms)).square().sum(1).mean()

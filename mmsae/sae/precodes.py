@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmsae.kernels import chunked_above, chunked_topk, sampled_linear
-
-Score = Callable[[Tensor, slice], Tensor]
-"""What is ranked, as a function of some rows' pre-codes ``(n, d_sae)`` and of which rows they are."""
+from mmsae.kernels import Ranking, backend_for, chunked_above, chunked_topk, dense_linear, raw_product, sampled_linear
+from mmsae.kernels.backend import Score
 
 
 def identity(u: Tensor) -> Tensor:
@@ -37,18 +34,29 @@ class PreCodes:
     #: ``(N, 1)`` 1 for rows that may be coded and 0 for rows that carry nothing, or None (all may).
     valid: Tensor | None = None
     scale: Tensor | None = None  #: ``(d_sae,)`` factor of each latent, or None (1).
+    precision: str | None = None  #: Of the product's operands; see :class:`mmsae.SAE`. Chosen entries have float32's.
     _dense: Tensor | None = field(default=None, repr=False)
 
     def dense(self) -> Tensor:
         """``(N, d_sae)`` pre-codes, computed once."""
         if self._dense is None:
-            self._dense = self._finish(F.linear(self.x, self.weight), self.bias, self.scale)
+            self._dense = self._finish(dense_linear(self.x, self.weight, self.precision), self.bias, self.scale)
         return self._dense
 
     def columns(self, ids: Tensor) -> Tensor:
         """``(N, len(ids))`` pre-codes of some latents."""
         bias = None if self.bias is None else self.bias[ids]
-        return self._finish(F.linear(self.x, self.weight[ids]), bias, None if self.scale is None else self.scale[ids])
+        linear = dense_linear(self.x, self.weight[ids], self.precision)
+        return self._finish(linear, bias, None if self.scale is None else self.scale[ids])
+
+    @torch.no_grad()
+    def scores(self, score: Score | None = None) -> Tensor:
+        """``(N, d_sae)`` what is ranked, without gradients: for selectors that compare rows or latents."""
+        if backend_for(self.x).fused:
+            linear = raw_product(self.x, self.weight, self.bias, self.scale, self.precision)
+            return self._ranked(score)(linear, slice(None))
+        u = self.dense().detach()
+        return u if score is None else score(u, slice(None))
 
     def rows(self, which: slice) -> PreCodes:
         """The pre-codes of some rows."""
@@ -61,20 +69,24 @@ class PreCodes:
         ``score`` is what is ranked (default: the pre-codes).
         """
         ranked = None if score is None else self._ranked(score)  # act keeps the order
-        return chunked_topk(self.x, self.weight, self.bias, k, ranked, self.scale)
+        return chunked_topk(self.x, self.weight, self.bias, k, ranked, self.scale, self.precision)
 
     def above(self, threshold: Tensor, score: Score | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Linear parts, ids and which of them count, all ``(N, k)``, of the entries whose score is above a threshold.
 
         ``threshold`` is one number or ``(d_sae,)``; k is the most that a row has. No gradients.
         """
-        return chunked_above(self.x, self.weight, self.bias, threshold, self._ranked(score), self.scale)
+        ranked = self._ranked(score)
+        return chunked_above(self.x, self.weight, self.bias, threshold, ranked, self.scale, self.precision)
 
     def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
         """``(N, k)`` pre-codes of chosen latents, with gradients for these entries only; ``linear`` if known."""
         return self._activate(sampled_linear(self.x, self.weight, self.bias, indices, linear, self.scale), self.valid)
 
     def _ranked(self, score: Score | None) -> Score:
+        if isinstance(score, Ranking) and self.act is identity and self.valid is None:
+            return score  # kernels can see through it
+
         def ranked(linear: Tensor, rows: slice) -> Tensor:
             u = self._activate(linear, None if self.valid is None else self.valid[rows])
             return u if score is None else score(u, rows)
@@ -110,20 +122,25 @@ class DensePreCodes:
         """The pre-codes of some rows; without extras."""
         return DensePreCodes(self.u[which], None if self.value is None else self.value[which])
 
+    @torch.no_grad()
+    def scores(self, score: Score | None = None) -> Tensor:
+        """``(N, d_sae)`` what is ranked, without gradients."""
+        u = self.u.detach()
+        return u if score is None else score(u, slice(None))
+
+    @torch.no_grad()
     def topk(self, k: int, score: Score | None = None) -> tuple[Tensor, Tensor]:
         """Entries of ``u`` and ids, both ``(N, k)``, of the k largest of each row; no gradients."""
-        with torch.no_grad():
-            ranked = self.u if score is None else score(self.u, slice(None))
-            indices = ranked.topk(k, dim=1, sorted=False).indices
-            return self.u.gather(1, indices), indices
+        indices = backend_for(self.u).topk(self.scores(score), k)[1]
+        return self.u.gather(1, indices), indices
 
+    @torch.no_grad()
     def above(self, threshold: Tensor, score: Score | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Entries of ``u``, ids and which of them count, all ``(N, k)``; see :meth:`PreCodes.above`."""
-        with torch.no_grad():
-            ranked = self.u if score is None else score(self.u, slice(None))
-            on = ranked > threshold
-            order = torch.where(on, ranked, -torch.inf).topk(most(on), dim=1, sorted=False).indices
-            return self.u.gather(1, order), order, on.gather(1, order)
+        ranked = self.scores(score)
+        on = ranked > threshold
+        order = torch.where(on, ranked, -torch.inf).topk(most(on), dim=1, sorted=False).indices
+        return self.u.gather(1, order), order, on.gather(1, order)
 
     def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
         """``(N, k)`` values of chosen latents, with gradients."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmsae.kernels import Ranking
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.part import Part
 from mmsae.sae.precodes import DensePreCodes, PreCodes, PursuitCodes, Score
@@ -72,10 +73,9 @@ class Ranked(Selector):
     def score(self, rows: SelectContext) -> Score | None:
         """What is ranked of these rows; None: the pre-code itself."""
         if self.score_name == "abs":
-            return lambda u, _: u.abs()
+            return Ranking(absolute=True)
         if self.score_name == "norm":
-            norms = rows.dictionary.rows().detach().norm(dim=1)
-            return lambda u, _: u * norms
+            return Ranking(factor=rows.dictionary.rows().detach().norm(dim=1))
         return None
 
     def keep(self, pre: AnyPreCodes, indices: Tensor, linear: Tensor | None = None) -> Tensor:

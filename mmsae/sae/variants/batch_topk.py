@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmsae.kernels import backend_for
 from mmsae.sae.normaliser import all_reduce
 from mmsae.sae.selector import AnyPreCodes, Ranked, SelectContext, Selected
 from mmsae.types import InputError
@@ -79,16 +80,18 @@ class Thresholded(Ranked):
         if not self.training:
             return self.above(pre, rows, self.threshold(rows.modality).to(rows.target.device))
         with torch.no_grad():
-            score = self.score(rows)
-            u = pre.dense().detach()
-            scores = u if score is None else score(u, slice(None))
-            on = self._mask(scores, rows.modality) & (scores > 0)
-            kept = torch.where(on, scores, torch.inf)
-            self._observe(rows.modality, self._least(kept))
-            width = max(1, int(on.sum(1).max())) if len(on) else 1
-            indices = torch.where(on, scores, -torch.inf).topk(width, dim=1, sorted=False).indices
-            on = on.gather(1, indices)
+            indices, on, least = self._choose(pre.scores(self.score(rows)), rows.modality)
+            self._observe(rows.modality, least)
         return self.keep(pre, indices) * on, indices
+
+    def _choose(self, scores: Tensor, modality: str) -> tuple[Tensor, Tensor, Tensor]:
+        """``(ids, whether they count)`` of what a training batch keeps, both ``(N, k)``, and its thresholds."""
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        on = self._mask(scores, modality) & (scores > 0)
+        least = self._least(torch.where(on, scores, torch.inf))
+        width = max(1, int(on.sum(1).max())) if len(on) else 1
+        indices = torch.where(on, scores, -torch.inf).topk(width, dim=1, sorted=False).indices
+        return indices, on.gather(1, indices), least
 
 
 class BatchTopK(Thresholded):
@@ -137,7 +140,18 @@ class BatchTopK(Thresholded):
             raise InputError(f"k = {self._k:g} does not fit d_sae = {d_sae}")
         super().build(d_sae, modalities)
 
+    def _choose(self, scores: Tensor, modality: str) -> tuple[Tensor, Tensor, Tensor]:
+        backend = backend_for(scores)
+        if not backend.fused or type(self) is not BatchTopK:
+            return super()._choose(scores, modality)
+        least = backend.threshold(scores, self._budget(scores))
+        below = torch.nextafter(least, least.new_zeros(()))  # entries that are equal at the end of the budget all stay
+        return *backend.above(scores, below), least.reshape(1)
+
+    def _budget(self, scores: Tensor) -> int:
+        return min(int(self._k * len(scores)), scores.numel())
+
     def _mask(self, scores: Tensor, modality: str) -> Tensor:
         on = torch.zeros_like(scores, dtype=torch.bool).view(-1)
-        budget = min(int(self._k * len(scores)), scores.numel())
-        return on.index_fill_(0, scores.reshape(-1).topk(budget, sorted=False).indices, True).view_as(scores)
+        best = scores.reshape(-1).topk(self._budget(scores), sorted=False).indices
+        return on.index_fill_(0, best, True).view_as(scores)

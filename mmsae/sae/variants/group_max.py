@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
+from mmsae.kernels import backend_for
 from mmsae.sae.selector import AnyPreCodes, SelectContext, Selected, Selector
 from mmsae.types import InputError
 
@@ -38,6 +37,6 @@ class GroupMax(Selector):
             raise InputError(f"group_max needs groups of equal size: k = {self.k} does not divide d_sae = {d_sae}")
 
     def forward(self, pre: AnyPreCodes, rows: SelectContext) -> Selected:
-        groups = pre.dense().detach().unflatten(1, (self.k, -1))
-        indices = groups.argmax(2) + torch.arange(self.k, device=groups.device) * groups.shape[2]
+        scores = pre.scores()
+        indices = backend_for(scores).group_max(scores, self.k)
         return pre.at(indices).relu(), indices

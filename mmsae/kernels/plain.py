@@ -1,0 +1,133 @@
+"""Torch's own operations: the backend of the CPU, and of any device that has no other.
+
+``bag`` and ``scatter`` are ``embedding_bag``, ``sampled`` is ``sampled_addmm``: on CPU 40 to 80 times faster than
+gather and einsum, and both run on CUDA. Everything is deterministic on CPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsae.kernels.backend import Ranking
+from mmsae.kernels.gradients import SparseBackend
+
+# said once per process at the first CSR tensor, which here is an implementation detail
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+# torch's linear runs on MKL, which uses AVX2 on AMD; oneDNN uses AVX-512 there and is 2.4 times as fast
+# (benchmarks/sae_step.py). The choice follows the processor and not a timing, since a run that is resumed must repeat
+# its bits.
+_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` outside autograd, by the fastest exact product."""
+    if _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def row_chunks(n: int, width: int, device: torch.device) -> Iterator[slice]:
+    """So many of n rows at a time as a product with ``width`` columns is fast for on the device."""
+    # 256 rows keep the product in cache and under the allocator's mmap limit on CPU; a GPU wants large products
+    size = 256 if device.type == "cpu" else max(256, 2**28 // width)
+    yield from (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Products of float32 matrices on CUDA round their operands to TF32 here, and nowhere else."""
+    matmul = torch.backends.cuda.matmul
+    name, on = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)
+    before = getattr(matmul, name)
+    setattr(matmul, name, on)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+
+
+class Segments(NamedTuple):
+    """The entries of a batch in the order of their latents."""
+
+    order: Tensor  #: ``(N * k,)`` entries.
+    rows: Tensor  #: ``(N * k,)`` their rows.
+    offsets: Tensor  #: ``(n_rows,)`` where each latent's begin.
+
+
+class TorchBackend(SparseBackend):
+    """Torch's operations, for every device."""
+
+    name = "torch"
+
+    def chunks(self, n: int, width: int, device: torch.device) -> Iterator[slice]:
+        return row_chunks(n, width, device)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, precision: str = "fp32") -> Tensor:
+        if precision == "bf16":
+            x, weight = x.bfloat16(), weight.bfloat16()
+            return F.linear(x, weight, None if bias is None else bias.bfloat16())
+        if precision == "tf32":
+            with tf32():
+                return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
+
+    def topk(self, matrix: Tensor, k: int, ranking: Ranking | None = None) -> tuple[Tensor, Tensor]:
+        if ranking is None:
+            return tuple(matrix.topk(k, dim=1, sorted=False))
+        indices = ranking(matrix).topk(k, dim=1, sorted=False).indices
+        return matrix.gather(1, indices), indices
+
+    def threshold(self, scores: Tensor, budget: int) -> Tensor:
+        flat = scores.reshape(-1)
+        flat = flat.float() if scores.dtype in (torch.bfloat16, torch.float16) else flat
+        if not min(budget, flat.numel()):
+            return flat.new_full((), torch.inf)
+        best = flat.topk(min(budget, flat.numel()), sorted=False).values
+        return torch.where(best > 0, best, torch.inf).min()
+
+    def above(self, scores: Tensor, threshold: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
+        on = scores > threshold.reshape(-1)  # 0-dim numbers would be rounded to the scores' precision
+        most = int(on.sum(1).max()) if len(on) else 0
+        ids = torch.where(on, scores, -torch.inf).topk(min(max(least, most), scores.shape[1]), dim=1).indices
+        return ids, on.gather(1, ids)
+
+    def group_max(self, matrix: Tensor, groups: int) -> Tensor:
+        parts = matrix.unflatten(1, (groups, -1))
+        return parts.argmax(2) + torch.arange(groups, device=matrix.device) * parts.shape[2]
+
+    def bag(self, values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
+        return F.embedding_bag(indices, table, mode="sum", per_sample_weights=values.to(table.dtype))
+
+    def sampled(self, x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
+        n, k = indices.shape
+        crow = torch.arange(0, n * k + 1, k, device=x.device)
+        pattern = torch.sparse_csr_tensor(
+            crow, indices.reshape(-1), x.new_zeros(n * k), size=(n, len(table)), check_invariants=False
+        )
+        return torch.sparse.sampled_addmm(pattern, x, table.t(), beta=0.0).values().view(n, k)
+
+    def segments(self, indices: Tensor, n_rows: int) -> Segments:
+        flat = indices.reshape(-1)
+        # stable, so that the order of summation (and with it every bit of the result) does not depend on the sort
+        order = flat.to(torch.int32).sort(stable=True).indices
+        counts = torch.bincount(flat, minlength=n_rows)
+        return Segments(order, order // indices.shape[1], counts.cumsum(0) - counts)
+
+    def scatter(self, values: Tensor, x: Tensor, segments: Segments) -> Tensor:
+        weights = values.reshape(-1)[segments.order].to(x.dtype)
+        return F.embedding_bag(segments.rows, x, offsets=segments.offsets, mode="sum", per_sample_weights=weights)
+
+    def totals(self, values: Tensor, indices: Tensor, n_rows: int) -> Tensor:
+        return values.new_zeros(n_rows).index_add_(0, indices.reshape(-1), values.reshape(-1))
