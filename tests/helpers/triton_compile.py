@@ -1,0 +1,99 @@
+"""Compile kernels for a GPU that need not be there: the launches of a function, as far as they are before they run.
+
+Run as a program it prints for every kernel that the calls below launch what a thread of it needs::
+
+    python -m tests.helpers.triton_compile 90
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+
+class Compiled(NamedTuple):
+    """One kernel, as one launch specialised it."""
+
+    kernel: str
+    warps: int
+    registers: int
+    spilled: int  #: Bytes of registers that are in memory, per thread.
+    shared: int  #: Bytes per program.
+
+
+class _Target:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of spilled registers of the one kernel in a cubin."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return tuple(int(re.search(rf"{word}:(\d+)", said)[1]) for word in ("REG", "STACK"))
+
+
+def compile_from_now_on(capability: int) -> list[Compiled]:
+    """For the rest of the process, kernels are compiled for a compute capability (90: sm_90) instead of run.
+
+    Returns:
+        What was compiled, a list that grows.
+    """
+    run, found = JITFunction.run, []
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        made = run(self, *args, grid=grid, warmup=True, **kwargs)
+        registers, spilled = usage(made.asm["cubin"])
+        found.append(Compiled(made.metadata.name, made.metadata.num_warps, registers, spilled, made.metadata.shared))
+        return made
+
+    driver.set_active(_Target(capability))
+    JITFunction.run = compile_only
+    return found
+
+
+def calls() -> dict[str, Callable[[], Any]]:
+    """Calls of every function of the package, at sizes of trainings; few rows, for their number is not compiled in."""
+    from mmsae.kernels.triton import select
+
+    out = {}
+    for name in ("float32", "bfloat16", "float16"):
+        for f, k in ((4096, 32), (6144, 256), (32768, 32), (131072, 64), (32768, 1024), (1000, 8), (100, 100)):
+            x = torch.empty(4, f, dtype=getattr(torch, name))
+            out[f"topk {name} {f} {k}"] = lambda x=x, k=k: select.topk(x, k)
+    x = torch.empty(4, 32768)
+    out["topk of products"] = lambda: select.topk(x, 32, True, torch.empty(32768))
+    return out
+
+
+if __name__ == "__main__":
+    done = compile_from_now_on(int(sys.argv[1]))
+    for call, function in calls().items():
+        before = len(done)
+        function()
+        for one in done[before:]:
+            print(f"{call:28}", *one)
