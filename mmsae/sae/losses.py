@@ -143,16 +143,13 @@ class AuxK(LossTerm):
         self.coefficient, self.k_aux, self.dead_after, self.score = coefficient, k_aux, dead_after, score
 
     def members(self, outputs: Outputs, ctx: LossContext) -> Tensor | None:
-        """``(d_sae,)`` bool: the latents that are trained, here the dead ones; None where it is not known."""
-        return None if ctx.usage is None else ctx.usage.dead(self.dead_after or DEAD_AFTER)
+        """``(n,)`` ids of the latents that are trained, here the dead ones; None where it is not known."""
+        return None if ctx.usage is None else ctx.usage.dead_ids(self.dead_after or DEAD_AFTER)
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss; 0 without dead latents or without a tracker."""
         zero = next(iter(outputs.values())).recon.new_zeros(())
-        if self.coefficient == 0 or (members := self.members(outputs, ctx)) is None:
-            return zero
-        dead = members.nonzero()[:, 0]
-        if len(dead) == 0:
+        if self.coefficient == 0 or (dead := self.members(outputs, ctx)) is None or len(dead) == 0:
             return zero
         total = zero
         signed = self.score == "abs" or (self.score is None and ctx.sae.signed)

@@ -13,13 +13,40 @@ from mmsae.types import Codes
 DEAD_AFTER = 1_000_000  # tokens without firing after which a latent counts as dead, where nothing else is said
 
 
-def fired_counts(codes: Codes) -> Tensor:
-    """``(d_sae,)`` int64: in how many rows each latent fired (value not 0, whatever its sign)."""
+def waits(t: Tensor) -> bool:
+    """Whether reading a value of a tensor waits for a device that otherwise works ahead on its own."""
+    return t.is_cuda
+
+
+def fired_counts(codes: Codes, out: Tensor | None = None) -> Tensor:
+    """``(d_sae,)`` int64: in how many rows each latent fired (value not 0, whatever its sign); added to ``out``."""
     fired = (codes.values != 0).long()
+    if out is None:
+        out = torch.zeros(codes.d_sae, dtype=torch.long, device=fired.device)
     if codes.indices is None:
-        return fired.sum(0)
-    out = torch.zeros(codes.d_sae, dtype=torch.long, device=fired.device)
+        return out.add_(fired.sum(0))
     return out.scatter_add_(0, codes.indices.reshape(-1), fired.reshape(-1))
+
+
+class _Ahead:
+    """A number on its way from a device to the host, which need not wait before it is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self._event = torch.cuda.Event() if cuda else None
+        self._host = torch.zeros((), dtype=torch.long, pin_memory=cuda)
+        self._value = self._host.numpy()
+
+    def send(self, number: Tensor) -> None:
+        self._host.copy_(number, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def get(self) -> int:
+        """The number; waits for what the device did until :meth:`send`, and for no more."""
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._value)
 
 
 class UsageTracker(nn.Module):
@@ -32,17 +59,57 @@ class UsageTracker(nn.Module):
         self.register_buffer("since", each)  # tokens of the modality since the latent last fired on it
         self.register_buffer("counts", each.clone())  # rows on which the latent fired since reset()
         self.register_buffer("tokens", torch.zeros(len(modalities), dtype=torch.long))  # rows seen since reset()
+        self._bound: int | None = None  # that dead_ids was asked for
+        self._ahead: _Ahead | None = None
+        self._sent: tuple[int, int] | None = None  # bound and version of ``since`` that the number on its way is of
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_ahead": None, "_sent": None}  # events are not copied
 
     @torch.no_grad()
     def update(self, codes: Mapping[str, Codes]) -> None:
         """Count one step's codes of ``{modality: Codes}``; every rank must call it with the same modalities."""
-        rows = [self.modalities.index(m) for m in codes]
-        fired = torch.stack([fired_counts(c) for c in codes.values()])
-        seen = torch.tensor([c.n for c in codes.values()], device=fired.device)
-        all_reduce(fired, seen)
-        self.since[rows] = torch.where(fired > 0, 0, self.since[rows] + seen[:, None])
-        self.counts[rows] += fired
-        self.tokens[rows] += seen
+        d_sae = self.since.shape[1]
+        found = self.since.new_zeros(len(codes), d_sae + 1)  # the last column: rows seen
+        for row, c in zip(found, codes.values(), strict=True):
+            fired_counts(c, row[:d_sae])
+            row[d_sae] = c.n
+        all_reduce(found)
+        fired, seen = found[:, :d_sae], found[:, d_sae:]
+        if tuple(codes) == self.modalities:
+            self._add(slice(None), fired, seen)
+        else:
+            for i, m in enumerate(codes):
+                self._add(self.modalities.index(m), fired[i], seen[i])
+        if self._bound is not None and waits(self.since):
+            self._send(self._bound)
+
+    def _add(self, at: int | slice, fired: Tensor, seen: Tensor) -> None:
+        self.since[at].add_(seen).masked_fill_(fired > 0, 0)
+        self.counts[at].add_(fired)
+        self.tokens[at].add_(seen.squeeze(-1))
+
+    def _send(self, bound: int) -> None:
+        if self._ahead is None:
+            self._ahead = _Ahead(self.since.device)
+        self._ahead.send(self.dead(bound).sum())
+        self._sent = (bound, self.since._version)
+
+    def dead_ids(self, tokens: int) -> Tensor:
+        """``(n,)`` ids of the latents that :meth:`dead` finds, ascending.
+
+        On a device their number is sent to the host after every :meth:`update`, from the second call on, so that a
+        step waits for the end of the last one's counting and not for all that the device has to do.
+        """
+        if not waits(self.since):
+            return self.dead(tokens).nonzero()[:, 0]
+        self._bound = tokens
+        if self._sent != (tokens, self.since._version):  # the first time, or somebody else changed the counts
+            self._send(tokens)
+        n = self._ahead.get()
+        if n == 0:
+            return torch.empty(0, dtype=torch.long, device=self.since.device)
+        return self.dead(tokens).byte().argsort(descending=True, stable=True)[:n]
 
     def reset(self) -> None:
         """Start new counts (tokens since fired go on)."""

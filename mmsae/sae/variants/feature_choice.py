@@ -174,7 +174,7 @@ class AuxZipf(AuxK):
 
     @torch.no_grad()
     def members(self, outputs: Outputs, ctx: LossContext) -> Tensor | None:
-        """``(d_sae,)`` bool: the dying latents; None before enough rows were seen. It counts the outputs' codes."""
+        """``(n,)`` ids of the dying latents; None before enough rows were seen. It counts the outputs' codes."""
         if "frequency" not in self._buffers:  # in a loop without LitSAE
             self.build(ctx.sae)
         window = self.dead_after or DEAD_AFTER
@@ -189,4 +189,4 @@ class AuxZipf(AuxK):
             return None
         frequency, order = (self.frequency / self.known[:, None]).amax(0).sort(descending=True, stable=True)
         expected = capped_zipf(len(order), frequency.double().sum(), 1.0, self.exponent, self.offset)
-        return torch.empty_like(order, dtype=torch.bool).scatter_(0, order, frequency < self.share * expected)
+        return order[frequency < self.share * expected].sort().values

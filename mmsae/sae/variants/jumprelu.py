@@ -190,7 +190,7 @@ class PreActRevive(LossTerm):
         total = next(iter(outputs.values())).recon.new_zeros(())
         if ctx.usage is None:
             return total
-        dead = ctx.usage.dead(self.dead_after or DEAD_AFTER).nonzero()[:, 0]
+        dead = ctx.usage.dead_ids(self.dead_after or DEAD_AFTER)
         if len(dead) == 0:
             return total
         for m, out in outputs.items():
