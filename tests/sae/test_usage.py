@@ -48,7 +48,7 @@ def test_dead_ids_are_those_of_dead_also_where_a_device_works_ahead(monkeypatch)
         return {m: Codes(torch.ones(n, 2), torch.randint(0, 20, (n, 2), generator=g), 20) for m in usage.modalities}
 
     assert usage.dead_ids(9).tolist() == []
-    for i in range(12):
+    for _ in range(12):
         batch = step()
         with NoWaits():
             usage.update(batch)
