@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.bench.filter.arms import ARMS, LIKELIHOOD, PAPER, SAE_V
+from mmsae.bench.llava import MODEL_SEED, WORLD_SEED, base_model
 from mmsae.bench.stages import stages_of
 from mmsae.files import write_json
 from mmsae.jobs.stages import Stages
-from mmsae.options import call
 
-#: Settings of the base model, written down so that it stays half-trained when the defaults get better.
-BASE = {"batch_size": 32, "lr": 0.02, "adam_lr": 2e-3, "hidden": 128, "layers": 3}
-SEEDS = {"world": 1, "alignment": 5, "exam": 9, "models": 0}
+SEEDS = {"alignment": 5, "exam": 9}
 
 
 class FilterSizes(NamedTuple):
@@ -51,9 +49,6 @@ def bench_filter(
     from mmsae.bench.filter.report import filter_table, write_filter_report
     from mmsae.bench.filter.world import Classroom, alignment_set
     from mmsae.hosts import load_host
-    from mmsae.world.generator.shards import write_world
-    from mmsae.world.models.command import pretrain_clip
-    from mmsae.world.models.llava.model import train_llava
 
     stages = stages_of(root, {"bench": "filter", "damage": damage, "clip": clip, **sizes._asdict()}, progress)
     if progress:
@@ -62,22 +57,7 @@ def bench_filter(
             f" damaged. About {1.5 + 10 * len(arms) * len(seeds) / 60:.0f} minutes of one core; {root}",
             flush=True,
         )
-    model_seed, how = SEEDS["models"], {"overwrite": True, "progress": progress}
-    if clip is None:
-        clip = str(root / "clip")
-
-        def train_clip() -> dict[str, Any]:
-            write_world(root / "shards" / "clean", sizes.scenes, SEEDS["world"], progress=False)
-            shards = str(root / "shards" / "clean")
-            return call(pretrain_clip, shards=shards, out=clip, steps=sizes.clip_steps, seed=model_seed, **how)
-
-        stages.run("stages/clip", train_clip)
-    base = str(root / "base")
-    stages.run(
-        "stages/base",
-        lambda: call(train_llava, data=sizes.scenes, clip=clip, out=base, steps=sizes.base_steps, seed=model_seed,
-                     data_seed=SEEDS["world"], **how, **BASE),
-    )  # fmt: skip
+    clip, base = base_model(stages, sizes.scenes, sizes.clip_steps, sizes.base_steps, clip, progress)
     data = alignment_set(sizes.samples, SEEDS["alignment"], damage)
     stages.run("stages/alignment", lambda: data.write(root / "shards" / "alignment"))
     host = load_host(f"lvlm:{base}")
@@ -112,7 +92,7 @@ def _scores(
     """Every score of every sample, and what the SAE on tokens is like."""
     from mmsae.bench.filter.scores import READS, pair_scores, token_scores, train_token_sae
 
-    root, seed = stages.folder.out, SEEDS["models"]
+    root, seed = stages.folder.out, MODEL_SEED
     about = stages.run(
         "stages/sae", lambda: train_token_sae(base, data, root / "sae", sizes.sae_steps, sizes.d_sae, sizes.k, seed)
     )
@@ -129,7 +109,7 @@ def _scores(
     )
     pair = stages.run(
         "stages/scores_pair",
-        lambda: listed(pair_scores(clip, data, sizes.scenes, SEEDS["world"], root / "pair_sae", sizes.sae_steps)),
+        lambda: listed(pair_scores(clip, data, sizes.scenes, WORLD_SEED, root / "pair_sae", sizes.sae_steps)),
     )
     likelihood = stages.run("stages/scores_likelihood", lambda: room.answer_scores().tolist())
     found = {**read, **{f"{s}/question": blind[s] for s in SAE_V}, **pair, LIKELIHOOD: likelihood}

@@ -59,7 +59,8 @@ def _sae(d_in: int, d_sae: int, k: int, shared: bool, seed: int) -> SAE:
     return SAE(d_in, d_sae, selector=TopK(k), normaliser=normaliser, dictionaries={m: Dictionary() for m in keys})
 
 
-def _batches(host: Any, data: Alignment, text: str, size: int = 100) -> Iterator[ImageTextBatch]:
+def conversations(host: Any, data: Alignment, text: str, size: int = 100) -> Iterator[ImageTextBatch]:
+    """Batches of a vision-language host, of the questions alone or with their answers (:data:`READS`)."""
     collate = host.collator(text)
     answers = data.answers if text == READS[0] else [None] * len(data.answers)
     for i in range(0, len(data.uids), size):
@@ -71,7 +72,7 @@ def train_token_sae(base: str, data: Alignment, out: Path, steps: int, d_sae: in
     """An SAE on the image and text tokens of the base model, of the set as it is: nobody says which are damaged."""
     host = load_host(f"lvlm:{base}")
     sites = host.sites(SITE)
-    parts = [host.capture(batch, sites).x for batch in _batches(host, data, READS[0])]
+    parts = [host.capture(batch, sites).x for batch in conversations(host, data, READS[0])]
     x = {m: torch.cat([p[m] for p in parts]) for m in (IMAGE, TEXT)}
     sae = _sae(host.hidden_size, d_sae, k, True, seed)
     sae.sites = sites
@@ -89,7 +90,7 @@ def token_scores(base: str, sae: Path, shards: Path, data: Alignment, text: str,
     cross_modal_weights(host, model, str(shards), out, definition, TokenSample(text), run)
     file = load_weights(out)
     scorer = TokenScorer(host, model, file.weights, file.delta)
-    parts = [scorer.score(batch) for batch in _batches(host, data, text)]
+    parts = [scorer.score(batch) for batch in conversations(host, data, text)]
     return {name: torch.cat([p[name] for p in parts]).numpy() for name in scorer.columns if name != "n_image"}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from mmsae.bench.recover import fast
+
 Worlds = Mapping[str, Mapping[str, Mapping[str, float]]]
 """``{world: {variant: {figure: mean over seeds}}}``."""
 
@@ -130,6 +132,16 @@ CLAIMS = (
         ("topk (decoder frozen)", "topk", "topk (untrained)"),
         "fvu",
         "cosine",
+    ),
+    _claim(
+        "SAEs that learn from whole conversations leave less error on special tokens than ones that learn from packed "
+        "blocks (FAST, arXiv 2506.07691)",
+        fast.seen,
+        fast.NAME,
+        tuple(f"{variant} ({way})" for variant in fast.VARIANTS for way in fast.WAYS),
+        "mse_special",
+        "mse_other",
+        "l0",
     ),
 )  # fmt: skip
 

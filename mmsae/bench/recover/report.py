@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmsae.bench.recover import fast
 from mmsae.bench.recover.claims import answers
 from mmsae.report.tables import markdown_table
 
@@ -46,17 +47,21 @@ def recover_table(results: Mapping[str, Any], about: Mapping[str, str]) -> str:
     parts = [f"Means over {len(results['seeds'])} seeds, {results['steps']} steps of {results['rows']} rows each."]
     for world, variants in results["worlds"].items():
         parts += [f"### {world}: {about[world]}", markdown_table(*_rows(variants))]
-    parts += ["### Claims of papers", markdown_table(["claim", "here", "figures"], answers(results["worlds"]))]
+    if rows := results[fast.NAME]:
+        parts += [f"### {fast.NAME}: {fast.ABOUT}", markdown_table(*fast.fast_table(rows))]
+    parts += ["### Claims of papers", markdown_table(["claim", "here", "figures"], _answers(results))]
     return "\n\n".join(parts) + "\n"
 
 
-def write_recover_report(root: Path, results: dict[str, Any], about: Mapping[str, str]) -> Path:
-    """Write ``table.md``, ``recovery.png`` and ``report.html``; returns the page."""
-    from mmsae.report import Section, Table, figure, render_report
+def _answers(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return answers(results["worlds"] | {fast.NAME: results[fast.NAME]})
+
+
+def _recovery(path: Path, worlds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
+    """Draw what every SAE recovers of every world."""
+    from mmsae.report import figure
     from mmsae.report.figures import GREY, PALETTE, canvas, write_png
 
-    (root / "table.md").write_text(recover_table(results, about))
-    worlds = results["worlds"]
     names = list(dict.fromkeys(v for variants in worlds.values() for v in variants))
     with canvas(len(worlds), width=2.6 + 1.7 * len(worlds), height=1.2 + 0.22 * len(names), squeeze=False) as (
         fig,
@@ -72,16 +77,28 @@ def write_recover_report(root: Path, results: dict[str, Any], about: Mapping[str
             ax.set(title=world.replace("_", " "), xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4))
             ax.set_yticks(range(len(names)), list(reversed(names)) if ax is axes[0][0] else [""] * len(names))
         fig.supxlabel("filled: matched cosine of the atoms; ring: explained variance", fontsize=9.5)
-        write_png(fig, root / "recovery.png", dpi=130, facecolor="white")
-        shown = figure(fig, "matched cosine and explained variance of every SAE on every world")
-    sections = [Section("What is recovered", "Reconstructing well and finding the atoms are two things.", [shown])]
+        write_png(fig, path, dpi=130, facecolor="white")
+        return figure(fig, "matched cosine and explained variance of every SAE on every world")
+
+
+def write_recover_report(root: Path, results: dict[str, Any], about: Mapping[str, str]) -> Path:
+    """Write ``table.md``, ``recovery.png`` and ``report.html``; returns the page."""
+    from mmsae.report import Section, Table, render_report
+
+    (root / "table.md").write_text(recover_table(results, about))
+    worlds = results["worlds"]
+    shown = [_recovery(root / "recovery.png", worlds)] if worlds else []
+    sections = [Section("What is recovered", "Reconstructing well and finding the atoms are two things.", shown)]
     sections += [
         Section(world.replace("_", " "), about[world] + ".", tables=[Table(*_rows(variants), "Means over seeds")])
         for world, variants in worlds.items()
     ]
+    if rows := results[fast.NAME]:
+        tables = [Table(*fast.fast_table(rows), "Means over seeds")]
+        sections.append(Section(fast.NAME, fast.ABOUT + ".", tables=tables))
     head = ["claim", "here", "figures"]
     said = "Rules were fixed before the figures; strengths were chosen with another seed."
-    sections.append(Section("Claims of papers", said, tables=[Table(head, answers(worlds), "What is seen of them")]))
+    sections.append(Section("Claims of papers", said, tables=[Table(head, _answers(results), "What is seen of them")]))
     meta = {"seeds": results["seeds"], "steps": results["steps"], "rows a step": results["rows"]}
     return render_report(
         root / "report.html",

@@ -1,4 +1,4 @@
-"""``mmsae bench recover``: every SAE of ``configs/sae`` on every world whose dictionary is known."""
+"""``mmsae bench recover``: every SAE of ``configs/sae`` on every world whose dictionary is known, and FAST."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmsae.bench.recover.fast import NAME as TOKENS
+from mmsae.bench.recover.fast import fast_rows
 from mmsae.bench.recover.models import LR, ROWS, TUNING_SEED, Variant, WorldRows, chosen_strength, figures, variants
 from mmsae.bench.recover.report import write_recover_report
 from mmsae.bench.recover.worlds import WORLDS
@@ -33,7 +35,7 @@ def bench_recover(
     Args:
         root: Folder of results.
         names: Variants; none: all.
-        worlds: Worlds; none: all.
+        worlds: Worlds; none: all, and the conversations of :mod:`mmsae.bench.recover.fast`.
         seeds: Of worlds and trainings.
         steps: Of every training.
         progress: Whether to print what is done.
@@ -41,27 +43,30 @@ def bench_recover(
     Raises:
         InputError: A variant or world that there is not.
     """
-    known = variants()
-    for what, given, there in (("variants", names, known), ("worlds", worlds, WORLDS)):
+    known, places = variants(), (*WORLDS, TOKENS)
+    for what, given, there in (("variants", names, known), ("worlds", worlds, places)):
         if odd := [name for name in given if name not in there]:
             raise InputError(f"{what}: there is no {odd[0]}; there are {', '.join(there)}")
     chosen = {name: known[name] for name in names or known}
-    todo = [(w, v) for w in worlds or WORLDS for v in chosen if chosen[v].fits(w)]
+    asked = worlds or places
+    worlds = [w for w in asked if w != TOKENS]
+    todo = [(w, v) for w in worlds for v in chosen if chosen[v].fits(w)]
     stages = stages_of(root, {"bench": "recover", "steps": steps, "rows": ROWS, "lr": LR}, progress=False)
     if progress:
         minutes = len(todo) * len(seeds) * steps * SECONDS / 60
         print(
-            f"mmsae bench recover: {len(chosen)} variants, {len(worlds or WORLDS)} worlds, {len(seeds)} seeds, {steps} "
+            f"mmsae bench recover: {len(chosen)} variants, {len(asked)} worlds, {len(seeds)} seeds, {steps} "
             f"steps each. About {minutes:.0f} minutes of one core, and the choice of strengths; {root}",
             flush=True,
         )
-    start, results = time.perf_counter(), {w: {} for w in worlds or WORLDS}
+    start, results = time.perf_counter(), {w: {} for w in worlds}
     for world, name in todo:
         results[world][name] = row = _row(stages, world, name, chosen[name], seeds, steps)
         if progress:
             said = ", ".join(f"{k} {row[k]:.3f}" for k in ("cosine", "fvu", "l0", "dead"))
             print(f"[{time.perf_counter() - start:.0f} s] {world}, {name}: {said}", flush=True)
-    found = {"seeds": list(seeds), "steps": steps, "rows": ROWS, "lr": LR, "worlds": results}
+    tokens = fast_rows(stages, list(chosen), seeds, steps, progress=progress) if TOKENS in asked else {}
+    found = {"seeds": list(seeds), "steps": steps, "rows": ROWS, "lr": LR, "worlds": results, TOKENS: tokens}
     write_json(root / "results.json", found)
     report = write_recover_report(root, found, {w: WORLDS[w](0).about for w in results})
     return {**found, "out": str(report)}
