@@ -121,18 +121,31 @@ def fit(
     strength: float = 1.0,
     control: str = "",
     normaliser: Mapping[str, Any] | None = None,
+    one_bias: bool = False,
 ) -> SAE:
     """The SAE of a recipe, trained on ``x {modality: (N, d)}``, of which row i of each modality is a pair.
 
-    ``control`` is one of :data:`CONTROLS`, or empty; the other arguments are those of :func:`sized`.
+    ``control`` is one of :data:`CONTROLS`, or empty. With ``one_bias`` all dictionaries have one bias in common,
+    which starts at the mean of theirs. The other arguments are those of :func:`sized`.
     """
     torch.manual_seed(seed)
     sae, losses = sized(recipe, size, scale, strength, normaliser)
     sae.fit_normaliser(x)
+    if one_bias:
+        _share_bias_(sae)
     freeze = CONTROLS[control] if control else ""
     if freeze is not None:
         train(sae, losses, _batches(x, size.rows, seed), size.steps, lr, seed, warm_flat_fall, freeze)
     return sae.eval()
+
+
+@torch.no_grad()
+def _share_bias_(sae: SAE) -> None:
+    biased = [d for d in sae.dictionaries.values() if d.bias is not None]
+    if biased:
+        biased[0].bias.copy_(torch.stack([d.bias for d in biased]).mean(0))
+    for dictionary in biased[1:]:
+        dictionary.bias = biased[0].bias
 
 
 def warm_flat_fall(step: int, steps: int) -> float:

@@ -28,6 +28,7 @@ from mmsae.world.measure.host import embed_texts
 from mmsae.world.measure.score import WorldPairs, score_sae
 
 MAX_PROMPTS = 64  # captions that make one class embedding
+RETRIEVAL = 1000  # held-out pairs of the world that compete in retrieval
 
 
 class Pairs(Protocol):
@@ -36,6 +37,7 @@ class Pairs(Protocol):
     train: Mapping[str, Tensor]  #: ``{modality: (N, d)}`` raw host embeddings, row i of each is a pair.
     choose: Mapping[str, Tensor]  #: Others, by which strengths and the default are chosen.
     same: Tensor  #: ``(n,)`` ids of equal captions of the rows to choose on.
+    host: Mapping[str, float]  #: Figures of the host itself, equal for all SAEs.
 
     def score(self, sae: SAE) -> dict[str, Any]:
         """Figures on rows that were kept from everything else, as plain numbers."""
@@ -50,12 +52,15 @@ class World:
         self.fitted, self.chosen = _part(pairs, slice(0, n)), _part(pairs, slice(n, None))
         self.train, self.choose = self.fitted.x, self.chosen.x
         self.same = groups_of(self.chosen.captions)
+        head = {m: x[:RETRIEVAL] for m, x in self.test.x.items()}
+        found = both_ways(head[IMAGE], head[TEXT], groups_of(self.test.captions[:RETRIEVAL]), (1,))
+        self.host = {"recall_host": sum(way[1] for way in found.values()) / len(found)}
         self._embed = lambda texts: embed_texts(host, texts)
         self._damaged = self._embed(damage(self.test.scenes, SEEDS["damage"])[0])
 
     def score(self, sae: SAE) -> dict[str, Any]:
         """Figures on held-out renders; latents and thresholds are matched on the pairs to choose on."""
-        s = score_sae(sae, self.chosen, self.test, self._damaged, self._embed)
+        s = score_sae(sae, self.chosen, self.test, self._damaged, self._embed, RETRIEVAL)
         return {
             "fvu_image": s["fvu"][IMAGE],
             "fvu_text": s["fvu"][TEXT],
@@ -160,6 +165,7 @@ class Photographs:
         self.val, self.test = (load_split(out / s, paths[s], classes)[0] for s in ("val", "test"))
         self.prompts = class_prompts(model, self.fitted, len(classes))
         self.train, self.choose, self.same = self.fitted.x, self.val.x, self.val.labels
+        self.host: dict[str, float] = {}
 
     def score(self, sae: SAE) -> dict[str, Any]:
         """Figures on the test shards."""

@@ -1,11 +1,12 @@
-"""Tables, figure and page of ``mmsae bench multimodal``, with the goals of the world beside its figures."""
+"""Tables, figure and page of ``mmsae bench multimodal``, with the goals beside the figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from mmsae.bench.multimodal.goals import reached
 from mmsae.report.tables import markdown_table
 
 COLUMNS = {
@@ -26,37 +27,14 @@ COLUMNS = {
     "wrong_code": "wrong caption: code",
     "wrong_weighted": "weighted",
     "wrong_host": "host",
+    "wrong_centred": "host, centred",
     "zero_shot": "zero-shot: code",
     "zero_shot_host": "host ",
     "strength": "strength",
 }
 MARKERS = "os^D"
+GOALS_HEAD = ["where", "figure", "goal", "here", "reached"]
 SHOWN_DEVIATION = ("fvu_image", "f1_same", "recall", "dead", "wrong_weighted", "zero_shot")
-
-
-class Goal(NamedTuple):
-    """What the default for pairs should reach on the generated world, F 128, k 8."""
-
-    text: str
-    value: Callable[[Mapping[str, float]], float]
-    bound: float
-    at_most: bool = False
-
-
-GOALS = (
-    Goal("FVU image", lambda r: r["fvu_image"], 0.045, True),
-    Goal("FVU text", lambda r: r["fvu_text"], 0.030, True),
-    Goal("cosine of pairs minus shuffled", lambda r: r["pair"] - r["shuffled"], 0.65),
-    Goal("R@1", lambda r: r["recall"], 0.945),
-    Goal("F1 same", lambda r: r["f1_same"], 0.82),
-    Goal("AUC same", lambda r: r["auc_same"], 0.90),
-    Goal("agreement", lambda r: r["agreement"], 0.80),
-    Goal("bimodal energy", lambda r: r["bimodal_energy"], 0.98),
-    Goal("wrong caption, weighted", lambda r: r["wrong_weighted"], 0.985),
-    Goal("wrong caption, below the host's cosine", lambda r: r["wrong_host"] - r["wrong_weighted"], 0.01, True),
-    Goal("dead", lambda r: r["dead"], 0.45, True),
-)
-GOALS_AT = "world, F 128, k 8"
 
 
 def _rows(table: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
@@ -66,22 +44,8 @@ def _rows(table: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[lis
         sd = row.get(f"{name}_sd") if name in SHOWN_DEVIATION else None
         return f"{row[name]:.3f}" + ("" if sd is None else f" ± {sd:.3f}")
 
-    order = sorted(table, key=lambda n: -table[n]["recall"])
+    order = sorted(table, key=lambda n: -table[n].get("recall", table[n]["wrong_weighted"]))
     return ["SAE", *(COLUMNS[c].strip() for c in shown)], [[n, *(cell(table[n], c) for c in shown)] for n in order]
-
-
-def _goals(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """``(figure, goal, of the default, reached)``; empty where the goals' table or the default is not there."""
-    row = found["tables"].get(GOALS_AT, {}).get(found["default"]["chosen"])
-    if row is None:
-        return []
-    out = []
-    for goal in GOALS:
-        value = goal.value(row)
-        reached = value <= goal.bound if goal.at_most else value >= goal.bound
-        sign = "≤" if goal.at_most else "≥"
-        out.append((goal.text, f"{sign} {goal.bound:g}", f"{value:.3f}", "yes" if reached else "no"))
-    return out
 
 
 def _choice(found: Mapping[str, Any]) -> str:
@@ -94,14 +58,22 @@ def _choice(found: Mapping[str, Any]) -> str:
     )
 
 
+def _all(found: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    return {**found["tables"], **found["conditions"]}
+
+
+def _goals(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return reached(_all(found), found["default"]["chosen"])
+
+
 def multimodal_table(found: Mapping[str, Any]) -> str:
     """All tables, the choice of the default and the goals, in markdown."""
     parts = [f"Means over {len(found['seeds'])} seeds, {found['steps']} steps."]
-    for place, table in found["tables"].items():
+    for place, table in _all(found).items():
         parts += [f"### {place}", markdown_table(*_rows(table))]
     parts += ["### Default for pairs", _choice(found)]
     if goals := _goals(found):
-        parts += [f"### Goals ({GOALS_AT})", markdown_table(["figure", "goal", "here", "reached"], goals)]
+        parts += [f"### Goals, of {found['default']['chosen']}", markdown_table(GOALS_HEAD, goals)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -125,8 +97,10 @@ def write_multimodal_report(root: Path, found: dict[str, Any]) -> Path:
         write_png(fig, root / "front.png", dpi=130, facecolor="white")
         shown = figure(fig, "R@1 against FVU of every SAE over pairs")
     sections = [Section("What is bought with the error", "Up and to the left is better.", [shown])]
-    sections += [Section(place, "Means over seeds.", tables=[Table(*_rows(t), place)]) for place, t in tables.items()]
-    chosen = [Table(["figure", "goal", "here", "reached"], _goals(found), GOALS_AT)] if _goals(found) else []
+    sections += [
+        Section(place, "Means over seeds.", tables=[Table(*_rows(t), place)]) for place, t in _all(found).items()
+    ]
+    chosen = [Table(GOALS_HEAD, goals, "Goals")] if (goals := _goals(found)) else []
     sections.append(Section("Default for pairs", _choice(found).replace("**", ""), tables=chosen))
     meta = {"seeds": found["seeds"], "steps": found["steps"]}
     lead = "Every SAE over pairs, with equal sizes, inputs, pairs and steps, beside an untrained one."

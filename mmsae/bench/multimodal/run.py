@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from mmsae.bench.multimodal.conditions import NoisyWorld, PartialWorld, write_noisy
 from mmsae.bench.multimodal.data import Pairs, Photographs, World
 from mmsae.bench.multimodal.report import write_multimodal_report
 from mmsae.bench.sized import CONTROLS, PAIR, Size, fit, modalities_of, sae_recipes, scaled_terms
@@ -31,6 +32,8 @@ TUNING_SEED = 1000  #: Of the trainings by which strengths are chosen; no figure
 COUPLING = ("CodeCosine", "EnergyMatch", "GroupSparse", "CrossReconstruction", "CodeInfoNCE", "MonoScore")
 STRENGTHS = (0.1, 0.3, 1.0, 3.0)
 CONTROLLED = "shared_topk"  #: The SAE whose controls are shown.
+UNCENTRED = {"unit_in": True}  #: Normaliser of every SAE where inputs are not centred.
+SAID = ("recall", "fvu_image", "fvu_text", "shuffled", "dead", "wrong_weighted", "wrong_host")
 
 
 @dataclass(frozen=True)
@@ -70,49 +73,76 @@ def bench_multimodal(
         raise InputError(f"variants: there is no {odd[0]} for pairs; there are {', '.join(known)}")
     recipe = {"bench": "multimodal", **{k: v for k, v in vars(sizes).items()}, "photographs": photographs}
     stages = stages_of(root, recipe | {"lr": LR, "rows": ROWS}, progress=False)
-    results: dict[str, Any] = {}
-    for source, data, shapes in _sources(stages, sizes, photographs, progress):
-        for d_sae, k in shapes:
-            place = f"{source}, F {d_sae}, k {k}"
-            shape, chosen = (d_sae, k), {name: known[name] for name in names or known}
-            results[place] = _table(stages, source, data, shape, chosen, seeds, sizes.steps, progress)
-    found = {"seeds": list(seeds), "steps": sizes.steps, "tables": results}
-    found["default"] = default_for_pairs(results)
+    bench = Bench(stages, {name: known[name] for name in names or known}, seeds, sizes.steps, progress)
+    tables: dict[str, Any] = {}
+    conditions: dict[str, Any] = {}
+    for place in _places(stages, sizes, photographs, progress):
+        (tables if place.tuned_at is None else conditions)[place.name] = bench.table(place)
+    found = {"seeds": list(seeds), "steps": sizes.steps, "tables": tables, "conditions": conditions}
+    found["default"] = default_for_pairs(tables)
     write_json(root / "results.json", found)
     return {**found, "out": str(write_multimodal_report(root, found))}
 
 
-def _sources(
+class Place(NamedTuple):
+    """What one table is of: pairs, and the SAEs' size."""
+
+    source: str
+    data: Pairs
+    shape: tuple[int, int]  #: Latents and k.
+    tuned_at: Place | None = None  #: Of a condition: the place whose strengths are taken.
+    uncentred: bool = False  #: Whether inputs keep their modality's mean, and decoders have one bias.
+
+    @property
+    def name(self) -> str:
+        """Heading of the table."""
+        return f"{self.source}, F {self.shape[0]}, k {self.shape[1]}"
+
+    def stage(self, name: str) -> str:
+        """The name of what is done here."""
+        return f"{self.source}-{self.shape[0]}-{self.shape[1]}-{name}"
+
+
+def _places(
     stages: Stages, sizes: PairSizes, photographs: tuple[str, str, str] | None, progress: bool
-) -> Iterator[tuple[str, Pairs, tuple[tuple[int, int], ...]]]:
-    """Name, pairs and sizes of every source of data, the first made when it is asked for."""
+) -> Iterator[Place]:
+    """Every place, its data made when it is asked for; conditions of the world are asked at its first size."""
     from mmsae.activations import extract
     from mmsae.world.generator.shards import write_world
     from mmsae.world.models.command import pretrain_clip
 
     root = stages.folder.out
 
+    def clip(shards: Path, out: Path) -> None:
+        how = {"overwrite": True, "progress": progress}
+        call(pretrain_clip, shards=str(shards), out=str(out), steps=sizes.clip_steps, **how)
+
     def world_clip() -> None:
         for split, n in zip(("train", "test"), sizes.pairs, strict=True):
             write_world(root / "shards" / split, n, SEEDS[split], split, progress=progress)
-        shards = str(root / "shards" / "train")
-        how = {"overwrite": True, "progress": progress}
-        call(pretrain_clip, shards=shards, out=str(root / "clip"), steps=sizes.clip_steps, **how)
+        clip(root / "shards" / "train", root / "clip")
+
+    def noisy_clip() -> None:
+        write_noisy(noisy / "shards", sizes.pairs[0] * 4 // 5)
+        clip(noisy / "shards", noisy / "clip")
 
     stages.run("stages/clip", world_clip)
     host = load_host(f"local-dir:{root / 'clip'}")
     for split in ("train", "test"):
         extract(host, str(root / "shards" / split), root / "store" / split, progress=progress)
-    yield "world", World(root / "store" / "train", root / "store" / "test", host, sizes.pairs), sizes.world
+    world = World(root / "store" / "train", root / "store" / "test", host, sizes.pairs)
+    places = [Place("world", world, shape) for shape in sizes.world]
+    yield from places
+    at = {"shape": places[0].shape, "tuned_at": places[0]}
+    yield Place("uncentred", world, **at, uncentred=True)
+    yield Place("partial captions", PartialWorld(world, host), **at)
+    noisy = root / "noisy"
+    stages.run("stages/noisy_clip", noisy_clip)
+    extract(f"local-dir:{noisy / 'clip'}", str(noisy / "shards"), noisy / "store", progress=progress)
+    yield Place("noisy host", NoisyWorld(noisy / "store"), **at)
     if photographs is not None:
-        yield "photographs", Photographs(*photographs, root / "photographs", progress), sizes.photographs
-
-
-def _train(
-    recipe: Path, data: Pairs, shape: tuple[int, int], steps: int, seed: int, strength: float, control: str = ""
-) -> SAE:
-    size = Size(data.train["image"].shape[1], *shape, PAIR, steps, ROWS)
-    return fit(recipe, size, data.train, LR, seed, scale=COUPLING, strength=strength, control=control)
+        seen = Photographs(*photographs, root / "photographs", progress)
+        yield from (Place("photographs", seen, shape) for shape in sizes.photographs)
 
 
 @torch.no_grad()
@@ -140,49 +170,64 @@ def chosen_strength(tried: Mapping[float, Mapping[str, float]]) -> float:
     return max((s for s in fair if fair[s]["fvu"] <= 1.25 * least), key=lambda s: fair[s]["recall"])
 
 
-def _table(
-    stages: Stages,
-    source: str,
-    data: Pairs,
-    shape: tuple[int, int],
-    recipes: Mapping[str, Path],
-    seeds: Sequence[int],
-    steps: int,
-    progress: bool,
-) -> dict[str, dict[str, float]]:
-    """Figures of every SAE at one size, and of the controls of one of them."""
-    start, rows, place = time.perf_counter(), {}, f"{source}-{shape[0]}-{shape[1]}"
+class Bench:
+    """The SAEs of a benchmark, trained and scored wherever they are asked for; what is done is not done again.
 
-    def done(name: str, runs: list[dict[str, float]]) -> None:
-        rows[name] = over_seeds(runs)
-        if progress:
-            shown = ("recall", "fvu_image", "fvu_text", "shuffled", "dead")
-            said = ", ".join(f"{figure} {rows[name][figure]:.3f}" for figure in shown)
-            print(f"[{time.perf_counter() - start:.0f} s] {source} {shape}, {name}: {said}", flush=True)
+    Args:
+        stages: Where figures are kept.
+        recipes: The SAEs.
+        seeds: Of the trainings.
+        steps: Steps of each.
+        progress: Whether to print what is done.
+    """
 
-    def runs(name: str, recipe: Path, strength: float, control: str = "") -> None:
+    def __init__(
+        self, stages: Stages, recipes: Mapping[str, Path], seeds: Sequence[int], steps: int, progress: bool
+    ) -> None:
+        self.stages, self.recipes, self.seeds, self.steps, self.progress = stages, recipes, seeds, steps, progress
+
+    def train(self, place: Place, recipe: Path, seed: int, strength: float = 1.0, control: str = "") -> SAE:
+        """One SAE."""
+        x = place.data.train
+        size = Size(x["image"].shape[1], *place.shape, PAIR, self.steps, ROWS)
+        other = {"normaliser": UNCENTRED, "one_bias": True} if place.uncentred else {}
+        return fit(recipe, size, x, LR, seed, scale=COUPLING, strength=strength, control=control, **other)
+
+    def strength(self, place: Place, name: str) -> float:
+        """The strength of a recipe's coupling, chosen here or at the place where a condition takes it from."""
+        place, recipe = place.tuned_at or place, self.recipes[name]
+        if not scaled_terms(recipe, COUPLING):
+            return 1.0
+
+        def tried(strength: float) -> dict[str, float]:
+            work = lambda: _choice(self.train(place, recipe, TUNING_SEED, strength), place.data)  # noqa: E731
+            return self.stages.run(f"strengths/{place.stage(name)}-{strength:g}", work)
+
+        return chosen_strength({s: tried(s) for s in STRENGTHS})
+
+    def table(self, place: Place) -> dict[str, dict[str, float]]:
+        """Figures of every SAE, and of the controls of one of them where the place is no condition of another."""
+        asked = [(name, recipe, "") for name, recipe in self.recipes.items()]
+        if place.tuned_at is None:
+            asked += [(f"{CONTROLLED} ({control})", sae_recipes()[CONTROLLED], control) for control in CONTROLS]
+        start, rows = time.perf_counter(), {}
+        for name, recipe, control in asked:
+            rows[name] = row = self._row(place, name, recipe, control)
+            if self.progress:
+                said = ", ".join(f"{figure} {row[figure]:.3f}" for figure in SAID if figure in row)
+                print(f"[{time.perf_counter() - start:.0f} s] {place.name}, {name}: {said}", flush=True)
+        return rows
+
+    def _row(self, place: Place, name: str, recipe: Path, control: str) -> dict[str, float]:
+        strength = 1.0 if control else self.strength(place, name)
+
         def once(seed: int) -> dict[str, float]:
-            sae = _train(recipe, data, shape, steps, seed, strength, control)
-            choice = {f"choice_{k}": v for k, v in _choice(sae, data).items()}
-            return {**data.score(sae), **choice, "strength": strength}
+            sae = self.train(place, recipe, seed, strength, control)
+            choice = {f"choice_{k}": v for k, v in _choice(sae, place.data).items()}
+            return {**place.data.score(sae), **choice, "strength": strength}
 
-        done(name, [stages.run(f"runs/{place}-{name}-{seed}", lambda s=seed: once(s)) for seed in seeds])
-
-    for name, recipe in recipes.items():
-        strength = 1.0
-        if scaled_terms(recipe, COUPLING):
-
-            def tried(strength: float, name: str = name, recipe: Path = recipe) -> dict[str, float]:
-                return stages.run(
-                    f"strengths/{place}-{name}-{strength:g}",
-                    lambda: _choice(_train(recipe, data, shape, steps, TUNING_SEED, strength), data),
-                )
-
-            strength = chosen_strength({s: tried(s) for s in STRENGTHS})
-        runs(name, recipe, strength)
-    for control in CONTROLS:
-        runs(f"{CONTROLLED} ({control})", sae_recipes()[CONTROLLED], 1.0, control)
-    return rows
+        runs = [self.stages.run(f"runs/{place.stage(name)}-{seed}", lambda s=seed: once(s)) for seed in self.seeds]
+        return over_seeds(runs) | place.data.host
 
 
 def default_for_pairs(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
