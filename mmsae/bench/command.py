@@ -41,7 +41,7 @@ class SAEBench:
     variants: tuple[str, ...] = ()
     """Recipes of ``configs/sae`` by name; default: all, and controls."""
     worlds: tuple[str, ...] = ()
-    """``recover``: worlds by name; default: all."""
+    """``recover``: worlds by name, and ``conversations`` (FAST); default: all."""
     sae_steps: int | None = None
     """Steps of every training; default: 800, 200 with ``quick``."""
 
@@ -72,8 +72,9 @@ def bench(
 
     ``filter``: one base model (a tiny LLaVA that is half trained) is fine-tuned on all of an alignment set of which a
     known share is damaged, and on the half that each score ranks first; all arms take equally many steps. ``recover``:
-    every SAE of ``configs/sae`` is trained on activations whose dictionary and codes are known. ``multimodal``: every
-    SAE over pairs on the generated world, and on photographs where they are named.
+    every SAE of ``configs/sae`` is trained on activations whose dictionary and codes are known, and two on tokens of a
+    tiny LLaVA, from whole conversations and from packed ones. ``multimodal``: every SAE over pairs on the generated
+    world in several conditions, and on photographs where they are named.
 
     Args:
         name: Which benchmark.

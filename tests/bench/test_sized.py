@@ -59,3 +59,21 @@ def test_fit_trains_on_rows_and_controls_keep_what_they_freeze():
 
 def test_the_rate_rises_stays_and_falls():
     assert [round(warm_flat_fall(step, 1000), 3) for step in (0, 49, 700, 850, 999)] == [0.02, 1, 1, 0.5, 0.003]
+
+
+def test_one_bias_is_shared_and_starts_between_the_means():
+    generator = torch.Generator().manual_seed(0)
+    x = {m: torch.randn(300, 12, generator=generator) + shift for m, shift in (("image", 3.0), ("text", -1.0))}
+    size = Size(width=12, d_sae=20, k=2, modalities=("image", "text"), steps=30, rows=50)
+
+    def biases(control="", **how):
+        how |= {"normaliser": {}, "control": control}
+        sae = fit(sae_recipes()["paired_topk"], size, x, 1e-2, 3, **how)
+        return [sae.dictionary(m).bias.detach() for m in ("image", "text")]
+
+    image, text = biases("untrained", one_bias=True)
+    assert image is not text and torch.equal(image, text) and torch.allclose(image, torch.ones(12), atol=0.3)
+    image, text = biases(one_bias=True)
+    assert torch.equal(image, text)
+    image, text = biases()
+    assert (image - text).min() > 2

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.bench.recover.fast import NAME as TOKENS
-from mmsae.bench.recover.fast import fast_rows
+from mmsae.bench.recover.fast import FastSizes, fast_rows
 from mmsae.bench.recover.models import LR, ROWS, TUNING_SEED, Variant, WorldRows, chosen_strength, figures, variants
 from mmsae.bench.recover.report import write_recover_report
 from mmsae.bench.recover.worlds import WORLDS
@@ -29,6 +29,7 @@ def bench_recover(
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = 800,
     progress: bool = True,
+    tokens: FastSizes = FastSizes(),
 ) -> dict[str, Any]:
     """The benchmark at any size; a folder may be gone on with by more variants, worlds and seeds.
 
@@ -39,6 +40,7 @@ def bench_recover(
         seeds: Of worlds and trainings.
         steps: Of every training.
         progress: Whether to print what is done.
+        tokens: Sizes of the conversations and of the SAEs on their tokens.
 
     Raises:
         InputError: A variant or world that there is not.
@@ -65,8 +67,8 @@ def bench_recover(
         if progress:
             said = ", ".join(f"{k} {row[k]:.3f}" for k in ("cosine", "fvu", "l0", "dead"))
             print(f"[{time.perf_counter() - start:.0f} s] {world}, {name}: {said}", flush=True)
-    tokens = fast_rows(stages, list(chosen), seeds, steps, progress=progress) if TOKENS in asked else {}
-    found = {"seeds": list(seeds), "steps": steps, "rows": ROWS, "lr": LR, "worlds": results, TOKENS: tokens}
+    rows = fast_rows(stages, list(chosen), seeds, steps, tokens, progress) if TOKENS in asked else {}
+    found = {"seeds": list(seeds), "steps": steps, "rows": ROWS, "lr": LR, "worlds": results, TOKENS: rows}
     write_json(root / "results.json", found)
     report = write_recover_report(root, found, {w: WORLDS[w](0).about for w in results})
     return {**found, "out": str(report)}

@@ -6,7 +6,14 @@ import pytest
 
 from mmsae import InputError
 from mmsae.bench.command import PhotographsBench, SAEBench, bench
-from mmsae.bench.multimodal.run import CONTROLLED, PairSizes, bench_multimodal, chosen_strength, default_for_pairs
+from mmsae.bench.multimodal.run import (
+    CONTROLLED,
+    Bench,
+    PairSizes,
+    bench_multimodal,
+    chosen_strength,
+    default_for_pairs,
+)
 
 RANDOM = f"{CONTROLLED} (untrained)"
 TINY = PairSizes(pairs=(400, 120), clip_steps=2, steps=30, world=((24, 4),))
@@ -40,8 +47,33 @@ def test_it_goes_on(done, monkeypatch):
     def never(*args):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("mmsae.bench.multimodal.run._train", never)
-    assert bench_multimodal(root, TINY, NAMES, (0,), progress=False)["tables"] == found["tables"]
+    monkeypatch.setattr(Bench, "train", never)
+    again = bench_multimodal(root, TINY, NAMES, (0,), progress=False)
+    assert all(again[k] == found[k] for k in ("tables", "conditions", "default"))
+
+
+def test_conditions_take_the_strengths_of_the_world_and_decide_nothing(done):
+    root, found = done
+    names = ["uncentred, F 24, k 4", "partial captions, F 24, k 4", "noisy host, F 24, k 4"]
+    assert list(found["conditions"]) == names and all(set(t) == set(NAMES) for t in found["conditions"].values())
+    (world,) = found["tables"].values()
+    for place in names:
+        for name in NAMES:
+            row = found["conditions"][place][name]
+            assert row["strength"] == world[name]["strength"] and 0 <= row["wrong_weighted"] <= 1
+    assert len(list((root / "strengths").iterdir())) == 4
+    assert all(0 < row["recall_host"] <= 1 for row in world.values())
+    table = (root / "table.md").read_text()
+    assert all(f"### {place}" in table for place in (*found["tables"], *names)) and "host, centred" in table
+    assert set(found["default"]["candidates"]) <= set(NAMES)
+
+
+def test_uncentred_inputs_have_one_bias_and_split_the_dictionary(done):
+    _, found = done
+    centred, uncentred = (
+        found[k][f"{place}, F 24, k 4"] for k, place in (("tables", "world"), ("conditions", "uncentred"))
+    )
+    assert uncentred["shared_topk"]["bimodal_energy"] < 0.1 < centred["shared_topk"]["bimodal_energy"]
 
 
 def test_the_strength_is_the_highest_recall_without_warning_or_much_error():
