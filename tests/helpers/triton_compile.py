@@ -78,7 +78,7 @@ def compile_from_now_on(capability: int) -> list[Compiled]:
 
 def calls() -> dict[str, Callable[[], Any]]:
     """Calls of every function of the package, at sizes of trainings; few rows, for their number is not compiled in."""
-    from mmsae.kernels.triton import select
+    from mmsae.kernels.triton import optim, select, sparse
 
     out = {}
     for name in ("float32", "bfloat16", "float16"):
@@ -87,6 +87,26 @@ def calls() -> dict[str, Callable[[], Any]]:
             out[f"topk {name} {f} {k}"] = lambda x=x, k=k: select.topk(x, k)
     x = torch.empty(4, 32768)
     out["topk of products"] = lambda: select.topk(x, 32, True, torch.empty(32768))
+    for name in ("float32", "bfloat16"):
+        for d, k in ((512, 32), (768, 256), (1024, 64), (100, 7), (4096, 64)):
+            values, indices = torch.ones(16, k), torch.arange(k).expand(16, k).contiguous()
+            x, table = (torch.empty(n, d, dtype=getattr(torch, name)) for n in (16, 300))
+            size = f"{name} {d} {k}"
+            out[f"bag {size}"] = lambda v=values, i=indices, t=table: sparse.bag(v, i, t)
+            out[f"decode_residual {size}"] = lambda v=values, i=indices, t=table, x=x: sparse.decode_residual(
+                v, i, t, t[0], x
+            )
+            out[f"sampled {size}"] = lambda x=x, i=indices, t=table: sparse.sampled(x, t, i)
+            out[f"scatter {size}"] = lambda v=values, i=indices, x=x: sparse.scatter(v, i, x, 300)
+            out[f"scatter_pair {size}"] = lambda v=values, i=indices, x=x: sparse.scatter_pair(
+                v, x, v, x.float(), i, 300
+            )
+    for d in (100, 512, 768, 1024, 4096, 16384):
+        weight = torch.empty(4, d)
+        for copy in (None, torch.empty(4, d, dtype=torch.bfloat16)):
+            out[f"adam {d} {copy is not None}"] = lambda w=weight, c=copy: optim.adam_rows_(
+                w, w, w, w, 1, 1e-3, 0.9, 0.999, 1e-8, True, True, c
+            )
     return out
 
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmsae.kernels.triton.launch import in_rows, warps
+
 #: High bits of a float32 key that entries of a type can set: sign, exponent, mantissa (float16: mantissa of 10 bits).
 KEY_BITS = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
 GROUP = 32  #: Neighbouring columns whose maximum stands for them in the first pass.
@@ -126,22 +128,12 @@ def _topk_kernel(
     tl.store(indices_ptr + row * k + place, tl.reshape(column, [SLOTS * GROUP]).to(tl.int64), mask=taken)
 
 
-def _by_rows(matrix: Tensor) -> Tensor:
-    """The matrix with neighbouring columns next to each other in memory; rows may be apart."""
-    return matrix if matrix.shape[1] <= 1 or matrix.stride(1) == 1 else matrix.contiguous()
-
-
-def _warps(elements: int, each: int, most: int = 16) -> int:
-    """So many warps that a thread has about ``each`` of the elements."""
-    return max(1, min(most, triton.next_power_of_2(elements) // (32 * each)))
-
-
 def maxima(matrix: Tensor, absolute: bool = False, factor: Tensor | None = None, group: int = GROUP) -> Tensor:
     """``(N, ceil(F / group))`` largest scores of neighbouring columns of ``matrix (N, F)``: pass A of :func:`topk`.
 
     Scores are as there, in the type of the matrix or, with factors, in float32.
     """
-    matrix = _by_rows(matrix)
+    matrix = in_rows(matrix)
     (n, f), n_groups = matrix.shape, triton.cdiv(matrix.shape[1], group)
     out = matrix.new_empty(n, n_groups, dtype=matrix.dtype if factor is None else torch.float32)
     # 4,096 entries a program: 8 kB and more of neighbouring memory, with four and more loads of 16 bytes of each thread
@@ -160,7 +152,7 @@ def maxima(matrix: Tensor, absolute: bool = False, factor: Tensor | None = None,
             ABSOLUTE=absolute,
             GROUP=group,
             BLOCK=block,
-            num_warps=_warps(block * group, 32, 4),
+            num_warps=warps(block * group, 32, 4),
         )
     return out
 
@@ -202,7 +194,7 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
         raise ValueError(f"k must be from 0 to the number of columns {f}, not {k}")
     if matrix.dtype not in KEY_BITS:
         raise ValueError(f"top-k takes float32, bfloat16 and float16, not {matrix.dtype}")
-    matrix = _by_rows(matrix)
+    matrix = in_rows(matrix)
     values, indices = matrix.new_empty(n, k), matrix.new_empty(n, k, dtype=torch.long)
     if not values.numel():
         return values, indices
@@ -231,6 +223,6 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
             GROUP=size,
             GROUPS=triton.next_power_of_2(n_groups) if group else 1,
             SLOTS=slots,
-            num_warps=_warps(max(slots * size, n_groups if group else 1), 16),
+            num_warps=warps(max(slots * size, n_groups if group else 1), 16),
         )
     return values, indices
