@@ -20,6 +20,7 @@ from mmsae.files import write_json
 from mmsae.jobs.stages import Stages
 
 SECONDS = 3e-3  #: Of one step, about, for the estimate.
+TOKENS_MINUTES = 4  #: Of the conversations, models included.
 
 
 def bench_recover(
@@ -55,7 +56,7 @@ def bench_recover(
     todo = [(w, v) for w in worlds for v in chosen if chosen[v].fits(w)]
     stages = stages_of(root, {"bench": "recover", "steps": steps, "rows": ROWS, "lr": LR}, progress=False)
     if progress:
-        minutes = len(todo) * len(seeds) * steps * SECONDS / 60
+        minutes = len(todo) * len(seeds) * steps * SECONDS / 60 + TOKENS_MINUTES * (TOKENS in asked)
         print(
             f"mmsae bench recover: {len(chosen)} variants, {len(asked)} worlds, {len(seeds)} seeds, {steps} "
             f"steps each. About {minutes:.0f} minutes of one core, and the choice of strengths; {root}",
