@@ -56,6 +56,12 @@ def needs_gradients(recipe: Path) -> bool:
     return selector.get("class_path", "").endswith(".GradientTopK")
 
 
+def centres(recipe: Path) -> bool:
+    """Whether a recipe's normaliser takes the modality's mean off the rows."""
+    normaliser = read_recipe(str(recipe))["model"]["sae"]["init_args"].get("normaliser", {})
+    return bool(normaliser.get("init_args", {}).get("centre"))
+
+
 def terms_of(model: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """``(class name, arguments)`` of a recipe's loss terms; the arguments may be changed in place."""
     return [(t["class_path"].rpartition(".")[2], t.setdefault("init_args", {})) for t in model["losses"]]

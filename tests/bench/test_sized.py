@@ -7,6 +7,7 @@ from mmsae.bench.sized import (
     CONTROLS,
     SPARSITY,
     Size,
+    centres,
     fit,
     modalities_of,
     sae_recipes,
@@ -43,6 +44,8 @@ def test_a_normaliser_stands_in_for_the_recipe_s():
     sae, _ = sized(sae_recipes()["topk"], SIZE, normaliser={"centre": True, "scale": "rms"})
     assert sae.normaliser.centre and sae.normaliser.scale == "rms"
     assert not sized(sae_recipes()["topk"], SIZE)[0].normaliser.centre
+    for path in sae_recipes().values():
+        assert centres(path) == sized(path, SIZE)[0].normaliser.centre
 
 
 def test_fit_trains_on_rows_and_controls_keep_what_they_freeze():

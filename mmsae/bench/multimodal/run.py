@@ -13,7 +13,7 @@ import torch
 from mmsae.bench.multimodal.conditions import NoisyWorld, PartialWorld, write_noisy
 from mmsae.bench.multimodal.data import Pairs, Photographs, World
 from mmsae.bench.multimodal.report import write_multimodal_report
-from mmsae.bench.sized import CONTROLS, PAIR, Size, fit, modalities_of, sae_recipes, scaled_terms
+from mmsae.bench.sized import CONTROLS, PAIR, Size, centres, fit, modalities_of, sae_recipes, scaled_terms
 from mmsae.bench.stages import stages_of
 from mmsae.bench.summary import over_seeds
 from mmsae.demo.stages import SEEDS
@@ -33,6 +33,11 @@ COUPLING = ("CodeCosine", "EnergyMatch", "GroupSparse", "CrossReconstruction", "
 STRENGTHS = (0.1, 0.3, 1.0, 3.0)
 CONTROLLED = "shared_topk"  #: The SAE whose controls are shown.
 UNCENTRED = {"unit_in": True}  #: Normaliser of every SAE where inputs are not centred.
+CENTRED = {
+    "unit_in": True,
+    "centre": True,
+    "unit_out": True,
+}  #: That of most recipes; the others get a second row with it.
 SAID = ("recall", "fvu_image", "fvu_text", "shuffled", "dead", "wrong_weighted", "wrong_host")
 
 
@@ -186,12 +191,13 @@ class Bench:
     ) -> None:
         self.stages, self.recipes, self.seeds, self.steps, self.progress = stages, recipes, seeds, steps, progress
 
-    def train(self, place: Place, recipe: Path, seed: int, strength: float = 1.0, control: str = "") -> SAE:
-        """One SAE."""
+    def train(self, place: Place, recipe: Path, seed: int, strength: float = 1.0, change: str = "") -> SAE:
+        """One SAE; ``change`` is a control, ``centred`` for other inputs than the recipe's, or empty."""
         x = place.data.train
         size = Size(x["image"].shape[1], *place.shape, PAIR, self.steps, ROWS)
-        other = {"normaliser": UNCENTRED, "one_bias": True} if place.uncentred else {}
-        return fit(recipe, size, x, LR, seed, scale=COUPLING, strength=strength, control=control, **other)
+        how = {"normaliser": UNCENTRED, "one_bias": True} if place.uncentred else {}
+        how |= {"normaliser": CENTRED} if change == "centred" else {"control": change}
+        return fit(recipe, size, x, LR, seed, scale=COUPLING, strength=strength, **how)
 
     def strength(self, place: Place, name: str) -> float:
         """The strength of a recipe's coupling, chosen here or at the place where a condition takes it from."""
@@ -206,27 +212,32 @@ class Bench:
         return chosen_strength({s: tried(s) for s in STRENGTHS})
 
     def table(self, place: Place) -> dict[str, dict[str, float]]:
-        """Figures of every SAE, and of the controls of one of them where the place is no condition of another."""
-        asked = [(name, recipe, "") for name, recipe in self.recipes.items()]
+        """Figures of every SAE; where the place is no condition of another, also of the controls of one of them, and of
+        those that do not centre with centred inputs.
+        """
+        asked = [(name, "") for name in self.recipes]
         if place.tuned_at is None:
-            asked += [(f"{CONTROLLED} ({control})", sae_recipes()[CONTROLLED], control) for control in CONTROLS]
+            asked += [(name, "centred") for name, recipe in self.recipes.items() if not centres(recipe)]
+            asked += [(CONTROLLED, control) for control in CONTROLS]
         start, rows = time.perf_counter(), {}
-        for name, recipe, control in asked:
-            rows[name] = row = self._row(place, name, recipe, control)
+        for name, change in asked:
+            label = f"{name} ({change})" if change else name
+            rows[label] = row = self._row(place, name, change, label)
             if self.progress:
                 said = ", ".join(f"{figure} {row[figure]:.3f}" for figure in SAID if figure in row)
-                print(f"[{time.perf_counter() - start:.0f} s] {place.name}, {name}: {said}", flush=True)
+                print(f"[{time.perf_counter() - start:.0f} s] {place.name}, {label}: {said}", flush=True)
         return rows
 
-    def _row(self, place: Place, name: str, recipe: Path, control: str) -> dict[str, float]:
-        strength = 1.0 if control else self.strength(place, name)
+    def _row(self, place: Place, name: str, change: str, label: str) -> dict[str, float]:
+        recipe = sae_recipes()[name]
+        strength = 1.0 if change in CONTROLS else self.strength(place, name)
 
         def once(seed: int) -> dict[str, float]:
-            sae = self.train(place, recipe, seed, strength, control)
+            sae = self.train(place, recipe, seed, strength, change)
             choice = {f"choice_{k}": v for k, v in _choice(sae, place.data).items()}
             return {**place.data.score(sae), **choice, "strength": strength}
 
-        runs = [self.stages.run(f"runs/{place.stage(name)}-{seed}", lambda s=seed: once(s)) for seed in self.seeds]
+        runs = [self.stages.run(f"runs/{place.stage(label)}-{seed}", lambda s=seed: once(s)) for seed in self.seeds]
         return over_seeds(runs) | place.data.host
 
 

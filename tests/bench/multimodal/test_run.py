@@ -17,7 +17,8 @@ from mmsae.bench.multimodal.run import (
 
 RANDOM = f"{CONTROLLED} (untrained)"
 TINY = PairSizes(pairs=(400, 120), clip_steps=2, steps=30, world=((24, 4),))
-NAMES = ["paired_topk", "shared_topk"]
+NAMES = ["paired_topk", "shared_topk", "vl_sae"]
+CENTRED = "vl_sae (centred)"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,14 @@ def done(tmp_path_factory):
 def test_what_it_writes(done):
     root, found = done
     (place,) = found["tables"]
-    assert place == "world, F 24, k 4" and {n for n in found["tables"][place] if "frozen" not in n} == {*NAMES, RANDOM}
+    assert place == "world, F 24, k 4" and {n for n in found["tables"][place] if "frozen" not in n} == {
+        *NAMES,
+        CENTRED,
+        RANDOM,
+    }
     table = found["tables"][place]
     assert table["paired_topk"]["fvu_image"] < table[RANDOM]["fvu_image"]
+    assert table[CENTRED]["fvu_image"] != table["vl_sae"]["fvu_image"] and table[CENTRED]["choice_l0"] <= 4
     frozen = [n for n in table if "frozen" in n]
     assert len(frozen) == 3 and all(table[n]["fvu_image"] < table[RANDOM]["fvu_image"] for n in frozen)
     assert table["paired_topk"]["strength"] in (0.1, 0.3, 1.0, 3.0) and table["shared_topk"]["strength"] == 1
