@@ -13,9 +13,11 @@ import datamodules
 import mmsae.sae
 from mmsae import SAE
 from mmsae.cli import COMMANDS, command_parser
+from mmsae.options import add_group
 from mmsae.training import LitSAE, Schedule
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE
 from mmsae.training.checkpoint import RunCheckpoint
+from mmsae.training.members.options import Members
 
 FILE = Path(__file__).with_name("reference") / "cli.md"
 NOT_OPTIONS = ("help", "config", "print_config")
@@ -108,6 +110,9 @@ def render() -> str:
     for cls, prefix in ((LitSAE, "model"), (RunCheckpoint, "checkpoint"), (ExportSAE, "export")):
         out += class_section(cls, prefix, f"--{prefix}", "###")
     out += class_section(DeadLatentReport, "latents", "--latents", "###")
+    parser = ArgumentParser()
+    add_group(parser, Members)
+    out += "### Several SAEs\n\n" + Members.__doc__ + "\n\n" + table(options(parser)) + "\n"
     out += "### Data\n\n"
     for name in datamodules.__all__:
         out += class_section(getattr(datamodules, name), "data", f"datamodules.{name}")

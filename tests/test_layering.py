@@ -30,7 +30,7 @@ ALLOWED = {
     "load": BASE | {"sae", "hosts"},
     "activations": BASE | {"shards", "hosts", "jobs"},
     "metrics": BASE | {"sae", "kernels"},
-    "training": BASE | {"sae", "metrics", "kernels", "recipes", "jobs"},
+    "training": BASE | {"sae", "metrics", "kernels", "recipes", "jobs", "report"},
     "report": BASE | {"kernels", "metrics"},
     "lvlm": MODELS,
     "filtering": MODELS | {"lvlm"},

@@ -216,13 +216,20 @@ class SAE(nn.Module):
                 outputs[m] = SAEOutput(self.normaliser.invert(recon, m, codes.info), codes, target, recon, pre)
         return outputs
 
-    def fit_normaliser(self, sample: Mapping[str, Tensor]) -> None:
+    def fit_normaliser(self, sample: Mapping[str, Tensor], like: Normaliser | None = None) -> None:
         """Fit the normaliser's statistics on ``{modality: (N, d) raw activations}``; once, before the first step.
 
         Where nothing centres, the decoders of an SAE that is not trained yet start at the mean (:meth:`start_at_`);
         parts that start from data see the normalised rows.
+
+        Args:
+            sample: The rows.
+            like: An equal normaliser that was fitted on these very rows; its statistics are taken.
         """
-        self.normaliser.fit(sample)
+        if like is None:
+            self.normaliser.fit(sample)
+        else:
+            self.normaliser.load_state_dict(like.state_dict())
         if not self.fresh:
             return
         rows = {m: self.normaliser(sample[m].to(self.normaliser.mean(m)), m)[0] for m in self.modalities}

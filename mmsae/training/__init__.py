@@ -9,6 +9,7 @@ __all__, __getattr__ = lazy(
         "checkpoint": "AtomicCheckpointIO RunCheckpoint",
         "k_anneal": "KAnneal",
         "lit": "LitSAE",
+        "members.lit": "LitSAEs",
         "resample": "ResampleDead",
         "schedule": "Schedule",
     },

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mmsae.files import atomic_file, remove_leftovers
 from mmsae.training.checkpoint import disk_errors
-from mmsae.types import InputError
+from mmsae.training.lit import NotFinite
 
 
 class RunProgress(TQDMProgressBar):
@@ -63,6 +63,8 @@ class ExportSAE(Callback):
         monitor: Logged value whose minimum is the best.
     """
 
+    each_member = True
+
     def __init__(self, folder: str | None = None, monitor: str = "val/fvu/joint"):
         self.folder, self.monitor = folder, monitor
         self.resumes = False  # whether the run was to go on, though there may be no checkpoint yet
@@ -83,7 +85,7 @@ class ExportSAE(Callback):
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
         for name, p in module.sae.named_parameters():
             if not torch.isfinite(p).all():
-                raise InputError(
+                raise NotFinite(
                     f"the training diverged: {name} is no longer finite after {trainer.global_step} steps, no SAE "
                     "is written; lower the learning rate or check the activations"
                 )
@@ -140,6 +142,8 @@ class DeadLatentReport(Callback):
         file: File to write; default ``<default_root_dir>/latents.json``.
     """
 
+    each_member = True
+
     def __init__(self, hub_above: float = 0.1, file: str | None = None):
         self.hub_above, self.file = hub_above, file
 
@@ -170,4 +174,5 @@ class DeadLatentReport(Callback):
         file = Path(self.file or Path(trainer.default_root_dir) / "latents.json")
         with disk_errors(file.parent), atomic_file(file) as temp:
             temp.write_text(json.dumps(report))
-        print("; ".join(lines), flush=True)
+        said = "; ".join(lines)
+        print(f"{module.member}: {said}" if module.member else said, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -23,6 +23,9 @@ from mmsae.recipes import configs_first, each_recipe, job_of, whole_recipe
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
 from mmsae.training.checkpoint import RunCheckpoint, disk_errors
 from mmsae.training.lit import LitSAE
+from mmsae.training.members.lit import LitSAEs, as_member, drawing_from
+from mmsae.training.members.options import Members, as_args
+from mmsae.training.members.view import MemberTable, for_each_member
 from mmsae.training.messages import tidy_messages
 from mmsae.types import InputError
 
@@ -33,6 +36,13 @@ def names_a_module(args: Sequence[str]) -> bool:
     named = re.search(r"(^| )--model(\.class_path[= ]|[= ][\w.]+\.[A-Z]\w*( |$))", text)
     recipes = [value for option, value in pairwise(args) if option in ("-c", "--config")]
     return bool(named) or any(job_of(path) for path in recipes)
+
+
+def as_plain(value: Any) -> Any:
+    """What an option says, without the types that the parser saw in it."""
+    if isinstance(value, (Namespace, Mapping)):
+        return {k: as_plain(v) for k, v in (vars(value) if isinstance(value, Namespace) else value).items()}
+    return [as_plain(v) for v in value] if isinstance(value, list) else value
 
 
 # errors reach mmsae.cli, which turns them into one sentence
@@ -94,6 +104,32 @@ class RunCLI(BaseCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(ExportSAE, "export")
         parser.add_lightning_class_args(DeadLatentReport, "latents")
+        add_group(parser, Members)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        self._args = args
+
+    def instantiate_classes(self) -> None:
+        """The recipe's SAE, or the members that it says; those are parsed as runs of their own with an option more."""
+        super().instantiate_classes()
+        members, axes = (as_plain(self._get(self.config, name)) for name in ("members", "axes"))
+        if not (options := Members(members, axes).options()):
+            return
+        self.model = LitSAEs({name: self._member(name, own) for name, own in options.items()})
+        for option in ("export.folder", "latents.file"):
+            if self._get(self.config, option):
+                raise InputError(f"--{option} is where one SAE goes: members go to RUN/NAME")
+        self.trainer.callbacks = [*for_each_member(self.trainer.callbacks, options), MemberTable(options)]
+
+    def _member(self, name: str, options: Mapping[str, Any]) -> LitSAE:
+        config = self.parser.parse_args([*self._args, *as_args(options)])
+        parser, config = self._parser(self.subcommand), config.get(str(self.subcommand), config)
+        seed = config["seed_everything"] if "seed_everything" in options else self._get(self.config, "seed_everything")
+        with as_member(name), drawing_from(seed):
+            member = parser.instantiate_classes(Namespace(model=config["model"]))["model"]
+        member.seed = seed
+        return member
 
     def instantiate_trainer(self, **kwargs) -> pl.Trainer:
         """Loggers go to the run folder unless the configuration says otherwise."""
@@ -141,15 +177,19 @@ class RunCLI(BaseCLI):
         root = Path(self.trainer.default_root_dir)
         last = self._last_checkpoints()
         options = self.config_init[self.subcommand]
-        self.model.seed = options.get("seed_everything")
+        if not isinstance(self.model, LitSAEs):  # whose members have their own
+            self.model.seed = options.get("seed_everything")
         self._check(options)
         if options.get("ckpt_path") == "last" and not last:
             options["ckpt_path"] = None
-            for export in (c for c in self.trainer.callbacks if isinstance(c, ExportSAE)):
-                export.resumes = True
+            for callback in self.trainer.callbacks:
+                for export in getattr(callback, "copies", {"": callback}).values():
+                    if isinstance(export, ExportSAE):
+                        export.resumes = True
             rank_zero_info(f"no checkpoint in {root} yet: training starts at step 0")
         elif not options.get("ckpt_path"):
-            if found := [str(p) for p in (*last, root / "sae", root / "sae-best") if p.exists()]:
+            saes = [root / name / sae for name in self.model.each() for sae in ("sae", "sae-best")]
+            if found := [str(p) for p in (*last, *saes) if p.exists()]:
                 rank_zero_info(
                     f"{root} was used before: {', '.join(found)}. This run starts anew and puts them aside as "
                     "*earlier*; to go on with the earlier run instead, stop this one and add --ckpt_path last."
@@ -157,11 +197,11 @@ class RunCLI(BaseCLI):
 
     def _before_evaluation(self) -> None:
         options = self.config_init[self.subcommand]
-        sae = self.model.sae
+        saes = [member.sae for member in self.model.each().values()]
         self._check(options)
         if options.get("ckpt_path") == "last" and not self._last_checkpoints():
             raise InputError(f"no checkpoint in {self.trainer.default_root_dir} to {self.subcommand}")
-        if not options.get("ckpt_path") and not (sae.d_in and sae.normaliser.fitted):
+        if not options.get("ckpt_path") and not all(s.d_in and s.normaliser.fitted for s in saes):
             raise InputError(f"nothing trained to {self.subcommand}: give --ckpt_path last, or a checkpoint file")
 
     before_validate = before_test = before_predict = _before_evaluation

@@ -18,6 +18,8 @@ class KAnneal(Callback):
         share: Share of the training after which k is the selector's own.
     """
 
+    each_member = True
+
     def __init__(self, start: int | None = None, share: float = 0.1) -> None:
         if not 0 < share <= 1 or (start is not None and start < 1):
             raise InputError(f"share must be above 0 and at most 1, start at least 1: not {share} and {start}")

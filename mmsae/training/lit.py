@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,12 +15,16 @@ from torch.optim import Optimizer
 
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
-from mmsae.sae.normaliser import all_reduce
+from mmsae.sae.normaliser import Normaliser, all_reduce
 from mmsae.sae.usage import DEAD_AFTER
 from mmsae.training.freeze import Freeze
 from mmsae.training.resume import check, recipe
 from mmsae.training.schedule import Schedule
 from mmsae.types import InputError, SAEOutput, Tokens
+
+
+class NotFinite(InputError):
+    """A training that cannot go on: rows, a loss or weights are no longer finite."""
 
 
 def _adam(params) -> Optimizer:
@@ -73,9 +77,14 @@ class LitSAE(pl.LightningModule):
         self.usage: UsageTracker | None = None
         self.validation: ValidationMetrics | None = None
         self.kept = Freeze(freeze)
+        self.member = ""  # its name, where it is one of several that are trained on the same batches
         self._sums: dict[str, Tensor] = {}  # of rows since the last look, not finite where one of them was not
         if sae.d_in:
             self._allocate()
+
+    def each(self) -> dict[str, LitSAE]:
+        """The SAEs that this module trains, by name: this one, which has none."""
+        return {self.member: self}
 
     def _one_bound(self, dead_after: int | None) -> int:
         terms = [t for t in self.losses if hasattr(t, "dead_after")]
@@ -141,6 +150,8 @@ class LitSAE(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint is one of this run (see :mod:`mmsae.training.resume`), or at least of this model."""
+        if members := checkpoint.get("mmsae", {}).get("members"):
+            raise InputError(f"the checkpoint is of the members {', '.join(members)}, this run trains one SAE")
         own, saved = self.state_dict(), checkpoint["state_dict"]
         odd = sorted(set(own) ^ set(saved))
         if odd:
@@ -171,9 +182,12 @@ class LitSAE(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Fit the normaliser unless a checkpoint brought it."""
         if not self.sae.normaliser.fitted:
-            sample = fit_rows(self.trainer.datamodule.train_dataloader(), self.normaliser_rows)
-            self.sae.fit_normaliser(sample)
-            self.kept.start_(self.sae)
+            self.start_on(fit_rows(self.trainer.datamodule.train_dataloader(), self.normaliser_rows))
+
+    def start_on(self, sample: Mapping[str, Tensor], like: Normaliser | None = None) -> None:
+        """Fit what is fitted on ``{modality: (N, d) rows}`` before the first step; see :meth:`SAE.fit_normaliser`."""
+        self.sae.fit_normaliser(sample, like)
+        self.kept.start_(self.sae)
 
     def on_train_start(self) -> None:
         """Remember the length of the training, which ramps need."""
@@ -187,7 +201,13 @@ class LitSAE(pl.LightningModule):
             said += f"; the training has {self.total_steps:,} steps now, not {total:,}: schedule and ramps follow that"
         if "recipe" not in self.going_on:
             said += "; the checkpoint of an earlier version does not say its options: its k and optimiser are kept"
-        rank_zero_info(said)
+        self._say(said)
+
+    def _say(self, text: str) -> None:
+        if self.member:
+            self.trainer.lightning_module.note(self.member, text)
+        else:
+            rank_zero_info(text)
 
     def _say_what_is_too_short(self, rows: dict[str, int]) -> None:
         """A run too short for the bound of dead latents, or with too few rows for them; nothing else would tell."""
@@ -196,14 +216,14 @@ class LitSAE(pl.LightningModule):
         tokens = max(seen.values())
         idle = [t.name for t in self.losses if hasattr(t, "dead_after") and t.coefficient]
         if self.dead_after >= tokens and idle:
-            rank_zero_info(
+            self._say(
                 f"{' and '.join(idle)} {'does' if len(idle) == 1 else 'do'} nothing in this run: latents count as dead "
                 f"after {self.dead_after:,} tokens, the run has about {tokens:,}; lower model.dead_after"
             )
         held = getattr(self.trainer.train_dataloader, "n_rows", {})  # of a store; a stream has no end
         m, n = max(((m, min(n, held.get(m, n))) for m, n in seen.items()), key=lambda pair: pair[1])
         if n < self.sae.d_sae:
-            rank_zero_info(
+            self._say(
                 f"warning: {n:,} {m} rows to train on, fewer than the {self.sae.d_sae:,} latents, which can learn them "
                 "by heart: trust val/fvu, not train/fvu, and take fewer latents or more data"
             )
@@ -243,11 +263,11 @@ class LitSAE(pl.LightningModule):
             return
         step, steps = self.global_step + 1, self.trainer.log_every_n_steps
         if rows:
-            raise InputError(
+            raise NotFinite(
                 f"stopped in step {step:,}: {' and '.join(rows)} of the last {steps:,} steps are not finite (NaN or "
                 "infinite): check the host's activations"
             )
-        raise InputError(
+        raise NotFinite(
             f"stopped in step {step:,}: the training diverged, {', '.join(found)} is no longer finite though all rows "
             f"of the last {steps:,} steps are: lower the learning rate"
         )
@@ -281,7 +301,15 @@ class LitSAE(pl.LightningModule):
         self.validation.reset()
         # computed from states that are summed over ranks, so the value is the same everywhere
         self.log_dict(report, sync_dist=False, batch_size=1)
-        self.print("  ".join(f"{k} {v:.4g}" for k, v in report.items() if re.search("fvu|cosine|dead", k)))
+        said = "  ".join(f"{k} {v:.4g}" for k, v in report.items() if re.search("fvu|cosine|dead", k))
+        self.print(f"{self.member}: {said}" if self.member else said)
+
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Log; one of several says its figures to the module that Lightning trains, which puts its name to them."""
+        if self.member:
+            self.trainer.lightning_module.log_member(self.member, dictionary, *args, **kwargs)
+        else:
+            super().log_dict(dictionary, *args, **kwargs)
 
     def predict_step(self, batch: Tokens, batch_idx: int) -> dict:
         """Codes of a batch, ``{modality: Codes}``."""
@@ -294,6 +322,10 @@ class LitSAE(pl.LightningModule):
     def optimizer_step(self, *args, **kwargs) -> None:
         """Step, then put the dictionaries back on their constraint and let the parts' controllers act."""
         super().optimizer_step(*args, **kwargs)
+        self.after_step_()
+
+    def after_step_(self) -> None:
+        """What follows a step of the optimiser."""
         self.sae.after_step_()
         self.kept.after_step_(self.sae)
 

@@ -142,6 +142,8 @@ class ResampleDead(Callback):
         until: Share of the training after which there is none, so that new latents have time to settle.
     """
 
+    each_member = True
+
     def __init__(self, every: int = 2500, scale: float = 0.2, until: float = 0.8) -> None:
         if every < 1 or scale <= 0 or not 0 <= until <= 1:
             raise InputError(f"every and scale must be above 0 and until a share, not {every}, {scale} and {until}")

@@ -8,8 +8,7 @@ from PIL import Image
 
 from mmsae import SAE
 from mmsae.cli import command_parser, main
-from mmsae.training.sweep import draw
-from tests.helpers.training import ROOT, make_store
+from tests.helpers.training import RECIPE, ROOT, make_store
 
 OPTIONS = "--data.batch_size 32 --trainer.accelerator cpu --trainer.enable_progress_bar false"
 
@@ -43,37 +42,59 @@ def test_points_tables_and_picture(store, tmp_path, capsys):
     # more points: the finished ones stay as they are
     before = {p: p.stat().st_mtime_ns for p in out.glob("*/sae/cfg.json")}
     sweep(store, out, "--k", 2, "--ratio", 2, "--seeds", 0, 1, "--steps", 12)
-    assert "2 trainings of 12 steps" in (said := capsys.readouterr().out) and "1 of them done before" in said
+    assert f"2 trainings of 12 steps in {out}, 1 to do in 1 passes" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in before} == before
     points = json.loads((out / "sweep.json").read_text())["points"]
     assert len(points) == 5 and points[0]["fvu/joint"] != points[1]["fvu/joint"] and points[1]["seed"] == 1
 
 
-def test_seeds_that_agree_are_drawn(tmp_path):
-    about = {"ratio": 2.0, "d_sae": 32, "l0/image": 2.0, "dead/image": 0.1, "fvu/image": 0.1}
-    rows = [{**about, "k": k, "seed": seed} for k in (2, 4) for seed in range(3)]
-    assert sum([0.1] * 3) / 3 > 0.1  # the mean of three equal values lies above all of them
-    draw(rows, tmp_path / "sweep.png")
-    assert (tmp_path / "sweep.png").stat().st_size > 0
+def test_a_point_is_what_a_run_of_its_own_gives(store, tmp_path):
+    sweep(store, tmp_path / "sweep", "--k", 2, 4, "--ratio", 2, "--seeds", 1, "--steps", 8)
+    sweep(store, tmp_path / "two", "--k", 2, 4, "--ratio", 2, "--seeds", 1, "--steps", 8, "--at-once", 1)
+    one = f"--model.sae.init_args.ratio 2 --model.sae.init_args.selector.init_args.k 4 --seed_everything 1 {OPTIONS}"
+    one = [*one.split(), "--trainer.max_steps", "8", "--trainer.val_check_interval", "8", "--data.store", str(store)]
+    main(["fit", "-c", RECIPE, *one, "--trainer.default_root_dir", str(tmp_path / "one")])
+    for name in ("sae/sae_weights.safetensors", "sae/cfg.json", "latents.json"):
+        whole = (tmp_path / "one" / name).read_bytes()
+        assert all((tmp_path / s / "k4-ratio2-seed1" / name).read_bytes() == whole for s in ("sweep", "two")), name
+    left = {p.name for p in (tmp_path / "sweep").iterdir()}
+    assert left == {"k2-ratio2-seed1", "k4-ratio2-seed1", "logs", "sweep.csv", "sweep.json", "sweep.png"}
 
 
-def test_a_killed_point_goes_on(store, tmp_path, monkeypatch):
+def test_a_killed_pass_goes_on_before_points_that_are_added(store, tmp_path, capsys):
+    options = f"{OPTIONS} --checkpoint.every_n_train_steps 2 --trainer.callbacks+ tests.helpers.lit.StopAt"
+    args = ["--store", str(store), "--out", str(tmp_path), "--k", "2", "4", "--ratio", "2", "--steps", "6"]
+    with pytest.raises(SystemExit):
+        main(["sweep", *args, "--fit-options", f"{options} --trainer.callbacks.step 5"])
+    assert json.loads((tmp_path / "sweep.json").read_text())["points"] == []
+    # what stopped it is part of the job's options: as if it had been killed without them
+    job = json.loads((tmp_path / "sweep.json").read_text())
+    (tmp_path / "sweep.json").write_text(json.dumps(job | {"fit_options": OPTIONS}))
+    capsys.readouterr()
+    sweep(store, tmp_path, "--k", 3, "--ratio", 2, "--steps", 6)
+    said = capsys.readouterr().out
+    assert "1 trainings of 6 steps" in said and "3 to do in 2 passes" in said and "going on after step 4" in said
+    points = json.loads((tmp_path / "sweep.json").read_text())["points"]
+    assert [p["k"] for p in points] == [2, 3, 4] and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_point_that_diverges_leaves_the_others(store, tmp_path, capsys, monkeypatch):
     import mmsae.training.sweep as module
 
-    whole, calls = module.lightning, []
+    given = module.lightning
 
-    def killed(args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        whole(args)
+    def mad(args):
+        at = args.index("--members") + 1
+        members = json.loads(args[at])
+        members["k4-ratio2-seed0"]["lr"] = 1e30
+        given([*args[:at], json.dumps(members), *args[at + 1 :]])
 
-    monkeypatch.setattr(module, "lightning", killed)
-    with pytest.raises(KeyboardInterrupt):
-        sweep(store, tmp_path, "--k", 2, 4, "--ratio", 2, "--steps", 6)
-    assert json.loads((tmp_path / "sweep.json").read_text())["points"] == []
-    sweep(store, tmp_path, "--k", 2, 4, "--ratio", 2, "--steps", 6)
-    assert len(calls) == 3 and len(json.loads((tmp_path / "sweep.json").read_text())["points"]) == 2
+    monkeypatch.setattr(module, "lightning", mad)
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "--store", str(store), "--out", str(tmp_path), "--k", "2", "4", "--ratio", "2", "--steps", "9",
+              "--fit-options", f"{OPTIONS} --trainer.log_every_n_steps 3"])  # fmt: skip
+    assert stop.value.code == 2 and "1 of 2 members have no result: k4-ratio2-seed0" in capsys.readouterr().err
+    assert [r["run"] for r in csv.DictReader((tmp_path / "sweep.csv").open())] == ["k2-ratio2-seed0"]
 
 
 def fails(capsys, *args):

@@ -103,6 +103,8 @@ class ZeroShotTest(Callback):
         alpha: Weight of the codes in ``enhanced``; ``mmsae zeroshot`` chooses one on held-out images.
     """
 
+    each_member = True
+
     def __init__(
         self,
         shards: str | list[str],
@@ -159,6 +161,8 @@ class OODTest(Callback):
         near: Names of the near sets; means over near and over far sets are logged.
         batch_size: Rows at a time.
     """
+
+    each_member = True
 
     def __init__(self, ood: dict[str, str], near: list[str] | None = None, batch_size: int = 4096):
         self.ood, self.near, self.batch_size = ood, near or [], batch_size

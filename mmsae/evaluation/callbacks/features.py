@@ -44,6 +44,8 @@ class MonosemanticityTest(Callback):
         label: ``cls`` or a field of json.
     """
 
+    each_member = True
+
     def __init__(self, judge: str = "", shards: str | list[str] = "", label: str = "cls"):
         if bool(judge) == bool(shards):
             raise InputError(
@@ -101,6 +103,8 @@ class ClassMeansTest(Callback):
         draws: Permutations for the p-value of the tree correlation.
         batch_size: Rows at a time.
     """
+
+    each_member = True
 
     def __init__(
         self,

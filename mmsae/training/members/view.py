@@ -1,0 +1,115 @@
+"""How one member sees the run: a trainer with its own folder, optimiser and figures; callbacks with a copy for each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from mmsae.training.lit import NotFinite
+from mmsae.training.members import table
+
+
+def named(name: str, member: str) -> str:
+    """The name of a member's figure: ``val/fvu/image`` is ``val/MEMBER/fvu/image``, ``fvu/image`` is of training."""
+    stage, _, rest = name.partition("/")
+    return f"{stage}/{member}/{rest}" if stage in ("train", "val", "test") else f"train/{member}/{name}"
+
+
+class MemberTrainer:
+    """The run's trainer, but that folder, optimisers and figures are one member's.
+
+    Attributes:
+        default_root_dir: ``RUN/NAME``.
+    """
+
+    def __init__(self, trainer: Any, member: str) -> None:
+        self._trainer, self._member = trainer, member
+        self.default_root_dir = str(Path(trainer.default_root_dir) / member)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The member's own."""
+        return [o.members[self._member] for o in self._trainer.optimizers if self._member in getattr(o, "members", ())]
+
+    @property
+    def callback_metrics(self) -> dict[str, Any]:
+        """The member's figures, by the names that they have in a run of one SAE."""
+        own = {}
+        for name, value in self._trainer.callback_metrics.items():
+            stage, _, rest = name.partition("/")
+            member, _, figure = rest.partition("/")
+            if member == self._member:
+                own[f"{stage}/{figure}"] = value
+        return own
+
+
+class EachMember(Callback):
+    """A copy of a callback for each member, which sees the run as one of that member alone.
+
+    Members that have stopped are left out. What a member's copy finds not finite stops that member.
+
+    Attributes:
+        copies: ``{name: callback}``.
+    """
+
+    def __init__(self, callback: Callback, names: Iterable[str]) -> None:
+        self.copies = {name: copy.deepcopy(callback) for name in names}
+
+    @property
+    def state_key(self) -> str:
+        return next(iter(self.copies.values())).state_key
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: copied.state_dict() for name, copied in self.copies.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, copied in self.copies.items():
+            copied.load_state_dict(state[name])
+
+
+def _hook(name: str) -> Callable[..., None]:
+    def call(self: EachMember, trainer: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+        for member in [m for m in self.copies if m in module.running()]:
+            try:
+                getattr(self.copies[member], name)(module.view(member, trainer), module.each()[member], *args, **kwargs)
+            except NotFinite as e:
+                module.stop(member, str(e))
+
+    call.__name__ = name
+    return call
+
+
+for _name in dir(Callback):
+    if _name in ("setup", "teardown") or _name.startswith("on_"):
+        setattr(EachMember, _name, _hook(_name))
+
+
+def for_each_member(callbacks: Iterable[Callback], names: Iterable[str]) -> list[Callback]:
+    """A trainer's callbacks, where it trains several SAEs: those that act on an SAE have a copy for each.
+
+    Which do, they say themselves by ``each_member = True``.
+    """
+    names = list(names)
+    return [EachMember(c, names) if getattr(c, "each_member", False) else c for c in callbacks]
+
+
+class MemberTable(Callback):
+    """Writes the table of members when all are written (:mod:`mmsae.training.members.table`).
+
+    Args:
+        options: ``{name: {dotted option: value}}``.
+    """
+
+    def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
+        self.options = options
+
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
+        if trainer.is_global_zero:
+            table.write(Path(trainer.default_root_dir), self.options, module.stopped)
