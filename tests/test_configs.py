@@ -35,7 +35,7 @@ def test_complete_recipes_instantiate(path, tmp_path):
         assert build_job(args, run=False).datamodule is not None
         return
     cli = build_cli(args, run=False)
-    assert isinstance(cli.model, LitSAE) and cli.datamodule is not None
+    assert all(isinstance(m, LitSAE) for m in cli.model.each().values()) and cli.datamodule is not None
 
 
 @pytest.mark.parametrize("sae", FRAGMENTS, ids=lambda p: p.stem)
