@@ -2,7 +2,7 @@
 
 Run as a program it prints for every kernel that the calls below launch what a thread of it needs::
 
-    python -m tests.helpers.triton_compile 90
+    python -m tests.helpers.triton_compile 90 [first words of calls]
 """
 
 from __future__ import annotations
@@ -85,12 +85,24 @@ def calls() -> dict[str, Callable[[], Any]]:
         for f, k in ((4096, 32), (6144, 256), (32768, 32), (131072, 64), (32768, 1024), (1000, 8), (100, 100)):
             x = torch.empty(4, f, dtype=getattr(torch, name))
             out[f"topk {name} {f} {k}"] = lambda x=x, k=k: select.topk(x, k)
+        for f in (100, 32768):
+            x, one = torch.empty(4, f, dtype=getattr(torch, name)), torch.empty(())
+            out[f"batch_threshold {name} {f}"] = lambda x=x: select.batch_threshold(x, 4 * 32)
+            out[f"above {name} {f}"] = lambda x=x, one=one: select.above(x, one, 50)
+            out[f"count_above {name} {f}"] = lambda x=x: select.count_above(x, x[0], True)
+            out[f"group_max {name} {f}"] = lambda x=x: select.group_max(x, 4)
     x = torch.empty(4, 32768)
     out["topk of products"] = lambda: select.topk(x, 32, True, torch.empty(32768))
+    # sizes of 1 are constants of a kernel
+    out["topk 1"] = lambda: select.topk(x, 1)
+    out["topk 1 1"] = lambda: select.topk(x[:, :1], 1)
+    out["batch_threshold 1"] = lambda: select.batch_threshold(x[:, :1], 1)
+    out["above 1"] = lambda: select.above(x[:, :1], x[0, 0], 1)
+    out["group_max 1"] = lambda: select.group_max(x[:, :1], 1)
     for name in ("float32", "bfloat16"):
-        for d, k in ((512, 32), (768, 256), (1024, 64), (100, 7), (4096, 64)):
-            values, indices = torch.ones(16, k), torch.arange(k).expand(16, k).contiguous()
-            x, table = (torch.empty(n, d, dtype=getattr(torch, name)) for n in (16, 300))
+        for d, k in ((512, 32), (768, 256), (1024, 64), (100, 7), (4096, 64), (1, 1)):
+            values, indices = torch.ones(200, k), torch.arange(k).expand(200, k).contiguous()
+            x, table = (torch.empty(n, d, dtype=getattr(torch, name)) for n in (200, 300))
             size = f"{name} {d} {k}"
             out[f"bag {size}"] = lambda v=values, i=indices, t=table: sparse.bag(v, i, t)
             out[f"decode_residual {size}"] = lambda v=values, i=indices, t=table, x=x: sparse.decode_residual(
@@ -113,6 +125,8 @@ def calls() -> dict[str, Callable[[], Any]]:
 if __name__ == "__main__":
     done = compile_from_now_on(int(sys.argv[1]))
     for call, function in calls().items():
+        if not call.startswith(tuple(sys.argv[2:]) or ""):
+            continue
         before = len(done)
         function()
         for one in done[before:]:

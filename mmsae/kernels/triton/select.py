@@ -1,9 +1,7 @@
-"""Choice of entries of a dense (N, F) product: exact top-k of rows, thresholds of a batch, and what is above one.
+"""Choice of entries of a dense (N, F) product: exact top-k of rows, largest of groups, what is above a threshold.
 
-Entries are compared as integers: the bits of a float32 number, with the sign turned into that of an integer, have the
-order of the numbers (-0 and 0 are one integer). The k-th largest of a set is then found bit by bit, from the highest:
-each round counts the keys that reach the candidate. Entries of half types are widened to float32, which leaves the low
-bits of the key 0, so that bfloat16 takes 16 rounds, float16 19 and float32 32. NaN has no place in this order.
+The k-th largest of a set of keys is found bit by bit, from the highest: each round counts those that reach the
+candidate. Top-k reads the matrix once, for the maxima of groups of columns, and then the k groups that matter.
 """
 
 from __future__ import annotations
@@ -13,35 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmsae.kernels.triton.keys import GROUP, KEY_BITS, LEAST, key_of, maxima, score_of
 from mmsae.kernels.triton.launch import in_rows, warps
+from mmsae.kernels.triton.threshold import above, batch_threshold, count_above
 
-#: High bits of a float32 key that entries of a type can set: sign, exponent, mantissa (float16: mantissa of 10 bits).
-KEY_BITS = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
-GROUP = 32  #: Neighbouring columns whose maximum stands for them in the first pass.
-
-
-@triton.jit
-def _key(x):
-    """Integers in the order of the float32 numbers; the smallest int32 is below all of them."""
-    bits = x.to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-
-
-@triton.jit
-def _score(x, factor_ptr, column, valid, ABSOLUTE: tl.constexpr):
-    """What is ranked of entries at ``column``, in float32."""
-    score = x.to(tl.float32)
-    if factor_ptr is not None:
-        score *= tl.load(factor_ptr + column, mask=valid, other=0).to(tl.float32)
-    if ABSOLUTE:
-        score = tl.abs(score)
-    return score
+__all__ = ["above", "batch_threshold", "count_above", "group_max", "topk"]
 
 
 @triton.jit
 def _taken(keys, k, BITS: tl.constexpr):
     """The k largest keys, equal ones in their order: which they are, and the place of each among them."""
-    reached = tl.full((), -2147483648, tl.int32)
+    reached = tl.full((), LEAST, tl.int32)
     bit = reached
     for _ in range(BITS):
         candidate = reached ^ bit
@@ -56,29 +36,6 @@ def _taken(keys, k, BITS: tl.constexpr):
     n_above, n_equal = count >> 16, count & 0xFFFF
     taken = (above != 0) | ((equal != 0) & (n_equal <= room))
     return taken, n_above + tl.minimum(n_equal, room) - 1
-
-
-@triton.jit
-def _maxima_kernel(
-    matrix_ptr,
-    factor_ptr,
-    maxima_ptr,
-    n_cols,
-    n_groups,
-    n_blocks,
-    stride,
-    ABSOLUTE: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Pass A: the largest score of each group of neighbouring columns; one program for BLOCK groups of a row."""
-    row = (tl.program_id(0) // n_blocks).to(tl.int64)
-    group = (tl.program_id(0) % n_blocks) * BLOCK + tl.arange(0, BLOCK)
-    column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    valid = column < n_cols
-    x = tl.load(matrix_ptr + row * stride + column, mask=valid, other=0)
-    score = tl.where(valid, _score(x, factor_ptr, column, valid, ABSOLUTE), -float("inf"))
-    tl.store(maxima_ptr + row * n_groups + group, tl.max(score, 1), mask=group < n_groups)
 
 
 @triton.jit
@@ -112,7 +69,7 @@ def _topk_kernel(
     else:
         g = tl.arange(0, GROUPS)
         maxima = tl.load(maxima_ptr + row * n_groups + g, mask=g < n_groups, other=0).to(tl.float32)
-        taken, place = _taken(tl.where(g < n_groups, _key(maxima), -2147483648), k, BITS)
+        taken, place = _taken(tl.where(g < n_groups, key_of(maxima), LEAST), k, BITS)
         # the ids are packed by way of memory, where the indices will be; the barrier makes them visible
         tl.store(indices_ptr + row * k + place, g.to(tl.int64), mask=taken)
         tl.debug_barrier()
@@ -122,39 +79,10 @@ def _topk_kernel(
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     valid = used[:, None] & (column < n_cols)
     x = tl.load(matrix_ptr + row * stride + column, mask=valid, other=0)
-    keys = tl.where(valid, _key(_score(x, factor_ptr, column, valid, ABSOLUTE)), -2147483648)
+    keys = tl.where(valid, key_of(score_of(x, factor_ptr, column, valid, ABSOLUTE)), LEAST)
     taken, place = _taken(tl.reshape(keys, [SLOTS * GROUP]), k, BITS)
     tl.store(values_ptr + row * k + place, tl.reshape(x, [SLOTS * GROUP]), mask=taken)
     tl.store(indices_ptr + row * k + place, tl.reshape(column, [SLOTS * GROUP]).to(tl.int64), mask=taken)
-
-
-def maxima(matrix: Tensor, absolute: bool = False, factor: Tensor | None = None, group: int = GROUP) -> Tensor:
-    """``(N, ceil(F / group))`` largest scores of neighbouring columns of ``matrix (N, F)``: pass A of :func:`topk`.
-
-    Scores are as there, in the type of the matrix or, with factors, in float32.
-    """
-    matrix = in_rows(matrix)
-    (n, f), n_groups = matrix.shape, triton.cdiv(matrix.shape[1], group)
-    out = matrix.new_empty(n, n_groups, dtype=matrix.dtype if factor is None else torch.float32)
-    # 4,096 entries a program: 8 kB and more of neighbouring memory, with four and more loads of 16 bytes of each thread
-    # under way; a row's end wastes less than one program
-    block = min(max(1, 4096 // group), triton.next_power_of_2(n_groups))
-    n_blocks = triton.cdiv(n_groups, block)
-    with torch.cuda.device_of(matrix):
-        _maxima_kernel[(n * n_blocks,)](
-            matrix,
-            factor,
-            out,
-            f,
-            n_groups,
-            n_blocks,
-            matrix.stride(0),
-            ABSOLUTE=absolute,
-            GROUP=group,
-            BLOCK=block,
-            num_warps=warps(block * group, 32, 4),
-        )
-    return out
 
 
 def _plan(f: int, k: int) -> int | None:
@@ -224,5 +152,71 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
             GROUPS=triton.next_power_of_2(n_groups) if group else 1,
             SLOTS=slots,
             num_warps=warps(max(slots * size, n_groups if group else 1), 16),
+        )
+    return values, indices
+
+
+@triton.jit
+def _group_max_kernel(
+    matrix_ptr,
+    values_ptr,
+    indices_ptr,
+    groups,
+    size,
+    stride,
+    n_blocks,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The largest entry of GROUPS groups of a row, BLOCK columns of each at a time; the first of equal ones."""
+    row = (tl.program_id(0) // n_blocks).to(tl.int64)
+    group = (tl.program_id(0) % n_blocks) * GROUPS + tl.arange(0, GROUPS)
+    best = tl.full([GROUPS], -float("inf"), tl.float32)
+    place = tl.zeros([GROUPS], tl.int32)
+    for start in range(0, size, BLOCK):
+        offset = start + tl.arange(0, BLOCK)
+        valid = (group < groups)[:, None] & (offset < size)[None, :]
+        at = matrix_ptr + row * stride + group[:, None] * size + offset[None, :]
+        x = tl.load(at, mask=valid, other=-float("inf")).to(tl.float32)
+        largest = tl.max(x, 1)
+        first = tl.min(tl.where(x == largest[:, None], offset[None, :], start + BLOCK), 1)
+        place = tl.where(largest > best, first, place)
+        best = tl.maximum(best, largest)
+    at = row * groups + group
+    tl.store(values_ptr + at, best, mask=group < groups)
+    tl.store(indices_ptr + at, (group * size + place).to(tl.int64), mask=group < groups)
+
+
+@torch.no_grad()
+def group_max(matrix: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The largest entry of each of ``groups`` equal parts of the columns of ``matrix (N, F)``; of equal ones the first.
+
+    Returns:
+        ``(values, indices)``, both ``(N, groups)``: entries, and int64 columns.
+
+    Raises:
+        ValueError: ``groups`` does not divide F.
+    """
+    n, f = matrix.shape
+    if groups < 1 or f % groups or not f:
+        raise ValueError(f"{f} columns are not {groups} groups of equal size")
+    matrix, size = in_rows(matrix), f // groups
+    values, indices = matrix.new_empty(n, groups), matrix.new_empty(n, groups, dtype=torch.long)
+    # 4,096 entries a program, as in pass A
+    block = min(triton.next_power_of_2(size), 1024)
+    tile = min(triton.next_power_of_2(groups), 4096 // block)
+    n_blocks = triton.cdiv(groups, tile)
+    with torch.cuda.device_of(matrix):
+        _group_max_kernel[(n * n_blocks,)](
+            matrix,
+            values,
+            indices,
+            groups,
+            size,
+            matrix.stride(0),
+            n_blocks,
+            GROUPS=tile,
+            BLOCK=block,
+            num_warps=warps(block * tile, 32, 4),
         )
     return values, indices

@@ -1,4 +1,4 @@
-"""Top-k against torch.topk and, where scores are equal, against a stable sort."""
+"""Choices against torch.topk and sorts."""
 
 import pytest
 import torch
@@ -112,6 +112,24 @@ def test_impossible_k(device, k):
 def test_other_types_are_refused(device):
     with pytest.raises(ValueError, match="float64"):
         select.topk(torch.zeros(2, 10, device=device, dtype=torch.float64), 1)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("f", "groups"), [(1, 1), (7, 7), (12, 4), (1000, 8), (1030, 1), (3000, 2), (96, 32)])
+def test_group_max_is_argmax_of_the_parts(device, dtype, f, groups):
+    matrix = normal(3, f, dtype=dtype, device=device)
+    for m in (matrix, matrix.round(), torch.full_like(matrix, -torch.inf)):
+        values, indices = select.group_max(m, groups)
+        parts = m.unflatten(1, (groups, -1))
+        first = (parts == parts.amax(2, keepdim=True)).to(torch.uint8).argmax(2)
+        assert torch.equal(indices, first + torch.arange(groups, device=device) * (f // groups))
+        assert values.dtype == dtype and torch.equal(values, m.gather(1, indices))
+
+
+def test_groups_have_equal_size(device):
+    with pytest.raises(ValueError, match="10 columns are not 4 groups"):
+        select.group_max(torch.zeros(2, 10, device=device), 4)
+    assert select.group_max(torch.zeros(0, 10, device=device), 5)[1].shape == (0, 5)
 
 
 @pytest.mark.gpu
