@@ -13,6 +13,7 @@ from importlib import import_module
 from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
+from mmsae.allocator import keep_memory
 from mmsae.errors import InputError
 from mmsae.options import HostOptions, Process, add_group, call, default_of, groups, names, take
 
@@ -306,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(f"mmsae {__version__}")
         return
+    keep_memory()
     try:
         if args[0] in LIGHTNING and args[1:] in (["-h"], ["--help"]):
             from mmsae.training.help import text

@@ -10,13 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # shapes, errors, whole files, a hash, options, a word, names on demand
-BASE = {"types", "errors", "files", "fingerprint", "options", "moved", "lazy", "__version__"}
+BASE = {"types", "errors", "files", "fingerprint", "allocator", "options", "moved", "lazy", "__version__"}
 MODELS = BASE | {"load", "kernels", "sae", "shards", "jobs", "hosts", "activations", "metrics", "report"}
 ALLOWED = {
     # Codes.decode_with is the one upward import: a method of a shape that everything passes around
     "errors": set(),
     "types": {"errors", "kernels"},
     "files": {"errors"},
+    "allocator": set(),
     "recipes": {"errors"},
     "options": {"errors", "hosts"},  # hosts within one function: how options of a host become part of its name
     "moved": set(),

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from mmsae.allocator import keep_memory
 from mmsae.jobs.folder import at_work
 from mmsae.jobs.units import Share
 
@@ -87,6 +88,7 @@ def _start(stop: Any, count: Any, lock: Path | None) -> None:
     with count.get_lock():
         _rank, count.value = count.value, count.value + 1
     _stop = stop
+    keep_memory()
     end_with_parent()
     if lock is not None:
         _held.enter_context(at_work(lock))
@@ -133,6 +135,7 @@ def main(run: Callable[[Path, str, int], None]) -> None:
     """What the module of a :class:`SideProcess` does when it is started: ``run(root, profile, seed)``."""
     import torch
 
+    keep_memory()
     torch.set_num_threads(1)
     end_with_parent()
     run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
