@@ -37,7 +37,9 @@ class Faults(NamedTuple):
 class ImageTextBatch(NamedTuple):
     """Decoded, transformed and tokenised samples on their way to a frozen host."""
 
-    images: Tensor | None  #: ``(B, 3, H, W)`` as the host's own transform made them, or None.
+    #: ``(B, 3, H, W)`` as the host's own transform makes them, or None; uint8 where the transform's last arithmetic is
+    #: left to the host (``Host.prepared``).
+    images: Tensor | None
     texts: Tensor | None  #: ``(B, L)`` token ids from the host's own tokenizer, or None.
     uids: list[str]  #: The ``B`` sample ids.
     captions: list[str]  #: The ``B`` raw captions (empty strings where the data has none).

@@ -16,6 +16,7 @@ def extract_command(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     text: Literal["question", "question+answer"] = "question",
     gradient: Literal["", "contrastive", "classifier", "lm", "diffusion"] = "",
+    resize: Literal["host", "device"] = "host",
     devices: int = 1,
     run: Run = Run(),
     data: Data = Data(),
@@ -39,6 +40,9 @@ def extract_command(
             hosts; the items of a batch are each other's negatives), ``classifier`` (the host's own head; samples need
             ``cls``), ``lm`` (vision-language hosts) or ``diffusion`` (text-to-image hosts like Stable Diffusion 1.x; an
             item's noise depends on its uid). Not with fp16, in which gradients underflow.
+        resize: ``host``: images are resized by the host's own transform, in the workers; ``device``: on the host's
+            device, which has other bits. The first batch is compared with the host's own transform, and what is too far
+            from it is refused.
         devices: Number of devices (``cpu``: processes), one host on each.
         run: Where and how the host computes.
         data: What is made of the samples' files.
@@ -49,5 +53,6 @@ def extract_command(
     from mmsae.activations.extract import extract
 
     return extract(
-        host, shards, out, sites=sites, dtype=dtype, text=text, gradient=gradient, devices=devices, run=run, data=data
-    )
+        host, shards, out, sites=sites, dtype=dtype, text=text, gradient=gradient, resize=resize, devices=devices,
+        run=run, data=data,
+    )  # fmt: skip

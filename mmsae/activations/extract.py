@@ -8,7 +8,7 @@ on the batch they are computed in, and batches are cut from one tar only.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -40,6 +40,7 @@ def extract(
     dtype: str = "float32",
     text: Literal["question", "question+answer"] = "question",
     gradient: str = "",
+    resize: Literal["host", "device"] = "host",
     devices: int = 1,
     run: Run = Run(),
     data: Data = Data(),
@@ -61,6 +62,8 @@ def extract(
         gradient: Loss of the host whose gradient at every row is stored beside it: ``contrastive`` (image-text hosts; a
             batch holds the negatives, so its size matters), ``classifier`` (the host's own head; samples need ``cls``),
             ``lm`` (vision-language hosts) or ``diffusion`` (text-to-image hosts like Stable Diffusion 1.x).
+        resize: ``host``: by the host's own transform; ``device``: on the host's device, which has other bits. The first
+            batch is compared with the host's own transform, and what is too far from it is refused.
         devices: Number of devices (``cpu``: processes), one host on each; needs a host given by name.
         run: Where and how the host computes; its fields may stand side by side, as ``batch_size=64``.
         data: What is made of the samples' files, likewise.
@@ -89,7 +92,7 @@ def extract(
     asked = begun_job(*(Path(out) / f for f in (SPEC_FILE, JOB_FILE))).get("batch_size", 0)
     batch_size = run.batch_size or asked or loaded.batch_size()
     workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
-    job = Extraction(paths, str(out), specs, dtype, text, gradient, batch_size, workers, run, data)
+    job = Extraction(paths, str(out), specs, dtype, text, gradient, resize, batch_size, workers, run, data)
     writer = job.writer(loaded)
     if writer.finished:
         if run.progress:
@@ -117,6 +120,7 @@ class Extraction(NamedTuple):
     dtype: str  #: Type of the stored activations.
     text: str  #: What vision-language hosts read of a sample.
     gradient: str  #: Name of the loss that is differentiated; empty: none.
+    resize: str  #: Who resizes images: ``host`` (its transform) or ``device``.
     batch_size: int  #: Samples per batch.
     workers: int  #: Decoding processes per device.
     run: Run  #: Where and how the host computes.
@@ -138,12 +142,18 @@ class Extraction(NamedTuple):
         if self.gradient:
             host.objective(self.gradient)  # refuses what the host has not, before anything is written
             job["gradient"] = self.gradient
+        if self.resize != "host":
+            _unsized(host)  # refuses a transform that the device cannot do
+            job["resize"] = self.resize
         return StoreWriter(self.out, sites, dtype=self.dtype, units=len(self.paths), job=job)
 
     def batches(self, host: Host, writer: StoreWriter, units: Sequence[int], workers: int) -> Iterator[UnitBatch]:
         """Batches of some tars of the job, as the host wants them."""
         made = reading(host, {s.modality for s in writer.sites.values()}, self.text, self.gradient)
+        if self.resize == "device" and made["transform"] is not None:
+            made["transform"] = _unsized(host)
         options = {"batch_size": self.batch_size, "caption_field": self.data.caption_field, "unique": False}
+        options["pin_memory"] = host.device.type == "cuda"
         return unit_batches([self.paths[u] for u in units], workers=workers, **options, **made)
 
     def announce(self, host: Host, writer: StoreWriter, todo: Sequence[int], devices: int) -> None:
@@ -156,6 +166,13 @@ class Extraction(NamedTuple):
         about = estimate(paths, writer.units - len(todo), stream, read, self.workers, devices)
         if about.made is None:
             return  # the first tar has no good sample: the work itself will say why
+        if about.first.inputs is not None and self.resize == "device":
+            from mmsae.hosts.encoders.pixels import Agreement
+
+            agreement = Agreement.of(host, about.first.inputs)
+            agreement.check()
+            if self.run.progress:
+                print(f"resize on {host.device}, beside the host's own transform: {agreement}")
         per_item = 100  # uid, key and caption, compressed
         for r, site in zip(about.made, sites, strict=True):
             row = (1 + bool(self.gradient)) * site.width * DTYPES[self.dtype].itemsize + (
@@ -208,10 +225,34 @@ def _load(host: str | Host, run: Run, rank: int) -> Host:
     return load_host(host, device=pick_device(run.device, rank), precision=run.precision)
 
 
+def _unsized(host: Host) -> Callable:
+    from mmsae.hosts import as_encoder  # brings torchvision, which vision-language hosts do not need
+
+    return as_encoder(host, "resize device").unsized()
+
+
 def work_elsewhere(share: Share, host: str, job: Extraction) -> None:
     """One process's tars, in a process that has loaded nothing."""
     loaded = _load(host, job.run, share.rank)
     job.work(loaded, job.writer(loaded), share)
+
+
+class Coming(NamedTuple):
+    """Rows of a batch on their way from the host's device to memory."""
+
+    batch: ImageTextBatch  #: The batch.
+    rows: dict[str, Rows]  #: ``{site: rows}`` in memory, complete when they have arrived.
+    arrived: torch.cuda.Event | None  #: When that is; None: they are there.
+
+    @classmethod
+    def of(cls, batch: ImageTextBatch, read: dict[str, Rows]) -> Coming:
+        """Send them, without waiting for what computes them."""
+        rows = {n: Rows(*(None if t is None else t.to("cpu", non_blocking=True) for t in r)) for n, r in read.items()}
+        if not any(r.x.is_cuda for r in read.values()):
+            return cls(batch, rows, None)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(batch._replace(images=None, inputs=None, texts=None), rows, arrived)
 
 
 class HostPart(TarWork):
@@ -219,11 +260,24 @@ class HostPart(TarWork):
 
     def __init__(self, host: Host, part: PartWriter, seen: SeenUids, gradient: str = "") -> None:
         self.host, self.part, self.seen, self.gradient = host, part, seen, gradient
+        self.on_the_way: Coming | None = None
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
         sites = self.part.store.sites
         read = self.host.read(batch, list(sites.values()), self.gradient)
-        rows = {n: _to_cpu(r) for n, r in zip(sites, read, strict=True)}
+        coming = Coming.of(batch, dict(zip(sites, read, strict=True)))
+        # a GPU computes this batch while the one before it is written
+        before, self.on_the_way = self.on_the_way, coming
+        if before is not None:
+            self._write(before, log)
+        if coming.arrived is None:
+            self._write(coming, log)
+            self.on_the_way = None
+
+    def _write(self, coming: Coming, log: FaultLog) -> None:
+        if coming.arrived is not None:
+            coming.arrived.synchronize()
+        batch, rows = coming.batch, coming.rows
         bad = torch.zeros(len(batch.uids), dtype=torch.bool)
         for r in rows.values():
             for v in (r.x, r.grad):
@@ -237,6 +291,8 @@ class HostPart(TarWork):
         self.part.add(Rows.tokens(rows, batch), uids, keys, captions)
 
     def finish(self, faults: FaultLog) -> None:
+        if self.on_the_way is not None:
+            self._write(self.on_the_way, faults)
         part = self.part
         self.seen.add(part.uids, part.keys, part.index_file, part.source)  # now, not hours later in the merge
         part.fault(faults.take())
@@ -244,10 +300,6 @@ class HostPart(TarWork):
 
     def close(self) -> None:
         self.part.close()
-
-
-def _to_cpu(rows: Rows) -> Rows:
-    return Rows(*(None if t is None else t.cpu() for t in rows))
 
 
 def _keep(rows: Rows, good: torch.Tensor) -> Rows:

@@ -68,7 +68,10 @@ class HostPass:
     def stream(self, paths: Sequence[str]) -> Iterator[Any]:
         """Batches of the tars, each with its tar and whether it is the tar's last."""
         reading = self.host.reading({self.modality})
-        return unit_batches(paths, batch_size=self.batch_size, workers=self.run.workers, **reading)
+        pinned = self.host.device.type == "cuda"
+        return unit_batches(
+            paths, batch_size=self.batch_size, workers=self.run.workers, pin_memory=pinned, **reading
+        )  # fmt: skip
 
     @torch.no_grad()
     def look(self, batch: ImageTextBatch) -> ImageRows:
@@ -77,6 +80,7 @@ class HostPass:
         Raises:
             InputError: Images are to be changed, and the host has inputs of its own.
         """
+        batch = self.host.prepared(batch, "cpu")
         if self.change is not None:
             if batch.images is None:
                 raise InputError(f"host {self.host.hint} has no plain images to change: give shards instead")

@@ -76,6 +76,7 @@ class Pass(NamedTuple):
     def _batches(self, worker: Scorer | PairReader, paths: Sequence[str], workers: int) -> Iterator[UnitBatch]:
         reading = worker.host.reading((IMAGE, TEXT), self.spec.text)
         options = {"batch_size": self.batch_size, "caption_field": self.caption_field, "unique": False}
+        options["pin_memory"] = worker.device == "cuda"
         return unit_batches(list(paths), workers=workers, **options, **reading)
 
     def _begin(self, worker: Scorer | PairReader, parts: Parts, unit: Unit) -> TarPass:

@@ -89,6 +89,17 @@ class Host(ABC):
             text: ``question+answer`` asks for whole conversations, which only vision-language hosts have.
         """
 
+    def prepared(self, batch: ImageTextBatch, device: str | torch.device | None = None) -> ImageTextBatch:
+        """The batch with images as the model takes them, where what :meth:`reading` gives leaves that to the host.
+
+        :meth:`read` does it by itself.
+
+        Args:
+            batch: What a loader with the options of :meth:`reading` makes.
+            device: Where the images are to be; default: the host's device.
+        """
+        return batch
+
     @abstractmethod
     def default_sites(self) -> dict[str, Site]:
         """``{modality: where it is read if nobody says}``."""
@@ -309,6 +320,7 @@ class Host(ABC):
         another loss, one whole pass gives the derivative of its sum over the batch by every row as well, in the sense
         of :meth:`edit`: of what the host computes when that row alone is changed.
         """
+        batch = self.prepared(batch)
         targets = [self._target(s) for s in sites]
         taps = [partial(self._tap, t) for t in targets]
         got: dict[int, Rows | None] = {}

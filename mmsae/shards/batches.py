@@ -23,7 +23,9 @@ Row, Made = TypeVar("Row"), TypeVar("Made")
 class Reader(NamedTuple):
     """How samples become batches; travels to the workers."""
 
-    transform: Transform | None  #: PIL image to ``(3, H, W)``, the host's own; None for text alone.
+    #: PIL image to ``(3, H, W)``, the host's own; None for text alone. Where it says ``ragged``, images have sizes of
+    #: their own, and a batch holds ``inputs``: ``pixels``, all in one row, and ``sizes (B, 2)``.
+    transform: Transform | None
     tokenize: Tokenize | None  #: Captions to ``(B, L)`` ids, the host's own, which truncates; None for images alone.
     batch_size: int  #: Samples a batch.
     need: tuple[str, ...]  #: What a sample must have, see ``read_shard``.
@@ -102,10 +104,15 @@ class Reader(NamedTuple):
             texts = self.tokenize(captions)
             for i in long_captions(self.tokenize, captions, texts):
                 notes.add("long_caption", samples[i].shard, samples[i].key, f"more than {texts.shape[1]} tokens")
-        images = None if self.transform is None else torch.stack([image for _, image in rows])
+        made, images, inputs = [image for _, image in rows], None, None
+        if getattr(self.transform, "ragged", False):  # images that are resized later, on the host's device
+            sizes = torch.tensor([image.shape[1:] for image in made])
+            inputs = {"pixels": torch.cat([image.flatten() for image in made]), "sizes": sizes}
+        elif self.transform is not None:
+            images = torch.stack(made)
         uids, keys, shards = ([getattr(s, f) for s in samples] for f in ("uid", "key", "shard"))
         labels = torch.tensor([s.cls for s in samples]) if "cls" in self.need else None
-        return ImageTextBatch(images, texts, uids, captions, keys, shards, notes.take(), labels=labels)
+        return ImageTextBatch(images, texts, uids, captions, keys, shards, notes.take(), inputs, labels)
 
 
 def place(sample: Sample) -> tuple[str, str]:

@@ -93,6 +93,7 @@ def unit_batches(
     collate: Collate | None = None,
     need: Collection[str] | None = None,
     unique: bool = True,
+    pin_memory: bool = False,
 ) -> Iterator[UnitBatch]:
     """Batches of the given tars, each marked with its tar and whether it is that tar's last.
 
@@ -101,13 +102,13 @@ def unit_batches(
     always ends with a batch marked ``last``, without samples where it has none. Its faults are in its own batches;
     judging them is the caller's part.
 
-    ``workers`` is the number of processes that read and decode (0: this one); for what makes a batch see
-    :class:`Reader`. With ``unique`` a uid is refused for the second time; jobs whose parts outlive a kill look for that
-    themselves.
+    ``workers`` is the number of processes that read and decode (0: this one), ``pin_memory`` for a host on a GPU; for
+    what makes a batch see :class:`Reader`. With ``unique`` a uid is refused for the second time; jobs whose parts
+    outlive a kill look for that themselves.
     """
     reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate)
     stream = ExactStream(reader, [("", path) for path in paths])
-    packets = _packets(stream, min(workers, len(paths)), False)
+    packets = _packets(stream, min(workers, len(paths)), pin_memory)
     return _unique(packets) if unique else packets
 
 

@@ -28,6 +28,7 @@ class FakeHost:
         self.width, self.spoil, self.calls = width, spoil, 0
 
     reading = Encoder.reading
+    _split = None  # its transform is of one part
 
     def batch_size(self, asked=None):
         return asked or 256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmsae.hosts.base import Host, Pick, Sites
 from mmsae.hosts.capture import Picked, places
 from mmsae.hosts.encoders.losses import CONTRASTIVE, LinearHead
+from mmsae.hosts.encoders.pixels import Head, Resizer, Scale, split
 from mmsae.hosts.gradient import Gradient, HostLoss
 from mmsae.hosts.hooks import Port, autocast, watch_input
 from mmsae.hosts.sites import Target, Where
@@ -77,11 +78,49 @@ class Encoder(Host):
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
         if text != "question":
             raise InputError(f"text is {text}, but host {self.hint} reads captions: it has no conversations")
+        transform = None
+        if IMAGE in modalities:
+            transform = self.transform(train=False) if self._split is None else self._split[0]
         return {
-            "transform": self.transform(train=False) if IMAGE in modalities else None,
+            "transform": transform,
             "tokenize": self.tokenize if TEXT in modalities else None,
             "collate": None,
         }
+
+    @cached_property
+    def _split(self) -> tuple[Head, Scale] | None:
+        """The transform's part for the workers and its part for the host's device; None where it is of one part."""
+        return split(self.transform(train=False), self.device)
+
+    @cached_property
+    def _resizer(self) -> Resizer:
+        return Resizer(self.transform(train=False), self.hint)
+
+    def unsized(self) -> Head:
+        """In place of the transform that :meth:`reading` gives: pixels as they are, resized on the host's device.
+
+        The device's interpolation has other bits, see :class:`~mmsae.hosts.encoders.pixels.Agreement`.
+
+        Raises:
+            InputError: The host has no images, or its transform does what the device cannot.
+        """
+        if IMAGE not in self.modalities or self._split is None:
+            raise InputError(f"resize is device, but host {self.hint} has no transform that ends in a scale of pixels")
+        self._resizer  # noqa: B018  refuses
+        return Head((), self._split[0].whole, ragged=True)
+
+    def pixels(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """``(B, 3, H, W)`` floats on the host's device, of ``pixels`` and ``sizes`` of :meth:`unsized` images."""
+        made = self._resizer(inputs["pixels"].to(self.device, non_blocking=True), inputs["sizes"])
+        return self._split[1].to(self.device)(made)
+
+    def prepared(self, batch: ImageTextBatch, device: str | torch.device | None = None) -> ImageTextBatch:
+        if batch.inputs is not None and "sizes" in batch.inputs:
+            return batch._replace(images=self.pixels(batch.inputs), inputs=None)
+        if batch.images is None or batch.images.dtype != torch.uint8:
+            return batch
+        device = self.device if device is None else torch.device(device)
+        return batch._replace(images=self._split[1].to(device)(batch.images.to(device, non_blocking=True)))
 
     def default_sites(self) -> dict[str, Site]:
         return {m: self.site(f"{m}.embed") for m in self.modalities}
