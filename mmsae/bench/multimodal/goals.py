@@ -15,7 +15,6 @@ class Goal(NamedTuple):
     at_most: bool = False
 
 
-_ZERO_SHOT = (Goal("zero-shot from codes, share of the host's", lambda r: r["zero_shot"] / r["zero_shot_host"], 0.95),)
 GOALS: dict[str, tuple[Goal, ...]] = {
     "world, F 128, k 8": (
         Goal("FVU image", lambda r: r["fvu_image"], 0.045, True),
@@ -41,8 +40,9 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         Goal("wrong caption, weighted", lambda r: r["wrong_weighted"], 0.925),
         Goal("wrong caption, above the host's cosine", lambda r: r["wrong_weighted"] - r["wrong_host"], 0.0),
     ),
-    "photographs, F 48, k 4": _ZERO_SHOT,
-    "photographs, F 256, k 8": _ZERO_SHOT,
+    "photographs, F 48, k 4": (
+        Goal("zero-shot from codes, share of the host's", lambda r: r["zero_shot"] / r["zero_shot_host"], 0.95),
+    ),
 }
 
 

@@ -38,6 +38,7 @@ CENTRED = {
     "centre": True,
     "unit_out": True,
 }  #: That of most recipes; the others get a second row with it.
+FEW = ("sparc", "paired_topk", "shared_topk", "vl_sae")  #: SAEs that partial captions are asked of.
 SAID = ("recall", "fvu_image", "fvu_text", "shuffled", "dead", "wrong_weighted", "wrong_host")
 
 
@@ -49,7 +50,7 @@ class PairSizes:
     clip_steps: int = 400  #: Steps of the CLIP that sees the generated world.
     steps: int = 800  #: Steps of each SAE.
     world: tuple[tuple[int, int], ...] = ((128, 8), (48, 6))  #: Latents and k on the generated world.
-    photographs: tuple[tuple[int, int], ...] = ((48, 4), (256, 8))  #: Latents and k on photographs.
+    photographs: tuple[tuple[int, int], ...] = ((48, 4),)  #: Latents and k on photographs.
 
 
 def bench_multimodal(
@@ -97,6 +98,7 @@ class Place(NamedTuple):
     shape: tuple[int, int]  #: Latents and k.
     tuned_at: Place | None = None  #: Of a condition: the place whose strengths are taken.
     uncentred: bool = False  #: Whether inputs keep their modality's mean, and decoders have one bias.
+    only: tuple[str, ...] = ()  #: The SAEs that are asked about; empty: all.
 
     @property
     def name(self) -> str:
@@ -140,7 +142,7 @@ def _places(
     yield from places
     at = {"shape": places[0].shape, "tuned_at": places[0]}
     yield Place("uncentred", world, **at, uncentred=True)
-    yield Place("partial captions", PartialWorld(world, host), **at)
+    yield Place("partial captions", PartialWorld(world, host), **at, only=FEW)
     noisy = root / "noisy"
     stages.run("stages/noisy_clip", noisy_clip)
     extract(f"local-dir:{noisy / 'clip'}", str(noisy / "shards"), noisy / "store", progress=progress)
@@ -215,7 +217,7 @@ class Bench:
         """Figures of every SAE; where the place is no condition of another, also of the controls of one of them, and of
         those that do not centre with centred inputs.
         """
-        asked = [(name, "") for name in self.recipes]
+        asked = [(name, "") for name in self.recipes if not place.only or name in place.only]
         if place.tuned_at is None:
             asked += [(name, "centred") for name, recipe in self.recipes.items() if not centres(recipe)]
             asked += [(CONTROLLED, control) for control in CONTROLS]
