@@ -1,8 +1,8 @@
-"""What the default for pairs should reach, place by place; set before any figure of this benchmark."""
+"""What an SAE over pairs should reach, place by place; set before any figure of this benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -46,14 +46,22 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 }
 
 
-def reached(tables: Mapping[str, Mapping[str, Mapping[str, float]]], name: str | None) -> list[tuple[str, ...]]:
-    """``(place, figure, goal, value, yes or no)`` of one SAE, at the places that were run with it."""
-    out = []
-    for place, goals in GOALS.items():
-        row = tables.get(place, {}).get(name or "")
-        for goal in goals if row is not None else ():
-            value = goal.value(row)
-            good = value <= goal.bound if goal.at_most else value >= goal.bound
-            sign = "≤" if goal.at_most else "≥"
-            out.append((place, goal.text, f"{sign} {goal.bound:g}", f"{value:.3f}", "yes" if good else "no"))
-    return out
+def reached(
+    tables: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: what each SAE has at every place that was run, and whether that reaches the goal."""
+
+    def cell(goal: Goal, row: Mapping[str, float] | None) -> str:
+        if row is None:
+            return ""
+        value = goal.value(row)
+        good = value <= goal.bound if goal.at_most else value >= goal.bound
+        return f"{value:.3f}" if good else f"{value:.3f}: no"
+
+    rows = [
+        [place, goal.text, f"{'≤' if goal.at_most else '≥'} {goal.bound:g}", *(cell(goal, table.get(n)) for n in names)]
+        for place, goals in GOALS.items()
+        if (table := tables.get(place))
+        for goal in goals
+    ]
+    return ["where", "figure", "goal", *names], rows

@@ -33,7 +33,7 @@ COLUMNS = {
     "strength": "strength",
 }
 MARKERS = "os^D"
-GOALS_HEAD = ["where", "figure", "goal", "here", "reached"]
+GOALS_OF = ("sparc", "paired_topk")  #: SAEs that the goals were set for; the chosen one is asked beside them.
 SHOWN_DEVIATION = ("fvu_image", "f1_same", "recall", "dead", "wrong_weighted", "zero_shot")
 
 
@@ -62,8 +62,9 @@ def _all(found: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping[str, float]
     return {**found["tables"], **found["conditions"]}
 
 
-def _goals(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return reached(_all(found), found["default"]["chosen"])
+def _goals(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    names = dict.fromkeys(n for n in (found["default"]["chosen"], *GOALS_OF) if n)
+    return reached(_all(found), [n for n in names if any(n in table for table in _all(found).values())])
 
 
 def multimodal_table(found: Mapping[str, Any]) -> str:
@@ -72,8 +73,9 @@ def multimodal_table(found: Mapping[str, Any]) -> str:
     for place, table in _all(found).items():
         parts += [f"### {place}", markdown_table(*_rows(table))]
     parts += ["### Default for pairs", _choice(found)]
-    if goals := _goals(found):
-        parts += [f"### Goals, of {found['default']['chosen']}", markdown_table(GOALS_HEAD, goals)]
+    head, goals = _goals(found)
+    if goals:
+        parts += ["### Goals", markdown_table(head, goals)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -100,7 +102,8 @@ def write_multimodal_report(root: Path, found: dict[str, Any]) -> Path:
     sections += [
         Section(place, "Means over seeds.", tables=[Table(*_rows(t), place)]) for place, t in _all(found).items()
     ]
-    chosen = [Table(GOALS_HEAD, goals, "Goals")] if (goals := _goals(found)) else []
+    head, goals = _goals(found)
+    chosen = [Table(head, goals, "Goals")] if goals else []
     sections.append(Section("Default for pairs", _choice(found).replace("**", ""), tables=chosen))
     meta = {"seeds": found["seeds"], "steps": found["steps"]}
     lead = "Every SAE over pairs, with equal sizes, inputs, pairs and steps, beside an untrained one."

@@ -38,7 +38,7 @@ CENTRED = {
     "centre": True,
     "unit_out": True,
 }  #: That of most recipes; the others get a second row with it.
-FEW = ("sparc", "paired_topk", "shared_topk", "vl_sae")  #: SAEs that partial captions are asked of.
+FEW = ("sparc", "paired_topk", "jsae", "shared_topk", "mgsae", "vl_sae")  #: SAEs in the conditions of captions.
 SAID = ("recall", "fvu_image", "fvu_text", "shuffled", "dead", "wrong_weighted", "wrong_host")
 
 
@@ -146,7 +146,7 @@ def _places(
     noisy = root / "noisy"
     stages.run("stages/noisy_clip", noisy_clip)
     extract(f"local-dir:{noisy / 'clip'}", str(noisy / "shards"), noisy / "store", progress=progress)
-    yield Place("noisy host", NoisyWorld(noisy / "store"), **at)
+    yield Place("noisy host", NoisyWorld(noisy / "store"), **at, only=FEW)
     if photographs is not None:
         seen = Photographs(*photographs, root / "photographs", progress)
         yield from (Place("photographs", seen, shape) for shape in sizes.photographs)

@@ -1,4 +1,4 @@
-"""Goals are asked of one SAE, wherever it was run."""
+"""Goals are asked of an SAE wherever it was run."""
 
 from mmsae.bench.multimodal.goals import GOALS, reached
 
@@ -10,14 +10,15 @@ def test_goals_are_asked_where_the_sae_was_run():
         "photographs, F 48, k 4": {"a": {"zero_shot": 0.7, "zero_shot_host": 0.8}},
         "elsewhere": {"a": {"recall": 1.0}},
     }
-    found = reached(tables, "a")
-    assert [(place.split(",")[0], value, said) for place, _, _, value, said in found] == [
-        ("uncentred", "0.950", "yes"),
-        ("noisy host", "0.930", "yes"),
-        ("noisy host", "-0.010", "no"),
-        ("photographs", "0.875", "no"),
+    head, rows = reached(tables, ["a", "b"])
+    assert head == ["where", "figure", "goal", "a", "b"]
+    assert [(row[0].split(",")[0], *row[2:]) for row in rows] == [
+        ("uncentred", "≥ 0.94", "0.950", "0.100: no"),
+        ("noisy host", "≥ 0.925", "0.930", ""),
+        ("noisy host", "≥ 0", "-0.010: no", ""),
+        ("photographs", "≥ 0.95", "0.875: no", ""),
     ]
-    assert [row[-1] for row in reached(tables, "b")] == ["no"] and reached(tables, None) == reached({}, "a") == []
+    assert reached({}, ["a"])[1] == []
 
 
 def test_a_bound_is_on_the_side_that_its_sign_says():
@@ -26,3 +27,6 @@ def test_a_bound_is_on_the_side_that_its_sign_says():
     assert dead.at_most and not goals["world, F 48, k 6", "R@1"].at_most
     at = {goal.text: goal.bound for goal in GOALS["world, F 48, k 6"]}
     assert at == {"F1 same": 0.79, "AUC same": 0.88, "R@1": 0.91}
+    place = {"a": {"fvu_image": 0.05}}
+    (row,) = [r for r in reached({"world, F 128, k 8": place}, [])[1] if r[1] == "FVU image"]
+    assert row == ["world, F 128, k 8", "FVU image", "≤ 0.045"]
