@@ -80,9 +80,12 @@ def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool
     folder = Path(path)
     if (folder / "cfg.json").is_file():
         return _sae(folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    resume = f"--ckpt_path last ({last})" if last.is_file() else "no"
+    if (folder / "members.json").is_file():
+        members = {row.pop("member"): row for row in json.loads((folder / "members.json").read_text())["members"]}
+        return {"kind": f"run of {len(members)} SAEs", "resume": resume, "members": members}
     if (folder / "sae" / "cfg.json").is_file():
-        last = folder / "checkpoints" / "last.ckpt"
-        resume = f"--ckpt_path last ({last})" if last.is_file() else "no"
         return {"kind": "run", "resume": resume, "sae": _sae(folder / "sae")}
     from mmsae.hosts.names import folder_kind
 

@@ -129,7 +129,7 @@ def load_host(
         raise InputError(f"host {bare!r}: no *.safetensors, *.bin or *.pth in the folder; {loaded.ALLOW}.")
     kinds = {"timm": _load_timm, "lvlm": _load_lvlm, "diffusers": _load_diffusers}
     load: Loader = kinds.get(host.kind, _load_open_clip)
-    with torch.random.fork_rng(devices=[], enabled=allow_random):
+    with torch.random.fork_rng(devices=[]):  # weights that are drawn before others are read: nobody else's draws
         if allow_random:
             torch.default_generator.manual_seed(seed)
         host, some_random = load(host, hint, device, precision, allow_random, random, **options)

@@ -28,7 +28,9 @@ def test_two_ranks(tmp_path):
     done = fit(store, tmp_path / "many", *many)
     assert done.returncode == 2, done.stderr
     assert "1 of 3 members have no result: mad stopped in step 3: the training diverged" in done.stderr
-    one = fit(store, tmp_path / "one", *options, "--model.sae.init_args.selector.init_args.k", 4, "--seed_everything", 1)
+    one = fit(
+        store, tmp_path / "one", *options, "--model.sae.init_args.selector.init_args.k", 4, "--seed_everything", 1
+    )
     assert one.returncode == 0, one.stderr
     found, single = ranks(tmp_path / "many"), ranks(tmp_path / "one")
     for rank in range(2):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmsae.cli import main
 from mmsae.errors import InputError
+from mmsae.info import describe
 from mmsae.training.members.options import Members, as_args, names_of
 from tests.helpers.training import RECIPE, SMALL, make_store
 
@@ -90,6 +91,9 @@ def test_each_folder_is_what_a_run_of_its_own_writes(place, capsys):
     assert (place / "many/members.md").read_text().count("\n") == 6
     with Image.open(place / "many/members.png") as picture:
         assert picture.format == "PNG"
+
+    found = describe(place / "many")
+    assert found["kind"] == "run of 4 SAEs" and found["members"]["wide-seed1"]["d_sae"] == 80
 
     # measured again, and gone on with
     capsys.readouterr()
