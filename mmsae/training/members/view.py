@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning.pytorch.callbacks import Callback
 
 from mmsae.training.lit import NotFinite
 from mmsae.training.members import table
+
+_HOOKS = [name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")]
 
 
 def named(name: str, member: str) -> str:
@@ -53,7 +56,8 @@ class MemberTrainer:
 class EachMember(Callback):
     """A copy of a callback for each member, which sees the run as one of that member alone.
 
-    Members that have stopped are left out. What a member's copy finds not finite stops that member.
+    It has the hooks that the callback has. Members that have stopped are left out, and what a member's copy finds not
+    finite stops that member.
 
     Attributes:
         copies: ``{name: callback}``.
@@ -61,6 +65,16 @@ class EachMember(Callback):
 
     def __init__(self, callback: Callback, names: Iterable[str]) -> None:
         self.copies = {name: copy.deepcopy(callback) for name in names}
+        for hook in _HOOKS:
+            if getattr(type(callback), hook) is not getattr(Callback, hook):
+                setattr(self, hook, partial(self._call, hook))
+
+    def _call(self, hook: str, trainer: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+        for name, member in module.running().items():
+            try:
+                getattr(self.copies[name], hook)(module.view(name, trainer), member, *args, **kwargs)
+            except NotFinite as e:
+                module.stop(name, str(e))
 
     @property
     def state_key(self) -> str:
@@ -72,23 +86,6 @@ class EachMember(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, copied in self.copies.items():
             copied.load_state_dict(state[name])
-
-
-def _hook(name: str) -> Callable[..., None]:
-    def call(self: EachMember, trainer: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-        for member in [m for m in self.copies if m in module.running()]:
-            try:
-                getattr(self.copies[member], name)(module.view(member, trainer), module.each()[member], *args, **kwargs)
-            except NotFinite as e:
-                module.stop(member, str(e))
-
-    call.__name__ = name
-    return call
-
-
-for _name in dir(Callback):
-    if _name in ("setup", "teardown") or _name.startswith("on_"):
-        setattr(EachMember, _name, _hook(_name))
 
 
 def for_each_member(callbacks: Iterable[Callback], names: Iterable[str]) -> list[Callback]:
