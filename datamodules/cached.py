@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 import lightning
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from mmsae.activations import ActivationStore, StoreLoader, StoreSpec
+from mmsae.activations.resident import ResidentRows, make_resident
 from mmsae.types import InputError, Site
 
 
@@ -27,6 +32,9 @@ class CachedActivations(lightning.LightningDataModule):
         window: Blocks that are mixed with each other.
         verify: Whether to compare the content hash of every file; by default where the store is below 2 GB.
         uids: Whether training batches carry uids, by which a growing dictionary names its atoms.
+        resident: Whether ``fit`` moves the store's rows to the trainer's device once, as stored, and gathers batches
+            there. ``auto``: to a GPU, where they take at most half of its free memory; else batches are read from disk,
+            and sent to a GPU while the step before them runs. The batches are the same in any case.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class CachedActivations(lightning.LightningDataModule):
         window: int = 64,
         verify: bool | None = None,
         uids: bool = False,
+        resident: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         if not 0 <= val_fraction < 1:
@@ -51,7 +60,8 @@ class CachedActivations(lightning.LightningDataModule):
             )
         self.store, self.batch_size, self.val_fraction, self.seed = store, batch_size, val_fraction, seed
         self.chosen_sites, self.quotas, self.block, self.window, self.verify = sites, quotas, block, window, verify
-        self.uids = uids
+        self.uids, self.resident = uids, resident
+        self._moved: tuple[torch.device, ResidentRows | None] | None = None  # what was decided for which device
         self.activations: ActivationStore | None = None
 
     @cached_property
@@ -128,4 +138,27 @@ class CachedActivations(lightning.LightningDataModule):
             if isinstance(trainer.limit_train_batches, int):
                 # the loader must know where an epoch ends, or a checkpoint written there would go on beyond it
                 loader.cut(trainer.limit_train_batches)
-        return loader
+        return self._placed(loader)
+
+    def _placed(self, loader: StoreLoader) -> StoreLoader:
+        """Batches on the trainer's device; what is read once, in no training, is not moved there as a whole."""
+        trainer = self.trainer
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        if trainer and trainer.state.fn != TrainerFn.FITTING:
+            return loader.put(device)
+        if self._moved is None or self._moved[0] != device:
+            rows, said = make_resident(self.activations, loader.names, device, self.resident)
+            if said:
+                rank_zero_info(said)
+            self._moved = device, rows
+        return loader.put(*self._moved)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the store's rows that are on the trainer's device."""
+        rows = self._moved and self._moved[1]
+        return rows.nbytes if rows else 0
+
+    def teardown(self, stage: str) -> None:
+        """Leave the device's memory to others."""
+        self._moved = None

@@ -6,7 +6,7 @@ Batches are NamedTuples of tensors and dicts of tensors: Lightning moves those b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,7 +56,8 @@ class Tokens(NamedTuple):
     """Activations of one batch: one contiguous segment per modality."""
 
     x: dict[str, Tensor]  #: ``{modality: (N_m, d_m)}`` raw activations.
-    item: dict[str, Tensor]  #: ``{modality: (N_m,) int64}`` row -> index into ``uids``.
+    #: ``{modality: (N_m,) int64}`` row -> index into ``uids``; without uids any numbers that are equal within an item.
+    item: dict[str, Tensor]
     uids: list[str] | None = None  #: The sample ids that ``item`` points into, or None where nobody needs them.
     #: ``{modality: (N_m,) int64}`` token position in the host's sequence (token sites only).
     position: dict[str, Tensor] | None = None
@@ -74,6 +75,10 @@ class Tokens(NamedTuple):
         import torch
 
         return cls(x, {m: torch.arange(len(v), device=v.device) for m, v in x.items()}, uids, faults=faults)
+
+    def each(self, fn: Callable[[Tensor], Tensor]) -> Tokens:
+        """The batch with what ``fn`` makes of every tensor."""
+        return Tokens(*({k: fn(t) for k, t in v.items()} if isinstance(v, dict) else v for v in self))
 
     def paired(self) -> bool:
         """Whether all modalities have equal counts and equal ``item`` order, so that row i of each is one pair."""

@@ -1,21 +1,27 @@
 """Shuffled batches from a store, without workers, exactly resumable.
 
 A mapped file read in blocks by the training process itself is faster than any worker that has to copy its batches
-through shared memory (three times, measured), so ``workers`` does not exist here.
+through shared memory (three times, measured), so ``workers`` does not exist here. For a GPU, batches are gathered from
+rows that are there already (:mod:`mmsae.activations.resident`), or sent ahead (:mod:`mmsae.activations.prefetch`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmsae.activations.prefetch import prefetched
+from mmsae.activations.resident import ResidentRows
 from mmsae.activations.store import AUTO_VERIFY_BYTES, ActivationStore, not_finite
 from mmsae.activations.uids import uid_hash
 from mmsae.types import InputError, Site, Tokens
+
+Rows = Mapping[str, np.ndarray]
 
 # Entries of a state's order that options have another name for.
 _CALLED = {
@@ -35,6 +41,7 @@ class BlockOrder:
     def __init__(self, keep: np.ndarray, block: int, seed: int) -> None:
         self.keep, self.block, self.seed = keep, block, seed
         starts = np.arange(0, len(keep), block)
+        self._kept = np.pad(keep, (0, -len(keep) % block))  # the last block is whole
         self._counts = np.add.reduceat(keep, starts, dtype=np.int64) if len(keep) else np.zeros(0, np.int64)
         self._epoch: int | None = -1
         self._use(None)
@@ -55,9 +62,10 @@ class BlockOrder:
         if hi <= lo:
             return np.zeros(0, np.int64)
         a, b = np.searchsorted(self._ends, [lo, hi - 1], side="right")
-        rows = [np.flatnonzero(self.keep[j : j + self.block]) + j for j in self._blocks[a : b + 1] * self.block]
+        rows = (self._blocks[a : b + 1, None] * self.block + np.arange(self.block)).reshape(-1)
+        rows = rows[self._kept[rows]]
         skip = lo - int(self._ends[a] - self._counts[self._blocks[a]])
-        return np.concatenate(rows)[skip : skip + hi - lo]
+        return rows[skip : skip + hi - lo]
 
 
 def split_items(store: ActivationStore, lo: float, hi: float) -> np.ndarray:
@@ -149,6 +157,8 @@ class StoreLoader:
         self._quotas(batch_size, quotas)
         self._window = max(4, window * block // max(self.sizes.values()))  # in batches; 4, so that large ones mix too
         self.epoch, self.batch = 0, 0
+        self.device, self.resident = torch.device("cpu"), None
+        self._places = torch.empty(0, dtype=torch.long)
         if store.spec.nbytes < AUTO_VERIFY_BYTES:
             for m, o in self.orders.items():
                 bad = store.not_finite(self.names[m])
@@ -182,6 +192,16 @@ class StoreLoader:
                 self._len = min(self._len, *per_rank.values())
         if not all(per_rank.values()):
             raise InputError(f"{self.store.folder}: the split has {rows} rows, too few for {self.world} ranks")
+
+    def put(self, device: torch.device, resident: ResidentRows | None = None) -> StoreLoader:
+        """Have batches come on a device: gathered there from ``resident`` rows, or sent ahead of their use to a GPU.
+
+        They are the same batches in the same order.
+        """
+        self.device, self.resident = device, resident
+        for m, o in self.orders.items() if resident is not None else ():
+            self._refuse(m, int(o.keep[self.store.not_finite(self.names[m])].sum()), len(o))
+        return self
 
     def __len__(self) -> int:
         """Batches per epoch and rank; the same on every rank."""
@@ -225,21 +245,75 @@ class StoreLoader:
         if self._begun or self.batch >= len(self):
             self.epoch, self.batch = self.epoch + 1, 0
         self._begun = False
-        return self._train(self.epoch, self.batch) if self.shuffle else self._eval()
+        return self._train(self.epoch, self.batch) if self.shuffle else self._placed(self._ordered())
 
     def _train(self, epoch: int, first: int) -> Iterator[Tokens]:
+        for b, batch in enumerate(self._placed(self._mixed(epoch, first)), first):
+            self.batch, self._begun = b + 1, True  # a checkpoint written while this batch is trained on has it done
+            yield batch
+
+    def _placed(self, batches: Iterator[Tokens]) -> Iterator[Tokens]:
+        """Batches as stored, where they are used, in float32."""
+        ahead = self.device.type == "cuda" and self.resident is None
+        for batch in prefetched(batches, self.device) if ahead else batches:
+            grad = batch.grad and {m: g.float() for m, g in batch.grad.items()}
+            yield batch._replace(x={m: x.float() for m, x in batch.x.items()}, grad=grad)
+
+    def _mixed(self, epoch: int, first: int) -> Iterator[Tokens]:
+        """Batches of an epoch from the first one on, rows as stored."""
+        source = self._read if self.resident is None else self._gathered
         for w in range(first // self._window, -(-len(self) // self._window)):
             lo, hi = w * self._window, min((w + 1) * self._window, len(self))
             rows = {m: self._window_rows(m, epoch, lo, hi) for m in self.names}
-            x = {m: self.store.rows(n, rows[m], dtype=None) for m, n in self.names.items()}
-            grad = self.store.gradients(self.names, rows)
-            self._check(x)
             mix = self._mix(epoch, w, {m: len(r) for m, r in rows.items()})
-            for b in range(max(lo, first), hi):
-                pick = {m: mix[m][(b - lo) * s : (b - lo + 1) * s] for m, s in self.sizes.items()}
-                batch = self._batch(x, grad, rows, pick)
-                self.batch, self._begun = b + 1, True  # a checkpoint written while this batch is trained on has it done
-                yield batch
+            places = ({m: slice(b * s, b * s + s) for m, s in self.sizes.items()} for b in range(hi - lo))
+            yield from source(rows, mix, islice(places, max(lo, first) - lo, None))
+
+    def _read(self, rows: Rows, mix: dict[str, Tensor], places: Iterator[dict[str, slice]]) -> Iterator[Tokens]:
+        """Batches of a window that is read as a whole."""
+        x = {m: self.store.rows(n, rows[m], dtype=None) for m, n in self.names.items()}
+        grad = self.store.gradients(self.names, rows)
+        self._check(x)
+        for at in places:
+            pick = {m: mix[m][place] for m, place in at.items()}
+            x_b, grad_b = ({m: self._take(v, pick[m]) for m, v in some.items()} for some in (x, grad))
+            if self.paired and not self.uids:
+                yield self._pooled(x_b, grad_b)
+            else:
+                yield self.store.tokens(
+                    self.names, {m: rows[m][p.numpy()] for m, p in pick.items()}, self.uids, x_b, grad_b
+                )
+
+    def _gathered(self, rows: Rows, mix: dict[str, Tensor], places: Iterator[dict[str, slice]]) -> Iterator[Tokens]:
+        """Batches of a window whose rows are on the device; their numbers are sent once."""
+        numbers = {m: r[mix[m].numpy()] for m, r in rows.items()}
+        ids = self.resident.numbers(numbers)
+        for at in places:
+            here = {m: ids[m][place] for m, place in at.items()}
+            if self.uids:
+                yield self._named({m: numbers[m][place] for m, place in at.items()}, *self.resident.rows(here))
+            elif self.paired:
+                yield self._pooled(*self.resident.rows(here))
+            else:
+                yield self.resident.tokens(here)
+
+    def _take(self, rows: Tensor, pick: Tensor) -> Tensor:
+        """Rows of a window; in memory that a GPU can copy from by itself where they go to one."""
+        out = None
+        if self.device.type == "cuda":
+            out = torch.empty(len(pick), *rows.shape[1:], dtype=rows.dtype, pin_memory=True)
+        return torch.index_select(rows, 0, pick, out=out)
+
+    def _pooled(self, x: dict[str, Tensor], grad: dict[str, Tensor]) -> Tokens:
+        first = next(iter(x.values()))
+        if len(self._places) != len(first) or self._places.device != first.device:
+            self._places = torch.arange(len(first), device=first.device)
+        return Tokens(x, dict.fromkeys(x, self._places), grad=grad or None)
+
+    def _named(self, rows: Rows, x: dict[str, Tensor], grad: dict[str, Tensor]) -> Tokens:
+        """A batch whose rows are on the device, with what only the store knows."""
+        tokens = self.store.tokens(self.names, rows, self.uids, x, grad)
+        return tokens.each(lambda t: t.to(self.device))
 
     def _window_rows(self, m: str, epoch: int, lo: int, hi: int) -> np.ndarray:
         s = self.sizes[m]
@@ -252,22 +326,17 @@ class StoreLoader:
             return dict.fromkeys(sizes, torch.from_numpy(rng.permutation(next(iter(sizes.values())))))
         return {m: torch.from_numpy(rng.permutation(n)) for m, n in sizes.items()}
 
-    def _batch(
-        self, x: dict[str, Tensor], grad: dict[str, Tensor], rows: dict[str, np.ndarray], pick: dict[str, Tensor]
-    ) -> Tokens:
-        x, grad = ({m: v.index_select(0, pick[m]).float() for m, v in some.items()} for some in (x, grad))
-        if self.paired and not self.uids:
-            return Tokens.pooled(x)._replace(grad=grad or None)
-        return self.store.tokens(self.names, {m: rows[m][pick[m].numpy()] for m in x}, self.uids, x, grad)
-
-    def _eval(self) -> Iterator[Tokens]:
+    def _ordered(self) -> Iterator[Tokens]:
         parts = self.world * len(self)
         for b in range(len(self)):
             at = b * self.world + self.rank
             rows = {m: o.span(None, len(o) * at // parts, len(o) * (at + 1) // parts) for m, o in self.orders.items()}
-            tokens = self.store.tokens(self.names, rows, uids=self.uids)
-            self._check(tokens.x)
-            yield tokens
+            if self.resident is not None:
+                yield self._named(rows, *self.resident.rows(self.resident.numbers(rows)))
+                continue
+            x = {m: self.store.rows(n, rows[m], dtype=None) for m, n in self.names.items()}
+            self._check(x)
+            yield self.store.tokens(self.names, rows, self.uids, x, self.store.gradients(self.names, rows))
 
     def _check(self, x: Mapping[str, Tensor]) -> None:
         if self.store.spec.nbytes >= AUTO_VERIFY_BYTES:

@@ -102,8 +102,19 @@ class ActivationStore:
                 for j, part in enumerate(self._shard(i)[name].split(step)):
                     found.append(not_finite(part).numpy() + self._starts[name][i] + j * step)
                     release(self._maps[i][0])
-            self._not_finite[name] = np.concatenate(found) if found else np.zeros(0, np.int64)
+            self.found_not_finite(name, np.concatenate(found) if found else np.zeros(0, np.int64))
         return self._not_finite[name]
+
+    def found_not_finite(self, name: str, rows: np.ndarray) -> None:
+        """Keep what :meth:`not_finite` would find, for whoever has read the site already."""
+        self._not_finite[name] = rows
+
+    def parts(self, name: str, column: str) -> Iterator[Tensor]:
+        """A tensor of every shard in order, mapped; nothing of it stays in memory when the next one is asked for."""
+        for i, shard in enumerate(self.spec.shards):
+            if shard.rows[name]:  # an empty shard has no extra columns
+                yield self._shard(i)[column]
+                release(self._maps[i][0])
 
     def columns(self, name: str) -> Iterator[pa.ChunkedArray]:
         """The column ``uid``, ``key`` or ``caption`` of every shard, in order; nothing stays in memory."""
@@ -194,25 +205,29 @@ class ActivationStore:
         Args:
             names: ``{modality: site name}``.
             idx: ``{modality: (n,) row numbers}``.
-            uids: Whether to look the uids up (for token sites: of the items that occur).
+            uids: Whether to look the uids up (for token sites: of the items that occur). Without them ``item`` is the
+                number of the item in the store.
             x: The activations of these rows, if they have been read already.
             grad: Their gradients, if they have been read already.
         """
         x = {m: self.rows(n, idx[m]) for m, n in names.items()} if x is None else dict(x)
         grad = {m: g.float() for m, g in self.gradients(names, idx).items()} if grad is None else dict(grad)
         item = {m: torch.from_numpy(self.items_of_rows(n, np.asarray(idx[m]))) for m, n in names.items()}
-        every, inverse = torch.unique(torch.cat(list(item.values())), return_inverse=True)
-        if all(self.spec.pooled(n) for n in names.values()):
-            first = next(iter(item.values()))  # keep the order of the rows instead of sorting
-            every, inverse = first, torch.arange(len(first)).repeat(len(item))
-        local = dict(zip(names, inverse.split([len(v) for v in item.values()]), strict=True))
-        ids = self.uid_column.take(pa.array(every.numpy())).to_pylist() if uids else None
+        ids = None
+        if uids:
+            if all(self.spec.pooled(n) for n in names.values()):
+                every = next(iter(item.values()))  # keep the order of the rows instead of sorting
+                inverse = torch.arange(len(every)).repeat(len(item))
+            else:
+                every, inverse = torch.unique(torch.cat(list(item.values())), return_inverse=True)
+            item = dict(zip(names, inverse.split([len(v) for v in item.values()]), strict=True))
+            ids = self.uid_column.take(pa.array(every.numpy())).to_pylist()
         extra = {c: {} for c in ("position", "special")}
         for m, n in names.items():
             for column, kind in (("position", torch.int64), ("special", torch.bool)):
                 if self.has(n, column):
                     extra[column][m] = self._gather(n, f"{n}.{column}", np.asarray(idx[m])).to(kind)
-        return Tokens(x, local, ids, extra["position"] or None, extra["special"] or None, grad=grad or None)
+        return Tokens(x, item, ids, extra["position"] or None, extra["special"] or None, grad=grad or None)
 
     def positions(self, uids: Sequence[str]) -> np.ndarray:
         """``(len(uids),)`` item numbers.

@@ -402,7 +402,7 @@ def fit_rows(batches: Iterable[Tokens], rows: int) -> dict[str, Tensor]:
     have: dict[str, int] = {}
     for tokens in batches:
         for m, x in tokens.x.items():
-            parts.setdefault(m, []).append(x[: max(0, rows - have.get(m, 0))].detach().cpu())
+            parts.setdefault(m, []).append(x[: max(0, rows - have.get(m, 0))].detach())
             have[m] = have.get(m, 0) + len(parts[m][-1])
         if have and min(have.values()) >= rows:
             break

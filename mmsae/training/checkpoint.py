@@ -22,6 +22,7 @@ from mmsae.files import atomic_file, remove_leftovers
 from mmsae.types import InputError
 
 _GO_ON = "go on with --ckpt_path last"
+ASKED_EVERY = 10  #: Steps after which ranks ask each other whether one was told to stop; all wait for that.
 disk_errors = partial(files.disk_errors, then=_GO_ON)
 
 
@@ -60,7 +61,7 @@ class RunCheckpoint(ModelCheckpoint):
     Where a step is followed by a validation, the checkpoint is written after it: Lightning does not repeat the
     validation of a step that a checkpoint has behind it, so a run killed in between would never know that value.
     The last step of a training is always written. So is the one at which SIGTERM arrives (a scheduler's way to say that
-    the time is over): then the process ends with exit code 143.
+    the time is over; with several ranks a step that follows within ten): then the process ends with exit code 143.
 
     A training that starts anew in a used folder puts an earlier ``last.ckpt`` aside, as ``earlier.ckpt``: if it is
     killed before its own first checkpoint, nothing must go on with the other run.
@@ -131,7 +132,9 @@ class RunCheckpoint(ModelCheckpoint):
         """Write, or note that it is due after the validation that comes now."""
         if trainer.fit_loop._should_accumulate():
             return  # in the middle of a step
-        if self._stops(trainer) or trainer.global_step % self._every_n_train_steps == 0:
+        due = trainer.global_step % self._every_n_train_steps == 0
+        asks = due or trainer.world_size == 1 or trainer.global_step % ASKED_EVERY == 0
+        if (asks and self._stops(trainer)) or due:
             self._due = True
             if not _validates_now(trainer):
                 self._write(trainer)

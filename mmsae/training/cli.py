@@ -23,6 +23,7 @@ from mmsae.recipes import configs_first, each_recipe, job_of, whole_recipe
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
 from mmsae.training.checkpoint import RunCheckpoint, disk_errors
 from mmsae.training.lit import LitSAE
+from mmsae.training.loop import EpochLoop
 from mmsae.training.members.lit import LitSAEs, as_member, drawing_from
 from mmsae.training.members.options import Members, as_args
 from mmsae.training.members.view import MemberTable, for_each_member
@@ -143,7 +144,9 @@ class RunCLI(BaseCLI):
         steps, interval = config.get("max_steps") or -1, config.get("val_check_interval")
         if isinstance(interval, int) and 0 < steps < interval:
             kwargs["val_check_interval"] = steps  # a short run is validated once, at its end, rather than never
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        EpochLoop.install(trainer)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         with self._clean_failure():

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from mmsae.activations import ActivationStore, StoreLoader, write_store
+from mmsae.activations import resident as resident_module
 from mmsae.activations.loader import split_items
+from mmsae.activations.resident import ResidentRows, make_resident, resident_bytes
 from mmsae.types import InputError
 from tests.helpers.stores import peak
 
@@ -219,3 +221,89 @@ def test_the_order_is_what_it_was():
     whole = order.span(0, 0, 8).tolist()
     assert [order.span(0, a, b).tolist() for a, b in ((2, 5), (3, 3), (7, 8))] == [whole[2:5], [], whole[7:]]
     assert sorted(whole) == [0, 1, 3, 4, 5, 6, 8, 9] and whole != sorted(whole)
+
+
+def resident(loader):
+    loader.put(torch.device("cpu"), ResidentRows(loader.store, loader.names, "cpu"))
+    return loader
+
+
+def same(a, b):
+    """Whether two batches are equal in every field, tensors to the bit and in type."""
+    for u, v in zip(a, b, strict=True):
+        if isinstance(u, dict):
+            assert u.keys() == v.keys()
+            assert all(torch.equal(u[k], v[k]) and u[k].dtype == v[k].dtype for k in u)
+        else:
+            assert u == v
+    return True
+
+
+@pytest.mark.parametrize("kind", ["pairs", "tokens", "gradients"])
+@pytest.mark.parametrize("uids", [False, True])
+def test_resident_rows_give_the_same_batches(tmp_path, kind, uids):
+    g = torch.Generator().manual_seed(0)
+    x = {m: torch.randn(300, 6, generator=g) for m in ("image", "text")}
+    more = {"items": {m: torch.arange(300) // 3 for m in x}} if kind == "tokens" else {}
+    more |= {"grad": {m: v.flip(0) for m, v in x.items()}} if kind == "gradients" else {}
+    store = ActivationStore(write_store(tmp_path / "s", x, dtype="bfloat16", rows_per_shard=70, **more))
+    for rank, world in ((0, 1), (1, 2)):
+        kw = {"rank": rank, "world": world, "block": 16, "window": 2, "uids": uids, "split": (0.2, 1.0)}
+        a, b = StoreLoader(store, 16, **kw), resident(StoreLoader(store, 16, **kw))
+        for _ in range(2):  # epochs
+            assert len(list(zip(a, b, strict=True))) == len(a) and all(map(same, a, b))
+        assert a.state_dict() == b.state_dict()
+        for _, batch in zip(range(5), b, strict=False):
+            last = batch
+        again = StoreLoader(store, 16, **kw)
+        again.load_state_dict(b.state_dict())
+        rest = list(again)
+        assert len(rest) == len(b) - 5 and not torch.equal(rest[0].x["image"], last.x["image"])
+        resumed = resident(StoreLoader(store, 16, **kw))
+        resumed.load_state_dict(b.state_dict())
+        assert all(map(same, rest, resumed))
+        kw["shuffle"] = False
+        kw["uids"] = None
+        assert all(map(same, StoreLoader(store, 16, **kw), resident(StoreLoader(store, 16, **kw))))
+
+
+def test_resident_rows_stay_as_they_are_stored_and_are_counted(tmp_path):
+    x = {"image": torch.randn(100, 8), "text": torch.randn(100, 8)}
+    store = ActivationStore(write_store(tmp_path / "s", x, dtype="float16"))
+    rows = ResidentRows(store, {"text": "text"}, "cpu")
+    assert rows.x["text"].dtype == torch.float16 and resident_bytes(store, {"text": "text"}) == rows.nbytes == 1600
+    items = {m: torch.arange(100) // 2 for m in x}
+    tokens = ActivationStore(write_store(tmp_path / "t", x, dtype="float16", items=items))
+    assert resident_bytes(tokens, {"text": "text"}) == ResidentRows(tokens, {"text": "text"}, "cpu").nbytes == 2400
+
+
+def test_rows_that_are_not_finite_are_refused_where_they_are_moved(tmp_path, monkeypatch):
+    x = torch.randn(100, 8)
+    x[70, 3] = torch.inf
+    store = ActivationStore(write_store(tmp_path / "s", {"image": x}, rows_per_shard=40))
+    monkeypatch.setattr(
+        "mmsae.activations.loader.AUTO_VERIFY_BYTES", 0
+    )  # as with a large store, which is not looked at
+    loader = StoreLoader(store, 8)
+    with pytest.raises(InputError, match="1 of 100 image rows"):
+        resident(loader)
+
+
+def test_what_decides_whether_rows_move(store, monkeypatch):
+    names, cpu, gpu = store.spec.choose(), torch.device("cpu"), torch.device("cuda", 0)
+    assert make_resident(store, names, cpu) == make_resident(store, names, gpu, False) == (None, "")
+    rows, said = make_resident(store, names, cpu, True)
+    assert rows.x["image"].shape == (N, 1) and "take 8.0 kB on cpu: moved there once (data.resident false" in said
+    monkeypatch.setattr(resident_module, "free_bytes", lambda device: 10_000)
+    none, said = make_resident(store, names, gpu)
+    assert none is None and "take 8.0 kB on cuda:0, 80% of the 10.0 kB that are free there, and may take 50%" in said
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(resident_module, "ResidentRows", full)
+    monkeypatch.setattr(resident_module, "free_bytes", lambda device: 10**6)
+    none, said = make_resident(store, names, gpu)
+    assert none is None and "which it could not give: they stay on disk" in said
+    with pytest.raises(InputError, match=r"which it could not give: use data\.resident false"):
+        make_resident(store, names, gpu, True)

@@ -51,8 +51,8 @@ class KillAfter(pl.Callback):
             raise Killed
 
 
-def fit(store, root, *, stop=None, resume=False, **options):
-    module, data = Recorder(), CachedActivations(str(store), BATCH)
+def fit(store, root, *, stop=None, resume=False, resident="auto", **options):
+    module, data = Recorder(), CachedActivations(str(store), BATCH, resident=resident)
     save = ModelCheckpoint(root, every_n_train_steps=1, save_last=True, save_top_k=-1)
     trainer = pl.Trainer(
         max_steps=17,
@@ -145,3 +145,23 @@ def test_without_validation_all_items_train_and_all_are_tested(store):
     assert sum(len(b.x["image"]) for b in data.train_dataloader()) == 56
     for loader in (data.test_dataloader(), data.predict_dataloader()):
         assert torch.cat([b.x["image"][:, 0] for b in loader]).tolist() == list(range(N))
+
+
+def test_resident_rows_change_nothing(store, tmp_path):
+    """A run on them is the run on the disk, and each goes on with the other's checkpoint."""
+    want = fit(store, tmp_path / "disk")
+    got = fit(store, tmp_path / "all", resident=True)
+    assert got.seen == want.seen and torch.equal(got.w, want.w) and got.validated == want.validated
+    for before, after in ((True, False), ("auto", True)):
+        root = tmp_path / str(before)
+        first = fit(store, root, stop=7, resident=before)
+        again = fit(store, root, resume=True, resident=after)
+        assert first.seen + again.seen == want.seen and torch.equal(again.w, want.w)
+
+
+def test_what_is_read_once_is_not_moved(store, tmp_path):
+    data = CachedActivations(str(store), BATCH, resident=True)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=str(tmp_path))
+    trainer.validate(Recorder(), datamodule=data, verbose=False)
+    assert data.resident_bytes == 0
+    list(CachedActivations(str(store), BATCH, resident=True).train_dataloader())  # without a trainer
