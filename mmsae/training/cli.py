@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from mmsae.files import nbytes
 from mmsae.options import Process, add_group, use_threads
 from mmsae.recipes import configs_first, each_recipe, job_of, whole_recipe
 from mmsae.training.callbacks import DeadLatentReport, ExportSAE, RunProgress
@@ -162,7 +164,7 @@ class RunCLI(BaseCLI):
         logs, new = root / "logs", not root.exists()
         before = set(logs.rglob("*"))
         try:
-            with disk_errors(root):
+            with disk_errors(root), self._memory_errors():
                 yield
         except (InputError, OSError) as e:
             if self.trainer.is_global_zero and (self.trainer.global_step == 0 or self.model.total_steps is None):
@@ -174,6 +176,27 @@ class RunCLI(BaseCLI):
             if isinstance(e, OSError) and Path(e.filename or "").is_relative_to(root):
                 raise InputError(f"{e.filename} cannot be written ({e.strerror})") from e
             raise
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Say which settings would help where a device has no memory left."""
+        try:
+            yield
+        except torch.OutOfMemoryError as e:
+            trainer, data, ways = self.trainer, self.datamodule, []
+            begun = trainer.global_step > 0 or self.model.total_steps is not None
+            when = f"in step {trainer.global_step + 1:,}" if begun else "before the first step"
+            if rows := not begun and getattr(self.model, "normaliser_rows", 0):
+                ways.append(f"model.normaliser_rows (now {rows:,})")
+            if size := getattr(data, "batch_size", 0) or getattr(getattr(data, "mixing", None), "batch_size", 0):
+                ways.append(f"data.batch_size (now {size:,})")
+            if d_sae := getattr(getattr(self.model, "sae", None), "d_sae", 0):
+                ways.append(f"the number of latents (ratio or d_sae of model.sae, now {d_sae:,})")
+            if held := getattr(data, "resident_bytes", 0):
+                ways.append(f"data.resident (false leaves {nbytes(held)} of rows on disk)")
+            raise InputError(
+                f"{trainer.strategy.root_device} has no memory left {when}: lower {', '.join(ways) or 'what it holds'}"
+            ) from e
 
     def before_fit(self) -> None:
         """Say what an earlier run left in the folder, and whether this one goes on with it."""

@@ -33,10 +33,7 @@ _HOOKS = (
     "on_before_optimizer_step",
 )
 #: Hooks of a module that this loop does not know how to call.
-_UNUSUAL = (
-    *("on_train_batch_start", "on_before_batch_transfer", "on_after_batch_transfer", "optimizer_zero_grad"),
-    *("lr_scheduler_step", "configure_gradient_clipping"),
-)
+_UNUSUAL = ("on_train_batch_start", "on_before_batch_transfer", "on_after_batch_transfer", "optimizer_zero_grad")
 
 
 class _Results(_ResultCollection):
@@ -86,6 +83,8 @@ class EpochLoop(_TrainingEpochLoop):
         if self._usual:
             data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
             self._optimizer = _Stepped(trainer.optimizers[0])
+            clips = _overridden(module, "configure_gradient_clipping", pl.LightningModule)
+            self._clips = clips is not None or trainer.gradient_clip_val is not None
             self._weights = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
 
     def _is_usual(self, data_fetcher: _DataFetcher) -> bool:
@@ -108,7 +107,7 @@ class EpochLoop(_TrainingEpochLoop):
         if not self._usual or self.restarting:
             super().advance(data_fetcher)
             return
-        trainer, module, progress = self.trainer, self.trainer.lightning_module, self.batch_progress
+        trainer, progress = self.trainer, self.batch_progress
         self.val_loop.restarting = False
         if self._broadcasts:
             self._broadcast_sigterm_tensor()
@@ -162,9 +161,9 @@ class EpochLoop(_TrainingEpochLoop):
         def whole() -> Tensor:
             closure()
             self._call("on_before_optimizer_step", self._optimizer._optimizer)
-            if trainer.gradient_clip_val is not None:
-                trainer.precision_plugin.clip_gradients(
-                    self._optimizer._optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
+            if self._clips:
+                module.configure_gradient_clipping(
+                    self._optimizer._optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
                 )
             return found[0]["loss"]
 

@@ -64,7 +64,7 @@ def trainer(root, steps, **kw):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
     return pl.Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", default_root_dir=str(root), callbacks=callbacks,
-        gradient_clip_val=1.0, **(quiet | kw),
+        **({"gradient_clip_val": 1.0} | quiet | kw),
     )  # fmt: skip
 
 

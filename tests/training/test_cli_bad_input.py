@@ -9,10 +9,11 @@ import sys
 import pytest
 import torch
 
-from mmsae import InputError
+from mmsae import SAE, InputError
 from mmsae.activations import ActivationStore, write_store
 from mmsae.activations.loader import split_items
 from mmsae.cli import main
+from mmsae.sae import UsageTracker
 from mmsae.training.checkpoint import disk_errors
 from tests.helpers.training import RECIPE, ROOT, SMALL, make_store
 
@@ -262,3 +263,20 @@ def test_what_was_killed_before_its_first_checkpoint_is_no_earlier_run(store, tm
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # with a final SAE it was another run, which came to its end
     call("fit", store, tmp_path / "run", "--ckpt_path", "last")
     assert sorted(p.name for p in (tmp_path / "run").glob("*earlier")) == ["sae-best-earlier", "sae-earlier"]
+
+
+def test_a_device_without_memory(store, tmp_path, capsys, monkeypatch):
+    """Torch's error, where a device would raise it: in a step, in the fit of the normaliser."""
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with monkeypatch.context() as m:
+        m.setattr(UsageTracker, "update", full)
+        said = fails(capsys, "fit", store, tmp_path / "step", "--data.resident", "true")
+    assert "cpu has no memory left in step 1: lower data.batch_size (now 32), the number of latents" in said
+    assert "now 48), data.resident (false leaves" in said and "of rows on disk)" in said
+    monkeypatch.setattr(SAE, "fit_normaliser", full)
+    said = fails(capsys, "fit", store, tmp_path / "sample")
+    assert "no memory left before the first step: lower model.normaliser_rows (now 32,768), data.batch_size" in said
+    assert "resident" not in said and not (tmp_path / "sample").exists()
