@@ -22,6 +22,8 @@ from mmsae.training.resume import check, recipe
 from mmsae.training.schedule import Schedule
 from mmsae.types import InputError, SAEOutput, Tokens
 
+LOOKED_EVERY = 1000  #: Steps after which it is asked whether all was finite, where nothing is logged or saved before.
+
 
 class NotFinite(InputError):
     """A training that cannot go on: rows, a loss or weights are no longer finite."""
@@ -78,7 +80,9 @@ class LitSAE(pl.LightningModule):
         self.validation: ValidationMetrics | None = None
         self.kept = Freeze(freeze)
         self.member = ""  # its name, where it is one of several that are trained on the same batches
-        self._sums: dict[str, Tensor] = {}  # of rows since the last look, not finite where one of them was not
+        # of each step since the last look: its number, and sums that are not finite where something was not
+        self._sums: dict[str, list[Tensor]] = {}
+        self._steps: list[int] = []
         if sae.d_in:
             self._allocate()
 
@@ -170,8 +174,13 @@ class LitSAE(pl.LightningModule):
         check(self.going_on.get("recipe", known), self.recipe, fitting)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the run was asked for, to compare with whoever goes on with it."""
+        """Keep what the run was asked for, to compare with whoever goes on with it.
+
+        Raises:
+            NotFinite: Rows, loss or weights are no longer finite: the checkpoint before stays the last one.
+        """
         checkpoint["mmsae"] = {"recipe": self.recipe, "total_steps": self.total_steps}
+        self.refuse_not_finite({name: p.detach().sum() for name, p in self.sae.named_parameters()})
 
     def transfer_batch_to_device(self, batch: Tokens, device: torch.device, dataloader_idx: int) -> Tokens:
         """Nothing where the activations are there already; Lightning's walk over the batch takes a tenth of a step."""
@@ -234,7 +243,8 @@ class LitSAE(pl.LightningModule):
 
     def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
         outputs = self(batch)
-        ctx = LossContext(self.sae, self.usage, self.global_step / self.total_steps, self.global_step, self.seed or 0)
+        step = self.global_step
+        ctx = LossContext(self.sae, self.usage, step / self.total_steps, step, self.seed or 0)
         terms = {term.name: term(outputs, ctx) for term in self.losses}
         loss = torch.stack(list(terms.values())).sum()
         if not self._said:
@@ -242,34 +252,50 @@ class LitSAE(pl.LightningModule):
         self.usage.update({m: out.codes for m, out in outputs.items()})
         self.sae.grow_(batch, outputs)
         for m, out in outputs.items():
-            self._sums[m] = self._sums.get(m, 0.0) + out.target.detach().sum()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self._refuse_not_finite(outputs, terms)
+            self._sums.setdefault(m, []).append(out.target.detach().sum())
+        self._sums.setdefault("", []).append(loss.detach())
+        self._steps.append(step + 1)
+        if (step + 1) % self.trainer.log_every_n_steps == 0:
+            looked = {f"reconstruction of {m}": out.recon.sum() for m, out in outputs.items()}
+            self.refuse_not_finite(looked | {f"loss {name}": v for name, v in terms.items()})
             self._log_training(outputs, terms, loss, next(iter(outputs.values())).codes.n)
+        elif len(self._steps) == LOOKED_EVERY:
+            self.refuse_not_finite()
         return loss
 
     @torch.no_grad()
-    def _refuse_not_finite(self, outputs: dict[str, SAEOutput], terms: dict[str, Tensor]) -> None:
-        """Stop all ranks where rows since the last look, or the loss, are not finite; logging waits for them anyway."""
-        looked = {f"{m} rows": v for m, v in self._sums.items()}
-        looked |= {f"reconstruction of {m}": out.recon.sum() for m, out in outputs.items()}
-        looked |= {f"loss {name}": v for name, v in terms.items()}
-        odd = (~torch.stack([v.detach().float() for v in looked.values()]).isfinite()).float()
-        all_reduce(odd, op="max")
-        found = [name for name, bad in zip(looked, odd.tolist(), strict=True) if bad]
-        rows = [f"{m} rows" for m in self._sums if f"{m} rows" in found]
-        self._sums.clear()
-        if not found:
+    def refuse_not_finite(self, looked: Mapping[str, Tensor] = {}) -> None:
+        """Stop all ranks where rows or a loss since the last look, or what is looked at now, are not finite.
+
+        What steps leave for it costs them no wait; here the host waits, when something is logged or saved anyway.
+
+        Raises:
+            NotFinite: It names the step and the modality, or what diverged.
+        """
+        if not self._steps:
             return
-        step, steps = self.global_step + 1, self.trainer.log_every_n_steps
+        steps = torch.tensor(self._steps, device=self._sums[""][0].device)
+        never = torch.iinfo(torch.long).max
+        first = {m: torch.where(torch.stack(v).isfinite(), never, steps).min() for m, v in self._sums.items()}
+        now = {name: torch.where(v.detach().isfinite(), never, steps[-1]) for name, v in looked.items()}
+        found = torch.stack([*first.values(), *now.values()])
+        all_reduce(found, op="min")
+        at = {name: n for name, n in zip([*first, *now], found.tolist(), strict=True) if n < never}
+        step = self._steps[-1]
+        self._sums.clear()
+        self._steps.clear()
+        if not at:
+            return
+        when = at.pop("", step)
+        rows = {m: n for m, n in at.items() if m in first}
         if rows:
+            which = " and ".join(f"{m} rows of step {n:,}" for m, n in rows.items())
             raise NotFinite(
-                f"stopped in step {step:,}: {' and '.join(rows)} of the last {steps:,} steps are not finite (NaN or "
-                "infinite): check the host's activations"
+                f"stopped in step {step:,}: {which} are not finite (NaN or infinite): check the host's activations"
             )
         raise NotFinite(
-            f"stopped in step {step:,}: the training diverged, {', '.join(found)} is no longer finite though all rows "
-            f"of the last {steps:,} steps are: lower the learning rate"
+            f"stopped in step {step:,}: the training diverged in step {when:,}, {', '.join(at) or 'its loss'} is no "
+            "longer finite though all rows are: lower the learning rate"
         )
 
     @torch.no_grad()

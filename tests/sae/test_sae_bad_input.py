@@ -134,18 +134,37 @@ def run(root, poison, lr=1e-3, steps=30):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("step", "stops"), [(4, 5), (6, 10)], ids=["the step that looks", "one before it"])
+@pytest.mark.parametrize(("step", "stops"), [(4, 5), (5, 7)], ids=["a logged step", "before a saved one"])
 def test_a_training_stops_soon_after_rows_that_are_not_finite(tmp_path, step, stops, value):
     poison = Poison(step, value=value)
-    with pytest.raises(InputError, match=f"stopped in step {stops}: text rows of the last 5 steps are not finite"):
+    with pytest.raises(InputError, match=f"stopped in step {stops}: text rows of step {step + 1} are not finite"):
         run(tmp_path, poison)
     assert poison.last == stops - 1
 
 
 def test_a_training_that_diverged_stops_and_does_not_blame_its_rows(tmp_path):
-    with pytest.raises(InputError, match=r"stopped in step 5: the training diverged, reconstruction of image, .* loss "
-                       r"reconstruction.* is no longer finite though all rows of the last 5 steps are"):  # fmt: skip
+    with pytest.raises(InputError, match=r"stopped in step 5: the training diverged in step [23], reconstruction of "
+                       r"image, .* loss reconstruction.* is no longer finite though all rows are"):  # fmt: skip
         run(tmp_path, Poison(-1), lr=1e30)
+
+
+@pytest.mark.parametrize("poison", [Poison(7), Poison(-1)], ids=["rows", "diverged"])
+def test_nothing_is_saved_over_a_good_checkpoint(tmp_path, poison):
+    """Between two steps that are logged: step 7 is saved, and 14 would be, with what step 8 spoiled."""
+    good, kept = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "kept.ckpt"
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 7:
+                kept.write_bytes(good.read_bytes())
+                if poison.step < 0:
+                    trainer.optimizers[0].param_groups[0]["lr"] = 1e30
+
+    module = LitSAE(SAE(10, 48, selector=TopK(4)), [Reconstruction()], lambda p: torch.optim.Adam(p, 1e-3), None)
+    what = "text rows of step 8 are not" if poison.step > 0 else "the training diverged in step .* no longer"
+    with pytest.raises(InputError, match=f"stopped in step 14: {what} finite"):
+        trainer(tmp_path, 30, log_every_n_steps=1000, callbacks=[Keep(), poison]).fit(module, datamodule=Data())
+    assert good.read_bytes() == kept.read_bytes() and poison.last == 13
 
 
 def test_a_finite_training_goes_on(tmp_path):

@@ -119,7 +119,10 @@ class LitSAEs(pl.LightningModule):
         """Keep what every member was asked for, and which have stopped."""
         parts: dict[str, dict[str, Any]] = {name: {} for name in self.each()}
         for name, member in self.each().items():
-            member.on_save_checkpoint(parts[name])
+            try:
+                member.on_save_checkpoint(parts[name])
+            except NotFinite as e:
+                self.stop(name, str(e))
         members = {name: part["mmsae"] for name, part in parts.items()}
         checkpoint["mmsae"] = {"members": members, "stopped": dict(self.stopped)}
 
