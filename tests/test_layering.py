@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# shapes, errors, whole files, a hash, options, a word, names on demand
-BASE = {"types", "errors", "files", "fingerprint", "allocator", "options", "moved", "lazy", "__version__"}
+# shapes, errors, whole files, a hash, options, a word, names on demand, numbers that pass without waiting
+BASE = {"types", "errors", "files", "fingerprint", "allocator", "options", "moved", "lazy", "device", "__version__"}
 MODELS = BASE | {"load", "kernels", "sae", "shards", "jobs", "hosts", "activations", "metrics", "report"}
 ALLOWED = {
     # Codes.decode_with is the one upward import: a method of a shape that everything passes around
@@ -21,6 +21,7 @@ ALLOWED = {
     "recipes": {"errors"},
     "options": {"errors", "hosts"},  # hosts within one function: how options of a host become part of its name
     "moved": set(),
+    "device": set(),
     "lazy": set(),
     "kernels": BASE,
     "sae": BASE | {"kernels"},

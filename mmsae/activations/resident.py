@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsae.activations.store import ActivationStore, not_finite
+from mmsae.device import sent
 from mmsae.files import nbytes
 from mmsae.types import InputError, Tokens
 
@@ -63,11 +64,7 @@ class ResidentRows:
 
     def numbers(self, rows: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Row numbers of a window on the device, sent without waiting for it."""
-        sent = {}
-        for m, r in rows.items():
-            ids = torch.from_numpy(r)
-            sent[m] = (ids.pin_memory() if self.device.type == "cuda" else ids).to(self.device, non_blocking=True)
-        return sent
+        return {m: sent(torch.from_numpy(r), self.device) for m, r in rows.items()}
 
     def rows(self, ids: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``{modality: (n, d)}`` rows by number, and their gradients, as stored."""

@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmsae.device import Ahead, waits
 from mmsae.sae.normaliser import all_reduce
 from mmsae.types import Codes
 
 DEAD_AFTER = 1_000_000  # tokens without firing after which a latent counts as dead, where nothing else is said
-
-
-def waits(t: Tensor) -> bool:
-    """Whether reading a value of a tensor waits for a device that otherwise works ahead on its own."""
-    return t.is_cuda
 
 
 def fired_counts(codes: Codes, out: Tensor | None = None) -> Tensor:
@@ -26,27 +22,6 @@ def fired_counts(codes: Codes, out: Tensor | None = None) -> Tensor:
     if codes.indices is None:
         return out.add_(fired.sum(0))
     return out.scatter_add_(0, codes.indices.reshape(-1), fired.reshape(-1))
-
-
-class _Ahead:
-    """A number on its way from a device to the host, which need not wait before it is asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        cuda = device.type == "cuda"
-        self._event = torch.cuda.Event() if cuda else None
-        self._host = torch.zeros((), dtype=torch.long, pin_memory=cuda)
-        self._value = self._host.numpy()
-
-    def send(self, number: Tensor) -> None:
-        self._host.copy_(number, non_blocking=True)
-        if self._event is not None:
-            self._event.record()
-
-    def get(self) -> int:
-        """The number; waits for what the device did until :meth:`send`, and for no more."""
-        if self._event is not None:
-            self._event.synchronize()
-        return int(self._value)
 
 
 class UsageTracker(nn.Module):
@@ -60,7 +35,7 @@ class UsageTracker(nn.Module):
         self.register_buffer("counts", each.clone())  # rows on which the latent fired since reset()
         self.register_buffer("tokens", torch.zeros(len(modalities), dtype=torch.long))  # rows seen since reset()
         self._bound: int | None = None  # that dead_ids was asked for
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
         self._sent: tuple[int, int] | None = None  # bound and version of ``since`` that the number on its way is of
 
     def __getstate__(self) -> dict:
@@ -91,7 +66,7 @@ class UsageTracker(nn.Module):
 
     def _send(self, bound: int) -> None:
         if self._ahead is None:
-            self._ahead = _Ahead(self.since.device)
+            self._ahead = Ahead(self.since.device)
         self._ahead.send(self.dead(bound).sum())
         self._sent = (bound, self.since._version)
 

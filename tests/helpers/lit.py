@@ -63,8 +63,8 @@ def trainer(root, steps, **kw):
     callbacks = [RunCheckpoint(every_n_train_steps=7, dirpath=str(root / "checkpoints")), *kw.pop("callbacks", [])]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
     return pl.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", default_root_dir=str(root), callbacks=callbacks,
-        **({"gradient_clip_val": 1.0} | quiet | kw),
+        max_steps=steps, max_epochs=-1, default_root_dir=str(root), callbacks=callbacks,
+        **({"accelerator": "cpu", "gradient_clip_val": 1.0} | quiet | kw),
     )  # fmt: skip
 
 

@@ -6,8 +6,17 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
 
+from datamodules import CachedActivations
+from mmsae.sae import TopK, UsageTracker
+from mmsae.sae import usage as usage_module
+from mmsae.sae.variants import matryoshka as matryoshka_module
+from mmsae.training import LitSAE, Schedule
 from mmsae.training.loop import EpochLoop
+from mmsae.types import Codes
 from tests.helpers.lit import Data, StopAt, lit, trainer
+from tests.helpers.recipes import ROOT, small_model
+from tests.helpers.training import make_store
+from tests.helpers.waits import NoWaits, Waited
 
 HOOKS = [
     *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -83,3 +92,97 @@ def test_either_loop_goes_on_with_the_others_checkpoint(tmp_path, ours):
     again = run(tmp_path / "cut", not ours, ckpt="last")
     assert all(torch.equal(whole[0][k], again[0][k]) for k in whole[0])
     assert again[1][-1] == whole[1][-1]
+
+
+class Walk(pl.Callback):
+    """Puts the mode around the batches of a training that are not logged."""
+
+    def __init__(self):
+        self.steps, self.mode = 0, None
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        # the first steps ask for what is kept afterwards: lengths, moments, the bound of dead latents
+        if trainer.global_step > 2 and (trainer.global_step + 1) % trainer.log_every_n_steps:
+            self.mode = NoWaits()
+            self.mode.__enter__()
+
+    def on_train_batch_end(self, trainer, module, *args):
+        if self.mode is not None:
+            self.steps += 1
+            self.on_exception()
+
+    def on_exception(self, *args):
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+            self.mode = None
+
+
+def on_a_device(monkeypatch):
+    """Have everything take the path that it takes where the host does not wait."""
+    for module in (usage_module, matryoshka_module):
+        monkeypatch.setattr(module, "waits", lambda t: True)
+
+
+@pytest.mark.parametrize("recipe", ["topk", "paired_topk", "vl_sae", "matryoshka"])
+def test_no_step_waits_for_a_device_but_those_that_are_logged(tmp_path, monkeypatch, recipe):
+    on_a_device(monkeypatch)
+    torch.manual_seed(0)
+    sae, losses = small_model(ROOT / "configs" / "sae" / f"{recipe}.yaml", d_in=10)
+    if recipe == "matryoshka":  # the width of BatchTopK's codes is read, once a step
+        sae.selector = TopK(4)
+    if recipe != "vl_sae":
+        with torch.no_grad():  # a latent that cannot fire
+            sae.encoder.bias[3] = -1e4
+    walk, module = Walk(), LitSAE(sae, losses, dead_after=50, scheduler=Schedule)
+    t = trainer(tmp_path, 12, callbacks=[walk], log_every_n_steps=10)
+    EpochLoop.install(t)
+    t.fit(module, datamodule=Data())
+    assert walk.steps == 8 and len(module.usage.dead_ids(50)) > 0
+
+
+def test_the_walk_finds_what_waits(tmp_path, monkeypatch):
+    on_a_device(monkeypatch)
+    for waiting in (
+        lambda u, c: bool(u.tokens.sum()),
+        lambda u, c: u.since.nonzero(),
+        lambda u, c: u.since[u.since > 1],
+    ):
+        monkeypatch.setattr(UsageTracker, "update", waiting)
+        t = trainer(tmp_path, 12, callbacks=[Walk()], log_every_n_steps=10)
+        EpochLoop.install(t)
+        with pytest.raises(Waited):
+            t.fit(lit(), datamodule=Data())
+
+
+def test_prefixes_on_a_device_are_those_on_the_host(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    indices = torch.stack([torch.randperm(40, generator=g)[:6] for _ in range(20)])
+    values = torch.randn(20, 6, generator=g).relu()
+    codes, atoms = Codes(values, indices, 40), torch.randn(40, 5, generator=g)
+    want = list(matryoshka_module.prefix_parts(codes, atoms, [2, 11, 30]))
+    on_a_device(monkeypatch)
+    got = list(matryoshka_module.prefix_parts(codes, atoms, [2, 11, 30]))
+    assert len(got) == 3 and all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recipe", ["topk", "paired_topk", "vl_sae"])
+def test_on_a_device_no_step_waits(tmp_path, recipe):
+    """Torch itself raises at what waits; batches come from a resident store."""
+
+    class Strict(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            quiet = trainer.global_step > 2 and (trainer.global_step + 1) % trainer.log_every_n_steps
+            torch.cuda.set_sync_debug_mode("error" if quiet else "default")
+
+        def on_train_batch_end(self, *args):
+            torch.cuda.set_sync_debug_mode("default")
+
+    sae, losses = small_model(ROOT / "configs" / "sae" / f"{recipe}.yaml", d_in=16)
+    data = CachedActivations(make_store(tmp_path / "store", dtype="bfloat16"), batch_size=32, resident=True)
+    t = trainer(tmp_path, 30, callbacks=[Strict()], log_every_n_steps=10, accelerator="gpu", devices=1)
+    EpochLoop.install(t)
+    module = LitSAE(sae, losses, dead_after=200)
+    t.fit(module, datamodule=data)
+    assert t.global_step == 30 and data.resident_bytes == 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mmsae.device import sent, waits
 from mmsae.kernels import sparse_decode
 from mmsae.sae.losses import LossContext, Reconstruction
 from mmsae.sae.selector import SelectContext, TopK
@@ -33,9 +34,13 @@ def prefix_parts(codes: Codes, atoms: Tensor, widths: Sequence[int]) -> Iterator
         return
     indices, order = codes.indices.sort(dim=1)
     values = codes.values.gather(1, order)
-    bounds = torch.tensor([0, *widths], device=indices.device).expand(len(indices), -1).contiguous()
+    bounds = sent(torch.tensor([0, *widths]), indices.device).expand(len(indices), -1).contiguous()
     first = torch.searchsorted(indices, bounds)
-    for j, most in enumerate(first.diff(dim=1).amax(0).tolist() if len(indices) else [0] * len(widths)):
+    if waits(indices):  # more columns than the fullest row has cost less than to ask for its number
+        most_of_each = [min(end - start, indices.shape[1]) for start, end in zip(starts, widths, strict=True)]
+    else:
+        most_of_each = first.diff(dim=1).amax(0).tolist() if len(indices) else [0] * len(widths)
+    for j, most in enumerate(most_of_each):
         columns = first[:, j, None] + torch.arange(max(most, 1), device=indices.device)
         mine = columns < first[:, j + 1, None]
         columns = columns.clamp(max=indices.shape[1] - 1)
