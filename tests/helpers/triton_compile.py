@@ -92,13 +92,13 @@ def calls() -> dict[str, Callable[[], Any]]:
             out[f"count_above {name} {f}"] = lambda x=x: select.count_above(x, x[0], True)
             out[f"group_max {name} {f}"] = lambda x=x: select.group_max(x, 4)
     x = torch.empty(4, 32768)
-    out["topk of products"] = lambda: select.topk(x, 32, True, torch.empty(32768))
+    out["topk of products"] = lambda x=x: select.topk(x, 32, True, torch.empty(32768))
     # sizes of 1 are constants of a kernel
-    out["topk 1"] = lambda: select.topk(x, 1)
-    out["topk 1 1"] = lambda: select.topk(x[:, :1], 1)
-    out["batch_threshold 1"] = lambda: select.batch_threshold(x[:, :1], 1)
-    out["above 1"] = lambda: select.above(x[:, :1], x[0, 0], 1)
-    out["group_max 1"] = lambda: select.group_max(x[:, :1], 1)
+    out["topk 1"] = lambda x=x: select.topk(x, 1)
+    out["topk 1 1"] = lambda x=x: select.topk(x[:, :1], 1)
+    out["batch_threshold 1"] = lambda x=x: select.batch_threshold(x[:, :1], 1)
+    out["above 1"] = lambda x=x: select.above(x[:, :1], x[0, 0], 1)
+    out["group_max 1"] = lambda x=x: select.group_max(x[:, :1], 1)
     for name in ("float32", "bfloat16"):
         for d, k in ((512, 32), (768, 256), (1024, 64), (100, 7), (4096, 64), (1, 1)):
             values, indices = torch.ones(200, k), torch.arange(k).expand(200, k).contiguous()

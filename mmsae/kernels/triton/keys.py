@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmsae.kernels.triton.launch import in_rows, warps
+from mmsae.kernels.triton.launch import in_rows, launch, warps
 
 #: High bits of a float32 key that entries of a type can set: sign, exponent, mantissa (float16: mantissa of 10 bits).
 KEY_BITS = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
@@ -73,18 +73,19 @@ def maxima(matrix: Tensor, absolute: bool = False, factor: Tensor | None = None,
     # under way; a row's end wastes less than one program
     block = min(max(1, 4096 // group), triton.next_power_of_2(n_groups))
     n_blocks = triton.cdiv(n_groups, block)
-    with torch.cuda.device_of(matrix):
-        _maxima_kernel[(n * n_blocks,)](
-            matrix,
-            factor,
-            out,
-            f,
-            n_groups,
-            n_blocks,
-            matrix.stride(0),
-            ABSOLUTE=absolute,
-            GROUP=group,
-            BLOCK=block,
-            num_warps=warps(block * group, 32, 4),
-        )
+    launch(
+        _maxima_kernel,
+        (n * n_blocks,),
+        matrix,
+        factor,
+        out,
+        f,
+        n_groups,
+        n_blocks,
+        matrix.stride(0),
+        ABSOLUTE=absolute,
+        GROUP=group,
+        BLOCK=block,
+        num_warps=warps(block * group, 32, 4),
+    )
     return out

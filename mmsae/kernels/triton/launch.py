@@ -1,9 +1,19 @@
-"""What every launch needs: operands in rows, and how many warps share a program's work."""
+"""Launches of kernels, their operands in rows, and how many warps share a program's work."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 from torch import Tensor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *operands: Any, **options: Any) -> None:
+    """Run a kernel on the device of its first operand."""
+    with torch.cuda.device_of(operands[0]):
+        # triton's default changes with its version (3.10), and with it the last bit of sums of products
+        kernel[grid](*operands, enable_fp_fusion=True, **options)
 
 
 def in_rows(matrix: Tensor) -> Tensor:

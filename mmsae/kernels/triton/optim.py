@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmsae.kernels.triton.launch import warps
+from mmsae.kernels.triton.launch import launch, warps
 
 
 @triton.jit
@@ -94,23 +94,24 @@ def adam_rows_(
     if not (n and d):
         return
     block = triton.next_power_of_2(d)
-    with torch.cuda.device_of(weight):
-        _adam_kernel[(n,)](
-            weight,
-            grad,
-            exp_avg,
-            exp_avg_sq,
-            copy,
-            d,
-            lr / (1 - beta1**step),
-            math.sqrt(1 - beta2**step),
-            beta2,
-            1 - beta1,
-            1 - beta2,
-            eps,
-            TANGENT=tangent,
-            UNIT=unit,
-            BLOCK=block,
-            # 16 of a row's numbers a thread: four loads of 16 bytes from each of four tensors under way
-            num_warps=warps(block, 16, 32),
-        )
+    launch(
+        _adam_kernel,
+        (n,),
+        weight,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        copy,
+        d,
+        lr / (1 - beta1**step),
+        math.sqrt(1 - beta2**step),
+        beta2,
+        1 - beta1,
+        1 - beta2,
+        eps,
+        TANGENT=tangent,
+        UNIT=unit,
+        BLOCK=block,
+        # 16 of a row's numbers a thread: four loads of 16 bytes from each of four tensors under way
+        num_warps=warps(block, 16, 32),
+    )

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmsae.kernels.triton.keys import GROUP, KEY_BITS, LEAST, key_of, maxima, score_of
-from mmsae.kernels.triton.launch import in_rows, warps
+from mmsae.kernels.triton.launch import in_rows, launch, warps
 from mmsae.kernels.triton.threshold import above, batch_threshold, count_above
 
 __all__ = ["above", "batch_threshold", "count_above", "group_max", "topk"]
@@ -54,6 +54,7 @@ def _topk_kernel(
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     SLOTS: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
     """Pass B: top-k of a row among the entries of k groups; of all SLOTS groups where there are no maxima.
 
@@ -80,9 +81,15 @@ def _topk_kernel(
     valid = used[:, None] & (column < n_cols)
     x = tl.load(matrix_ptr + row * stride + column, mask=valid, other=0)
     keys = tl.where(valid, key_of(score_of(x, factor_ptr, column, valid, ABSOLUTE)), LEAST)
-    taken, place = _taken(tl.reshape(keys, [SLOTS * GROUP]), k, BITS)
-    tl.store(values_ptr + row * k + place, tl.reshape(x, [SLOTS * GROUP]), mask=taken)
-    tl.store(indices_ptr + row * k + place, tl.reshape(column, [SLOTS * GROUP]).to(tl.int64), mask=taken)
+    taken, to = _taken(tl.reshape(keys, [SLOTS * GROUP]), k, BITS)
+    to = indices_ptr + row * k + tl.reshape(to, [SLOTS, GROUP])
+    tl.store(to, column.to(tl.int64), mask=tl.reshape(taken, [SLOTS, GROUP]))
+    # entries are read again for the few that are taken, instead of being held in registers all the while
+    tl.debug_barrier()
+    place = tl.arange(0, PLACES)
+    chosen = tl.load(indices_ptr + row * k + place, mask=place < k, other=0)
+    entry = tl.load(matrix_ptr + row * stride + chosen, mask=place < k, other=0)
+    tl.store(values_ptr + row * k + place, entry, mask=place < k)
 
 
 def _plan(f: int, k: int) -> int | None:
@@ -123,6 +130,7 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
     if matrix.dtype not in KEY_BITS:
         raise ValueError(f"top-k takes float32, bfloat16 and float16, not {matrix.dtype}")
     matrix = in_rows(matrix)
+    factor = None if factor is None else factor.contiguous()
     values, indices = matrix.new_empty(n, k), matrix.new_empty(n, k, dtype=torch.long)
     if not values.numel():
         return values, indices
@@ -135,24 +143,26 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
     best = maxima(matrix, absolute, factor, group) if group else None
     size, slots = (group, k) if group else (min(GROUP, triton.next_power_of_2(f)), triton.cdiv(f, GROUP))
     n_groups, slots = triton.cdiv(f, size), triton.next_power_of_2(slots)
-    with torch.cuda.device_of(matrix):
-        _topk_kernel[(n,)](
-            matrix,
-            factor,
-            best,
-            values,
-            indices,
-            f,
-            n_groups,
-            matrix.stride(0),
-            k,
-            BITS=32 if factor is not None else KEY_BITS[matrix.dtype],
-            ABSOLUTE=absolute,
-            GROUP=size,
-            GROUPS=triton.next_power_of_2(n_groups) if group else 1,
-            SLOTS=slots,
-            num_warps=warps(max(slots * size, n_groups if group else 1), 16),
-        )
+    launch(
+        _topk_kernel,
+        (n,),
+        matrix,
+        factor,
+        best,
+        values,
+        indices,
+        f,
+        n_groups,
+        matrix.stride(0),
+        k,
+        BITS=32 if factor is not None else KEY_BITS[matrix.dtype],
+        ABSOLUTE=absolute,
+        GROUP=size,
+        GROUPS=triton.next_power_of_2(n_groups) if group else 1,
+        SLOTS=slots,
+        PLACES=triton.next_power_of_2(k),
+        num_warps=warps(max(slots * size, n_groups if group else 1), 16),
+    )
     return values, indices
 
 
@@ -206,17 +216,18 @@ def group_max(matrix: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     block = min(triton.next_power_of_2(size), 1024)
     tile = min(triton.next_power_of_2(groups), 4096 // block)
     n_blocks = triton.cdiv(groups, tile)
-    with torch.cuda.device_of(matrix):
-        _group_max_kernel[(n * n_blocks,)](
-            matrix,
-            values,
-            indices,
-            groups,
-            size,
-            matrix.stride(0),
-            n_blocks,
-            GROUPS=tile,
-            BLOCK=block,
-            num_warps=warps(block * tile, 32, 4),
-        )
+    launch(
+        _group_max_kernel,
+        (n * n_blocks,),
+        matrix,
+        values,
+        indices,
+        groups,
+        size,
+        matrix.stride(0),
+        n_blocks,
+        GROUPS=tile,
+        BLOCK=block,
+        num_warps=warps(block * tile, 32, 4),
+    )
     return values, indices

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmsae.kernels.triton.launch import in_rows, warps
+from mmsae.kernels.triton.launch import in_rows, launch, warps
 
 #: Neighbouring entries that are summed up by themselves where all are one latent's; no program takes twice as many.
 WINDOW = 128
@@ -80,24 +80,25 @@ def _bag(
         target, residual, error = in_rows(target), torch.empty_like(out), out.new_empty(n)
     if n and d:
         block = _block(d)
-        with torch.cuda.device_of(values):
-            _bag_kernel[(n,)](
-                values.contiguous(),
-                indices.contiguous(),
-                table,
-                bias,
-                target,
-                out,
-                residual,
-                error,
-                k,
-                d,
-                table.stride(0),
-                0 if target is None else target.stride(0),
-                SLOTS=min(8, triton.next_power_of_2(max(k, 1))),
-                BLOCK=block,
-                num_warps=warps(block, 8),
-            )
+        launch(
+            _bag_kernel,
+            (n,),
+            values.contiguous(),
+            indices.contiguous(),
+            table,
+            None if bias is None else bias.contiguous(),
+            target,
+            out,
+            residual,
+            error,
+            k,
+            d,
+            table.stride(0),
+            0 if target is None else target.stride(0),
+            SLOTS=min(8, triton.next_power_of_2(max(k, 1))),
+            BLOCK=block,
+            num_warps=warps(block, 8),
+        )
     return out, residual, error
 
 
@@ -171,21 +172,22 @@ def sampled(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     block = min(triton.next_power_of_2(max(d, 1)), 512 // table.element_size())
     slots = min(16, triton.next_power_of_2(k))
     n_blocks = triton.cdiv(k, slots)
-    with torch.cuda.device_of(x):
-        _sampled_kernel[(n * n_blocks,)](
-            x,
-            table,
-            indices.contiguous(),
-            out,
-            k,
-            d,
-            n_blocks,
-            x.stride(0),
-            table.stride(0),
-            SLOTS=slots,
-            BLOCK=block,
-            num_warps=warps(slots * block, 32, 4),
-        )
+    launch(
+        _sampled_kernel,
+        (n * n_blocks,),
+        x,
+        table,
+        indices.contiguous(),
+        out,
+        k,
+        d,
+        n_blocks,
+        x.stride(0),
+        table.stride(0),
+        SLOTS=slots,
+        BLOCK=block,
+        num_warps=warps(slots * block, 32, 4),
+    )
     return out
 
 
@@ -360,11 +362,10 @@ def _scatter(
     out_a, out_b = outs if len(pairs) == 2 else (*outs, None)
     # rows of 8 entries under way at a time, of which a thread has 8 columns each: 64 registers
     sizes = dict(WINDOW=WINDOW, ENTRIES=8 // len(pairs), BLOCK=block, num_warps=warps(block, 8))
-    with torch.cuda.device_of(starts):
-        if n_windows:
-            grid = (n_windows, triton.cdiv(d, block))
-            _window_kernel[grid](indices.contiguous(), order, starts, *a, *b, k, d, **sizes)
-        _scatter_kernel[(n_rows, triton.cdiv(d, block))](order, starts, *a, out_a, *b, out_b, k, d, **sizes)
+    if n_windows:
+        grid = (n_windows, triton.cdiv(d, block))
+        launch(_window_kernel, grid, indices.contiguous(), order, starts, *a, *b, k, d, **sizes)
+    launch(_scatter_kernel, (n_rows, triton.cdiv(d, block)), order, starts, *a, out_a, *b, out_b, k, d, **sizes)
     return outs
 
 

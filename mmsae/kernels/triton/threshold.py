@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmsae.kernels.triton.keys import GROUP, KEY_BITS, key_of, maxima
-from mmsae.kernels.triton.launch import in_rows, warps
+from mmsae.kernels.triton.launch import in_rows, launch, warps
 
 
 @triton.jit
@@ -108,31 +108,32 @@ def batch_threshold(scores: Tensor, budget: int) -> Tensor:
     best = maxima(scores)
     counts = torch.zeros(2, 4, 256, dtype=torch.long, device=scores.device)
     digits = triton.cdiv(KEY_BITS[scores.dtype], 8)
-    with torch.cuda.device_of(scores):
-        for matrix, screen, table in ((best, None, counts[0]), (scores, best, counts[1])):
-            n_groups = triton.cdiv(matrix.shape[1], GROUP)
-            block = min(4096 // GROUP, triton.next_power_of_2(n_groups))
-            n_blocks = triton.cdiv(n_groups, block)
-            n_tiles = len(matrix) * n_blocks
-            for digit in range(2 if screen is None else digits):
-                # programs take many tiles, since each reads the histograms before and adds to its own once
-                _digit_kernel[(min(n_tiles, 1024),)](
-                    matrix,
-                    screen,
-                    None if screen is None else counts[0],
-                    table,
-                    budget,
-                    matrix.shape[1],
-                    n_groups,
-                    n_blocks,
-                    n_tiles,
-                    matrix.stride(0),
-                    DIGIT=digit,
-                    GROUP=GROUP,
-                    BLOCK=block,
-                    num_warps=4,
-                )
-        _threshold_kernel[(1,)](counts[1], out, budget, DIGITS=digits, num_warps=4)
+    for matrix, screen, table in ((best, None, counts[0]), (scores, best, counts[1])):
+        n_groups = triton.cdiv(matrix.shape[1], GROUP)
+        block = min(4096 // GROUP, triton.next_power_of_2(n_groups))
+        n_blocks = triton.cdiv(n_groups, block)
+        n_tiles = len(matrix) * n_blocks
+        for digit in range(2 if screen is None else digits):
+            # programs take many tiles, since each reads the histograms before and adds to its own once
+            launch(
+                _digit_kernel,
+                (min(n_tiles, 1024),),
+                matrix,
+                screen,
+                None if screen is None else counts[0],
+                table,
+                budget,
+                matrix.shape[1],
+                n_groups,
+                n_blocks,
+                n_tiles,
+                matrix.stride(0),
+                DIGIT=digit,
+                GROUP=GROUP,
+                BLOCK=block,
+                num_warps=4,
+            )
+    launch(_threshold_kernel, (1,), counts[1], out, budget, DIGITS=digits, num_warps=4)
     return out
 
 
@@ -220,10 +221,16 @@ def count_above(scores: Tensor, threshold: Tensor, inclusive: bool = False) -> T
     scores, options = _above_options(scores, threshold, inclusive)
     out = scores.new_empty(len(scores), dtype=torch.int32)
     if len(scores):
-        with torch.cuda.device_of(scores):
-            _count_kernel[(len(scores),)](
-                scores, threshold.contiguous(), out, scores.shape[1], scores.stride(0), **options
-            )
+        launch(
+            _count_kernel,
+            (len(scores),),
+            scores,
+            threshold.contiguous(),
+            out,
+            scores.shape[1],
+            scores.stride(0),
+            **options,
+        )
     return out
 
 
@@ -250,6 +257,5 @@ def above(scores: Tensor, threshold: Tensor, width: int, inclusive: bool = False
     scores, options = _above_options(scores, threshold, inclusive)
     indices, on = (scores.new_empty(n, width, dtype=t) for t in (torch.long, torch.bool))
     if indices.numel():
-        with torch.cuda.device_of(scores):
-            _above_kernel[(n,)](scores, threshold.contiguous(), indices, on, f, width, scores.stride(0), **options)
+        launch(_above_kernel, (n,), scores, threshold.contiguous(), indices, on, f, width, scores.stride(0), **options)
     return indices, on
