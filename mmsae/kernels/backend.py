@@ -90,17 +90,19 @@ class Backend:
         raise NotImplementedError
 
     def threshold(self, scores: Tensor, budget: int) -> Tensor:
-        """The ``budget``-th largest positive entry of ``scores (N, F)``, 0-dim and float32 at least.
+        """The ``budget``-th largest positive entry of ``scores (N, F)``, 0-dim; ``budget`` is at least 1.
 
         The smallest positive one where there are fewer; infinity where there is none.
         """
         raise NotImplementedError
 
-    def above(self, scores: Tensor, threshold: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
+    def above(
+        self, scores: Tensor, threshold: Tensor, least: int = 1, inclusive: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """``(ids, whether they count)``, both ``(N, K)``, of the entries above a threshold, one or ``(F,)``.
 
-        K is the most that a row has, and at least ``least``. Ids that do not count are others of the row. This is the
-        one operation that waits for the device.
+        With ``inclusive`` also of those that are equal to it. K is the most that a row has, and at least ``least``. Ids
+        that do not count are others of the row. This is the one operation that waits for the device.
         """
         raise NotImplementedError
 

@@ -94,7 +94,7 @@ def _without_triton(device: torch.device) -> bool:
 
 def _why_not(device: torch.device) -> str:
     """Why Triton cannot compute on a device; empty where it can."""
-    if not find_spec("triton") or not find_spec("mmsae.kernels.triton"):  # the latter is not there yet
+    if not find_spec("triton"):
         return "Triton is not installed"
     if device.type == "cuda":
         found = torch.cuda.get_device_capability(device)

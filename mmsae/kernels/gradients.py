@@ -38,8 +38,8 @@ class SparseBackend(Backend):
         """Where each latent's entries are, for ``scatter``: a sort. It must not hold ``indices`` or a view of them."""
         raise NotImplementedError
 
-    def scatter(self, values: Tensor, x: Tensor, segments: Any) -> Tensor:
-        """``(n_rows, d)`` sums by latent of rows of ``x (N, d)``, weighted."""
+    def scatter(self, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
+        """``(n_rows, d)`` sums by latent of rows of ``x (N, d)``, weighted; its sort is :meth:`sorted`'s."""
         raise NotImplementedError
 
     def totals(self, values: Tensor, indices: Tensor, n_rows: int) -> Tensor:
@@ -95,7 +95,7 @@ class _Decode(torch.autograd.Function):
             None,
             backend.sampled(grad, atoms, indices).to(values.dtype) if need_values else None,
             None,
-            backend.scatter(values, grad, backend.sorted(indices, len(atoms))) if need_atoms else None,
+            backend.scatter(values, indices, grad, len(atoms)) if need_atoms else None,
         )
 
 
@@ -128,7 +128,7 @@ class _Entries(torch.autograd.Function):
         return (
             None,
             backend.bag(grad, indices, weight) if need_x else None,
-            backend.scatter(grad, x, backend.sorted(indices, len(weight))) if need_w else None,
+            backend.scatter(grad, indices, x, len(weight)) if need_w else None,
             grad_b,
             None,
             None,
@@ -141,7 +141,7 @@ class _Sums(torch.autograd.Function):
     def forward(ctx, backend: SparseBackend, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
         ctx.backend = backend
         ctx.save_for_backward(values, indices, x)
-        return backend.scatter(values, x, backend.sorted(indices, n_rows))
+        return backend.scatter(values, indices, x, n_rows)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -90,15 +90,14 @@ class TorchBackend(SparseBackend):
         return matrix.gather(1, indices), indices
 
     def threshold(self, scores: Tensor, budget: int) -> Tensor:
-        flat = scores.reshape(-1)
-        flat = flat.float() if scores.dtype in (torch.bfloat16, torch.float16) else flat
-        if not min(budget, flat.numel()):
-            return flat.new_full((), torch.inf)
-        best = flat.topk(min(budget, flat.numel()), sorted=False).values
-        return torch.where(best > 0, best, torch.inf).min()
+        best = scores.reshape(-1).topk(min(budget, scores.numel()), sorted=False).values
+        return torch.where(best > 0, best, torch.inf).min() if len(best) else scores.new_full((), torch.inf)
 
-    def above(self, scores: Tensor, threshold: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
-        on = scores > threshold.reshape(-1)  # 0-dim numbers would be rounded to the scores' precision
+    def above(
+        self, scores: Tensor, threshold: Tensor, least: int = 1, inclusive: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        threshold = threshold.reshape(-1)  # 0-dim numbers would be rounded to the scores' precision
+        on = scores >= threshold if inclusive else scores > threshold
         most = int(on.sum(1).max()) if len(on) else 0
         ids = torch.where(on, scores, -torch.inf).topk(min(max(least, most), scores.shape[1]), dim=1).indices
         return ids, on.gather(1, ids)
@@ -125,7 +124,8 @@ class TorchBackend(SparseBackend):
         counts = torch.bincount(flat, minlength=n_rows)
         return Segments(order, order // indices.shape[1], counts.cumsum(0) - counts)
 
-    def scatter(self, values: Tensor, x: Tensor, segments: Segments) -> Tensor:
+    def scatter(self, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
+        segments: Segments = self.sorted(indices, n_rows)
         weights = values.reshape(-1)[segments.order].to(x.dtype)
         return F.embedding_bag(segments.rows, x, offsets=segments.offsets, mode="sum", per_sample_weights=weights)
 

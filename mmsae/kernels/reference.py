@@ -40,13 +40,14 @@ class ReferenceBackend(Backend):
         return matrix.gather(1, indices), indices
 
     def threshold(self, scores: Tensor, budget: int) -> Tensor:
-        positive = scores[scores > 0].sort(descending=True).values
-        positive = positive if positive.dtype == torch.float64 else positive.float()
-        kept = positive[:budget]
-        return kept[-1] if len(kept) else positive.new_full((), torch.inf)
+        kept = scores[scores > 0].sort(descending=True).values[:budget]
+        return kept[-1] if len(kept) else scores.new_full((), torch.inf)
 
-    def above(self, scores: Tensor, threshold: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
-        on = scores > threshold.reshape(-1)  # 0-dim numbers would be rounded to the scores' precision
+    def above(
+        self, scores: Tensor, threshold: Tensor, least: int = 1, inclusive: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        threshold = threshold.reshape(-1)  # 0-dim numbers would be rounded to the scores' precision
+        on = scores >= threshold if inclusive else scores > threshold
         most = int(on.sum(1).max()) if len(on) else 0
         ids = on.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : max(least, most)]
         return ids, on.gather(1, ids)

@@ -23,6 +23,7 @@ class SAEEncoder(Part):
     """Base of an SAE's encoders. ``weight`` is stored ``(d_sae, d_in)``: rows are what is gathered and normalised."""
 
     is_pursuit = False  #: Whether the encoder chooses latents by itself (its pre-codes are ``PursuitCodes``).
+    takes_precision = False  #: Whether latents are chosen by one product, which may be of less than float32.
     sets_frequency = False  #: Whether the encoder itself sees to how often latents fire, so that no loss term may.
     file_names: ClassVar[Mapping[str, tuple[str, bool]]] = {"weight": ("W_enc", True), "bias": ("b_enc", False)}
 
@@ -66,6 +67,7 @@ class AffineEncoder(SAEEncoder):
     """
 
     name = "affine"
+    takes_precision = True
 
     def __init__(self, bias: bool = True, subtract_decoder_bias: bool = True):
         super().__init__()
@@ -114,11 +116,12 @@ def distance_score(cosine: Tensor) -> Tensor:
 class DistanceEncoder(SAEEncoder):
     """``u = 2 - || x/|x| - w/|w| ||``: distance on the unit sphere (VL-SAE, arXiv 2510.21323, section 3.1 of its spec).
 
-    Values lie in [0, 2] and grow with the cosine; the scale of x and of every prototype is irrelevant. Always computed
-    in float32: half precision creates ties and loses members of the top-k. Zero rows have no direction, so no code.
+    Values lie in [0, 2] and grow with the cosine; the scale of x and of every prototype is irrelevant. Zero rows have
+    no direction, so no code.
     """
 
     name = "distance"
+    takes_precision = True
 
     def build(self, d_in: Mapping[str, int], d_sae: int, dictionaries: Mapping[str, Dictionary]) -> None:
         """Allocate prototypes ``weight (d_sae, d_in)`` ~ U(-1/sqrt(d), 1/sqrt(d))."""
@@ -145,7 +148,7 @@ class PerModalityEncoder(SAEEncoder):
         super().__init__()
         self.template = [encoder]  # in a list: it is a recipe, not a submodule with parameters of its own
         self.encoders = nn.ModuleDict()
-        self.sets_frequency = encoder.sets_frequency
+        self.sets_frequency, self.takes_precision = encoder.sets_frequency, encoder.takes_precision
 
     def config(self) -> dict:
         return {"encoder": {"name": self.template[0].name, **self.template[0].config()}}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmsae.files import atomic_folder, refuse_foreign
+from mmsae.kernels.backend import PRECISIONS
 from mmsae.sae.foreign import library_of
 from mmsae.types import InputError
 
@@ -113,6 +114,8 @@ def _oddity(block: Any) -> str:
         return f"its block mmsae is {block!r:.40}"
     if wrong := [f for f, kind in _KINDS.items() if not isinstance(block.get(f), kind)]:
         return f"{wrong[0]} is {block.get(wrong[0])!r:.40}"
+    if block.get("precision") not in (None, *PRECISIONS):
+        return f"precision is {block['precision']!r:.40}"
     sites = block["sites"].items()
     odd = [(m, s) for m, s in sites if not isinstance(s, dict) or not {"host", "module"} <= s.keys() <= _SITE]
     return f"the site of {odd[0][0]} is {odd[0][1]!r:.80}" if odd else ""

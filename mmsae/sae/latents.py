@@ -22,6 +22,7 @@ from mmsae.types import InputError
 def finished(new: SAE, sae: SAE) -> SAE:
     """An SAE that was made of another one, as a trained one is: with its sites, frozen and in eval mode."""
     new.d_in, new.sites, new.fresh = dict(sae.d_in), dict(sae.sites), False
+    new.precision = sae.precision if new.encoder.takes_precision else None
     return new.to(next(iter(sae.dictionaries.values())).like.device).eval().requires_grad_(False)
 
 

@@ -7,7 +7,7 @@ for the entries that it kept, and a loss can ask for the columns that it needs. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -145,6 +145,16 @@ class DensePreCodes:
     def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
         """``(N, k)`` values of chosen latents, with gradients."""
         return (self.u if self.value is None else self.value).gather(1, indices)
+
+
+def stacked(pres: Sequence[PreCodes | DensePreCodes]) -> PreCodes | None:
+    """Pre-codes of the rows of several, below each other, where one set of weights codes them all; else None."""
+    first = pres[0]
+    for pre in pres:
+        if type(pre) is not PreCodes or pre.weight is not first.weight or pre.bias is not first.bias:
+            return None
+    valid = None if first.valid is None else torch.cat([pre.valid for pre in pres])
+    return replace(first, x=torch.cat([pre.x for pre in pres]), valid=valid, _dense=None)
 
 
 def most(on: Tensor) -> int:

@@ -77,7 +77,8 @@ def part_config(part: nn.Module) -> dict[str, Any]:
 
 def composition(sae: Any) -> dict[str, Any]:
     """Sizes and parts of an SAE, without weights, sites or history; what two equal models have in common."""
-    return {
+    rounded = {} if sae.precision in (None, "fp32") else {"precision": sae.precision}
+    return rounded | {
         "modalities": list(sae.modalities),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mmsae import __version__
+from mmsae.kernels.backend import check_precision
 from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, SAEEncoder
 from mmsae.sae.normaliser import Normaliser
 from mmsae.sae.part import Part
+from mmsae.sae.precodes import PreCodes
 from mmsae.sae.registry import composition, make_part, oddity
 from mmsae.sae.saelens_fields import saelens_fields, unknown
 from mmsae.sae.selector import AnyPreCodes, Pursued, SelectContext, Selector, TopK
@@ -36,10 +38,14 @@ class SAE(nn.Module):
         encoder: Encoder (default: affine).
         selector: Selector (default: the 32 largest pre-codes of a row, or what a pursuit has chosen).
         dictionaries: ``{"shared": Dictionary}`` or one per modality (default: one shared, unit norm).
+        precision: Of the encoder's product, by which latents are chosen: ``fp32``, ``tf32`` (on CUDA; elsewhere fp32)
+            or ``bf16``. Default: by the device, ``tf32`` on CUDA and ``fp32`` elsewhere. It rounds the operands alone,
+            so that near ties are chosen differently: weights, moments, sums, losses and the values of chosen latents
+            are float32 always. Selectors that choose nothing (ReLU, JumpReLU in training) keep the product itself.
 
     Raises:
-        InputError: Both or neither of ``d_sae`` and ``ratio``, dictionaries that do not fit the modalities, or parts
-            that do not go together.
+        InputError: Both or neither of ``d_sae`` and ``ratio``, dictionaries that do not fit the modalities, parts that
+            do not go together, or a precision that there is not or that the encoder has no product for.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class SAE(nn.Module):
         encoder: SAEEncoder | None = None,
         selector: Selector | None = None,
         dictionaries: dict[str, Dictionary] | None = None,
+        precision: str | None = None,
     ):
         super().__init__()
         self.modalities = tuple(modalities)
@@ -71,8 +78,12 @@ class SAE(nn.Module):
                 f"encoder {self.encoder.name!r} chooses its latents by itself: it takes no selector, and not "
                 f"{self.selector.name!r}"
             )
+        check_precision(precision)
+        if precision not in (None, "fp32") and not self.encoder.takes_precision:
+            raise InputError(f"encoder {self.encoder.name!r} computes in float32: it takes no precision {precision!r}")
         for part in self.parts().values():
             part.check(self)
+        self.precision = precision
         self.d_sae, self.ratio = d_sae, ratio
         self.d_in: dict[str, int] = {}
         self.sites: dict[str, Site] = {}
@@ -141,7 +152,10 @@ class SAE(nn.Module):
         target, info = self.normaliser(x.to(dictionary.like.dtype), modality)
         if grad is not None:
             grad = self.normaliser.gradient(grad.to(target.dtype), modality, info)
-        return self.encoder(target, dictionary, modality), SelectContext(modality, dictionary, target, grad), info
+        pre = self.encoder(target, dictionary, modality)
+        if isinstance(pre, PreCodes):
+            pre.precision = self.precision
+        return pre, SelectContext(modality, dictionary, target, grad), info
 
     def _encode(self, x: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """``{modality: (normalised rows, pre-codes, codes)}`` of raw rows of every modality."""
@@ -208,7 +222,8 @@ class SAE(nn.Module):
             raise InputError(f"there are no {empty[0]} rows in this batch of a training: means over it do not exist")
         given = {self._modality(m): x for m, x in tokens.items()}
         # one modality after the other where they need not be chosen together: gradients then add up in that order
-        together = type(self.selector).select is not Selector.select
+        like = next(iter(self.dictionaries.values())).like
+        together = type(self.selector).select is not Selector.select or self.selector.in_one_pass(like)
         outputs = {}
         for part in [given] if together else [{m: x} for m, x in given.items()]:
             for m, (target, pre, codes) in self._encode(part, grad).items():
@@ -320,6 +335,7 @@ class SAE(nn.Module):
         found = saelens_fields(self)
         top = found[0] if found else unknown(max(self.d_in.values()), self.d_sae)
         own = {"format": folder_format.FORMAT, "version": __version__, **composition(self)}
+        own["precision"] = self.precision  # also None, which is by the device: a file without it means fp32
         own |= {"sites": {m: s.to_dict() for m, s in self.sites.items()}, "training": dict(training or {})}
         return top | {"mmsae": own}
 
@@ -359,6 +375,7 @@ class SAE(nn.Module):
             encoder=make_part("encoder", block["encoder"]),
             selector=make_part("selector", block["selector"]),
             dictionaries={k: make_part("dictionary", d) for k, d in block["dictionaries"].items()},
+            precision=block.get("precision", "fp32"),
         )
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: loading draws nothing
             sae.build(block["d_in"], block["d_sae"])

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.kernels import Ranking
+from mmsae.kernels import Ranking, backend_for
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.part import Part
-from mmsae.sae.precodes import DensePreCodes, PreCodes, PursuitCodes, Score
+from mmsae.sae.precodes import DensePreCodes, PreCodes, PursuitCodes, Score, stacked
 from mmsae.types import InputError
 
 AnyPreCodes = PreCodes | DensePreCodes
@@ -39,6 +39,7 @@ class Selector(Part):
     couples_batch = False  #: Whether the code of a row depends on the other rows of the batch in training.
     signed = False  #: Whether code values may be negative.
     by_place = False  #: Whether what is kept depends on the places of latents, which so cannot be moved or left out.
+    alike = False  #: Whether rows of every modality are chosen from in the same way, and each by itself.
     by_norm = False  #: Whether what is chosen goes by pre-codes times the norms of their atoms.
 
     def build(self, d_sae: int, modalities: Sequence[str]) -> None:
@@ -49,8 +50,19 @@ class Selector(Part):
         raise NotImplementedError
 
     def select(self, pres: Mapping[str, AnyPreCodes], rows: Mapping[str, SelectContext]) -> dict[str, Selected]:
-        """The codes of a batch of every modality; by default each on its own."""
+        """The codes of a batch of every modality; by default each on its own, or all rows in one pass if that is the
+        same and pays.
+        """
+        first = next(iter(rows.values()))
+        if len(pres) > 1 and self.in_one_pass(first.target) and (whole := stacked(list(pres.values()))):
+            counts = [len(context.target) for context in rows.values()]
+            chosen = zip(*(t.split(counts) for t in self(whole, first)), strict=True)
+            return dict(zip(pres, chosen, strict=True))
         return {m: self(pre, rows[m]) for m, pre in pres.items()}
+
+    def in_one_pass(self, like: Tensor) -> bool:
+        """Whether rows of several modalities, tensors like this one, are coded together for speed alone."""
+        return self.alike and backend_for(like).fused
 
 
 class Ranked(Selector):
@@ -109,7 +121,7 @@ class TopK(Ranked):
             raise InputError(f"k must be at least 1, not {k}")
         if strict and score != "value":
             raise InputError(f"strict compares pre-codes, score {score!r} does not: give one of them")
-        self.strict = strict
+        self.strict, self.alike = strict, type(self) is TopK and score != "norm"
         # a buffer, since it changes results and may be annealed; the host copy avoids a device sync in every step
         self.register_buffer("k_", torch.tensor(k))
         self._k = k

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmsae.kernels.backend import effective
+from mmsae.kernels.choice import described
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.sae.normaliser import Normaliser, all_reduce
@@ -202,6 +204,9 @@ class LitSAE(pl.LightningModule):
         """Remember the length of the training, which ramps need."""
         self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
         self._said = False
+        like = next(iter(self.sae.dictionaries.values())).like
+        product = effective(self.sae.precision, like)
+        rank_zero_info(f"kernels: {described(like.device)}; the encoder's product is of {product}")
         if self.going_on is None:
             return
         said = f"going on after step {self.going_on['step']:,}"

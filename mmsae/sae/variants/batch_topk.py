@@ -141,12 +141,11 @@ class BatchTopK(Thresholded):
         super().build(d_sae, modalities)
 
     def _choose(self, scores: Tensor, modality: str) -> tuple[Tensor, Tensor, Tensor]:
-        backend = backend_for(scores)
-        if not backend.fused or type(self) is not BatchTopK:
+        backend, budget = backend_for(scores), self._budget(scores)
+        if not backend.fused or not budget or type(self) is not BatchTopK:
             return super()._choose(scores, modality)
-        least = backend.threshold(scores, self._budget(scores))
-        below = torch.nextafter(least, least.new_zeros(()))  # entries that are equal at the end of the budget all stay
-        return *backend.above(scores, below), least.reshape(1)
+        least = backend.threshold(scores, budget)  # where entries are equal at the end of the budget, all stay
+        return *backend.above(scores, least, inclusive=True), least.reshape(1)
 
     def _budget(self, scores: Tensor) -> int:
         return min(int(self._k * len(scores)), scores.numel())

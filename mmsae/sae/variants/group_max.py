@@ -20,7 +20,7 @@ class GroupMax(Selector):
     """
 
     name = "group_max"
-    by_place = True
+    by_place = alike = True
 
     def __init__(self, k: int = 32) -> None:
         super().__init__()

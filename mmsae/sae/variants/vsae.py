@@ -41,6 +41,7 @@ class GaussianEncoder(AffineEncoder):
     """
 
     name = "gaussian"
+    takes_precision = False
     file_names: ClassVar[Mapping[str, tuple[str, bool]]] = AffineEncoder.file_names | {
         "spread": ("W_enc_log_variance", True),
         "spread_bias": ("b_enc_log_variance", False),
