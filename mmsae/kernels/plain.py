@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsae.kernels import grouped
 from mmsae.kernels.backend import Ranking
 from mmsae.kernels.gradients import SparseBackend
 
@@ -84,10 +85,12 @@ class TorchBackend(SparseBackend):
         return linear(x, weight, bias)
 
     def topk(self, matrix: Tensor, k: int, ranking: Ranking | None = None) -> tuple[Tensor, Tensor]:
-        if ranking is None:
-            return tuple(matrix.topk(k, dim=1, sorted=False))
-        indices = ranking(matrix).topk(k, dim=1, sorted=False).indices
-        return matrix.gather(1, indices), indices
+        ranked = matrix if ranking is None else ranking(matrix)
+        if grouped.pays(ranked, k):
+            values, indices = grouped.topk(ranked, k)
+        else:
+            values, indices = ranked.topk(k, dim=1, sorted=False)
+        return values if ranking is None else matrix.gather(1, indices), indices
 
     def threshold(self, scores: Tensor, budget: int) -> Tensor:
         best = scores.reshape(-1).topk(min(budget, scores.numel()), sorted=False).values
@@ -96,6 +99,8 @@ class TorchBackend(SparseBackend):
     def above(
         self, scores: Tensor, threshold: Tensor, least: int = 1, inclusive: bool = False
     ) -> tuple[Tensor, Tensor]:
+        if grouped.pays(scores):
+            return grouped.above(scores, threshold, least, inclusive)
         threshold = threshold.reshape(-1)  # 0-dim numbers would be rounded to the scores' precision
         on = scores >= threshold if inclusive else scores > threshold
         most = int(on.sum(1).max()) if len(on) else 0

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmsae.kernels.ids import distinct
 from mmsae.kernels.plain import linear, row_chunks
 
 GRAM_BYTES = 2**30  # largest matrix of inner products of atoms that is made by itself
@@ -140,15 +141,6 @@ def merge(values: Tensor, picks: Picks, n_atoms: int) -> tuple[Tensor, Tensor]:
     summed = values.new_zeros(len(values), width + 1).scatter_add(1, slot, values)[:, :width]
     found = torch.full_like(ids[:, :1], n_atoms).expand(-1, width + 1).scatter(1, group, ids)[:, :width]
     return summed, distinct(found, found < n_atoms)
-
-
-def distinct(ids: Tensor, used: Tensor) -> Tensor:
-    """``ids (N, K)`` with the entries that are not ``used`` filled with other ids, so that a row has none twice."""
-    k = ids.shape[1]
-    taken = torch.zeros(len(ids), k + 1, dtype=torch.long, device=ids.device)
-    taken.scatter_(1, torch.where(used, ids, k).clamp(max=k), 1)  # of the first k ids enough are free
-    free = taken[:, :k].sort(dim=1, stable=True).indices
-    return torch.where(used, ids, free.gather(1, ((~used).cumsum(1) - 1).clamp(min=0)))
 
 
 class FittedPursuit(NamedTuple):

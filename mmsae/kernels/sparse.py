@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mmsae.kernels.backend import Backend, Ranking, Score, effective
 from mmsae.kernels.choice import backend_for
+from mmsae.kernels.ids import distinct
 
 
 def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
@@ -146,19 +147,18 @@ def chunked_above(
     if not parts:
         empty = torch.zeros(0, 1, dtype=torch.long, device=x.device)
         return x.new_zeros(0, 1), empty, empty.bool()
-    values, indices, kept = _widened(parts, k, len(weight))
+    values, indices, kept = _widened(parts, k)
     return values if precision == "fp32" else backend.entries(x, weight, bias, indices, None, scale), indices, kept
 
 
-def _widened(parts: list[tuple[Tensor, Tensor, Tensor]], k: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def _widened(parts: list[tuple[Tensor, Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Below each other, the narrower ones filled up with ids that their rows have not."""
     values, indices, kept = [], [], []
     for val, idx, on in parts:
-        missing = k - idx.shape[1]
-        if missing:
-            taken = idx.new_zeros(len(idx), k + 1).scatter_(1, idx.clamp(max=k), 1)[:, :k]
-            idx = torch.cat([idx, taken.sort(dim=1, stable=True).indices[:, :missing]], 1)
-            val, on = (F.pad(t, (0, missing)) for t in (val, on))
+        if missing := k - idx.shape[1]:
+            had = F.pad(torch.ones_like(on), (0, missing))
+            val, idx, on = (F.pad(t, (0, missing)) for t in (val, idx, on))
+            idx = distinct(idx, had)
         values.append(val)
         indices.append(idx)
         kept.append(on)
