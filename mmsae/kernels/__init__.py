@@ -2,8 +2,10 @@
 
 from mmsae.kernels.backend import Backend, Ranking
 from mmsae.kernels.choice import backend_for, use
+from mmsae.kernels.grouped import Largest, pays
 from mmsae.kernels.sparse import (
     chunked_above,
+    chunked_largest,
     chunked_topk,
     dense_linear,
     raw_product,
@@ -14,11 +16,14 @@ from mmsae.kernels.sparse import (
 
 __all__ = [
     "Backend",
+    "Largest",
     "Ranking",
     "backend_for",
     "chunked_above",
+    "chunked_largest",
     "chunked_topk",
     "dense_linear",
+    "pays",
     "raw_product",
     "sampled_linear",
     "sparse_decode",

@@ -9,6 +9,10 @@ depends on the entries alone, and not on how they were found.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,9 +25,9 @@ SLACK = 4  # rows of which more than so many times k entries reach the bound hav
 DENSE = 0.105  # NumPy finds true entries by a faster way where more than a tenth are true
 
 
-def pays(matrix: Tensor, k: int = 1) -> bool:
-    """Whether a ``matrix (N, F)`` is one that these functions choose from faster than torch's own do."""
-    return matrix.device.type == "cpu" and matrix.shape[1] >= max(LEAST, 4 * k)
+def pays(device: torch.device, width: int, k: int = 1) -> bool:
+    """Whether these functions choose k of so many entries faster than torch's own do."""
+    return device.type == "cpu" and width >= max(LEAST, 4 * k)
 
 
 def topk(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -41,12 +45,72 @@ def topk(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def above(scores: Tensor, threshold: Tensor, least: int = 1, inclusive: bool = False) -> tuple[Tensor, Tensor]:
     """``(ids, whether they count)``, both ``(N, K)``, of the entries of ``scores (N, F)`` above a threshold on the CPU.
 
-    ``threshold`` is one number or ``(F,)``; with ``inclusive`` entries that are equal to it count too. K is the most that a row has, and at least ``least`` (at most F). Ids that
-    count ascend and come first; the others are such as the row has not.
+    ``threshold`` is one number or ``(F,)``; with ``inclusive`` entries that are equal to it count too. K is the most
+    that a row has, and at least ``least`` (at most F). Ids that count ascend and come first; the others are such as the
+    row has not.
     """
     n, width = scores.shape
     compare = np.greater_equal if inclusive else np.greater
     return padded(np.flatnonzero(compare(_numpy(scores), _numpy(threshold.reshape(-1)))), n, width, least)
+
+
+class Largest(NamedTuple):
+    """What a batch keeps of its entries; K is the most that a row has, and at least 1."""
+
+    values: Tensor  #: ``(N, K)`` entries, before they were scored.
+    indices: (
+        Tensor  #: ``(N, K)`` int64 ids; those that count ascend and come first, the others are such as the row has not.
+    )
+    kept: Tensor  #: ``(N, K)`` bool: whether they count.
+    least: Tensor  #: ``(1,)`` the smallest score that was kept, infinite where none was.
+
+
+def largest(parts: Callable[[], Iterator[tuple[Tensor, Tensor]]], n: int, width: int, budget: int) -> Largest:
+    """The ``budget`` largest positive scores of an ``(N, F)`` matrix that is made part by part, on the CPU.
+
+    A bound is taken from the first part, for somewhat more than its share. Should a whole batch have too few above it,
+    all is done again with a lower one. Of equal scores the first are kept.
+
+    Args:
+        parts: Makes ``(entries, scores)`` of some rows after the others, anew each time it is called.
+        n: N, at least 1.
+        width: F.
+        budget: Scores that are kept; all positive ones where there are fewer.
+    """
+    for slack in (1.25, 5.0, torch.inf):
+        found, at, bound = [], 0, None
+        for entries, scores in parts():
+            a = _numpy(scores)
+            if bound is None:
+                bound = _bound(a, budget * len(a) / n * (1.0 if len(a) == n else slack))
+            places = np.flatnonzero((a >= bound) if bound > 0 else (a > 0))
+            found.append((places + at, a.reshape(-1).take(places), _numpy(entries).reshape(-1).take(places)))
+            at += a.size
+        places, scored, kept = (np.concatenate(t) for t in zip(*found, strict=True))
+        if bound <= 0 or len(places) >= budget:
+            break
+    if not budget:
+        places, scored, kept = places[:0], scored[:0], kept[:0]
+    elif len(places) > budget:
+        cut = np.partition(scored, len(places) - budget)[len(places) - budget]
+        on = _largest(scored, np.broadcast_to(cut, scored.shape), np.array([len(places)]), budget)
+        places, scored, kept = places[on], scored[on], kept[on]
+    ids, on = padded(places, n, width)
+    values = torch.zeros(ids.shape, dtype=entries.dtype)
+    values[on] = torch.from_numpy(kept).to(entries.dtype)
+    return Largest(values, ids, on, torch.from_numpy(scored.min(initial=np.inf, keepdims=True)))
+
+
+def _bound(a: np.ndarray, rank: float) -> float:
+    """What about ``rank`` entries of ``a (n, F)`` reach, and not fewer; 0 where that is more than a quarter of them."""
+    n, width = a.shape
+    size = max(1, width // 512)
+    maxima = a[:, : width // size * size].reshape(n, size, -1).max(1).reshape(-1)
+    if 4 * rank > a.size or rank > maxima.size:
+        return 0.0
+    rank = max(1, math.ceil(rank))
+    bound = np.partition(maxima, maxima.size - rank)[maxima.size - rank]
+    return float(bound) if bound > 0 else 0.0  # and where it is NaN
 
 
 def padded(places: np.ndarray, n: int, width: int, least: int = 1) -> tuple[Tensor, Tensor]:
@@ -121,6 +185,11 @@ def _kept(places: np.ndarray, entries: np.ndarray, cut: np.ndarray, count: np.nd
 
     ``count (N,)`` are the places of each row, and ``cut``, for every place, the k-th largest entry of its row.
     """
+    return places.compress(_largest(entries, cut, count, k))
+
+
+def _largest(entries: np.ndarray, cut: np.ndarray, count: np.ndarray, k: int) -> np.ndarray:
+    """Which of the entries :func:`_kept` keeps."""
     on = entries >= cut
     if np.count_nonzero(on) > k * len(count):
         larger, equal = entries > cut, entries == cut
@@ -129,4 +198,4 @@ def _kept(places: np.ndarray, entries: np.ndarray, cut: np.ndarray, count: np.nd
         seen = equal.cumsum()
         before = np.concatenate([[0], seen])[count.cumsum() - count]  # in the rows before
         on = larger | (equal & (seen - before[row] <= free[row]))
-    return places.compress(on)
+    return on

@@ -86,7 +86,7 @@ class TorchBackend(SparseBackend):
 
     def topk(self, matrix: Tensor, k: int, ranking: Ranking | None = None) -> tuple[Tensor, Tensor]:
         ranked = matrix if ranking is None else ranking(matrix)
-        if grouped.pays(ranked, k):
+        if grouped.pays(ranked.device, ranked.shape[1], k):
             values, indices = grouped.topk(ranked, k)
         else:
             values, indices = ranked.topk(k, dim=1, sorted=False)
@@ -99,7 +99,7 @@ class TorchBackend(SparseBackend):
     def above(
         self, scores: Tensor, threshold: Tensor, least: int = 1, inclusive: bool = False
     ) -> tuple[Tensor, Tensor]:
-        if grouped.pays(scores):
+        if grouped.pays(scores.device, scores.shape[1]):
             return grouped.above(scores, threshold, least, inclusive)
         threshold = threshold.reshape(-1)  # 0-dim numbers would be rounded to the scores' precision
         on = scores >= threshold if inclusive else scores > threshold

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsae.kernels import grouped
 from mmsae.kernels.backend import Backend, Ranking, Score, effective
 from mmsae.kernels.choice import backend_for
+from mmsae.kernels.grouped import Largest
 from mmsae.kernels.ids import distinct
 
 
@@ -149,6 +151,33 @@ def chunked_above(
         return x.new_zeros(0, 1), empty, empty.bool()
     values, indices, kept = _widened(parts, k)
     return values if precision == "fp32" else backend.entries(x, weight, bias, indices, None, scale), indices, kept
+
+
+@torch.no_grad()
+def chunked_largest(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    budget: int,
+    score: Score,
+    scale: Tensor | None = None,
+    precision: str | None = None,
+) -> Largest:
+    """The ``budget`` largest positive scores of a batch's ``(x @ weight.T) * scale + bias``, without the whole product.
+
+    For rows on the CPU and the backend ``torch``; arguments are those of :func:`chunked_above`.
+    """
+    backend, precision = backend_for(x), effective(precision, x)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows, product in _products(backend, x, weight, bias, scale, precision):
+            product = product.to(x.dtype)
+            yield product, score(product, rows)
+
+    found = grouped.largest(parts, len(x), len(weight), budget)
+    if precision == "fp32":
+        return found
+    return found._replace(values=backend.entries(x, weight, bias, found.indices, None, scale))
 
 
 def _widened(parts: list[tuple[Tensor, Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsae.kernels import Ranking, backend_for, chunked_above, chunked_topk, dense_linear, raw_product, sampled_linear
+from mmsae.kernels import (
+    Largest,
+    Ranking,
+    backend_for,
+    chunked_above,
+    chunked_largest,
+    chunked_topk,
+    dense_linear,
+    pays,
+    raw_product,
+    sampled_linear,
+)
 from mmsae.kernels.backend import Score
 
 
@@ -79,6 +90,13 @@ class PreCodes:
         ranked = self._ranked(score)
         return chunked_above(self.x, self.weight, self.bias, threshold, ranked, self.scale, self.precision)
 
+    def largest(self, budget: int, score: Score | None = None) -> Largest | None:
+        """The ``budget`` largest positive scores of all rows; None where :meth:`scores` are ranked as fast."""
+        if backend_for(self.x).name != "torch" or not pays(self.x.device, len(self.weight)):
+            return None
+        ranked = self._ranked(score)
+        return chunked_largest(self.x, self.weight, self.bias, budget, ranked, self.scale, self.precision)
+
     def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
         """``(N, k)`` pre-codes of chosen latents, with gradients for these entries only; ``linear`` if known."""
         return self._activate(sampled_linear(self.x, self.weight, self.bias, indices, linear, self.scale), self.valid)
@@ -141,6 +159,9 @@ class DensePreCodes:
         on = ranked > threshold
         order = torch.where(on, ranked, -torch.inf).topk(most(on), dim=1, sorted=False).indices
         return self.u.gather(1, order), order, on.gather(1, order)
+
+    def largest(self, budget: int, score: Score | None = None) -> None:
+        """Nothing: the scores are there already; see :meth:`PreCodes.largest`."""
 
     def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
         """``(N, k)`` values of chosen latents, with gradients."""

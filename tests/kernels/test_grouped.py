@@ -96,4 +96,50 @@ def test_the_cpus_backend_chooses_by_it_where_it_pays(ranking):
     assert torch.equal(ids, stable(u if ranking is None else u.abs(), 8)) and torch.equal(values, u.gather(1, ids))
     ids, on = TorchBackend().above(u, torch.tensor(1.0))
     assert torch.equal(torch.zeros_like(u).bool().scatter(1, ids, on), u > 1)
-    assert not grouped.pays(u[:, 1:]) and not grouped.pays(u, 257) and not grouped.pays(u.to("meta"))
+    assert grouped.pays(u.device, grouped.LEAST) and not grouped.pays(u.device, grouped.LEAST - 1)
+    assert not grouped.pays(u.device, 2048, 513) and not grouped.pays(torch.device("cuda"), 8192)
+
+
+def parts(u: torch.Tensor, size: int, passes: list):
+    def make():
+        passes.append(len(u))
+        yield from ((rows, rows.abs()) for rows in u.split(size))
+
+    return make
+
+
+@pytest.mark.parametrize("order", ["any", "first rows larger", "first rows of few that are large"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "float64"])
+def test_a_batchs_largest_scores_wherever_its_rows_are(kind, order):
+    u = entries(kind, 64, 1100, 8)
+    if order != "any":
+        u = u * torch.linspace(1, 3, 64)[:, None].flip(0) ** 2  # the first part holds more than its share
+    if order == "first rows of few that are large":
+        u[:8] = 0.0
+        u[:8, :63] = 1e4
+    passes: list = []
+    found = grouped.largest(parts(u, 8, passes), 64, 1100, 64 * 8)
+    flat = u.abs().reshape(-1).sort(descending=True, stable=True)
+    want = torch.zeros(64 * 1100, dtype=torch.bool).index_fill(0, flat.indices[: 64 * 8], True).view(64, 1100)
+    want &= u != 0
+    assert torch.equal(torch.zeros_like(want).scatter(1, found.indices, found.kept), want)
+    assert torch.equal(found.values[found.kept], u.gather(1, found.indices)[found.kept])
+    assert found.least == u.abs()[want].min() and found.values.dtype == u.dtype
+    assert (found.indices.sort(1).values.diff(dim=1) > 0).all() and (len(passes) == 1) == (order == "any")
+
+
+def test_a_budget_that_is_larger_than_what_is_positive_and_one_of_nothing():
+    u = torch.zeros(4, 1100)
+    u[1, 5], u[1, 7], u[3, 2] = 1.0, 3.0, 2.0
+    found = grouped.largest(parts(u, 2, []), 4, 1100, 10)
+    assert found.kept.sum() == 3 and found.least == 1.0 and found.indices.shape == (4, 2)
+    for empty in (grouped.largest(parts(u, 2, []), 4, 1100, 0), grouped.largest(parts(u * 0, 2, []), 4, 1100, 10)):
+        assert not empty.kept.any() and empty.least == torch.inf and empty.indices.shape == (4, 1)
+
+
+def test_entries_that_are_equal_to_a_threshold_count_where_they_shall():
+    u = entries("ties", 40, 300, 8)
+    for inclusive in (False, True):
+        ids, on = grouped.above(u, torch.tensor(1.5), inclusive=inclusive)
+        want = u >= 1.5 if inclusive else u > 1.5
+        assert torch.equal(torch.zeros_like(want).scatter(1, ids, on), want)

@@ -80,18 +80,22 @@ class Thresholded(Ranked):
         if not self.training:
             return self.above(pre, rows, self.threshold(rows.modality).to(rows.target.device))
         with torch.no_grad():
-            indices, on, least = self._choose(pre.scores(self.score(rows)), rows.modality)
+            linear, indices, on, least = self._choose(pre, rows)
             self._observe(rows.modality, least)
-        return self.keep(pre, indices) * on, indices
+        return self.keep(pre, indices, linear) * on, indices
 
-    def _choose(self, scores: Tensor, modality: str) -> tuple[Tensor, Tensor, Tensor]:
-        """``(ids, whether they count)`` of what a training batch keeps, both ``(N, k)``, and its thresholds."""
+    def _choose(self, pre: AnyPreCodes, rows: SelectContext) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """What a training batch keeps: linear parts (if known), ids and whether they count, and its thresholds.
+
+        All but thresholds are ``(N, k)``.
+        """
+        scores, modality = pre.scores(self.score(rows)), rows.modality
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         on = self._mask(scores, modality) & (scores > 0)
         least = self._least(torch.where(on, scores, torch.inf))
         width = max(1, int(on.sum(1).max())) if len(on) else 1
         indices = torch.where(on, scores, -torch.inf).topk(width, dim=1, sorted=False).indices
-        return indices, on.gather(1, indices), least
+        return None, indices, on.gather(1, indices), least
 
 
 class BatchTopK(Thresholded):
@@ -140,12 +144,17 @@ class BatchTopK(Thresholded):
             raise InputError(f"k = {self._k:g} does not fit d_sae = {d_sae}")
         super().build(d_sae, modalities)
 
-    def _choose(self, scores: Tensor, modality: str) -> tuple[Tensor, Tensor, Tensor]:
-        backend, budget = backend_for(scores), self._budget(scores)
-        if not backend.fused or not budget or type(self) is not BatchTopK:
-            return super()._choose(scores, modality)
-        least = backend.threshold(scores, budget)  # where entries are equal at the end of the budget, all stay
-        return *backend.above(scores, least, inclusive=True), least.reshape(1)
+    def _choose(self, pre: AnyPreCodes, rows: SelectContext) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        if type(self) is not BatchTopK:
+            return super()._choose(pre, rows)
+        score, backend = self.score(rows), backend_for(rows.target)
+        if found := pre.largest(int(self._k * len(rows.target)), score):
+            return found
+        if not backend.fused or not int(self._k * len(rows.target)):
+            return super()._choose(pre, rows)
+        scores = pre.scores(score)
+        least = backend.threshold(scores, self._budget(scores))  # where entries are equal at its end, all stay
+        return None, *backend.above(scores, least, inclusive=True), least.reshape(1)
 
     def _budget(self, scores: Tensor) -> int:
         return min(int(self._k * len(scores)), scores.numel())

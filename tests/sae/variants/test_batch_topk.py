@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmsae import InputError
+from mmsae.kernels import use
 from mmsae.sae import BatchTopK, Dictionary, PreCodes, SelectContext
 
 K, F = 4.5, 60
@@ -113,3 +114,23 @@ def test_an_annealed_k_and_the_thresholds_survive_a_state_dict():
     dense(a, stationary(64, 0))
     b.load_state_dict(a.state_dict())
     assert b.k == 2.5 and b.threshold("image") == a.threshold("image")
+
+
+@pytest.mark.parametrize("score", ["value", "abs", "norm"])
+def test_wide_batches_are_chosen_part_by_part_as_their_whole_matrix_would_be(score):
+    torch.manual_seed(0)
+    x, weight = torch.randn(600, 16), torch.randn(2000, 16)
+    found = {}
+    for name in ("torch", "reference"):
+        part, pre = BatchTopK(4, score=score), PreCodes(x, weight.clone().requires_grad_(), torch.full((2000,), 0.1))
+        part.build(2000, ("image",))
+        dictionary = Dictionary()
+        dictionary.weight = torch.nn.Parameter(weight)
+        with use(name):
+            values, indices = part(pre, SelectContext("image", dictionary, x))
+            z = torch.zeros(600, 2000).scatter(1, indices, values)
+            z.square().sum().backward()
+        assert (pre._dense is None) == (name == "torch") and (z != 0).sum() == 2400
+        found[name] = z.detach(), pre.weight.grad, part.threshold("image")
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b)
