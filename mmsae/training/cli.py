@@ -192,6 +192,8 @@ class RunCLI(BaseCLI):
                 ways.append(f"data.batch_size (now {size:,})")
             if d_sae := getattr(getattr(self.model, "sae", None), "d_sae", 0):
                 ways.append(f"the number of latents (ratio or d_sae of model.sae, now {d_sae:,})")
+            if (n := len(self.model.each())) > 1:
+                ways.append(f"the number of members (now {n})")
             if held := getattr(data, "resident_bytes", 0):
                 ways.append(f"data.resident (false leaves {nbytes(held)} of rows on disk)")
             raise InputError(

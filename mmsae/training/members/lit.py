@@ -182,7 +182,9 @@ class LitSAEs(pl.LightningModule):
             if name in self.running():
                 try:
                     loss = member.training_step(batch, batch_idx)
-                    losses.append(with_gradients(loss, weights, self.trainer.accumulate_grad_batches))
+                    if len(self.saes) > 1:  # else Lightning may scale it
+                        loss = with_gradients(loss, weights, self.trainer.accumulate_grad_batches)
+                    losses.append(loss)
                     continue
                 except NotFinite as e:
                     self.stop(name, str(e))
