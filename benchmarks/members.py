@@ -74,10 +74,13 @@ def main():
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--steps", type=int, nargs=2, default=(100, 20), help="of the store, and of the stream")
+    parser.add_argument("--only", choices=("store", "stream"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     data = inputs(options.out, options.rows, options.width, options.images)
     for (name, given), steps in zip(data.items(), options.steps, strict=True):
+        if options.only not in (None, name):
+            continue
         root = options.out / name
         begin = fit(root / "start", given, 1)
         alone = sum(
