@@ -168,7 +168,7 @@ def sampled(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     out = x.new_empty(n, k, dtype=torch.float32)
     if not out.numel():
         return out
-    # a warp has whole atoms, so that sums need no shared memory: 32 threads with 16 bytes each are one block of columns
+    # 32 threads with 16 bytes each are one block of columns, so that a warp has atoms of its own and sums need no barrier
     block = min(triton.next_power_of_2(max(d, 1)), 512 // table.element_size())
     slots = min(16, triton.next_power_of_2(k))
     n_blocks = triton.cdiv(k, slots)
