@@ -161,8 +161,8 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
         GROUPS=triton.next_power_of_2(n_groups) if group else 1,
         SLOTS=slots,
         PLACES=triton.next_power_of_2(k),
-        # 16 keys a thread take 65 to 90 registers (ptxas, sm_90), 32 take up to 200: rows wait for their counts most of the
-        # time, so more of them at once are worth more than fewer barriers
+        # 16 keys a thread take 65 to 90 registers (ptxas, sm_90), 32 take up to 200: rows mostly wait for their counts,
+        # so more of them at once are worth more than fewer barriers
         num_warps=warps(max(slots * size, n_groups if group else 1), 16),
     )
     return values, indices

@@ -168,9 +168,10 @@ def sampled(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     out = x.new_empty(n, k, dtype=torch.float32)
     if not out.numel():
         return out
-    # 32 threads with 16 bytes each are one block of columns, so that a warp has atoms of its own and sums need no barrier
+    # one warp, whose 32 threads of 16 bytes each are a block of columns: nothing goes through shared memory, neither x
+    # to the layout of the atoms nor the sums
     block = min(triton.next_power_of_2(max(d, 1)), 512 // table.element_size())
-    slots = min(16, triton.next_power_of_2(k))
+    slots = min(1024 // block, triton.next_power_of_2(k))
     n_blocks = triton.cdiv(k, slots)
     launch(
         _sampled_kernel,
@@ -186,7 +187,7 @@ def sampled(x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         table.stride(0),
         SLOTS=slots,
         BLOCK=block,
-        num_warps=warps(slots * block, 32, 4),
+        num_warps=1,
     )
     return out
 
