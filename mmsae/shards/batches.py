@@ -23,8 +23,8 @@ Row, Made = TypeVar("Row"), TypeVar("Made")
 class Reader(NamedTuple):
     """How samples become batches; travels to the workers."""
 
-    #: PIL image to ``(3, H, W)``, the host's own; None for text alone. Where it says ``ragged``, images have sizes of
-    #: their own, and a batch holds ``inputs``: ``pixels``, all in one row, and ``sizes (B, 2)``.
+    #: PIL image to ``(3, H, W)``, the host's own; None for text alone. Where it says ``ragged``, images are ``(H, W, 3)``
+    #: of sizes of their own, and a batch holds ``inputs``: ``pixels``, all in one row, and ``sizes (B, 2)``.
     transform: Transform | None
     tokenize: Tokenize | None  #: Captions to ``(B, L)`` ids, the host's own, which truncates; None for images alone.
     batch_size: int  #: Samples a batch.
@@ -106,7 +106,7 @@ class Reader(NamedTuple):
                 notes.add("long_caption", samples[i].shard, samples[i].key, f"more than {texts.shape[1]} tokens")
         made, images, inputs = [image for _, image in rows], None, None
         if getattr(self.transform, "ragged", False):  # images that are resized later, on the host's device
-            sizes = torch.tensor([image.shape[1:] for image in made])
+            sizes = torch.tensor([image.shape[:2] for image in made])
             inputs = {"pixels": torch.cat([image.flatten() for image in made]), "sizes": sizes}
         elif self.transform is not None:
             images = torch.stack(made)

@@ -31,7 +31,8 @@ class Head:
     Args:
         steps: What is done with the image.
         whole: The transform that they are of.
-        ragged: Whether images keep sizes of their own, so that a batch is one row of pixels (:meth:`Reader._stack`).
+        ragged: Whether images keep sizes of their own, so that a batch is one row of pixels; they are then
+            ``(H, W, 3)``, as they lie in memory (:class:`mmsae.shards.batches.Reader`).
     """
 
     def __init__(self, steps: Sequence[Callable], whole: Callable, ragged: bool = False) -> None:
@@ -40,7 +41,8 @@ class Head:
     def __call__(self, image: Image.Image) -> Tensor:
         for step in self.steps:
             image = step(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(np.array(image))
+        return pixels if self.ragged else pixels.permute(2, 0, 1).contiguous()
 
     def __repr__(self) -> str:
         return repr(self.whole)
@@ -105,12 +107,12 @@ class Resizer:
             groups.setdefault((h, w), []).append(i)
         made: list[Tensor] = [pixels] * len(images)
         for (h, w), at in groups.items():
-            x = torch.stack([images[i].view(3, h, w) for i in at])
+            x = torch.stack([images[i].view(h, w, 3) for i in at]).permute(0, 3, 1, 2)
             for step in self.steps:
                 x = step(x)
             for i, image in zip(at, x, strict=True):
                 made[i] = image
-        return torch.stack(made)
+        return torch.stack(made).contiguous()
 
 
 class Agreement(NamedTuple):
@@ -124,7 +126,7 @@ class Agreement(NamedTuple):
         """Of the images of a batch on an encoder."""
         sizes, whole = inputs["sizes"], host.transform()
         rows = inputs["pixels"].cpu().split((3 * sizes.prod(1)).tolist())
-        pictures = (r.view(3, h, w).permute(1, 2, 0).numpy() for r, (h, w) in zip(rows, sizes.tolist(), strict=True))
+        pictures = (r.view(h, w, 3).numpy() for r, (h, w) in zip(rows, sizes.tolist(), strict=True))
         own = torch.stack([whole(Image.fromarray(p)) for p in pictures]).to(host.device)
         made = host.pixels(inputs)
         _, scale = split(whole, host.device)
