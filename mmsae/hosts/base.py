@@ -139,8 +139,8 @@ class Host(ABC):
     def batch_size(self, asked: int | None = None) -> int:
         """Samples of a forward pass: what is asked for, else 256; on a CPU fewer where images are large.
 
-        There as many as have the area of 16 images of 224 pixels, a power of two from 4 to 256: activations that do not
-        stay in the caches cost twice the CPU time, in page faults.
+        There as many as have the area of 16 images of 224 pixels, a power of two from 4 to 256: larger batches are no
+        faster, and cost page faults wherever the allocator does not keep memory (:mod:`mmsae.allocator`).
         """
         if asked is not None:
             if asked < 1:

@@ -23,8 +23,8 @@ Row, Made = TypeVar("Row"), TypeVar("Made")
 class Reader(NamedTuple):
     """How samples become batches; travels to the workers."""
 
-    #: PIL image to ``(3, H, W)``, the host's own; None for text alone. Where it says ``ragged``, images are ``(H, W, 3)``
-    #: of sizes of their own, and a batch holds ``inputs``: ``pixels``, all in one row, and ``sizes (B, 2)``.
+    #: PIL image to ``(3, H, W)``, the host's own; None for text alone. Where it says ``ragged``, to ``(H, W, 3)`` of a
+    #: size of its own, and a batch holds ``inputs``: ``pixels``, all in one row, and ``sizes (B, 2)``.
     transform: Transform | None
     tokenize: Tokenize | None  #: Captions to ``(B, L)`` ids, the host's own, which truncates; None for images alone.
     batch_size: int  #: Samples a batch.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsae.hosts import Host
-from mmsae.kernels.pairs import code_norm
+from mmsae.kernels.pairs import code_norm, paired_read
 from mmsae.metrics.pairs.sample_scores import SCORES as TOKEN_SCORES
 from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
@@ -89,8 +89,7 @@ def only(has: Codes, lacks: Codes, weights: Tensor, n: int = NAMED) -> Only:
         value, other = has.to_dense(), lacks.to_dense()
     else:
         ids, value = has.indices, has.values
-        fired = torch.where(lacks.values != 0, lacks.indices, -1)
-        other = (ids[:, :, None] == fired[:, None, :]).any(2)
+        other = paired_read(ids, lacks.values, lacks.indices)
     strength = value.abs() * weights[ids] / code_norm(has).clamp(min=1e-12)[:, None]
     strength = torch.where(other != 0, 0, strength)
     strength, order = strength.sort(stable=True, dim=1, descending=True)

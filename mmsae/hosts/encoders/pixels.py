@@ -18,7 +18,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Normalize, Res
 
 from mmsae.types import InputError
 
-MOST_LEVELS, LEAST_COSINE = 8.0, 0.999
+MOST_LEVELS, LEAST_COSINE = 8.0, 0.99
 """How far pixels, in levels of 255, and embeddings may be from those of the host's own transform."""
 
 TO_RGB = ("_convert_to_rgb", "MaybeConvertMode")
