@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from mmsae.device import sent
 from mmsae.types import InputError, Tokens
 
 CARRIED = ("x", "grad", "special", "role")  # fields of Tokens that a row keeps
@@ -124,9 +125,10 @@ class _Pool:
         used = torch.zeros(self.n, dtype=torch.bool)
         used[pick] = True
         holes, movers = used[:left].nonzero()[:, 0], (~used[left:]).nonzero()[:, 0] + left
-        out = {}
+        out, device = {}, next(iter(self.rows.values())).device
+        pick, holes, movers = (sent(t, device) for t in (pick, holes, movers))
         for m, v in self.rows.items():
-            out[m] = v.index_select(0, pick.to(v.device))
-            v[holes.to(v.device)] = v[movers.to(v.device)]
+            out[m] = v.index_select(0, pick)
+            v[holes] = v[movers]
         self.n = left
         return out

@@ -18,6 +18,7 @@ from tests.helpers.training import RECIPE, ROOT, SMALL, fit, make_store, mmsae
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
 DUMP = ["--trainer.callbacks+", "tests.helpers.rank_dump.DumpRanks"]
 STEPS = 9
+OPTIONS = ["--data.batch_size", 17, "--data.block", 16, "--trainer.max_steps", STEPS, "--trainer.val_check_interval", 4]
 pytestmark = pytest.mark.slow
 
 
@@ -37,8 +38,7 @@ def trained(tmp_path_factory):
     """A store whose rows, blocks and files divide unevenly, and a run of two ranks on it."""
     folder = tmp_path_factory.mktemp("ranks")
     store, run = make_store(folder / "store", n=313, rows_per_shard=100), folder / "run"
-    options = ["--data.batch_size", "17", "--data.block", "16", "--trainer.max_steps", STEPS]
-    done = fit(store, run, *options, "--trainer.val_check_interval", "4", *TWO, *DUMP)
+    done = fit(store, run, *OPTIONS, *TWO, *DUMP)
     assert done.returncode == 0, done.stderr
     return store, run, done
 
@@ -47,6 +47,14 @@ def test_ranks_end_with_the_same_state(trained):
     a, b = ranks(trained[1])
     assert a["world"] == 2 and a["state"].keys() == b["state"].keys()
     assert [k for k in a["state"] if not torch.equal(a["state"][k], b["state"][k])] == []
+
+
+def test_rows_on_the_device_change_nothing(trained, tmp_path):
+    done = fit(trained[0], tmp_path / "run", *OPTIONS, *TWO, *DUMP, "--data.resident", "true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("moved there once (data.resident false leaves them on disk)") == 1
+    for a, b in zip(ranks(trained[1]), ranks(tmp_path / "run"), strict=True):
+        assert [k for k in a["state"] if not torch.equal(a["state"][k], b["state"][k])] == []
 
 
 def test_counters_count_the_tokens_of_both_ranks(trained):
