@@ -87,7 +87,7 @@ def outputs(sae: SAE, real: dict[str, SAEOutput]) -> dict[str, SAEOutput]:
 
 def auxk(term: AuxK, dense: dict[str, SAEOutput], ctx: LossContext) -> Tensor:
     """Of the latents that the term trains, the largest pre-codes against the residual."""
-    dead, total = term.members(dense, ctx), 0.0
+    dead, total = torch.zeros(ctx.sae.d_sae, dtype=torch.bool).index_fill(0, term.members(dense, ctx), True), 0.0
     for m, out in dense.items():
         left = (out.target - out.recon).detach()
         u = out.pre.u * dead if ctx.sae.signed else out.pre.u.relu() * dead
