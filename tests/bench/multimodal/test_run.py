@@ -6,15 +6,23 @@ import pytest
 
 from mmsae import InputError
 from mmsae.bench.command import PhotographsBench, SAEBench, bench
+from mmsae.bench.multimodal.data import Photographs
+from mmsae.bench.multimodal.goals import reached
 from mmsae.bench.multimodal.run import (
     CONTROLLED,
     FEW,
     Bench,
     PairSizes,
+    Place,
     bench_multimodal,
     chosen_strength,
     default_for_pairs,
 )
+from mmsae.bench.sized import CONTROLS, sae_recipes
+from mmsae.bench.stages import stages_of
+from mmsae.world.generator.data import generate
+from mmsae.world.generator.scene import SHAPES
+from mmsae.world.generator.shards import write_samples
 
 RANDOM = f"{CONTROLLED} (untrained)"
 TINY = PairSizes(pairs=(400, 120), clip_steps=2, steps=30, world=((24, 4),))
@@ -116,3 +124,23 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="photographs need --train, --test and --host"):
         bench("multimodal", out=str(tmp_path / "x"), photographs=PhotographsBench(train="a.tar"))
     assert not (tmp_path / "x").exists()
+
+
+def test_photographs_are_a_table_of_their_own(done, tmp_path):
+    root, _ = done
+    shards = {}
+    for split, n, seed in (("train", 160, 11), ("test", 60, 12)):
+        data = generate(n, seed, siblings=False)
+        classes = [SHAPES[shape] for shape in data.scenes.objects[:, 0, 0]]
+        metas = [{"uid": uid, "class": name} for uid, name in zip(data.uids, classes, strict=True)]
+        write_samples(tmp_path / split, split, data.images, [f"a photo of a {c}" for c in classes], metas, per_shard=40)
+        shards[split] = str(tmp_path / split / "*.tar")
+    seen = Photographs(shards["train"], shards["test"], f"local-dir:{root / 'clip'}", tmp_path / "store", False)
+    assert [len(x["image"]) for x in (seen.train, seen.choose)] == [120, 40] and len(seen.prompts) == len(SHAPES)
+    stages = stages_of(tmp_path / "run", {}, progress=False)
+    bench = Bench(stages, {"paired_topk": sae_recipes()["paired_topk"]}, (0, 1), 20, False)
+    table = bench.table(Place("photographs", seen, (16, 3)))
+    row = table["paired_topk"]
+    assert len(table) == 1 + len(CONTROLS) and row["choice_l0"] <= 3 and "fvu_image_sd" in row
+    _, goals = reached({"photographs, F 48, k 4": table}, ["paired_topk"])
+    assert goals[0][3].split(":")[0] == f"{row['zero_shot'] / row['zero_shot_host']:.3f}"
