@@ -48,7 +48,7 @@ class UsageTracker(nn.Module):
         found = self.since.new_zeros(len(codes), d_sae + 1)  # the last column: rows seen
         for row, c in zip(found, codes.values(), strict=True):
             fired_counts(c, row[:d_sae])
-            row[d_sae] = c.n
+            row[d_sae:].fill_(c.n)  # by item it could be a copy from the host
         all_reduce(found)
         fired, seen = found[:, :d_sae], found[:, d_sae:]
         if tuple(codes) == self.modalities:
