@@ -131,6 +131,10 @@ class Backend:
         """``(n_rows, d)`` sums by latent of ``x (N, d)`` weighted by ``values (N, k)`` at ``indices (N, k)``."""
         raise NotImplementedError
 
+    def dense_pays(self, device: torch.device, n_rows: int, k: int) -> bool:
+        """Whether codes of k entries a row are decoded faster as matrices that are mostly 0, with their gradients."""
+        return False
+
     def dense_product(self, x: Tensor, weight: Tensor, precision: str = "fp32") -> Tensor:
         """``(N, F)`` ``x @ weight.T`` in the precision of x, its operands in that of ``precision``."""
         raise NotImplementedError

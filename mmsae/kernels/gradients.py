@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mmsae.kernels.backend import Backend
@@ -76,7 +75,7 @@ class SparseBackend(Backend):
         return _Sums.apply(self, values, indices, x, n_rows)
 
     def dense_product(self, x: Tensor, weight: Tensor, precision: str = "fp32") -> Tensor:
-        return F.linear(x, weight) if precision == "fp32" else _Product.apply(self, x, weight, precision)
+        return _Product.apply(self, x, weight, precision)
 
 
 class _Decode(torch.autograd.Function):

@@ -42,6 +42,23 @@ def topk(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, torch.from_numpy(places.reshape(n, k) - np.arange(n)[:, None] * width)
 
 
+def marked(matrix: Tensor, k: int) -> Tensor:
+    """``(N, F)`` 1 for the k largest of each row of ``matrix (N, F)`` on the CPU, 0 for the others, in its precision.
+
+    Of entries that are equal the first are chosen.
+    """
+    a = _numpy(matrix)
+    n, width = a.shape
+    cut = np.partition(a, width - k, axis=1)[:, width - k, None]
+    on = a >= cut
+    if np.count_nonzero(on) > n * k:
+        places = np.flatnonzero(on)
+        count = _rows(places, n, width)[1]
+        cut = np.repeat(cut, count)
+        on.reshape(-1)[places] = _largest(a.reshape(-1).take(places), cut, count, k)
+    return torch.from_numpy(on).to(matrix.dtype)
+
+
 def above(scores: Tensor, threshold: Tensor, least: int = 1, inclusive: bool = False) -> tuple[Tensor, Tensor]:
     """``(ids, whether they count)``, both ``(N, K)``, of the entries of ``scores (N, F)`` above a threshold on the CPU.
 

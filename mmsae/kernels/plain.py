@@ -22,6 +22,10 @@ from mmsae.kernels.gradients import SparseBackend
 # said once per process at the first CSR tensor, which here is an implementation detail
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
+# sparse products of N * k * d operations and dense ones of N * F * d: on the CPU the dense ones do 5 times as many a
+# second, forward and backward together (20 against 100 GFLOP/s of a core)
+DENSE = 4
+
 # torch's linear runs on MKL, which uses AVX2 on AMD; oneDNN uses AVX-512 there and is 2.4 times as fast
 # (benchmarks/sae_step.py). The choice follows the processor and not a timing, since a run that is resumed must repeat
 # its bits.
@@ -32,9 +36,13 @@ _ONEDNN = (
 )
 
 
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    return _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` outside autograd, by the fastest exact product."""
-    if _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel():
+    if _by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -83,6 +91,14 @@ class TorchBackend(SparseBackend):
             with tf32():
                 return F.linear(x, weight, bias)
         return linear(x, weight, bias)
+
+    def dense_product(self, x: Tensor, weight: Tensor, precision: str = "fp32") -> Tensor:
+        if precision == "fp32" and not _by_onednn(x, weight):
+            return F.linear(x, weight)
+        return super().dense_product(x, weight, precision)
+
+    def dense_pays(self, device: torch.device, n_rows: int, k: int) -> bool:
+        return device.type == "cpu" and n_rows <= DENSE * k
 
     def topk(self, matrix: Tensor, k: int, ranking: Ranking | None = None) -> tuple[Tensor, Tensor]:
         ranked = matrix if ranking is None else ranking(matrix)

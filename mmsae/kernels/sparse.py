@@ -23,6 +23,19 @@ def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
     return backend_for(atoms).decode(values, indices, atoms)
 
 
+def decode_largest(pre: Tensor, k: int, atoms: Tensor, signed: bool = False) -> Tensor:
+    """``(N, d)`` sums of ``atoms (F, d)`` weighted by the positive ones of the k largest ``pre (N, F)`` of a row.
+
+    With ``signed`` they are those of largest absolute value, whatever their sign. Differentiable.
+    """
+    backend, ranked, kept = backend_for(atoms), pre.detach(), pre if signed else pre.relu()
+    if backend.dense_pays(atoms.device, len(atoms), k):
+        codes = kept * grouped.marked(ranked.abs() if signed else ranked, k)
+        return backend.dense_product(codes.to(atoms.dtype), atoms.t())
+    indices = backend.topk(ranked, k, Ranking(absolute=True) if signed else None)[1]
+    return backend.decode(kept.gather(1, indices), indices, atoms)
+
+
 def sparse_scatter(values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
     """``(n_rows, d)`` for each latent the sum of ``x (N, d)`` weighted by its values; differentiable.
 

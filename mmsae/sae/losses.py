@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmsae.kernels import Ranking, backend_for, sparse_decode
+from mmsae.kernels import decode_largest
 from mmsae.kernels.pairs import code_cosine
 from mmsae.sae.part import refuse_unpaired
 from mmsae.sae.usage import DEAD_AFTER, UsageTracker
@@ -156,12 +156,9 @@ class AuxK(LossTerm):
         for m, out in outputs.items():
             residual = (out.target - out.recon).detach()
             pre = out.pre.columns(dead)
-            pre = pre if signed else pre.relu()
             k = min(self.k_aux or out.target.shape[1] // 2, len(dead))
-            indices = backend_for(pre).topk(pre.detach(), k, Ranking(absolute=True) if signed else None)[1]
-            values = pre.gather(1, indices)
-            atoms = ctx.sae.dictionary(m).rows()[dead]
-            error = (residual - sparse_decode(values, indices, atoms)).square().sum(1).mean()
+            atoms = ctx.sae.dictionary(m).rows().index_select(0, dead)
+            error = (residual - decode_largest(pre, k, atoms, signed)).square().sum(1).mean()
             scale = (residual - residual.mean(0)).square().sum(1).mean()
             # a residual without variance (one row) has no unit: no term, and no gradient (0 / 0 would be NaN)
             total = total + torch.where(scale > 0, error / scale.clamp(min=1e-30), 0.0)

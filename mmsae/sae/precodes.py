@@ -57,7 +57,8 @@ class PreCodes:
     def columns(self, ids: Tensor) -> Tensor:
         """``(N, len(ids))`` pre-codes of some latents."""
         bias = None if self.bias is None else self.bias[ids]
-        linear = dense_linear(self.x, self.weight[ids], self.precision)
+        weight = self.weight.index_select(0, ids)  # on the CPU its gradient takes a fraction of that of weight[ids]
+        linear = dense_linear(self.x, weight, self.precision)
         return self._finish(linear, bias, None if self.scale is None else self.scale[ids])
 
     @torch.no_grad()

@@ -143,3 +143,12 @@ def test_entries_that_are_equal_to_a_threshold_count_where_they_shall():
         ids, on = grouped.above(u, torch.tensor(1.5), inclusive=inclusive)
         want = u >= 1.5 if inclusive else u > 1.5
         assert torch.equal(torch.zeros_like(want).scatter(1, ids, on), want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("f", "k"), [(819, 256), (100, 40), (24, 24), (7, 1)])
+def test_the_k_largest_are_marked_and_of_equal_ones_the_first(kind, f, k):
+    for n in (0, 9):
+        u = entries(kind, n, f, k) if n or kind != "one constant row" else torch.zeros(0, f)
+        want = torch.zeros(n, f, dtype=u.dtype).scatter(1, stable(u, k), 1)
+        assert torch.equal(grouped.marked(u, k), want)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmsae.kernels import chunked_topk, sampled_linear, sparse_decode
+from mmsae.kernels import chunked_topk, decode_largest, dense_linear, sampled_linear, sparse_decode
+from mmsae.kernels.plain import TorchBackend
 
 
 def problem(dtype=torch.double, n=6, d=5, f=11, k=3, seed=0):
@@ -86,3 +87,35 @@ def test_cuda_equals_cpu():
 
     for a, c in zip(run("cuda"), run("cpu"), strict=True):
         assert (a - c).norm() / c.norm() < 1e-5
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("f", [20, 200], ids=["as a dense matrix", "sparse"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.double, 1e-9), (torch.float, 1e-6)])
+def test_the_largest_entries_decode_as_the_dense_formula_does(signed, f, dtype, tolerance):
+    g = torch.Generator().manual_seed(f)
+    pre, atoms = (torch.randn(*s, generator=g, dtype=dtype).requires_grad_() for s in ((30, f), (f, 12)))
+    with torch.no_grad():
+        pre[:5] = -pre[:5].abs()  # rows of nothing positive
+        pre[5, :7] = 9.0  # equal ones, of which the first k count
+    k = 6
+    assert TorchBackend().dense_pays(pre.device, f, k) == (f == 20)
+    chosen = (pre.abs() if signed else pre).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    kept = torch.zeros_like(pre).scatter(1, chosen, 1.0) * (pre if signed else pre.relu())
+    target = torch.randn(30, 12, generator=g, dtype=dtype)
+    outs = decode_largest(pre, k, atoms, signed), kept @ atoms
+    grads = [torch.autograd.grad((out - target).square().sum(), (pre, atoms)) for out in outs]
+    rows = slice(None) if f == 20 else torch.arange(30) != 5  # torch does not say which of equal ones it takes
+    for a, b in zip((outs[0], grads[0][0]), (outs[1], grads[1][0]), strict=True):
+        assert (a[rows] - b[rows]).norm() / b[rows].norm() < tolerance
+    if f == 20:
+        assert (grads[0][1] - grads[1][1]).norm() / grads[1][1].norm() < tolerance
+
+
+def test_a_dense_product_has_the_gradients_of_torchs():
+    x, w, *_ = problem(torch.float, n=70, d=48, f=90)
+    outs = dense_linear(x, w), x.double() @ w.double().t()
+    target = torch.randn(70, 90, generator=torch.Generator().manual_seed(2))
+    grads = [torch.autograd.grad((out - target).square().sum(), (x, w)) for out in outs]
+    for a, b in zip((outs[0], *grads[0]), (outs[1], *grads[1]), strict=True):
+        assert (a - b).norm() / b.norm() < 1e-6
