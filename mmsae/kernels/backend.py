@@ -14,10 +14,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmsae.types import InputError
-
-PRECISIONS = ("fp32", "tf32", "bf16")
-
 Score = Callable[[Tensor, slice], Tensor]
 """What is ranked, as a function of some rows' entries ``(n, F)`` and of which rows they are."""
 
@@ -36,29 +32,6 @@ class Ranking:
     def times(self, factor: Tensor) -> Ranking:
         """The ranking of entries that have yet to be multiplied by ``factor (F,)``."""
         return Ranking(self.absolute, factor if self.factor is None else factor * self.factor)
-
-
-def check_precision(name: str | None) -> None:
-    """Refuse what is no precision of the encoder's product.
-
-    Raises:
-        InputError: It is neither None nor one of ``fp32``, ``tf32`` and ``bf16``.
-    """
-    if name is not None and name not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}")
-
-
-def effective(precision: str | None, x: Tensor) -> str:
-    """The precision that a product of rows ``x`` has: by the device where none is given.
-
-    There is no ``tf32`` but on CUDA, and rows that are not float32 keep their own precision (``fp32`` then means that
-    nothing is converted).
-    """
-    if x.dtype != torch.float32:
-        return "fp32"
-    if precision in (None, "tf32"):
-        return "tf32" if x.device.type == "cuda" else "fp32"
-    return precision
 
 
 class Backend:

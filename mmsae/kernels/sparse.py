@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmsae.kernels import grouped
-from mmsae.kernels.backend import Backend, Ranking, Score, effective
+from mmsae.kernels.backend import Backend, Ranking, Score
 from mmsae.kernels.choice import backend_for
 from mmsae.kernels.grouped import Largest
 from mmsae.kernels.ids import distinct
+from mmsae.kernels.precision import effective
 
 
 def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmsae.files import atomic_folder, refuse_foreign
-from mmsae.kernels.backend import PRECISIONS
+from mmsae.kernels.precision import PRECISIONS
 from mmsae.sae.foreign import library_of
 from mmsae.types import InputError
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsae import __version__
-from mmsae.kernels.backend import check_precision
+from mmsae.kernels.precision import check_precision
 from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, SAEEncoder

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmsae.kernels.backend import effective
 from mmsae.kernels.choice import described
+from mmsae.kernels.precision import effective
 from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.sae.normaliser import Normaliser, all_reduce
