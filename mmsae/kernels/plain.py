@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta 
 DENSE = 4
 
 # torch's linear runs on MKL, which uses AVX2 on AMD; oneDNN uses AVX-512 there and is 2.4 times as fast
-# (benchmarks/sae_step.py). The choice follows the processor and not a timing, since a run that is resumed must repeat
+# (benchmarks/train_step.py). The choice follows the processor and not a timing, since a run that is resumed must repeat
 # its bits.
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
