@@ -89,7 +89,7 @@ def sweep(
     trained = Stages(folder, "/sae/cfg.json")  # mmsae fit writes it, when it has ended
     begun = folder.noted().get("under_way", []) if last.exists() else []
     todo = [p for p in points if p.folder not in begun and not trained.done(p.folder)]
-    passes = [[_point(name) for name in begun]] * bool(begun) + list(_chunks(todo, at_once or len(todo)))
+    passes = [[_point(name) for name in begun]] * bool(begun) + list(_chunks(todo, at_once or len(todo) or 1))
     n = sum(map(len, passes))
     print(f"{len(points)} trainings of {plan['steps']} steps in {root}, {n} to do in {len(passes)} passes", flush=True)
     start, done, diverged = time.monotonic(), 0, []
