@@ -100,9 +100,8 @@ class AffineEncoder(SAEEncoder):
             self.bias.mul_(factor)
 
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes:
-        if self.subtract_decoder_bias and dictionary.bias is not None:
-            x = x - dictionary.bias
-        return PreCodes(x, self.weight, self.bias)
+        centre = dictionary.bias if self.subtract_decoder_bias else None
+        return PreCodes.centred(x, centre, self.weight, self.bias)
 
 
 def distance_score(cosine: Tensor) -> Tensor:

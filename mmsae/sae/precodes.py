@@ -36,7 +36,11 @@ def identity(u: Tensor) -> Tensor:
 
 @dataclass
 class PreCodes:
-    """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed."""
+    """Pre-codes ``u = act((x @ weight.T) * scale + bias)``, not yet computed.
+
+    The gradient of ``centre``, which was taken off every row, is that of the pre-codes' sums over rows, through the
+    weights: a product with one vector, where the gradient of every row would cost as much as decoding it.
+    """
 
     x: Tensor  #: ``(N, d)``.
     weight: Tensor  #: ``(d_sae, d)``.
@@ -46,17 +50,25 @@ class PreCodes:
     valid: Tensor | None = None
     scale: Tensor | None = None  #: ``(d_sae,)`` factor of each latent, or None (1).
     precision: str | None = None  #: Of the product's operands; see :class:`mmsae.SAE`. Chosen entries have float32's.
+    centre: Tensor | None = None  #: ``(d,)`` what was taken off every row of ``x``, which knows of no gradient to it.
     _dense: Tensor | None = field(default=None, repr=False)
+    _offset: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def centred(cls, x: Tensor, centre: Tensor | None, weight: Tensor, bias: Tensor | None) -> PreCodes:
+        """``(x - centre) @ weight.T + bias``, not yet computed; None: nothing is taken off."""
+        return cls(x if centre is None else x - centre.detach(), weight, bias, centre=centre)
 
     def dense(self) -> Tensor:
         """``(N, d_sae)`` pre-codes, computed once."""
         if self._dense is None:
-            self._dense = self._finish(dense_linear(self.x, self.weight, self.precision), self.bias, self.scale)
+            self._dense = self._finish(dense_linear(self.x, self.weight, self.precision), self._biases(), self.scale)
         return self._dense
 
     def columns(self, ids: Tensor) -> Tensor:
         """``(N, len(ids))`` pre-codes of some latents."""
-        bias = None if self.bias is None else self.bias[ids]
+        bias = self._biases()
+        bias = None if bias is None else bias[ids]
         weight = self.weight.index_select(0, ids)  # on the CPU its gradient takes a fraction of that of weight[ids]
         linear = dense_linear(self.x, weight, self.precision)
         return self._finish(linear, bias, None if self.scale is None else self.scale[ids])
@@ -73,7 +85,7 @@ class PreCodes:
     def rows(self, which: slice) -> PreCodes:
         """The pre-codes of some rows."""
         valid, dense = (None if t is None else t[which] for t in (self.valid, self._dense))
-        return replace(self, x=self.x[which], valid=valid, _dense=dense)
+        return replace(self, x=self.x[which], valid=valid, _dense=dense)  # and the same offset
 
     def topk(self, k: int, score: Score | None = None) -> tuple[Tensor, Tensor]:
         """Linear parts (before ``act``) and ids, both ``(N, k)``, of the k largest of each row; no gradients.
@@ -100,7 +112,16 @@ class PreCodes:
 
     def at(self, indices: Tensor, linear: Tensor | None = None) -> Tensor:
         """``(N, k)`` pre-codes of chosen latents, with gradients for these entries only; ``linear`` if known."""
-        return self._activate(sampled_linear(self.x, self.weight, self.bias, indices, linear, self.scale), self.valid)
+        linear = sampled_linear(self.x, self.weight, self._biases(), indices, linear, self.scale)
+        return self._activate(linear, self.valid)
+
+    def _biases(self) -> Tensor | None:
+        """``bias`` with the gradient to ``centre``."""
+        if self.centre is None or not (self.centre.requires_grad and torch.is_grad_enabled()):
+            return self.bias
+        if self._offset is None:  # made once, so that its backward pass is one
+            self._offset = _Centred.apply(self.bias, self.centre, self.weight)
+        return self._offset
 
     def _ranked(self, score: Score | None) -> Score:
         if isinstance(score, Ranking) and self.act is identity and self.valid is None:
@@ -119,6 +140,23 @@ class PreCodes:
     def _activate(self, linear: Tensor, valid: Tensor | None) -> Tensor:
         u = self.act(linear)
         return u if valid is None else u * valid
+
+
+class _Centred(torch.autograd.Function):
+    """``bias - weight @ (centre - c)`` at ``c = centre``, whose value and gradient to ``weight`` need no product."""
+
+    @staticmethod
+    def forward(ctx, bias: Tensor | None, centre: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight.new_zeros(len(weight)) if bias is None else bias.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        # on the CPU one sum over all latents rounds five times as much, and much of it cancels against the decoder's
+        parts = 32 if weight.device.type == "cpu" else 1
+        summed = torch.stack([g @ w for g, w in zip(grad.chunk(parts), weight.chunk(parts), strict=True)]).sum(0)
+        return grad if ctx.needs_input_grad[0] else None, -summed, None
 
 
 @dataclass
@@ -176,7 +214,11 @@ def stacked(pres: Sequence[PreCodes | DensePreCodes]) -> PreCodes | None:
         if type(pre) is not PreCodes or pre.weight is not first.weight or pre.bias is not first.bias:
             return None
     valid = None if first.valid is None else torch.cat([pre.valid for pre in pres])
-    return replace(first, x=torch.cat([pre.x for pre in pres]), valid=valid, _dense=None)
+    if any(pre.centre is not first.centre for pre in pres):  # of several, each has the gradients of its own rows
+        x, centre = torch.cat([pre.x if (c := pre.centre) is None else pre.x - (c - c.detach()) for pre in pres]), None
+    else:
+        x, centre = torch.cat([pre.x for pre in pres]), first.centre
+    return replace(first, x=x, valid=valid, centre=centre, _dense=None, _offset=None)
 
 
 def most(on: Tensor) -> int:

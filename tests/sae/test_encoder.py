@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from mmsae import SAE, InputError
 from mmsae.sae import AffineEncoder, Dictionary, DistanceEncoder, PerModalityEncoder, TopK
 from mmsae.sae.encoder import distance_score
+from mmsae.sae.precodes import stacked
 
 
 def vl_sae(d=16, h=64, k=8, **kw):
@@ -94,6 +95,54 @@ def test_affine_encoder_is_tied_at_the_start_and_takes_the_decoder_bias_off():
     torch.testing.assert_close(pre.dense(), want)
     ids = torch.tensor([3, 0, 17])
     torch.testing.assert_close(pre.columns(ids), want[:, ids])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("asked", ["dense", "columns", "at", "known", "all", "rows", "stacked", "stacked shared"])
+@pytest.mark.parametrize("input_has_gradients", [False, True])
+def test_what_is_taken_off_the_input_has_the_gradients_of_the_dense_formula(bias, asked, input_has_gradients):
+    torch.manual_seed(6)
+    modalities = ["image", "text"]
+    dictionaries = {m: Dictionary() for m in modalities} if asked == "stacked" else None
+    encoder = AffineEncoder(bias=bias)
+    sae = SAE(8, 100, modalities=modalities, encoder=encoder, selector=TopK(4), dictionaries=dictionaries).double()
+    centres = [sae.dictionary(m).bias for m in modalities]
+    for centre in {id(c): c for c in centres}.values():
+        centre.data.normal_()
+    x = torch.randn(2, 5, 8, dtype=torch.double, requires_grad=input_has_gradients)
+    ids, some = torch.tensor([3, 0, 17]), torch.randint(100, (5, 4))
+    pres = [sae.encoder(x[i], sae.dictionary(m), m) for i, m in enumerate(modalities)]
+    dense = [(x[i] - c) @ sae.encoder.weight.t() + (sae.encoder.bias if bias else 0) for i, c in enumerate(centres)]
+    forms = {
+        "dense": lambda pre, _: pre.dense(),
+        "columns": lambda pre, _: pre.columns(ids),
+        "at": lambda pre, _: pre.at(some),
+        "known": lambda pre, u: pre.at(some, u.detach().gather(1, some)),
+        "all": lambda pre, _: torch.cat([pre.dense(), pre.columns(ids), pre.at(some)], 1),
+        "rows": lambda pre, _: torch.cat([pre.rows(slice(2)).columns(ids), pre.rows(slice(2, 5)).columns(ids)]),
+    }
+    wants = {"dense": lambda u: u, "columns": lambda u: u[:, ids], "rows": lambda u: u[:, ids]}
+    wants |= {"at": lambda u: u.gather(1, some), "known": lambda u: u.gather(1, some)}
+    wants["all"] = lambda u: torch.cat([u, u[:, ids], u.gather(1, some)], 1)
+    if "stacked" in asked:
+        got, want = stacked(pres).columns(ids), torch.cat(dense)[:, ids]
+    else:
+        got = torch.cat([forms[asked](pre, u) for pre, u in zip(pres, dense, strict=True)])
+        want = torch.cat([wants[asked](u) for u in dense])
+    torch.testing.assert_close(got, want)
+    inputs = [sae.encoder.weight, *{id(c): c for c in centres}.values()]
+    inputs += [sae.encoder.bias] * bias + [x] * input_has_gradients
+    weights = torch.randn_like(want)
+    grads = [torch.autograd.grad((u * weights + u.square()).sum(), inputs, retain_graph=True) for u in (got, want)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_decoder_bias_that_is_not_trained_stays_without_a_gradient():
+    sae = SAE(8, 24, modalities=["image"], selector=TopK(4))
+    bias = sae.dictionary("image").bias.requires_grad_(False)
+    sae.encoder(torch.randn(5, 8), sae.dictionary("image"), "image").dense().sum().backward()
+    assert bias.grad is None and sae.encoder.bias.grad is not None
 
 
 def test_encoders_per_modality_take_different_widths_and_shared_ones_do_not():

@@ -146,7 +146,7 @@ class GroupBias(SAEEncoder):
     def forward(self, x: Tensor, dictionary: Dictionary, modality: str) -> PreCodes | DensePreCodes:
         i = self.modalities.index(modality)
         bias = self.bias[i if self.per_modality else 0]
-        pre = PreCodes(x if dictionary.bias is None else x - dictionary.bias, dictionary.weight, bias)
+        pre = PreCodes.centred(x, dictionary.bias, dictionary.weight, bias)
         if self.training:
             self._observe(i, pre.dense().detach())
         return pre if self.response == "biased" else DensePreCodes(pre.dense(), pre.dense() - bias)

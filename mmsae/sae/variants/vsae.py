@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder
 from mmsae.sae.losses import LossContext, LossTerm, Outputs
-from mmsae.sae.precodes import DensePreCodes
+from mmsae.sae.precodes import DensePreCodes, PreCodes
 from mmsae.types import InputError
 
 LOG_VARIANCE = (-6.0, 2.0)  # bounds, as published
@@ -94,7 +93,8 @@ class GaussianEncoder(AffineEncoder):
         mean = affine.dense().relu() if self.rectified else affine.dense()
         xi, log_variance = mean, None
         if self.learned_variance:
-            log_variance = F.linear(affine.x, self.spread, self.spread_bias).clamp(*LOG_VARIANCE)
+            spread = PreCodes(affine.x, self.spread, self.spread_bias, precision="fp32", centre=affine.centre)
+            log_variance = spread.dense().clamp(*LOG_VARIANCE)
             if self.training:
                 xi = mean + (0.5 * log_variance).exp() * self._noise(mean)
         extras = {"mean": mean, "log_variance": log_variance}
