@@ -78,6 +78,11 @@ class SparseBackend(Backend):
         return _Product.apply(self, x, weight, precision)
 
 
+def _picked(column: Tensor, indices: Tensor) -> Tensor:
+    """``column[indices]``, which on the CPU takes five times as long."""
+    return column.index_select(0, indices.reshape(-1)).view(indices.shape)
+
+
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, backend: SparseBackend, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
@@ -103,8 +108,8 @@ class _Entries(torch.autograd.Function):
     def forward(ctx, backend: SparseBackend, x, weight, bias, indices, values, scale):
         if values is None:
             values = backend.sampled(x, weight, indices)
-            values = values if scale is None else values * scale[indices]
-            values = values if bias is None else values + bias[indices]
+            values = values if scale is None else values * _picked(scale, indices)
+            values = values if bias is None else values + _picked(bias, indices)
         else:
             values = values.clone()
         ctx.backend = backend
@@ -119,9 +124,9 @@ class _Entries(torch.autograd.Function):
         grad_b = backend.totals(grad, indices, len(weight)) if need_b else None
         grad_s = None
         if scale is not None:
-            factor = scale[indices]
+            factor = _picked(scale, indices)
             if need_s:
-                product = (values if bias is None else values - bias[indices]) / factor
+                product = (values if bias is None else values - _picked(bias, indices)) / factor
                 grad_s = backend.totals(grad * product, indices, len(weight))
             grad = grad * factor
         return (

@@ -147,7 +147,7 @@ class TorchBackend(SparseBackend):
 
     def scatter(self, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
         segments: Segments = self.sorted(indices, n_rows)
-        weights = values.reshape(-1)[segments.order].to(x.dtype)
+        weights = values.reshape(-1).index_select(0, segments.order).to(x.dtype)
         return F.embedding_bag(segments.rows, x, offsets=segments.offsets, mode="sum", per_sample_weights=weights)
 
     def totals(self, values: Tensor, indices: Tensor, n_rows: int) -> Tensor:
