@@ -82,7 +82,8 @@ def run_command(words, skipped):
         text = (ROOT / "pyproject.toml").read_text()
         assert args[0] == "install" and all(re.search(rf"^{e} = \[", text, re.M) for e in extras)
     elif program == "python":
-        assert (ROOT / args[0]).is_file(), f"no script {args[0]}"
+        script = args[1].replace(".", "/") + ".py" if args[0] == "-m" else args[0]
+        assert (ROOT / script).is_file(), f"no script {script}"
     else:
         assert program == "mmsae", f"a document shows {words}, which nothing checks: teach tests/helpers/doc_blocks.py"
         run_mmsae(args, skipped or args[0] in ELSEWHERE)
