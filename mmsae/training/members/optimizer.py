@@ -56,9 +56,11 @@ class MemberSchedules:
                 self.members[name].step()
 
     def state_dict(self) -> dict[str, Any]:
+        """Of every member's schedule."""
         return {"members": {name: schedule.state_dict() for name, schedule in self.members.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Set every member's schedule back."""
         for name, schedule in self.members.items():
             schedule.load_state_dict(state_dict["members"][name])
 
