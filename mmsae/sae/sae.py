@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,10 +280,15 @@ class SAE(nn.Module):
         for d in self.dictionaries.values():
             d.project_()
 
-    def after_step_(self) -> None:
-        """What follows an optimiser step: dictionaries' constraints (:meth:`project_`) and the parts' controllers."""
+    def after_step_(self, done: Container[Part] = ()) -> None:
+        """What follows an optimiser step: dictionaries' constraints (:meth:`project_`) and the parts' controllers.
+
+        Args:
+            done: Dictionaries that the step itself kept on their constraint.
+        """
         for part in self.parts().values():
-            part.after_step_()
+            if part not in done:
+                part.after_step_()
 
     def grow_(self, tokens: Tokens, outputs: Mapping[str, SAEOutput]) -> None:
         """Let dictionaries that take their atoms from the data see a training batch; others do nothing."""
@@ -291,10 +296,15 @@ class SAE(nn.Module):
             if self.dictionary(m).grows:
                 self.dictionary(m).grow_(tokens, out, m, self.encoder)
 
-    def remove_parallel_grad_(self) -> None:
-        """Keep gradients of constrained dictionaries tangent; after backward, before clipping."""
+    def remove_parallel_grad_(self, left: Container[Part] = ()) -> None:
+        """Keep gradients of constrained dictionaries tangent; after backward, before clipping.
+
+        Args:
+            left: Dictionaries whose gradients the optimiser makes tangent.
+        """
         for d in self.dictionaries.values():
-            d.remove_parallel_grad_()
+            if d not in left:
+                d.remove_parallel_grad_()
 
     def attach(self, host: Any, allow_other_site: bool = False) -> list[Site]:
         """The sites at which ``host`` feeds this SAE, checked.

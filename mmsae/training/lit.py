@@ -19,6 +19,7 @@ from mmsae.metrics.validation import ValidationMetrics
 from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
 from mmsae.sae.normaliser import Normaliser, all_reduce
 from mmsae.sae.usage import DEAD_AFTER
+from mmsae.training.adam import kept_by, with_atoms
 from mmsae.training.freeze import Freeze
 from mmsae.training.resume import check, recipe
 from mmsae.training.schedule import Schedule
@@ -81,6 +82,7 @@ class LitSAE(pl.LightningModule):
         self.usage: UsageTracker | None = None
         self.validation: ValidationMetrics | None = None
         self.kept = Freeze(freeze)
+        self._in_step = kept_by(None)
         self.member = ""  # its name, where it is one of several that are trained on the same batches
         # of each step since the last look: its number, and sums that are not finite where something was not
         self._sums: dict[str, list[Tensor]] = {}
@@ -206,7 +208,8 @@ class LitSAE(pl.LightningModule):
         self._said = False
         like = next(iter(self.sae.dictionaries.values())).like
         product = effective(self.sae.precision, like)
-        rank_zero_info(f"kernels: {described(like.device)}; the encoder's product is of {product}")
+        said = f"kernels: {described(like.device)}; the encoder's product is of {product}"
+        self._say(said + "; one steps atoms (tangent gradient, Adam, norm)" if self._in_step.unit else said)
         if self.going_on is None:
             return
         said = f"going on after step {self.going_on['step']:,}"
@@ -348,7 +351,7 @@ class LitSAE(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make gradients tangent; Lightning clips after this hook."""
-        self.sae.remove_parallel_grad_()
+        self.sae.remove_parallel_grad_(self._in_step.tangent)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         """Step, then put the dictionaries back on their constraint and let the parts' controllers act."""
@@ -357,7 +360,7 @@ class LitSAE(pl.LightningModule):
 
     def after_step_(self) -> None:
         """What follows a step of the optimiser."""
-        self.sae.after_step_()
+        self.sae.after_step_(self._in_step.unit)
         self.kept.after_step_(self.sae)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -369,6 +372,9 @@ class LitSAE(pl.LightningModule):
         if not list(self.sae.parameters()):
             return None
         optimizer = self.make_optimizer(list(self.sae.parameters()))
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # it may leave a step out, on the device
+            optimizer = with_atoms(optimizer, self.sae, tangent=not self.trainer.gradient_clip_val)
+        self._in_step = kept_by(optimizer)
         if self.make_scheduler is None:
             return optimizer
         scheduler = self.make_scheduler(optimizer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmsae.sae import SAE, LossContext, LossTerm, UsageTracker
+from mmsae.training.adam import kept_by, with_atoms
 from mmsae.training.freeze import Freeze
 from mmsae.types import Tokens
 
@@ -53,7 +54,8 @@ def train(
     kept.build(sae)
     usage = UsageTracker(sae.d_sae, sae.modalities)
     weights = [p for p in sae.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=lr, fused=True) if weights else None
+    optimizer = with_atoms(torch.optim.Adam(weights, lr=lr, fused=True), sae, tangent=True) if weights else None
+    in_step = kept_by(optimizer)
     sae.train()
     for step in range(steps):
         batch = next(batches)
@@ -66,11 +68,11 @@ def train(
             loss = torch.stack([term(outputs, context) for term in losses]).sum()
             optimizer.zero_grad()
             loss.backward()
-            sae.remove_parallel_grad_()
+            sae.remove_parallel_grad_(in_step.tangent)
             optimizer.step()
         usage.update({m: out.codes for m, out in outputs.items()})
         sae.grow_(tokens, outputs)
-        sae.after_step_()
+        sae.after_step_(in_step.unit)
         if optimizer is None and all(d.full for d in sae.dictionaries.values()):
             break
         kept.after_step_(sae)

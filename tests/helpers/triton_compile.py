@@ -105,20 +105,11 @@ def calls() -> dict[str, Callable[[], Any]]:
             x, table = (torch.empty(n, d, dtype=getattr(torch, name)) for n in (200, 300))
             size = f"{name} {d} {k}"
             out[f"bag {size}"] = lambda v=values, i=indices, t=table: sparse.bag(v, i, t)
-            out[f"decode_residual {size}"] = lambda v=values, i=indices, t=table, x=x: sparse.decode_residual(
-                v, i, t, t[0], x
-            )
             out[f"sampled {size}"] = lambda x=x, i=indices, t=table: sparse.sampled(x, t, i)
             out[f"scatter {size}"] = lambda v=values, i=indices, x=x: sparse.scatter(v, i, x, 300)
-            out[f"scatter_pair {size}"] = lambda v=values, i=indices, x=x: sparse.scatter_pair(
-                v, x, v, x.float(), i, 300
-            )
     for d in (100, 512, 768, 1024, 4096, 16384):
         weight = torch.empty(4, d)
-        for copy in (None, torch.empty(4, d, dtype=torch.bfloat16)):
-            out[f"adam {d} {copy is not None}"] = lambda w=weight, c=copy: optim.adam_rows_(
-                w, w, w, w, 1, 1e-3, 0.9, 0.999, 1e-8, True, True, c
-            )
+        out[f"adam {d}"] = lambda w=weight: optim.adam_rows_(w, w, w, w, 1, 1e-3, 0.9, 0.999, 1e-8, True)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The optimiser's step on the rows of a weight, each row read once: projection, Adam, renormalisation, copy."""
+"""The optimiser's step on unit rows of a weight, each row read once: projection, Adam, renormalisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ def _adam_kernel(
     grad_ptr,
     mean_ptr,
     square_ptr,
-    copy_ptr,
     d,
     rate,
     root,
@@ -27,7 +26,6 @@ def _adam_kernel(
     new_square,
     eps,
     TANGENT: tl.constexpr,
-    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     column = tl.arange(0, BLOCK)
@@ -42,13 +40,10 @@ def _adam_kernel(
     mean += (grad - mean) * new
     square = square * decay + grad * grad * new_square
     weight -= rate * tl.div_rn(mean, tl.div_rn(tl.sqrt_rn(square), root) + eps)
-    if UNIT:
-        weight = tl.div_rn(weight, tl.maximum(tl.sqrt_rn(tl.sum(weight * weight, 0)), 1e-12))
+    weight = tl.div_rn(weight, tl.maximum(tl.sqrt_rn(tl.sum(weight * weight, 0)), 1e-12))
     tl.store(weight_ptr + at, weight, mask=inside)
     tl.store(mean_ptr + at, mean, mask=inside)
     tl.store(square_ptr + at, square, mask=inside)
-    if copy_ptr is not None:
-        tl.store(copy_ptr + at, weight, mask=inside)
 
 
 @torch.no_grad()
@@ -63,12 +58,11 @@ def adam_rows_(
     beta2: float,
     eps: float,
     tangent: bool,
-    unit: bool,
-    copy: Tensor | None = None,
 ) -> None:
-    """One step of Adam (``torch.optim.Adam`` without weight decay), in place, on the rows of a weight.
+    """One step of Adam (``torch.optim.Adam`` without weight decay), in place, on rows that stay on norm 1.
 
-    A row is held in registers from its gradient to its copy: d up to 16,384 without spilling.
+    A row is held in registers from its gradient to its new norm: d up to 16,384 without spilling. A row of zeros that
+    has no gradient stays one.
 
     Args:
         weight: ``(F, d)`` float32.
@@ -81,14 +75,12 @@ def adam_rows_(
         beta2: Decay of the second.
         eps: Added to the root of the second moment.
         tangent: Whether the component along the row is taken out of the gradient.
-        unit: Whether rows are put back on norm 1 after the step; a row of zeros stays one.
-        copy: ``(F, d)`` of another type that takes the new weight, or None.
 
     Raises:
         ValueError: A tensor has another shape, or its rows are not next to each other in memory.
     """
-    for name, tensor in dict(grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, copy=copy, weight=weight).items():
-        if tensor is not None and (tensor.shape != weight.shape or not tensor.is_contiguous()):
+    for name, tensor in dict(grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, weight=weight).items():
+        if tensor.shape != weight.shape or not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous and {tuple(weight.shape)}, not {tuple(tensor.shape)}")
     n, d = weight.shape
     if not (n and d):
@@ -101,7 +93,6 @@ def adam_rows_(
         grad,
         exp_avg,
         exp_avg_sq,
-        copy,
         d,
         lr / (1 - beta1**step),
         math.sqrt(1 - beta2**step),
@@ -110,8 +101,8 @@ def adam_rows_(
         1 - beta2,
         eps,
         TANGENT=tangent,
-        UNIT=unit,
         BLOCK=block,
         # 16 of a row's numbers a thread: four loads of 16 bytes from each of four tensors under way
         num_warps=warps(block, 16, 32),
     )
+    torch.autograd.graph.increment_version([weight, exp_avg, exp_avg_sq])

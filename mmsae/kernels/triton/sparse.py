@@ -26,24 +26,10 @@ def _block(d: int) -> int:
 
 @triton.jit
 def _bag_kernel(
-    values_ptr,
-    indices_ptr,
-    table_ptr,
-    bias_ptr,
-    target_ptr,
-    out_ptr,
-    residual_ptr,
-    error_ptr,
-    k,
-    d,
-    table_stride,
-    target_stride,
-    SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    values_ptr, indices_ptr, table_ptr, out_ptr, k, d, table_stride, SLOTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One row: its sum of atoms and, where there is a target, the residual and its square."""
+    """The sum of atoms of one row."""
     row = tl.program_id(0).to(tl.int64)
-    error = tl.full((), 0, tl.float32)
     for first in range(0, d, BLOCK):
         column = first + tl.arange(0, BLOCK)
         inside = column < d
@@ -57,27 +43,15 @@ def _bag_kernel(
             at = table_ptr + atom[:, None] * table_stride + column[None, :]
             rows = tl.load(at, mask=used[:, None] & inside[None, :], other=0).to(tl.float32)
             out += tl.sum(value[:, None] * rows, 0)
-        if bias_ptr is not None:
-            out += tl.load(bias_ptr + column, mask=inside, other=0).to(tl.float32)
         tl.store(out_ptr + row * d + column, out, mask=inside)
-        if target_ptr is not None:
-            target = tl.load(target_ptr + row * target_stride + column, mask=inside, other=0).to(tl.float32)
-            residual = tl.where(inside, out - target, 0.0)
-            tl.store(residual_ptr + row * d + column, residual, mask=inside)
-            error += tl.sum(residual * residual, 0)
-    if target_ptr is not None:
-        tl.store(error_ptr + row, error)
 
 
-def _bag(
-    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None = None, target: Tensor | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+@torch.no_grad()
+def bag(values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
+    """``(N, d)`` float32 sums of rows of ``table (F, d)``: ``out[n] = sum_j values[n, j] * table[indices[n, j]]``."""
     (n, k), d = values.shape, table.shape[1]
     table = in_rows(table)
     out = values.new_empty(n, d, dtype=torch.float32)
-    residual = error = None
-    if target is not None:
-        target, residual, error = in_rows(target), torch.empty_like(out), out.new_empty(n)
     if n and d:
         block = _block(d)
         launch(
@@ -86,49 +60,15 @@ def _bag(
             values.contiguous(),
             indices.contiguous(),
             table,
-            None if bias is None else bias.contiguous(),
-            target,
             out,
-            residual,
-            error,
             k,
             d,
             table.stride(0),
-            0 if target is None else target.stride(0),
             SLOTS=min(8, triton.next_power_of_2(max(k, 1))),
             BLOCK=block,
             num_warps=warps(block, 8),
         )
-    return out, residual, error
-
-
-@torch.no_grad()
-def bag(values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
-    """``(N, d)`` float32 sums of rows of ``table (F, d)``: ``out[n] = sum_j values[n, j] * table[indices[n, j]]``."""
-    return _bag(values, indices, table)[0]
-
-
-@torch.no_grad()
-def decode_residual(
-    values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A decoder and the squared error of its reconstructions, in one reading of the atoms.
-
-    Args:
-        values: ``(N, k)``.
-        indices: ``(N, k)``.
-        table: ``(F, d)``.
-        bias: ``(d,)`` or None.
-        target: ``(N, d)``.
-
-    Returns:
-        float32 reconstructions ``(N, d)``, residuals ``reconstruction - target`` ``(N, d)`` (gradients of half the
-        squared error) and squared errors of the rows ``(N,)``.
-    """
-    out, residual, error = _bag(values, indices, table, bias, target)
-    if not table.shape[1]:
-        error.zero_()
-    return out, residual, error
+    return out
 
 
 @triton.jit
@@ -219,45 +159,33 @@ def segments(indices: Tensor, n_rows: int) -> Segments:
 
 
 @triton.jit
-def _weighted(values_ptr, x_ptr, stride, entry, row, used, column, d):
-    """Sum of the rows of entries times their values, of some columns."""
-    value = tl.load(values_ptr + entry, mask=used, other=0).to(tl.float32)
-    at = x_ptr + row[:, None] * stride + column[None, :]
-    x = tl.load(at, mask=used[:, None] & (column < d)[None, :], other=0).to(tl.float32)
-    return tl.sum(value[:, None] * x, 0)
-
-
-@triton.jit
 def _entries(
     first,
     before,
     skip,
     n,
     order_ptr,
-    values_a_ptr,
-    x_a_ptr,
-    stride_a,
-    values_b_ptr,
-    x_b_ptr,
-    stride_b,
+    values_ptr,
+    x_ptr,
+    x_stride,
     column,
     k,
     d,
     ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Both sums over n entries of the order from ``first`` on, of which the first ``before`` lie before a gap."""
-    a = tl.zeros([BLOCK], tl.float32)
-    b = tl.zeros([BLOCK], tl.float32)
+    """The sum over n entries of the order from ``first`` on, of which the first ``before`` lie before a gap."""
+    out = tl.zeros([BLOCK], tl.float32)
     for start in range(0, n, ENTRIES):
         i = start + tl.arange(0, ENTRIES)
         used = i < n
         entry = tl.load(order_ptr + first + i + tl.where(i < before, 0, skip), mask=used, other=0)
         row = (entry // k).to(tl.int64)
-        a += _weighted(values_a_ptr, x_a_ptr, stride_a, entry, row, used, column, d)
-        if values_b_ptr is not None:
-            b += _weighted(values_b_ptr, x_b_ptr, stride_b, entry, row, used, column, d)
-    return a, b
+        value = tl.load(values_ptr + entry, mask=used, other=0).to(tl.float32)
+        at = x_ptr + row[:, None] * x_stride + column[None, :]
+        x = tl.load(at, mask=used[:, None] & (column < d)[None, :], other=0).to(tl.float32)
+        out += tl.sum(value[:, None] * x, 0)
+    return out
 
 
 @triton.jit
@@ -265,113 +193,62 @@ def _window_kernel(
     indices_ptr,
     order_ptr,
     starts_ptr,
-    values_a_ptr,
-    x_a_ptr,
-    stride_a,
-    sums_a_ptr,
-    values_b_ptr,
-    x_b_ptr,
-    stride_b,
-    sums_b_ptr,
+    values_ptr,
+    x_ptr,
+    x_stride,
+    sums_ptr,
     k,
     d,
     WINDOW: tl.constexpr,
     ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums over the WINDOW entries from a multiple of WINDOW on, if they are of one latent; nothing otherwise."""
+    """The sum over the WINDOW entries from a multiple of WINDOW on, if they are of one latent; nothing otherwise."""
     window = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first = window * WINDOW
     latent = tl.load(indices_ptr + tl.load(order_ptr + first))
     if tl.load(starts_ptr + latent + 1) >= first + WINDOW:
-        a, b = _entries(
-            first, WINDOW, 0, WINDOW, order_ptr, values_a_ptr, x_a_ptr, stride_a, values_b_ptr, x_b_ptr, stride_b,
-            column, k, d, ENTRIES, BLOCK,
+        out = _entries(
+            first, WINDOW, 0, WINDOW, order_ptr, values_ptr, x_ptr, x_stride, column, k, d, ENTRIES, BLOCK
         )  # fmt: skip
-        at = window.to(tl.int64) * d + column
-        tl.store(sums_a_ptr + at, a, mask=column < d)
-        if values_b_ptr is not None:
-            tl.store(sums_b_ptr + at, b, mask=column < d)
-
-
-@triton.jit
-def _windows(sums_ptr, window, used, column, d):
-    """Sum of the sums of some windows."""
-    at = sums_ptr + window[:, None].to(tl.int64) * d + column[None, :]
-    return tl.sum(tl.load(at, mask=used[:, None] & (column < d)[None, :], other=0), 0)
+        tl.store(sums_ptr + window.to(tl.int64) * d + column, out, mask=column < d)
 
 
 @triton.jit
 def _scatter_kernel(
     order_ptr,
     starts_ptr,
-    values_a_ptr,
-    x_a_ptr,
-    stride_a,
-    sums_a_ptr,
-    out_a_ptr,
-    values_b_ptr,
-    x_b_ptr,
-    stride_b,
-    sums_b_ptr,
-    out_b_ptr,
+    values_ptr,
+    x_ptr,
+    x_stride,
+    sums_ptr,
+    out_ptr,
     k,
     d,
     WINDOW: tl.constexpr,
     ENTRIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums of one latent: over its entries that lie in no whole window, then over the sums of its windows."""
+    """The sum of one latent: over its entries that lie in no whole window, then over the sums of its windows."""
     latent = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first, last = tl.load(starts_ptr + latent), tl.load(starts_ptr + latent + 1)
     window, end = (first + WINDOW - 1) // WINDOW, last // WINDOW
     skip = tl.maximum(end - window, 0) * WINDOW
-    a, b = _entries(
-        first, window * WINDOW - first, skip, last - first - skip, order_ptr, values_a_ptr, x_a_ptr, stride_a,
-        values_b_ptr, x_b_ptr, stride_b, column, k, d, ENTRIES, BLOCK,
+    out = _entries(
+        first, window * WINDOW - first, skip, last - first - skip, order_ptr, values_ptr, x_ptr, x_stride,
+        column, k, d, ENTRIES, BLOCK,
     )  # fmt: skip
     for start in range(window, end, ENTRIES):
-        at = start + tl.arange(0, ENTRIES)
-        a += _windows(sums_a_ptr, at, at < end, column, d)
-        if values_b_ptr is not None:
-            b += _windows(sums_b_ptr, at, at < end, column, d)
-    at = latent.to(tl.int64) * d + column
-    tl.store(out_a_ptr + at, a, mask=column < d)
-    if values_b_ptr is not None:
-        tl.store(out_b_ptr + at, b, mask=column < d)
-
-
-def _scatter(
-    pairs: tuple[tuple[Tensor, Tensor], ...], indices: Tensor, n_rows: int, by_latent: Segments | None
-) -> list[Tensor]:
-    """Sums by latent for one or two codes ``(values, x)`` of the same indices."""
-    (n, k), d = indices.shape, pairs[0][1].shape[1]
-    if any(x.shape != (n, d) for _, x in pairs):
-        raise ValueError(f"inputs must be ({n}, {d}), not {' and '.join(str(tuple(x.shape)) for _, x in pairs)}")
-    if not (n * k * d * n_rows):
-        return [x.new_zeros(n_rows, d, dtype=torch.float32) for _, x in pairs]
-    order, starts = segments(indices, n_rows) if by_latent is None else by_latent
-    block, n_windows = _block(d), n * k // WINDOW
-    operands, outs = [], []
-    for values, x in pairs:
-        x, sums = in_rows(x), x.new_empty(n_windows, d, dtype=torch.float32)
-        operands.append((values.contiguous(), x, x.stride(0), sums))
-        outs.append(x.new_empty(n_rows, d, dtype=torch.float32))
-    a, b = operands if len(pairs) == 2 else (*operands, (None, None, 0, None))
-    out_a, out_b = outs if len(pairs) == 2 else (*outs, None)
-    # rows of 8 entries under way at a time, of which a thread has 8 columns each: 64 registers
-    sizes = dict(WINDOW=WINDOW, ENTRIES=8 // len(pairs), BLOCK=block, num_warps=warps(block, 8))
-    if n_windows:
-        grid = (n_windows, triton.cdiv(d, block))
-        launch(_window_kernel, grid, indices.contiguous(), order, starts, *a, *b, k, d, **sizes)
-    launch(_scatter_kernel, (n_rows, triton.cdiv(d, block)), order, starts, *a, out_a, *b, out_b, k, d, **sizes)
-    return outs
+        row = start + tl.arange(0, ENTRIES)
+        at = sums_ptr + row[:, None].to(tl.int64) * d + column[None, :]
+        out += tl.sum(tl.load(at, mask=(row < end)[:, None] & (column < d)[None, :], other=0), 0)
+    tl.store(out_ptr + latent.to(tl.int64) * d + column, out, mask=column < d)
 
 
 @torch.no_grad()
-def scatter(values: Tensor, indices: Tensor, x: Tensor, n_rows: int, segments: Segments | None = None) -> Tensor:
+def scatter(values: Tensor, indices: Tensor, x: Tensor, n_rows: int, by_latent: Segments | None = None) -> Tensor:
     """``(n_rows, d)`` float32: for each latent the sum of ``x (N, d)`` weighted by its values.
 
     Segments longer than a window are split, so that a latent of every row takes no longer than others. The order of
@@ -382,27 +259,24 @@ def scatter(values: Tensor, indices: Tensor, x: Tensor, n_rows: int, segments: S
         indices: ``(N, k)``, below ``n_rows``.
         x: ``(N, d)``.
         n_rows: Number of latents.
-        segments: Of these indices, where they are known.
-    """
-    return _scatter(((values, x),), indices, n_rows, segments)[0]
-
-
-@torch.no_grad()
-def scatter_pair(
-    values_a: Tensor,
-    x_a: Tensor,
-    values_b: Tensor,
-    x_b: Tensor,
-    indices: Tensor,
-    n_rows: int,
-    segments: Segments | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``scatter(values_a, indices, x_a)`` and ``scatter(values_b, indices, x_b)`` in one pass over the entries.
-
-    These are the gradients of a decoder's and of an encoder's rows.
+        by_latent: The :func:`segments` of these indices, where they are known.
 
     Raises:
-        ValueError: The inputs have different shapes.
+        ValueError: The inputs are not as many as the codes.
     """
-    a, b = _scatter(((values_a, x_a), (values_b, x_b)), indices, n_rows, segments)
-    return a, b
+    (n, k), d = indices.shape, x.shape[1]
+    if len(x) != n:
+        raise ValueError(f"inputs must be ({n}, {d}), not {tuple(x.shape)}")
+    if not (n * k * d * n_rows):
+        return x.new_zeros(n_rows, d, dtype=torch.float32)
+    order, starts = segments(indices, n_rows) if by_latent is None else by_latent
+    block, n_windows, x = _block(d), n * k // WINDOW, in_rows(x)
+    sums, out = (x.new_empty(rows, d, dtype=torch.float32) for rows in (n_windows, n_rows))
+    operands = (values.contiguous(), x, x.stride(0), sums)
+    # rows of 8 entries under way at a time, of which a thread has 8 columns each: 64 registers
+    sizes = dict(WINDOW=WINDOW, ENTRIES=8, BLOCK=block, num_warps=warps(block, 8))
+    if n_windows:
+        grid = (n_windows, triton.cdiv(d, block))
+        launch(_window_kernel, grid, indices.contiguous(), order, starts, *operands, k, d, **sizes)
+    launch(_scatter_kernel, (n_rows, triton.cdiv(d, block)), order, starts, *operands, out, k, d, **sizes)
+    return out

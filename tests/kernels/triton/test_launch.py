@@ -23,10 +23,10 @@ CALLS = [
     "above float32 32768",
     "count_above bfloat16 100",
     "group_max float16 32768",
-    "decode_residual bfloat16 768",
     "bag float32 1 1",
+    "bag bfloat16 768",
     "sampled bfloat16 1024",
-    "scatter_pair bfloat16 768",
+    "scatter bfloat16 768",
     "scatter float32 1 1",
     "adam 768",
 ]

@@ -34,14 +34,10 @@ def dense(values, indices, f):
 @pytest.mark.parametrize(("n", "f", "k", "d"), SIZES)
 def test_products_are_those_of_dense_matrices(device, dtype, n, f, k, d):
     values, indices, codes = code(n, f, k, device)
-    table, x, y = (normal(m, d, dtype=dtype, seed=s, device=device) for s, m in enumerate((f, n, n)))
+    table, x = (normal(m, d, dtype=dtype, seed=s, device=device) for s, m in enumerate((f, n)))
     close(sparse.bag(values, indices, table), codes @ table.double())
     close(sparse.sampled(x, table, indices), (x.double() @ table.double().t()).gather(1, indices))
     close(sparse.scatter(values, indices, x, f), codes.t() @ x.double())
-    other = normal(n, k, seed=3, device=device)
-    a, b = sparse.scatter_pair(values, x, other, y.float(), indices, f)
-    close(a, codes.t() @ x.double())
-    close(b, dense(other, indices, f).t() @ y.double())
 
 
 def test_many_entries_a_row(device):
@@ -49,20 +45,6 @@ def test_many_entries_a_row(device):
     table, x = normal(300, 33, device=device), normal(2, 33, seed=1, device=device)
     close(sparse.bag(values, indices, table), codes @ table.double())
     close(sparse.sampled(x, table, indices), (x.double() @ table.double().t()).gather(1, indices))
-
-
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("d", [1, 100, 1030])
-def test_residuals_and_errors_come_with_the_reconstruction(device, dtype, d, biased):
-    values, indices, codes = code(4, 20, 5, device)
-    table, target = normal(20, d, dtype=dtype, device=device), normal(4, d, dtype=dtype, seed=1, device=device)
-    bias = normal(d, seed=2, device=device) if biased else None
-    recon, residual, error = sparse.decode_residual(values, indices, table, bias, target)
-    want = codes @ table.double() + (bias.double() if biased else 0)
-    close(recon, want)
-    close(residual, want - target.double())
-    close(error, (want - target.double()).square().sum(1))
 
 
 def hub(n, f, k, device, latent=3):
@@ -76,11 +58,9 @@ def hub(n, f, k, device, latent=3):
 @pytest.mark.parametrize(("n", "latent"), [(127, 3), (128, 0), (128, 7), (129, 3), (300, 0), (300, 7), (515, 3)])
 def test_segments_longer_than_a_window(device, n, latent):
     values, indices, codes = hub(n, 8, 2, device, latent)
-    x, y = normal(n, 20, device=device), normal(n, 20, seed=1, device=device)
+    x = normal(n, 20, device=device)
     close(sparse.scatter(values, indices, x, 8), codes.t() @ x.double())
-    a, b = sparse.scatter_pair(values, x, values, y, indices, 8, sparse.segments(indices, 8))
-    close(a, codes.t() @ x.double())
-    close(b, codes.t() @ y.double())
+    close(sparse.scatter(values, indices, x, 8, sparse.segments(indices, 8)), codes.t() @ x.double())
 
 
 def test_windows_of_one_latent_are_summed_by_themselves(device, monkeypatch):
@@ -117,8 +97,6 @@ def test_runs_are_equal_to_the_bit(device):
     values, indices, _ = hub(300, 6, 2, device)
     x = normal(300, 40, device=device)
     assert torch.equal(sparse.scatter(values, indices, x, 6), sparse.scatter(values, indices, x, 6))
-    pair = sparse.scatter_pair(values, x, values, x, indices, 6)
-    assert torch.equal(pair[0], pair[1])
 
 
 def test_operands_that_are_parts_of_others(device):
@@ -127,8 +105,6 @@ def test_operands_that_are_parts_of_others(device):
     close(sparse.bag(values.t().contiguous().t(), indices.t().contiguous().t(), table), codes @ table.double())
     close(sparse.sampled(x, table, indices), (x.double() @ table.double().t()).gather(1, indices))
     close(sparse.scatter(values, indices, x, 20), codes.t() @ x.double())
-    target = normal(60, 5, device=device).t()[:, 20:53]
-    close(sparse.decode_residual(values, indices, table, None, target)[1], codes @ table.double() - target.double())
 
 
 def test_no_rows_no_entries(device):
@@ -138,17 +114,13 @@ def test_no_rows_no_entries(device):
         indices = values.long()
         assert torch.equal(sparse.bag(values, indices, table), torch.zeros(n, 5, device=device))
         assert sparse.sampled(x, table, indices).shape == (n, k)
-        for out in (sparse.scatter(values, indices, x, 9), *sparse.scatter_pair(values, x, values, x, indices, 9)):
-            assert torch.equal(out, torch.zeros(9, 5, device=device))
-        recon, residual, error = sparse.decode_residual(values, indices, table, table[0], x)
-        assert torch.equal(recon, table[0].expand(n, 5)) and torch.equal(residual, recon - x) and error.shape == (n,)
+        assert torch.equal(sparse.scatter(values, indices, x, 9), torch.zeros(9, 5, device=device))
 
 
-def test_inputs_of_different_widths_are_refused(device):
+def test_another_number_of_inputs_is_refused(device):
     values, indices, _ = code(5, 20, 4, device)
-    x = normal(5, 8, device=device)
-    with pytest.raises(ValueError, match=r"\(5, 8\) and \(5, 7\)"):
-        sparse.scatter_pair(values, x, values, x[:, :7], indices, 20)
+    with pytest.raises(ValueError, match=r"inputs must be \(5, 8\), not \(4, 8\)"):
+        sparse.scatter(values, indices, normal(4, 8, device=device), 20)
 
 
 @pytest.mark.gpu
