@@ -51,9 +51,10 @@ def logits_by_hand(place, through=lambda x: x):
     host = load_host(place["host"])
     out = []
     for unit in unit_batches(expand(place["noise"]), batch_size=8, workers=0, **host.reading({"image"})):
-        pooled = host.model.forward_head(host.model.forward_features(unit.batch.images), pre_logits=True)
+        images = host.prepared(unit.batch).images
+        pooled = host.model.forward_head(host.model.forward_features(images), pre_logits=True)
         new = through(pooled)
-        out.append(host.model(unit.batch.images) if new is pooled else host.model.get_classifier()(new))
+        out.append(host.model(images) if new is pooled else host.model.get_classifier()(new))
     return torch.cat(out)
 
 
