@@ -44,6 +44,8 @@ class Backend:
     #: Whether the whole product of a batch is one matrix that its kernels rank as it is. Rows of several modalities
     #: that share an encoder are then coded together, and a batch's budget is found by its threshold.
     fused: ClassVar[bool] = False
+    #: Products whose number of latents changes from step to step are filled up to a multiple of this many.
+    whole: ClassVar[int] = 1
 
     def chunks(self, n: int, width: int, device: torch.device) -> Iterator[slice]:
         """So many of n rows at a time as a product with ``width`` columns is fast for."""

@@ -79,6 +79,7 @@ class TorchBackend(SparseBackend):
     """Torch's operations, for every device."""
 
     name = "torch"
+    whole = 64  # oneDNN compiles for every shape, and keeps what it compiled for a thousand of them
 
     def chunks(self, n: int, width: int, device: torch.device) -> Iterator[slice]:
         return row_chunks(n, width, device)

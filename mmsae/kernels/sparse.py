@@ -32,7 +32,9 @@ def decode_largest(pre: Tensor, k: int, atoms: Tensor, signed: bool = False) -> 
     backend, ranked, kept = backend_for(atoms), pre.detach(), pre if signed else pre.relu()
     if backend.dense_pays(atoms.device, len(atoms), k):
         codes = kept * grouped.marked(ranked.abs() if signed else ranked, k)
-        return backend.dense_product(codes.to(atoms.dtype), atoms.t())
+        more = -len(atoms) % backend.whole
+        codes, atoms = F.pad(codes.to(atoms.dtype), (0, more)), F.pad(atoms, (0, 0, 0, more))
+        return backend.dense_product(codes, atoms.t())
     indices = backend.topk(ranked, k, Ranking(absolute=True) if signed else None)[1]
     return backend.decode(kept.gather(1, indices), indices, atoms)
 
@@ -69,6 +71,13 @@ def sampled_linear(
 def dense_linear(x: Tensor, weight: Tensor, precision: str | None = None) -> Tensor:
     """``(N, F)`` ``x @ weight.T``, its operands in a precision (see :class:`mmsae.SAE`); differentiable."""
     return backend_for(x).dense_product(x, weight, effective(precision, x))
+
+
+def dense_columns(x: Tensor, weight: Tensor, ids: Tensor, precision: str | None = None) -> Tensor:
+    """``(N, len(ids))`` ``x @ weight[ids].T``, as :func:`dense_linear`."""
+    filled = F.pad(ids, (0, -len(ids) % backend_for(x).whole))
+    # on the CPU the gradient of index_select takes a fraction of that of weight[ids]
+    return dense_linear(x, weight.index_select(0, filled), precision)[:, : len(ids)]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from mmsae.kernels import (
     chunked_above,
     chunked_largest,
     chunked_topk,
+    dense_columns,
     dense_linear,
     pays,
     raw_product,
@@ -69,8 +70,7 @@ class PreCodes:
         """``(N, len(ids))`` pre-codes of some latents."""
         bias = self._biases()
         bias = None if bias is None else bias[ids]
-        weight = self.weight.index_select(0, ids)  # on the CPU its gradient takes a fraction of that of weight[ids]
-        linear = dense_linear(self.x, weight, self.precision)
+        linear = dense_columns(self.x, self.weight, ids, self.precision)
         return self._finish(linear, bias, None if self.scale is None else self.scale[ids])
 
     @torch.no_grad()
