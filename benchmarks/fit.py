@@ -11,7 +11,6 @@ on the device.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import itertools
 import sys
@@ -91,12 +90,11 @@ def ways(problem: Problem, options: Options, store: Path, rows: torch.Tensor) ->
             1e3 * (fit(problem, options, store, many, more) - fit(problem, options, store, few, more)) / (many - few)
         )
 
-    found = {"bare step": lambda: 1e3 * bare(problem, options, rows, many) / many, "mmsae fit": by_difference()}
-    from datamodules import CachedActivations
-
-    if "resident" in inspect.signature(CachedActivations).parameters:
-        found["mmsae fit, resident"] = by_difference("--data.resident", "true")
-    return found
+    return {
+        "bare step": lambda: 1e3 * bare(problem, options, rows, many) / many,
+        "mmsae fit": by_difference(),
+        "mmsae fit, resident": by_difference("--data.resident", "true"),
+    }
 
 
 def run(problem: Problem, n_rows: int, options: Options, result: Result, folder: Path) -> bool:
