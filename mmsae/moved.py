@@ -55,7 +55,7 @@ MODULES = dict(
     heads.ood_sets=evaluation.ood.sets heads.opening=load heads.pooling=evaluation.pooling heads.rows=evaluation.rows
     heads.shifts=evaluation.shifts heads.spaces=evaluation.spaces heads.suite=evaluation.suite
     heads.suite_data=evaluation.suite_data heads.tree=evaluation.ontology.tree heads.zeroshot=evaluation.zeroshot.head
-    heads.zeroshot_run=evaluation.zeroshot.command interpret=report interop.convert=interop.vlsae
+    heads.zeroshot_run=evaluation.zeroshot.command interop.convert=interop.vlsae
     interpret.card=evaluation.card.page interpret.evaluate=evaluation.card.command interpret.figures=report.figures
     interpret.filter_report=filtering.command interpret.gallery=report.gallery interpret.jobs=filtering.lightning
     interpret.notebook=report.notebook interpret.report=report.page interpret.steer_report=steering.report
@@ -133,7 +133,10 @@ NAMES = {
     "heads.zeroshot": {"evaluation.zeroshot.head": "Split=LabelledScores ZeroShot=Accuracies"},
     "interop.convert": {"interop.command": "convert"},
     "interpret.evaluate": {"evaluation.card.card": "read_card run_suite=run_heads"},
-    "interpret": {"report": "picture=thumbnail"},
+    "interpret": {
+        "report": "Card Gallery compare_codes concept_cards names_of shown_latents thumbnail Figure bar_chart figure"
+        " line_chart zf_plot Fact Section Table render_report markdown_table text_table picture=thumbnail"
+    },
     "interpret.gallery": {"report.gallery": "Picture=Thumbnail picture=thumbnail"},
     "interpret.jobs": {"lvlm.weights.lightning": "Weights"},
     "interpret.token_gallery": {"lvlm.weights.command": "weights_command=weights"},

@@ -38,10 +38,11 @@ ALLOWED = {
     "filtering": MODELS | {"lvlm"},
     "evaluation": MODELS | {"recipes"},
     "steering": MODELS,
+    "interpret": MODELS | {"lvlm", "filtering", "evaluation", "steering"},
     "world": MODELS | {"lvlm", "filtering", "evaluation", "steering"},
     "datamodules": BASE | {"shards", "activations", "hosts", "world"},
 }
-EVERYTHING = {"demo", "bench", "cli", "info", "__init__"}
+EVERYTHING = {"demo", "bench", "look", "cli", "info", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
 

@@ -1,0 +1,1 @@
+"""Concept areas in images, and their matching between views."""

@@ -1,0 +1,1 @@
+"""A static browser of concepts and samples: ``mmsae explore``."""

@@ -1,0 +1,1 @@
+"""What each latent fires on, collected once: ``mmsae evidence``."""

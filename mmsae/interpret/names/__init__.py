@@ -1,0 +1,1 @@
+"""Names of latents with a measured quality: ``mmsae name``."""

@@ -1,0 +1,1 @@
+"""Rare and risky situations in a corpus, described by concepts."""

@@ -1,0 +1,1 @@
+"""How well explanations of latents hold: ``mmsae score``."""

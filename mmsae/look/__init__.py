@@ -1,0 +1,1 @@
+"""``mmsae look``: from a folder of photographs to the browser of their concepts."""
