@@ -13,8 +13,8 @@ from mmsae.interpret.evidence.folder import ABOUT, BINS, EDGES, FORMAT, ITEMS
 
 
 def write_evidence(
-    folder, tokens, *, captions=None, labels=None, images=None, embeddings=None, grid=None, n_top=8, quantiles=4, each=6,
-    seed=0, **of,
+    folder, tokens, *, captions=None, labels=None, images=None, embeddings=None, grid=None, n_top=8, quantiles=4,
+    each=6, seed=0, **of,
 ):  # fmt: skip
     """Write what ``mmsae evidence`` would of ``{modality: (n, places, d_sae)}`` codes, all of it in memory.
 
