@@ -166,7 +166,7 @@ NAMES = {
     "steering.vs2": {"steering.methods.zero_shot_vs2": "ZeroShot=SteeredZeroShot"},
     "tasks.concept_decoding_methods": {"lvlm.hallucination.answers": "METHODS make_methods steered"},
     "tasks.filter": {"filtering.command": "filter_shards=filter_command"},
-    "tasks.filter_fit": {"filtering.pair_weights": "read_names", "filtering.passes": "sample_tars"},
+    "tasks.filter_fit": {"metrics.concepts.names": "read_names", "filtering.passes": "sample_tars"},
     "tasks.filter_lit": {"filtering.lightning": "LitFilter=Filter"},
     "tasks.pair_scorer": {
         "filtering.scorers.base": "Evidence=Reasons Only SCORES Scorer ScorerSpec check_score is_clip only",

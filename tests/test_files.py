@@ -12,8 +12,8 @@ from mmsae.evaluation.labels import read_classes, read_lines, read_templates
 from mmsae.evaluation.ontology.tree import Tree
 from mmsae.evaluation.suite import load_suite
 from mmsae.files import atomic_folder, check_writable, disk_errors, lines_of, read_text
-from mmsae.filtering.pair_weights import read_names
 from mmsae.lvlm.hallucination.questions import load_questions
+from mmsae.metrics.concepts.names import read_names
 from mmsae.metrics.host.chair import Objects
 from mmsae.recipes import find_recipe
 from mmsae.steering.recipe import read_anchors, read_prompts

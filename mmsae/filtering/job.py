@@ -21,7 +21,7 @@ import torch
 from mmsae.files import write_json
 from mmsae.filtering import choose
 from mmsae.filtering.options import Keeping, Scoring
-from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, read_names, take_old
+from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, take_old
 from mmsae.filtering.passes import Pass, TargetSet, part_faults, sample_tars
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
@@ -29,8 +29,10 @@ from mmsae.filtering.selection import Objective, distribution
 from mmsae.jobs.folder import JOB, JobFolder, begun_job
 from mmsae.jobs.units import Engine
 from mmsae.load import named_pair
+from mmsae.metrics.concepts.names import names_only, read_names
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.options import Data, SAERun, call
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, expand, identity
 from mmsae.types import InputError
 
@@ -66,7 +68,7 @@ class FilterJob:
         _check(scoring, keeping, run, data, devices)
         self.scoring, self.keeping = scoring, keeping
         paths = expand(shards)
-        host = named_pair(sae, host)[1]
+        found, host = named_pair(sae, host)
         check_score(scoring.score, host)
         spec = ScorerSpec(sae, host, scoring.score, "", run.device, run.precision, scoring.seed, run.allow_other_site,
                           scoring.text)  # fmt: skip
@@ -74,7 +76,7 @@ class FilterJob:
             raise InputError(
                 f"text is {scoring.text}, but host {host} is CLIP-like and reads the caption; leave --text out"
             )
-        self.names = read_names(scoring.names)
+        self.names = names_only(read_names(scoring.names, sae_fingerprint(found)))
         self.clean, self.wanted = ([] if s is None else expand(s) for s in (scoring.calibration, keeping.target))
         self.worker: PairReader | Scorer = PairReader(spec) if spec.pairs else _without_weights(spec)
         begun = begun_job(Path(out) / RESULTS, Path(f"{out}.partial") / JOB)

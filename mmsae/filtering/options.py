@@ -21,7 +21,8 @@ class Scoring:
     fit_samples: int = 20_000
     """Samples that weights are fitted on, in whole tars drawn by ``seed``."""
     names: str | None = None
-    """JSON file ``{latent: name}``; other latents are called by the words of their top captions."""
+    """``names.json`` of ``mmsae name``, or a JSON file ``{latent: name}``; other latents are called by the words of
+    their top captions."""
     text: Literal["question", "question+answer"] = "question"
     """Which text vision-language LLMs score: ``question``: the prompt alone (json's ``question``, or the caption), as
     published; ``question+answer``: with json's ``answer``."""

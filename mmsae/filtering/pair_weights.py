@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mmsae.files import atomic_file, read_text, write_json
+from mmsae.files import atomic_file, write_json
 from mmsae.filtering.calibrate import Calibrator, fit_calibrator
 from mmsae.metrics.concepts.evidence import text_keys, top_evidence
 from mmsae.metrics.pairs.correlation import PairScorer
@@ -109,21 +109,6 @@ def take_old(path: Path) -> None:
     for suffix in (".safetensors", ".json"):
         if (old := path.with_name(f"weights{suffix}")).exists():
             os.replace(old, path.with_suffix(suffix))
-
-
-def read_names(path: str | None) -> dict[int, str]:
-    """``{latent: name}`` of a JSON file, or of none.
-
-    Raises:
-        InputError: Not such a file.
-    """
-    if path is None:
-        return {}
-    text = read_text(path)
-    try:
-        return {int(j): str(name) for j, name in json.loads(text).items()}
-    except (ValueError, AttributeError) as e:
-        raise InputError(f"names {path} is not a JSON object of latent: name: {e}") from e
 
 
 class FitSample(NamedTuple):

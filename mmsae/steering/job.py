@@ -18,6 +18,7 @@ from mmsae.files import atomic_file, disk_errors, write_json
 from mmsae.hosts import pick_device
 from mmsae.jobs.estimate import duration, progress_bar
 from mmsae.jobs.folder import JobFolder
+from mmsae.metrics.concepts.names import read_names
 from mmsae.options import Drawing, OneProcessRun, at_least
 from mmsae.report.figures import write_png
 from mmsae.sae.fingerprint import sae_fingerprint
@@ -38,7 +39,15 @@ from mmsae.steering.measure.sweep import (
     verdicts,
 )
 from mmsae.steering.options import Edits, Gates, Sweep
-from mmsae.steering.recipe import load_site, make_metrics, make_steering, method_of, read_mask, read_prompts
+from mmsae.steering.recipe import (
+    features_of,
+    load_site,
+    make_metrics,
+    make_steering,
+    method_of,
+    read_mask,
+    read_prompts,
+)
 from mmsae.types import InputError
 
 SHOWN_CONTROLS = 2
@@ -76,6 +85,7 @@ class SteeringJob:
         self.metrics = make_metrics(sweep, edits.words, mask, device)
         options = {k: v for k, v in asdict(drawing).items() if v is not None}
         self.at = load_site(host, sae, gates.site, device, run, options)
+        self.names = read_names(sweep.names, sae_fingerprint(self.at.sae))
         self.acting = {
             "unit": gates.unit, "writeback": gates.writeback, "policy": gates.policy, "branch": gates.branch,
             "tokens": gates.tokens, "steps": tuple(window) or None, "active": gates.active, "space": mask,
@@ -173,6 +183,8 @@ class SteeringJob:
             "summary": _records(means),
             "verdicts": {m: _records(verdicts(table, m)) for m in metrics},
         }
+        if own := {j: self.names[j] for j in features_of(self.edits) if j in self.names}:
+            results["features"] = {str(j): name.to_dict() for j, name in own.items()}
         for suffix, write in (("parquet", table.to_parquet), ("csv", lambda path: table.to_csv(path, index=False))):
             with atomic_file(self.folder / f"table.{suffix}") as temp:
                 write(temp)

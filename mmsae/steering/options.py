@@ -77,3 +77,5 @@ class Sweep:
     """Text that should become true; with words, the prompt with the second word."""
     shown: int = 6
     """Prompts in the grid of images, with the first seed."""
+    names: str | None = None
+    """``names.json`` of ``mmsae name``: what the features are called on the page."""

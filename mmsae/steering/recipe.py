@@ -84,6 +84,12 @@ def load_site(
     return SteeredSite(loaded, model, at, modality, options)
 
 
+def features_of(edits: Edits) -> list[int]:
+    """Latents that options name, in order, each once; empty where a method chooses them."""
+    ids = [*edits.features, *(j for op in edits.edit for j in op.get("ids") or ())]
+    return list(dict.fromkeys(ids))
+
+
 #: Options that some methods decide themselves: their defaults, and who takes them.
 _DEFAULTS = {"unit": "x_mean_active", "writeback": "delta", "policy": "post", "branch": "cond", "tokens": None}
 _DEFAULTS |= {"active": None, "steps": None}

@@ -28,12 +28,14 @@ def write_report(folder: Path, results: dict[str, Any]) -> None:
         Fact("random controls", job["controls"], "at each strength, as large on every token"),
     ]
     means = [r for r in results["summary"] if not r["control"]]
+    features = results.get("features", {})
     sections = [
         Section(
             "Before and after",
             "Every row has the same prompt, noise and schedule. Random controls change the same tokens by as much, in"
             " the direction of other live features.",
             facts=facts,
+            tables=[_features(features)] if features else [],
             figures=[png(images, f"images before and after {name}")] if images.exists() else [],
         ),
         Section(
@@ -45,7 +47,9 @@ def write_report(folder: Path, results: dict[str, Any]) -> None:
         ),
     ]
     meta = {"site": job["site"], "steps": job["options"]["steps"], "guidance": job["options"]["guidance"]}
-    render_report(folder / "report.html", f"Steering: {name}", sections, meta=meta, data=results)
+    called = ", ".join(said["name"] for said in features.values() if said["name"])
+    title = f"Steering: {name}" + (f" ({called})" if called else "")
+    render_report(folder / "report.html", title, sections, meta=meta, data=results)
 
 
 def _numbers(row: dict[str, Any], names: tuple[str, ...]) -> list[float]:
@@ -56,6 +60,11 @@ def _means(rows: list[dict[str, Any]]) -> Table:
     columns = ["metric", "strength", "mean", "low", "high", "|dx|/|x|", "share of tokens"]
     names = ("strength", "mean", "low", "high", "relative", "share")
     return Table(columns, [[r["metric"], *_numbers(r, names)] for r in rows], "By strength; 0 is unsteered")
+
+
+def _features(features: dict[str, Any]) -> Table:
+    rows = [[f"#{j}", n["name"] or "no name held up", n["method"], n["auroc"], n["by"]] for j, n in features.items()]
+    return Table(["feature", "called", "by method", "AUROC of the name", "by"], rows, "What the features are called")
 
 
 def _verdicts(metric: str, rows: list[dict[str, Any]]) -> Table:

@@ -12,7 +12,9 @@ from PIL import Image
 
 from mmsae import SAE
 from mmsae.cli import main
+from mmsae.metrics.concepts.names import LatentName, write_names
 from mmsae.sae import TopK
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, ShardWriter, expand, read_shard
 from mmsae.types import InputError
 from tests.helpers.filtering import QUIET, filter_shards, make_host, make_shards, results, tree
@@ -88,6 +90,16 @@ def test_an_sae_of_another_site_is_refused(root, run, tmp_path):
     free.save_pretrained(tmp_path / "free")
     with pytest.raises(InputError, match="name it with --host"):
         run(sae=str(tmp_path / "free"))
+
+
+def test_names_of_another_sae_are_refused_and_those_of_this_one_are_used(root, run, tmp_path):
+    names = {j: LatentName(f"thing {j}") for j in range(40)}
+    mine = write_names(tmp_path / "mine.json", names, sae_fingerprint(SAE.from_pretrained(root / "clip-sae")))
+    other = write_names(tmp_path / "other.json", names, "0" * 32)
+    with pytest.raises(InputError, match=r"other\.json names latents of SAE 000000000000, not of"):
+        run(names=str(other))
+    called = json.loads((run(names=str(mine)) / "pair_weights.json").read_text())["concepts"]
+    assert called and all(c["label"] == f"thing {j}" for j, c in called.items())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import torch
 from mmsae import SAE
 from mmsae.cli import main
 from mmsae.hosts import load_host
+from mmsae.metrics.concepts.names import LatentName, write_names
 from mmsae.sae import AffineEncoder, TopK
+from mmsae.sae.fingerprint import sae_fingerprint
 from tests.helpers.diffusion import sd
 
 TEXT_SITE = "text_encoder.layers.1:out[all]"
@@ -92,6 +94,21 @@ def test_a_sweep_writes_pictures_tables_results_and_a_report(made, capsys):
     page = (folder / "report.html").read_text()
     assert "Before and after" in page and page.count("data:image/png") == 2
     assert all((folder / f).stat().st_size > 1000 for f in ("before_after.png", "dose.png"))
+
+
+def test_features_are_called_by_their_names(made, capsys):
+    sae = sae_fingerprint(SAE.from_pretrained(made / "text"))
+    names = write_names(made / "names.json", {3: LatentName("red <b>", "wpmi", auroc=0.875), 5: LatentName(None)}, sae)
+    other = write_names(made / "other.json", {3: LatentName("red")}, "0" * 32)
+    args = ["--features", "3", "5", "--op", "set", "--unit", "raw", "--strengths", "2", "--controls", "0"]
+    assert "names latents of SAE 000000000000" in refused(
+        capsys, made, "text", *args, "--names", str(other), out="refused"
+    )
+    folder = run(made, "text", *args, "--names", str(names), out="named")
+    said = json.loads((folder / "results.json").read_text())
+    assert said["features"]["3"]["name"] == "red <b>" and said["features"]["5"]["name"] is None
+    page = (folder / "report.html").read_text()
+    assert "set 3 5 (red &lt;b&gt;)" in page and "no name held up" in page and "0.875" in page and "red <b>" not in page
 
 
 def test_a_killed_run_goes_on_and_another_job_is_refused(made, capsys):
