@@ -170,6 +170,16 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
         raise
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept.
+
+    It is ``$MMSAE_CACHE``, else ``$XDG_CACHE_HOME/mmsae``, else ``~/.cache/mmsae``.
+    """
+    if given := os.environ.get("MMSAE_CACHE"):
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmsae"
+
+
 def remove_leftovers(target: str | Path) -> None:
     """Remove what killed processes left beside ``target``; only where no other process is writing it."""
     target = Path(target)

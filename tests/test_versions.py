@@ -22,8 +22,9 @@ def asked():
     project = toml.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     lines = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    lines += [r for e in ("test", "docs", "notebooks", "wordnet") for r in extras[e] if not r.startswith("mmsae[")]
-    assert extras["test"][0] == "mmsae[docs,notebooks,wordnet]"
+    own = ("test", "docs", "lite0", "notebooks", "wordnet")
+    lines += [r for e in own for r in extras[e] if not r.startswith("mmsae[")]
+    assert extras["test"][0] == "mmsae[docs,lite0,notebooks,wordnet]"
     return [Requirement(r) for r in lines]
 
 

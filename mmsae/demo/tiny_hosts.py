@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from mmsae.demo.stages import METHODS, PROFILES, SEEDS, fit_method
 from mmsae.errors import InputError
-from mmsae.files import atomic_folder, remove_leftovers
+from mmsae.files import atomic_folder, cache_folder, remove_leftovers
 from mmsae.options import call
 
 Split = Literal["train", "test"]
@@ -40,13 +40,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def folder() -> Path:
-    """Where everything is kept: ``$MMSAE_CACHE``, else ``$XDG_CACHE_HOME/mmsae``, else ``~/.cache/mmsae``."""
-    if given := os.environ.get("MMSAE_CACHE"):
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmsae"
-
-
 def path_of(name: str) -> Path:
     """Where something of :data:`RECIPES` is, or will be: ``NAME-HASH``.
 
@@ -56,7 +49,7 @@ def path_of(name: str) -> Path:
     if name not in RECIPES:
         raise InputError(f"there is no {name!r} to be made, only {', '.join(RECIPES)}")
     key = hashlib.blake2b(json.dumps([name, RECIPES[name]], sort_keys=True).encode(), digest_size=6).hexdigest()
-    return folder() / f"{name}-{key}"
+    return cache_folder() / f"{name}-{key}"
 
 
 def shards(split: Split = "train") -> Path:
@@ -151,7 +144,7 @@ def keep(made: dict[str, Path]) -> None:
                     with atomic_folder(target) as temp:
                         shutil.copytree(source, temp, dirs_exist_ok=True)
     except OSError as e:
-        print(f"not kept in {folder()} for the notebooks: {e}", file=sys.stderr)
+        print(f"not kept in {cache_folder()} for the notebooks: {e}", file=sys.stderr)
 
 
 def _partial(target: Path) -> Path:

@@ -2,9 +2,10 @@
 
 Names: an open_clip architecture with the tag or file of its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``,
 ``local-dir:DIR`` (open_clip's own folder format), ``timm:NAME`` or ``timm:local-dir:DIR`` (timm's folder format),
-``lvlm:ID-or-FOLDER`` (vision-language models of transformers), ``diffusers:ID-or-FOLDER`` (text-to-image pipelines).
-A name may end in a JSON object of options, ``timm:local-dir:DIR {"img_size": 224}``, so that whoever keeps the name
-can load the very host again.
+``lvlm:ID-or-FOLDER`` (vision-language models of transformers), ``diffusers:ID-or-FOLDER`` (text-to-image pipelines),
+``lite0`` (an EfficientNet whose weights a package holds, :mod:`mmsae.hosts.encoders.lite0`). A name may end in a JSON
+object of options, ``timm:local-dir:DIR {"img_size": 224}``, so that whoever keeps the name can load the very host
+again.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mmsae.hosts.encoders import lite0
 from mmsae.types import InputError, Site
 
-KINDS = "hf-hub:ID, local-dir:DIR, timm:NAME, timm:local-dir:DIR, lvlm:ID-or-FOLDER or diffusers:ID-or-FOLDER"
+KINDS = "lite0, hf-hub:ID, local-dir:DIR, timm:NAME, timm:local-dir:DIR, lvlm:ID-or-FOLDER or diffusers:ID-or-FOLDER"
 _TIMM_DIR = "local-dir:"
 # where files lie and who may read them: no property of the host, and a token is nobody else's business
 _NOT_KEPT = {"cache_dir", "device_map", "local_files_only", "token", "use_auth_token", "offload_folder", "max_memory"}
@@ -120,6 +122,8 @@ def parse(name: str) -> HostName:
     An unknown open_clip architecture (with near matches), a missing folder or one of another kind is refused.
     """
     name = split_options(name)[0]
+    if name == lite0.NAME:
+        return HostName("timm", f"{_TIMM_DIR}{lite0.folder()}")
     kind, sep, rest = name.partition(":")
     if sep and kind in ("hf-hub", "local-dir", "timm", "lvlm", "diffusers"):
         return _folder_or_id(name, kind, rest)
