@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mmsae.files import atomic_file
 from mmsae.filtering.passes import TargetSet, read_items
+from mmsae.filtering.query import QueryResult
 from mmsae.filtering.selection import Items, Objective, State, concatenate, distribution, kl, lazy_greedy, quota
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.jobs.units import Parts
@@ -61,7 +62,8 @@ def read_samples(parts: Sequence[Path]) -> ScoredSamples:
         if "words" not in names:  # no usable sample in this tar
             sizes.append(0)
             continue
-        table = pq.read_table(path, columns=[n for n in names if not n.endswith(("_latents", "_strengths", "caption"))])
+        wanted = [n for n in names if not n.endswith(("_latents", "_strengths", "caption")) and "." not in n]
+        table = pq.read_table(path, columns=wanted)
         for row in zip(*(table[c].to_pylist() for c in ("uid", "shard", "key")), strict=True):
             seen.add(*row)
         uids += table["uid"].to_pylist()
@@ -78,9 +80,12 @@ def budget(n: int, keep: float) -> int:
     return math.ceil(round(keep * n, 9))  # .3 of 10 is 3, not 4
 
 
-def best(samples: ScoredSamples, score: str, b: int) -> np.ndarray:
-    """``(b,)`` the samples with the highest score, best first; ties go to the lower uid."""
-    return np.lexsort((samples.uids, -samples.numbers[score]))[:b]
+def best(samples: ScoredSamples, score: str, b: int, among: np.ndarray | None = None) -> np.ndarray:
+    """``(b,)`` the samples with the highest score, best first; ties go to the lower uid. ``among (N,)`` says which
+    samples may be chosen; default: all.
+    """
+    order = np.lexsort((samples.uids, -samples.numbers[score]))
+    return (order if among is None else order[among[order]])[:b]
 
 
 def write_scores(
@@ -90,11 +95,12 @@ def write_scores(
     kept: np.ndarray,
     order: np.ndarray,
     label: Callable[[int], str],
+    query: QueryResult | None = None,
 ) -> None:
     """``scores.parquet``: every usable sample with all scores, whether it is kept, and why.
 
     ``parts`` are those of the ``score`` pass; ``kept (N,)`` is bool, ``order (N,)`` a place in the order of choice or
-    -1, and ``label`` says what to call a latent.
+    -1, ``label`` says what to call a latent, and ``query`` what a query says of the samples.
     """
     labels: dict[int, str] = {}
     with disk_errors(path), atomic_file(path) as temp:
@@ -103,10 +109,13 @@ def write_scores(
             if hi == lo:
                 continue
             table = pq.read_table(file).replace_schema_metadata(None)
-            table = table.drop_columns([c for c in table.column_names if c.startswith("code_")])
+            table = table.drop_columns([c for c in table.column_names if c.startswith("code_") or "." in c])
             at = table.column_names.index("words")
             table = table.add_column(at, "kept", pa.array(kept[lo:hi]))
             table = table.add_column(at + 1, "order", pa.array(order[lo:hi], pa.int32()))
+            if query is not None:
+                table = table.add_column(at + 2, "query_holds", pa.array(query.holds[lo:hi]))
+                table = table.add_column(at + 3, "query", pa.array(query.score[lo:hi]))
             for side in ("text_only", "image_only"):
                 ids = table[f"{side}_latents"].combine_chunks()
                 words = [labels.setdefault(j, label(j)) for j in ids.flatten().to_pylist()]

@@ -23,6 +23,7 @@ from mmsae.filtering import choose
 from mmsae.filtering.options import Keeping, Scoring
 from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, take_old
 from mmsae.filtering.passes import Pass, TargetSet, part_faults, sample_tars
+from mmsae.filtering.query import COLUMN, QueryResult, score_samples, usable_query
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Objective, distribution
@@ -77,6 +78,9 @@ class FilterJob:
                 f"text is {scoring.text}, but host {host} is CLIP-like and reads the caption; leave --text out"
             )
         self.names = names_only(read_names(scoring.names, sae_fingerprint(found)))
+        query = keeping.query
+        self.query = None if query is None else usable_query(query, sae_fingerprint(found), self.names, found.d_sae)
+        self.keep = (1.0 if self.query else 0.5) if keeping.keep is None else keeping.keep
         self.clean, self.wanted = ([] if s is None else expand(s) for s in (scoring.calibration, keeping.target))
         self.worker: PairReader | Scorer = PairReader(spec) if spec.pairs else _without_weights(spec)
         begun = begun_job(Path(out) / RESULTS, Path(f"{out}.partial") / JOB)
@@ -84,7 +88,8 @@ class FilterJob:
         batch_size = self.worker.host.batch_size(asked)
         job = {
             "score": scoring.score,
-            "keep": keeping.keep,
+            "keep": self.keep,
+            "query": self.query and str(self.query.query),
             **self.worker.fingerprints,
             "device": self.worker.device,
             "shards": identity(paths),
@@ -108,6 +113,7 @@ class FilterJob:
         self.scoring_pass = Pass(
             "score", paths, str(self.folder.work), spec, keeping.select_on if keeping.select != "top" else "",
             batch_size, workers, data.caption_field, data.fault_limit, run.progress,
+            tuple(self.query.query.latents()) if self.query else (),
         )  # fmt: skip
 
     def run(self, engine: Engine) -> Path:
@@ -214,13 +220,18 @@ class FilterJob:
         job, draft, keeping, score = self.scoring_pass, self.folder.draft, self.keeping, self.scoring.score
         log = judged([part_faults(p) for p in parts], job.fault_limit)
         samples = choose.read_samples(parts)
+        found = score_samples(self.query.query, parts, len(samples.uids)) if self.query else None
+        if found is not None:
+            samples.numbers[COLUMN] = found.score
+            if not found.holds.any():
+                raise InputError(f"query {self.query.query} holds of none of the {len(samples.uids)} usable samples")
         if score not in samples.numbers:
             raise InputError(f"score {score} was not computed; there are {', '.join(samples.numbers)}")
-        n = choose.budget(len(samples.uids), keeping.keep)
-        rows, about = self._choose(parts, samples, goal, n)
+        n = choose.budget(int(found.holds.sum()) if found else len(samples.uids), self.keep)
+        rows, about = self._choose(parts, samples, goal, n, found)
         kept, order = np.zeros(len(samples.uids), dtype=bool), np.full(len(samples.uids), -1)
         kept[rows], order[rows] = True, np.arange(len(rows))
-        choose.write_scores(draft / "scores.parquet", parts, samples, kept, order, weights.label)
+        choose.write_scores(draft / "scores.parquet", parts, samples, kept, order, weights.label, found)
         choose.write_uids(draft / "uids.npy", samples.uids[kept].tolist())
         written = choose.reshard(
             job.paths, samples, kept, draft / "shards", keeping.per_shard, keeping.compress, job.progress
@@ -249,10 +260,18 @@ class FilterJob:
         self.folder.publish()
 
     def _choose(
-        self, parts: list[Path], samples: choose.ScoredSamples, goal: TargetSet | None, n: int
+        self,
+        parts: list[Path],
+        samples: choose.ScoredSamples,
+        goal: TargetSet | None,
+        n: int,
+        found: QueryResult | None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """The samples to keep, in the order of choice, and how good the set is."""
         keeping, score, job = self.keeping, self.scoring.score, self.scoring_pass
+        if self.query and found is not None:
+            said = {"query": str(self.query.query), "name": self.query.name, "holds": int(found.holds.sum())}
+            return choose.best(samples, score, n, found.holds), {"query": said}
         if keeping.select == "top":
             return choose.best(samples, score, n), {}
         d_sae = self.worker.sae.d_sae
@@ -261,7 +280,7 @@ class FilterJob:
             np.save(self.folder.draft / "target.npy", p)  # the target decides everything, so it goes with the result
         choice = choose.SetChoice(
             self.folder.parts(job.paths, "choose"), parts, samples, Objective(p, keeping.balance),
-            choose.quality_bins(samples, score), fired=goal is None, keep=keeping.keep, seed=self.scoring.seed,
+            choose.quality_bins(samples, score), fired=goal is None, keep=self.keep, seed=self.scoring.seed,
             swap=goal is not None and keeping.swap,
         )  # fmt: skip
         rows, about = choose.choose_set(choice, goal, n, job.progress)
@@ -270,7 +289,7 @@ class FilterJob:
 
 def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: Data, devices: int) -> None:
     """Refuse options that cannot be, or do not go together."""
-    if not 0 < keeping.keep <= 1:
+    if keeping.keep is not None and not 0 < keeping.keep <= 1:
         raise InputError(f"keep is {keeping.keep}; it is a share above 0 and at most 1")
     if not 0 <= keeping.balance <= 1:
         raise InputError(f"balance is {keeping.balance}; it must lie between 0 and 1")
@@ -278,6 +297,10 @@ def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: Data, devices:
         raise InputError(
             f"select is {keeping.select} and target is {keeping.target}; match needs a target, and only match takes one"
         )
+    if keeping.query is not None and keeping.select != "top":
+        raise InputError(f"select is {keeping.select}; with a query samples are chosen by score: select must be top")
+    if scoring.score == COLUMN and keeping.query is None:
+        raise InputError("score is query, and no --query names a file with one")
     if scoring.score == "pair_calibrated" and scoring.calibration is None and scoring.weights == "auto":
         raise InputError(
             "pair_calibrated needs clean pairs: name them with --calibration, or give --weights that were fitted so"

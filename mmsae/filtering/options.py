@@ -12,7 +12,7 @@ class Scoring:
 
     score: str = "pair_weighted"
     """What to keep by. CLIP-like hosts: clip, clip_centred, pair_code, pair_weighted, pair_calibrated, random;
-    vision-language LLMs: cos_code, cos_algorithm, cos_mean, l0, l1, co_l0, co_l1."""
+    vision-language LLMs: cos_code, cos_algorithm, cos_mean, l0, l1, co_l0, co_l1; both: query, with ``--query``."""
     weights: str = "auto"
     """File of fitted weights (an earlier OUT/pair_weights.safetensors; for the ``cos`` scores a folder that ``mmsae
     weights`` wrote), or ``auto``: fit them on a sample."""
@@ -34,8 +34,13 @@ class Scoring:
 class Keeping:
     """Which samples are kept, and how they are written."""
 
-    keep: float = 0.5
-    """Share of the usable samples that is kept, above 0 and at most 1."""
+    keep: float | None = None
+    """Share of the usable samples that is kept, above 0 and at most 1; with ``query`` the share of those of which it
+    holds. Default: .5, and 1 with ``query``."""
+    query: str | None = None
+    """File ``query.json`` over this SAE's latents, as the browser saves it: only samples of which it holds are kept,
+    and every one gets a column ``query``, how well it fits. A latent without ``image:`` or ``text:`` before it may fire
+    on either side."""
     select: Literal["top", "match", "cover"] = "top"
     """``top``: the highest scores. ``match``: the set whose concepts are distributed as in ``target``. ``cover``: the
     set that covers most concepts."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmsae.filtering.pair_weights import FitSample
+from mmsae.filtering.query import latent_columns
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Items
@@ -45,6 +46,7 @@ class Pass(NamedTuple):
     caption_field: str  #: Field of json with the caption.
     fault_limit: float  #: Share of dropped samples that is tolerated.
     progress: bool  #: Whether to print and show bars.
+    latents: tuple[int, ...] = ()  #: Latents of a query, whose values are kept (``score``).
 
     @property
     def parts(self) -> Parts:
@@ -84,7 +86,8 @@ class Pass(NamedTuple):
             return FitPass(parts, unit, worker)
         if self.kind == "target":
             return TargetPass(parts, unit, worker, self.modality)
-        return ScorePass(parts, unit, worker, self.modality, self.spec.seed if self.spec.score == "random" else None)
+        random = self.spec.seed if self.spec.score == "random" else None
+        return ScorePass(parts, unit, worker, self.modality, random, self.latents)
 
     def work(self, worker: Scorer | PairReader, share: Share) -> None:
         """Write the parts of one process's tars."""
@@ -234,12 +237,20 @@ class ScorePass(TarPass):
     """The table of one tar; without any row where no sample of the tar was usable.
 
     The codes of ``modality`` are kept for choosing a set (empty: none); ``random`` is the seed of that score, where it
-    is asked for.
+    is asked for; ``latents`` are those of a query, of both modalities.
     """
 
-    def __init__(self, parts: Parts, unit: Unit, scorer: Scorer, modality: str, random: int | None) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        unit: Unit,
+        scorer: Scorer,
+        modality: str,
+        random: int | None,
+        latents: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(parts, unit)
-        self.scorer, self.modality, self.random = scorer, modality, random
+        self.scorer, self.modality, self.random, self.latents = scorer, modality, random, latents
         self.tables: list[pa.Table] = []
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
@@ -261,6 +272,7 @@ class ScorePass(TarPass):
             values = codes.values.detach().cpu()[good].float()
             ids = torch.arange(codes.d_sae).expand_as(values) if codes.indices is None else codes.indices.cpu()[good]
             columns |= _lists("code", ids, values, values != 0)
+        columns |= latent_columns(why.codes, self.latents, good)
         self.tables.append(pa.table(columns))
 
     def part(self, log: FaultLog) -> bytes:

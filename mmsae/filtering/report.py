@@ -60,6 +60,7 @@ def write_report(result: FilterResult) -> None:
             " host trained on clean pairs; what codes add is the reason.",
             facts=[
                 Fact("kept", r["kept"], f"of {r['kept'] + r['dropped']:,} by {score}"),
+                *([Fact("fit the query", r["query"]["holds"], r["query"]["query"])] if "query" in r else []),
                 Fact("dropped", r["dropped"]),
                 Fact("unusable", r["faults"]["dropped"], f"of {r['faults']['seen']:,} read"),
                 Fact("shards written", r["written_shards"]),
@@ -86,7 +87,8 @@ def write_report(result: FilterResult) -> None:
         result.folder / "report.html",
         f"Filtered by {score}",
         sections,
-        meta={"score": score, "keep": r["job"]["keep"], "select": r["job"]["select"], "seed": r["job"]["seed"]},
+        meta={"score": score, "keep": r["job"]["keep"], "select": r["job"]["select"], "seed": r["job"]["seed"]}
+        | ({"query": r["query"]["query"]} if "query" in r else {}),
         data={k: v for k, v in r.items() if k != "job"},
     )
 

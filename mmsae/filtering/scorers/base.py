@@ -15,7 +15,8 @@ from mmsae.sae import SAE
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
 
 ALWAYS = ("clip", "clip_centred", "pair_code", "pair_weighted")
-PAIR_SCORES = (*ALWAYS, "pair_calibrated", "random")
+ANY_HOST = ("random", "query")
+PAIR_SCORES = (*ALWAYS, "pair_calibrated", *ANY_HOST)
 SCORES = (*PAIR_SCORES, *TOKEN_SCORES)
 NAMED = 5  # concepts named per sample and side
 
@@ -108,10 +109,10 @@ def check_score(score: str, host: str) -> None:
     """Refuse a score that does not exist, or not for this kind of host."""
     if score not in SCORES:
         raise InputError(f"no score {score!r}; there are {', '.join(SCORES)}")
-    if host.startswith("lvlm:") and score in PAIR_SCORES[:-1]:
+    if host.startswith("lvlm:") and score in PAIR_SCORES and score not in ANY_HOST:
         raise InputError(
             f"score {score} is that of a CLIP-like host and host {host} is a vision-language LLM; "
-            f"there are {', '.join(TOKEN_SCORES)} and random for it"
+            f"there are {', '.join((*TOKEN_SCORES, *ANY_HOST))} for it"
         )
     if score in TOKEN_SCORES and is_clip(host):
         raise InputError(
