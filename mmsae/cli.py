@@ -86,6 +86,9 @@ COMMANDS = {
     "evaluate": Command(
         "mmsae.evaluation.card.command:evaluate", "the benchmark card of an SAE, with controls",
         "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card"),
+    "name": Command(
+        "mmsae.interpret.names.command:name", "name latents by their evidence, and measure how well the names hold",
+        "mmsae name runs/evidence", places=("evidence",)),
     "convert": Command(
         "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder, and back",
         "mmsae convert openclip_ViT-B-32_VL_SAE_256_8_best.pth vl_sae", places=("src", "dst")),

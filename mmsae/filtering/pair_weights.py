@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,13 +21,12 @@ from torch import Tensor
 from mmsae.files import atomic_file, write_json
 from mmsae.filtering.calibrate import Calibrator, fit_calibrator
 from mmsae.metrics.concepts.evidence import text_keys, top_evidence
+from mmsae.metrics.concepts.ngrams import FUNCTION_WORDS, WORD
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.types import IMAGE, TEXT, Codes, InputError
 
 FORMAT, FILE = 1, "pair_weights.safetensors"
 SHOWN = 3  # captions kept per concept
-_WORD = re.compile(r"\w+")
-_FUNCTION_WORDS = frozenset("a an and are as at by for from in is it its of on or that the this to with".split())
 
 
 class Concept(NamedTuple):
@@ -173,7 +171,7 @@ def name_concepts(sample: FitSample, names: Mapping[int, str], top: int = 12) ->
     keys, caption = text_keys(sample.captions), dict(zip(sample.uids, sample.captions, strict=True))
     tables = {m: top_evidence(c, sample.uids, top, keys) for m, c in sample.codes.items()}
     unique = sorted(set(sample.captions))
-    common = Counter(w for c in unique for w in set(_WORD.findall(c.lower())))
+    common = Counter(w for c in unique for w in set(WORD.findall(c.lower())))
     out = {}
     for j in range(sample.codes[IMAGE].d_sae):
         captions = [caption[uid] for uid, _ in tables[TEXT].top(j) or tables[IMAGE].top(j)]
@@ -187,14 +185,14 @@ def shared_words(captions: Sequence[str], common: Mapping[str, int], n: int, mos
 
     ``common`` is ``{word: captions that have it}`` of all ``n`` different captions; ``most`` words are returned.
     """
-    here = Counter(w for c in captions for w in set(_WORD.findall(c.lower())))
+    here = Counter(w for c in captions for w in set(WORD.findall(c.lower())))
     gain = {}
     for word, count in here.items():
         share, lift = count / len(captions), count / len(captions) / (common[word] / n)
         if share >= 0.6 and lift >= 1.5:
             gain[word] = share * math.log(lift)
     first = captions[0].lower().split()
-    telling = {w: g for w, g in gain.items() if w not in _FUNCTION_WORDS} or gain
+    telling = {w: g for w, g in gain.items() if w not in FUNCTION_WORDS} or gain
     chosen = sorted(telling, key=lambda w: (-telling[w], w))[:most]
     chosen.sort(key=lambda w: first.index(w) if w in first else len(first))  # in the order of speech
     text = " ".join(chosen) or captions[0]

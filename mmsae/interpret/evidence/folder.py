@@ -220,6 +220,25 @@ class Evidence:
         """
         return self._half(self._map("examples.safetensors")[f"{modality}.{kind}"][latent], half)
 
+    def examples(self, modality: str, half: str, kind: str = "positive") -> np.ndarray:
+        """``(d_sae, m) int32`` items of one half for all latents at once, -1 behind the last of each: what
+        :meth:`positives` (kind ``positive``) and :meth:`negatives` (``random``, ``hard``) give of one latent.
+        """
+        items = self.quantiles(modality, half) if kind == "positive" else self._table(modality, half, kind)
+        items = items.reshape(len(items), -1)
+        order = np.argsort(items < 0, 1, kind="stable")
+        return np.take_along_axis(items, order, 1)
+
+    def quantiles(self, modality: str, half: str) -> np.ndarray:
+        """``(d_sae, quantiles, each) int32`` positives of one half by quantile, the strongest first; -1 for none."""
+        return self._table(modality, half, "positive")
+
+    def _table(self, modality: str, half: str, kind: str) -> np.ndarray:
+        if half not in HALVES:
+            raise InputError(f"half is {half!r}, it must be one of {', '.join(HALVES)}")
+        items = np.asarray(self._map("examples.safetensors")[f"{modality}.{kind}"])
+        return np.where((items >= 0) & (self.items.half == half)[items], items, -1)
+
     def _half(self, items: np.ndarray, half: str) -> np.ndarray:
         if half not in HALVES:
             raise InputError(f"half is {half!r}, it must be one of {', '.join(HALVES)}")

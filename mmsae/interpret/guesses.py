@@ -1,0 +1,69 @@
+"""The best guess that was found for every latent, whether or not it held up: what names are chosen from, and what
+scores of controls are of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmsae.types import InputError
+
+FOLDER, FILE = "names", "candidates.parquet"
+
+
+class Candidates(NamedTuple):
+    """What methods suggested, one row per latent, method and rank."""
+
+    latent: np.ndarray  #: ``(R,) int32``
+    modality: np.ndarray  #: ``(R,)`` str whose evidence it was found in
+    method: np.ndarray  #: ``(R,)`` str
+    phrase: np.ndarray  #: ``(R,)`` str
+    score: np.ndarray  #: ``(R,)``
+    margin: np.ndarray  #: ``(R,)``
+    z: np.ndarray  #: ``(R,)`` NaN for methods that have none
+    auroc_train: np.ndarray  #: ``(R,)`` on the items that it was found on: what candidates are chosen by
+    auroc: np.ndarray  #: ``(R,)`` on unseen items; NaN for those that were not chosen
+    chosen: np.ndarray  #: ``(R,)`` bool, one row per latent
+
+    def rows(self, which: np.ndarray) -> Candidates:
+        """Some of the rows."""
+        return Candidates(*(v[which] for v in self))
+
+    @classmethod
+    def joined(cls, parts: list[Candidates]) -> Candidates:
+        """Rows of several."""
+        return cls(*(np.concatenate(v) for v in zip(*parts, strict=True)))
+
+    def write(self, folder: Path) -> Path:
+        """Write them into a folder of names."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from mmsae.files import atomic_file
+
+        columns = {
+            k: pa.array(v.tolist(), pa.string()) if v.dtype.kind in "UO" else pa.array(v)
+            for k, v in self._asdict().items()
+        }
+        with atomic_file(folder / FILE) as temp:
+            pq.write_table(pa.table(columns), temp)
+        return folder / FILE
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Candidates:
+        """Those of a folder of evidence.
+
+        Raises:
+            InputError: ``mmsae name`` has not been there.
+        """
+        import pyarrow.parquet as pq
+
+        path = Path(folder) / FOLDER / FILE
+        if not path.exists():
+            raise InputError(f"{folder} has no {FOLDER}/{FILE}: run mmsae name {folder} first")
+        table = pq.read_table(path)
+        columns = {k: table[k].to_numpy(zero_copy_only=False) for k in cls._fields}
+        return cls(**{k: v.astype(str) if v.dtype.kind == "O" and k != "chosen" else v for k, v in columns.items()})

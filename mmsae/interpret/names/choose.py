@@ -1,0 +1,98 @@
+"""From candidates to names: the best of each latent on the train half, and whether it holds on the test half."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmsae.interpret.guesses import Candidates
+from mmsae.interpret.names.options import Holding
+from mmsae.interpret.names.phrases import BestPhrases
+from mmsae.metrics.concepts.names import LatentName
+
+#: ``(positive (L, P), negative (L, N), phrases (L, m)) -> (L, m)`` AUROC of phrases on items, see :func:`judged`.
+Judge = Callable[[np.ndarray, np.ndarray, Sequence[Sequence[str]]], np.ndarray]
+EQUAL = 0.02  # AUROCs of the train half that are taken as one
+#: Which of several names that do equally well is taken.
+ORDER = ("lvlm", "captions", "wpmi", "centroid", "vocabulary", "steering")
+
+
+class Examples(NamedTuple):
+    """Items of one half for L latents, -1 for none."""
+
+    positive: np.ndarray  #: ``(L, P)``
+    negative: np.ndarray  #: ``(L, N)``
+
+
+def as_candidates(
+    best: BestPhrases, phrases: Sequence[str], method: str, modality: str, judge: Judge, train: Examples
+) -> Candidates:
+    """The best phrases of one method as rows, with their AUROC on the train half of the same latents."""
+    n, m = best.phrase.shape
+    words = np.array(phrases, object)[best.phrase] if m else np.zeros((n, 0), object)
+    auroc = judge(train.positive, train.negative, words.tolist()) if n and m else np.zeros((n, m))
+    said = [np.full(n * m, v, object) for v in (modality, method)]
+    return Candidates(
+        np.repeat(best.latents, m).astype(np.int32), *said, words.ravel(),
+        *(v.ravel().astype(np.float64) for v in (best.score, best.margin, best.z, auroc)),
+        np.full(n * m, np.nan), np.zeros(n * m, bool),
+    )  # fmt: skip
+
+
+def choose(found: Candidates, holding: Holding) -> Candidates:
+    """Mark the best row of every latent: those whose z suffices first, then by AUROC on the train half, by method and
+    rank.
+    """
+    place = np.array([ORDER.index(m) for m in found.method.tolist()], int)
+    enough = ~(found.z < holding.min_z)
+    auroc = np.nan_to_num(np.round(found.auroc_train / EQUAL), nan=-1)
+    order = np.lexsort((np.arange(len(place)), place, -auroc, ~enough, found.latent))
+    first = np.ones(len(order), bool)
+    first[1:] = found.latent[order][1:] != found.latent[order][:-1]
+    chosen = np.zeros(len(order), bool)
+    chosen[order[first]] = True
+    return found._replace(chosen=chosen)
+
+
+def judged(found: Candidates, test: Mapping[str, Examples], judges: Mapping[str, Judge]) -> Candidates:
+    """The AUROC of chosen rows on the test half, of ``{modality: examples of all latents}``."""
+    auroc = found.auroc.copy()
+    for m, judge in judges.items():
+        rows = np.flatnonzero(found.chosen & (found.modality == m))
+        if len(rows):
+            own = Examples(*(t[found.latent[rows]] for t in test[m]))
+            auroc[rows] = judge(own.positive, own.negative, found.phrase[rows][:, None].tolist())[:, 0]
+    return found._replace(auroc=auroc)
+
+
+def names_of(
+    found: Candidates, items: Mapping[str, np.ndarray], holding: Holding, by: Mapping[str, str]
+) -> dict[int, LatentName]:
+    """``{latent: name}`` of the chosen rows; a name that does not hold is None, with the reason and the guess.
+
+    Args:
+        found: Candidates, the chosen ones judged.
+        items: ``{modality: (d_sae,) number of unseen items on which each latent fires}``.
+        holding: When a name holds.
+        by: ``{method: who}``.
+    """
+    out = {}
+    for i in np.flatnonzero(found.chosen).tolist():
+        latent, phrase = int(found.latent[i]), str(found.phrase[i])
+        z, auroc, n = float(found.z[i]), float(found.auroc[i]), int(items[found.modality[i]][latent])
+        why = []
+        if n < holding.min_items:
+            why.append(f"fires on {n} unseen items, fewer than {holding.min_items}")
+        elif not auroc >= holding.min_auroc:
+            why.append(f"AUROC {auroc:.2f} is below {holding.min_auroc:g}")
+        if z < holding.min_z:
+            why.append(f"z {z:.1f} is below {holding.min_z:g}")
+        note = f"best guess {phrase!r}: {', '.join(why)}" if why else f"from {found.modality[i]}s"
+        method = str(found.method[i])
+        out[latent] = LatentName(
+            None if why else phrase, method, float(found.score[i]), float(found.margin[i]), z, auroc,
+            by.get(method, ""), note,
+        )  # fmt: skip
+    return out

@@ -1,0 +1,56 @@
+"""``mmsae name``: what latents mean, in words, and how well that holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmsae.interpret.names.options import Holding, Looking
+from mmsae.options import OneProcessRun
+
+
+def name(
+    evidence: str,
+    out: str = "",
+    sae: str = "",
+    looking: Looking = Looking(),
+    holding: Holding = Holding(),
+    run: OneProcessRun = OneProcessRun(),
+) -> Path:
+    """Name latents by their evidence, with no model but the encoder whose embeddings the evidence has.
+
+    OUT holds names.json (every latent with its name or none, score, margin, z-score and AUROC on unseen items; filter,
+    steer and the browser read it), candidates.parquet (all phrases that were tried) and about.json. Names are looked
+    for on the train half of the evidence and judged on the test half.
+
+    Args:
+        evidence: Folder that mmsae evidence wrote.
+        out: Folder to write; default EVIDENCE/names.
+        sae: SAE folder or hub id, for the method vocabulary (its atoms).
+        looking: How names are looked for.
+        holding: When a name holds.
+        run: Where it is computed.
+
+    Returns:
+        The path of names.json.
+
+    Raises:
+        InputError: No evidence, evidence of another SAE, or nothing to name by; one sentence says why.
+    """
+    from mmsae.files import disk_errors
+    from mmsae.interpret.evidence.folder import Evidence
+    from mmsae.interpret.guesses import FOLDER
+    from mmsae.interpret.names.job import Naming, write_named
+    from mmsae.sae import SAE
+    from mmsae.sae.fingerprint import sae_fingerprint
+
+    found = SAE.from_pretrained(sae) if sae else None
+    ev = Evidence(evidence, sae_fingerprint(found) if found else "")
+    say = (lambda said: print(f"name: {said}", flush=True)) if run.progress else lambda said: None
+    with disk_errors(out or evidence):
+        named = Naming(ev, looking, holding, found, run.device).run(say)
+        path = write_named(Path(out) if out else ev.folder / FOLDER, named, ev.about["job"]["sae"])
+    a = named.about
+    say(f"{a['named']:,} of {a['with_evidence']:,} latents with evidence have a name that holds")
+    for method, why in a["left_out"].items():
+        say(f"without {method}: {why}")
+    return path

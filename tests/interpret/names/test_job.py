@@ -1,0 +1,143 @@
+"""Names on planted concepts (oracle O2), abstention on random latents (O3), and what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mmsae.cli import main
+from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.guesses import Candidates
+from mmsae.interpret.names.job import Naming, write_named
+from mmsae.interpret.names.options import Holding, Looking
+from mmsae.metrics.concepts.names import names_only, read_names
+from mmsae.types import InputError
+from tests.helpers.evidence import write_evidence
+from tests.helpers.interpret import OTHER, WORDS, ToyEmbedder, planted
+
+
+def naming(folder, embedder=True, **looking):
+    found = Naming(Evidence(folder), Looking(**looking), Holding(), cache=False)
+    if embedder:
+        found.embedders = {m: ToyEmbedder() for m in found.ev.modalities}
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("names")
+    (root / "words.txt").write_text("\n".join(WORDS + OTHER))
+    return planted(root / "evidence")
+
+
+@pytest.fixture
+def words(place):
+    return str(place.parent / "words.txt")
+
+
+@pytest.mark.parametrize("method", ["captions", "wpmi", "centroid"])
+def test_every_method_names_planted_latents_and_no_random_one(place, words, method):
+    found = naming(place, vocabulary=words, methods=(method,), longest=1).run()
+    names = found.names
+    assert {j: names[j].name for j in range(8)} == dict(enumerate(WORDS))
+    assert not names_only({j: n for j, n in names.items() if j >= 8})
+    assert all(names[j].method == method and names[j].auroc > 0.95 and names[j].z > 3 for j in range(8))
+    assert "AUROC" in names[9].note and names[40].note == "never fires" and math.isnan(names[40].auroc)
+    assert found.about["named"] == 8 and found.about["judge"] == {"image": "vectors"}
+
+
+def test_the_best_of_all_methods_is_chosen_on_the_train_half(place, words):
+    found = naming(place, vocabulary=words).run()
+    c = found.candidates
+    assert set(c.method) == {"captions", "wpmi", "centroid"} and found.about["left_out"]["vocabulary"].startswith(
+        "no SAE"
+    )
+    assert c.chosen.sum() == 40 and np.isnan(c.auroc[~c.chosen]).all()
+    for j in range(40):
+        own = c.rows(c.latent == j)
+        enough = own.rows(~(own.z < 3)) if (~(own.z < 3)).any() else own
+        assert own.auroc_train[own.chosen][0] >= np.nanmax(enough.auroc_train) - 0.02
+    assert {j: found.names[j].name for j in range(8)} == dict(enumerate(WORDS))
+
+
+def test_without_embeddings_words_of_captions_judge(tmp_path):
+    place = planted(tmp_path / "e", embeddings={})
+    found = naming(place, embedder=False).run()
+    assert {j: found.names[j].name for j in range(8)} == dict(enumerate(WORDS))
+    assert found.about["judge"] == {"image": "words"} and "no embeddings" in found.about["left_out"]["wpmi"]
+
+
+def test_without_captions_vectors_do(tmp_path, words):
+    found = naming(planted(tmp_path / "e", captions=False), vocabulary=words).run()
+    assert {j: found.names[j].name for j in range(8)} == dict(enumerate(WORDS))
+    assert found.about["left_out"]["captions"] == "the evidence has no captions"
+
+
+def test_texts_are_named_as_images_are(tmp_path, words):
+    found = naming(planted(tmp_path / "e", modality="text"), vocabulary=words).run()
+    assert {j: found.names[j].name for j in range(8)} == dict(enumerate(WORDS))
+    assert found.names[0].note == "from texts"
+
+
+def test_only_the_train_half_is_looked_at(place, words, tmp_path):
+    """What the test half holds changes no candidate, only the AUROC that is reported."""
+    ev = Evidence(place)
+    rows = np.flatnonzero(ev.items.half == "test")
+    e, captions = np.array(ev.embeddings("image")), list(ev.items.caption)
+    e[rows], shuffled = np.random.default_rng(0).permutation(e[rows]), [captions[i] for i in rows[::-1]]
+    for i, text in zip(rows, shuffled, strict=True):
+        captions[i] = text
+    z = np.asarray(ev.codes("image").matrix().todense())[:, None]
+    changed = write_evidence(
+        tmp_path / "e", {"image": z}, captions=captions, embeddings={"image": e}, quantiles=5, each=10
+    )
+    a, b = (naming(p, vocabulary=words).run() for p in (place, changed))
+    assert (a.candidates.phrase == b.candidates.phrase).all()
+    assert np.allclose(a.candidates.auroc_train, b.candidates.auroc_train, equal_nan=True)
+    assert a.about["named"] == 8 and b.about["named"] == 0
+
+
+def test_files_are_written_and_read(place, words, tmp_path):
+    found = naming(place, vocabulary=words).run()
+    path = write_named(tmp_path / "names", found, "s" * 32)
+    assert names_only(read_names(path, "s" * 32)) == dict(enumerate(WORDS))
+    write_named(place / "names", found, "s" * 32)
+    again = Candidates.read(place)
+    assert (again.phrase == found.candidates.phrase).all() and (again.chosen == found.candidates.chosen).all()
+    assert json.loads((tmp_path / "names" / "about.json").read_text())["named"] == 8
+    with pytest.raises(InputError, match=r"run mmsae name .* first"):
+        Candidates.read(tmp_path / "names")
+
+
+def test_a_vocabulary_of_one_word_works(place, tmp_path):
+    (tmp_path / "one.txt").write_text("red\n")
+    found = naming(place, vocabulary=str(tmp_path / "one.txt"), methods=("centroid",)).run()
+    assert found.names[0].name == "red" and found.about["named"] == 1 and math.isnan(found.names[0].margin)
+    both = naming(place, vocabulary=str(tmp_path / "one.txt")).run()
+    assert both.about["left_out"]["wpmi"] == "of a vocabulary of one phrase every item has it"
+
+
+def test_the_command_names_and_refuses(tmp_path, capsys):
+    place = planted(tmp_path / "e", embeddings={}, sae="a" * 32)
+    main(["name", str(place)])
+    said = capsys.readouterr().out
+    assert (
+        "8 of 40 latents with evidence have a name" in said and "without wpmi: the evidence has no embeddings" in said
+    )
+    assert names_only(read_names(place / "names" / "names.json", "a" * 32)) == dict(enumerate(WORDS))
+    bare = planted(tmp_path / "bare", embeddings={}, captions=False)
+    for args, words in (
+        ([tmp_path], "is no folder of evidence"),
+        ([bare], "has nothing to name latents by"),
+        ([place, "--methods", "wpmi"], "method wpmi cannot be used: the evidence has no embeddings"),
+        ([place, "--methods", "magic"], "no method 'magic'"),
+        ([place, "--modality", "text"], "modality is text, but"),
+        ([place, "--latents", "99"], "there is no latent 99"),
+        ([bare, "--vocabulary", "captions", "--methods", "captions"], "has no captions"),
+    ):
+        with pytest.raises(SystemExit) as e:
+            main(["name", *map(str, args)])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and words in err and err.count("\n") == 1
+    assert not (bare / "names").exists()
