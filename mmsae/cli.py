@@ -86,6 +86,9 @@ COMMANDS = {
     "evaluate": Command(
         "mmsae.evaluation.card.command:evaluate", "the benchmark card of an SAE, with controls",
         "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card"),
+    "evidence": Command(
+        "mmsae.interpret.evidence.command:evidence", "collect what the latents of an SAE fire on in a corpus",
+        "mmsae evidence --sae runs/paired/sae --shards 'shards/val-*.tar' --out runs/paired/evidence"),
     "name": Command(
         "mmsae.interpret.names.command:name", "name latents by their evidence, and measure how well the names hold",
         "mmsae name runs/evidence", places=("evidence",)),

@@ -19,7 +19,10 @@ from torch import Tensor
 from mmsae.files import commit
 from mmsae.types import InputError
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.uint8: "U8"}
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8",
+}  # fmt: skip
 _TYPES = {v: k for k, v in _NAMES.items()}
 _CHUNK = 1 << 22
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from mmsae.shards.decode import find_image
 from mmsae.shards.faults import FaultLog
 from mmsae.shards.read import Sample, read_shard, with_image
 from mmsae.types import ImageTextBatch, InputError
@@ -17,6 +18,8 @@ Transform = Callable[..., Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 Collate = Callable[[list[Sample]], ImageTextBatch]
 """May say in an attribute ``need`` what it reads, see ``read_shard``."""
+IF_ANY = "image?"
+"""Among what a sample must have: its image is decoded where it has one, and need not be there."""
 Row, Made = TypeVar("Row"), TypeVar("Made")
 
 
@@ -67,7 +70,7 @@ class Reader(NamedTuple):
         """
         ready, rows, lost = self._ready(samples, faults, give_up), [], 0
         while rows := rows + list(islice(ready, self.batch_size - len(rows))):
-            batch, good = tried(self._stack, rows, faults, lambda row: place(row[0]))
+            batch, good = tried(self.stack, rows, faults, lambda row: place(row[0]))
             lost = 0 if good else lost + len(rows)
             if give_up is not None and lost >= give_up:
                 raise InputError(f"{lost} samples in a row were refused by the host: {faults.drops()}")
@@ -83,7 +86,8 @@ class Reader(NamedTuple):
     ) -> Iterator[tuple[Sample, Tensor | None]]:
         broken = 0
         for sample in samples:
-            decoded = with_image(sample, faults) if "image" in self.need else sample
+            wants = "image" in self.need or (IF_ANY in self.need and find_image(sample.raw) is not None)
+            decoded = with_image(sample, faults) if wants else sample
             if decoded is not None and self.collate is None and self.transform is not None:
                 image, good = tried(lambda row: self.transform(row[0].image), [decoded], faults, place)
             else:
@@ -94,7 +98,8 @@ class Reader(NamedTuple):
             for row in good:
                 yield row._replace(image=row.image if self.collate is not None else None, raw={}), image
 
-    def _stack(self, rows: Sequence[tuple[Sample, Tensor | None]]) -> ImageTextBatch:
+    def stack(self, rows: Sequence[tuple[Sample, Tensor | None]]) -> ImageTextBatch:
+        """A batch of samples, each with what the transform made of its image."""
         samples = [sample for sample, _ in rows]
         if self.collate is not None:
             return self.collate(samples)

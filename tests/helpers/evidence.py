@@ -63,6 +63,7 @@ def write_evidence(
                 drawn = rng.permutation(off)[: 4 * each]
                 table[j, : len(drawn)] = drawn
         examples |= {f"{m}.positive": positive, f"{m}.random": random, f"{m}.hard": hard}
+        examples[f"{m}.eligible"] = np.ones(d, np.uint8)
         chosen |= set(np.concatenate([t.ravel() for t in (top[f"{m}.item"], positive, random, hard)]).tolist()) - {-1}
         i, j = pooled.nonzero()
         start = np.searchsorted(i, np.arange(n + 1)).astype(np.int64)
@@ -94,11 +95,9 @@ def write_evidence(
         "label": list(labels or [""] * n),
         "half": half.tolist(),
         "copy_of": copy_of,
-        **{
-            f"view_{k}": np.full(n, v, np.float32)
-            for k, v in zip(("left", "top", "right", "bottom"), (0, 0, 1, 1), strict=True)
-        },
+        **{f"copy_of_{m}": copy_of for m in tokens},
     }
+    _save(folder / "views.safetensors", item=kept, view=np.tile(np.float32([0, 0, 1, 1]), (len(kept), 1)))
     pq.write_table(pa.table(columns), folder / ITEMS)
     grids = {m: (grid or {}).get(m, (0, 0)) for m in tokens}
     about = {

@@ -6,9 +6,11 @@ lie in maps, of which only what is used is read::
 
     evidence.json           the job (SAE, host, sites, data, settings), counts, faults; see :class:`Evidence`
     items.parquet           one row per item, see :class:`Items`
+    views.safetensors       item (e,), view (e, 4): where the host looks in items in evidence, see :class:`Items`
     stats.safetensors       M.fired_rows, M.fired_items, M.sum, M.sum_sq, M.max (d_sae,) and M.histogram (d_sae, bins)
     top.safetensors         M.value, M.item, M.position (d_sae, n_top), best first, item -1 where there are fewer
-    examples.safetensors    M.positive (d_sae, quantiles, each), M.random, M.hard (d_sae, each): items, -1 for none
+    examples.safetensors    M.positive (d_sae, quantiles, each), M.random, M.hard (d_sae, each): items, -1 for none;
+                            M.eligible (d_sae,) 1 for latents that anything was drawn for
     codes-M.safetensors     start (n + 1,), latent, value, position: pooled codes of all items, row after row
     lists-M.safetensors     start (d_sae + 1,), item, value: the same, latent after latent
     tokens-M.safetensors    item (e,), start (e + 1,), latent, position, value: all rows of items in evidence
@@ -51,9 +53,13 @@ class Items(NamedTuple):
     #: Which half of the evidence an item belongs to: explanations see ``train``, scores see ``test``, by a hash of the
     #: uid.
     half: np.ndarray
-    copy_of: np.ndarray  #: ``int32`` the first item that this is a near-duplicate of, or -1; copies are no evidence
+    #: ``int32`` the item that this is a near-duplicate of in all modalities with codes, or -1: it adds nothing.
+    copy_of: np.ndarray
+    #: ``{modality: int32}`` the item whose image, or caption, this one's is a near-duplicate of, or -1; copies are no
+    #: evidence in that modality, and their codes are kept.
+    copies: dict[str, np.ndarray]
     #: ``(n, 4) float32`` where the host's view lies in the thumbnail, as shares of its width and height: left, top,
-    #: right, bottom; it may reach beyond where the host pads.
+    #: right, bottom; it may reach beyond where the host pads. The whole for items in nobody's evidence.
     view: np.ndarray
 
     @property
@@ -189,8 +195,11 @@ class Evidence:
 
         table = pq.read_table(self.folder / ITEMS)
         plain = {k: table[k].to_pylist() for k in ("uid", "shard", "key", "caption", "label")}
-        view = np.stack([table[f"view_{k}"].to_numpy() for k in ("left", "top", "right", "bottom")], 1)
-        return Items(**plain, half=np.array(table["half"].to_pylist()), copy_of=table["copy_of"].to_numpy(), view=view)
+        copies = {m: table[f"copy_of_{m}"].to_numpy() for m in self.modalities}
+        view, known = np.tile(np.float32([0, 0, 1, 1]), (len(table), 1)), self._map("views.safetensors")
+        view[known["item"]] = known["view"]
+        half = np.array(table["half"].to_pylist(), dtype="U5")
+        return Items(**plain, half=half, copy_of=table["copy_of"].to_numpy(), copies=copies, view=view)
 
     def stats(self, modality: str) -> LatentStats:
         """Counts of all latents."""
@@ -209,6 +218,10 @@ class Evidence:
         """Pooled codes latent by latent: ``row(j)`` gives the items on which latent j fires, and its values."""
         t = self._map(f"lists-{modality}.safetensors")
         return SparseRows(t["start"], t["item"], t["value"], self.n)
+
+    def eligible(self, modality: str) -> np.ndarray:
+        """``(d_sae,) bool`` latents that fire on enough items for examples to be drawn."""
+        return self._map("examples.safetensors")[f"{modality}.eligible"].astype(bool)
 
     def positives(self, latent: int, modality: str, half: str) -> np.ndarray:
         """Items of one half drawn equally from the quantiles of a latent's values, the strongest quantile first."""

@@ -1,0 +1,40 @@
+"""``mmsae evidence``: what the latents of an SAE fire on in a corpus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmsae.interpret.evidence.options import Evidencing
+from mmsae.options import Data, SAERun
+
+
+def evidence(
+    sae: str,
+    shards: str | list[str],
+    out: str,
+    host: str = "",
+    choice: Evidencing = Evidencing(),
+    run: SAERun = SAERun(),
+    data: Data = Data(),
+    devices: int = 1,
+) -> dict[str, Any]:
+    """Collect what every latent fires on: statistics, top items, examples of all strengths, negatives, maps.
+
+    All that names, scores, browses and analyses latents reads OUT. Run again after a kill, it goes on.
+
+    Args:
+        sae: SAE folder or hub id.
+        shards: Path, folder, glob or brace pattern of tars, or several.
+        out: Folder to write.
+        host: Name of the host; default: the SAE's own.
+        choice: What is kept of every latent.
+        run: Where and how host and SAE compute.
+        data: What is made of the samples' files.
+        devices: Number of devices (``cpu``: processes), one host on each.
+
+    Returns:
+        ``evidence.json``, with the folder as ``out``.
+    """
+    from mmsae.interpret.evidence.job import collect_evidence
+
+    return collect_evidence(sae, shards, out, host, choice, run, data, devices)

@@ -1,0 +1,251 @@
+"""Host and SAE of a job of evidence: what fires in the rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmsae.evaluation.card.gallery import grid_of
+from mmsae.evaluation.features import token_site
+from mmsae.hosts import Answers, Encoder, Host, Rows, as_encoder, load_host, pick_device
+from mmsae.interpret.evidence.marks import MarkingCollate, SampleMarks
+from mmsae.interpret.evidence.options import Evidencing
+from mmsae.interpret.evidence.view import Views
+from mmsae.load import load_pair
+from mmsae.lvlm.tokens import segment_sites
+from mmsae.metrics.concepts.evidence import lexsort, run_starts
+from mmsae.options import SAERun
+from mmsae.sae import SAE
+from mmsae.shards import FaultLog, UnitBatch, read_shard, unit_batches
+from mmsae.shards.batches import IF_ANY
+from mmsae.shards.decode import find_image
+from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site
+
+PEEK = 200  # samples that tell whether a corpus has images and captions
+WHOLE_POLICIES = ("cls", "eos", "pad", "pooled", "image_mean", "text_mean")
+
+
+class EvidencePlan(NamedTuple):
+    """One job of evidence; plain values, so that it travels to other processes."""
+
+    sae: str  #: Folder or hub id; empty: given as an object, so that there is one process
+    host: str  #: Name; empty: likewise
+    paths: list[str]  #: All tars
+    work: str  #: The working folder
+    modalities: tuple[str, ...]  #: Those with codes
+    captions: bool  #: Whether the corpus has captions
+    images: bool  #: Whether it has images
+    choice: Evidencing  #: What is kept
+    run: SAERun  #: Where and how to compute
+    batch_size: int  #: Samples per batch
+    workers: int  #: Decoding processes per device
+    caption_field: str  #: Field of json with the caption
+    fault_limit: float  #: Share of dropped samples that is tolerated
+
+
+class Content(NamedTuple):
+    """What a corpus has."""
+
+    images: bool  #: Whether there are images
+    captions: bool  #: Whether there are captions
+
+    @classmethod
+    def of(cls, paths: Sequence[str], caption_field: str) -> Content:
+        """By its first samples."""
+        stream = (s for p in paths for s in read_shard(p, FaultLog(), need=(), decode=False,
+                                                       caption_field=caption_field))  # fmt: skip
+        samples = list(islice(stream, PEEK))
+        return cls(any(find_image(s.raw) for s in samples), any(s.caption for s in samples))
+
+    def modalities(self, sites: Sequence[str], first: str) -> tuple[str, ...]:
+        """Those modalities of an SAE that there are.
+
+        Raises:
+            InputError: None of them.
+        """
+        has = {IMAGE: self.images, TEXT: self.captions}
+        found = tuple(m for m in (IMAGE, TEXT) if m in sites and has[m])
+        if not found:
+            names = {IMAGE: "images", TEXT: "captions"}
+            raise InputError(
+                f"the SAE is of {' and '.join(names[m] for m in sites)}, and {first} has "
+                f"{' and '.join(names[m] for m in has if has[m]) or 'neither images nor captions'}"
+            )
+        return found
+
+
+class FiredRows(NamedTuple):
+    """What fires in the rows of B items of one modality, by item, latent and position."""
+
+    item: Tensor  #: ``(E,)`` int64, place in the batch
+    latent: Tensor  #: ``(E,)`` int64
+    position: Tensor  #: ``(E,)`` int64
+    value: Tensor  #: ``(E,)`` float32
+    rows: int  #: Rows of all items
+    places: int  #: Largest position and 1
+    grid: tuple[int, int]  #: Rows and columns of the places of every item; (0, 0) where they are no grid
+
+    def of(self, keep: Tensor) -> FiredRows:
+        """The entries of some items ``(B,)``, which are counted anew."""
+        on = keep[self.item]
+        return FiredRows((keep.cumsum(0) - 1)[self.item[on]], *(t[on] for t in self[1:4]), *self[4:])
+
+    def pooled(self, d_sae: int) -> FiredRows:
+        """One entry for every item and latent: that of largest absolute value, of the first row of those."""
+        key = self.item * d_sae + self.latent
+        order = lexsort(key, -self.value.abs())
+        first = order[run_starts(key[order])]
+        return FiredRows(*(t[first] for t in self[:4]), *self[4:])
+
+
+class Looked(NamedTuple):
+    """What was found in a batch; items that are not finite are left out."""
+
+    batch: ImageTextBatch  #: Its n items
+    marks: SampleMarks  #: Theirs
+    fired: dict[str, FiredRows]  #: By modality
+    embed: dict[str, Tensor]  #: ``{modality: (n, width) float32}`` unit embeddings, zeros where an item has none
+
+
+class EvidenceReader:
+    """Loads what a plan names.
+
+    Args:
+        plan: The job.
+        sae: Where it is loaded already.
+        host: Likewise.
+        rank: Which device.
+    """
+
+    def __init__(self, plan: EvidencePlan, sae: SAE | str = "", host: Host | str = "", rank: int = 0) -> None:
+        run = plan.run
+        self.plan, device = plan, pick_device(run.device, rank)
+        self.sae, self.host = load_pair(sae or plan.sae, host or plan.host, device, run.precision, run.allow_other_site)
+        self.sites = read_sites(self.sae, self.host, run.allow_other_site)
+        self.embedder: Encoder | None = self.host if isinstance(self.host, Encoder) else None
+        if plan.choice.embedder:
+            found = load_host(plan.choice.embedder, device=device, precision=run.precision)
+            self.embedder = as_encoder(found, "embedder")
+
+    @property
+    def embeds(self) -> tuple[str, ...]:
+        """Modalities whose embeddings are kept."""
+        if self.embedder is None:
+            return ()
+        has = {IMAGE: IMAGE in self.plan.modalities and self.plan.images, TEXT: self.plan.captions}
+        return tuple(m for m in (IMAGE, TEXT) if has[m] and m in self.embedder.modalities)
+
+    def stream(self, paths: Sequence[str]) -> Iterator[UnitBatch]:
+        """Batches of some tars, with their marks."""
+        plan = self.plan
+        own = {*plan.modalities, *(self.embeds if self.embedder is self.host else ())}
+        reading = self.host.reading(own, plan.choice.text)
+        other = None
+        if self.embeds and self.embedder is not self.host:
+            other = self.embedder.reading(self.embeds)
+        need = list(getattr(reading["collate"], "need", ()))
+        need += [n for m, n in ((IMAGE, "image"), (TEXT, "caption")) if m in plan.modalities and not need]
+        if plan.images and "image" not in need:
+            need.append(IF_ANY)
+        collate = MarkingCollate(reading, self._views(), need, plan.choice.pixels, plan.choice.label, other)
+        return unit_batches(
+            list(paths), None, None, plan.batch_size, workers=plan.workers, collate=collate, need=need,
+            caption_field=plan.caption_field, unique=False, pin_memory=self.host.device.type == "cuda",
+        )  # fmt: skip
+
+    def _views(self) -> Views:
+        if IMAGE not in self.plan.modalities:
+            return Views(None)
+        return Views(self.host.transform() if isinstance(self.host, Encoder) else None)
+
+    @torch.no_grad()
+    def look(self, batch: ImageTextBatch, log: FaultLog) -> Looked:
+        """What fires in a batch; items in which host or SAE give inf or NaN are counted and left out."""
+        marks, batch = SampleMarks.take(batch)
+        embeds = self.embeds
+        same = self.embedder is self.host
+        sites = [self.sites[m] for m in self.plan.modalities]
+        read = self.host.read(batch, [*sites, *(f"{m}.embed" for m in embeds if same)])
+        n, rows = len(batch.uids), dict(zip(self.plan.modalities, read, strict=False))
+        embed = dict(zip(embeds, (r.x for r in read[len(sites) :]), strict=True)) if same else {}
+        if embeds and not same:
+            embed = self._other(marks, batch)
+        good = torch.ones(n, dtype=torch.bool, device=self.host.device)
+        fired = {}
+        for m, r in rows.items():
+            bad = ~r.x.isfinite().all(1)
+            good[r.item[bad]] = False
+            fired[m] = self.fire(m, r)
+        for e in embed.values():
+            good &= e.isfinite().all(1)
+        for i in (~good).nonzero()[:, 0].tolist():
+            log.add("not_finite", batch.shards[i], batch.keys[i], "the host gave inf or nan")
+        embed = {m: _unit(e.float(), m, batch.captions) for m, e in embed.items()}
+        return _kept(Looked(batch, marks, fired, embed), good)
+
+    def fire(self, modality: str, rows: Rows) -> FiredRows:
+        """The entries of the codes of some rows, special tokens left out, with the places of their items."""
+        site = self.sites[modality]
+        if rows.special is not None and site.tokens not in WHOLE_POLICIES:
+            keep = ~rows.special
+            rows = Rows(*(None if t is None else t[keep] for t in rows))
+        only = self.sae.modalities[0]
+        codes = self.sae.encode(rows.x, modality if modality in self.sae.modalities else only, finite=False)
+        row, column = (codes.values != 0).nonzero(as_tuple=True)
+        latent = column if codes.indices is None else codes.indices[row, column]
+        place, places, grid = self._places(modality, rows)
+        key = rows.item[row] * codes.d_sae + latent
+        order = lexsort(key, place[row])
+        values = codes.values[row, column].float()
+        entries = (rows.item[row], latent, place[row], values)
+        return FiredRows(*(t[order].cpu() for t in entries), len(rows.x), places, grid)
+
+    def _places(self, modality: str, rows: Rows) -> tuple[Tensor, int, tuple[int, int]]:
+        """``(N,)`` place of every row in its item, number of places, and their grid."""
+        site, none = self.sites[modality], (0, 0)
+        if not token_site(site) or rows.position is None:
+            return torch.zeros_like(rows.item), 1, none
+        if modality == TEXT or not isinstance(self.host, Encoder):
+            return rows.position, int(rows.position.max()) + 1 if len(rows.x) else 1, none
+        count = torch.bincount(rows.item)
+        place = torch.arange(len(rows.item), device=rows.item.device) - (count.cumsum(0) - count)[rows.item]
+        places = int(count.max()) if len(count) else 1
+        height, width = self.host.probe_input(IMAGE, 1).shape[-2:]
+        return place, places, grid_of(places, height, width) or none
+
+    def _other(self, marks: SampleMarks, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """What another host embeds."""
+        held = batch._replace(images=marks.images, texts=marks.texts, inputs=None)
+        read = self.embedder.read(held, [f"{m}.embed" for m in self.embeds])
+        return {m: r.x for m, r in zip(self.embeds, read, strict=True)}
+
+
+def read_sites(sae: SAE, host: Host, allow_other_site: bool = False) -> dict[str, Site]:
+    """Where the rows of an SAE are read: both segments of a sequence of images and text, else its own sites."""
+    segments = all(s.tokens in ("image", "text", "text_all", "all") for s in sae.sites.values())
+    if isinstance(host, Answers) and segments:
+        return segment_sites(sae, host, allow_other_site)
+    return {m: host.site(s, allow_other_site) for m, s in sae.sites.items()}
+
+
+def _unit(x: Tensor, modality: str, captions: Sequence[str]) -> Tensor:
+    x = torch.nn.functional.normalize(x, dim=1).cpu()
+    if modality == TEXT:
+        x[torch.tensor([not c for c in captions])] = 0
+    return x
+
+
+def _kept(looked: Looked, good: Tensor) -> Looked:
+    good = good.cpu()
+    if good.all():
+        return looked
+    at = good.nonzero()[:, 0].tolist()
+    batch, marks = looked.batch, looked.marks
+    columns = {f: [getattr(batch, f)[i] for i in at] for f in ("uids", "captions", "keys", "shards")}
+    kept = [[v[i] for i in at] if isinstance(v, list) else v[good] for v in marks[:7]]
+    fired = {m: f.of(good) for m, f in looked.fired.items()}
+    return Looked(batch._replace(**columns), SampleMarks(*kept), fired, {m: e[good] for m, e in looked.embed.items()})
