@@ -1,0 +1,50 @@
+"""What a model's answer says, or None where it says nothing that was asked for: never a guess."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_NOTHING = re.compile(r"\b(unable|cannot|can't|unknown|unclear|unsure|no (common|shared|clear)|none|n/a)\b", re.I)
+_FENCE = re.compile(r"```(?:json)?\s*|\s*```")
+LONGEST = 100  # characters of a name
+
+
+def json_in(text: str | None, opening: str = "{") -> Any:
+    """The first JSON object (or list, ``opening="["``) in a text; None where there is none."""
+    if not text:
+        return None
+    text, decoder = _FENCE.sub(" ", text), json.JSONDecoder()
+    for at in (m.start() for m in re.finditer(re.escape(opening), text)):
+        try:
+            return decoder.raw_decode(text[at:])[0]
+        except ValueError:
+            continue
+    return None
+
+
+def flags(text: str | None, n: int) -> list[bool] | None:
+    """``n`` yes-or-no answers as a JSON list of 0 and 1; None for anything else, a list of another length too."""
+    found = json_in(text, "[")
+    if not isinstance(found, list) or len(found) != n or any(v not in (0, 1) or isinstance(v, str) for v in found):
+        return None
+    return [bool(v) for v in found]
+
+
+def one_number(text: str | None, low: int, high: int) -> int | None:
+    """The only whole number of a text, if it lies in ``[low, high]``; None otherwise."""
+    found = re.findall(r"-?\d+(?:\.\d+)?", text or "")
+    if len(set(found)) != 1 or not found[0].isdigit():
+        return None
+    return int(found[0]) if low <= int(found[0]) <= high else None
+
+
+def concept(text: str | None) -> str | None:
+    """The ``concept`` of an answer in JSON as a name; None where the model saw none or said something else."""
+    found = json_in(text)
+    name = found.get("concept") if isinstance(found, dict) else None
+    if not isinstance(name, str):
+        return None
+    name = " ".join(name.split()).strip(" .\"'")
+    return None if not name or len(name) > LONGEST or _NOTHING.search(name) else name

@@ -1,0 +1,90 @@
+"""What is scored: latents with the name that each got, of an SAE or of a control, and their unseen items."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from mmsae.interpret.evidence.folder import Evidence
+
+
+class Names(NamedTuple):
+    """Names of L latents."""
+
+    latents: np.ndarray  #: ``(L,)``
+    phrases: list[str]  #: Name of each, or the best guess where none held up
+    held: np.ndarray  #: ``(L,)`` bool: whether it held up
+
+
+class Subjects:
+    """Latents of one modality with their names and their items.
+
+    Args:
+        evidence: Whose latents.
+        modality: By which evidence they are scored.
+        names: What they are called.
+        control: Empty, ``random`` (an SAE of random weights) or ``shuffled`` (names of others).
+        negatives: Which silent items they are told from: ``random`` or ``hard``.
+    """
+
+    def __init__(self, evidence: Evidence, modality: str, names: Names, control: str = "", negatives: str = "random"):
+        self.ev, self.modality, self.names, self.control, self.negatives = evidence, modality, names, control, negatives
+
+    @property
+    def latents(self) -> np.ndarray:
+        """``(L,)``."""
+        return self.names.latents
+
+    @cached_property
+    def positive(self) -> np.ndarray:
+        """``(L, P)`` unseen items on which each fires, the strongest quantile first; -1 for none."""
+        return self.ev.examples(self.modality, "test")[self.latents]
+
+    @cached_property
+    def negative(self) -> np.ndarray:
+        """``(L, N)`` unseen items on which it is silent."""
+        return self.ev.examples(self.modality, "test", self.negatives)[self.latents]
+
+    @cached_property
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positives and negatives of the train half."""
+        on, off = (self.ev.examples(self.modality, "train", k) for k in ("positive", self.negatives))
+        return on[self.latents], off[self.latents]
+
+    def some(self, n: int, seed: int) -> Subjects:
+        """``n`` of them (0: all), those whose name held first, drawn by a seed."""
+        if not n or n >= len(self.latents):
+            return self
+        order = np.random.default_rng(seed).permutation(len(self.latents))
+        rows = np.sort(order[np.argsort(~self.names.held[order], kind="stable")][:n])
+        return self.rows(rows)
+
+    def rows(self, rows: np.ndarray) -> Subjects:
+        """Those of some rows."""
+        n = self.names
+        kept = Names(n.latents[rows], [n.phrases[i] for i in rows.tolist()], n.held[rows])
+        return Subjects(self.ev, self.modality, kept, self.control, self.negatives)
+
+    def shuffled(self, seed: int) -> Subjects:
+        """The same latents, each with the name of another that is called differently."""
+        return Subjects(
+            self.ev, self.modality, self.names._replace(phrases=misplaced(self.names.phrases, seed)), "shuffled",
+            self.negatives,
+        )  # fmt: skip
+
+
+def misplaced(phrases: list[str], seed: int) -> list[str]:
+    """Every phrase in the place of one that reads differently, in a random order of a seed.
+
+    A phrase of more than half of the places cannot leave all of them; what is left over stays as it is.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(phrases))
+    order = order[np.argsort(np.array([phrases[i] for i in order.tolist()], object).astype(str), kind="stable")]
+    most = max((phrases.count(p) for p in set(phrases)), default=0)
+    out = list(phrases)
+    for i, j in zip(order.tolist(), np.roll(order, -most).tolist(), strict=True):  # equal ones stand side by side
+        out[i] = phrases[j]
+    return out
