@@ -137,6 +137,16 @@ class ItemTokens(NamedTuple):
     value: np.ndarray  #: ``(m,) float32``
 
 
+class TokenTable(NamedTuple):
+    """What fires in the rows of all items in evidence; entry ``start[i]`` is the first of ``items[i]``."""
+
+    items: np.ndarray  #: ``(e,) int32`` ascending
+    start: np.ndarray  #: ``(e + 1,) int64``
+    latent: np.ndarray  #: ``(m,) int32``, ascending within an item
+    position: np.ndarray  #: ``(m,) int32``, see :class:`Grid`
+    value: np.ndarray  #: ``(m,) float32``
+
+
 class Evidence:
     """A folder of evidence.
 
@@ -267,6 +277,11 @@ class Evidence:
             return None
         at = slice(int(t["start"][i]), int(t["start"][i + 1]))
         return ItemTokens(t["latent"][at], t["position"][at], t["value"][at])
+
+    def all_tokens(self, modality: str) -> TokenTable:
+        """What fires in the rows of all items in evidence, in the map."""
+        t = self._map(f"tokens-{modality}.safetensors")
+        return TokenTable(t["item"], t["start"], t["latent"], t["position"], t["value"])
 
     def heat(self, item: int, latent: int, modality: str = "image", step: int = 0) -> np.ndarray | None:
         """``(rows, cols) float32`` values of a latent on an item's patch grid, or None where there is no grid or the
