@@ -87,16 +87,24 @@ def pessimistic_ranks(scores: Tensor, right: Tensor, tie: float = 1e-6) -> Tenso
     return ((scores >= best - tie) & ~right).sum(1)
 
 
-def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of a share by Wilson's score (E. B. Wilson, JASA 1927); ``(nan, nan)`` of nothing.
+def wilson_ends(hits: np.ndarray, n: float, z: float = 1.959964) -> tuple[np.ndarray, np.ndarray]:
+    """95% intervals of shares ``hits / n`` by Wilson's score (E. B. Wilson, JASA 1927), n above 0.
 
-    It lies in [0, 1] and holds the share to the bit: by rounding alone that of n of n would often end below 1.
+    They lie in [0, 1] and hold the share to the bit: by rounding alone that of n of n would often end below 1.
     """
+    p, s = hits / n, z * z / n
+    centre, half = p + s / 2, z * np.sqrt(p * (1 - p) / n + s / (4 * n))
+    return np.maximum(0.0, np.minimum(p, (centre - half) / (1 + s))), np.minimum(
+        1.0, np.maximum(p, (centre + half) / (1 + s))
+    )
+
+
+def wilson(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The interval of one share, see :func:`wilson_ends`; ``(nan, nan)`` of nothing."""
     if not n:
         return math.nan, math.nan
-    p, s = hits / n, z * z / n
-    centre, half = p + s / 2, z * math.sqrt(p * (1 - p) / n + s / (4 * n))
-    return max(0.0, min(p, (centre - half) / (1 + s))), min(1.0, max(p, (centre + half) / (1 + s)))
+    low, high = wilson_ends(np.float64(hits), n, z)
+    return float(low), float(high)
 
 
 DRAWS = 1000  # of a bootstrap
