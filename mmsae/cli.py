@@ -92,6 +92,9 @@ COMMANDS = {
     "name": Command(
         "mmsae.interpret.names.command:name", "name latents by their evidence, and measure how well the names hold",
         "mmsae name runs/evidence", places=("evidence",)),
+    "analyse": Command(
+        "mmsae.interpret.analyse.command:analyse", "compare, correlate, cluster and search data sets by concepts",
+        "mmsae analyse diff runs/cats/evidence runs/dogs/evidence --out runs/cats_and_dogs", True),
     "convert": Command(
         "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder, and back",
         "mmsae convert openclip_ViT-B-32_VL_SAE_256_8_best.pth vl_sae", places=("src", "dst")),

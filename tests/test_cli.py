@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 import timm
@@ -146,11 +147,17 @@ def options_of_shards():
                 yield name, action.option_strings[0], action.dest
 
 
+def _one_of(action):
+    """A value that an option takes."""
+    kind = getattr(action, "_typehint", None)
+    return get_args(kind)[0] if get_origin(kind) is Literal else "x"
+
+
 @pytest.mark.parametrize(("name", "option", "dest"), list(options_of_shards()))
 def test_several_values_stand_side_by_side_are_repeated_or_a_list(name, option, dest):
     parser = command_parser(name)[0]
     needed = [a for a in parser._actions if a.required and a.dest != dest]
-    rest = [w for a in needed for w in ((a.option_strings[0],) if a.option_strings else ()) + ("x",)]
+    rest = [w for a in needed for w in (*a.option_strings[:1], _one_of(a))]
 
     def get(*args):
         return parser.parse_args([*rest, *args]).as_dict()[dest]
