@@ -35,6 +35,7 @@ PACKAGES = {
     "mmsae.activations": (),
     "mmsae.training": (),
     "mmsae.metrics": (),
+    "mmsae.interpret": ("evidence.folder",),
     "mmsae.filtering": ("selection", "selection_exchange"),
     "mmsae.lvlm": ("decoding.concept", "decoding.directions", "recovered"),
     "mmsae.evaluation": ("suite", "features", "callbacks", "zeroshot.head", "ood.head", "ontology.measures"),

@@ -61,6 +61,35 @@ def _results(file: Path) -> dict[str, Any]:
     return {"kind": f"result ({file.name})", **plain, "also": ", ".join(k for k in content if k not in plain)}
 
 
+def _evidence(file: Path) -> dict[str, Any]:
+    """What a folder of evidence is of; nothing but its JSON is read."""
+    said = json.loads(file.read_text(encoding="utf-8"))
+    job, latents = said["job"], said["latents"]
+    return {
+        "kind": "evidence",
+        "sae": job["sae"],
+        "host": f"{job['hint']} ({job['host']})",
+        "sites": {m: str(Site(**s)) for m, s in job["sites"].items()},
+        "items": said["n_items"],
+        "items in evidence": said["in_evidence"],
+        "latents": {m: {"of": said["d_sae"], **n} for m, n in latents.items()},
+        "places": {m: _places(g) for m, g in said["grid"].items()},
+        "captions": said["captions"],
+        "images": said["images"],
+        "embeddings": said["embedder"] or "none",
+        "hard negatives": said["hard_negatives"],
+        "halves and draws": f"seed {job['seed']}, {job['quantiles']} quantiles x {job['each']}, "
+        f"{job['negatives']} negatives of each kind",
+        "faults": said["faults"]["counts"] or "none",
+        "also": sorted(p.name for p in file.parent.iterdir() if p.is_dir()) or "no names or scores",
+    }
+
+
+def _places(grid: Mapping[str, Any]) -> str:
+    map_ = f"{grid['rows']} x {grid['cols']}" if grid["rows"] else f"{grid['places']}"
+    return map_ + (f" at {len(grid['steps'])} steps" if grid.get("steps") else "")
+
+
 def _shards(pattern: str | Sequence[str]) -> dict[str, Any]:
     from mmsae.shards import describe as describe_shards
 
@@ -68,7 +97,7 @@ def _shards(pattern: str | Sequence[str]) -> dict[str, Any]:
 
 
 def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool = False) -> dict[str, Any]:
-    """What is at ``path``: an SAE folder, a run, an activation store, the folder of a host or image-text shards.
+    """What is at ``path``: an SAE folder, a run, a store, evidence, the folder of a host or image-text shards.
 
     Raises:
         InputError: Nothing there that mmsae knows.
@@ -87,6 +116,8 @@ def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool
         return {"kind": f"run of {len(members)} SAEs", "resume": resume, "members": members}
     if (folder / "sae" / "cfg.json").is_file():
         return {"kind": "run", "resume": resume, "sae": _sae(folder / "sae")}
+    if (folder / "evidence.json").is_file():
+        return _evidence(folder / "evidence.json")
     from mmsae.hosts.names import folder_kind
 
     if (kind := folder_kind(folder)) is not None:
@@ -128,8 +159,8 @@ def info(path: str | list[str], verify: bool = False, as_json: bool = False, all
     """Describe a path.
 
     Args:
-        path: SAE folder, run folder, activation store, a host's folder (open_clip, timm, transformers, diffusers), or
-            shards (file, folder, glob, brace pattern, or several).
+        path: SAE folder, run folder, activation store, evidence, a host's folder (open_clip, timm, transformers,
+            diffusers), or shards (file, folder, glob, brace pattern, or several).
         verify: Hash every file of a store, however large it is.
         as_json: Print JSON.
         allow_random_weights: Describe a host whose files lack weights, too.

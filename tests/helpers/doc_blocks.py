@@ -29,6 +29,7 @@ SMALLER = {
     "--trainer.enable_progress_bar false --model.sae.init_args.ratio 2 --model.sae.init_args.selector.init_args.k 4",
     "validate": EVALUATE,
     "test": EVALUATE,
+    "evidence": "--batch-size 16 --workers 0 --min-items 4 --progress false",
     "info": "",
     "convert": "",
 }

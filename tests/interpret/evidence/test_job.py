@@ -326,3 +326,18 @@ def test_settings_are_checked(made, tmp_path):
     write_json(tmp_path / "o" / "x.json", {})
     with pytest.raises(InputError, match="holds no result of mmsae evidence"):
         collect_evidence(str(root / "pairs"), shards, tmp_path / "o", choice=CHOICE, run=RUN)
+
+
+def test_info_describes_the_folder(made):
+    from mmsae.info import info
+
+    said = info(str(made[0] / "of_patches"))
+    for line in (
+        "kind: evidence",
+        "items: 110",
+        "image: 4 x 4",
+        "copies: 0",
+        "seed 0, 4 quantiles x 3",
+        "faults: none",
+    ):
+        assert line in said, said
