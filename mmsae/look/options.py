@@ -1,0 +1,35 @@
+"""Options of ``mmsae look``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The SAE, and what it is trained on."""
+
+    site: str = ""
+    """Where the host is read. Default: patches late in its image tower (of transformers at four fifths of the depth)."""
+    ratio: float = 8.0
+    """Latents per input feature."""
+    k: int = 32
+    """Latents that are on at a patch."""
+    steps: int = 2000
+    """Training steps, of 512 patches each."""
+    seed: int = 0
+    """Seed of the training, of its control, and of what is drawn."""
+    short_side: int = 320
+    """Photographs are made this small on their short side, in pixels."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is told of the latents."""
+
+    vocabulary: str = ""
+    """File with a word or phrase a line, of which names are chosen where the host has a text tower."""
+    images: str = "show"
+    """``show``, ``blur`` or ``none``: images in the browser."""
+    control: bool = True
+    """Whether the same is done with random weights, to be compared with."""
