@@ -1,0 +1,120 @@
+"""The stages of ``mmsae look``; each leaves its result whole and is skipped when it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmsae.errors import InputError
+from mmsae.files import write_json
+from mmsae.hosts import Host, pick_device
+from mmsae.jobs.estimate import duration
+from mmsae.jobs.folder import JobFolder
+from mmsae.jobs.stages import StageLog
+from mmsae.look.host import choose_host, patch_site
+from mmsae.look.options import Seen, Sight
+from mmsae.look.photographs import list_photographs, write_photographs
+from mmsae.options import Run, SAERun, call
+
+FILE = "look.json"
+BATCH = 512  #: Patches of a training step
+LEAST = 50  #: Photographs without which there is nothing to learn
+
+
+def look_at(folder: str, out: str, host: str = "", sight: Sight = Sight(), seen: Seen = Seen(), run: Run = Run()) -> str:
+    """Do the job of :func:`mmsae.look.command.look`; arguments are those.
+
+    Raises:
+        InputError: No photographs, too few that can be read, no host, or another job in OUT.
+    """
+    root, say = Path(out), print if run.progress else lambda *text, **_: None
+    shards = root / "shards"
+    n = _photographs(folder, root, sight.short_side, run, say)
+    chosen = choose_host(host or _noted_host(root), pick_device(run.device), run.precision, say)
+    site = chosen.site(sight.site or patch_site(chosen))
+    job = {"photographs": _identity(shards), "host": chosen.fingerprint, "site": site.spec, **vars(sight)}
+    job |= {"control": seen.control}
+    stages = StageLog(JobFolder(root, job, "mmsae look", writes=(), file=FILE, key="job", holds="a look"))
+    stages.folder.note(host=chosen.hint, seconds=stages.seconds)
+    say(f"{n:,} photographs -> {chosen.hint} at {site.spec} -> an SAE of {round(sight.ratio * site.width):,} latents")
+    look = _Look(root, chosen, site.spec, sight, seen, run)
+    for name, work in look.stages().items():
+        stages.run(name, work)
+    page = root / "browser" / "index.html"
+    say(f"about {duration(sum(stages.seconds.values()))} in all; open {page}")
+    return str(page)
+
+
+def _photographs(folder: str, root: Path, short_side: int, run: Run, say: Callable[..., None]) -> int:
+    """Number of photographs in the shards; a folder that has moved away since they were written is not missed."""
+    shards = root / "shards"
+    done = (shards / "photographs.json").exists()
+    if done and not Path(folder).is_dir():
+        say(f"{folder} is not there any more; its photographs are in {shards}")
+    else:
+        if len(found := list_photographs(folder).photographs) < LEAST:
+            raise InputError(f"{folder} has {len(found)} photographs; at least {LEAST} are needed to learn from")
+        log = write_photographs(folder, shards, short_side, run.workers, run.progress)
+        if log.counts:
+            say(log.summary())
+    said = json.loads((shards / "photographs.json").read_text())
+    return said["job"]["n"] - said["faults"]["dropped"]
+
+
+def _identity(shards: Path) -> str:
+    return json.loads((shards / "photographs.json").read_text())["job"]["photographs"]
+
+
+def _noted_host(root: Path) -> str:
+    """The host that an earlier run in this folder chose: the hub may be there now and not then."""
+    try:
+        return json.loads((root / FILE).read_text())["host"]
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+class _Look:
+    """What the stages share."""
+
+    def __init__(self, root: Path, host: Host, site: str, sight: Sight, seen: Seen, run: Run):
+        self.root, self.host, self.site, self.sight, self.seen, self.run = root, host, site, sight, seen, run
+
+    def stages(self) -> dict[str, Callable[[], Any]]:
+        """Names and work, in order."""
+        out = {"extract": self.extract, "fit": self.fit}
+        if self.seen.control:
+            out["random"] = self.random
+        return out
+
+    def extract(self) -> None:
+        """Activations of the patches."""
+        from mmsae.activations import extract
+
+        extract(self.host, str(self.root / "shards"), self.root / "store", sites=self.site, dtype="float16", run=self.run)
+
+    def fit(self) -> None:
+        """The SAE, by ``mmsae fit``."""
+        from mmsae.recipes import find_recipe
+        from mmsae.training.cli import run as lightning
+
+        s, device = self.sight, self.host.device
+        at = "model.sae.init_args"
+        args = {
+            "data.store": self.root / "store", "data.batch_size": BATCH, "trainer.default_root_dir": self.root / "run",
+            "trainer.max_steps": s.steps, "trainer.val_check_interval": max(1, s.steps // 4), "seed_everything": s.seed,
+            "trainer.accelerator": "gpu" if device.type == "cuda" else "cpu",
+            "trainer.enable_progress_bar": str(self.run.progress).lower(),
+            f"--{at}.ratio"[2:]: s.ratio, f"{at}.selector.init_args.k": s.k,
+        }  # fmt: skip
+        flat = [part for k, v in args.items() for part in (f"--{k}", str(v))]
+        if (self.root / "run" / "checkpoints" / "last.ckpt").exists():
+            flat += ["--ckpt_path", "last"]
+        lightning(["fit", "-c", find_recipe("configs/train/topk_store.yaml"), *flat])
+
+    def random(self) -> None:
+        """The control: the same SAE with random weights."""
+        from mmsae.sae import SAE, random_control
+
+        random_control(SAE.from_pretrained(self.root / "run" / "sae"), self.sight.seed).save_pretrained(self.root / "random")
