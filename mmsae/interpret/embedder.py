@@ -50,12 +50,39 @@ class Embedder:
         """Whether it has a text tower."""
         return TEXT in self.host.modalities
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether phrases, or at least names of classes, have vectors."""
+        return self.reads_text or bool(self.classes)
+
+    @cached_property
+    def classes(self) -> dict[str, np.ndarray]:
+        """``{class name: (width,) float32 unit vector}`` of a host with a linear classifier of ImageNet's 1,000
+        classes.
+
+        The vectors are the classifier's rows about their mean: what an embedding's logit is, but for the bias and what
+        all classes share. Empty for other hosts.
+        """
+        found = getattr(self.host, "classifier", None)
+        if found is None or len(found[0]) != 1000:
+            return {}
+        rows = found[0].numpy().astype(np.float64)
+        rows -= rows.mean(0)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return dict(zip(imagenet_names(), rows.astype(np.float32), strict=True))
+
     def phrases(self, phrases: Sequence[str], templates: Sequence[str]) -> np.ndarray:
         """``(V, width) float32`` unit vectors of phrases, the mean of unit vectors over templates (with ``{}``).
 
+        A host without a text tower knows the names of its :attr:`classes`.
+
         Raises:
-            InputError: The host has no text tower.
+            InputError: The host has no text tower, and a phrase is none of its classes.
         """
+        if not self.reads_text:
+            if lost := [p for p in phrases if p not in self.classes]:
+                raise InputError(f"host {self.name} has no text tower, and {lost[0]!r} is no class that it knows")
+            return np.stack([self.classes[p] for p in phrases]) if len(phrases) else np.zeros((0, 1), np.float32)
         if not len(phrases):
             return np.zeros((0, 1), np.float32)
         said = json.dumps([self.host.fingerprint, self.precision, list(phrases), list(templates)]).encode()
@@ -88,3 +115,14 @@ class Embedder:
             parts.append(self.host.encode_image(pixels).cpu().numpy())
         vectors = np.concatenate(parts) if parts else np.zeros((0, 1))
         return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def imagenet_names() -> list[str]:
+    """Names of ImageNet's 1,000 classes, by number; a second class of one name has its WordNet id behind it."""
+    from timm.data import ImageNetInfo
+
+    table, out = ImageNetInfo("imagenet-1k"), {}
+    for i in range(table.num_classes()):
+        said = table.index_to_description(i).split(",")[0]
+        out[said if said not in out else f"{said} ({table.index_to_label_name(i)})"] = i
+    return list(out)

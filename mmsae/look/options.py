@@ -10,7 +10,8 @@ class Sight:
     """The SAE, and what it is trained on."""
 
     site: str = ""
-    """Where the host is read. Default: patches late in its image tower (of transformers at four fifths of the depth)."""
+    """Where the host is read. Default: patches late in its image tower (of transformers at four fifths of the
+    depth)."""
     ratio: float = 8.0
     """Latents per input feature."""
     k: int = 32

@@ -45,7 +45,7 @@ class Photograph(NamedTuple):
     size: int  #: Bytes
 
     @property
-    def label(self) -> str:
+    def folder(self) -> str:
         """The folder that it lies in below the folder of photographs, which may be its class; empty at the top."""
         return self.name.rpartition("/")[0]
 
@@ -96,7 +96,8 @@ def write_photographs(
 
     A sample has the image (turned as its EXIF says, no larger than ``short_side`` on its short side; bytes are kept
     where nothing is to be done), its caption where ``NAME.txt`` or ``NAME.json`` lies beside it, and in its json the
-    file's path, its size in pixels and the folder that it lay in as ``label``. Run again after a kill, it goes on.
+    file's path, its size in pixels and, unless ``NAME.json`` says another, the folder that it lay in as ``class``. Run
+    again after a kill, it goes on.
 
     Returns:
         What was unusable.
@@ -150,8 +151,10 @@ def _sample(photograph: Photograph, short_side: int) -> dict[str, Any] | str:
         ending, data, size = _small(photograph.path, short_side)
     except BrokenImage as e:
         return str(e)
-    about = {"file": photograph.name, "width": size[0], "height": size[1], "label": photograph.label}
+    about = {"file": photograph.name, "width": size[0], "height": size[1]}
     said, more = _said(photograph.path)
+    if photograph.folder:
+        more.setdefault("class", photograph.folder)
     fields: dict[str, Any] = {ending: data, "json": {**more, **about}}
     return fields | {"txt": said} if said else fields
 

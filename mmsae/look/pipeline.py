@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.errors import InputError
-from mmsae.files import write_json
 from mmsae.hosts import Host, pick_device
+from mmsae.interpret.names.command import name
 from mmsae.jobs.estimate import duration
 from mmsae.jobs.folder import JobFolder
 from mmsae.jobs.stages import StageLog
@@ -23,7 +23,9 @@ BATCH = 512  #: Patches of a training step
 LEAST = 50  #: Photographs without which there is nothing to learn
 
 
-def look_at(folder: str, out: str, host: str = "", sight: Sight = Sight(), seen: Seen = Seen(), run: Run = Run()) -> str:
+def look_at(
+    folder: str, out: str, host: str = "", sight: Sight = Sight(), seen: Seen = Seen(), run: Run = Run()
+) -> str:
     """Do the job of :func:`mmsae.look.command.look`; arguments are those.
 
     Raises:
@@ -40,8 +42,8 @@ def look_at(folder: str, out: str, host: str = "", sight: Sight = Sight(), seen:
     stages.folder.note(host=chosen.hint, seconds=stages.seconds)
     say(f"{n:,} photographs -> {chosen.hint} at {site.spec} -> an SAE of {round(sight.ratio * site.width):,} latents")
     look = _Look(root, chosen, site.spec, sight, seen, run)
-    for name, work in look.stages().items():
-        stages.run(name, work)
+    for stage, work in look.stages().items():
+        stages.run(stage, work)
     page = root / "browser" / "index.html"
     say(f"about {duration(sum(stages.seconds.values()))} in all; open {page}")
     return str(page)
@@ -83,16 +85,18 @@ class _Look:
 
     def stages(self) -> dict[str, Callable[[], Any]]:
         """Names and work, in order."""
-        out = {"extract": self.extract, "fit": self.fit}
+        out = {"extract": self.extract, "fit": self.fit, "evidence": self.evidence}
         if self.seen.control:
-            out["random"] = self.random
-        return out
+            out |= {"random": self.random, "evidence_random": self.evidence_random}
+        return out | {"names": self.names, "scores": self.scores, "browser": self.browser}
 
     def extract(self) -> None:
         """Activations of the patches."""
         from mmsae.activations import extract
 
-        extract(self.host, str(self.root / "shards"), self.root / "store", sites=self.site, dtype="float16", run=self.run)
+        extract(
+            self.host, str(self.root / "shards"), self.root / "store", sites=self.site, dtype="float16", run=self.run
+        )
 
     def fit(self) -> None:
         """The SAE, by ``mmsae fit``."""
@@ -106,7 +110,7 @@ class _Look:
             "trainer.max_steps": s.steps, "trainer.val_check_interval": max(1, s.steps // 4), "seed_everything": s.seed,
             "trainer.accelerator": "gpu" if device.type == "cuda" else "cpu",
             "trainer.enable_progress_bar": str(self.run.progress).lower(),
-            f"--{at}.ratio"[2:]: s.ratio, f"{at}.selector.init_args.k": s.k,
+            f"{at}.ratio": s.ratio, f"{at}.selector.init_args.k": s.k,
         }  # fmt: skip
         flat = [part for k, v in args.items() for part in (f"--{k}", str(v))]
         if (self.root / "run" / "checkpoints" / "last.ckpt").exists():
@@ -117,4 +121,36 @@ class _Look:
         """The control: the same SAE with random weights."""
         from mmsae.sae import SAE, random_control
 
-        random_control(SAE.from_pretrained(self.root / "run" / "sae"), self.sight.seed).save_pretrained(self.root / "random")
+        control = random_control(SAE.from_pretrained(self.root / "run" / "sae"), self.sight.seed)
+        control.save_pretrained(self.root / "random")
+
+    def evidence(self) -> None:
+        """What the latents fire on."""
+        self._evidence(self.root / "run" / "sae", self.root / "evidence")
+
+    def evidence_random(self) -> None:
+        """The same of the control."""
+        self._evidence(self.root / "random", self.root / "evidence_random")
+
+    def _evidence(self, sae: Path, out: Path) -> None:
+        from mmsae.interpret.evidence.job import collect_evidence
+
+        run = SAERun(**vars(self.run))
+        collect_evidence(str(sae), str(self.root / "shards"), str(out), self.host.hint, run=run)
+
+    def names(self) -> None:
+        """Names of latents, by captions and by words or classes that the host knows; there may be nothing to go by."""
+        for folder in self._evidences():
+            try:
+                call(name, str(folder), **({"vocabulary": self.seen.vocabulary} if self.seen.vocabulary else {}))
+            except InputError as e:
+                print(f"latents have no names: {e}")
+
+    def scores(self) -> None:
+        """How well names and latents hold, beside the control's."""
+
+    def browser(self) -> None:
+        """The pages."""
+
+    def _evidences(self) -> list[Path]:
+        return [p for p in (self.root / "evidence", self.root / "evidence_random") if p.is_dir()]

@@ -54,7 +54,7 @@ def test_captions_and_folders_are_what_lies_beside(tmp_path):
     write_photographs(tmp_path, tmp_path / "out" / "shards", progress=False)
     c, cat, dog = samples(tmp_path / "out" / "shards")
     assert [s.caption or "" for s in (c, cat, dog)] == ["", "a cat", "a dog"]
-    assert [s.meta["label"] for s in (c, cat, dog)] == ["", "cats", "dogs"]
+    assert [s.meta.get("class") for s in (c, cat, dog)] == [None, "cats", "dogs"]
     assert dog.meta["place"] == "x" and dog.meta["width"] == 64
 
 

@@ -123,20 +123,23 @@ class Naming:
 
     @cached_property
     def embedders(self) -> dict[str, Embedder]:
-        """``{modality: encoder of its embeddings, which has a text tower}``."""
+        """``{modality: encoder of its embeddings, which has a text tower or knows classes by name}``."""
         out: dict[str, Embedder] = {}
         for m in self.ev.modalities:
             found = Embedder.of(self.ev, m, cache=self.cache, device=self.device)
             if found is None:
                 self.left_out[f"vectors of {m}s"] = "the evidence has no embeddings"
-            elif not (same := next((e for e in out.values() if e.name == found.name), found)).reads_text:
-                self.left_out[f"vectors of {m}s"] = f"{found.name} has no text tower"
+            elif not (same := next((e for e in out.values() if e.name == found.name), found)).knows_words:
+                self.left_out[f"vectors of {m}s"] = f"{found.name} has no text tower, and no classes with names"
             else:
                 out[m] = same
         return out
 
     @cached_property
     def phrases(self) -> list[str]:
+        """The vocabulary; where no encoder reads text, the classes that one knows."""
+        if self.embedders and not any(e.reads_text for e in self.embedders.values()):
+            return list(next(iter(self.embedders.values())).classes)
         if self.looking.vocabulary != "captions":
             return read_vocabulary(self.looking.vocabulary)
         if not self.has_captions:
