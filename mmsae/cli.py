@@ -95,6 +95,9 @@ COMMANDS = {
     "analyse": Command(
         "mmsae.interpret.analyse.command:analyse", "compare, correlate, cluster and search data sets by concepts",
         "mmsae analyse diff runs/cats/evidence runs/dogs/evidence --out runs/cats_and_dogs", True),
+    "explore": Command(
+        "mmsae.interpret.browser.command:explore", "a browser of latents and samples in a folder, without a server",
+        "mmsae explore runs/evidence", places=("evidence", "other")),
     "convert": Command(
         "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder, and back",
         "mmsae convert openclip_ViT-B-32_VL_SAE_256_8_best.pth vl_sae", places=("src", "dst")),

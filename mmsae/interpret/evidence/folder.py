@@ -252,15 +252,25 @@ class Evidence:
         order = np.argsort(items < 0, 1, kind="stable")
         return np.take_along_axis(items, order, 1)
 
-    def quantiles(self, modality: str, half: str) -> np.ndarray:
-        """``(d_sae, quantiles, each) int32`` positives of one half by quantile, the strongest first; -1 for none."""
+    def quantiles(self, modality: str, half: str = "") -> np.ndarray:
+        """``(d_sae, quantiles, each) int32`` positives of one half by quantile, the strongest first; -1 for none. No
+        half: of both.
+        """
         return self._table(modality, half, "positive")
 
     def _table(self, modality: str, half: str, kind: str) -> np.ndarray:
+        items = np.asarray(self._map("examples.safetensors")[f"{modality}.{kind}"])
+        if not half:
+            return items
         if half not in HALVES:
             raise InputError(f"half is {half!r}, it must be one of {', '.join(HALVES)}")
-        items = np.asarray(self._map("examples.safetensors")[f"{modality}.{kind}"])
         return np.where((items >= 0) & (self.items.half == half)[items], items, -1)
+
+    def token_table(self, modality: str) -> Mapping[str, np.ndarray]:
+        """The maps ``item``, ``start``, ``latent``, ``position`` and ``value`` that :meth:`tokens` reads one item of;
+        empty where there is none.
+        """
+        return self._map(f"tokens-{modality}.safetensors")
 
     def _half(self, items: np.ndarray, half: str) -> np.ndarray:
         if half not in HALVES:

@@ -1,0 +1,39 @@
+"""Options of ``mmsae explore``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Display:
+    """What the browser shows, which is what makes its size."""
+
+    images: Literal["show", "blur", "none"] = "show"
+    """``show`` images, ``blur`` them until they are pointed at, or leave them out (``none``)."""
+    top: int = 12
+    """Top items of a latent and modality."""
+    each: int = 2
+    """Examples from every quantile of a latent's values."""
+    codes: int = 64
+    """Latents kept of every item and modality, the ones that are largest beside their own maximum. Queries and sample
+    pages see these."""
+    neighbours: int = 10
+    """Nearest latents and samples that are listed."""
+    layout: Literal["auto", "pca", "tsne", "umap", "none"] = "auto"
+    """The map of latents. ``auto``: t-SNE up to 6,000 living latents, PCA above; ``umap`` needs umap-learn."""
+    seed: int = 0
+    """Seed of the map and of the samples that co-activation is counted on."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What else the browser has pages of."""
+
+    tree: str = ""
+    """Tree of the labels for the page of the ontology: ``wordnet``, or a file of node, parent and name with tabs."""
+    strips: tuple[str, ...] = ()
+    """Folders of ``mmsae steer``: what features draw at each strength, on the pages of these latents."""
+    attributes: str = ""
+    """JSON of attributes that steering was found to set (``write_attributes``), for diffusion models."""

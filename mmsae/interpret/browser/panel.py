@@ -1,0 +1,298 @@
+"""The data of one SAE in a browser: a table of all latents, and shards that a page loads when it shows them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmsae.interpret.browser import relations
+from mmsae.interpret.browser.files import PACK, SHARD, indices, packed, put
+from mmsae.interpret.browser.layout import layout
+from mmsae.interpret.browser.options import Display
+from mmsae.interpret.browser.segments import bisect, ranges
+from mmsae.interpret.browser.shown import choose, strongest
+from mmsae.interpret.browser.words import caption_words
+from mmsae.interpret.evidence.folder import BINS, Evidence
+from mmsae.metrics.concepts.names import LatentName
+
+LARGEST = {"i1": 127, "i2": 32767, "u1": 255, "u2": 65535}
+
+
+class Source(NamedTuple):
+    """What a panel is made of."""
+
+    id: str  #: ``main``, ``other`` or ``control``: the folder of its data, and part of links
+    title: str  #: Shown in the switch between panels
+    evidence: Evidence  #: Its evidence
+    atoms: np.ndarray | None  #: ``(d_sae, d)`` atoms of the SAE, or None where it is not at hand
+    names: Mapping[int, LatentName]  #: Names, where there are any
+    scores: Mapping[str, Any]  #: ``columns {name: (d_sae,)}``, ``rows`` per latent and ``summary``; empty: none
+    control: bool = False  #: Whether it is a control, of random weights
+
+
+def share_of(value: np.ndarray, most: np.ndarray, kind: str) -> dict[str, Any]:
+    """Values as whole numbers, signed or not: shares of a maximum, at least 1 where they are not 0."""
+    share = np.asarray(value, np.float64) / np.maximum(most, 1e-30)
+    whole = np.sign(share) * np.clip(np.rint(np.abs(share) * LARGEST[kind]), 1, LARGEST[kind])
+    return packed(whole, kind)
+
+
+class Panel:
+    """Writes the data of one SAE.
+
+    Args:
+        source: What it is made of.
+        display: What is shown.
+        folder: ``data`` of the browser.
+    """
+
+    def __init__(self, source: Source, display: Display, folder: Path):
+        self.source, self.display, self.folder = source, display, folder
+        self.evidence, self.d_sae = source.evidence, source.evidence.d_sae
+        self.shown = choose(source.evidence, display)
+        self.stats = {m: source.evidence.stats(m) for m in source.evidence.modalities}
+        self.bytes = {"latents": 0, "samples": 0, "images": 0}
+
+    @cached_property
+    def living(self) -> np.ndarray:
+        """``(d_sae,)`` bool: fires in some modality."""
+        return np.any([s.fired_items > 0 for s in self.stats.values()], 0)
+
+    @cached_property
+    def labels(self) -> tuple[list[str], np.ndarray]:
+        """Names of labels, and the number of each item's, -1 for none."""
+        said = self.evidence.items.label
+        names = sorted(set(said) - {""})
+        number = {name: i for i, name in enumerate(names)} | {"": -1}
+        return names, np.array([number[x] for x in said], np.int32)
+
+    @cached_property
+    def codes(self) -> dict[str, Any]:
+        """``{modality: (m, d_sae)}`` codes of the shown items, cut."""
+        return {m: strongest(self.evidence, m, self.shown.item, self.display.codes) for m in self.stats}
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What the table has of every latent."""
+        out: dict[str, np.ndarray] = {}
+        for m, s in self.stats.items():
+            out |= {
+                f"{m}.n": s.fired_items.astype(np.int32),
+                f"{m}.density": (s.fired_items / max(self.evidence.n, 1)).astype(np.float32),
+                f"{m}.mean": s.mean_active.astype(np.float32),
+                f"{m}.max": s.max.astype(np.float32),
+            }
+        if {"image", "text"} <= set(self.stats):
+            out |= {"modality": relations.modality_index(self.evidence), "agree": relations.agreement(self.evidence)}
+        return out | dict(self.source.scores.get("columns", {}))
+
+    def write(self) -> dict[str, Any]:
+        """Write everything; returns what ``site.js`` says about the panel."""
+        about, source, display = self.evidence.about, self.source, self.display
+        columns = dict(self.columns)
+        how = "none"
+        if source.atoms is not None and display.layout != "none":
+            place, how = layout(source.atoms, self.living, display.layout, display.seed)
+            columns |= {"x": place[:, 0], "y": place[:, 1]}
+        captions = [self.evidence.items.caption[i] for i in self.shown.item]
+        tops = {m: self._numbers(p[:, : self.shown.top]) for m, p in self.shown.pairs.items()}
+        words = caption_words(captions, list(tops.values()))
+        purest = self._shards(words)
+        if purest is not None:
+            columns |= purest
+        key = source.id
+        kinds = {k: "i4" if np.issubdtype(v.dtype, np.integer) else "f4" for k, v in columns.items()}
+        size = put(self.folder, f"{key}/table", {k: packed(v, kinds[k]) for k, v in columns.items()})
+        named = [[j, *_plain(n)] for j, n in sorted(source.names.items()) if 0 <= j < self.d_sae]
+        size += put(self.folder, f"{key}/names", {"names": named, "words": [" ".join(w for w, _ in x) for x in words]})
+        size += put(self.folder, f"{key}/tops", {m: indices(t[:, :9], self.shown.m) for m, t in tops.items()})
+        self.bytes["latents"] += size
+        self._packs(captions)
+        self._captions(captions)
+        labels, _ = self.labels
+        meta = {
+            "id": key, "title": source.title, "control": source.control, "sae": about["job"]["sae"],
+            "host": about["job"]["host"], "job": about["job"], "faults": about.get("faults", {}),
+            "d_sae": self.d_sae, "n": self.evidence.n, "modalities": list(self.stats),
+            "grid": {m: self.evidence.grid(m)._asdict() for m in self.stats}, "shown": self.shown.m,
+            "top": self.shown.top, "quantiles": dict(self.shown.quantiles), "shard": SHARD, "pack": PACK,
+            "codes": display.codes, "captions": bool(about["captions"]),
+            "images": bool(about["images"]) and display.images != "none", "layout": how, "labels": labels,
+            "living": int(self.living.sum()), "named": sum(bool(n.name) for n in source.names.values()),
+            "scores": source.scores.get("summary", []), "bytes": self.bytes,
+        }  # fmt: skip
+        put(self.folder, f"{key}/meta", meta)
+        return {"id": key, "title": source.title, "control": source.control, "sae": about["job"]["sae"]}
+
+    def _numbers(self, items: np.ndarray) -> np.ndarray:
+        return np.where(items >= 0, self.shown.number[items], -1)
+
+    def _shards(self, words: list[list[tuple[str, int]]]) -> dict[str, np.ndarray] | None:
+        """Write latents and inverted lists, shard by shard; returns the columns of the purest label, or None."""
+        near = self._near()
+        by_latent = {m: abs(c).tocsc() for m, c in self.codes.items()}
+        names, label = self.labels
+        purest = {
+            "label": np.full(self.d_sae, -1, np.int32),
+            "purity": np.full(self.d_sae, np.nan, np.float32),
+        }
+        for lo in range(0, self.d_sae, SHARD):
+            rows = slice(lo, min(lo + SHARD, self.d_sae))
+            record: dict[str, Any] = {k: {"to": indices(i[rows], self.d_sae), "value": packed(v[rows], "f4")}
+                                      for k, (i, v) in near.items()}  # fmt: skip
+            record["words"] = words[rows]
+            record["scores"] = [self.source.scores.get("rows", {}).get(j, []) for j in range(rows.start, rows.stop)]
+            lists = {}
+            for m in self.stats:
+                record[m] = self._examples(m, rows)
+                if names:
+                    lift = relations.label_lift(self.evidence.lists(m), rows, label, names)
+                    record[m]["lift"] = {
+                        "label": indices(lift["label"], len(names)),
+                        "count": packed(lift["count"].astype(np.int32)),
+                        "share": packed(lift["share"], "f4"),
+                        "lift": packed(lift["lift"], "f4"),
+                    }
+                    better = ~(lift["share"][:, 0] <= purest["purity"][rows]) & (lift["label"][:, 0] >= 0)
+                    purest["label"][rows] = np.where(better, lift["label"][:, 0], purest["label"][rows])
+                    purest["purity"][rows] = np.where(better, lift["share"][:, 0], purest["purity"][rows])
+                lists[m] = self._list(m, by_latent[m], rows)
+            number = lo // SHARD
+            self.bytes["latents"] += put(self.folder, f"{self.source.id}/latents/{number}", record)
+            self.bytes["latents"] += put(self.folder, f"{self.source.id}/lists/{number}", lists)
+        return purest if names else None
+
+    def _near(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Neighbours of every latent, by name of the relation."""
+        k, seed, atoms, out = self.display.neighbours, self.display.seed, self.source.atoms, {}
+        if atoms is not None:
+            out["near"] = relations.nearest_rows(atoms, atoms, k, same=True, allowed=self.living)
+        for m in self.stats:
+            codes = self.evidence.codes(m)
+            out[f"co.{m}"] = relations.coactive(codes.matrix(relations.sample_rows(codes, seed)), k)
+        if {"image", "text"} <= set(self.stats):
+            image, text = self.evidence.codes("image"), self.evidence.codes("text")
+            some = relations.sample_rows(image, seed, other=text)
+            out["bridge"] = relations.bridges(image.matrix(some), text.matrix(some), atoms, k)
+        return out
+
+    def _examples(self, modality: str, rows: slice) -> dict[str, Any]:
+        """Items, values and maps of the latents of a shard in one modality."""
+        stats, grid = self.stats[modality], self.evidence.grid(modality)
+        pairs = self.shown.pairs[modality][rows]
+        has, most = pairs >= 0, stats.max[rows]
+        latent = np.broadcast_to(np.arange(rows.start, rows.stop)[:, None], pairs.shape)
+        lists = self.evidence.lists(modality)
+        at = bisect(lists.start, lists.index, latent[has], pairs[has])
+        value = np.zeros(pairs.shape, np.float32)
+        value[has] = lists.value[at]
+        histogram = np.asarray(stats.histogram[rows], np.float64)
+        used = np.flatnonzero(histogram.any(0))
+        lo, hi = (used[0], used[-1] + 1) if len(used) else (0, 1)
+        tall = np.maximum(histogram.max(1, keepdims=True), 1)
+        out = {
+            "item": indices(self._numbers(pairs), self.shown.m),
+            "value": share_of(value, most[:, None], "i2"),
+            "rows": packed(stats.fired_rows[rows].astype(np.float32)),
+            "histogram": {"first": int(lo), "bins": BINS, "tall": packed(tall[:, 0], "f4"),
+                          "height": packed(np.ceil(histogram[:, lo:hi] / tall * 255), "u1")},
+        }  # fmt: skip
+        places = grid.places * max(len(grid.steps), 1)
+        if places > 1:
+            out["heat"] = self._heat(modality, latent, pairs, places)
+        return out
+
+    def _heat(self, modality: str, latent: np.ndarray, pairs: np.ndarray, places: int) -> dict[str, Any]:
+        """Where latents fire in their items: positions and values of all pairs, one after the other."""
+        t = self.evidence.token_table(modality)
+        size, first = np.zeros(pairs.shape, np.int64), np.zeros(pairs.shape, np.int64)
+        if len(t):
+            item = np.asarray(t["item"])
+            place = np.minimum(np.searchsorted(item, pairs), max(len(item) - 1, 0))
+            has = (pairs >= 0) & (item[place] == pairs) if len(item) else np.zeros(pairs.shape, bool)
+            low, high = (bisect(t["start"], t["latent"], place[has], latent[has], side) for side in ("left", "right"))
+            first[has], size[has] = low, high - low
+        at = ranges(first.ravel(), size.ravel())
+        value = np.abs(np.asarray(t["value"][at])) if len(at) else np.zeros(0, np.float32)
+        owner = np.repeat(np.arange(pairs.size) // pairs.shape[1], size.ravel())
+        upper = np.zeros(len(pairs), np.float32)
+        np.maximum.at(upper, owner, value)
+        position = np.asarray(t["position"][at]) if len(at) else np.zeros(0, np.int32)
+        return {
+            "size": packed(size, "u2" if places < 65536 else "i4"),
+            "position": packed(position, "u1" if places <= 256 else "u2" if places <= 65536 else "i4"),
+            "value": share_of(value, upper[owner], "u1"),
+            "upper": packed(upper),
+        }
+
+    def _list(self, modality: str, by_latent: Any, rows: slice) -> dict[str, Any]:
+        """The shown items on which latents of a shard fire, with percentiles among all values of the latent."""
+        part = by_latent[:, rows]
+        part.sort_indices()
+        lists = self.evidence.lists(modality)
+        start = np.asarray(lists.start[rows.start : rows.stop + 1], np.int64)
+        value = np.abs(np.asarray(lists.value[start[0] : start[-1]]))
+        owner = np.repeat(np.arange(len(start) - 1), np.diff(start))
+        value = value[np.lexsort((value, owner))]
+        latent = np.repeat(np.arange(part.shape[1]), np.diff(part.indptr))
+        begin, count = start - start[0], np.diff(start)
+        upto = bisect(begin, value, latent, part.data, "right")
+        percentile = (upto - begin[latent]) / np.maximum(count[latent], 1)  # as mmsae.metrics.concepts.query has it
+        return {
+            "start": packed(part.indptr, "i4"),
+            "item": indices(part.indices, self.shown.m),
+            "percentile": share_of(percentile, np.ones(1), "u2"),
+        }
+
+    def _packs(self, captions: list[str]) -> None:
+        """Write the shown items, pack by pack."""
+        items, display, blobs = self.evidence.items, self.display, 0
+        near = {m: relations.similar_samples(c, display.neighbours) for m, c in self.codes.items()}
+        _, label = self.labels
+        images = bool(self.evidence.about["images"]) and display.images != "none"
+        for lo in range(0, self.shown.m, PACK):
+            rows = slice(lo, min(lo + PACK, self.shown.m))
+            some = self.shown.item[rows]
+            record: dict[str, Any] = {
+                "uid": [items.uid[i] for i in some], "shard": [items.shard[i] for i in some],
+                "key": [items.key[i] for i in some], "caption": captions[rows], "label": label[some].tolist(),
+                "view": np.round(items.view[some].astype(float), 4).tolist(),
+            }  # fmt: skip
+            if images:
+                record["picture"] = [_image(self.evidence.thumbnail(int(i))) for i in some]
+                blobs += sum(map(len, record["picture"]))
+            for m, codes in self.codes.items():
+                part = codes[rows]
+                record[m] = {
+                    "start": packed(part.indptr, "i4"),
+                    "latent": indices(part.indices, self.d_sae),
+                    "value": share_of(part.data, self.stats[m].max[part.indices], "i1"),
+                    "near": indices(near[m][0][rows], self.shown.m),
+                    "cosine": share_of(near[m][1][rows], np.ones(1), "u1"),
+                }
+            self.bytes["samples"] += put(self.folder, f"{self.source.id}/items/{lo // PACK}", record)
+        self.bytes["samples"] -= blobs
+        self.bytes["images"] = blobs
+
+    def _captions(self, captions: list[str]) -> None:
+        """Write uids and captions of all shown items, for the search among samples."""
+        uids = [self.evidence.items.uid[i] for i in self.shown.item]
+        self.bytes["samples"] += put(self.folder, f"{self.source.id}/samples", {"uid": uids, "caption": captions})
+
+
+def _image(data: bytes | None) -> str:
+    """An image as a data URI; empty where there is none."""
+    if not data:
+        return ""
+    kind = "webp" if data[8:12] == b"WEBP" else "png" if data[:4] == b"\x89PNG" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _plain(name: LatentName) -> list[Any]:
+    said = name.to_dict()
+    return [said[k] for k in ("name", "method", "score", "margin", "z", "auroc", "by", "note")]

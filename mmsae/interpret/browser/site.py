@@ -1,0 +1,136 @@
+"""The folder of a browser: data of its panels, pages beside them, and the program that shows it all."""
+
+from __future__ import annotations
+
+import shutil
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmsae.files import atomic_folder, check_writable, disk_errors, nbytes, refuse_foreign, remove_leftovers, write_json
+from mmsae.interpret.browser.compare import match, write_match
+from mmsae.interpret.browser.files import put
+from mmsae.interpret.browser.options import Display, Pages
+from mmsae.interpret.browser.panel import Panel, Source
+from mmsae.interpret.browser.scores import read_scores
+from mmsae.interpret.evidence.folder import Evidence
+from mmsae.metrics.concepts.names import read_names
+from mmsae.types import InputError
+
+FORMAT, MARK = 1, "browser.json"
+STATIC = Path(__file__).with_name("static")
+SCRIPTS = (
+    "vendor/minisearch.js", "core.js", "data.js", "notes.js", "parts.js", "heat.js", "scatter.js", "lists.js",
+    "overview.js", "latent.js", "sample.js", "query.js", "compare.js", "intruder.js", "tree.js", "about.js", "main.js",
+)  # fmt: skip
+
+
+class Inputs(NamedTuple):
+    """What a browser is made of, as the command line says it."""
+
+    evidence: str  #: Folder of evidence
+    sae: str = ""  #: SAE of it, empty: look for it
+    other: str = ""  #: Evidence of a second SAE, or empty
+    other_sae: str = ""  #: That SAE
+    control: str = ""  #: Evidence of a control, or empty
+    names: str = ""  #: File of names, empty: that of the evidence
+    scores: str = ""  #: Folder of scores, empty: that of the evidence
+
+
+def atoms_of(evidence: Evidence, sae: str) -> np.ndarray | None:
+    """``(d_sae, d)`` atoms of the evidence's SAE, or None where it is neither named nor found.
+
+    Raises:
+        InputError: The SAE that is named is another.
+    """
+    from mmsae.sae import SAE
+    from mmsae.sae.fingerprint import is_of
+
+    said = evidence.about["job"]
+    places = [sae] if sae else [str(p) for p in (said.get("sae_path"), evidence.folder.resolve().parent / "sae") if p]
+    for place in places:
+        if not sae and not (Path(place) / "cfg.json").exists():
+            continue
+        found = SAE.from_pretrained(place)
+        if is_of(found, said["sae"]):
+            first = next(iter(found.dictionaries.values()))
+            return first.rows().detach().float().numpy()
+        if sae:
+            raise InputError(f"{evidence.folder} is evidence of SAE {said['sae'][:12]}, and {sae} is another")
+    return None
+
+
+def sources(given: Inputs) -> list[Source]:
+    """Everything that gets a panel: the SAE, a second one, a control.
+
+    Raises:
+        InputError: No evidence, names or scores of another SAE.
+    """
+    out = []
+    for at, sae, title, key, control in (
+        (given.evidence, given.sae, "SAE", "main", False),
+        (given.other, given.other_sae, "second SAE", "other", False),
+        (given.control, "", "control", "control", True),
+    ):
+        if not at:
+            continue
+        evidence = Evidence(at)
+        main = key == "main"
+        file = given.names if main and given.names else Path(at) / "names" / "names.json"
+        names = read_names(file, evidence.about["job"]["sae"]) if (main and given.names) or Path(file).exists() else {}
+        folder = Path(given.scores) if main and given.scores else Path(at) / "scores"
+        scores = read_scores(folder, evidence.d_sae)
+        out.append(Source(key, title, evidence, atoms_of(evidence, sae), names, scores, control))
+    return out
+
+
+def write_site(out: Path, given: Inputs, display: Display, pages: Pages, progress: bool = True) -> dict[str, Any]:
+    """Write the browser, whole or not at all.
+
+    Returns:
+        ``out`` and ``bytes``.
+
+    Raises:
+        InputError: What is given does not go together, or the folder holds something else.
+    """
+    refuse_foreign(out, MARK)
+    check_writable(out)
+    found = sources(given)
+
+    def say(text: str) -> None:
+        if progress:
+            print(text, flush=True)
+
+    with disk_errors(out), atomic_folder(out) as temp:
+        data = temp / "data"
+        about: dict[str, Any] = {"format": FORMAT, "images": display.images, "panels": [], "pages": []}
+        if given.other:
+            main, other = found[0], found[1]
+            pair = match(main.evidence, other.evidence, (main.atoms, other.atoms), display.seed)
+            write_match(data, pair, (main.evidence.d_sae, other.evidence.d_sae))
+            best = pair.cosine if pair.cosine is not None else pair.correlation
+            if best is not None:
+                columns = {**main.scores.get("columns", {}), "match": best[1]}
+                found[0] = main._replace(scores={**main.scores, "columns": columns})
+            about["pages"].append("compare")
+        for source in found:
+            e = source.evidence
+            say(f"explore: {source.title}, {e.d_sae:,} latents, {e.n:,} items, {', '.join(e.modalities)}")
+            about["panels"].append(Panel(source, display, data).write())
+        put(data, "site", about)
+        (temp / "index.html").write_text(page(f"Concepts of {Path(given.evidence).resolve().parent.name}"), "utf-8")
+        shutil.copytree(STATIC, temp / "app", ignore=shutil.ignore_patterns("index.html", "__pycache__"))
+        size = sum(p.stat().st_size for p in temp.rglob("*") if p.is_file())
+        write_json(temp / MARK, {"format": FORMAT, "sae": found[0].evidence.about["job"]["sae"], "bytes": size})
+    remove_leftovers(out)
+    say(f"explore: {nbytes(size)}; open {out / 'index.html'} in a web browser")
+    return {"out": str(out), "bytes": size}
+
+
+def page(title: str) -> str:
+    """The shell, which loads everything else."""
+    scripts = "\n".join(f'<script src="app/{name}" defer></script>' for name in SCRIPTS)
+    shell = (STATIC / "index.html").read_text(encoding="utf-8")
+    return shell.replace("{{title}}", escape(title)).replace("{{scripts}}", scripts)

@@ -1,0 +1,173 @@
+/* One SAE's data: its table, and records of latents and samples that are loaded as they are needed. */
+"use strict";
+
+(() => {
+  const panels = new Map();
+
+  /** The panel of an SAE, once its table is there. */
+  mmsae.panel = (id) => {
+    if (!panels.has(id)) panels.set(id, open(id));
+    return panels.get(id);
+  };
+
+  async function open(id) {
+    const [meta, table, names, tops] = await Promise.all(
+      ["meta", "table", "names", "tops"].map((what) => mmsae.load(`${id}/${what}`)),
+    );
+    return new Panel(meta, table, names, tops);
+  }
+
+  class Panel {
+    constructor(meta, table, names, tops) {
+      Object.assign(this, { meta, id: meta.id, size: meta.d_sae, words: names.words, tops });
+      this.columns = Object.fromEntries(Object.entries(table).map(([name, packed]) => [name, mmsae.array(packed)]));
+      this.names = new Map(
+        names.names.map(([j, name, method, score, margin, z, auroc, by, note]) => [
+          j,
+          { name, method, score, margin, z, auroc, by, note },
+        ]),
+      );
+      this.kind = Uint8Array.from({ length: this.size }, (_, j) => this.#kind(j));
+      this.density = Float32Array.from({ length: this.size }, (_, j) =>
+        Math.max(...meta.modalities.map((m) => this.columns[`${m}.density`][j])),
+      );
+    }
+
+    /** 0 dead, 1 image only, 2 text only, 3 both; "only" is 95 % of the mean value. */
+    #kind(j) {
+      const fires = (m) => (this.columns[`${m}.n`]?.[j] ?? 0) > 0;
+      const image = fires("image");
+      const text = fires("text");
+      if (!image || !text) return (image ? 1 : 0) + (text ? 2 : 0);
+      const share = this.columns.modality[j];
+      return share >= 0.95 ? 1 : share <= 0.05 ? 2 : 3;
+    }
+
+    /** The record of a latent: examples of each modality with maps, neighbours, words, scores. */
+    async latent(j) {
+      const { shard, modalities } = this.meta;
+      const data = await mmsae.load(`${this.id}/latents/${Math.floor(j / shard)}`);
+      const i = j % shard;
+      const near = (what) =>
+        data[what] &&
+        mmsae
+          .row(data[what].to, i)
+          .map((to, k) => [to, mmsae.row(data[what].value, i)[k]])
+          .filter(([to]) => to !== mmsae.none(data[what].to));
+      const record = { latent: j, words: data.words[i], scores: data.scores[i], near: near("near"), bridge: near("bridge") };
+      record.together = Object.fromEntries(modalities.map((m) => [m, near(`co.${m}`)]));
+      for (const m of modalities) record[m] = this.#examples(data[m], i, j, m);
+      return record;
+    }
+
+    #examples(data, i, j, m) {
+      const max = this.columns[`${m}.max`][j];
+      const width = data.item.s[1];
+      const none = mmsae.none(data.item);
+      const value = mmsae.row(data.value, i);
+      const heat = data.heat && { ...data.heat, at: offsets(data.heat) };
+      const all = mmsae.row(data.item, i).map((item, k) => ({
+        item,
+        modality: m,
+        value: (value[k] / 32767) * max,
+        heat: heat && this.#heat(heat, i * width + k, i),
+      }));
+      const { top, quantiles } = this.meta;
+      const parts = [];
+      const each = (width - top) / quantiles[m];
+      for (let q = 0; q < quantiles[m]; q++) parts.push(all.slice(top + q * each, top + (q + 1) * each));
+      const fired = (list) => list.filter((e) => e.item !== none && e.item >= 0);
+      return {
+        top: fired(all.slice(0, top)),
+        quantiles: parts.map(fired),
+        rows: mmsae.array(data.rows)[i],
+        histogram: { ...data.histogram, height: mmsae.row(data.histogram.height, i), tall: mmsae.array(data.histogram.tall)[i] },
+        lift: data.lift ? this.#lift(data.lift, i) : [],
+        upper: heat ? mmsae.array(data.heat.upper)[i] : 0,
+      };
+    }
+
+    #heat(heat, pair, i) {
+      const from = heat.at[pair];
+      const to = heat.at[pair + 1];
+      if (from === to) return null;
+      return {
+        position: mmsae.array(heat.position).subarray(from, to),
+        value: mmsae.array(heat.value).subarray(from, to),
+        upper: mmsae.array(heat.upper)[i],
+      };
+    }
+
+    #lift(lift, i) {
+      const none = mmsae.none(lift.label);
+      const [count, share, times] = ["count", "share", "lift"].map((k) => mmsae.row(lift[k], i));
+      return mmsae
+        .row(lift.label, i)
+        .map((label, k) => ({ label: this.meta.labels[label], count: count[k], share: share[k], lift: times[k] }))
+        .filter((x, k) => mmsae.row(lift.label, i)[k] !== none && x.count > 0);
+    }
+
+    /** A sample: ids, caption, label, image, and which latents fire on it. */
+    async sample(e) {
+      const { pack, modalities, labels } = this.meta;
+      const data = await mmsae.load(`${this.id}/items/${Math.floor(e / pack)}`);
+      const i = e % pack;
+      const out = { item: e, label: labels[data.label[i]] ?? "", picture: data.picture?.[i] ?? "", codes: {} };
+      for (const k of ["uid", "shard", "key", "caption", "view"]) out[k] = data[k][i];
+      for (const m of modalities) {
+        const d = data[m];
+        const [start, latent, value] = [d.start, d.latent, d.value].map(mmsae.array);
+        out.codes[m] = { latents: [], near: [] };
+        for (let at = start[i]; at < start[i + 1]; at++)
+          out.codes[m].latents.push([latent[at], value[at] / 127, (value[at] / 127) * this.columns[`${m}.max`][latent[at]]]);
+        const cosine = mmsae.row(d.cosine, i);
+        out.codes[m].near = mmsae.row(d.near, i).map((to, k) => [to, cosine[k] / 255]).filter(([to]) => to !== mmsae.none(d.near));
+      }
+      return out;
+    }
+
+    /** The number of the sample with a uid, or -1. */
+    async find(uid) {
+      const { uid: all } = await mmsae.load(`${this.id}/samples`);
+      return all.indexOf(uid);
+    }
+
+    /** [shown items, percentiles in 0..1] on which a latent fires in a modality; empty where it has none. */
+    async list(j, m) {
+      const data = await mmsae.load(`${this.id}/lists/${Math.floor(j / this.meta.shard)}`);
+      if (!data[m]) return [[], []];
+      const start = mmsae.array(data[m].start);
+      const [from, to] = [start[j % this.meta.shard], start[(j % this.meta.shard) + 1]];
+      const percentile = mmsae.array(data[m].percentile).subarray(from, to);
+      return [mmsae.array(data[m].item).subarray(from, to), Float32Array.from(percentile, (p) => p / 65535)];
+    }
+
+    /** The first items of a latent, without its record. */
+    top(j, m) {
+      const packed = this.tops[m];
+      return packed ? mmsae.row(packed, j).filter((e) => e !== mmsae.none(packed)) : [];
+    }
+
+    name(j) {
+      return mmsae.notes.name(this, j) ?? this.names.get(j)?.name ?? null;
+    }
+
+    link(j) {
+      return this.id === "main" ? `#/latent/${j}` : `#/${this.id}/latent/${j}`;
+    }
+
+    sampleLink(uid) {
+      return `#/${this.id === "main" ? "" : `${this.id}/`}sample/${encodeURIComponent(uid)}`;
+    }
+  }
+
+  function offsets(heat) {
+    if (!heat.size.starts) {
+      const size = mmsae.array(heat.size);
+      const at = new Int32Array(size.length + 1);
+      for (let k = 0; k < size.length; k++) at[k + 1] = at[k] + size[k];
+      heat.size.starts = at;
+    }
+    return heat.size.starts;
+  }
+})();

@@ -1,0 +1,132 @@
+/* Addresses, the bar at the top, keys. */
+"use strict";
+
+(() => {
+  const { h } = mmsae;
+  let panel = null;
+  let current = null;
+  let turn = 0;
+
+  /** #/ , #/?q=words , #/latent/12 , #/control/latent/12 , #/sample/UID , #/query?q=... , #/about ... */
+  function parse(hash) {
+    const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
+    const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+    const id = mmsae.site.panels.some((p) => p.id === parts[0]) ? parts.shift() : "main";
+    const query = new URLSearchParams(search).get("q") ?? undefined;
+    const [page = "overview", what] = parts;
+    return { id, page, latent: page === "latent" ? Number(what) : undefined, uid: what, query: page === "samples" ? (what ?? "") : query };
+  }
+
+  mmsae.route = async () => {
+    const mine = ++turn;
+    const at = parse(location.hash);
+    const main = document.getElementById("page");
+    current?.leave?.();
+    try {
+      panel = await mmsae.panel(at.id);
+      const make = mmsae.pages[at.page];
+      const page = make ? await make(panel, at) : mmsae.empty(`There is no page ${at.page}.`);
+      if (mine !== turn) return;
+      current = page;
+      current.at = at;
+      main.replaceChildren(page);
+      main.dataset.page = at.page;
+      document.body.classList.toggle("control", panel.meta.control);
+      bar(at);
+      document.title = `${at.page === "latent" ? `${panel.name(at.latent) ?? "latent"} #${at.latent}` : at.page === "overview" ? "Concepts" : at.page} · ${mmsae.title}`;
+      if (at.page !== "overview") main.scrollTo(0, 0);
+    } catch (error) {
+      if (mine !== turn) return;
+      main.replaceChildren(h("p.warning", {}, h("strong", {}, "This page could not be made. "), error.message));
+      console.error(error);
+    }
+  };
+
+  const prefix = () => (panel.id === "main" ? "#/" : `#/${panel.id}/`);
+
+  function bar(at) {
+    const old = document.querySelector("#bar input.search");
+    const search = old ?? h("input.search", { type: "search", placeholder: "Search names and captions   /", "aria-label": "search", spellcheck: false, autocomplete: "off" });
+    if (!old) {
+      search.addEventListener("input", () => {
+        clearTimeout(search.later);
+        search.later = setTimeout(() => {
+          const q = search.value.trim();
+          const next = `${prefix()}${q ? `?q=${encodeURIComponent(q)}` : ""}`;
+          if (parse(location.hash).page === "overview") history.replaceState(null, "", next);
+          else location.hash = next;
+          if (parse(location.hash).page === "overview") mmsae.route();
+        }, 90);
+      });
+      search.addEventListener("keydown", (e) => {
+        if (e.key === "Escape") search.blur();
+        if (e.key === "Enter" && /^#?\d+$/.test(search.value.trim())) location.hash = panel.link(+search.value.replace("#", ""));
+      });
+    }
+    if (document.activeElement !== search) search.value = at.page === "overview" ? (at.query ?? "") : "";
+    const pages = [["overview", "Latents", ""], ["query", "Query", "query"], ["intruder", "Test", "intruder"], ...["compare", "tree", "attributes"].filter((p) => mmsae.site.pages.includes(p)).map((p) => [p, { compare: "Compare", tree: "Ontology", attributes: "Attributes" }[p], p]), ["about", "About", "about"]];
+    const here = { latent: "overview", sample: "overview", samples: "overview" }[at.page] ?? at.page;
+    const switcher = mmsae.site.panels.length > 1 && h("span.segmented", { role: "group", "aria-label": "which SAE" }, mmsae.site.panels.map((p) => h("a", { href: p.id === "main" ? "#/" : `#/${p.id}/`, "aria-current": p.id === panel.id ? "true" : null, title: p.control ? "random weights: what chance looks like" : "" }, p.title)));
+    const theme = h("button.icon", { type: "button", title: "Light or dark (t)", "aria-label": "light or dark", onclick: flip }, "◐");
+    const help = h("button.icon", { type: "button", title: "Keys (?)", "aria-label": "help", onclick: keys }, "?");
+    const nav = h("nav", { "aria-label": "pages" }, pages.map(([id, text, path]) => h("a", { href: `${prefix()}${path}`, "aria-current": id === here ? "page" : null }, text)));
+    if (old) {
+      document.querySelector("#bar nav").replaceWith(nav);
+      document.querySelector("#bar .panels").replaceChildren(switcher || "");
+    } else document.getElementById("bar").replaceChildren(h("a.brand", { href: "#/" }, mmsae.title.replace(/^Concepts of /, "")), h("span.panels", {}, switcher), search, nav, h("span.grow"), theme, help);
+  }
+
+  function flip() {
+    const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    mmsae.notes.write("mmsae:theme", document.documentElement.dataset.theme);
+    dispatchEvent(new Event("resize"));
+    document.querySelectorAll(".scatter").forEach((s) => s.draw());
+  }
+
+  const KEYS = [["/", "search"], ["j k, arrows", "next and previous latent"], ["Enter", "open"], ["b", "bookmark"], ["n", "rename"], ["h", "heat, spotlight, off"], ["u, Esc", "back to the list"], ["q", "query"], ["t", "light or dark"], ["?", "this list"]];
+  function keys() {
+    const dialog = h("dialog.help", {}, h("h2", {}, "Keys"), h("dl", {}, KEYS.map(([k, what]) => [h("dt", {}, k.split(/(?=, )/).map((x) => h("kbd", {}, x.replace(", ", "")))), h("dd", {}, what)])), h("p.hint", {}, "Plots: drag to choose, wheel to zoom, Shift and drag to move, double-click to reset."), h("form", { method: "dialog" }, h("button.primary", {}, "Close")));
+    dialog.addEventListener("close", () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  addEventListener("keydown", (event) => {
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+    if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape") || document.querySelector("dialog[open]")) return;
+    const at = parse(location.hash);
+    const by = { j: 1, ArrowDown: 1, ArrowRight: 1, k: -1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    const does = {
+      "/": () => document.querySelector("#bar input.search").focus(),
+      "?": keys,
+      t: flip,
+      q: () => (location.hash = `${prefix()}query`),
+    };
+    if (at.page === "latent") {
+      if (by) location.hash = panel.link((at.latent + by + panel.size) % panel.size);
+      Object.assign(does, { b: () => document.querySelector(".title .star").click(), n: () => document.querySelector("input.rename").focus(), u: () => (location.hash = prefix()), Escape: () => (location.hash = prefix()), h: () => {
+        const buttons = [...document.querySelectorAll(".one .tools .segmented button")];
+        buttons[(buttons.findIndex((b) => b.getAttribute("aria-pressed") === "true") + 1) % buttons.length]?.click();
+      } });
+    } else if (at.page === "overview") {
+      if (by) mmsae.listMove(by);
+      does.Enter = mmsae.listOpen;
+    } else does.u = does.Escape = () => history.back();
+    if (by || does[event.key]) {
+      if (typing) event.target.blur();
+      if (by || event.key === "/") event.preventDefault();
+      does[event.key]?.();
+    }
+  });
+
+  addEventListener("hashchange", mmsae.route);
+  mmsae.title = document.title;
+  const theme = mmsae.notes.read("mmsae:theme");
+  if (theme) document.documentElement.dataset.theme = theme;
+  mmsae.load("site").then((site) => {
+    mmsae.site = site;
+    document.body.classList.toggle("blur", site.images === "blur");
+    return mmsae.route();
+  }).catch((error) => document.getElementById("page").replaceChildren(h("p.warning", {}, error.message)));
+})();

@@ -1,0 +1,222 @@
+/* All latents: two plots to choose in, filters, and a list of what is chosen. */
+"use strict";
+
+(() => {
+  const { h } = mmsae;
+  const DENSE = 0.1;
+  const LOW = 0.1; // phi below which image and text of pairs disagree
+
+  const FILTERS = [
+    ["all", "All", "every latent", () => true],
+    ["shared", "Shared", "fires in images and in texts", (p, j) => p.kind[j] === 3],
+    ["image", "Image only", "95 % of its mean value is in images", (p, j) => p.kind[j] === 1],
+    ["text", "Text only", "95 % of its mean value is in texts", (p, j) => p.kind[j] === 2],
+    ["disagree", "Disagreement", `fires in both, but not on the same pairs: phi below ${LOW}`, (p, j) => p.kind[j] === 3 && !(p.columns.agree?.[j] >= LOW)],
+    ["dead", "Dead", "never fires", (p, j) => p.kind[j] === 0],
+    ["dense", "Dense", "fires on more than 10 % of the samples", (p, j) => p.density[j] > DENSE],
+    ["named", "Named", "has a name", (p, j) => !!p.name(j)],
+    ["unnamed", "Unnamed", "fires and has no name", (p, j) => p.kind[j] !== 0 && !p.name(j)],
+    ["starred", "Bookmarked", "your bookmarks", (p, j) => mmsae.notes.starred(p, j)],
+  ];
+
+  /** The index over names and words, built when nothing else is to do. */
+  mmsae.index = (panel) => {
+    if (!panel.index) {
+      const mini = new MiniSearch({ fields: ["name", "words"], storeFields: [], searchOptions: { boost: { name: 4 }, prefix: true, combineWith: "AND" } });
+      const doc = (j) => ({ id: j, name: panel.name(j) ?? "", words: panel.words[j] ?? "" });
+      panel.index = { mini, ready: mini.addAllAsync(Array.from({ length: panel.size }, (_, j) => doc(j)), { chunkSize: 500 }) };
+      mmsae.notes.onchange((p) => p === panel && panel.index.ready.then(() => panel.index.stale?.forEach((j) => mini.replace(doc(j)))));
+      panel.index.stale = { forEach: (f) => mmsae.notes.renames(panel).forEach((_, j) => f(j)) };
+    }
+    return panel.index;
+  };
+
+  /** Latents by relevance to words, or the one with a number. */
+  mmsae.search = (panel, text) => {
+    const number = /^#?(\d+)$/.exec(text.trim());
+    if (number && +number[1] < panel.size) return [+number[1]];
+    const { mini } = mmsae.index(panel);
+    const found = mini.search(text);
+    return (found.length ? found : mini.search(text, { fuzzy: 0.25 })).map((r) => r.id); // misspelt, perhaps
+  };
+
+  const columnsOf = (panel) => {
+    const { modalities, images } = panel.meta;
+    const has = (name) => name in panel.columns;
+    const out = [];
+    for (const m of modalities) {
+      out.push({ id: `${m}.density`, title: `in ${m}s`, help: `share of the ${m}s on which it fires`, cell: (j, v) => mmsae.bar(Math.sqrt(v), mmsae.percent(v), `.${m}`) });
+      out.push({ id: `${m}.mean`, title: `mean, ${m}`, help: `mean value where it fires in ${m}s`, cell: (j, v) => mmsae.number(v, 2) });
+    }
+    if (has("agree")) out.push({ id: "agree", title: "agreement", help: "phi over pairs: does it fire in the image and in the text of the same pairs?", cell: (j, v) => mmsae.number(v, 2) });
+    if (has("purity")) out.push({ id: "purity", title: "purest label", help: "largest share of its labelled samples with one label", cell: (j, v) => (Number.isNaN(v) ? "–" : h("span", {}, `${mmsae.percent(v)} `, h("small", {}, panel.meta.labels[panel.columns.label[j]] ?? ""))) });
+    if (has("match")) out.push({ id: "match", title: "in second SAE", help: "cosine with (or correlation of activations with) the nearest latent of the second SAE", cell: (j, v) => mmsae.number(v, 2) });
+    for (const name of Object.keys(panel.columns).filter((c) => c.startsWith("score."))) out.push({ id: name, title: name.slice(6), help: `score: ${name.slice(6)}`, cell: (j, v) => mmsae.number(v, 2) });
+    return { columns: out, images };
+  };
+
+  mmsae.pages.overview = async (panel, { query = "" }) => {
+    const view = (panel.view ??= { filter: "all", sort: panel.columns.agree ? "interesting" : "density", desc: true, mode: mmsae.notes.read("mmsae:mode") ?? "cards", scroll: 0 });
+    view.query = query;
+    view.brush = null;
+    const { columns, images } = columnsOf(panel);
+    const first = panel.meta.modalities[0];
+    let chosen = [];
+
+    const interest = (j) => {
+      const c = panel.columns;
+      const scores = Object.keys(c).filter((k) => k.startsWith("score.") && !Number.isNaN(c[k][j])).map((k) => c[k][j]);
+      const s = scores.length ? scores.reduce((a, b) => a + b) / scores.length : 0;
+      return (panel.name(j) ? 1 : 0) + s + (c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2 - (panel.density[j] > DENSE ? 1 : 0) - (panel.kind[j] ? 0 : 5);
+    };
+    const keyOf = (sort) => {
+      if (sort === "index") return (j) => -j;
+      if (sort === "name") return (j) => panel.name(j) ?? "";
+      if (sort === "density") return (j) => panel.density[j];
+      if (sort === "interesting") return interest;
+      const column = panel.columns[sort];
+      return (j) => (Number.isNaN(column[j]) ? -Infinity : column[j]);
+    };
+
+    const table = () => view.mode === "table";
+    const row = (i) => {
+      const j = chosen[i];
+      const pictures = images ? panel.top(j, "image").concat(panel.meta.modalities.includes("image") ? [] : panel.top(j, "text")).slice(0, 4) : [];
+      return h(`a.row.k${panel.kind[j]}`, { href: panel.link(j) },
+        mmsae.star(panel, j), h("span.which", {}, h("b", {}, panel.name(j) ?? h("span.unnamed", {}, mmsae.wordsOf(panel, j))), h("small", {}, `#${j}  `, mmsae.kind(panel, j))),
+        images && h("span.thumbs", {}, pictures.map((e) => mmsae.picture(panel, { item: e }, { link: false, plain: true }))),
+        columns.map((c) => h("span.cell", {}, c.cell(j, panel.columns[c.id][j]))));
+    };
+    const card = (i) => {
+      const j = chosen[i];
+      const m = panel.meta.modalities.includes("image") && panel.top(j, "image").length ? "image" : panel.meta.modalities.at(-1);
+      const top = panel.top(j, m).slice(0, 6);
+      const said = h("span.said");
+      const texts = panel.meta.captions ? panel.top(j, panel.meta.modalities.includes("text") && panel.top(j, "text").length ? "text" : m) : [];
+      const element = h("div.slot", {}, h(`a.tile.k${panel.kind[j]}`, { href: panel.link(j) },
+        h("span.head", {}, h("b", {}, panel.name(j) ?? h("span.unnamed", {}, mmsae.wordsOf(panel, j))), h("small", {}, `#${j}`), mmsae.star(panel, j)),
+        images && h("span.six", {}, top.map((e) => mmsae.picture(panel, { item: e }, { link: false, plain: true }))),
+        said,
+        h("span.foot", {}, panel.meta.modalities.map((k) => h("span", { title: `share of the ${k}s on which it fires` }, `${k}s ${mmsae.percent(panel.columns[`${k}.density`][j])}`)))));
+      if (texts.length)
+        mmsae.seen(element, () =>
+          Promise.all(texts.slice(0, 4).map((e) => panel.sample(e))).then((samples) => {
+            said.append(...[...new Set(samples.map((s) => s.caption).filter(Boolean))].slice(0, images ? 2 : 4).map((t) => h("span", {}, t)));
+          }));
+      return element;
+    };
+    const makeList = () => (table() ? mmsae.virtual({ make: row, height: images ? 66 : 46, label: "latents" }) : mmsae.virtual({ make: card, height: images ? (w) => Math.round((2 * (w - 42)) / 3) + 136 : 150, least: 232, label: "latents" }));
+    let list = makeList();
+    const holder = h("div.holder");
+    const heading = h("div.row.heading");
+    const counts = h("span.hint");
+    const samples = h("span.hint");
+
+    const choose = () => {
+      const test = FILTERS.find(([id]) => id === view.filter)[3];
+      const found = view.query ? mmsae.search(panel, view.query) : Array.from({ length: panel.size }, (_, j) => j);
+      chosen = found.filter((j) => test(panel, j) && (!view.brush || view.brush.has(j)));
+      const byRelevance = view.query && !view.sorted;
+      if (!byRelevance) {
+        const key = keyOf(view.sort);
+        const keys = new Map(chosen.map((j) => [j, key(j)]));
+        const order = typeof keys.get(chosen[0]) === "string" ? (a, b) => (keys.get(a) === "") - (keys.get(b) === "") || keys.get(a).localeCompare(keys.get(b)) : (a, b) => keys.get(b) - keys.get(a) || a - b;
+        chosen.sort(order);
+        if (!view.desc) chosen.reverse();
+      }
+      counts.replaceChildren(`${mmsae.count(chosen.length, "latent")}${view.query ? ` for “${view.query}”` : ""}${view.brush ? " in the chosen area " : ""}`,
+        view.brush || view.query ? h("button.small", { type: "button", onclick: () => { view.brush = null; plots.forEach((p) => p.clear()); if (view.query) location.hash = panel.id === "main" ? "#/" : `#/${panel.id}/`; else choose(); } }, "clear") : "");
+      samples.replaceChildren(...(view.query && panel.meta.captions ? [h("a", { href: `#/${panel.id === "main" ? "" : `${panel.id}/`}samples/${encodeURIComponent(view.query)}` }, "samples with these words")] : []));
+      list.fill(chosen.length);
+      dimmed = view.query || view.filter !== "all" || view.brush ? new Set(chosen) : null;
+      plots.forEach((p) => p.draw());
+    };
+    let dimmed = null;
+
+    const heads = () => {
+      const sortable = (id, title, help) => h("button.sort", { type: "button", title: help, "aria-pressed": view.sort === id, onclick: () => { view.desc = view.sort === id ? !view.desc : true; view.sort = id; view.sorted = true; show(); } }, title, view.sort === id ? (view.desc ? " ↓" : " ↑") : "");
+      heading.replaceChildren(h("span"), h("span.which", {}, sortable("name", "latent", "by name")), ...(images ? [h("span.thumbs")] : []), ...columns.map((c) => h("span.cell", {}, sortable(c.id, c.title, c.help))));
+      const template = `26px minmax(150px,1.6fr) ${images ? "228px " : ""}${columns.map((c) => (c.id.endsWith("density") || c.id === "purity" ? "minmax(92px,1fr)" : "minmax(64px,.7fr)")).join(" ")}`;
+      holder.style.setProperty("--columns", template);
+      heading.hidden = !table();
+    };
+    const show = () => {
+      heads();
+      const fresh = makeList();
+      list.replaceWith(fresh);
+      list = fresh;
+      choose();
+      sorts.value = view.sort;
+    };
+    const sorts = h("select", { "aria-label": "order", onchange: (e) => { view.sort = e.target.value; view.desc = true; view.sorted = true; show(); } },
+      [["interesting", "most telling"], ["density", "most frequent"], ["index", "number"], ["name", "name"], ...columns.map((c) => [c.id, c.title])].map(([id, text]) => h("option", { value: id }, text)));
+    sorts.value = view.sort;
+
+    const chips = h("div.chips", { role: "group", "aria-label": "filters" }, FILTERS.filter(([id]) => panel.meta.modalities.length > 1 || !["shared", "image", "text", "disagree"].includes(id)).map(([id, text, help, test]) => {
+      let n = 0;
+      for (let j = 0; j < panel.size; j++) n += test(panel, j);
+      return h("button.chip", { type: "button", title: help, "aria-pressed": view.filter === id, onclick: (e) => { view.filter = id; chips.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b === e.currentTarget)); choose(); } }, text, h("small", {}, n.toLocaleString("en")));
+    }));
+
+    const tones = ["--dead", "--image", "--text", "--both"];
+    const describe = (j) => `${panel.name(j) ?? mmsae.wordsOf(panel, j)}  #${j}`;
+    const pick = (j) => (location.hash = panel.link(j));
+    const plots = [];
+    const brush = (set) => {
+      view.brush = set;
+      choose();
+    };
+    const plot = (title, help, options) => {
+      const s = mmsae.scatter({ ...options, tone: (j) => tones[panel.kind[j]], dim: (j) => dimmed && !dimmed.has(j), label: title, onpick: pick, onbrush: (set) => { plots.forEach((p) => p !== s && p.clear()); brush(set); } });
+      s.describe = describe;
+      plots.push(s);
+      return h("figure.plot", {}, h("figcaption", { title: help }, h("b", {}, title), h("span.hint", {}, help)), s);
+    };
+    const spread = (m) => plot(`Frequency and strength, ${m}s`, "drag to choose", {
+      x: panel.columns[`${m}.density`].map((d) => (d > 0 ? d : NaN)), y: panel.columns[`${m}.mean`].map(Math.abs), axes: { x: { log: true, label: `share of ${m}s on which it fires` }, y: { log: true, label: "mean value" } } });
+    const figures = [spread(first)];
+    if (panel.columns.x) figures.push(plot("Map", panel.meta.layout === "tsne" ? "atoms that are alike lie together (t-SNE)" : `atoms by ${panel.meta.layout.toUpperCase()}`, { x: panel.columns.x, y: panel.columns.y, axes: null }));
+    else if (panel.meta.modalities[1]) figures.push(spread(panel.meta.modalities[1]));
+
+    const legend = panel.meta.modalities.length > 1 && h("div.legend", {}, [3, 1, 2].map((k) => h(`span.k${k}`, {}, h("i"), mmsae.KINDS[k])));
+    const modes = mmsae.segmented([["cards", "Cards"], ["table", "Table"]], view.mode, (v) => { view.mode = v; mmsae.notes.write("mmsae:mode", v); show(); }, "how latents are listed");
+    heads();
+    holder.append(heading, list);
+    mmsae.listMove = (by) => list.move(by);
+    mmsae.listOpen = () => list.at() >= 0 && pick(chosen[list.at()]);
+    const root = h("div.overview", {}, h("aside.plots", {}, mmsae.controlNote(panel), figures, legend), h("section.results", {}, chips, h("div.tools", {}, counts, samples, h("span.grow"), h("label.hint", {}, "order ", sorts), modes), holder));
+    requestAnimationFrame(async () => {
+      if (view.query) await mmsae.index(panel).ready;
+      choose();
+      list.scrollTop = view.scroll;
+      (window.requestIdleCallback ?? setTimeout)(() => mmsae.index(panel));
+      mmsae.ready?.();
+    });
+    root.leave = () => (view.scroll = list.scrollTop);
+    return root;
+  };
+
+  /** Samples whose captions have some words. */
+  mmsae.pages.samples = async (panel, { query }) => {
+    const { uid, caption } = await mmsae.load(`${panel.id}/samples`);
+    const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+    panel.lower ??= caption.map((c) => c.toLowerCase());
+    const found = [];
+    for (let e = 0; e < uid.length; e++) if (words.every((w) => panel.lower[e].includes(w)) || uid[e] === query) found.push(e);
+    const list = mmsae.virtual({ make: (i) => h("div.slot", {}, mmsae.sampleCard(panel, found[i])), height: panel.meta.images ? 236 : 120, least: 180, label: "samples" });
+    const root = h("div.page.fill", {}, h("h1", {}, `Samples with “${query}”`), h("p.hint", {}, `${mmsae.count(found.length, "sample")} of the ${panel.meta.shown.toLocaleString("en")} that this browser shows.`), list);
+    requestAnimationFrame(() => list.fill(found.length));
+    return root;
+  };
+
+  mmsae.sampleCard = (panel, e, note) => {
+    const text = h("span.caption");
+    const card = h("a.sample", {}, panel.meta.images && mmsae.picture(panel, { item: e }, { link: false }), text, note && h("small", {}, note));
+    mmsae.seen(card, () => panel.sample(e).then((s) => {
+      card.href = panel.sampleLink(s.uid);
+      text.textContent = s.caption || s.label || s.key;
+      text.title = s.caption;
+    }));
+    return card;
+  };
+})();

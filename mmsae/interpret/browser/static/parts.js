@@ -1,0 +1,118 @@
+/* Parts that several pages have: pictures, names of latents, bars, histograms. */
+"use strict";
+
+(() => {
+  const { h } = mmsae;
+
+  /** A sample's image with the map of a latent over it; it fills in when its pack is there. */
+  mmsae.picture = (panel, example, { link = true, caption = true, plain = false } = {}) => {
+    const box = h("span.box");
+    const frame = h(link ? "a.picture" : "span.picture", {}, box);
+    frame.example = example;
+    mmsae.seen(frame, () =>
+      panel.sample(example.item).then((s) => {
+        if (link) frame.href = panel.sampleLink(s.uid);
+        frame.title = caption ? [s.caption, s.label, example.value !== undefined && mmsae.number(example.value)].filter(Boolean).join(" · ") : "";
+        if (!s.picture) {
+          frame.classList.add("bare");
+          frame.append(h("span.nothing", {}, s.caption || "no image"));
+          return;
+        }
+        const image = h("img", { src: s.picture, alt: s.caption || s.label || `sample ${s.uid}`, draggable: false });
+        image.onload = () => {
+          box.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
+          if (image.naturalWidth < image.naturalHeight) box.classList.add("tall");
+          if (Math.max(image.naturalWidth, image.naturalHeight) <= 64) image.classList.add("tiny");
+        };
+        box.append(image);
+        frame.sample = s;
+        if (!plain) mmsae.drawHeat(panel, frame);
+      }),
+    );
+    return frame;
+  };
+
+  /** Draw or remove the map of a picture, by the mode of the moment. */
+  mmsae.drawHeat = (panel, frame, step = frame.step ?? 0) => {
+    const { example, sample } = frame;
+    frame.querySelector("canvas.map")?.remove();
+    frame.step = step;
+    const shape = panel.meta.grid[example.modality ?? "image"];
+    if (!sample || !example.heat || !shape?.rows || mmsae.heatMode === "off") return;
+    const canvas = mmsae.heatCanvas(example.heat, shape, mmsae.heatMode, step);
+    const [left, top, right, bottom] = sample.view;
+    const percent = (x) => `${100 * x}%`;
+    Object.assign(canvas.style, { left: percent(left), top: percent(top), width: percent(right - left), height: percent(bottom - top) });
+    frame.querySelector(".box").append(canvas);
+  };
+
+  const watcher = new IntersectionObserver(
+    (entries) =>
+      entries.forEach((e) => {
+        if (e.isIntersecting) {
+          watcher.unobserve(e.target);
+          e.target.whenSeen();
+        }
+      }),
+    { rootMargin: "300px" },
+  );
+  /** Do something once an element comes near the window. */
+  mmsae.seen = (element, f) => {
+    element.whenSeen = f;
+    watcher.observe(element);
+  };
+
+  /** The name of a latent as a link. */
+  mmsae.latentLink = (panel, j, ...more) => {
+    const name = panel.name(j);
+    return h(`a.latent.k${panel.kind[j]}`, { href: panel.link(j), title: name ?? `latent ${j}` },
+      h("span.name" + (name ? "" : ".unnamed"), {}, name ?? wordsOf(panel, j)), h("small", {}, `#${j}`), ...more);
+  };
+  const wordsOf = (panel, j) => {
+    const words = panel.words[j]?.split(" ").slice(0, 3).join(" · ");
+    return words ? `“${words}”` : panel.kind[j] ? "unnamed" : "dead";
+  };
+  mmsae.wordsOf = wordsOf;
+
+  mmsae.KINDS = ["dead", "image only", "text only", "image and text"];
+  mmsae.kind = (panel, j) => h(`span.kind.k${panel.kind[j]}`, {}, mmsae.KINDS[panel.kind[j]]);
+
+  mmsae.bar = (share, text, tone = "") => h(`span.bar${tone}`, {}, h("i", { style: { width: `${100 * Math.min(Math.max(share, 0), 1)}%` } }), h("b", {}, text));
+
+  mmsae.star = (panel, j) => {
+    const button = h("button.star", { type: "button", title: "Bookmark (b)", onclick: (event) => { event.preventDefault(); event.stopPropagation(); mmsae.notes.star(panel, j); draw(); } });
+    const draw = () => {
+      button.textContent = mmsae.notes.starred(panel, j) ? "★" : "☆";
+      button.setAttribute("aria-pressed", mmsae.notes.starred(panel, j));
+    };
+    draw();
+    return button;
+  };
+
+  /** Bars over log values, with the few labels that one needs. */
+  mmsae.histogram = (m, { first, bins, height, tall }, rows) => {
+    const [w, t] = [280, 84];
+    const edge = (i) => 10 ** (-4 + (8 * i) / bins);
+    const used = height.length;
+    const step = w / Math.max(used, 12);
+    const bars = height.map((x, i) => x && h("rect", { x: i * step + 0.5, y: t - (t * x) / 255, width: Math.max(step - 1, 1), height: (t * x) / 255 }, h("title", {}, `${mmsae.number(edge(first + i))} to ${mmsae.number(edge(first + i + 1))}: about ${mmsae.number(Math.round((x / 255) * tall))}`)));
+    const ticks = [];
+    for (let p = -4; p <= 4; p++) {
+      const x = ((p + 4) / 8) * bins - first;
+      if (x >= 0 && x <= Math.max(used, 12)) ticks.push(h("text", { x: x * step, y: t + 13, "text-anchor": x < 1 ? "start" : "middle" }, p === 0 ? "1" : p === 1 ? "10" : p === -1 ? "0.1" : `1e${p}`), h("line", { x1: x * step, x2: x * step, y1: t, y2: t + 3 }));
+    }
+    return h("figure.histogram", {}, h(`svg.${m}`, { viewBox: `0 0 ${w} ${t + 16}`, role: "img", "aria-label": `histogram of values in ${m}s` }, bars, h("line", { x1: 0, x2: w, y1: t, y2: t }), ticks),
+      h("figcaption", {}, `${m}: values of ${mmsae.count(rows, "row")} (log scale)`));
+  };
+
+  mmsae.segmented = (options, value, onchange, label) =>
+    h("span.segmented", { role: "group", "aria-label": label }, options.map(([v, text, title]) => h("button", { type: "button", title: title ?? "", "aria-pressed": v === value, onclick: (e) => {
+      e.currentTarget.parentNode.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b === e.currentTarget));
+      onchange(v);
+    } }, text)));
+
+  mmsae.controlNote = (panel) =>
+    panel.meta.control && h("p.warning", { role: "note" }, h("strong", {}, "Control. "), "These latents are not of the SAE: they are of one with random weights, on the same samples. What looks meaningful here is chance.");
+
+  mmsae.empty = (text) => h("p.hint", {}, text);
+})();

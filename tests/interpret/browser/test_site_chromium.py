@@ -1,0 +1,210 @@
+"""The browser in a real one: pages, keys, addresses, texts that try to be markup."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmsae.interpret.evidence.folder import Evidence
+from mmsae.metrics.concepts.query import evaluate
+from tests.helpers.browser import HOSTILE, browser
+from tests.helpers.chromium import Chromium
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return browser(tmp_path_factory.mktemp("run"))[0]
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    window = Chromium(tmp_path_factory.mktemp("profile"))
+    yield window
+    window.close()
+
+
+@pytest.fixture
+def at(window, made):
+    """Opens a page of the browser; at the end nothing was complained of, and nothing outside the folder asked for."""
+
+    def open_(path, until="document.querySelector('#page > *:not(.hint)')"):
+        window.open("about:blank")
+        window.open(f"file://{made}/index.html{path}", until)
+        return window
+
+    window.open(f"file://{made}/index.html#/about")
+    window.run("localStorage.clear()")
+    window.errors.clear(), window.requests.clear()
+    yield open_
+    assert window.errors == []
+    assert [r for r in window.requests if not r.startswith((f"file://{made}/", "data:", "blob:", "about:"))] == []
+
+
+def type_(window, selector, text, event="input"):
+    """Put a text into a field, as if it was typed."""
+    window.run(f"""(i => {{ i.value = {json.dumps(text)}; i.dispatchEvent(new Event({json.dumps(event)})); }})
+        (document.querySelector({json.dumps(selector)}))""")
+
+
+def texts(window, selector):
+    return window.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
+
+
+def test_overview(at):
+    w = at("#/", "document.querySelectorAll('.tile').length > 5")
+    assert "All24" in texts(w, ".chip") and "Dead2" in texts(w, ".chip") and "Shared12" in texts(w, ".chip")
+    w.run("[...document.querySelectorAll('.chip')].find(c => c.textContent.startsWith('Text only')).click()")
+    w.wait("document.querySelectorAll('.tile').length === 4")
+    w.run("document.querySelectorAll('.tools .segmented button')[1].click()")
+    assert len(texts(w, ".virtual .row")) == 4
+
+
+def test_brushing_chooses_latents(at):
+    w = at("#/", "document.querySelectorAll('.tile').length > 5")
+    box = w.run("(r => [r.left, r.top, r.width, r.height])(document.querySelector('canvas').getBoundingClientRect())")
+    w.mouse("mousePressed", box[0] + 46, box[1] + 5)
+    w.mouse("mouseMoved", box[0] + box[2] - 3, box[1] + box[3] - 25)
+    w.mouse("mouseReleased", box[0] + box[2] - 3, box[1] + box[3] - 25)
+    w.wait("document.querySelector('.tools .hint').textContent.includes('18 latents in the chosen area')")
+
+
+@pytest.mark.parametrize(("words", "first"), [("word7", 7), ("zero", 0), ("#21", 21)])
+def test_search(at, words, first):
+    w = at(f"#/?q={words.replace('#', '%23')}", "document.querySelector('.tile')")
+    assert texts(w, ".tile .head small")[0] == f"#{first}"
+
+
+def test_latent_page_and_keys(at, made):
+    w = at("#/latent/3", "document.querySelectorAll('.side .shot img').length > 3")
+    assert w.run("document.querySelector('.number').textContent") == "#3"
+    assert w.run("document.querySelectorAll('canvas.map').length") > 3
+    assert any("word3" in t for t in texts(w, ".side.text .words"))
+    w.key("h"), w.key("h")
+    assert w.run("document.querySelectorAll('canvas.map').length") == 0
+    w.key("h"), w.key("j")
+    w.wait("document.querySelector('.number').textContent === '#4'")
+    w.key("k")
+    w.wait("document.querySelector('.number').textContent === '#3'")
+    w.key("b")
+    assert w.run("document.querySelector('.title .star').textContent") == "★"
+    w.key("?")
+    w.wait("document.querySelector('dialog[open]')")
+
+
+def test_a_map_lies_where_the_codes_are(at, made):
+    w = at("#/latent/3", "document.querySelector('.side .shot canvas.map')")
+    evidence = Evidence(made.parent / "evidence")
+    heat = evidence.heat(int(evidence.top("image").item[3, 0]), 3)
+    alpha = w.run("(c => [...c.getContext('2d').getImageData(0, 0, 4, 4).data].filter((_, i) => i % 4 === 3))"
+                  "(document.querySelector('.side .shot canvas.map'))")  # fmt: skip
+    assert (np.argsort(alpha)[-1] == heat.argmax()) and ((np.array(alpha) > 0) == (heat.ravel() > 0)).all()
+
+
+def test_dead_latent_and_wrong_addresses(at):
+    w = at("#/latent/23")
+    assert "Dead." in w.run("document.querySelector('#page').textContent")
+    for path, says in (
+        ("#/latent/999", "no latent 999"),
+        ("#/sample/nowhere", "not in this browser"),
+        ("#/nothing", "no page"),
+    ):
+        w = at(path, f"document.querySelector('#page').textContent.includes({json.dumps(says)})")
+
+
+def test_hostile_texts_stay_texts(at, made):
+    evidence = Evidence(made.parent / "evidence")
+    for i, said in enumerate(HOSTILE):
+        w = at(f"#/sample/{evidence.items.uid[i]}", "document.querySelector('.portrait .caption')")
+        assert w.run("document.querySelector('.portrait .caption').textContent") == f"{said} word{i}"
+        assert "owned" not in w.run("document.title")
+    w = at("#/latent/2", "document.querySelector('input.rename')")
+    assert w.run("document.querySelector('input.rename').value") == HOSTILE[1]
+    assert w.run("document.querySelectorAll('#page script, #page [onerror]').length") == 0
+
+
+@pytest.mark.parametrize(
+    "query", ["#3", "#3 & ~image:#13", "(#0 | #1) & #12", "~(#3 > .5) & image:#3", '"word zero" | text:#5', ""]
+)
+def test_queries_score_as_mmsae_filter_does(at, made, query):
+    w = at("#/query", "document.querySelector('input.query')")
+    code = f"""mmsae.panel("main").then(async (p) => {{
+        const score = await mmsae.evaluateQuery(p, mmsae.parseQuery({json.dumps(query)}));
+        return [(await mmsae.load("main/samples")).uid, [...score]];
+    }})"""
+    uids, score = w.run(code)
+    evidence = Evidence(made.parent / "evidence")
+    lists = {m: evidence.lists(m) for m in evidence.modalities}
+    truth = evaluate(query, lists, names={0: "word zero"})
+    assert np.abs(truth[[int(u, 16) for u in uids]] - score).max() < 2e-4
+
+
+@pytest.mark.parametrize("query", ["#3 &", "(#3", "#3 #4", "count(#3) >= 2", "nobody", "#99", "#3 > x", "^"])
+def test_wrong_queries_say_what_is_wrong(at, query):
+    w = at("#/query", "document.querySelector('input.query')")
+    type_(w, "input.query", query)
+    w.wait("document.querySelector('.hint.wrong')")
+
+
+def test_names_of_a_person_are_kept_saved_and_read_back(at, made, tmp_path):
+    from mmsae.metrics.concepts.names import read_names
+
+    w = at("#/latent/5", "document.querySelector('input.rename')")
+    type_(w, "input.rename", "my name", "change")
+    w = at("#/latent/5", "document.querySelector('input.rename')?.value === 'my name'")
+    (tmp_path / "names.json").write_text(w.run("mmsae.panel('main').then((p) => mmsae.notes.toNames(p))"))
+    names = read_names(tmp_path / "names.json", "s" * 32)
+    assert (names[5].name, names[5].method) == ("my name", "person") and names[0].name == "word zero"
+    assert names[1].name is None and names[2].name == HOSTILE[1]
+    other = json.dumps({"format": 1, "sae": "t" * 32, "names": {}})
+    said = w.run(f"""mmsae.panel('main').then((p) => {{
+        try {{ mmsae.notes.fromNames(p, {json.dumps(other)}) }} catch (e) {{ return e.message }}
+    }})""")
+    assert "names of SAE tttttttttttt" in said
+    w.run("mmsae.panel('main').then((p) => mmsae.notes.rename(p, 5, ''))")
+
+
+def test_the_intruder_is_silent_and_the_csv_says_who_was_right(at, made):
+    w = at("#/intruder", "document.querySelector('form.start')")
+    w.run("(f => { f.trials.value = 3; f.querySelector('button').click(); })(document.querySelector('form.start'))")
+    for _ in range(3):
+        w.wait("document.querySelectorAll('.choice img').length === 6")
+        w.key("2")
+        w.run("new Promise((r) => setTimeout(r, 100))")
+    w.wait("document.querySelector('.stage table')")
+    rows = [r.split(",") for r in w.run("mmsae.intruderCsv()").strip().splitlines()]
+    evidence = Evidence(made.parent / "evidence")
+    assert len(rows) == 4
+    for row in rows[1:]:
+        r = dict(zip(rows[0], row, strict=True))
+        items = [int(u, 16) for u in r["items"].split()]
+        fires = [int(r["latent"]) in evidence.codes(r["modality"]).row(i)[0] for i in items]
+        assert fires.index(False) == int(r["intruder"]) and sum(fires) == 5 and r["answer"] == "1"
+        assert (r["right"] == "true") == (r["intruder"] == "1")
+
+
+def test_panels_are_saved_as_pictures(at):
+    w = at("#/latent/3", "document.querySelector('.side .shot img')")
+    kinds = w.run("""(async () => {
+        const saved = [];
+        mmsae.save = (name, content, type) =>
+          saved.push([name, content instanceof Blob ? content.type : type, content.size ?? content.length]);
+        const panel = await mmsae.panel("main");
+        const record = await panel.latent(3);
+        await mmsae.exportPanel(panel, record, "svg");
+        await mmsae.exportPanel(panel, record, "png");
+        return saved;
+    })()""")
+    assert [k[:2] for k in kinds] == [["latent-3.svg", "image/svg+xml"], ["latent-3.png", "image/png"]]
+    assert all(k[2] > 2000 for k in kinds)
+
+
+def test_blurred_and_without_images(at, window, tmp_path):
+    from mmsae.interpret.browser.options import Display
+
+    for images in ("blur", "none"):
+        folder, _ = browser(tmp_path / images, display=Display(images=images))
+        window.open(f"file://{folder}/index.html#/latent/3", "document.querySelector('.side')")
+        window.run("new Promise((r) => setTimeout(r, 200))")
+        assert window.run("document.body.classList.contains('blur')") == (images == "blur")
+        assert (window.run("document.querySelectorAll('img').length") > 0) == (images == "blur")
+        window.requests.clear()
