@@ -128,12 +128,16 @@ def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool
     if folder.is_dir() and not any(".tar" in p.name.lower() for p in folder.iterdir()):
         from mmsae.activations import describe_store
 
-        if not any((folder / name).is_file() for name in ("spec.json", "job.json")):
+        if any((folder / name).is_file() for name in ("spec.json", "job.json")):
+            return describe_store(folder, verify)
+        try:
+            return _shards(path)  # tables or loose images
+        except InputError:
             raise InputError(
                 f"{path} is no SAE (cfg.json), run (sae/), store (spec.json), host (open_clip_config.json, config.json "
-                "or model_index.json) or result (results.json, weights.json) and holds no .tar shards"
-            )
-        return describe_store(folder, verify)
+                "or model_index.json) or result (results.json, weights.json) and holds no .tar shards, parquet files "
+                "or images"
+            ) from None
     return _shards(path)
 
 

@@ -26,7 +26,7 @@ from mmsae.jobs.folder import begun_job
 from mmsae.jobs.processes import Local
 from mmsae.jobs.units import Share, TarWork, work_tars
 from mmsae.options import Data, Run, side_by_side
-from mmsae.shards import FaultLog, UnitBatch, expand, identity, shard_name, unit_batches
+from mmsae.shards import FaultLog, UnitBatch, expand, identity, shard_name, shard_size, unit_batches
 from mmsae.types import ImageTextBatch, InputError, Site
 
 
@@ -179,7 +179,7 @@ class Extraction(NamedTuple):
                 9 if has_item_column(site) else 0
             )
             per_item += row * len(r.x) / len(about.first.uids)
-        largest = max(map(os.path.getsize, paths)) / max(1, sum(map(os.path.getsize, paths)))
+        largest = max(map(shard_size, paths)) / max(1, sum(map(shard_size, paths)))
         # a tar's part lies on the disk twice while its columns are joined
         writer.needed = round(about.samples * per_item * (1 + largest * devices * max(1, self.workers)))
         free = free_bytes(writer.folder)

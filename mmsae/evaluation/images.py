@@ -25,7 +25,7 @@ from mmsae.evaluation.options import EvaluationRun
 from mmsae.files import disk_errors
 from mmsae.hosts import Host
 from mmsae.jobs.units import Share, TarWork, work_tars
-from mmsae.shards import FaultLog, shard_name, unit_batches
+from mmsae.shards import FaultLog, as_shard, identity, unit_batches
 from mmsae.types import IMAGE, Faults, ImageTextBatch, InputError, Site
 
 FORMAT = 1
@@ -234,9 +234,13 @@ class KeptTarWriter(TarWork):
 
 
 def _file(folder: Path, path: str) -> Path:
-    now = Path(path).stat()
-    identity = _hash([shard_name(path), str(Path(path).resolve()), now.st_size, now.st_mtime_ns])  # uids have the name
-    return folder / f"{Path(path).name}-{identity}.safetensors"
+    shard = as_shard(path)
+    if shard.found is None:
+        now = Path(path).stat()
+        known = [shard.name, str(Path(path).resolve()), now.st_size, now.st_mtime_ns]  # uids have the name
+    else:
+        known = [str(shard), *identity([shard])[0]]
+    return folder / f"{Path(shard.file).name}-{_hash(known)}.safetensors"
 
 
 def _hash(said: Any) -> str:

@@ -25,11 +25,9 @@ from mmsae.filtering.selection import Items, Objective, State, concatenate, dist
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.jobs.units import Parts
 from mmsae.metrics.statistics import spearman
-from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, draw, shard_name
+from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, draw, group_uid, groups
 from mmsae.shards.decode import parse_json
 from mmsae.shards.names import safe_key
-from mmsae.shards.read import make_uid
-from mmsae.shards.tar import groups
 from mmsae.types import InputError
 
 TEXT_COLUMNS = ("uid", "key", "shard", "caption")
@@ -157,9 +155,10 @@ def reshard(
     with bar, ExitStack() as stack:
         for path, lo, hi in zip(paths, samples.starts, samples.starts[1:], strict=False):
             wanted = set(samples.uids[lo:hi][kept[lo:hi]].tolist())
-            for key, raw, _, spelled in groups(path, FaultLog()) if wanted else ():
+            for group in groups(path, FaultLog()) if wanted else ():
+                key, raw, spelled = group.key, group.raw, group.spelled
                 meta = parse_json(raw["json"])[0] if "json" in raw else None
-                if (uid := make_uid("", shard_name(path), key, meta or {})) not in wanted:
+                if (uid := group_uid(path, group, meta or {})) not in wanted:
                     continue
                 wanted.discard(uid)
                 key = safe_key(key)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
 from mmsae.shards import FaultLog, UnitBatch
-from mmsae.shards.tar import groups
+from mmsae.shards.groups import groups
+from mmsae.shards.shard import shard_size
 from mmsae.types import ImageTextBatch
 
 
@@ -47,7 +47,7 @@ def estimate(
     """
     sample = paths[:: -(-len(paths) // 4)]
     counted = sum(1 for p in sample for _ in groups(p, FaultLog(), read=False))
-    n = round(counted * sum(map(os.path.getsize, paths)) / max(1, sum(map(os.path.getsize, sample))))
+    n = round(counted * sum(map(shard_size, paths)) / max(1, sum(map(shard_size, sample))))
     start = time.perf_counter()
     with closing(stream()) as batches:
         first = next(step.batch for step in batches)

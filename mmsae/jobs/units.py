@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from mmsae.files import atomic_file, disk_errors
 from mmsae.jobs.estimate import progress_bar
 from mmsae.shards import FaultLog, UnitBatch
-from mmsae.shards.sources import shard_name
+from mmsae.shards.shard import as_shard, identity
 from mmsae.types import ImageTextBatch
 
 Part = bytes | Callable[[Path], None]
@@ -36,9 +36,10 @@ class Unit(NamedTuple):
 def units(paths: Sequence[str]) -> list[Unit]:
     """The units of a job over these shards, in this order."""
     made = []
-    for i, path in enumerate(paths):
-        tag = blake2b(f"{shard_name(path)}\0{os.path.getsize(path)}".encode(), digest_size=4).hexdigest()
-        made.append(Unit(i, path, f"{i:06d}-{os.path.basename(path).split('.')[0]}-{tag}"))
+    for i, shard in enumerate(map(as_shard, paths)):
+        known = "\0".join(map(str, identity([shard])[0]))
+        tag = blake2b(known.encode(), digest_size=4).hexdigest()
+        made.append(Unit(i, shard, f"{i:06d}-{os.path.basename(shard.file).split('.')[0]}-{tag}"))
     return made
 
 

@@ -6,10 +6,13 @@ from mmsae.shards.batches import Reader, place, taken, tried
 from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
+from mmsae.shards.groups import groups
 from mmsae.shards.pipeline import FAULT_LIMIT, ExactLoader, TrainLoader, make_pipeline, unit_batches
-from mmsae.shards.read import Sample, UidSet, draw, make_uid, read_shard, read_shards, with_image
-from mmsae.shards.sources import Shard, Source, Sources, as_sources, expand, identity, shard_name
+from mmsae.shards.read import Sample, read_shard, read_shards, with_image
+from mmsae.shards.shard import Shard, as_shard, identity, shard_name, shard_size
+from mmsae.shards.sources import Source, Sources, as_sources, expand
 from mmsae.shards.streams import UnitBatch
+from mmsae.shards.uids import UidSet, draw, group_uid, make_uid
 from mmsae.shards.writer import ShardWriter
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "TrainLoader",
     "UidSet",
     "UnitBatch",
+    "as_shard",
     "as_sources",
     "count_samples",
     "decode_image",
@@ -34,6 +38,8 @@ __all__ = [
     "disk_errors",
     "draw",
     "expand",
+    "group_uid",
+    "groups",
     "identity",
     "make_pipeline",
     "make_uid",
@@ -41,6 +47,7 @@ __all__ = [
     "read_shard",
     "read_shards",
     "shard_name",
+    "shard_size",
     "taken",
     "to_rgb",
     "tried",

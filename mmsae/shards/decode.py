@@ -7,14 +7,18 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mmsae.shards.uids import draw
+from mmsae.types import InputError
+
 _HALF = re.compile("[\ud800-\udfff]")
 
-IMAGE_KEYS = ("jpg", "png", "jpeg", "webp")
+IMAGE_KEYS = ("jpg", "png", "jpeg", "webp", "gif", "bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what files of those names hold in practice; never EPS or PSD
 
 
@@ -56,7 +60,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def find_image(raw: Mapping[str, Any]) -> str | None:
-    """The first of ``jpg, png, jpeg, webp`` that the sample has."""
+    """The first of ``jpg, png, jpeg, webp, gif, bmp`` that the sample has."""
     return next((k for k in IMAGE_KEYS if k in raw), None)
 
 
@@ -86,18 +90,54 @@ def _whole(value: Any) -> Any:
     return {_whole(k): _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def find_caption(raw: Mapping[str, bytes], meta: Mapping[str, Any], field: str = "") -> str | None:
+def find_caption(raw: Mapping[str, bytes], meta: Mapping[str, Any], field: str = "", uid: str = "") -> str | None:
     """The caption, stripped, or None where the sample has none.
 
     ``field`` of ``meta`` holds the caption, or a list of captions of which the first is taken; empty: the ``txt``
-    field, or where there is none ``meta["caption"]``.
+    field, or where there is none ``meta["caption"]``. Brackets go into a list or an object: ``captions[2]`` is the
+    third, ``captions[random]`` or ``captions[random:SEED]`` one that is drawn by seed and ``uid``, ``captions[en]`` the
+    one of a key, and of a list of objects what the first of them has: ``sentences[raw]``, ``sentences[raw][random]``.
+
+    Raises:
+        InputError: The brackets are not understood.
     """
     if not field and "txt" in raw:
         return raw["txt"].decode("utf-8-sig", errors="replace").strip()
-    value = meta.get(field or "caption")
+    field = field or "caption"
+    name, steps = (field, ()) if field in meta else _steps(field)
+    value = meta.get(name)
+    for step in steps:
+        value = _into(value, step, uid)
     if isinstance(value, (list, tuple)):
         value = value[0] if value else ""
     return value.strip() if isinstance(value, str) else None
+
+
+@cache
+def _steps(field: str) -> tuple[str, tuple[str, ...]]:
+    """``a[b][c]`` as ``a`` and ``(b, c)``."""
+    if "[" not in field:
+        return field, ()
+    name, steps = field.partition("[")[0], re.findall(r"\[([^\[\]]+)\]", field)
+    whole = name + "".join(f"[{s}]" for s in steps)
+    seeds = [s for s in steps if s.startswith("random:") and not s[7:].isdigit()]
+    if not name or whole != field or seeds:
+        raise InputError(
+            f"caption_field {field} is not understood; it is a field, with [2], [random], [random:SEED] or [KEY]"
+        )
+    return name, tuple(steps)
+
+
+def _into(value: Any, step: str, uid: str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(step)
+    if not isinstance(value, (list, tuple)):
+        return None
+    if step == "random" or step.startswith("random:"):
+        return value[int(draw(uid, int(step[7:] or 0)) * len(value))] if value else ""
+    if step.isdigit():
+        return value[int(step)] if int(step) < len(value) else None
+    return [v[step] for v in value if isinstance(v, Mapping) and step in v]
 
 
 def find_cls(raw: Mapping[str, bytes]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -10,9 +9,10 @@ from typing import Any
 
 from mmsae.shards.decode import find_image
 from mmsae.shards.faults import FaultLog
+from mmsae.shards.groups import groups
 from mmsae.shards.read import read_shard
-from mmsae.shards.sources import expand, shard_name
-from mmsae.shards.tar import groups
+from mmsae.shards.shard import shard_name, shard_size
+from mmsae.shards.sources import expand
 
 MOST_KEYS = 30
 """Fields that are shown; names with dots give as many as there are samples."""
@@ -53,8 +53,8 @@ def describe(
             sizes.update(group.sizes)
             _judge(group.sizes, faults, shard_name(path), group.key)
     mean = round(sum(per_shard) / len(per_shard), 1)
-    all_bytes = sum(os.path.getsize(p) for p in paths)
-    scale = all_bytes / max(sum(os.path.getsize(p) for p in chosen), 1)
+    all_bytes = sum(shard_size(p) for p in paths)
+    scale = all_bytes / max(sum(shard_size(p) for p in chosen), 1)
     shown = list(islice((s for p in chosen for s in read_shard(p, FaultLog(), need=())), examples))
     return {
         "kind": "shards",

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from mmsae.shards.batches import Collate, Reader, Tokenize, Transform
 from mmsae.shards.faults import FaultLog
-from mmsae.shards.read import UidSet
 from mmsae.shards.sources import Source, Sources, expand_sources
 from mmsae.shards.streams import ExactStream, Mixed, TrainStream, UnitBatch
+from mmsae.shards.uids import UidSet
 from mmsae.types import ImageTextBatch, InputError
 
 log = logging.getLogger("mmsae.shards")

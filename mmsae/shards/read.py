@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +10,13 @@ from PIL import Image
 
 from mmsae.shards.decode import BrokenImage, decode_image, find_caption, find_cls, find_image, parse_json
 from mmsae.shards.faults import FaultLog
-from mmsae.shards.sources import shard_name
-from mmsae.shards.tar import groups
-from mmsae.types import ImageTextBatch, InputError
+from mmsae.shards.groups import groups
+from mmsae.shards.shard import as_shard
+from mmsae.shards.table import check_columns
+from mmsae.shards.uids import UidSet, group_uid
 
 FROM_JSON = ("missing_json", "missing_caption")
 """Kinds of faults for which a broken json is the reason."""
-
-_HEX32 = re.compile(r"[0-9a-fA-F]{32}")
 
 
 class Sample(NamedTuple):
@@ -35,56 +32,6 @@ class Sample(NamedTuple):
     raw: dict[str, bytes]  #: All fields as bytes.
 
 
-def make_uid(source: str, shard: str, key: str, meta: Mapping[str, Any]) -> str:
-    """The id of a sample: ``meta["uid"]`` if that is 32 hex digits (DataComp's form), else a hash of where it lies.
-
-    ``shard`` is the tar's name (``Shard.name``), without its folder where the name alone says which it is: moving a
-    data set does not change its uids.
-    """
-    uid = meta.get("uid")
-    if isinstance(uid, str) and _HEX32.fullmatch(uid):
-        return uid.lower()
-    return blake2b("\0".join((source, shard, key)).encode(), digest_size=16).hexdigest()
-
-
-def draw(uid: str, seed: int = 0) -> float:
-    """A number in [0, 1) that depends on uid and seed only."""
-    return int.from_bytes(blake2b(f"{seed}/{uid}".encode(), digest_size=6).digest(), "big") / 2**48
-
-
-class UidSet:
-    """The uids of one job; a uid for the second time is refused (about 150 bytes of memory a uid)."""
-
-    def __init__(self) -> None:
-        self._shard_of: dict[bytes, int] = {}
-        self._shards: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._shard_of)
-
-    def __contains__(self, uid: str) -> bool:
-        return bytes.fromhex(uid) in self._shard_of
-
-    def add(self, uid: str, shard: str, key: str) -> None:
-        """Remember a uid.
-
-        Raises:
-            InputError: If it was there already; names the uid, the key and both shards.
-        """
-        n = len(self._shard_of)
-        first = self._shard_of.setdefault(bytes.fromhex(uid), self._shards.setdefault(shard, len(self._shards)))
-        if len(self._shard_of) == n:
-            raise InputError(
-                f"uid {uid} of key {key} in shard {shard} was already taken by a sample of shard"
-                f" {list(self._shards)[first]}: uids must differ, remove one of the two samples."
-            )
-
-    def add_batch(self, batch: ImageTextBatch) -> None:
-        """Remember the uids of a batch; see :meth:`add`."""
-        for row in zip(batch.uids, batch.shards, batch.keys, strict=True):
-            self.add(*row)
-
-
 def read_shard(
     path: str | Path,
     faults: FaultLog,
@@ -94,10 +41,10 @@ def read_shard(
     source: str = "",
     caption_field: str = "",
 ) -> Iterator[Sample]:
-    """The good samples of one shard, in its order.
+    """The good samples of one unit, in its order.
 
     Args:
-        path: A ``.tar`` or ``.tar.gz``.
+        path: A tar, or what ``expand`` gives.
         faults: Counts every sample and what was wrong: ``missing_image``, ``broken_image``, ``missing_caption``,
             ``empty_caption``, ``missing_json``, ``missing_cls`` (only where needed), and what ``groups`` counts; noted
             without dropping the sample: ``broken_json``, ``bad_utf8``.
@@ -105,21 +52,28 @@ def read_shard(
             ``question``, or else a caption; without a caption the question is its caption.
         decode: Whether to decode the image where it is needed; without, ``with_image`` does it later.
         source: Name of the source, part of the uids made here.
-        caption_field: Field of ``json`` that holds the caption; empty: ``txt``, or ``json``'s ``caption``.
+        caption_field: Field of ``json`` that holds the caption, see ``find_caption``; empty: ``txt``, or ``json``'s
+            ``caption``.
 
     Yields:
         Samples.
+
+    Raises:
+        InputError: A table has no column for what is needed, or ``caption_field`` is not understood.
     """
-    shard = shard_name(path)
-    for key, raw, *_ in groups(path, faults):
+    unit = as_shard(path)
+    shard = unit.name
+    if unit.kind == "table":
+        check_columns(unit, need, caption_field)
+    for group in groups(unit, faults):
         faults.seen()
+        key, raw = group.key, group.raw
         meta, wrong = parse_json(raw["json"]) if "json" in raw else (None, "")
-        caption = find_caption(raw, meta or {}, caption_field)
+        uid = group_uid(unit, group, meta or {}, source)
+        caption = find_caption(raw, meta or {}, caption_field, uid)
         if "question" in need and not caption:
             caption = find_caption({}, meta or {}, "question") or caption
-        sample = Sample(
-            make_uid(source, shard, key, meta or {}), key, shard, None, caption or "", meta or {}, find_cls(raw), raw
-        )
+        sample = Sample(uid, key, shard, None, caption or "", meta or {}, find_cls(raw), raw)
         if lack := _lack(sample, need, caption is None, meta is None, caption_field):
             faults.add(lack[0], shard, key, f"broken json: {wrong}" if wrong and lack[0] in FROM_JSON else lack[1])
             continue

@@ -5,43 +5,22 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mmsae.shards.names import valid_name
+from mmsae.shards import table
+from mmsae.shards.folder import FILES, folder_units, list_images
+from mmsae.shards.shard import SUFFIXES, TABLES, TARS, Shard
 from mmsae.types import InputError
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz")
-OTHER_SUFFIXES = (".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
+PACKED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4")
+"""Ends of the names of tars that are packed so that they are not read."""
+
+_OPTIONS = re.compile(r"#((?:image|files)=[^#&]+(?:&(?:image|files)=[^#&]+)*)$")
 
 log = logging.getLogger("mmsae.shards")
-
-
-class Shard(str):
-    """The path of a tar that knows what the tar is called in its set."""
-
-    #: The file name. Where another tar of the set has the same one (img2dataset calls the first tar of every set
-    #: ``00000.tar``), as many of the folders above it stand in front as tell the tars of that name apart:
-    #: ``cats/00000.tar``. It is part of the uids made here and does not depend on the order of the tars or on the
-    #: working folder.
-    name: str
-
-    def __new__(cls, path: str, name: str = "") -> Shard:
-        """A path and its name; without one, the file name."""
-        shard = super().__new__(cls, path)
-        shard.name = valid_name(name or os.path.basename(path))
-        return shard
-
-
-def shard_name(path: str | os.PathLike[str]) -> str:
-    """What a tar is called in its set (``Shard.name``); the file name of a path that belongs to none."""
-    return path.name if isinstance(path, Shard) else valid_name(os.path.basename(path))
-
-
-def identity(paths: Sequence[str]) -> list[list[Any]]:
-    """Names and sizes of shards, by which a job knows them again."""
-    return [[shard_name(p), os.path.getsize(p)] for p in paths]
 
 
 class Source(NamedTuple):
@@ -57,38 +36,43 @@ Sources = str | list[str] | list[Source] | dict[str, float]
 
 
 def expand(pattern: str | Sequence[str]) -> list[Shard]:
-    """The shards that a pattern names, as paths; ``Shard`` objects keep their names.
+    """The units that a pattern names; ``Shard`` objects are taken as they are.
 
-    Braces come first (``{000..019}``, ``{a,b}``), then globs (sorted by name), then folders (all their tars, not those
-    of their subfolders). Every name that braces give must match. Braces and wildcard characters in the names of folders
-    that exist are no wildcards. A shard named twice is read once. Tars end in ``.tar``, ``.tar.gz`` or ``.tgz``, in any
-    case.
+    Braces come first (``{000..019}``, ``{a,b}``), then globs (sorted by name), then folders: all tars of a folder, else
+    all its parquet files (not those of its subfolders), else its images and those of the folders below, 1,000 of them
+    a unit. Every name that braces give must match. Braces and wildcard characters in the names of folders that exist
+    are no wildcards. A shard named twice is read once. Tars end in ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.zst`` or
+    ``.tzst``, tables in ``.parquet``, in any case. ``#image=COLUMN`` behind a pattern names the column of the images,
+    ``#files=250`` says how many loose images make a unit.
 
     Raises:
-        InputError: If a pattern matches nothing, a shard that it names is missing or is not a tar, or one file is named
-            by two paths.
+        InputError: If a pattern matches nothing, a shard that it names is missing or is none, or one file is named by
+            two paths.
     """
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
     if not patterns:
         raise InputError("No shards were given: the list of patterns is empty.")
-    return name_shards(path for p in patterns for path in _expand_one(os.path.expanduser(os.fspath(p))))
+    given = {p for p in patterns if isinstance(p, Shard)}
+    found = [s for p in patterns for s in ([p] if p in given else _expand_one(os.path.expanduser(os.fspath(p))))]
+    return [u for s in name_shards(found, given) for u in ([s] if s in given else _units(s))]
 
 
-def name_shards(paths: Iterable[str]) -> list[Shard]:
-    """The tars of one set, each once, under names that differ.
+def name_shards(shards: Iterable[Shard], keep: Collection[str] = ()) -> list[Shard]:
+    """The units of one set, each once, under names that differ; those of ``keep`` have theirs.
 
     Raises:
         InputError: If one file is named by two paths.
     """
+    unique: dict[str, Shard] = {}
+    for shard in shards:
+        unique.setdefault(str(shard), shard)
     groups: dict[str, list[str]] = {}
-    unique = list(dict.fromkeys(paths))
-    for path in unique:
-        groups.setdefault(os.path.basename(path), []).append(path)
-    named = {}
+    for file in dict.fromkeys(s.file for s in unique.values()):
+        groups.setdefault(os.path.basename(file), []).append(file)
+    names = {}
     for name, group in groups.items():
-        for path, own in zip(group, _told_apart(group) if len(group) > 1 else [name], strict=True):
-            named[path] = path if isinstance(path, Shard) else Shard(path, own)
-    return [named[path] for path in unique]
+        names |= dict(zip(group, _told_apart(group) if len(group) > 1 else [name], strict=True))
+    return [s if s in keep else s.called(names[s.file]) for s in unique.values()]
 
 
 def _told_apart(paths: list[str]) -> list[str]:
@@ -104,47 +88,87 @@ def _told_apart(paths: list[str]) -> list[str]:
     return ["/".join(p[-n:]) for p in parts]
 
 
-def _expand_one(pattern: str) -> list[str]:
+def _units(shard: Shard) -> list[Shard]:
+    """The units of a file or folder."""
+    if shard.kind == "images":
+        return folder_units(shard)
+    if shard.kind == "table" and shard.size > table.UNIT_BYTES:
+        return table.table_units(shard, table.read_footer(shard.file))
+    return [shard]
+
+
+def _expand_one(pattern: str) -> list[Shard]:
+    options: dict[str, str] = {}
+    if (behind := _OPTIONS.search(pattern)) and not os.path.exists(pattern):
+        pattern, options = pattern[: behind.start()], dict(o.split("=", 1) for o in behind[1].split("&"))
     names = _braces(pattern)
-    found = [_one_name(name) for name in names]
-    missing = [n for n, paths in zip(names, found, strict=True) if not paths]
+    found = [_one_name(name, options) for name in names]
+    missing = [n for n, shards in zip(names, found, strict=True) if not shards]
     if 0 < len(missing) < len(names):
         raise InputError(f"{len(missing)} of the {len(names)} shards of {pattern} do not exist; first: {missing[0]}.")
     if missing:
-        head, rest = _literal(pattern)
-        folder, more, _ = rest.partition("/")
-        if more and not glob.has_magic(folder) and "{" not in folder:
-            raise InputError(f"No shard matches {pattern}: the folder {head}{folder} does not exist.")
-        tars, others = _listed(os.path.join(glob.escape(head), "*"))
-        packed = f" and {len(others)} packed in another way, such as {others[0]}" if others else ""
-        raise InputError(f"No shard matches {pattern}: the folder {head or '.'} holds {len(tars)} other tars{packed}.")
-    return [path for paths in found for path in paths]
+        raise InputError(_nothing_matches(pattern))
+    return [shard for shards in found for shard in shards]
 
 
-def _one_name(name: str) -> list[str]:
-    """The shards of a name without braces: a file, a folder's tars, or what a glob matches."""
+def _nothing_matches(pattern: str) -> str:
+    head, rest = _literal(pattern + "/" * os.path.isdir(pattern))
+    folder, more, _ = rest.partition("/")
+    if more and not glob.has_magic(folder) and "{" not in folder:
+        return f"No shard matches {pattern}: the folder {head}{folder} does not exist."
+    tars, tables, packed = _listed(os.path.join(glob.escape(head), "*"))
+    holds = f"{len(tars)} other tars" + (f", {len(tables)} parquet files" if tables else "")
+    if packed:
+        holds += f" and {len(packed)} packed in another way, such as {packed[0]}"
+    if os.path.isdir(pattern):
+        others = list_images(pattern).passed_over
+        holds += "".join(f", {n} {e} in it or below it, which are not read as images" for e, n in others.items())
+    return f"No shard matches {pattern}: the folder {head or '.'} holds {holds}."
+
+
+def _one_name(name: str, options: dict[str, str]) -> list[Shard]:
+    """The shards of a name without braces: a file, what a folder holds, or what a glob matches."""
     if os.path.isfile(name):
         if not name.lower().endswith(SUFFIXES):
             raise InputError(f"{name} is not a shard: its name ends in none of {', '.join(SUFFIXES)}.")
-        return [name]
+        return [Shard(name, options=options)]
     head, rest = _literal(name)
-    magic = os.path.join(glob.escape(name), "*") if os.path.isdir(name) else glob.escape(head) + rest
-    tars, others = _listed(magic)
-    if tars and others:
-        _say_passed_over(len(others), others[0])
-    return tars
+    is_folder = os.path.isdir(name)
+    magic = os.path.join(glob.escape(name), "*") if is_folder else glob.escape(head) + rest
+    tars, tables, packed = _listed(magic)
+    chosen = (tars or tables) if is_folder else sorted(tars + tables)
+    if chosen and (passed_over := packed + (tables if is_folder and tars else [])):
+        _say_passed_over(len(passed_over), passed_over[0])
+    if is_folder and not chosen:
+        return _folder(name, options)
+    return [Shard(path, options=options) for path in chosen]
 
 
-def _listed(pattern: str) -> tuple[list[str], list[str]]:
-    """The tars that a glob matches, and the archives that are packed so that they cannot be read."""
+def _folder(path: str, options: dict[str, str]) -> list[Shard]:
+    """A folder of loose images; nothing where it has none, or where tars or tables lie below it."""
+    images, others = list_images(path)
+    below = [e for e in others if e in SUFFIXES]
+    if not images or below:
+        return []
+    files = options.get("files", str(FILES))
+    if not files.isdigit() or not int(files):
+        raise InputError(f"{path}#files={files}: it is a number of images, at least 1.")
+    for ending, n in others.items():
+        _say_passed_over(n, f"the {ending} below {path}")
+    folder = path.rstrip(os.sep) or path
+    return [Shard(f"{folder}#files={files}", file=folder, kind="images", images=tuple(images), options=options)]
+
+
+def _listed(pattern: str) -> tuple[list[str], list[str], list[str]]:
+    """The tars and the tables that a glob matches, and the archives that are packed so that they cannot be read."""
     files = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
-    tars, others = ([p for p in files if p.lower().endswith(ends)] for ends in (SUFFIXES, OTHER_SUFFIXES))
-    return tars, others
+    tars, tables, packed = ([p for p in files if p.lower().endswith(ends)] for ends in (TARS, TABLES, PACKED))
+    return tars, tables, packed
 
 
 @cache
 def _say_passed_over(n: int, first: str) -> None:
-    log.warning("%d archives are passed over, such as %s: shards end in %s.", n, first, ", ".join(SUFFIXES))
+    log.warning("%d files are passed over, such as %s: shards end in %s.", n, first, ", ".join(SUFFIXES))
 
 
 def _literal(pattern: str) -> tuple[str, str]:
@@ -197,6 +221,6 @@ def expand_sources(sources: Sources | Source | Sequence[Source | str]) -> list[t
     given = [(s, expand(s.pattern)) for s in as_sources(sources)]
     named = {}
     for name in {s.name for s, _ in given}:
-        together = name_shards(str(p) for s, paths in given if s.name == name for p in paths)
+        together = name_shards(p for s, paths in given if s.name == name for p in paths)
         named |= {(name, p): p for p in together}
     return [(s, [named[s.name, p] for p in paths]) for s, paths in given]

@@ -11,32 +11,22 @@ import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
 from mmsae.shards.faults import FaultLog
+from mmsae.shards.group import Group, ShardCut
 from mmsae.shards.names import is_hidden, valid_name
-from mmsae.shards.sources import shard_name
+from mmsae.shards.opened import opened
+from mmsae.shards.packed import unpacked
+from mmsae.shards.shard import Shard
 
 KEYS_KNOWN = 100_000
 """Keys of one shard among which is looked for those that come again: memory does not grow with the shard."""
 
 MOST_FIELDS = 256
 """Fields of one sample; more are another way of naming members than webdataset's."""
-
-
-class ShardCut(Exception):
-    """The archive cannot be read further.
-
-    ``kind`` is ``truncated_shard`` (the data ends) or ``broken_shard`` (it is damaged), ``detail`` what was found, and
-    ``name`` the member that is cut, where its header could still be read.
-    """
-
-    def __init__(self, kind: str, detail: str, name: str = "") -> None:
-        super().__init__(detail)
-        self.kind, self.detail, self.name = kind, detail, name
 
 
 class _Info(tarfile.TarInfo):
@@ -51,8 +41,8 @@ class _Info(tarfile.TarInfo):
             raise
 
 
-def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, bytes]]:
-    """The regular files of a ``.tar`` or ``.tar.gz`` (told apart by content, not by name): ``(name, size, content)``.
+def members(file: BinaryIO, read: bool = True) -> Iterator[tuple[str, int, bytes]]:
+    """The regular files of a tar, plain or packed (told apart by content, not by name): ``(name, size, content)``.
 
     What follows an end-of-archive mark is read on, as ``tar -i`` does: concatenated archives are one. Without ``read``
     contents are empty, and a plain tar is only hopped through.
@@ -60,43 +50,45 @@ def members(path: str | Path, read: bool = True) -> Iterator[tuple[str, int, byt
     Raises:
         ShardCut: At the point where the archive ends too early or is damaged.
     """
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        stream = gzip.GzipFile(fileobj=file) if packed else file
-        ended = False  # whether the last block was an end-of-archive mark
-        try:
-            tar = tarfile.TarFile(fileobj=stream, tarinfo=_Info, encoding="utf-8")
-            while True:
-                info = tar.next()
-                tar.members = []  # else the headers of the whole archive stay in memory
-                if info is None and isinstance(tar.stopped, tarfile.EOFHeaderError):
-                    ended, tar.offset = True, tar.offset + tarfile.BLOCKSIZE
-                    continue
-                if info is None:
-                    break
-                ended = False
-                if not info.isreg() or info.issparse():
-                    continue
-                data = b""
-                if read:
-                    stream.seek(info.offset_data)
-                    if len(data := stream.read(info.size)) < info.size:
-                        detail = f"{info.name} has {len(data)} of its {info.size} bytes"
-                        raise ShardCut("truncated_shard", detail, info.name)
-                yield info.name, info.size, data
-            if not (ended and _nothing_follows(tar)):
-                raise tar.stopped
-        except EOFError as e:
-            raise ShardCut("truncated_shard", f"gzip stream: {e}") from e
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as e:
-            raise ShardCut("truncated_shard", "no end-of-archive mark") from e
-        except tarfile.TarError as e:
-            cut = any(words in str(e) for words in ("unexpected end", "empty", "truncated"))
-            detail = f"what follows the end-of-archive mark is no tar: {e}" if ended else str(e)
-            raise ShardCut("truncated_shard" if cut else "broken_shard", detail) from e
-        except (zlib.error, gzip.BadGzipFile) as e:
-            raise ShardCut("broken_shard", str(e)) from e
+    stream = unpacked(file)
+    ended = False  # whether the last block was an end-of-archive mark
+    try:
+        tar = tarfile.TarFile(fileobj=stream, tarinfo=_Info, encoding="utf-8")
+        while True:
+            info = tar.next()
+            tar.members = []  # else the headers of the whole archive stay in memory
+            if info is None and isinstance(tar.stopped, tarfile.EOFHeaderError):
+                ended, tar.offset = True, tar.offset + tarfile.BLOCKSIZE
+                continue
+            if info is None:
+                break
+            ended = False
+            if not info.isreg() or info.issparse():
+                continue
+            data = b""
+            if read:
+                stream.seek(info.offset_data)
+                if len(data := stream.read(info.size)) < info.size:
+                    detail = f"{info.name} has {len(data)} of its {info.size} bytes"
+                    raise ShardCut("truncated_shard", detail, info.name)
+            yield info.name, info.size, data
+        if not (ended and _nothing_follows(tar)):
+            raise tar.stopped
+    except EOFError as e:
+        raise ShardCut("truncated_shard", f"gzip stream: {e}") from e
+    except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as e:
+        raise ShardCut("truncated_shard", "no end-of-archive mark") from e
+    except tarfile.TarError as e:
+        cut = any(words in str(e) for words in ("unexpected end", "empty", "truncated"))
+        detail = f"what follows the end-of-archive mark is no tar: {e}" if ended else str(e)
+        raise ShardCut("truncated_shard" if cut else "broken_shard", detail) from e
+    except (zlib.error, gzip.BadGzipFile) as e:
+        raise ShardCut("broken_shard", str(e)) from e
+
+
+def _members(unit: Shard, read: bool) -> Iterator[tuple[str, int, bytes]]:
+    with opened(unit) as file:
+        yield from members(file, read)
 
 
 def _nothing_follows(tar: tarfile.TarFile) -> bool:
@@ -107,17 +99,8 @@ def _nothing_follows(tar: tarfile.TarFile) -> bool:
     return isinstance(tar.stopped, tarfile.EmptyHeaderError)
 
 
-class Group(NamedTuple):
-    """An undecoded sample: consecutive members of one key."""
-
-    key: str  #: webdataset key.
-    raw: dict[str, bytes]  #: ``{field: content}``, fields in lower case.
-    sizes: dict[str, int]  #: ``{field: size in bytes}``.
-    spelled: dict[str, str]  #: ``{field: the field as the archive spells it}``.
-
-
-def groups(path: str | Path, faults: FaultLog, read: bool = True) -> Iterator[Group]:
-    """The samples of a shard.
+def tar_groups(unit: Shard, faults: FaultLog, read: bool = True) -> Iterator[Group]:
+    """The samples of a tar.
 
     Where the shard is cut, the samples before the cut are given and the cut is counted as one dropped sample. The last
     one read is given only if the next one had begun, or if it has every field that the sample before it had; else it
@@ -125,7 +108,7 @@ def groups(path: str | Path, faults: FaultLog, read: bool = True) -> Iterator[Gr
     ``faults`` counts these, keys that come again later (``unsorted``) and names that are not UTF-8; whole samples are
     for the caller to count. Without ``read``, contents are left out.
     """
-    shard, group, n, before = shard_name(path), Group("", {}, {}, {}), 0, None
+    shard, group, n, before = unit.name, Group("", {}, {}, {}), 0, None
     known: dict[str, tuple[str, ...]] = {}  # fields of the keys so far
 
     def usable() -> bool:
@@ -141,7 +124,7 @@ def groups(path: str | Path, faults: FaultLog, read: bool = True) -> Iterator[Gr
         return 0 < n <= MOST_FIELDS
 
     try:
-        for name, size, data in members(path, read):
+        for name, size, data in _members(unit, read):
             key, spelled = base_plus_ext(valid_name(name))
             if key is None or is_hidden(name):
                 continue

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mmsae.shards import FaultLog, ShardWriter, count_samples, describe, make_uid, read_shard
+from mmsae.shards.groups import groups
 from mmsae.shards.names import safe_key, valid_name
-from mmsae.shards.tar import MOST_FIELDS, groups
+from mmsae.shards.tar import MOST_FIELDS
 from mmsae.types import InputError
 
 
