@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class HostTokenizer:
         """The tokenizer of transformers inside open_clip's wrapper, or open_clip's own."""
         return getattr(self.tokenizer, "tokenizer", self.tokenizer)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as they read, see :func:`token_pieces`."""
+        return token_pieces(self._inner, ids)
+
     def special_ids(self) -> list[int]:
         """Ids of BOS, EOS, class and separator tokens; ``<unk>`` stands for a word and is not among them."""
         unknown, eos = getattr(self._inner, "unk_token_id", None), self.eos_id()
@@ -52,3 +57,39 @@ class HostTokenizer:
     def eos_id(self) -> int | None:
         """Id of the token that ends a text; None where the tokenizer does not name one."""
         return getattr(self._inner, "eot_token_id", getattr(self._inner, "eos_token_id", None))
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Tokens of one text as they read, each with the white space before it.
+
+    Args:
+        tokenizer: A tokenizer of transformers, or open_clip's own.
+        ids: Ids in the order of the text.
+    """
+    if hasattr(tokenizer, "convert_ids_to_tokens"):
+        raw = [str(p) for p in tokenizer.convert_ids_to_tokens(list(ids))]
+    else:
+        raw = [str(tokenizer.decoder.get(i, "")) for i in ids]
+    if any("</w>" in p for p in raw):  # CLIP: marks ends of words
+        ends = [True, *(p.endswith("</w>") for p in raw)]
+        return [" " * end + _from_bytes(p.removesuffix("</w>")) for end, p in zip(ends[:-1], raw, strict=True)]
+    if any("▁" in p for p in raw):  # sentencepiece
+        return [p.replace("▁", " ") for p in raw]
+    if any("Ġ" in p for p in raw):  # GPT-2: bytes as printable letters
+        return [_from_bytes(p) for p in raw]
+    return [p.removeprefix("##") if p.startswith("##") else f" {p}" for p in raw]  # whole words; BERT
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """The bytes that the letters of byte-level tokenizers stand for."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _from_bytes(piece: str) -> str:
+    table = _byte_of()
+    if any(c not in table for c in piece):
+        return piece
+    return bytes(table[c] for c in piece).decode("utf-8", errors="replace")

@@ -7,13 +7,16 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mmsae.jobs import units
-from mmsae.shards import FaultLog, Reader, Source, expand, make_pipeline, make_uid, unit_batches
+from mmsae.shards import FaultLog, Reader, ShardWriter, Source, expand, make_pipeline, make_uid, unit_batches
+from mmsae.shards.batches import IF_ANY
 from mmsae.shards.streams import shard_order
 from mmsae.types import ImageTextBatch, InputError
+from tests.helpers.evaluation import png
 
 
 @pytest.fixture
@@ -347,3 +350,20 @@ def test_two_ranks_with_uneven_shards_meet_again_and_sum_their_faults(tmp_path, 
     for f in found:
         log.merge(FaultLog.from_dict(f["faults"]).take())
     assert log.counts == {"broken_image": 2} and log.n_seen == 35
+
+
+def test_images_that_need_not_be_there_are_decoded_where_they_are(tmp_path):
+    with ShardWriter(tmp_path, "s") as w:
+        for i in range(4):
+            fields = {0: {}, 1: {"png": b"broken"}}.get(i, {"png": png(np.full((4, 4, 3), i, np.uint8))})
+            w.write(f"k{i}", {"txt": f"caption {i}", **fields})
+    seen = []
+
+    def collate(samples):
+        seen.extend((s.key, s.image is not None) for s in samples)
+        columns = ([getattr(s, f) for s in samples] for f in ("uid", "caption", "key", "shard"))
+        return ImageTextBatch(None, None, *columns)
+
+    found = list(unit_batches(expand(str(tmp_path)), None, None, 8, collate=collate, need=("caption", IF_ANY)))
+    assert seen == [("k0", False), ("k2", True), ("k3", True)]
+    assert found[-1].batch.faults.counts == {"broken_image": 1}

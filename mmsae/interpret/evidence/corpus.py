@@ -24,7 +24,7 @@ class CorpusItems(NamedTuple):
     draw: np.ndarray  #: ``(n,) float64`` a number in [0, 1) by its uid
     copies: dict[str, np.ndarray]  #: ``{modality: (n,) int32}`` what it is a near-duplicate of, or -1
     copy_of: np.ndarray  #: ``(n,) int32`` the same in all modalities at once
-    grid: dict[str, tuple[int, int]]  #: By modality
+    grid: dict[str, tuple[int, int]]  #: The largest rows and columns, by modality
     places: dict[str, int]  #: By modality
     faults: FaultLog  #: Of all tars
 
@@ -60,7 +60,7 @@ class CorpusItems(NamedTuple):
             log.merge(Faults.read(about["faults"]))
             uids.append(np.frombuffer(bytes.fromhex("".join(about["uid"])), "V16"))
             first.append(first[-1] + len(about["uid"]))
-            grid |= {m: tuple(g) for m, g in about["grid"].items()}
+            grid = {m: tuple(map(max, zip(grid.get(m, (0, 0)), g, strict=True))) for m, g in about["grid"].items()}
             places = {m: max(p, about["places"][m]) for m, p in places.items()}
             for name, found in columns.items():
                 found.append(np.array(part.get(name, empty[name])))

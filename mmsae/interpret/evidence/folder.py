@@ -13,7 +13,10 @@ lie in maps, of which only what is used is read::
                             M.eligible (d_sae,) 1 for latents that anything was drawn for
     codes-M.safetensors     start (n + 1,), latent, value, position: pooled codes of all items, row after row
     lists-M.safetensors     start (d_sae + 1,), item, value: the same, latent after latent
-    tokens-M.safetensors    item (e,), start (e + 1,), latent, position, value: all rows of items in evidence
+    tokens-M.safetensors    item (e,), grid (e, 2), start (e + 1,), latent, position, value: all rows of items in
+                            evidence; grid has the rows and columns of each item's own places
+    words-M.safetensors     item (e,), start (e + 1,), position, size, first (e + 1,), bytes: tokens of texts as they
+                            read, where the rows of M are tokens; first says where an item's bytes begin
     thumbnails.safetensors  item (e,), start (e + 1,), bytes: small images of items in evidence, as WebP or JPEG
     embeddings.safetensors  M (n, width): unit embeddings of items by a host that has them
 """
@@ -28,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmsae.types import InputError
+from mmsae.types import IMAGE, TEXT, InputError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -96,10 +99,11 @@ class Grid(NamedTuple):
     """How the positions of rows lie in an item; ``position = (step * places) + place``."""
 
     #: Rows and columns of the patch grid over the host's view, or (0, 0) where places are no grid (texts, pooled
-    #: sites).
+    #: sites). Where grids follow the shapes of images (Qwen-VL) these are the most of any item, and
+    #: :meth:`Evidence.grid_of` has an item's own.
     rows: int
     cols: int
-    places: int  #: Places of an item: ``rows * cols``, tokens of the longest text, or 1
+    places: int  #: Most places of an item: cells of its grid, tokens of the longest text, or 1
     steps: tuple[int, ...] = ()  #: Denoising steps, where an item was read at several; else empty
 
 
@@ -145,6 +149,13 @@ class TokenTable(NamedTuple):
     latent: np.ndarray  #: ``(m,) int32``, ascending within an item
     position: np.ndarray  #: ``(m,) int32``, see :class:`Grid`
     value: np.ndarray  #: ``(m,) float32``
+
+
+class ItemWords(NamedTuple):
+    """The tokens of an item's text as they read."""
+
+    position: np.ndarray  #: ``(t,) int32`` ascending, as in :class:`ItemTokens`; special tokens are left out
+    text: list[str]  #: t pieces, each with the white space before it: joined they are the text
 
 
 class Evidence:
@@ -282,8 +293,7 @@ class Evidence:
     def tokens(self, item: int, modality: str) -> ItemTokens | None:
         """What fires in the rows of an item, or None where it is in nobody's evidence."""
         t = self._map(f"tokens-{modality}.safetensors")
-        i = int(np.searchsorted(t["item"], item))
-        if i == len(t["item"]) or t["item"][i] != item:
+        if (i := _place(t, item)) is None:
             return None
         at = slice(int(t["start"][i]), int(t["start"][i + 1]))
         return ItemTokens(t["latent"][at], t["position"][at], t["value"][at])
@@ -293,23 +303,46 @@ class Evidence:
         t = self._map(f"tokens-{modality}.safetensors")
         return TokenTable(t["item"], t["start"], t["latent"], t["position"], t["value"])
 
-    def heat(self, item: int, latent: int, modality: str = "image", step: int = 0) -> np.ndarray | None:
-        """``(rows, cols) float32`` values of a latent on an item's patch grid, or None where there is no grid or the
-        item is in nobody's evidence; ``step`` is a place in :attr:`Grid.steps`.
+    def words(self, item: int, modality: str = TEXT) -> ItemWords | None:
+        """The words of an item's text at the positions of :meth:`tokens`, or None where its rows are no tokens of a
+        text, or the item is in nobody's evidence.
         """
-        grid, tokens = self.grid(modality), self.tokens(item, modality)
-        if tokens is None or not grid.rows:
+        t = self._map(f"words-{modality}.safetensors")
+        if (i := _place(t, item)) is None:
             return None
-        on = (tokens.latent == latent) & (tokens.position // grid.places == step)
-        out = np.zeros(grid.rows * grid.cols, np.float32)
+        at = slice(int(t["start"][i]), int(t["start"][i + 1]))
+        raw = t["bytes"][int(t["first"][i]) : int(t["first"][i + 1])].tobytes()
+        ends = np.cumsum(t["size"][at])
+        text = [raw[e - n : e].decode("utf-8") for e, n in zip(ends.tolist(), t["size"][at].tolist(), strict=True)]
+        return ItemWords(t["position"][at], text)
+
+    def grid_of(self, item: int, modality: str = IMAGE) -> tuple[int, int]:
+        """Rows and columns of an item's own grid; (0, 0) where it has none or is in nobody's evidence."""
+        t = self._map(f"tokens-{modality}.safetensors")
+        i = _place(t, item)
+        if i is None or "grid" not in t:
+            grid = self.grid(modality)
+            return (0, 0) if i is None else (grid.rows, grid.cols)
+        return int(t["grid"][i, 0]), int(t["grid"][i, 1])
+
+    def heat(self, item: int, latent: int, modality: str = IMAGE, step: int = 0) -> np.ndarray | None:
+        """``(rows, cols) float32`` values of a latent on an item's patch grid, or None where there is no grid or the
+        item is in nobody's evidence; ``step`` is a place in :attr:`Grid.steps`. Where several rows share a cell (tiles
+        over the whole image) it is that of largest absolute value.
+        """
+        grid, tokens, (rows, cols) = self.grid(modality), self.tokens(item, modality), self.grid_of(item, modality)
+        if tokens is None or not rows:
+            return None
+        on = np.flatnonzero((tokens.latent == latent) & (tokens.position // grid.places == step))
+        on = on[np.argsort(np.abs(tokens.value[on]), kind="stable")]
+        out = np.zeros(rows * cols, np.float32)
         out[tokens.position[on] % grid.places] = tokens.value[on]
-        return out.reshape(grid.rows, grid.cols)
+        return out.reshape(rows, cols)
 
     def thumbnail(self, item: int) -> bytes | None:
         """The bytes of an item's small image (WebP or JPEG), or None where it has none."""
         t = self._map("thumbnails.safetensors")
-        i = int(np.searchsorted(t["item"], item)) if "item" in t else 0
-        if "item" not in t or i == len(t["item"]) or t["item"][i] != item:
+        if (i := _place(t, item)) is None:
             return None
         return t["bytes"][int(t["start"][i]) : int(t["start"][i + 1])].tobytes()
 
@@ -334,6 +367,14 @@ class Evidence:
     @cached_property
     def _maps(self) -> dict[str, Mapping[str, np.ndarray]]:
         return {}
+
+
+def _place(t: Mapping[str, np.ndarray], item: int) -> int | None:
+    """Where an item is in a file of items in evidence; None where it is not."""
+    if "item" not in t:
+        return None
+    i = int(np.searchsorted(t["item"], item))
+    return i if i < len(t["item"]) and t["item"][i] == item else None
 
 
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}

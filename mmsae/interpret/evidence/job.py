@@ -27,11 +27,11 @@ from mmsae.interpret.evidence.merge import (
     write_items,
     write_lists,
     write_stats,
-    write_tokens,
 )
 from mmsae.interpret.evidence.options import Evidencing
 from mmsae.interpret.evidence.parts import EvidenceTar
 from mmsae.interpret.evidence.reader import Content, EvidencePlan, EvidenceReader
+from mmsae.interpret.evidence.shown import write_tokens
 from mmsae.jobs import JobFolder
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import JOB, begun_job

@@ -15,7 +15,7 @@ from mmsae.interpret.evidence.folder import BINS, HALVES, ITEMS, SparseRows, map
 from mmsae.interpret.evidence.lists import RankedBlock, latent_blocks, positives_of, top_of
 from mmsae.interpret.evidence.negatives import Silence
 from mmsae.interpret.evidence.options import Evidencing
-from mmsae.interpret.evidence.parts import LatentCounts, ReadPart
+from mmsae.interpret.evidence.parts import LatentCounts
 from mmsae.jobs.estimate import progress_bar
 
 ENTRIES = 1 << 22  # copied at a time
@@ -150,53 +150,3 @@ def write_lists(
                 lists.append("start", np.concatenate(starts))
             about[m] = {"alive": alive, "eligible": n_eligible, "copies": int((corpus.copies[m] >= 0).sum())}
     return wanted, about
-
-
-def write_tokens(folder: Path, corpus: CorpusItems, parts: Sequence[Path], wanted: np.ndarray) -> None:
-    """``tokens-M``, ``thumbnails`` and the views in ``views.safetensors``, of the items that are wanted."""
-    modalities = list(corpus.copies)
-    files = {m: Writing(folder / f"tokens-{m}.safetensors") for m in modalities}
-    small, views = Writing(folder / "thumbnails.safetensors"), Writing(folder / "views.safetensors")
-    total = dict.fromkeys([*modalities, ""], 0)
-    every = [*files.items(), ("", small)]
-    try:
-        for _, out in every:
-            out.append("start", np.zeros(1, np.int64))
-        for path, first in zip(parts, corpus.first[:-1], strict=True):
-            part = ReadPart(path)
-            item = part.get("item").astype(np.int64) + first
-            keep = wanted[item]
-            views.append("item", item[keep].astype(np.int32))
-            views.append("view", part.get("view", np.float32).reshape(-1, 4)[keep])
-            for m, out in every:
-                head, count = (f"{m}.", f"{m}.count") if m else ("", "thumbnail_size")
-                own = keep & (part.get(count) > 0) if not m else keep
-                size = part.get(count)
-                start = total[m] + np.cumsum(size[own], dtype=np.int64)
-                total[m] = int(start[-1]) if len(start) else total[m]
-                out.append("item", item[own].astype(np.int32))
-                out.append("start", start)
-                names = (("latent", np.int32), ("position", np.int32), ("value", np.float32))
-                for name, dtype in names if m else (("thumbnail", np.uint8),):
-                    column = part.get(head + name, dtype)
-                    for values in _of_items(column, size, own):
-                        out.append(name if m else "bytes", values)
-        for out in (*files.values(), small, views):
-            out.__exit__(None)
-    finally:
-        for out in (*files.values(), small, views):
-            out.spool.close()
-
-
-def _of_items(column: np.ndarray, size: np.ndarray, keep: np.ndarray):
-    """The entries of some items, in stretches of bounded length."""
-    end = np.cumsum(size, dtype=np.int64)
-    low = 0
-    while low < len(size):
-        begin = int(end[low - 1]) if low else 0
-        high = max(low + 1, int(np.searchsorted(end, begin + ENTRIES, side="right")))
-        values = column[begin : int(end[high - 1])]
-        yield values[np.repeat(keep[low:high], size[low:high])]
-        low = high
-    if not len(size):
-        yield column

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mmsae.activations.spool import Spool
 from mmsae.interpret.evidence.folder import BINS, EDGES, map_arrays
-from mmsae.interpret.evidence.reader import EvidenceReader, FiredRows, Looked
+from mmsae.interpret.evidence.reader import EvidenceReader
+from mmsae.interpret.evidence.rows import BatchWords, FiredRows, Looked
 from mmsae.jobs.units import Parts, TarWork, Unit
 from mmsae.shards import FaultLog, draw
 from mmsae.types import Faults, ImageTextBatch
@@ -79,7 +80,7 @@ class CodesPart:
         self.counts = {m: LatentCounts(d_sae) for m in modalities}
         self.waiting: dict[str, list[list[Tensor]]] = {m: [] for m in modalities}
         self.places = dict.fromkeys(modalities, 1)
-        self.grid: dict[str, tuple[int, int]] = {}
+        self.grid = {m: [0, 0] for m in modalities}
         self.about: dict[str, list[str]] = {k: [] for k in ("uid", "key", "caption", "label")}
         self.shard = ""
 
@@ -99,7 +100,7 @@ class CodesPart:
             pooled = fired.pooled(self.d_sae)
             self.counts[m].add(fired, pooled)
             self.places[m] = max(self.places[m], fired.places)
-            self.grid[m] = fired.grid
+            self.grid[m] = torch.maximum(torch.tensor(self.grid[m]), fired.grid.amax(0)).tolist()
             self.spool.append(f"{m}.count", torch.bincount(pooled.item, minlength=n).int())
             for name in ("latent", "position", "value"):
                 self.spool.append(f"{m}.{name}", _small(getattr(pooled, name)))
@@ -150,8 +151,19 @@ class TokensPart:
         for m, fired in looked.fired.items():
             f = fired.of(keep)
             self.spool.append(f"{m}.count", torch.bincount(f.item, minlength=len(at)).int())
+            self.spool.append(f"{m}.grid", f.grid)
             for name in ("latent", "position", "value"):
                 self.spool.append(f"{m}.{name}", _small(getattr(f, name)))
+        for m, words in looked.words.items():
+            self._add_words(m, words.of(keep), len(at))
+
+    def _add_words(self, m: str, words: BatchWords, n: int) -> None:
+        said = [w.encode() for w in words.text]
+        self.spool.append(f"{m}.words.count", torch.bincount(words.item, minlength=n).int())
+        self.spool.append(f"{m}.words.position", _small(words.position))
+        self.spool.append(f"{m}.words.size", torch.tensor([len(w) for w in said], dtype=torch.int32))
+        if joined := b"".join(said):
+            self.spool.append(f"{m}.words.bytes", torch.frombuffer(bytearray(joined), dtype=torch.uint8))
 
     def finish(self) -> None:
         """Write the file."""

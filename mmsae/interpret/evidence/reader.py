@@ -9,15 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.evaluation.card.gallery import grid_of
-from mmsae.evaluation.features import token_site
-from mmsae.hosts import Answers, Encoder, Host, Rows, as_encoder, load_host, pick_device
+from mmsae.hosts import Answers, Encoder, Host, LVLMHost, Rows, as_encoder, load_host, pick_device
 from mmsae.interpret.evidence.marks import MarkingCollate, SampleMarks
 from mmsae.interpret.evidence.options import Evidencing
-from mmsae.interpret.evidence.view import Views
+from mmsae.interpret.evidence.places import place_rows, words_of
+from mmsae.interpret.evidence.rows import BatchWords, FiredRows, Looked, entries
+from mmsae.interpret.evidence.view import ProcessorPixels, Views
 from mmsae.load import load_pair
 from mmsae.lvlm.tokens import segment_sites
-from mmsae.metrics.concepts.evidence import lexsort, run_starts
 from mmsae.options import SAERun
 from mmsae.sae import SAE
 from mmsae.shards import FaultLog, UnitBatch, read_shard, unit_batches
@@ -26,7 +25,6 @@ from mmsae.shards.decode import find_image
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site
 
 PEEK = 200  # samples that tell whether a corpus has images and captions
-WHOLE_POLICIES = ("cls", "eos", "pad", "pooled", "image_mean", "text_mean")
 
 
 class EvidencePlan(NamedTuple):
@@ -78,39 +76,6 @@ class Content(NamedTuple):
         return found
 
 
-class FiredRows(NamedTuple):
-    """What fires in the rows of B items of one modality, by item, latent and position."""
-
-    item: Tensor  #: ``(E,)`` int64, place in the batch
-    latent: Tensor  #: ``(E,)`` int64
-    position: Tensor  #: ``(E,)`` int64
-    value: Tensor  #: ``(E,)`` float32
-    rows: int  #: Rows of all items
-    places: int  #: Largest position and 1
-    grid: tuple[int, int]  #: Rows and columns of the places of every item; (0, 0) where they are no grid
-
-    def of(self, keep: Tensor) -> FiredRows:
-        """The entries of some items ``(B,)``, which are counted anew."""
-        on = keep[self.item]
-        return FiredRows((keep.cumsum(0) - 1)[self.item[on]], *(t[on] for t in self[1:4]), *self[4:])
-
-    def pooled(self, d_sae: int) -> FiredRows:
-        """One entry for every item and latent: that of largest absolute value, of the first row of those."""
-        key = self.item * d_sae + self.latent
-        order = lexsort(key, -self.value.abs())
-        first = order[run_starts(key[order])]
-        return FiredRows(*(t[first] for t in self[:4]), *self[4:])
-
-
-class Looked(NamedTuple):
-    """What was found in a batch; items that are not finite are left out."""
-
-    batch: ImageTextBatch  #: Its n items
-    marks: SampleMarks  #: Theirs
-    fired: dict[str, FiredRows]  #: By modality
-    embed: dict[str, Tensor]  #: ``{modality: (n, width) float32}`` unit embeddings, zeros where an item has none
-
-
 class EvidenceReader:
     """Loads what a plan names.
 
@@ -160,6 +125,8 @@ class EvidenceReader:
     def _views(self) -> Views:
         if IMAGE not in self.plan.modalities:
             return Views(None)
+        if isinstance(self.host, LVLMHost):
+            return Views(ProcessorPixels(self.host.collate))
         return Views(self.host.transform() if isinstance(self.host, Encoder) else None)
 
     @torch.no_grad()
@@ -175,47 +142,27 @@ class EvidenceReader:
         if embeds and not same:
             embed = self._other(marks, batch)
         good = torch.ones(n, dtype=torch.bool, device=self.host.device)
-        fired = {}
+        fired, words = {}, {}
         for m, r in rows.items():
-            bad = ~r.x.isfinite().all(1)
-            good[r.item[bad]] = False
-            fired[m] = self.fire(m, r)
+            good[r.item[~r.x.isfinite().all(1)]] = False
+            fired[m], words[m] = self.fire(m, r, batch)
         for e in embed.values():
             good &= e.isfinite().all(1)
         for i in (~good).nonzero()[:, 0].tolist():
             log.add("not_finite", batch.shards[i], batch.keys[i], "the host gave inf or nan")
         embed = {m: _unit(e.float(), m, batch.captions) for m, e in embed.items()}
-        return _kept(Looked(batch, marks, fired, embed), good)
+        return Looked(batch, marks, fired, embed, {m: w for m, w in words.items() if w is not None}).of(good)
 
-    def fire(self, modality: str, rows: Rows) -> FiredRows:
-        """The entries of the codes of some rows, special tokens left out, with the places of their items."""
+    def fire(self, modality: str, rows: Rows, batch: ImageTextBatch) -> tuple[FiredRows, BatchWords | None]:
+        """The entries of the codes of some rows, special tokens left out, and the words that they are of."""
         site = self.sites[modality]
-        if rows.special is not None and site.tokens not in WHOLE_POLICIES:
-            keep = ~rows.special
-            rows = Rows(*(None if t is None else t[keep] for t in rows))
-        only = self.sae.modalities[0]
-        codes = self.sae.encode(rows.x, modality if modality in self.sae.modalities else only, finite=False)
-        row, column = (codes.values != 0).nonzero(as_tuple=True)
-        latent = column if codes.indices is None else codes.indices[row, column]
-        place, places, grid = self._places(modality, rows)
-        key = rows.item[row] * codes.d_sae + latent
-        order = lexsort(key, place[row])
-        values = codes.values[row, column].float()
-        entries = (rows.item[row], latent, place[row], values)
-        return FiredRows(*(t[order].cpu() for t in entries), len(rows.x), places, grid)
-
-    def _places(self, modality: str, rows: Rows) -> tuple[Tensor, int, tuple[int, int]]:
-        """``(N,)`` place of every row in its item, number of places, and their grid."""
-        site, none = self.sites[modality], (0, 0)
-        if not token_site(site) or rows.position is None:
-            return torch.zeros_like(rows.item), 1, none
-        if modality == TEXT or not isinstance(self.host, Encoder):
-            return rows.position, int(rows.position.max()) + 1 if len(rows.x) else 1, none
-        count = torch.bincount(rows.item)
-        place = torch.arange(len(rows.item), device=rows.item.device) - (count.cumsum(0) - count)[rows.item]
-        places = int(count.max()) if len(count) else 1
-        height, width = self.host.probe_input(IMAGE, 1).shape[-2:]
-        return place, places, grid_of(places, height, width) or none
+        placed = place_rows(self.host, site, rows, batch)
+        own = modality if modality in self.sae.modalities else self.sae.modalities[0]
+        codes = self.sae.encode(placed.rows.x, own, finite=False)
+        found = entries(
+            placed.rows.item, placed.place, codes.values, codes.indices, placed.grid, placed.places, codes.d_sae
+        )
+        return found, words_of(self.host, site, placed.rows, batch)
 
     def _other(self, marks: SampleMarks, batch: ImageTextBatch) -> dict[str, Tensor]:
         """What another host embeds."""
@@ -237,15 +184,3 @@ def _unit(x: Tensor, modality: str, captions: Sequence[str]) -> Tensor:
     if modality == TEXT:
         x[torch.tensor([not c for c in captions])] = 0
     return x
-
-
-def _kept(looked: Looked, good: Tensor) -> Looked:
-    good = good.cpu()
-    if good.all():
-        return looked
-    at = good.nonzero()[:, 0].tolist()
-    batch, marks = looked.batch, looked.marks
-    columns = {f: [getattr(batch, f)[i] for i in at] for f in ("uids", "captions", "keys", "shards")}
-    kept = [[v[i] for i in at] if isinstance(v, list) else v[good] for v in marks[:7]]
-    fired = {m: f.of(good) for m, f in looked.fired.items()}
-    return Looked(batch._replace(**columns), SampleMarks(*kept), fired, {m: e[good] for m, e in looked.embed.items()})

@@ -7,6 +7,7 @@ transforms to keep.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,10 +52,10 @@ def coordinates(width: int, height: int) -> Image.Image:
 
 def view_box(transform: Callable[[Image.Image], Tensor], width: int, height: int) -> tuple[float, float, float, float]:
     """The box that a transform shows of an image of this size; the whole where its pixels do not tell."""
-    blank = [transform(Image.new("RGB", (width, height), (level,) * 3)).float() for level in (0, 255)]
     made = transform(coordinates(width, height)).float()
     if made.dim() != 3 or len(made) != 3:
         return WHOLE
+    blank = [transform(Image.new("RGB", (width, height), (level,) * 3)).float() for level in (0, 255)]
     middle = tuple(s // 2 for s in made.shape[1:])
     dark, light = (b[:, middle[0], middle[1]].view(3, 1, 1) for b in blank)
     if torch.equal(dark, light):
@@ -73,3 +74,21 @@ def view_box(transform: Callable[[Image.Image], Tensor], width: int, height: int
         box.append((float(first), float(first + slope)))
     (left, right), (top, bottom) = box
     return left, top, right, bottom
+
+
+class ProcessorPixels:
+    """What the processor of a vision-language host makes of an image, for :class:`Views`.
+
+    Processors whose tokens cover the whole image (tiles of LLaVA-NeXT, Qwen-VL) give no plain image and no box.
+
+    Args:
+        collate: The host's.
+    """
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        inputs = self.collate.batch(["?"], [image]).inputs
+        pixels = inputs["pixel_values"]
+        return torch.zeros(0) if pixels.dim() != 4 or "image_sizes" in inputs else pixels[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.hosts.lvlm.image_grid import ImageGrid
 from mmsae.hosts.lvlm.tokens import ANSWER, QUESTION
+from mmsae.hosts.tokenizer import token_pieces
 from mmsae.lvlm.tokens import encode_tokens, shown_image
 from mmsae.sae import SAE
 from mmsae.shards import Sample
@@ -83,7 +84,7 @@ class TokenViewer:
         part = slice(max(0, middle - CONTEXT), middle + CONTEXT + 1)
         known = dict(zip(at.tolist(), z.tolist(), strict=True))
         ids = self.batch.inputs["input_ids"][item].cpu()[content]
-        words = _words(self.host.processor.tokenizer, ids.tolist())[part]
+        words = token_pieces(self.host.processor.tokenizer, ids.tolist())[part]
         return LatentOnText(words, [known.get(i, 0.0) for i in where[part].tolist()], middle - part.start)
 
 
@@ -95,14 +96,6 @@ def _cell(grid: ImageGrid, position: int) -> tuple[float, float, float, float]:
             (row, col), (rows, cols) = hit[0].tolist(), table.shape
             return col / cols, row / rows, (col + 1) / cols, (row + 1) / rows
     raise InputError(f"the token at position {position} is no patch of its image")
-
-
-def _words(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Tokens as they read, each with the white space before it."""
-    pieces = [str(p) for p in tokenizer.convert_ids_to_tokens(ids)]
-    if any(mark in p for p in pieces for mark in "▁Ġ"):
-        return [p.replace("▁", " ").replace("Ġ", " ") for p in pieces]
-    return [f" {p}" for p in pieces]
 
 
 def heat_image(view: LatentOnImage, size: int = 144) -> Image.Image:
