@@ -147,12 +147,14 @@ class Extraction(NamedTuple):
             job["resize"] = self.resize
         return StoreWriter(self.out, sites, dtype=self.dtype, units=len(self.paths), job=job)
 
-    def batches(self, host: Host, writer: StoreWriter, units: Sequence[int], workers: int) -> Iterator[UnitBatch]:
-        """Batches of some tars of the job, as the host wants them."""
+    def batches(
+        self, host: Host, writer: StoreWriter, units: Sequence[int], workers: int, size: int
+    ) -> Iterator[UnitBatch]:
+        """Batches of some tars of the job, as the host wants them; ``size`` samples each."""
         made = reading(host, {s.modality for s in writer.sites.values()}, self.text, self.gradient)
         if self.resize == "device" and made["transform"] is not None:
             made["transform"] = _unsized(host)
-        options = {"batch_size": self.batch_size, "caption_field": self.data.caption_field, "unique": False}
+        options = {"batch_size": size, "caption_field": self.data.caption_field, "unique": False}
         options["pin_memory"] = host.device.type == "cuda"
         return unit_batches([self.paths[u] for u in units], workers=workers, **options, **made)
 
@@ -163,7 +165,10 @@ class Extraction(NamedTuple):
             partial(self.batches, host, writer, todo, 0),
             partial(host.read, sites=sites, gradient=self.gradient),
         )
-        about = estimate(paths, writer.units - len(todo), stream, read, self.workers, devices)
+        # what a device makes of pixels is judged on a whole batch, see below
+        whole = host.device.type != "cpu" or self.resize == "device"
+        done = writer.units - len(todo)
+        about = estimate(paths, done, stream, read, self.batch_size, self.workers, devices, whole)
         if about.made is None:
             return  # the first tar has no good sample: the work itself will say why
         if about.first.inputs is not None and self.resize == "device":
@@ -198,7 +203,7 @@ class Extraction(NamedTuple):
     def work(self, host: Host, writer: StoreWriter, share: Share) -> None:
         """Write the parts of one process's tars."""
         unit_of, seen = {self.paths[u]: u for u in share.units}, SeenUids(writer.written())
-        stream = self.batches(host, writer, share.units, self.workers)
+        stream = self.batches(host, writer, share.units, self.workers, self.batch_size)
 
         def begin(path: str) -> HostPart:
             return HostPart(host, writer.open_part(unit_of[path], shard_name(path)), seen, self.gradient)

@@ -69,15 +69,18 @@ class Pass(NamedTuple):
                     # as another batch: a scorer keeps what it computed for the last
                     self._begin(worker, parts, parts.units[todo[0]]).add(batch._replace(), FaultLog())
 
-                stream = partial(self._batches, worker, paths, 0)
-                about = estimate(paths, len(self.paths) - len(todo), stream, try_out, self.workers, devices)
+                stream, done = partial(self._batches, worker, paths, 0), len(self.paths) - len(todo)
+                whole = worker.device != "cpu"
+                about = estimate(paths, done, stream, try_out, self.batch_size, self.workers, devices, whole)
                 print(f"{self.kind}: {about}{about.takes(devices, worker.device)}", flush=True)
             engine.run(todo, partial(self.work, worker), work_elsewhere, self)
         return parts.files()
 
-    def _batches(self, worker: Scorer | PairReader, paths: Sequence[str], workers: int) -> Iterator[UnitBatch]:
+    def _batches(
+        self, worker: Scorer | PairReader, paths: Sequence[str], workers: int, size: int
+    ) -> Iterator[UnitBatch]:
         reading = worker.host.reading((IMAGE, TEXT), self.spec.text)
-        options = {"batch_size": self.batch_size, "caption_field": self.caption_field, "unique": False}
+        options = {"batch_size": size, "caption_field": self.caption_field, "unique": False}
         options["pin_memory"] = worker.device == "cuda"
         return unit_batches(list(paths), workers=workers, **options, **reading)
 
@@ -93,10 +96,12 @@ class Pass(NamedTuple):
         """Write the parts of one process's tars."""
         parts, paths = self.parts, [self.paths[u] for u in share.units]
         unit_of = {u.path: u for u in parts.units}
-        work_tars(
-            self._batches(worker, paths, self.workers), lambda path: self._begin(worker, parts, unit_of[path]), share,
-            self.kind, self.fault_limit, self.progress,
-        )  # fmt: skip
+        stream = self._batches(worker, paths, self.workers, self.batch_size)
+
+        def begin(path: str) -> TarPass:
+            return self._begin(worker, parts, unit_of[path])
+
+        work_tars(stream, begin, share, self.kind, self.fault_limit, self.progress)
 
 
 def work_elsewhere(share: Share, job: Pass) -> None:

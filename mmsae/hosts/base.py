@@ -64,6 +64,7 @@ class Host(ABC):
 
     modalities: tuple[str, ...] = (IMAGE,)  #: What its sites hold.
     endpoints: tuple[str, ...] = ()  #: Names of virtual endpoints, sites that are no module's.
+    embeddings: tuple[str, ...] = ()  #: Those of them that are ``(B, d)`` by their meaning.
 
     def __init__(self, model: nn.Module, hint: str = "", device: str | torch.device = "cpu", precision: str = "fp32"):
         if precision not in ("fp32", "bf16", "fp16"):
@@ -268,7 +269,7 @@ class Host(ABC):
         return self._layouts[module, io]
 
     def _measure(self, module: str, io: str) -> Layout:
-        """What a site's tensor looks like, by running the host on one item and on two."""
+        """What a site's tensor looks like, by running the host on one item and on two; of an embedding one tells."""
         shapes, where = [], f"{module}:{io}"
 
         def note(x: Tensor) -> Tensor:
@@ -278,8 +279,11 @@ class Host(ABC):
             return x
 
         with self._port(module, io).attach(note):
-            for n in (1, 2):
-                self._probe(module, n)
+            self._probe(module, 1)
+            if module in self.embeddings and [len(s) for s in shapes] == [2]:
+                shapes.append(torch.Size((2, *shapes[0][1:])))  # of large hosts every forward pass is felt
+            else:
+                self._probe(module, 2)
         if len(shapes) != 2:
             calls = f"called {len(shapes) // 2} times" if shapes else "never called"
             what = f"it is {calls} when the host encodes one {self._modality(module)} batch"

@@ -15,14 +15,16 @@ import torch
 from mmsae.hosts import loaded
 from mmsae.hosts.base import Host, check_device
 from mmsae.hosts.diffusion import load as diffusion_load
+from mmsae.hosts.libraries import library
 from mmsae.hosts.lvlm.load import layer_width, load_model
 from mmsae.hosts.names import HostName, loading, parse, reason, split_options, with_options
+from mmsae.hosts.undrawn import load_undrawn
 from mmsae.types import IMAGE, TEXT, InputError
 
 
 def _architecture(host: HostName) -> HostName:
     """The architecture behind a hub id that open_clip lists as weights of its own; other hosts as they are."""
-    import open_clip
+    open_clip = library("open_clip")
     from open_clip.pretrained import get_pretrained_cfg
 
     if host.kind == "hf-hub":
@@ -34,7 +36,7 @@ def _architecture(host: HostName) -> HostName:
 
 def _model_config(host: HostName) -> dict[str, Any]:
     """open_clip's ``model_cfg``, without weights; of a hub id from open_clip's list where it is there, else the hub."""
-    import open_clip
+    open_clip = library("open_clip")
 
     name = _architecture(host).open_clip_name
     try:
@@ -121,7 +123,7 @@ def load_host(
     if random:
         warnings.warn(f"host {bare}: no weights are loaded, they are random (seed {seed}).")
     elif host.kind == "open_clip" and host.weights is None:
-        import open_clip
+        open_clip = library("open_clip")
 
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(host.model)) or "none"
         raise InputError(f"host {bare!r} names no weights: write {bare}/TAG (tags: {tags}), or {loaded.ALLOW}.")
@@ -132,7 +134,10 @@ def load_host(
     with torch.random.fork_rng(devices=[]):  # weights that are drawn before others are read: nobody else's draws
         if allow_random:
             torch.default_generator.manual_seed(seed)
-        host, some_random = load(host, hint, device, precision, allow_random, random, **options)
+        made = partial(load, host, hint, device, precision, allow_random, random, **options)
+        # transformers and diffusers do not draw what they read
+        undrawn = not random and host.kind not in ("lvlm", "diffusers")
+        host, some_random = load_undrawn(made, lambda found: found[0].model) if undrawn else made()
     if some_random:  # whoever keeps the hint was allowed it, and the fingerprint holds him to these weights
         host.hint = with_options(hint, {"allow_random": True} | ({"seed": seed} if seed else {}))
     return host
@@ -153,7 +158,7 @@ Loader = Callable[..., tuple[Host, bool]]
 def _load_open_clip(
     host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
 ) -> tuple[Host, bool]:
-    import open_clip
+    open_clip = library("open_clip")
     from open_clip.pretrained import get_pretrained_cfg
 
     from mmsae.hosts.encoders.open_clip import OpenCLIPHost
@@ -188,7 +193,7 @@ def _load_open_clip(
 def _load_timm(
     host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
 ) -> tuple[Host, bool]:
-    import timm
+    timm = library("timm")
 
     from mmsae.hosts.encoders.timm import TimmHost
 

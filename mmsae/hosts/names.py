@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmsae.hosts.encoders import lite0
+from mmsae.hosts.libraries import library
 from mmsae.types import InputError, Site
 
 KINDS = "lite0, hf-hub:ID, local-dir:DIR, timm:NAME, timm:local-dir:DIR, lvlm:ID-or-FOLDER or diffusers:ID-or-FOLDER"
@@ -127,7 +128,7 @@ def parse(name: str) -> HostName:
     kind, sep, rest = name.partition(":")
     if sep and kind in ("hf-hub", "local-dir", "timm", "lvlm", "diffusers"):
         return _folder_or_id(name, kind, rest)
-    import open_clip
+    open_clip = library("open_clip")
 
     known = open_clip.list_models()
     parts = name.split("/")  # OpenAI writes ViT-B/32, open_clip ViT-B-32

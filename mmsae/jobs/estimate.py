@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mmsae.shards import FaultLog, UnitBatch
 from mmsae.shards.groups import groups
 from mmsae.shards.shard import shard_size
 from mmsae.types import ImageTextBatch
+
+T = TypeVar("T")
+SLOW = 0.05  #: Seconds for one sample, from which a whole batch would be long to wait for.
+FEW = 4  #: Samples that are tried then.
 
 
 class Estimate(NamedTuple):
@@ -35,30 +39,52 @@ class Estimate(NamedTuple):
 def estimate(
     paths: Sequence[str],
     done: int,
-    stream: Callable[[], Iterator[UnitBatch]],
+    stream: Callable[[int], Iterator[UnitBatch]],
     try_out: Callable[[ImageTextBatch], Any],
+    batch_size: int,
     workers: int,
     devices: int,
+    whole: bool = True,
 ) -> Estimate:
     """Count samples in the headers of at most four tars, and take the time of one batch.
 
-    ``done`` tars were done before; ``stream`` gives the batches of the others, decoded in this process. ``try_out``
-    does with a batch what the work does, and leaves nothing behind. ``workers`` decode for each of the ``devices``.
+    The first pass allocates and compiles, so it is the second that counts. Without ``whole`` the first is of one
+    sample, and where that takes long, the second is of four: as fast a sample as a batch on a CPU, to a fifth or so.
+
+    Args:
+        paths: The tars that are to be done.
+        done: Tars that were done before.
+        stream: Gives their batches of a size, decoded in this process.
+        try_out: Does with a batch what the work does, and leaves nothing behind.
+        batch_size: Samples of the work's batches.
+        workers: Processes that decode for each device.
+        devices: Number of devices.
+        whole: Try whole batches.
     """
     sample = paths[:: -(-len(paths) // 4)]
     counted = sum(1 for p in sample for _ in groups(p, FaultLog(), read=False))
     n = round(counted * sum(map(shard_size, paths)) / max(1, sum(map(shard_size, sample))))
-    start = time.perf_counter()
-    with closing(stream()) as batches:
-        first = next(step.batch for step in batches)
-    decode, seconds, made = time.perf_counter() - start, None, None
+    first, decode = _first(stream, batch_size if whole else 1)
+    seconds = made = None
     if first.uids:
-        for _ in range(2):  # the first pass allocates and compiles
-            start = time.perf_counter()
-            made = try_out(first)
-        run = time.perf_counter() - start
+        made, run = _timed(lambda: try_out(first))
+        if not whole and batch_size > 1:
+            first, decode = _first(stream, min(batch_size, FEW) if run > SLOW else batch_size)
+        made, run = _timed(lambda: try_out(first))
         seconds = n / len(first.uids) / devices * (max(run, decode / workers) if workers else run + decode)
     return Estimate(len(paths), done, n, seconds, first, made)
+
+
+def _first(stream: Callable[[int], Iterator[UnitBatch]], size: int) -> tuple[ImageTextBatch, float]:
+    """The first batch of a size, and the seconds that its decoding took."""
+    with closing(stream(size)) as batches:
+        return _timed(lambda: next(step.batch for step in batches))
+
+
+def _timed(do: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter()
+    made = do()
+    return made, time.perf_counter() - start
 
 
 def duration(seconds: float) -> str:

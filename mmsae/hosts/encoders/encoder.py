@@ -43,6 +43,11 @@ class Encoder(Host):
         """Names of the virtual endpoints."""
         return tuple(f"{m}.{e}" for m in self.modalities for e in ("embed", "pooled"))
 
+    @property
+    def embeddings(self) -> tuple[str, ...]:
+        """Those that are rows of embeddings."""
+        return tuple(f"{m}.embed" for m in self.modalities)
+
     @abstractmethod
     def transform(self, train: bool = False) -> Callable:
         """The host's own transform, PIL image -> ``(3, H, W)``; ``train`` adds its augmentation."""

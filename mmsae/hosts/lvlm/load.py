@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mmsae.hosts.libraries import library
 from mmsae.hosts.loaded import Loaded, quiet, silent
 from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
@@ -16,6 +17,7 @@ def load_config(folder: str, **options: Any) -> Any:
     """The model's configuration, without weights; where transformers does not know it, ValueError or OSError."""
     import transformers
 
+    library("timm")  # which the tower needs
     import mmsae.hosts.lvlm.open_clip_tower  # noqa: F401  registers the tower of the tiny LLaVA
 
     return transformers.AutoConfig.from_pretrained(folder, **options)
