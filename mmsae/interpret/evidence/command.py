@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmsae.interpret.evidence.options import Evidencing
-from mmsae.options import Data, SAERun
+from mmsae.options import Data, Drawing, SAERun
 
 
 def evidence(
@@ -17,6 +17,7 @@ def evidence(
     run: SAERun = SAERun(),
     data: Data = Data(),
     devices: int = 1,
+    drawing: Drawing = Drawing(),
 ) -> dict[str, Any]:
     """Collect what every latent fires on: statistics, top items, examples of all strengths, negatives, maps.
 
@@ -24,17 +25,19 @@ def evidence(
 
     Args:
         sae: SAE folder or hub id.
-        shards: Path, folder, glob or brace pattern of tars, or several.
+        shards: Path, folder, glob or brace pattern of tars, or several; for SAEs of texts and of denoisers also a .txt
+            file with a caption a line.
         out: Folder to write.
         host: Name of the host; default: the SAE's own.
         choice: What is kept of every latent.
         run: Where and how host and SAE compute.
         data: What is made of the samples' files.
         devices: Number of devices (``cpu``: processes), one host on each.
+        drawing: How a text-to-image host draws captions, for an SAE of its denoiser.
 
     Returns:
         ``evidence.json``, with the folder as ``out``.
     """
     from mmsae.interpret.evidence.job import collect_evidence
 
-    return collect_evidence(sae, shards, out, host, choice, run, data, devices)
+    return collect_evidence(sae, shards, out, host, choice, run, data, devices, drawing)

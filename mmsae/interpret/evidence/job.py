@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from mmsae.files import disk_errors, write_json
-from mmsae.hosts import Host
+from mmsae.hosts import Generates, Host, parse
 from mmsae.interpret.evidence.corpus import CorpusItems
+from mmsae.interpret.evidence.drawn import PROMPTS, corpus_paths, text_samples
 from mmsae.interpret.evidence.folder import ABOUT, FORMAT
 from mmsae.interpret.evidence.merge import (
     write_codes,
@@ -38,12 +39,13 @@ from mmsae.jobs.folder import JOB, begun_job
 from mmsae.jobs.processes import Local
 from mmsae.jobs.units import Engine, Parts, Share, Unit, work_tars
 from mmsae.load import named_pair
-from mmsae.options import Data, SAERun, at_least
+from mmsae.options import Data, Drawing, SAERun, at_least
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.shards import FaultLog, expand, identity
-from mmsae.types import ImageTextBatch, InputError
+from mmsae.shards import FaultLog, count_samples, identity
+from mmsae.types import IMAGE, ImageTextBatch, InputError
 
+DRAWN = 8  # images that are drawn at a time, if nobody says
 BYTES = 12  # of an entry of the codes of all rows on the disk
 
 
@@ -56,6 +58,7 @@ def collect_evidence(
     run: SAERun = SAERun(),
     data: Data = Data(),
     devices: int = 1,
+    drawing: Drawing = Drawing(),
     engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Do the job of ``mmsae evidence``, or say that it is done.
@@ -70,7 +73,7 @@ def collect_evidence(
         InputError: Another job in the folder, an SAE of another site, no image or caption that the SAE reads, too many
             unusable samples, or a uid that occurs twice.
     """
-    job = EvidenceJob(sae, shards, out, host, choice, run, data, devices)
+    job = EvidenceJob(sae, shards, out, host, choice, run, data, devices, drawing)
     with Local(devices) if engine is None else nullcontext(engine) as processes:
         return job.run(processes)
 
@@ -85,30 +88,34 @@ class EvidenceJob:
 
     def __init__(
         self, sae: SAE | str, shards: str | Sequence[str], out: str | Path, host: Host | str, choice: Evidencing,
-        run: SAERun, data: Data, devices: int,
+        run: SAERun, data: Data, devices: int, drawing: Drawing,
     ) -> None:  # fmt: skip
-        counts = ("n_top", "quantiles", "each", "min_items", "candidates", "pixels")
+        counts = ("n_top", "quantiles", "each", "min_items", "candidates", "pixels", "at_steps")
         asked = {n: getattr(choice, n) for n in counts} | {"devices": devices, "batch_size": run.batch_size}
         at_least(1, **asked)
         at_least(0, negatives=choice.negatives, workers=run.workers)
         if devices > 1 and not (isinstance(sae, str) and isinstance(host, str)):
             raise InputError(f"devices is {devices}, but what is loaded already runs on 1; give names of SAE and host")
-        paths = expand(shards)
+        paths = corpus_paths(shards)
         if isinstance(host, str):
             sae_object, name = named_pair(sae, host)
         else:
             sae_object, name = (SAE.from_pretrained(sae) if isinstance(sae, str) else sae), host.hint
         content = Content.of(paths, data.caption_field)
-        modalities = content.modalities(list(sae_object.sites), paths[0])
+        draws = parse(name).kind == "diffusers" if isinstance(host, str) else isinstance(host, Generates)
+        modalities = content.modalities(list(sae_object.sites), paths[0], draws)
+        drawing = drawing if draws and IMAGE in modalities else None
         workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
         self.plan = EvidencePlan(
             sae if isinstance(sae, str) else "", name, paths, f"{out}.partial", modalities, content.captions,
-            content.images, choice, run, 0, workers, data.caption_field, data.fault_limit,
+            content.images or drawing is not None, choice, run, 0, workers, data.caption_field, data.fault_limit,
+            drawing,
         )  # fmt: skip
         self.reader = EvidenceReader(self.plan, sae_object, host if isinstance(host, Host) else name)
         begun = begun_job(Path(out) / ABOUT, Path(f"{out}.partial") / JOB)
         asked = begun.get("batch_size") if run.batch_size is None else run.batch_size
-        self.plan = self.reader.plan = self.plan._replace(batch_size=self.reader.host.batch_size(asked))
+        size = DRAWN if asked is None and drawing is not None else self.reader.host.batch_size(asked)
+        self.plan = self.reader.plan = self.plan._replace(batch_size=size)
         self.folder = JobFolder(out, self._about(), "mmsae evidence", result=ABOUT, beside=True, but=("hint",))
         self.codes = self.folder.parts(paths, "codes", ".safetensors")
         self.tokens = self.folder.parts(paths, "tokens", ".safetensors")
@@ -125,6 +132,7 @@ class EvidenceJob:
             "pool": "max",
             "modalities": list(plan.modalities),
             **settings,
+            "drawing": None if plan.drawing is None else vars(plan.drawing),
             "batch_size": plan.batch_size,
             "precision": r.host.precision,
             "device": r.host.device.type,
@@ -172,21 +180,31 @@ class EvidenceJob:
             looked = r.look(batch, FaultLog())
             size[0] = sum(len(f.item) for f in looked.fired.values())
 
-        serial = plan._replace(workers=0)
+        texts = plan.drawing is not None or paths[0].endswith(PROMPTS)
+        serial = plan._replace(workers=0, batch_size=1 if texts else plan.batch_size)
 
         def stream():
             r.plan = serial
             return r.stream(paths)
 
-        try:
-            about = estimate(paths, len(plan.paths) - len(todo), stream, look, plan.workers, engine.size)
-        finally:
-            r.plan = plan
         where = ", ".join(f"{m} at {s.spec}" for m, s in r.sites.items() if m in plan.modalities)
         say(f"evidence of {r.sae.d_sae} latents: {where}")
         devices = min(engine.size, len(todo))
-        say(f"  {about}{about.takes(devices, r.host.device.type)}")
-        of_all = BYTES * size[0] * about.samples / max(1, len(about.first.uids))
+        try:
+            if not texts:
+                about = estimate(paths, len(plan.paths) - len(todo), stream, look, plan.workers, devices)
+                say(f"  {about}{about.takes(devices, r.host.device.type)}")
+                samples, n = about.samples, len(about.first.uids)
+            else:  # drawing a batch to time it would cost a part of the work
+                samples = sum(len(text_samples(p)) if p.endswith(PROMPTS) else count_samples(p) for p in paths)
+                say(f"  about {samples} texts")
+                with closing(stream()) as batches:
+                    first = next(step.batch for step in batches)
+                look(first)
+                n = 1
+        finally:
+            r.plan = plan
+        of_all = BYTES * size[0] * samples / max(1, n)
         return of_all * len(plan.paths) / max(1, len(todo)) <= plan.choice.keep_gb * 1e9
 
     def _merge(self) -> tuple[np.ndarray, CorpusItems, dict[str, Any]]:
@@ -212,7 +230,8 @@ class EvidenceJob:
             "d_sae": r.sae.d_sae,
             "modalities": list(plan.modalities),
             "grid": {m: {"rows": corpus.grid.get(m, (0, 0))[0], "cols": corpus.grid.get(m, (0, 0))[1],
-                         "places": corpus.places[m], "steps": []} for m in plan.modalities},
+                         "places": corpus.places[m],
+                         "steps": list(plan.steps) if m == IMAGE else []} for m in plan.modalities},
             "captions": plan.captions,
             "images": plan.images,
             "embedder": dict.fromkeys(r.embeds, embedder),

@@ -54,7 +54,7 @@ class MarkingCollate:
         reading: The host's ``transform``, ``tokenize`` and ``collate``.
         views: Where the host looks in an image.
         need: What a sample must have.
-        pixels: Longer side of thumbnails; 0: there are none.
+        pixels: Longer side of thumbnails.
         label: Field of json with the class name.
         other: ``transform`` and ``tokenize`` of another host that embeds.
     """
@@ -83,21 +83,27 @@ class MarkingCollate:
 
     def _marks(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         images = [s.image if isinstance(s.image, Image.Image) else None for s in samples]
-        labels, small = [label_of(s, self.label).encode() for s in samples], []
-        for image in images:
-            small.append(b"" if image is None or not self.pixels else shrunk(image, self.pixels))
-        signature = torch.stack([mean_colours(i) for i in images])
-        out = {f"{k}_size": torch.tensor([len(b) for b in v], dtype=torch.int32) for k, v in
-               (("label", labels), ("thumbnail", small))}  # fmt: skip
-        return out | {
+        labels = [label_of(s, self.label).encode() for s in samples]
+        made = image_marks(images, self.views, self.pixels)
+        small = made.pop("thumbnail")
+        return made | {
             "label": _bytes(labels),
+            "label_size": torch.tensor([len(b) for b in labels], dtype=torch.int32),
             "thumbnail": _bytes(small),
-            "view": torch.tensor([(0, 0, 1, 1) if i is None else self.views(*i.size) for i in images]),
-            "dhash": torch.tensor([0 if i is None else difference_hash(i) for i in images], dtype=torch.int64),
-            "signature": signature,
-            "has_image": torch.tensor([i is not None for i in images], dtype=torch.uint8),
+            "thumbnail_size": torch.tensor([len(b) for b in small], dtype=torch.int32),
             "text": torch.tensor([text_hash(s.caption) for s in samples], dtype=torch.int64),
         }
+
+
+def image_marks(images: Sequence[Image.Image | None], views: Views, pixels: int) -> dict[str, Any]:
+    """The fields of :class:`SampleMarks` that are of images, where there are some."""
+    return {
+        "thumbnail": [b"" if i is None else shrunk(i, pixels) for i in images],
+        "view": torch.tensor([(0.0, 0.0, 1.0, 1.0) if i is None else views(*i.size) for i in images]),
+        "dhash": torch.tensor([0 if i is None else difference_hash(i) for i in images], dtype=torch.int64),
+        "signature": torch.stack([mean_colours(i) for i in images]),
+        "has_image": torch.tensor([i is not None for i in images], dtype=torch.uint8),
+    }
 
 
 def _plain(reading: dict[str, Any], samples: Sequence[Sample]) -> ImageTextBatch:

@@ -32,7 +32,9 @@ class Evidencing:
     """Items of each half, drawn at random, among which negatives are looked for."""
     text: str = "question"
     """What vision-language hosts read: ``question`` or ``question+answer``."""
+    at_steps: int = 4
+    """Denoising steps at which a denoiser is read, evenly spread over the schedule."""
     seed: int = 0
-    """Seed of halves and draws."""
+    """Seed of draws, and of the noise of images that are drawn."""
     keep_gb: float = 4.0
     """Disk for the codes of all rows: below it shards go through the host once, above it twice."""

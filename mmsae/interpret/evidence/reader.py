@@ -9,15 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmsae.hosts import Answers, Encoder, Host, LVLMHost, Rows, as_encoder, load_host, pick_device
-from mmsae.interpret.evidence.marks import MarkingCollate, SampleMarks
+from mmsae.hosts import Answers, Encoder, Host, LVLMHost, as_encoder, load_host, pick_device
+from mmsae.interpret.evidence.drawn import PROMPTS, draw_rows, steps_read, text_batches
+from mmsae.interpret.evidence.marks import MarkingCollate, SampleMarks, image_marks
 from mmsae.interpret.evidence.options import Evidencing
-from mmsae.interpret.evidence.places import place_rows, words_of
-from mmsae.interpret.evidence.rows import BatchWords, FiredRows, Looked, entries
+from mmsae.interpret.evidence.places import PlacedRows, place_rows, words_of
+from mmsae.interpret.evidence.rows import FiredRows, Looked, entries
 from mmsae.interpret.evidence.view import ProcessorPixels, Views
 from mmsae.load import load_pair
 from mmsae.lvlm.tokens import segment_sites
-from mmsae.options import SAERun
+from mmsae.options import Drawing, SAERun
 from mmsae.sae import SAE
 from mmsae.shards import FaultLog, UnitBatch, read_shard, unit_batches
 from mmsae.shards.batches import IF_ANY
@@ -43,6 +44,12 @@ class EvidencePlan(NamedTuple):
     workers: int  #: Decoding processes per device
     caption_field: str  #: Field of json with the caption
     fault_limit: float  #: Share of dropped samples that is tolerated
+    drawing: Drawing | None  #: How captions are drawn, for an SAE of a denoiser; None: images are the corpus's
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps at which a denoiser is read."""
+        return () if self.drawing is None else steps_read(self.drawing, self.choice.at_steps)
 
 
 class Content(NamedTuple):
@@ -54,18 +61,20 @@ class Content(NamedTuple):
     @classmethod
     def of(cls, paths: Sequence[str], caption_field: str) -> Content:
         """By its first samples."""
+        if str(paths[0]).endswith(PROMPTS):
+            return cls(False, True)
         stream = (s for p in paths for s in read_shard(p, FaultLog(), need=(), decode=False,
                                                        caption_field=caption_field))  # fmt: skip
         samples = list(islice(stream, PEEK))
         return cls(any(find_image(s.raw) for s in samples), any(s.caption for s in samples))
 
-    def modalities(self, sites: Sequence[str], first: str) -> tuple[str, ...]:
-        """Those modalities of an SAE that there are.
+    def modalities(self, sites: Sequence[str], first: str, draws: bool = False) -> tuple[str, ...]:
+        """Those modalities of an SAE that there are; a host that draws makes images of captions.
 
         Raises:
             InputError: None of them.
         """
-        has = {IMAGE: self.images, TEXT: self.captions}
+        has = {IMAGE: self.captions if draws else self.images, TEXT: self.captions}
         found = tuple(m for m in (IMAGE, TEXT) if m in sites and has[m])
         if not found:
             names = {IMAGE: "images", TEXT: "captions"}
@@ -108,15 +117,23 @@ class EvidenceReader:
         """Batches of some tars, with their marks."""
         plan = self.plan
         own = {*plan.modalities, *(self.embeds if self.embedder is self.host else ())}
-        reading = self.host.reading(own, plan.choice.text)
+        draws = plan.drawing is not None
+        if draws and own == {IMAGE}:
+            reading = {"transform": None, "tokenize": None, "collate": None}
+        else:
+            reading = self.host.reading(own - {IMAGE} if draws else own, plan.choice.text)
         other = None
         if self.embeds and self.embedder is not self.host:
             other = self.embedder.reading(self.embeds)
+            other["transform"] = None if draws else other["transform"]
         need = list(getattr(reading["collate"], "need", ()))
-        need += [n for m, n in ((IMAGE, "image"), (TEXT, "caption")) if m in plan.modalities and not need]
-        if plan.images and "image" not in need:
+        wants = {IMAGE: IMAGE in plan.modalities and not draws, TEXT: TEXT in plan.modalities or draws}
+        need += [n for m, n in ((IMAGE, "image"), (TEXT, "caption")) if wants[m] and not need]
+        if plan.images and "image" not in need and not draws:
             need.append(IF_ANY)
         collate = MarkingCollate(reading, self._views(), need, plan.choice.pixels, plan.choice.label, other)
+        if str(plan.paths[0]).endswith(PROMPTS):
+            return text_batches(paths, plan.batch_size, collate)
         return unit_batches(
             list(paths), None, None, plan.batch_size, workers=plan.workers, collate=collate, need=need,
             caption_field=plan.caption_field, unique=False, pin_memory=self.host.device.type == "cuda",
@@ -133,19 +150,12 @@ class EvidenceReader:
     def look(self, batch: ImageTextBatch, log: FaultLog) -> Looked:
         """What fires in a batch; items in which host or SAE give inf or NaN are counted and left out."""
         marks, batch = SampleMarks.take(batch)
-        embeds = self.embeds
-        same = self.embedder is self.host
-        sites = [self.sites[m] for m in self.plan.modalities]
-        read = self.host.read(batch, [*sites, *(f"{m}.embed" for m in embeds if same)])
-        n, rows = len(batch.uids), dict(zip(self.plan.modalities, read, strict=False))
-        embed = dict(zip(embeds, (r.x for r in read[len(sites) :]), strict=True)) if same else {}
-        if embeds and not same:
-            embed = self._other(marks, batch)
-        good = torch.ones(n, dtype=torch.bool, device=self.host.device)
+        marks, placed, embed = self._read(batch, marks)
+        good = torch.ones(len(batch.uids), dtype=torch.bool, device=self.host.device)
         fired, words = {}, {}
-        for m, r in rows.items():
-            good[r.item[~r.x.isfinite().all(1)]] = False
-            fired[m], words[m] = self.fire(m, r, batch)
+        for m, p in placed.items():
+            good[p.rows.item[~p.rows.x.isfinite().all(1)]] = False
+            fired[m], words[m] = self.fire(m, p), words_of(self.host, self.sites[m], p.rows, batch)
         for e in embed.values():
             good &= e.isfinite().all(1)
         for i in (~good).nonzero()[:, 0].tolist():
@@ -153,16 +163,36 @@ class EvidenceReader:
         embed = {m: _unit(e.float(), m, batch.captions) for m, e in embed.items()}
         return Looked(batch, marks, fired, embed, {m: w for m, w in words.items() if w is not None}).of(good)
 
-    def fire(self, modality: str, rows: Rows, batch: ImageTextBatch) -> tuple[FiredRows, BatchWords | None]:
-        """The entries of the codes of some rows, special tokens left out, and the words that they are of."""
-        site = self.sites[modality]
-        placed = place_rows(self.host, site, rows, batch)
+    def fire(self, modality: str, placed: PlacedRows) -> FiredRows:
+        """The entries of the codes of some rows."""
         own = modality if modality in self.sae.modalities else self.sae.modalities[0]
         codes = self.sae.encode(placed.rows.x, own, finite=False)
-        found = entries(
+        return entries(
             placed.rows.item, placed.place, codes.values, codes.indices, placed.grid, placed.places, codes.d_sae
         )
-        return found, words_of(self.host, site, placed.rows, batch)
+
+    def _read(
+        self, batch: ImageTextBatch, marks: SampleMarks
+    ) -> tuple[SampleMarks, dict[str, PlacedRows], dict[str, Tensor]]:
+        """Rows of a batch with their places, and embeddings."""
+        plan, placed = self.plan, {}
+        if plan.drawing is not None:
+            args = (batch, plan.drawing, plan.steps, plan.choice.seed)
+            images, placed[IMAGE] = draw_rows(self.host, self.sites[IMAGE], *args)
+            marks = marks._replace(**image_marks(images, Views(None), plan.choice.pixels))
+            if IMAGE in self.embeds:
+                transform = self.embedder.reading({IMAGE})["transform"]
+                marks = marks._replace(images=torch.stack([transform(i) for i in images]))
+        names = [m for m in plan.modalities if m not in placed]
+        embeds = self.embeds
+        same = self.embedder is self.host
+        asked = [*(self.sites[m] for m in names), *(f"{m}.embed" for m in embeds if same)]
+        read = self.host.read(batch, asked) if asked else []
+        for m, rows in zip(names, read, strict=False):
+            placed[m] = place_rows(self.host, self.sites[m], rows, batch)
+        if same:
+            return marks, placed, dict(zip(embeds, (r.x for r in read[len(names) :]), strict=True))
+        return marks, placed, self._other(marks, batch) if embeds else {}
 
     def _other(self, marks: SampleMarks, batch: ImageTextBatch) -> dict[str, Tensor]:
         """What another host embeds."""
