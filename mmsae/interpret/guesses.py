@@ -24,6 +24,7 @@ class Candidates(NamedTuple):
     score: np.ndarray  #: ``(R,)``
     margin: np.ndarray  #: ``(R,)``
     z: np.ndarray  #: ``(R,)`` NaN for methods that have none
+    judge: np.ndarray  #: ``(R,)`` str what AUROCs are of: ``vectors`` or ``words``
     auroc_train: np.ndarray  #: ``(R,)`` on the items that it was found on: what candidates are chosen by
     auroc: np.ndarray  #: ``(R,)`` on unseen items; NaN for those that were not chosen
     chosen: np.ndarray  #: ``(R,)`` bool, one row per latent

@@ -27,16 +27,22 @@ class Examples(NamedTuple):
 
 
 def as_candidates(
-    best: BestPhrases, phrases: Sequence[str], method: str, modality: str, judge: Judge, train: Examples
+    best: BestPhrases, phrases: Sequence[str], method: str, modality: str, judges: Mapping[str, Judge], train: Examples
 ) -> Candidates:
-    """The best phrases of one method as rows, with their AUROC on the train half of the same latents."""
+    """The best phrases of one method as rows, each with its AUROC on the train half of the same latents, by the judge
+    to which it says most there.
+    """
     n, m = best.phrase.shape
     words = np.array(phrases, object)[best.phrase] if m else np.zeros((n, 0), object)
-    auroc = judge(train.positive, train.negative, words.tolist()) if n and m else np.zeros((n, m))
+    each = [j(train.positive, train.negative, words.tolist()) if n and m else np.zeros((n, m)) for j in judges.values()]
+    found = np.nan_to_num(np.stack(each), nan=-1)
+    which, auroc = found.argmax(0), found.max(0)
     said = [np.full(n * m, v, object) for v in (modality, method)]
+    names = np.array(list(judges), object)[which.ravel()]
     return Candidates(
         np.repeat(best.latents, m).astype(np.int32), *said, words.ravel(),
-        *(v.ravel().astype(np.float64) for v in (best.score, best.margin, best.z, auroc)),
+        *(v.ravel().astype(np.float64) for v in (best.score, best.margin, best.z)), names,
+        np.where(auroc < 0, np.nan, auroc).ravel().astype(np.float64),
         np.full(n * m, np.nan), np.zeros(n * m, bool),
     )  # fmt: skip
 
@@ -56,14 +62,20 @@ def choose(found: Candidates, holding: Holding) -> Candidates:
     return found._replace(chosen=chosen)
 
 
-def judged(found: Candidates, test: Mapping[str, Examples], judges: Mapping[str, Judge]) -> Candidates:
-    """The AUROC of chosen rows on the test half, of ``{modality: examples of all latents}``."""
+def judged(
+    found: Candidates, test: Mapping[str, Examples], judges: Mapping[str, Mapping[str, Judge]]
+) -> Candidates:
+    """The AUROC of chosen rows on the test half by the judge of the train half.
+
+    ``test`` are ``{modality: examples of all latents}``, ``judges`` those of each modality by name.
+    """
     auroc = found.auroc.copy()
-    for m, judge in judges.items():
-        rows = np.flatnonzero(found.chosen & (found.modality == m))
-        if len(rows):
-            own = Examples(*(t[found.latent[rows]] for t in test[m]))
-            auroc[rows] = judge(own.positive, own.negative, found.phrase[rows][:, None].tolist())[:, 0]
+    for m, own_judges in judges.items():
+        for name, judge in own_judges.items():
+            rows = np.flatnonzero(found.chosen & (found.modality == m) & (found.judge == name))
+            if len(rows):
+                own = Examples(*(t[found.latent[rows]] for t in test[m]))
+                auroc[rows] = judge(own.positive, own.negative, found.phrase[rows][:, None].tolist())[:, 0]
     return found._replace(auroc=auroc)
 
 
@@ -89,7 +101,8 @@ def names_of(
             why.append(f"AUROC {auroc:.2f} is below {holding.min_auroc:g}")
         if z < holding.min_z:
             why.append(f"z {z:.1f} is below {holding.min_z:g}")
-        note = f"best guess {phrase!r}: {', '.join(why)}" if why else f"from {found.modality[i]}s"
+        seen = f"by the {found.judge[i]} of {found.modality[i]}s"
+        note = f"best guess {phrase!r}, {seen}: {', '.join(why)}" if why else seen
         method = str(found.method[i])
         out[latent] = LatentName(
             None if why else phrase, method, float(found.score[i]), float(found.margin[i]), z, auroc,

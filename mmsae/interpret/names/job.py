@@ -209,14 +209,14 @@ class Naming:
 
     # Choosing.
 
-    def judge(self, modality: str) -> Judge | None:
-        """What tells items apart by a phrase; None where nothing can."""
-        which = self.holding.judge
+    def judges(self, modality: str) -> dict[str, Judge]:
+        """What tells items apart by a phrase, by name; empty where nothing can."""
+        which, out = self.holding.judge, {}
         if which != "words" and modality in self.embedders:
-            return partial(self._by_vectors, modality)
+            out["vectors"] = partial(self._by_vectors, modality)
         if which != "vectors" and self.has_captions:
-            return lambda on, off, phrases: judge_by_words(on, off, self.captions, phrases)
-        return None
+            out["words"] = lambda on, off, phrases: judge_by_words(on, off, self.captions, phrases)
+        return out
 
     def _by_vectors(self, m: str, on: np.ndarray, off: np.ndarray, phrases: Sequence[Sequence[str]]) -> np.ndarray:
         distinct = list(dict.fromkeys(p for own in phrases for p in own))
@@ -226,7 +226,7 @@ class Naming:
 
     def run(self, say: Callable[[str], None] = lambda said: None, asked: Sequence[Candidates] = ()) -> Named:
         """Find names; ``asked`` are candidates that a language model gave."""
-        judges = {m: j for m in self.latents if (j := self.judge(m)) is not None}
+        judges = {m: j for m in self.latents if (j := self.judges(m))}
         tables = self.tables()
         if not (tables or asked) or not judges:
             reasons = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
@@ -267,7 +267,7 @@ class Naming:
         return {
             "looking": self.looking.__dict__, "holding": self.holding.__dict__,
             "methods": sorted({method for method, _ in tables}), "left_out": self.left_out,
-            "judge": {m: "words" if not isinstance(j, partial) else "vectors" for m, j in judges.items()},
+            "judges": {m: list(j) for m, j in judges.items()},
             "latents": self.ev.d_sae, "with_evidence": len(names), "named": len(held),
             "by_method": dict(Counter(n.method for n in held)),
         }  # fmt: skip

@@ -47,4 +47,4 @@ class Holding:
     """Least number of unseen items on which the latent fires."""
     judge: Literal["auto", "vectors", "words"] = "auto"
     """What the AUROC is of: vectors (cosine of an item's embedding and the name's), words (whether the caption has the
-    name); auto: vectors where there are any."""
+    name); auto: for each name the one by which it does better on the train half, where there are both."""

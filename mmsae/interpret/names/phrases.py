@@ -2,7 +2,9 @@
 
 Some phrases score high for every latent ("photo"), so ranks are corrected for such hubs: by cross-domain similarity
 local scaling (CSLS; A. Conneau et al., arXiv 1710.04087), and every choice carries its z-score among the scores that
-the same phrase has for all latents.
+the same phrase has for all latents: about their median, in units of 1.4826 times the median absolute deviation. Of a
+normal distribution that is the plain z-score; but where one latent in ten has the same meaning, as "large" may have in
+a small SAE, the plain one cannot reach 3 for any of them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 Hubs = Literal["csls", "z", "none"]
 NEAREST = 10  # scores that CSLS takes the mean of
 MEMORY = 2**26  # scores in a block, or kept
+SAMPLE = 4096  # latents, evenly spaced, of which medians are taken where there are more
 
 
 class PhraseScores(NamedTuple):
@@ -45,13 +48,12 @@ class BestPhrases(NamedTuple):
     phrase: np.ndarray  #: ``(L, m)`` places in the list of phrases
     score: np.ndarray  #: ``(L, m)`` the method's score
     margin: np.ndarray  #: ``(L, m)`` how far the rank's score is above the next one's; NaN for the last phrase of all
-    #: ``(L, m)`` standard deviations above the mean of the phrase's scores over latents; NaN of one latent
-    z: np.ndarray
+    z: np.ndarray  #: ``(L, m)`` deviations above the median of the phrase's scores over latents; NaN where they are 0
 
 
 class _PhraseStats(NamedTuple):
-    mean: np.ndarray  # (V,) over latents
-    sd: np.ndarray
+    middle: np.ndarray  # (V,) median over latents
+    spread: np.ndarray  # 1.4826 median absolute deviation; NaN where it is 0
     near: np.ndarray  # (V,) mean of the largest NEAREST
 
 
@@ -61,16 +63,16 @@ def _largest(x: np.ndarray, k: int, axis: int) -> np.ndarray:
 
 
 def _stats(table: PhraseScores) -> _PhraseStats:
-    n, total, square = len(table.latents), 0.0, 0.0
-    first = table.block(0, 1)[0].astype(np.float64)  # sums about one row: scores may lie far from 0, close together
-    near = np.zeros((0, len(table.phrases)), np.float32)
+    near, some, every = np.zeros((0, len(table.phrases)), np.float32), [], -(-len(table.latents) // SAMPLE)
     for lo, hi in table.blocks():
         s = table.block(lo, hi)
-        about = s - first
-        total, square = total + about.sum(0), square + np.square(about).sum(0)
         near = _largest(np.concatenate([near, s]), NEAREST, 0)
-    mean = total / n
-    return _PhraseStats(first + mean, np.sqrt(np.maximum(square / n - mean**2, 0)), near.mean(0))
+        some.append(s[-lo % every :: every].copy())
+    sample = np.concatenate(some)
+    middle = np.median(sample, 0)
+    sample -= middle
+    spread = 1.4826 * np.median(np.abs(sample, out=sample), 0)
+    return _PhraseStats(middle, np.where(spread > 1e-6 * np.abs(middle), spread, np.nan), near.mean(0))
 
 
 def csls(scores: np.ndarray, near: np.ndarray) -> np.ndarray:
@@ -97,7 +99,7 @@ def best_phrases(table: PhraseScores, most: int = 3, hubs: Hubs = "csls") -> Bes
     for lo, hi in table.blocks():
         s = table.block(lo, hi)
         with np.errstate(invalid="ignore", divide="ignore"):
-            z = (s - stats.mean) / np.where(stats.sd > 1e-9 * np.abs(stats.mean), stats.sd, np.nan)
+            z = (s - stats.middle) / stats.spread
         rank = csls(s, stats.near) / 2 if hubs == "csls" else np.nan_to_num(z) if hubs == "z" else s
         parts.append(_top(s, rank, z, m))
     return BestPhrases(table.latents, *(np.concatenate(p) for p in zip(*parts, strict=True)))

@@ -26,7 +26,8 @@ def test_csls_equals_its_formula_by_hand(monkeypatch):
 def test_blocks_give_what_the_whole_table_gives(monkeypatch, hubs):
     s = np.random.default_rng(0).normal(50, 1, (37, 29)).astype(np.float32)
     whole = best_phrases(table(s), 3, hubs)
-    z = (s - s.mean(0, dtype=np.float64)) / s.std(0, dtype=np.float64)
+    middle = np.median(s, 0)
+    z = (s - middle) / (1.4826 * np.median(np.abs(s - middle), 0))
     rank = {"none": s, "z": z, "csls": csls(s, np.sort(s, 0)[-10:].mean(0)) / 2}[hubs]
     order = np.argsort(-rank, 1)
     assert (whole.phrase == order[:, :3]).all() and (whole.latents == np.arange(37) + 10).all()
@@ -42,9 +43,9 @@ def test_blocks_give_what_the_whole_table_gives(monkeypatch, hubs):
 
 
 def test_a_hub_word_wins_everywhere_until_it_is_corrected():
-    s = np.full((12, 13), 0.1, np.float32)
+    s = np.random.default_rng(0).normal(0.1, 0.01, (12, 13)).astype(np.float32)
     s[np.arange(12), np.arange(12)] = 0.6
-    s[:, 12] = 0.7  # "photo"
+    s[:, 12] += 0.6  # "photo"
     assert (best_phrases(table(s), 1, "none").phrase[:, 0] == 12).all()
     for hubs in ("csls", "z"):
         assert (best_phrases(table(s), 1, hubs).phrase[:, 0] == np.arange(12)).all()
@@ -53,8 +54,9 @@ def test_a_hub_word_wins_everywhere_until_it_is_corrected():
 
 
 def test_one_phrase_one_latent_and_none():
-    one = best_phrases(table(np.array([[0.5], [0.1]], np.float32)), 3)
-    assert one.phrase.shape == (2, 1) and np.isnan(one.margin).all() and one.z[0, 0] > 0
+    one = best_phrases(table(np.array([[0.5], [0.1], [0.2]], np.float32)), 3)
+    assert one.phrase.shape == (3, 1) and np.isnan(one.margin).all()
+    assert one.z[0, 0] == pytest.approx(0.3 / (1.4826 * 0.1), rel=1e-5) and one.z[2, 0] == 0
     alone = best_phrases(table(np.array([[0.5, 0.2]], np.float32)), 3)
     assert alone.phrase.tolist() == [[0, 1]] and np.isnan(alone.z).all()
     none = best_phrases(PhraseScores(np.zeros(0, int), ["a"], lambda lo, hi: np.zeros((0, 1), np.float32)), 3)
@@ -63,3 +65,15 @@ def test_one_phrase_one_latent_and_none():
 
 def test_ties_go_by_the_place_of_the_phrase():
     assert best_phrases(table(np.ones((3, 5), np.float32)), 2, "none").phrase.tolist() == [[0, 1]] * 3
+
+
+def test_meanings_that_several_latents_share_are_found_and_medians_come_from_a_sample(monkeypatch):
+    rng = np.random.default_rng(0)
+    s = rng.normal(0, 0.1, (60, 4)).astype(np.float32)
+    s[:12, 0] += 1  # one in five means the same: a plain z-score is at most sqrt(48 / 12) = 2
+    plain = (s[:12, 0] - s[:, 0].mean()) / s[:, 0].std()
+    assert plain.max() < 3 and (best_phrases(table(s), 1, "none").z[:12, 0] > 5).all()
+    many = rng.normal(0, 0.1, (1000, 4)).astype(np.float32)
+    whole = best_phrases(table(many), 1)
+    monkeypatch.setattr(module, "SAMPLE", 300)
+    assert np.allclose(best_phrases(table(many), 1).z, whole.z, rtol=0.3, atol=0.3)
