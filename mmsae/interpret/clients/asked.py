@@ -35,7 +35,8 @@ class Asked:
         sleep: How to wait, for tests.
 
     Attributes:
-        counts: ``new``, ``cached``, ``failed``, ``retried``, ``tokens_in``, ``tokens_out``, of this run.
+        counts: ``new``, ``cached``, ``failed``, ``nonsense`` (answers that could not be used), ``retried``,
+            ``tokens_in``, ``tokens_out``, of this run.
         reasons: Why questions got no answer, the first of each kind.
     """
 
@@ -60,7 +61,7 @@ class Asked:
     @property
     def account(self) -> dict[str, Any]:
         """Calls, tokens, cost, and what failed."""
-        keys = ("new", "cached", "failed", "retried", "tokens_in", "tokens_out")
+        keys = ("new", "cached", "failed", "nonsense", "retried", "tokens_in", "tokens_out")
         c, a = {k: self.counts[k] for k in keys}, self.asking
         cost = (c["tokens_in"] * a.price_in + c["tokens_out"] * a.price_out) / 1e6
         return {"client": self.name, **c, "cost": cost, "reasons": dict(self.reasons)}
@@ -146,6 +147,10 @@ class Asked:
             dead = self.away >= DEAD and not self.counts["new"] and not self.counts["cached"]
         if dead:
             raise InputError(f"client {self.name} answered none of {self.counts['failed']} questions: {why}")
+
+    def count_nonsense(self) -> None:
+        """Count an answer that said nothing of what was asked."""
+        self._count("nonsense")
 
     def _count(self, what: str, n: int = 1) -> None:
         with self._lock:

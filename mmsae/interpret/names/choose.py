@@ -62,9 +62,7 @@ def choose(found: Candidates, holding: Holding) -> Candidates:
     return found._replace(chosen=chosen)
 
 
-def judged(
-    found: Candidates, test: Mapping[str, Examples], judges: Mapping[str, Mapping[str, Judge]]
-) -> Candidates:
+def judged(found: Candidates, test: Mapping[str, Examples], judges: Mapping[str, Mapping[str, Judge]]) -> Candidates:
     """The AUROC of chosen rows on the test half by the judge of the train half.
 
     ``test`` are ``{modality: examples of all latents}``, ``judges`` those of each modality by name.
