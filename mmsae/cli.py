@@ -98,6 +98,9 @@ COMMANDS = {
     "explore": Command(
         "mmsae.interpret.browser.command:explore", "a browser of latents and samples in a folder, without a server",
         "mmsae explore runs/evidence", places=("evidence", "other")),
+    "score": Command(
+        "mmsae.interpret.scores.command:score", "score the names of latents, beside shuffled names and random weights",
+        "mmsae score runs/evidence --control runs/evidence_random", places=("evidence",)),
     "convert": Command(
         "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder, and back",
         "mmsae convert openclip_ViT-B-32_VL_SAE_256_8_best.pth vl_sae", places=("src", "dst")),

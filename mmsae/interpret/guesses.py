@@ -25,8 +25,10 @@ class Candidates(NamedTuple):
     margin: np.ndarray  #: ``(R,)``
     z: np.ndarray  #: ``(R,)`` NaN for methods that have none
     judge: np.ndarray  #: ``(R,)`` str what AUROCs are of: ``vectors`` or ``words``
-    auroc_train: np.ndarray  #: ``(R,)`` on the items that it was found on: what candidates are chosen by
-    auroc: np.ndarray  #: ``(R,)`` on unseen items; NaN for those that were not chosen
+    #: ``(R,)`` on the items that it was found on, the mean of random and hard negatives: what candidates are chosen by
+    auroc_train: np.ndarray
+    auroc: np.ndarray  #: ``(R,)`` on unseen items, random negatives; NaN for those that were not chosen
+    auroc_hard: np.ndarray  #: ``(R,)`` the same against the silent items most like those on which the latent fires
     chosen: np.ndarray  #: ``(R,)`` bool, one row per latent
 
     def rows(self, which: np.ndarray) -> Candidates:

@@ -69,35 +69,52 @@ class Asked:
     def chat(
         self, questions: Sequence[Sequence[Message]], done: Callable[[], object] = lambda: None
     ) -> list[str | None]:
-        """Answers in the order of the questions, None where there is none; ``done`` is called after each."""
+        """Answers in the order of the questions, None where there is none; ``done`` is called after each new one."""
 
-        def ask(messages: Sequence[Message]) -> str | None:
-            said = self._once({"chat": [m.to_dict() for m in messages]}, lambda: self.client.chat(messages)._asdict())
-            done()
-            return None if said is None or not said["text"].strip() else said["text"]
+        def ask(messages: Sequence[Message]) -> dict[str, Any]:
+            return self.client.chat(messages)._asdict()
 
-        return self._all(ask, questions)
+        requests = [{"chat": [m.to_dict() for m in q]} for q in questions]
+        found = self._all(requests, ask, questions, done)
+        return [None if said is None or not said["text"].strip() else said["text"] for said in found]
 
     def score(self, pairs: Sequence[tuple[str, str]], done: Callable[[], object] = lambda: None) -> list[Any]:
         """Log-probabilities of continuations after prefixes, None where there is no answer."""
 
-        def ask(pair: tuple[str, str]) -> list[float] | None:
-            said = self._once({"score": list(pair)}, lambda: {"logprobs": self.client.score(*pair).tolist()})
+        def ask(pair: tuple[str, str]) -> dict[str, Any]:
+            return {"logprobs": self.client.score(*pair).tolist()}
+
+        found = self._all([{"score": list(p)} for p in pairs], ask, pairs, done)
+        return [None if said is None else said["logprobs"] for said in found]
+
+    def _all(
+        self,
+        requests: Sequence[dict[str, Any]],
+        ask: Callable[[Any], dict[str, Any]],
+        what: Sequence[Any],
+        done: Callable[[], object],
+    ) -> list[dict[str, Any] | None]:
+        """Every different question once, several at a time where the client allows it."""
+        keys = [self.key(r) for r in requests]
+        first: dict[str, int] = {}
+        for i, k in enumerate(keys):
+            first.setdefault(k, i)
+
+        def one(i: int) -> dict[str, Any] | None:
+            said = self._once(keys[i], requests[i], lambda: ask(what[i]))
             done()
-            return None if said is None else said["logprobs"]
+            return said
 
-        return self._all(ask, pairs)
-
-    def _all(self, ask: Callable[[Any], Any], questions: Sequence[Any]) -> list[Any]:
         threads = self.asking.concurrency if self.client.parallel else 1
         if threads <= 1:
-            return [ask(q) for q in questions]
+            found = {k: one(i) for k, i in first.items()}
+            return [found[k] for k in keys]
         with ThreadPoolExecutor(threads) as pool:
-            futures = [pool.submit(ask, q) for q in questions]
+            futures = {k: pool.submit(one, i) for k, i in first.items()}
             try:
-                return [f.result() for f in futures]
+                return [futures[k].result() for k in keys]
             except BaseException:
-                for f in futures:
+                for f in futures.values():
                     f.cancel()
                 raise
 
@@ -106,8 +123,7 @@ class Asked:
         said = json.dumps([self.client.name, dict(self.client.params), request], sort_keys=True)
         return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
-    def _once(self, request: dict[str, Any], call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        key = self.key(request)
+    def _once(self, key: str, request: dict[str, Any], call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         path = self.cache and self.cache / key[:2] / f"{key}.json"
         if path and path.exists():
             self._count("cached")

@@ -52,11 +52,13 @@ class Client:
         name: Which model, as names and scores record it.
         params: What else decides its answers.
         parallel: Whether several questions may be asked at once.
+        scores: Whether it gives log-probabilities of texts without being asked to first.
     """
 
     name: str = ""
     params: Mapping[str, Any] = {}
     parallel: bool = False
+    scores: bool = False
 
     def chat(self, messages: Sequence[Message]) -> Reply:
         """The answer to a conversation.

@@ -24,6 +24,8 @@ class LocalClient(Client):
         max_tokens: Length of answers.
     """
 
+    scores = True
+
     def __init__(self, model: str, device: str = "auto", precision: str = "fp32", max_tokens: int = 64):
         self.name, self.device, self.precision = model, device, precision
         self.params = {"max_tokens": max_tokens, "precision": precision}

@@ -23,18 +23,23 @@ class Examples(NamedTuple):
     """Items of one half for L latents, -1 for none."""
 
     positive: np.ndarray  #: ``(L, P)``
-    negative: np.ndarray  #: ``(L, N)``
+    negative: np.ndarray  #: ``(L, N)`` silent ones drawn at random
+    hard: np.ndarray  #: ``(L, N)`` silent ones that are most like the positives
+
+    def of(self, latents: np.ndarray) -> Examples:
+        """Those of some latents."""
+        return Examples(*(t[latents] for t in self))
 
 
 def as_candidates(
     best: BestPhrases, phrases: Sequence[str], method: str, modality: str, judges: Mapping[str, Judge], train: Examples
 ) -> Candidates:
     """The best phrases of one method as rows, each with its AUROC on the train half of the same latents, by the judge
-    to which it says most there.
+    to which it says most there, as the mean over random and hard negatives.
     """
     n, m = best.phrase.shape
     words = np.array(phrases, object)[best.phrase] if m else np.zeros((n, 0), object)
-    each = [j(train.positive, train.negative, words.tolist()) if n and m else np.zeros((n, m)) for j in judges.values()]
+    each = [_both(j, train, words.tolist()).mean(0) if n and m else np.zeros((n, m)) for j in judges.values()]
     found = np.nan_to_num(np.stack(each), nan=-1)
     which, auroc = found.argmax(0), found.max(0)
     said = [np.full(n * m, v, object) for v in (modality, method)]
@@ -43,8 +48,15 @@ def as_candidates(
         np.repeat(best.latents, m).astype(np.int32), *said, words.ravel(),
         *(v.ravel().astype(np.float64) for v in (best.score, best.margin, best.z)), names,
         np.where(auroc < 0, np.nan, auroc).ravel().astype(np.float64),
-        np.full(n * m, np.nan), np.zeros(n * m, bool),
+        np.full(n * m, np.nan), np.full(n * m, np.nan), np.zeros(n * m, bool),
     )  # fmt: skip
+
+
+def _both(judge: Judge, own: Examples, phrases: Sequence[Sequence[str]]) -> np.ndarray:
+    """``(2, L, m)`` AUROC against random and against hard negatives; where there are no hard ones, the former twice."""
+    found = np.stack([judge(own.positive, negative, phrases) for negative in own[1:]])
+    found[1] = np.where((own.hard >= 0).any(1)[:, None], found[1], found[0])
+    return found
 
 
 def choose(found: Candidates, holding: Holding) -> Candidates:
@@ -67,14 +79,14 @@ def judged(found: Candidates, test: Mapping[str, Examples], judges: Mapping[str,
 
     ``test`` are ``{modality: examples of all latents}``, ``judges`` those of each modality by name.
     """
-    auroc = found.auroc.copy()
+    auroc, hard = found.auroc.copy(), found.auroc_hard.copy()
     for m, own_judges in judges.items():
         for name, judge in own_judges.items():
             rows = np.flatnonzero(found.chosen & (found.modality == m) & (found.judge == name))
             if len(rows):
-                own = Examples(*(t[found.latent[rows]] for t in test[m]))
-                auroc[rows] = judge(own.positive, own.negative, found.phrase[rows][:, None].tolist())[:, 0]
-    return found._replace(auroc=auroc)
+                own = test[m].of(found.latent[rows])
+                auroc[rows], hard[rows] = _both(judge, own, found.phrase[rows][:, None].tolist())[..., 0]
+    return found._replace(auroc=auroc, auroc_hard=hard)
 
 
 def names_of(
@@ -97,6 +109,8 @@ def names_of(
             why.append(f"fires on {n} unseen items, fewer than {holding.min_items}")
         elif not auroc >= holding.min_auroc:
             why.append(f"AUROC {auroc:.2f} is below {holding.min_auroc:g}")
+        elif not (hard := float(found.auroc_hard[i])) >= holding.min_hard:
+            why.append(f"AUROC {hard:.2f} against hard negatives is below {holding.min_hard:g}")
         if z < holding.min_z:
             why.append(f"z {z:.1f} is below {holding.min_z:g}")
         seen = f"by the {found.judge[i]} of {found.modality[i]}s"

@@ -96,13 +96,13 @@ class Naming:
         return out
 
     def examples(self, modality: str, half: str) -> Examples:
-        """Positives and random negatives of all latents."""
+        """Positives and negatives of all latents."""
         return self._examples[modality, half]
 
     @cached_property
     def _examples(self) -> dict[tuple[str, str], Examples]:
         return {
-            (m, half): Examples(self.ev.examples(m, half), self.ev.examples(m, half, "random"))
+            (m, half): Examples(*(self.ev.examples(m, half, kind) for kind in ("positive", "random", "hard")))
             for m in self.ev.modalities
             for half in ("train", "test")
         }
@@ -240,7 +240,7 @@ class Naming:
                 say(f"{method}, {len(self.latents[m]):,} latents by {m}s")
                 table = make()
                 best = best_phrases(table, self.looking.candidates, self.looking.hubs)
-                train = Examples(*(t[best.latents] for t in self.examples(m, "train")))
+                train = self.examples(m, "train").of(best.latents)
                 parts.append(as_candidates(best, table.phrases, method, m, judges[m], train))
         found = choose(Candidates.joined(parts), self.holding)
         found = judged(found, {m: self.examples(m, "test") for m in judges}, judges)

@@ -23,7 +23,7 @@ class Looking:
     hubs: Literal["csls", "z", "none"] = "csls"
     """What keeps phrases that score high for every latent from winning: csls, z (the score among those of the same
     phrase over all latents), none."""
-    candidates: int = 3
+    candidates: int = 5
     """Phrases of each method that are tried on the train half; the one that tells items apart best is kept."""
     longest: int = 3
     """Words of a phrase from captions, at most."""
@@ -41,6 +41,9 @@ class Holding:
 
     min_auroc: float = 0.75
     """Least AUROC with which the name tells unseen items on which the latent fires from others."""
+    min_hard: float = 0.6
+    """The same against hard negatives, the silent items most like those on which it fires: a latent of random weights
+    fires on items that look alike, too, and a name for their look says nothing of what it fires on."""
     min_z: float = 3.0
     """Least z-score among the scores of the same phrase over all latents, for methods that have one."""
     min_items: int = 5

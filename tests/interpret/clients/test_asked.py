@@ -33,7 +33,7 @@ def test_a_repeated_run_asks_nothing_and_a_killed_one_the_rest(tmp_path):
 def test_other_images_models_and_settings_are_other_questions(tmp_path):
     client = ScriptedClient(answer)
     asked = Asked(client, tmp_path)
-    asked.chat(QUESTIONS[:1])
+    assert asked.chat(QUESTIONS[:1] * 50) == ["answer to question 0"] * 50 and client.calls == 1
     asked.chat([[QUESTIONS[0][0]._replace(images=(b"x",))]])
     client.params = {"temperature": 1}
     asked.chat(QUESTIONS[:1])

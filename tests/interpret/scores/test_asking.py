@@ -42,7 +42,10 @@ def lines(messages):
 
 
 def knows(messages):
-    name = re.search(r'"(.*?)"', messages[-1].text)[1]
+    found = re.search(r'"(.*?)"', messages[-1].text)
+    if found is None:
+        return "I was shown no description"
+    name = found[1]
     return json.dumps([int(name in line.split()) for line in lines(messages)])
 
 

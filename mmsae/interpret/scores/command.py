@@ -1,0 +1,62 @@
+"""``mmsae score``: how well names of latents hold, beside names of others and random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmsae.interpret.clients.options import Asking
+from mmsae.interpret.scores.options import Judging
+from mmsae.options import OneProcessRun
+
+
+def score(
+    evidence: str,
+    out: str = "",
+    control: str = "",
+    judging: Judging = Judging(),
+    asking: Asking = Asking(),
+    run: OneProcessRun = OneProcessRun(),
+) -> Path:
+    """Score the names of latents on unseen items, offline, or by asking a model.
+
+    The same scorers are used on shuffled names and, with a control, on latents of random weights. OUT holds
+    scores.parquet (a row per latent, control and scorer, with chance level, number of outcomes and interval),
+    scores.json (the means) and report.html. Answers of a model are kept: run again, it asks only what has none.
+
+    Args:
+        evidence: Folder that mmsae evidence wrote, in which mmsae name has been.
+        out: Folder to write; default EVIDENCE/scores.
+        control: Evidence of an SAE of random weights on the same data.
+        judging: What is scored, and how.
+        asking: Whom to ask.
+        run: Where it is computed.
+
+    Returns:
+        The path of scores.json.
+
+    Raises:
+        InputError: Nothing can be scored, or a model cannot be asked; one sentence says why.
+    """
+    from mmsae.files import disk_errors
+    from mmsae.interpret.clients.load import asked_client
+    from mmsae.interpret.evidence.folder import Evidence
+    from mmsae.interpret.scores.job import ScoreJob, write_scores
+    from mmsae.interpret.scores.report import write_report
+
+    ev, folder = Evidence(evidence), Path(out or Path(evidence) / "scores")
+    say = (lambda said: print(f"score: {said}", flush=True)) if run.progress else lambda said: None
+    with disk_errors(folder):
+        asked = asked_client(asking, folder / "answers", run.device, run.precision)
+        job = ScoreJob(ev, Evidence(control) if control else None, judging, asked, asking.asked, run.device)
+        rows, found, subjects = job.run(say)
+        path = write_scores(folder, rows, found)
+        if judging.report:
+            write_report(folder, rows, found, subjects)
+    for r in found["summary"]:
+        if r["which"] == "all":
+            what = {"": "names", "random": "random weights", "shuffled": "names of others"}[r["control"]]
+            say(f"{r['scorer']}, {r['modality']}s, {what}: {r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], chance "
+                f"{r['chance']:.2f}, {r['latents']:,} latents")  # fmt: skip
+    for scorer, why in found["left_out"].items():
+        say(f"without {scorer}: {why}")
+    return path

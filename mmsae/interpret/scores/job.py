@@ -1,0 +1,300 @@
+"""The work of ``mmsae score``: every scorer on the SAE's names, on random-weight latents, and on shuffled names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsae.files import write_json
+from mmsae.interpret.clients.asked import Asked
+from mmsae.interpret.embedder import Embedder
+from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.guesses import FOLDER, Candidates
+from mmsae.interpret.names.job import ABOUT, Naming
+from mmsae.interpret.names.options import Holding, Looking
+from mmsae.interpret.scores import asking, vectors
+from mmsae.interpret.scores.options import Judging
+from mmsae.interpret.scores.outcomes import Scores, auroc_scores
+from mmsae.interpret.scores.subjects import Names, Subjects
+from mmsae.interpret.scores.surprisal import surprisal
+from mmsae.interpret.scores.table import SUMMARY, ScoreRows, summary
+from mmsae.interpret.shown import ItemViews, pieces_of
+from mmsae.metrics.concepts.names import FILE, names_only, read_names
+from mmsae.types import IMAGE, TEXT, InputError
+
+OFFLINE = ("judge", "embedding", "example_embedding", "intruder")
+CROPS = "judge_crops"
+ASKED = ("detection", "fuzzing", "intruder_asked", "pointing", "surprisal")
+UNNAMED = ("example_embedding", "intruder", "intruder_asked")  # what they show is the latent, whatever it is called
+CROPPED = 10  # items of a latent whose crops are judged
+
+
+def names_in(evidence: Evidence) -> dict[str, Names]:
+    """``{modality: names}`` of a folder of evidence: those in its ``names.json``, and the best guess where none held.
+
+    Where ``mmsae name`` has not been there, guesses are made now and not kept.
+    """
+    path = evidence.folder / FOLDER
+    if (path / FILE).exists():
+        found, names = Candidates.read(evidence.folder), names_only(read_names(path / FILE))
+    else:
+        named = Naming(evidence, *_as_before(evidence), cache=False).run()
+        found, names = named.candidates, names_only(named.names)
+    chosen, out = found.rows(found.chosen), {}
+    for m in evidence.modalities:
+        own = chosen.rows(chosen.modality == m)
+        phrases = [names.get(j, p) for j, p in zip(own.latent.tolist(), own.phrase.tolist(), strict=True)]
+        held = np.array([j in names for j in own.latent.tolist()], bool)
+        out[m] = Names(own.latent.astype(np.int64), phrases, held)
+    return out
+
+
+def _as_before(evidence: Evidence, like: Evidence | None = None) -> tuple[Looking, Holding]:
+    """How the names of some evidence were looked for; the defaults where nobody did."""
+    path = (like or evidence).folder / FOLDER / ABOUT
+    if not path.exists():
+        return Looking(), Holding()
+    said = json.loads(path.read_text(encoding="utf-8"))
+    looking = {k: tuple(v) if isinstance(v, list) else v for k, v in said["looking"].items()}
+    return Looking(**looking | {"latents": (), "methods": ()}), Holding(**said["holding"])
+
+
+class ScoreJob:
+    """Scores of the names of one folder of evidence, with controls.
+
+    Args:
+        evidence: The folder; ``mmsae name`` has been there, or guesses are made.
+        control: Evidence of an SAE of random weights on the same data, or None.
+        judging: What is scored.
+        asked: Whom to ask; None: nobody.
+        most: Latents that a client is asked about, of the SAE and of each control; 0: all.
+        device: Where hosts run.
+    """
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        control: Evidence | None = None,
+        judging: Judging = Judging(),
+        asked: Asked | None = None,
+        most: int = 50,
+        device: str = "auto",
+    ):
+        self.ev, self.control, self.judging, self.asked = evidence, control, judging, asked
+        self.most, self.device = most, device
+        self.left_out: dict[str, str] = {}
+        self.notes: list[str] = []
+        known = (*OFFLINE, CROPS, *ASKED)
+        if bad := [n for n in judging.scorers if n not in known]:
+            raise InputError(f"no scorer {bad[0]!r}: they are {', '.join(known)}")
+        if asked is None and (bad := [n for n in judging.scorers if n in ASKED]):
+            raise InputError(f"scorer {bad[0]} asks a model: name one with --client")
+        if control and control.about["job"]["sae"] == evidence.about["job"]["sae"]:
+            raise InputError(f"control {control.folder} is evidence of the SAE itself: collect some of random weights")
+
+    def subjects(self) -> list[Subjects]:
+        """The SAE's latents, those of the control, and the SAE's with names of others, by modality."""
+        out, found = [], names_in(self.ev)
+        for m, names in found.items():
+            if len(names.latents):
+                own = Subjects(self.ev, m, names, negatives=self.judging.negatives)
+                out += [own, own.shuffled(self.judging.seed)]
+        if self.control is not None:
+            for m, names in self._control_names().items():
+                if len(names.latents) and m in found:
+                    out.append(Subjects(self.control, m, names, "random", self.judging.negatives))
+        if not out:
+            raise InputError(f"{self.ev.folder} has no latent with a name or a guess: there is nothing to score")
+        return out
+
+    def _control_names(self) -> dict[str, Names]:
+        assert self.control is not None
+        if (self.control.folder / FOLDER / FILE).exists():
+            return names_in(self.control)
+        looking, holding = _as_before(self.control, self.ev)
+        named = Naming(self.control, looking, holding, cache=False, device=self.device).run()
+        chosen = named.candidates.rows(named.candidates.chosen)
+        names, out = names_only(named.names), {}
+        for m in self.control.modalities:
+            own = chosen.rows(chosen.modality == m)
+            held = np.array([j in names for j in own.latent.tolist()], bool)
+            out[m] = Names(own.latent.astype(np.int64), own.phrase.tolist(), held)
+        return out
+
+    # Spaces.
+
+    @cached_property
+    def templates(self) -> list[str]:
+        from mmsae.evaluation.labels import read_templates
+
+        return read_templates(self.judging.templates)
+
+    @cached_property
+    def _embedders(self) -> dict[str, Embedder]:
+        return {}
+
+    def embedder(self, ev: Evidence, modality: str) -> Embedder | None:
+        """The encoder of a space: the judge's for images where one is named."""
+        name = self.judging.judge if self.judging.judge and modality == IMAGE else ""
+        name = name or (ev.about.get("embedder") or {}).get(modality, "")
+        if not name:
+            return None
+        cache = self.ev.folder / FOLDER / "vectors"
+        return self._embedders.setdefault(name, Embedder(name, cache, self.device))
+
+    def embeddings(self, s: Subjects, modality: str) -> np.ndarray | None:
+        """``(n, width)`` in the space of a modality; of a judge only those of the subjects' items, others are 0."""
+        if not (self.judging.judge and modality == IMAGE):
+            return s.ev.embeddings(modality)
+        found = self.embedder(s.ev, modality)
+        views, table = ItemViews(s.ev, IMAGE), None
+        used = np.unique(np.concatenate([t.ravel() for t in (s.positive, s.negative, *s.seen)]))
+        used = used[used >= 0]
+        for lo in range(0, len(used), 256):
+            part = [(i, image) for i in used[lo : lo + 256].tolist() if (image := views.image(i)) is not None]
+            rows = found.images([image for _, image in part])
+            if table is None:
+                table = np.zeros((s.ev.n, rows.shape[1]), np.float32)
+            table[[i for i, _ in part]] = rows
+        return table
+
+    # Scorers.
+
+    def scorers(self, s: Subjects) -> dict[str, Callable[[], Scores]]:
+        """``{name: how}`` of what can be scored of some subjects; the rest is noted in ``left_out``."""
+        out: dict[str, Callable[[], Scores]] = {}
+        space = s.modality if s.ev.embeddings(s.modality) is not None or self.judging.judge else TEXT
+        table = self.embeddings(s, space)
+        for name in self.judging.scorers or OFFLINE:
+            if name in UNNAMED and s.control == "shuffled":
+                continue
+            if name == "judge" and s.modality == IMAGE and self._has(name, s, IMAGE, table if space == IMAGE else None):
+                out[name] = partial(self._by_name, s, IMAGE, table)
+            elif name == "embedding" and self._has(name, s, TEXT, s.ev.embeddings(TEXT)):
+                out[name] = partial(self._by_name, s, TEXT, s.ev.embeddings(TEXT))
+            elif name == "example_embedding" and self._can(name, table is not None, "the evidence has no embeddings"):
+                out[name] = partial(vectors.example_scores, s, table)
+            elif name == "intruder" and self._can(name, table is not None, "the evidence has no embeddings"):
+                j = self.judging
+                out[name] = partial(
+                    vectors.intruder_scores, s, lambda sets: vectors.farthest(sets, table), j.set_size, j.trials, j.seed
+                )
+            elif name == CROPS and s.modality == IMAGE and self._has(name, s, IMAGE, table):
+                grid = s.ev.grid(IMAGE)
+                if self._can(name, grid.rows > 1 and s.ev.about["images"], "the site has no grid of patches"):
+                    out[name] = partial(self._crops, s)
+        return out | (self._asked(s) if self.asked else {})
+
+    def _can(self, name: str, can: bool, why: str) -> bool:
+        if not can:
+            self.left_out[name] = why
+        return can
+
+    def _has(self, name: str, s: Subjects, modality: str, table: np.ndarray | None) -> bool:
+        if not self._can(name, table is not None, f"the evidence has no embeddings of {modality}s"):
+            return False
+        found = self.embedder(s.ev, modality)
+        return self._can(name, found.reads_text, f"{found.name} has no text tower")
+
+    def _by_name(self, s: Subjects, modality: str, table: np.ndarray) -> Scores:
+        found = self.embedder(s.ev, modality)
+        if modality == IMAGE and found.host.fingerprint == s.ev.about["job"]["host"]:
+            self._note(
+                f"judge: {found.name} is the host that is explained; another encoder judges more fairly (--judge)"
+            )
+        return vectors.name_scores(s, table, self._vectors(found, s.names.phrases, modality))
+
+    def _vectors(self, found: Embedder, phrases: list[str], modality: str) -> np.ndarray:
+        distinct = list(dict.fromkeys(phrases))
+        at = {p: i for i, p in enumerate(distinct)}
+        table = found.phrases(distinct, self.templates if modality == IMAGE else ["{}"])
+        return table[[at[p] for p in phrases]]
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _crops(self, s: Subjects) -> Scores:
+        """Is the name nearer to the crop where the latent is strongest than to a crop elsewhere in the same image?"""
+        s = s.some(self.most, self.judging.seed)
+        found, views, rng = self.embedder(s.ev, IMAGE), ItemViews(s.ev, IMAGE), np.random.default_rng(self.judging.seed)
+        words, sides = self._vectors(found, s.names.phrases, IMAGE), np.full((2, len(s.latents), CROPPED), np.nan)
+        for row, j in enumerate(s.latents.tolist()):
+            shown = []
+            for i in s.positive[row][s.positive[row] >= 0][:CROPPED].tolist():
+                shape = s.ev.grid(IMAGE)[:2]
+                elsewhere = tuple(rng.integers(0, shape).tolist())
+                crops = [views.crop(i, j), views.crop(i, j, at=elsewhere)]
+                shown += crops if None not in crops else []
+            cosine = found.images(shown) @ words[row] if shown else np.zeros(0)
+            for side in range(2):
+                sides[side, row, : len(cosine) // 2] = cosine[side::2]
+        return auroc_scores(s.latents, *sides)
+
+    def _asked(self, s: Subjects) -> dict[str, Callable[[], Scores]]:
+        j, asked = self.judging, self.asked
+        some = s.some(self.most, j.seed)
+        views = ItemViews(s.ev, s.modality, self._pieces(s.ev) if s.modality == TEXT else None)
+        images = s.modality == IMAGE and s.ev.about["images"]
+        shows = images or (s.modality == TEXT and s.ev.about["captions"])
+        every: dict[str, Callable[[], Scores]] = {}
+        if shows:
+            every["detection"] = partial(asking.detection, some, asked, views, j.each, j.seed)
+            if views.places:
+                every["fuzzing"] = partial(asking.fuzzing, some, asked, views, j.each, j.seed)
+            if s.control != "shuffled":
+                every["intruder_asked"] = partial(
+                    asking.intruder, some, asked, views, j.set_size, min(6, j.trials), j.seed
+                )
+            if images and views.places:
+                every["pointing"] = partial(asking.pointing, some, asked, views, j.each)
+        if s.ev.about["captions"] and asked.client.scores:
+            every["surprisal"] = partial(surprisal, some, asked, j.each)
+        return {n: f for n, f in every.items() if not j.scorers or n in j.scorers}
+
+    @cached_property
+    def _cut(self) -> dict[str, Any]:
+        return {}
+
+    def _pieces(self, ev: Evidence) -> Any:
+        hint = ev.about["job"]["hint"]
+        if hint not in self._cut:
+            self._cut[hint] = pieces_of(ev)
+        return self._cut[hint]
+
+    def run(self, say: Callable[[str], None] = lambda said: None) -> tuple[ScoreRows, dict[str, Any], list[Subjects]]:
+        """All scores, what ``scores.json`` holds, and what was scored."""
+        parts, subjects = [], self.subjects()
+        for s in subjects:
+            for name, score in self.scorers(s).items():
+                say(f"{name}, {len(s.latents):,} latents by {s.modality}s{f', {s.control}' if s.control else ''}")
+                parts.append(ScoreRows.of(s, name, score()))
+        if not parts:
+            why = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
+            raise InputError(f"nothing of {self.ev.folder} can be scored ({why}): name a client, or collect embeddings")
+        rows = ScoreRows.joined(parts)
+        job = {
+            "sae": self.ev.about["job"]["sae"], "host": self.ev.about["job"]["host"], **self.judging.__dict__,
+            "control": self.control.about["job"]["sae"] if self.control else "", "half": "test",
+        }  # fmt: skip
+        found = {
+            "job": job,
+            "summary": summary(rows, self.judging.seed),
+            "left_out": self.left_out,
+            "notes": self.notes,
+        }
+        if self.asked:
+            found["account"] = self.asked.account
+        return rows, found, subjects
+
+
+def write_scores(folder: Path, rows: ScoreRows, found: dict[str, Any]) -> Path:
+    """Write ``scores.parquet`` and ``scores.json``; returns the path of the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows.write(folder)
+    return write_json(folder / SUMMARY, found)

@@ -1,0 +1,145 @@
+"""All scorers on planted latents, beside random ones and names of others; files, page and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmsae.cli import main
+from mmsae.interpret.clients.asked import Asked
+from mmsae.interpret.clients.scripted import ScriptedClient
+from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.names.job import Naming, write_named
+from mmsae.interpret.names.options import Holding, Looking
+from mmsae.interpret.scores.job import ScoreJob, names_in, write_scores
+from mmsae.interpret.scores.options import Judging
+from mmsae.interpret.scores.report import write_report
+from mmsae.interpret.scores.table import ScoreRows
+from mmsae.metrics.concepts.names import LatentName, read_names, write_names
+from mmsae.types import InputError
+from tests.helpers.interpret import OTHER, WORDS, ToyEmbedder, planted
+from tests.interpret.scores.test_asking import knows
+from tests.interpret.scores.test_surprisal import expects
+
+
+class Toy(ToyEmbedder):
+    class host:
+        fingerprint = "another"
+
+
+def pictures(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (n, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scores")
+    (root / "words.txt").write_text("\n".join(WORDS + OTHER))
+    # the images of captions are those of the evidence's images: one space, as a CLIP's
+    for name, real in (("evidence", True), ("control", False)):
+        planted(root / name, n=800, real=real, random=16 if real else 0, images=pictures(800), sae=name * 4)
+        ev = Evidence(root / name)
+        naming = Naming(ev, Looking(vocabulary=str(root / "words.txt")), Holding(), cache=False)
+        naming.embedders = {"image": Toy()}
+        if real:
+            write_named(root / name / "names", naming.run(), name * 4)
+    return root
+
+
+@pytest.fixture
+def job(place, monkeypatch):
+    monkeypatch.setattr(ScoreJob, "embedder", lambda self, ev, modality: Toy())
+    monkeypatch.setattr(Naming, "embedders", {"image": Toy()})
+
+    def make(control=True, asked=None, **judging):
+        beside = Evidence(place / "control") if control else None
+        return ScoreJob(Evidence(place / "evidence"), beside, Judging(**judging), asked, most=8)
+
+    return make
+
+
+def means(found, which="all"):
+    return {(r["scorer"], r["control"]): r["mean"] for r in found["summary"] if r["which"] == which}
+
+
+def test_names_score_high_controls_at_chance(job, tmp_path):
+    made = job()
+    rows, found, subjects = made.run()
+    named, every = means(found, "named"), means(found)
+    assert named["judge", ""] > 0.95 and named["example_embedding", ""] > 0.9 and named["intruder", ""] > 0.6
+    assert abs(every["judge", "shuffled"] - 0.5) < 0.1 and abs(every["judge", "random"] - 0.5) < 0.12
+    assert abs(every["intruder", "random"] - 0.2) < 0.1 and abs(every["example_embedding", "random"] - 0.5) < 0.1
+    assert ("intruder", "shuffled") not in every  # it shows no name
+    assert made.left_out["embedding"] == "the evidence has no embeddings of texts"
+    real = rows.rows((rows.control == "") & (rows.scorer == "judge"))
+    assert real.named.sum() == 8 and len(real.latent) == 24
+    write_scores(tmp_path, rows, found)
+    assert json.loads((tmp_path / "scores.json").read_text())["job"]["control"] == "control" * 4
+    assert len(ScoreRows.read(tmp_path).latent) == len(rows.latent)
+    page = write_report(tmp_path, rows, found, subjects).read_text()
+    assert "names of others" in page and "The best of random weights" in page and "data:image/webp" in page
+    assert "red" in page and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_client_is_asked_about_some_latents_and_a_repeat_asks_nothing(job, tmp_path):
+    client = ScriptedClient(lambda m: "?", lambda p, t: expects(p.replace(".", " "), t))
+    asked = Asked(client, tmp_path)
+    rows, found, _ = job(asked=asked, each=4).run()
+    assert found["account"]["nonsense"] > 0 and means(found, "named")["surprisal", ""] == 1
+    assert abs(means(found)["surprisal", "random"] - 0.5) < 0.25
+    asked_of = rows.rows(rows.scorer == "detection")
+    assert len(asked_of.latent) == 8 * 3 and np.isnan(asked_of.value).all() and (asked_of.n == 0).all()
+    calls = client.calls
+    again = Asked(client, tmp_path)
+    _, second, _ = job(asked=again, each=4).run()
+    assert client.calls == calls and again.counts["new"] == 0 and second["summary"] == found["summary"]
+
+
+def test_one_scorer_alone(job):
+    asked = Asked(ScriptedClient(knows), None)
+    rows, _, _ = job(control=False, scorers=("intruder",), asked=asked).run()
+    assert set(rows.scorer) == {"intruder"} and set(rows.control) == {""}
+
+
+def test_names_of_persons_are_scored_as_theirs(place):
+    path = place / "evidence" / "names" / "names.json"
+    before = read_names(path)
+    assert before[9].name is None
+    try:
+        write_names(path, before | {9: LatentName("music")}, "evidence" * 4)
+        names = names_in(Evidence(place / "evidence"))["image"]
+        at = names.latents.tolist().index(9)
+        assert names.phrases[at] == "music" and names.held[at] and not names.held[names.latents.tolist().index(10)]
+    finally:
+        write_names(path, before, "evidence" * 4)
+
+
+def test_refusals(job, place):
+    for change, words in (
+        ({"scorers": ("magic",)}, "no scorer 'magic'"),
+        ({"scorers": ("detection",)}, "scorer detection asks a model: name one with --client"),
+    ):
+        with pytest.raises(InputError, match=words):
+            job(**change)
+    with pytest.raises(InputError, match="is evidence of the SAE itself"):
+        ScoreJob(Evidence(place / "evidence"), Evidence(place / "evidence"))
+
+
+def test_the_command(tmp_path, capsys):
+    """Without embeddings only a client can score; it is a function here."""
+    place = planted(tmp_path / "e", modality="text", embeddings={}, sae="a" * 32)
+    main(["name", str(place)])
+    with pytest.raises(SystemExit) as e:
+        main(["score", str(place)])
+    assert e.value.code == 2 and "can be scored (embedding: the evidence has no embeddings" in capsys.readouterr().err
+    assert not (place / "scores" / "scores.json").exists()
+    client = "script:tests.interpret.scores.test_asking:knows"
+    main(["score", str(place), "--client", client, "--asked", "8", "--each", "4"])
+    said = capsys.readouterr().out
+    assert "detection, texts, names: 1.000" in said and "names of others" in said
+    found = json.loads((place / "scores" / "scores.json").read_text())
+    assert means(found, "named")["detection", ""] == 1 and found["account"]["nonsense"] > 0  # it knows no intruders
+    assert (place / "scores" / "report.html").exists()
+    with pytest.raises(SystemExit) as e:
+        main(["score", str(place), "--client", "gpt"])
+    assert e.value.code == 2 and "is not openai:MODEL" in capsys.readouterr().err
