@@ -117,6 +117,18 @@ class Embedder:
         return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
+def known_vectors(embedder: Embedder, phrases: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """``(V, width)`` vectors of phrases, NaN for those that are no class of a host without a text tower."""
+    if embedder.reads_text:
+        return embedder.phrases(phrases, templates)
+    known = [p for p in phrases if p in embedder.classes]
+    width = len(next(iter(embedder.classes.values())))
+    out = np.full((len(phrases), width), np.nan, np.float32)
+    if known:
+        out[[p in embedder.classes for p in phrases]] = embedder.phrases(known, templates)
+    return out
+
+
 def imagenet_names() -> list[str]:
     """Names of ImageNet's 1,000 classes, by number; a second class of one name has its WordNet id behind it."""
     from timm.data import ImageNetInfo

@@ -15,7 +15,7 @@ def unit(x):
 class ToyEmbedder:
     """Words are axes, a text is the sum of its words, an image that of what it shows: both with noise and a gap."""
 
-    name, reads_text = "toy", True
+    name, reads_text, knows_words = "toy", True, True
 
     def __init__(self):
         self.axes = {w: np.eye(16)[i] for i, w in enumerate(WORDS + OTHER)}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmsae.errors import InputError
-from mmsae.interpret.embedder import Embedder, imagenet_names
+from mmsae.interpret.embedder import Embedder, imagenet_names, known_vectors
 
 
 class Classifies:
@@ -41,3 +41,10 @@ def test_words_that_are_no_class_are_refused_and_other_classifiers_know_none():
     with pytest.raises(InputError, match="'unicorn' is no class that it knows"):
         embedder(Classifies()).phrases(["goldfish", "unicorn"], ["{}"])
     assert not embedder(Classifies(10)).knows_words
+
+
+def test_where_words_are_no_class_there_is_no_vector():
+    made = embedder(Classifies())
+    found = known_vectors(made, ["unicorn", "tench"], ["{}"])
+    assert np.isnan(found[0]).all() and np.allclose(found[1], made.classes["tench"])
+    assert np.isnan(known_vectors(made, ["unicorn"], ["{}"])).all()

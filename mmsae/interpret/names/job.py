@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.files import write_json
-from mmsae.interpret.embedder import Embedder
+from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import FOLDER, Candidates
 from mmsae.interpret.names.captions import caption_scores, count_phrases
@@ -222,7 +222,8 @@ class Naming:
         distinct = list(dict.fromkeys(p for own in phrases for p in own))
         at = {p: i for i, p in enumerate(distinct)}
         places = np.array([[at[p] for p in own] for own in phrases]).reshape(len(phrases), -1)
-        return judge_by_vectors(on, off, self.ev.embeddings(m), self.vectors(m, distinct)[places])
+        table = known_vectors(self.embedders[m], distinct, self.templates if m == IMAGE else ["{}"])
+        return judge_by_vectors(on, off, self.ev.embeddings(m), table[places])
 
     def run(self, say: Callable[[str], None] = lambda said: None, asked: Sequence[Candidates] = ()) -> Named:
         """Find names; ``asked`` are candidates that a language model gave."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmsae.files import write_json
 from mmsae.interpret.clients.asked import Asked
-from mmsae.interpret.embedder import Embedder
+from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import FOLDER, Candidates
 from mmsae.interpret.names.job import ABOUT, Naming
@@ -199,7 +199,7 @@ class ScoreJob:
         if not self._can(name, table is not None, f"the evidence has no embeddings of {modality}s"):
             return False
         found = self.embedder(s.ev, modality)
-        return self._can(name, found.reads_text, f"{found.name} has no text tower")
+        return self._can(name, found.knows_words, f"{found.name} has no text tower, and no classes with names")
 
     def _by_name(self, s: Subjects, modality: str, table: np.ndarray) -> Scores:
         found = self.embedder(s.ev, modality)
@@ -212,7 +212,7 @@ class ScoreJob:
     def _vectors(self, found: Embedder, phrases: list[str], modality: str) -> np.ndarray:
         distinct = list(dict.fromkeys(phrases))
         at = {p: i for i, p in enumerate(distinct)}
-        table = found.phrases(distinct, self.templates if modality == IMAGE else ["{}"])
+        table = known_vectors(found, distinct, self.templates if modality == IMAGE else ["{}"])
         return table[[at[p] for p in phrases]]
 
     def _note(self, text: str) -> None:
