@@ -36,7 +36,9 @@ def browse(root: Path, progress: bool = True) -> None:
     from mmsae.options import call
 
     for sae in (SHOWN, COMPARED, CONTROL):
-        call(name, str(evidence(root, sae)), vocabulary="captions", seed=SEEDS["train"], device="cpu", progress=progress)
+        call(
+            name, str(evidence(root, sae)), vocabulary="captions", seed=SEEDS["train"], device="cpu", progress=progress
+        )
     explore(
         str(evidence(root, SHOWN)), str(evidence(root, COMPARED)), str((root / PAGE).parent),
         sae=str(root / SHOWN / "sae"), other_sae=str(root / COMPARED / "sae"),

@@ -181,10 +181,9 @@ class EvidenceJob:
             size[0] = sum(len(f.item) for f in looked.fired.values())
 
         texts = plan.drawing is not None or paths[0].endswith(PROMPTS)
-        serial = plan._replace(workers=0, batch_size=1 if texts else plan.batch_size)
 
-        def stream():
-            r.plan = serial
+        def stream(samples: int):
+            r.plan = plan._replace(workers=0, batch_size=samples)
             return r.stream(paths)
 
         where = ", ".join(f"{m} at {s.spec}" for m, s in r.sites.items() if m in plan.modalities)
@@ -192,13 +191,14 @@ class EvidenceJob:
         devices = min(engine.size, len(todo))
         try:
             if not texts:
-                about = estimate(paths, len(plan.paths) - len(todo), stream, look, plan.workers, devices)
+                done, whole = len(plan.paths) - len(todo), r.host.device.type != "cpu"
+                about = estimate(paths, done, stream, look, plan.batch_size, plan.workers, devices, whole)
                 say(f"  {about}{about.takes(devices, r.host.device.type)}")
                 samples, n = about.samples, len(about.first.uids)
             else:  # drawing a batch to time it would cost a part of the work
                 samples = sum(len(text_samples(p)) if p.endswith(PROMPTS) else count_samples(p) for p in paths)
                 say(f"  about {samples} texts")
-                with closing(stream()) as batches:
+                with closing(stream(1)) as batches:
                     first = next(step.batch for step in batches)
                 look(first)
                 n = 1
