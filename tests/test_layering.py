@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # shapes, errors, whole files, a hash, options, a word, names on demand, numbers that pass without waiting
 BASE = {"types", "errors", "files", "fingerprint", "allocator", "options", "moved", "lazy", "device", "__version__"}
-MODELS = BASE | {"load", "kernels", "sae", "shards", "jobs", "hosts", "activations", "metrics", "report"}
+MODELS = BASE | {"load", "kernels", "sae", "remote", "shards", "jobs", "hosts", "activations", "metrics", "report"}
 ALLOWED = {
     # Codes.decode_with is the one upward import: a method of a shape that everything passes around
     "errors": set(),
@@ -26,7 +26,8 @@ ALLOWED = {
     "kernels": BASE,
     "sae": BASE | {"kernels"},
     "interop": BASE | {"sae"},
-    "shards": BASE,
+    "remote": BASE,
+    "shards": BASE | {"remote"},
     "jobs": BASE | {"shards"},
     "hosts": BASE,
     "load": BASE | {"sae", "hosts"},

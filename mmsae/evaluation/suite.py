@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mmsae.files import read_text
+from mmsae.remote.urls import is_url
 from mmsae.shards import expand
 from mmsae.types import InputError
 
@@ -76,7 +77,9 @@ class Suite:
     def paths(self, name: str) -> list[str]:
         """The tars of a set."""
         shards = self.data[name].shards
-        return expand([str(Path(self.root) / s) for s in ([shards] if isinstance(shards, str) else shards)])
+        return expand(
+            [s if is_url(s) else str(Path(self.root) / s) for s in ([shards] if isinstance(shards, str) else shards)]
+        )
 
     def find(self, name: str) -> str:
         """A file that the suite names: in the working folder, under the root, beside the suite."""

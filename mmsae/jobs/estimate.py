@@ -63,7 +63,9 @@ def estimate(
     """
     sample = paths[:: -(-len(paths) // 4)]
     counted = sum(1 for p in sample for _ in groups(p, FaultLog(), read=False))
-    n = round(counted * sum(map(shard_size, paths)) / max(1, sum(map(shard_size, sample))))
+    # a command's output has no size before it has run
+    there, counted_of = (sum(shard_size(p) or 1 for p in some) for some in (paths, sample))
+    n = round(counted * there / counted_of)
     first, decode = _first(stream, batch_size if whole else 1)
     seconds = made = None
     if first.uids:

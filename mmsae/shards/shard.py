@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from mmsae.remote.urls import Remote, file_name, is_url
 from mmsae.shards.names import valid_name
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
@@ -47,6 +48,7 @@ class Shard(str):
     file: str  #: The file or folder that the unit is, or is a part of.
     kind: Kind  #: How samples lie in it.
     found: Found | None  #: Size and tag; None: a file on this machine whose size is asked when it is needed.
+    remote: Remote | None  #: Its file, where that lies elsewhere and is brought to the cache.
     images: tuple[ImageFile, ...]  #: The images of a unit of a folder.
     groups: tuple[int, int] | None  #: First row group and the one after the last; None: all of the table.
     options: dict[str, str]  #: What the user said behind a ``#``, as ``{"image": "picture"}``.
@@ -54,9 +56,11 @@ class Shard(str):
     def __new__(cls, path: str, name: str = "", **about: Any) -> Shard:
         """A unit by its text and its name; without one, the file name. ``about`` sets what else is known."""
         shard = super().__new__(cls, path)
-        shard.file, shard.kind = path, "table" if path.lower().endswith(TABLES) else "tar"
-        shard.found, shard.images, shard.groups, shard.options = None, (), None, {}
-        shard.name = shard.base = valid_name(name or os.path.basename(path))
+        file = file_name(path) if is_url(path) else os.path.basename(path)
+        shard.file, shard.kind = path, "table" if file.lower().endswith(TABLES) else "tar"
+        shard.found = shard.remote = shard.groups = None
+        shard.images, shard.options = (), {}
+        shard.name = shard.base = valid_name(name or file)
         vars(shard).update(about)
         return shard
 

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from mmsae.remote.urls import file_name, is_url, path_of
 from mmsae.shards import table
+from mmsae.shards.elsewhere import remote_footer, remote_shards
 from mmsae.shards.folder import FILES, folder_units, list_images
 from mmsae.shards.shard import SUFFIXES, TABLES, TARS, Shard
 from mmsae.types import InputError
@@ -68,7 +70,7 @@ def name_shards(shards: Iterable[Shard], keep: Collection[str] = ()) -> list[Sha
         unique.setdefault(str(shard), shard)
     groups: dict[str, list[str]] = {}
     for file in dict.fromkeys(s.file for s in unique.values()):
-        groups.setdefault(os.path.basename(file), []).append(file)
+        groups.setdefault(file_name(file) if is_url(file) else os.path.basename(file), []).append(file)
     names = {}
     for name, group in groups.items():
         names |= dict(zip(group, _told_apart(group) if len(group) > 1 else [name], strict=True))
@@ -79,12 +81,17 @@ def _told_apart(paths: list[str]) -> list[str]:
     """The shortest ends of some paths of equal file names that differ, as long for all."""
     files: dict[tuple[int, int], str] = {}
     for path in paths:
+        if is_url(path):
+            continue
         stat = os.stat(path)
         if first := files.get((stat.st_dev, stat.st_ino)):
             raise InputError(f"{first} and {path} are the same file: name it once.")
         files[stat.st_dev, stat.st_ino] = path
-    parts = [os.path.abspath(path).split(os.sep) for path in paths]
-    n = next(n for n in range(2, max(map(len, parts)) + 1) if len({tuple(p[-n:]) for p in parts}) == len(parts))
+    parts = [path_of(path).split("/") if is_url(path) else os.path.abspath(path).split(os.sep) for path in paths]
+    n = next((n for n in range(2, max(map(len, parts)) + 1) if len({tuple(p[-n:]) for p in parts}) == len(parts)), None)
+    if n is None:
+        same = next(i for i, p in enumerate(parts) if p in parts[:i])
+        raise InputError(f"{paths[parts.index(parts[same])]} and {paths[same]} cannot be told apart: name one of them.")
     return ["/".join(p[-n:]) for p in parts]
 
 
@@ -93,14 +100,17 @@ def _units(shard: Shard) -> list[Shard]:
     if shard.kind == "images":
         return folder_units(shard)
     if shard.kind == "table" and shard.size > table.UNIT_BYTES:
-        return table.table_units(shard, table.read_footer(shard.file))
+        return table.table_units(shard, table.read_footer(shard.file) if shard.remote is None else remote_footer(shard))
     return [shard]
 
 
 def _expand_one(pattern: str) -> list[Shard]:
     options: dict[str, str] = {}
+    pattern = pattern.removeprefix("file://")
     if (behind := _OPTIONS.search(pattern)) and not os.path.exists(pattern):
         pattern, options = pattern[: behind.start()], dict(o.split("=", 1) for o in behind[1].split("&"))
+    if is_url(pattern):
+        return remote_shards(pattern, options)
     names = _braces(pattern)
     found = [_one_name(name, options) for name in names]
     missing = [n for n, shards in zip(names, found, strict=True) if not shards]
