@@ -125,7 +125,7 @@ def retrieve(evidence: Sequence[str], out: str, given: Analysing, retrieving: Re
     truths = [parse(q) for q in retrieving.truth_queries] or queries
     if len(truths) != len(queries):
         raise InputError(f"{len(queries)} queries are given with {len(truths)} truth_queries; they go in pairs")
-    attributes = _attributes(e, retrieving) if retrieving.truth else None
+    attributes = true_attributes(e, retrieving) if retrieving.truth else None
     bound, lists = [on_side(q.bind(names), modality) for q in queries], {m: e.lists(m) for m in e.modalities}
     known = [concept_scores(q, lists) for q in bound]
     wanted = [None if attributes is None else true_of(t, attributes) for t in truths]
@@ -172,7 +172,7 @@ def _one(task: str, evidence: Sequence[str], given: Analysing) -> tuple[list[Evi
     return read_analysis(evidence, given)
 
 
-def _attributes(e: Evidence, given: Retrieving) -> list[list[str]]:
+def true_attributes(e: Evidence, given: Retrieving) -> list[list[str]]:
     """What is true of each item, by its label or by a field of its json."""
     if given.truth == "label":
         if not any(e.items.label):
