@@ -30,6 +30,7 @@ SMALLER = {
     "validate": EVALUATE,
     "test": EVALUATE,
     "evidence": "--batch-size 16 --workers 0 --min-items 4 --progress false",
+    "analyse": "--min-items 2",
     "info": "",
     "convert": "",
 }
