@@ -25,15 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from mmsae import SAE
 from mmsae.cli import main as mmsae
 from mmsae.files import write_json
-from mmsae.interpret.analyse.corpora import latent_names
+from mmsae.interpret.analyse.corpora import latent_names, presence
+from mmsae.interpret.analyse.difference import difference
 from mmsae.interpret.analyse.retrieval import CONCEPTS, DENSE, HELD, concept_scores, dense_scores, judge, true_of
 from mmsae.interpret.analyse.tasks import on_side
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.query import parse
 from mmsae.report.tables import markdown_table
+from mmsae.sae import random_control
 from mmsae.types import IMAGE, InputError
 from mmsae.world.generator.captions import PLACES
 from mmsae.world.generator.data import generate
@@ -54,9 +58,9 @@ def once(done: Path, *args: str) -> None:
         mmsae(list(map(str, args)))
 
 
-def f1_table(evidence: Evidence, truth: np.ndarray) -> np.ndarray:
-    """``(d_sae, concepts)`` F1 of "the latent fires on the image" against each concept."""
-    on = (evidence.codes(IMAGE).matrix() != 0).astype(np.float64)
+def f1_table(codes: Any, truth: np.ndarray) -> np.ndarray:
+    """``(d_sae, concepts)`` F1 of "the latent fires on the image" against each concept, of a sparse ``(n, d_sae)``."""
+    on = (codes != 0).astype(np.float64)
     hits = np.asarray(on.T @ truth.astype(np.float64))
     return 2 * hits / np.maximum(np.asarray(on.sum(0)).T + truth.sum(0), 1)
 
@@ -122,8 +126,10 @@ def world(demo: Path, out: Path) -> dict[str, Any]:
          "wpmi", "--progress", "false", "--out", names.parent)  # fmt: skip
     training = Evidence(ends["train"])
     truth = concept_truth(training, demo / "shards" / "train" / "train-00000[0-3].tar")
-    f1 = f1_table(training, truth)
+    f1 = f1_table(training.codes(IMAGE).matrix(), truth)
     best = f1.argmax(1)
+    control = random_control(SAE.from_pretrained(sae))
+    chance = f1_table(codes_of(control, training), truth)
     choices = [c for g in GROUPS for c in CONCEPT_GROUPS[g]]
     planted = []
     for seed in SEEDS:
@@ -139,12 +145,26 @@ def world(demo: Path, out: Path) -> dict[str, Any]:
             once(folder / "evidence", *take, "--shards", folder / "shards", "--out", folder / "evidence")
         rows = differences(folder / "evidence", [data.uids[i] for i in a], folder)
         own = int(f1[:, concept].argmax())
+        e = Evidence(folder / "evidence")
+        a_rows = np.isin(e.items.uid, [data.uids[i] for i in a])
+        codes = codes_of(control, e)
+        random = difference(*presence([codes[a_rows], codes[~a_rows]]), min_items=20).rows({})
+        likely = int(chance[:, concept].argmax())
         planted.append({"seed": seed, "concept": WORLD_CONCEPTS[concept], "f1": float(f1[own, concept]),
-                        **found(rows, best, concept, own)})  # fmt: skip
+                        **found(rows, best, concept, own), "random_f1": float(chance[likely, concept]),
+                        "random": found(random, chance.argmax(1), concept, likely)})  # fmt: skip
     halves = false_calls(ends["test"], list(Evidence(ends["test"]).items.uid), out)
     asked = two_attribute_queries()
     judged = {split: retrieval(ends[split], names, demo / "shards" / split, host, asked) for split in ends}
     return {"planted": planted, "halves": halves, "queries": asked, "retrieval": judged}
+
+
+def codes_of(sae: SAE, evidence: Evidence) -> Any:
+    """``(n, d_sae)`` codes of the embeddings that the evidence has: the SAE's normaliser makes rows unit anyway."""
+    from scipy.sparse import csr_matrix
+
+    with torch.no_grad():
+        return csr_matrix(sae.encode(torch.from_numpy(np.array(evidence.embeddings(IMAGE))), IMAGE).to_dense().numpy())
 
 
 def concept_truth(evidence: Evidence, shards: Path) -> np.ndarray:
@@ -211,9 +231,10 @@ def prompts(host: Any, phrases: list[str]) -> np.ndarray:
 def world_tables(r: dict[str, Any]) -> str:
     """The figures of :func:`world` for a document."""
     rows = [[p["seed"], p["concept"], p["f1"], "yes" if p["first_is_it"] else "no", p["rank_of_best_latent"],
-             p["share_a"], p["share_b"], p["differences"]] for p in r["planted"]]  # fmt: skip
+             p["share_a"], p["share_b"], p["differences"], p["random_f1"],
+             "yes" if p["random"]["first_is_it"] else "no"] for p in r["planted"]]  # fmt: skip
     head = ["seed", "planted", "F1 of its best latent", "found first", "rank of that latent", "share in A", "in B",
-            "differences"]  # fmt: skip
+            "differences", "random SAE: F1", "found first"]  # fmt: skip
     hits = sum(p["first_is_it"] for p in r["planted"])
     wrong = sum(n > 0 for n in r["halves"])
     said = f"Found first in {hits} of {len(r['planted'])}. Of {len(r['halves'])} pairs of random halves {wrong} had any"

@@ -48,7 +48,7 @@ def real(data: Path, host: str, out: Path) -> dict[str, Any]:
              "--batch-size", "32", *QUIET)  # fmt: skip
     known = Evidence(out / "labelled")
     classes = sorted(set(known.items.label))
-    f1 = f1_table(known, np.array([[c == own for c in classes] for own in known.items.label]))
+    f1 = f1_table(known.codes(IMAGE).matrix(), np.array([[c == own for c in classes] for own in known.items.label]))
     best = f1.argmax(1)
     e = Evidence(out / "cifar")
     label = np.array(e.items.label)

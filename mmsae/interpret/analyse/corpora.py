@@ -13,11 +13,13 @@ from mmsae.files import lines_of, read_text
 from mmsae.interpret.analyse.options import Analysing, Splitting
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.names import FILE, names_only, read_names
-from mmsae.metrics.concepts.query import evaluate, query_of
+from mmsae.metrics.concepts.query import Query, evaluate, query_of
 from mmsae.types import IMAGE, InputError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+    from mmsae.interpret.areas.relations import CorpusAreas
 
 SAME = ("sae", "host", "pool")  # what two folders must agree in, for their codes to be comparable
 
@@ -119,8 +121,11 @@ def _split(evidence: Evidence, s: Splitting, names: Mapping[int, str]) -> tuple[
     if s.split:
         query = query_of(s.split, evidence.about["job"]["sae"])
         lists = {m: evidence.lists(m) for m in evidence.modalities}
-        a, text = evaluate(query, lists, names=names, holds=True), str(query)
+        areas = areas_for(evidence, query)
+        a, text = evaluate(query, lists, names=names, areas=areas, holds=True), str(query)
         b, called_b = ~a, f"not ({text})"
+        if areas is not None:  # the others are on neither side
+            a, b = a & areas.known, b & areas.known
     elif s.labels_a:
         label = np.array(evidence.items.label)
         known = set(evidence.items.label)
@@ -136,6 +141,19 @@ def _split(evidence: Evidence, s: Splitting, names: Mapping[int, str]) -> tuple[
         a, text = np.array([u in uids for u in evidence.items.uid]), Path(s.uids).stem
         b, called_b = ~a, f"not {text}"
     return Corpus(text, evidence, np.flatnonzero(a)), Corpus(called_b, evidence, np.flatnonzero(b))
+
+
+def areas_for(evidence: Evidence, query: Query) -> CorpusAreas | None:
+    """Areas of the items in evidence, whose patches are kept, where a query asks for areas.
+
+    Raises:
+        InputError: The evidence is of a site without a patch grid.
+    """
+    if not query.calls():
+        return None
+    from mmsae.interpret.areas.relations import CorpusAreas
+
+    return CorpusAreas.of_evidence(evidence)
 
 
 def read_uids(path: str) -> set[str]:

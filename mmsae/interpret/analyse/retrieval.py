@@ -9,13 +9,16 @@ sum of its phrases' cosines with minus for what is excluded, and the same minima
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mmsae.metrics.concepts.query import LatentLists, Query, evaluate, on_grid
 from mmsae.metrics.precision_recall import RankingQuality, draws_interval, ranking_draws, ranking_quality
 from mmsae.types import InputError
+
+if TYPE_CHECKING:
+    from mmsae.interpret.areas.relations import CorpusAreas
 
 CONCEPTS, HELD = "concepts", "concepts, held first"
 DENSE = ("dense phrase", "dense sum", "dense logic")
@@ -108,9 +111,17 @@ def true_of(query: Query, attributes: Sequence[Sequence[str]]) -> np.ndarray:
     return evaluate(query, dict.fromkeys(leaves | {""}, lists), names=dict(enumerate(names)), holds=True)
 
 
-def concept_scores(query: Query, codes: Mapping[str, LatentLists]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """``{way: (n,)}`` scores of both ways by concepts, and ``(n,) bool`` whether the query holds."""
-    score, holds = evaluate(query, codes), evaluate(query, codes, holds=True)
+def concept_scores(
+    query: Query, codes: Mapping[str, LatentLists], areas: CorpusAreas | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """``{way: (n,)}`` scores of both ways by concepts, and ``(n,) bool`` whether the query holds.
+
+    With ``areas``, which a query with ``count``, ``left_of`` or ``overlap`` needs, it holds only of items whose areas
+    are known, and others score 0.
+    """
+    score, holds = (evaluate(query, codes, areas=areas, holds=crisp) for crisp in (False, True))
+    if areas is not None:
+        score, holds = score * areas.known, holds & areas.known
     return {CONCEPTS: score, HELD: (holds + score.astype(np.float64)) / 2}, holds
 
 

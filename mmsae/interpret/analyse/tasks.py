@@ -17,7 +17,7 @@ from mmsae.files import atomic_folder, refuse_foreign, write_json
 from mmsae.interpret.analyse import pages
 from mmsae.interpret.analyse.clusters import agreement, chosen_latents
 from mmsae.interpret.analyse.clusters import cluster as group
-from mmsae.interpret.analyse.corpora import presence, read_analysis, two_corpora
+from mmsae.interpret.analyse.corpora import areas_for, presence, read_analysis, two_corpora
 from mmsae.interpret.analyse.correlation import correlate as pairs_of
 from mmsae.interpret.analyse.correlation import surprising
 from mmsae.interpret.analyse.difference import compare
@@ -127,7 +127,7 @@ def retrieve(evidence: Sequence[str], out: str, given: Analysing, retrieving: Re
         raise InputError(f"{len(queries)} queries are given with {len(truths)} truth_queries; they go in pairs")
     attributes = true_attributes(e, retrieving) if retrieving.truth else None
     bound, lists = [on_side(q.bind(names), modality) for q in queries], {m: e.lists(m) for m in e.modalities}
-    known = [concept_scores(q, lists) for q in bound]
+    known = [concept_scores(q, lists, areas_for(e, q)) for q in bound]
     wanted = [None if attributes is None else true_of(t, attributes) for t in truths]
     if wrong := [t for t, w in zip(truths, wanted, strict=True) if w is not None and not w.any()]:
         raise InputError(f"the truth {wrong[0]} holds of none of the {e.n} items")

@@ -130,6 +130,24 @@ def test_retrieve_with_labels_as_truth(folder, tmp_path):
     assert results(tmp_path / "b")["queries"][0]["quality"] == {}
 
 
+def test_queries_over_areas(tmp_path):
+    """Latent 0 has two areas in every third image, one in the others; latent 1 lies right of it in every other one."""
+    z = np.zeros((60, 8, 8, 2))  # of 8 x 8 patches
+    z[:, :3, :3, 0] = z[::3, 5:, :3, 0] = 1
+    z[::2, :3, 5:, 1] = z[1::2, 5:, :3, 1] = 1
+    path = write_evidence(tmp_path / "e", {"image": z.reshape(60, 64, 2)}, grid={"image": (8, 8)}, n_top=60, each=60)
+    run("retrieve", path, "--queries", "count(#0) >= 2", "count(#0) == 1 & left_of(#0, #1)", "--out", tmp_path / "a")
+    asked = results(tmp_path / "a")["queries"]
+    assert [q["holds"] for q in asked] == [20, 20]
+    table = pq.read_table(tmp_path / "a" / "items.parquet").to_pylist()
+    assert {int(t["uid"], 16) for t in table if t["query"] == asked[0]["query"] and t["score"] > 0.5} == {
+        *range(0, 60, 3)
+    }
+    run("diff", path, "--split", "count(#0) >= 2", "--min-items", 1, "--out", tmp_path / "b")
+    r = results(tmp_path / "b")
+    assert (r["a"]["items"], r["b"]["items"], r["differences"]) == (20, 40, 0)
+
+
 def test_dense_retrieval_stands_beside(folder, tmp_path, monkeypatch):
     """A host whose texts lie where the planted embeddings say."""
     from mmsae.interpret.analyse import tasks
@@ -162,7 +180,7 @@ def test_dense_retrieval_stands_beside(folder, tmp_path, monkeypatch):
         (("retrieve", "--queries", "red", "--truth", "colour"), "which is read from --shards"),
         (("retrieve", "--queries", "red", "--truth", "label", "--truth-queries", "dog", "--host", "none"), "'dog'"),
         (("retrieve", "--queries", "red", "blue", "--truth-queries", "red"), "2 queries are given with 1"),
-        (("retrieve", "--queries", "count(red) > 1"), "is of areas, and there are none here"),
+        (("retrieve", "--queries", "count(red) > 1"), "without a patch grid"),
         (("retrieve", "--queries", "red", "--modality", "audio"), "modality is 'audio'"),
     ],
 )
