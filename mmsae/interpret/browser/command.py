@@ -29,8 +29,8 @@ def explore(
         evidence: What ``mmsae evidence`` wrote.
         other: Evidence of a second SAE, to compare with; on the same data, activations are compared, too.
         out: Folder to write. Default: ``browser`` beside the evidence.
-        sae: SAE folder or hub id, for the map, neighbours by atoms and stability. Default: where the evidence says it
-            was, or ``sae`` beside the evidence, if it is the same SAE.
+        sae: SAE folder or hub id, for the map, neighbours by atoms and stability. Default: ``sae`` beside the evidence,
+            if it is the same SAE.
         other_sae: The same of the second SAE.
         control: Evidence of a control, such as the SAE with random weights: shown in panels of its own, and marked.
         names: File of names. Default: ``names/names.json`` in the evidence.

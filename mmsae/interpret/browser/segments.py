@@ -49,7 +49,7 @@ def best_of_rows(matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
     """
     rows = matrix.shape[0]
     row = np.repeat(np.arange(rows), np.diff(matrix.indptr))
-    keep = matrix.data > 0
+    keep = (matrix.data > 0) & (matrix.data >= _bounds(matrix, k)[row])  # few are left to sort
     row, column, value = row[keep], matrix.indices[keep], matrix.data[keep]
     order = np.lexsort((column, -value, row))
     row, column, value = row[order], column[order], value[order]
@@ -58,3 +58,17 @@ def best_of_rows(matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
     columns, values = np.full((rows, k), -1, np.int32), np.zeros((rows, k), np.float32)
     columns[row[first], place[first]], values[row[first], place[first]] = column[first], value[first]
     return columns, values
+
+
+def _bounds(matrix, k: int) -> np.ndarray:
+    """What the k-th largest entry of every row is at least: of a row in k parts, the least of the parts' largest."""
+    size = np.diff(matrix.indptr).astype(np.int64)
+    long = np.flatnonzero(size >= k)
+    out = np.full(len(size), -np.inf)
+    if k and len(long):
+        cuts = matrix.indptr[long, None] + size[long, None] * np.arange(k) // k
+        ends = matrix.indptr[long + 1]
+        at = np.concatenate([cuts, ends[:, None]], 1).ravel()
+        last = np.maximum.reduceat(matrix.data, np.minimum(at, len(matrix.data) - 1))
+        out[long] = last.reshape(len(long), k + 1)[:, :k].min(1)
+    return out

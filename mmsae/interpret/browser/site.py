@@ -45,20 +45,17 @@ def atoms_of(evidence: Evidence, sae: str) -> np.ndarray | None:
     Raises:
         InputError: The SAE that is named is another.
     """
+    said, beside = evidence.about["job"]["sae"], evidence.folder.resolve().parent / "sae"
+    if not sae and not (beside / "cfg.json").exists():
+        return None
     from mmsae.sae import SAE
     from mmsae.sae.fingerprint import is_of
 
-    said = evidence.about["job"]
-    places = [sae] if sae else [str(p) for p in (said.get("sae_path"), evidence.folder.resolve().parent / "sae") if p]
-    for place in places:
-        if not sae and not (Path(place) / "cfg.json").exists():
-            continue
-        found = SAE.from_pretrained(place)
-        if is_of(found, said["sae"]):
-            first = next(iter(found.dictionaries.values()))
-            return first.rows().detach().float().numpy()
-        if sae:
-            raise InputError(f"{evidence.folder} is evidence of SAE {said['sae'][:12]}, and {sae} is another")
+    found = SAE.from_pretrained(sae or beside)
+    if is_of(found, said):
+        return next(iter(found.dictionaries.values())).rows().detach().float().numpy()
+    if sae:
+        raise InputError(f"{evidence.folder} is evidence of SAE {said[:12]}, and {sae} is another")
     return None
 
 

@@ -34,3 +34,13 @@ def test_best_of_rows_is_a_sort_of_each_row():
         order = [j for j in np.lexsort((np.arange(15), -row)) if row[j] > 0][:4]
         assert c.tolist() == order + [-1] * (4 - len(order))
         assert np.allclose(v, [*row[order], *[0] * (4 - len(order))])
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_best_of_long_rows_is_a_sort_too(k):
+    rng = np.random.default_rng(2)
+    dense = np.round(rng.random((50, 400)), 2) * (rng.random((50, 400)) < rng.random((50, 1)))
+    column, value = best_of_rows(csr_matrix(dense), k)
+    order = np.lexsort((np.broadcast_to(np.arange(400), dense.shape), -dense), axis=1)[:, :k]
+    best = np.take_along_axis(dense, order, 1)
+    assert (np.where(best > 0, order, -1) == column).all() and np.allclose(value, best)

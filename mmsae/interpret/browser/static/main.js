@@ -24,6 +24,14 @@
     current?.leave?.();
     try {
       panel = await mmsae.panel(at.id);
+      if (at.page === "overview" && current?.requery && current.isConnected && current.at.id === at.id) {
+        await mmsae.index(panel).ready;
+        current.requery(at.query ?? "");
+        current.at = at;
+        bar(at);
+        mmsae.ready?.();
+        return;
+      }
       const make = mmsae.pages[at.page];
       const page = make ? await make(panel, at) : mmsae.empty(`There is no page ${at.page}.`);
       if (mine !== turn) return;

@@ -67,7 +67,9 @@
       const c = panel.columns;
       const scores = Object.keys(c).filter((k) => k.startsWith("score.") && !Number.isNaN(c[k][j])).map((k) => c[k][j]);
       const s = scores.length ? scores.reduce((a, b) => a + b) / scores.length : 0;
-      return (panel.name(j) ? 1 : 0) + s + (c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2 - (panel.density[j] > DENSE ? 1 : 0) - (panel.kind[j] ? 0 : 5);
+      const n = Math.min(...panel.meta.modalities.map((m) => c[`${m}.n`][j]).filter((x) => x > 0));
+      const sure = n / (n + 10); // one item agrees with itself
+      return (panel.name(j) ? 1 : 0) + s + sure * ((c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2) - (panel.density[j] > DENSE ? 1 : 0) - (panel.kind[j] ? 0 : 5);
     };
     const keyOf = (sort) => {
       if (sort === "index") return (j) => -j;
@@ -129,9 +131,10 @@
       samples.replaceChildren(...(view.query && panel.meta.captions ? [h("a", { href: `#/${panel.id === "main" ? "" : `${panel.id}/`}samples/${encodeURIComponent(view.query)}` }, "samples with these words")] : []));
       list.fill(chosen.length);
       dimmed = view.query || view.filter !== "all" || view.brush ? new Set(chosen) : null;
-      plots.forEach((p) => p.draw());
+      clearTimeout(later);
+      later = setTimeout(() => plots.forEach((p) => p.draw()), 120); // the list first
     };
-    let dimmed = null;
+    let [dimmed, later] = [null, 0];
 
     const heads = () => {
       const sortable = (id, title, help) => h("button.sort", { type: "button", title: help, "aria-pressed": view.sort === id, onclick: () => { view.desc = view.sort === id ? !view.desc : true; view.sort = id; view.sorted = true; show(); } }, title, view.sort === id ? (view.desc ? " ↓" : " ↑") : "");
@@ -192,6 +195,10 @@
       (window.requestIdleCallback ?? setTimeout)(() => mmsae.index(panel));
       mmsae.ready?.();
     });
+    root.requery = (words) => {
+      Object.assign(view, { query: words, sorted: false });
+      choose();
+    };
     root.leave = () => (view.scroll = list.scrollTop);
     return root;
   };

@@ -65,15 +65,16 @@
       for (const key of [...groups.keys()].sort()) {
         c.fillStyle = key.slice(1).startsWith("--") ? style(key.slice(1)) : key.slice(1);
         c.globalAlpha = key[0] === "0" ? 0.12 : inside.length > 5000 ? 0.6 : 0.8;
+        const round = inside.length <= 3000;
         c.beginPath();
         for (const j of groups.get(key)) {
           const [a, b] = [px(vx(j)), py(vy(j))];
-          if (size > 2.5) {
+          if (round) {
             c.moveTo(a + size / 2, b);
             c.arc(a, b, size / 2, 0, 7);
-          } else c.rect(a - size / 2, b - size / 2, size, size);
+          } else c.fillRect(a - size / 2, b - size / 2, size, size); // a path of many is slow
         }
-        c.fill();
+        if (round) c.fill();
       }
       c.globalAlpha = 1;
       if (hover >= 0) {
