@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from mmsae.interpret.evidence.folder import ABOUT, BINS, EDGES, FORMAT, ITEMS
 
-WORDS = "red blue dog cat tree house car boat sky grass stone water night snow street table chair bread cup bird".split()
+WORDS = "red blue dog cat tree house car boat sky grass stone water night snow street table chair bread cup jay".split()
 
 
 def write_large(folder, d_sae, n, k=32, n_top=9, quantiles=10, each=4, pixels=96, seed=0):
@@ -53,8 +53,11 @@ def write_large(folder, d_sae, n, k=32, n_top=9, quantiles=10, each=4, pixels=96
         place = np.arange(n_top)[None]
         has = place < count[:, None]
         at = np.minimum(c.indptr[:-1, None] + place, c.nnz - 1)
-        top |= {f"{m}.value": np.where(has, value[at], 0).astype(np.float32), f"{m}.item": np.where(has, item[at], -1).astype(np.int32),
-                f"{m}.position": np.zeros((d_sae, n_top), np.int32)}  # fmt: skip
+        top |= {
+            f"{m}.value": np.where(has, value[at], 0).astype(np.float32),
+            f"{m}.item": np.where(has, item[at], -1).astype(np.int32),
+            f"{m}.position": np.zeros((d_sae, n_top), np.int32),
+        }
         part = (np.arange(quantiles)[:, None] + rng.random((d_sae, quantiles, each))) / quantiles
         at = np.minimum(c.indptr[:-1, None, None] + np.floor(part * count[:, None, None]).astype(int), c.nnz - 1)
         examples[f"{m}.positive"] = np.where(count[:, None, None] > 0, item[at], -1).astype(np.int32)
@@ -63,9 +66,12 @@ def write_large(folder, d_sae, n, k=32, n_top=9, quantiles=10, each=4, pixels=96
     save(folder / "examples.safetensors", **examples)
     blobs = [picture(rng, pixels) for _ in range(64)]
     size = np.array([len(blobs[i % 64]) for i in range(n)])
-    save(folder / "thumbnails.safetensors", item=np.arange(n, dtype=np.int32), start=np.concatenate([[0], np.cumsum(size)]),
+    every = np.arange(n, dtype=np.int32)
+    save(folder / "thumbnails.safetensors", item=every, start=np.concatenate([[0], np.cumsum(size)]),
          bytes=np.frombuffer(b"".join(blobs[i % 64] for i in range(n)), np.uint8))  # fmt: skip
-    save(folder / "views.safetensors", item=np.arange(n, dtype=np.int32), view=np.tile(np.float32([0, 0, 1, 1]), (n, 1)))
+    save(
+        folder / "views.safetensors", item=np.arange(n, dtype=np.int32), view=np.tile(np.float32([0, 0, 1, 1]), (n, 1))
+    )
     caption = [f"a photo of a {WORDS[draw[i, 0] % 20]} and a {WORDS[draw[i, 1] % 20]}, number {i}" for i in range(n)]
     table = {"uid": [f"{i:032x}" for i in range(n)], "shard": ["s-0.tar"] * n, "key": [f"{i:06d}" for i in range(n)],
              "caption": caption, "label": [""] * n, "half": [("train", "test")[i % 2] for i in range(n)],
@@ -75,8 +81,8 @@ def write_large(folder, d_sae, n, k=32, n_top=9, quantiles=10, each=4, pixels=96
     pq.write_table(pa.table(table), folder / ITEMS)
     grid = {"rows": 0, "cols": 0, "places": 1, "steps": []}
     job = {"sae": "s" * 32, "host": "h" * 32}
-    about = {"format": FORMAT, "job": job, "n_items": n, "d_sae": d_sae, "modalities": list(latents),
-             "grid": dict.fromkeys(latents, grid), "captions": True, "images": True, "embedder": {}, "faults": {}}  # fmt: skip
+    about = {"format": FORMAT, "job": job, "n_items": n, "d_sae": d_sae, "modalities": list(latents), "faults": {},
+             "grid": dict.fromkeys(latents, grid), "captions": True, "images": True, "embedder": {}}  # fmt: skip
     (folder / ABOUT).write_text(json.dumps(about))
 
 

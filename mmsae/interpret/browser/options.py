@@ -23,6 +23,9 @@ class Display:
     """Nearest latents and samples that are listed."""
     layout: Literal["auto", "pca", "tsne", "umap", "none"] = "auto"
     """The map of latents. ``auto``: t-SNE up to 6,000 living latents, PCA above; ``umap`` needs umap-learn."""
+    features: bool = False
+    """Write ``exports/features.jsonl``, too: every latent with its examples, in the keys of public dashboards
+    (Neuronpedia's, SAEDashboard's)."""
     seed: int = 0
     """Seed of the map and of the samples that co-activation is counted on."""
 
@@ -36,4 +39,4 @@ class Pages:
     strips: tuple[str, ...] = ()
     """Folders of ``mmsae steer``: what features draw at each strength, on the pages of these latents."""
     attributes: str = ""
-    """JSON of attributes that steering was found to set (``write_attributes``), for diffusion models."""
+    """JSON of attributes that steering was found to set, as ``mmsae.interpret.browser.write_attributes`` writes it."""

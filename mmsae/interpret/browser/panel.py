@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.interpret.browser import relations
+from mmsae.interpret.browser.exports import feature_lines
 from mmsae.interpret.browser.files import PACK, SHARD, indices, packed, put
 from mmsae.interpret.browser.layout import layout
 from mmsae.interpret.browser.options import Display
 from mmsae.interpret.browser.segments import bisect, ranges
 from mmsae.interpret.browser.shown import choose, strongest
+from mmsae.interpret.browser.vectors import latent_vectors
 from mmsae.interpret.browser.words import caption_words
 from mmsae.interpret.evidence.folder import BINS, Evidence
 from mmsae.metrics.concepts.names import LatentName
@@ -57,6 +59,9 @@ class Panel:
         self.shown = choose(source.evidence, display)
         self.stats = {m: source.evidence.stats(m) for m in source.evidence.modalities}
         self.bytes = {"latents": 0, "samples": 0, "images": 0}
+        self.words: list[list[tuple[str, int]]] = []  #: Of every latent, once written
+        self.near: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: Neighbours, once written
+        self.table: dict[str, np.ndarray] = {}  #: Columns, once written
 
     @cached_property
     def living(self) -> np.ndarray:
@@ -101,15 +106,19 @@ class Panel:
             columns |= {"x": place[:, 0], "y": place[:, 1]}
         captions = [self.evidence.items.caption[i] for i in self.shown.item]
         tops = {m: self._numbers(p[:, : self.shown.top]) for m, p in self.shown.pairs.items()}
-        words = caption_words(captions, list(tops.values()))
-        purest = self._shards(words)
+        self.words = caption_words(captions, list(tops.values()))
+        purest = self._shards()
         if purest is not None:
             columns |= purest
         key = source.id
         kinds = {k: "i4" if np.issubdtype(v.dtype, np.integer) else "f4" for k, v in columns.items()}
         size = put(self.folder, f"{key}/table", {k: packed(v, kinds[k]) for k, v in columns.items()})
         named = [[j, *_plain(n)] for j, n in sorted(source.names.items()) if 0 <= j < self.d_sae]
-        size += put(self.folder, f"{key}/names", {"names": named, "words": [" ".join(w for w, _ in x) for x in words]})
+        if vectors := latent_vectors(self.evidence, source.atoms):
+            size += put(self.folder, f"{key}/vectors", vectors)
+        size += put(
+            self.folder, f"{key}/names", {"names": named, "words": [" ".join(w for w, _ in x) for x in self.words]}
+        )
         size += put(self.folder, f"{key}/tops", {m: indices(t[:, :9], self.shown.m) for m, t in tops.items()})
         self.bytes["latents"] += size
         self._packs(captions)
@@ -124,17 +133,18 @@ class Panel:
             "codes": display.codes, "captions": bool(about["captions"]),
             "images": bool(about["images"]) and display.images != "none", "layout": how, "labels": labels,
             "living": int(self.living.sum()), "named": sum(bool(n.name) for n in source.names.values()),
-            "scores": source.scores.get("summary", []), "bytes": self.bytes,
+            "scores": source.scores.get("summary", []), "bytes": self.bytes, "vectors": (vectors or {}).get("of"),
         }  # fmt: skip
         put(self.folder, f"{key}/meta", meta)
+        self.table = columns
         return {"id": key, "title": source.title, "control": source.control, "sae": about["job"]["sae"]}
 
     def _numbers(self, items: np.ndarray) -> np.ndarray:
         return np.where(items >= 0, self.shown.number[items], -1)
 
-    def _shards(self, words: list[list[tuple[str, int]]]) -> dict[str, np.ndarray] | None:
+    def _shards(self) -> dict[str, np.ndarray] | None:
         """Write latents and inverted lists, shard by shard; returns the columns of the purest label, or None."""
-        near = self._near()
+        self.near = near = self._near()
         by_latent = {m: abs(c).tocsc() for m, c in self.codes.items()}
         names, label = self.labels
         purest = {
@@ -145,7 +155,7 @@ class Panel:
             rows = slice(lo, min(lo + SHARD, self.d_sae))
             record: dict[str, Any] = {k: {"to": indices(i[rows], self.d_sae), "value": packed(v[rows], "f4")}
                                       for k, (i, v) in near.items()}  # fmt: skip
-            record["words"] = words[rows]
+            record["words"] = self.words[rows]
             record["scores"] = [self.source.scores.get("rows", {}).get(j, []) for j in range(rows.start, rows.stop)]
             lists = {}
             for m in self.stats:
@@ -209,20 +219,19 @@ class Panel:
 
     def _heat(self, modality: str, latent: np.ndarray, pairs: np.ndarray, places: int) -> dict[str, Any]:
         """Where latents fire in their items: positions and values of all pairs, one after the other."""
-        t = self.evidence.token_table(modality)
+        t = self.evidence.all_tokens(modality)
         size, first = np.zeros(pairs.shape, np.int64), np.zeros(pairs.shape, np.int64)
-        if len(t):
-            item = np.asarray(t["item"])
-            place = np.minimum(np.searchsorted(item, pairs), max(len(item) - 1, 0))
-            has = (pairs >= 0) & (item[place] == pairs) if len(item) else np.zeros(pairs.shape, bool)
-            low, high = (bisect(t["start"], t["latent"], place[has], latent[has], side) for side in ("left", "right"))
+        if len(t.items):
+            place = np.minimum(np.searchsorted(t.items, pairs), len(t.items) - 1)
+            has = (pairs >= 0) & (t.items[place] == pairs)
+            low, high = (bisect(t.start, t.latent, place[has], latent[has], side) for side in ("left", "right"))
             first[has], size[has] = low, high - low
         at = ranges(first.ravel(), size.ravel())
-        value = np.abs(np.asarray(t["value"][at])) if len(at) else np.zeros(0, np.float32)
+        value = np.abs(np.asarray(t.value[at])) if len(at) else np.zeros(0, np.float32)
         owner = np.repeat(np.arange(pairs.size) // pairs.shape[1], size.ravel())
         upper = np.zeros(len(pairs), np.float32)
         np.maximum.at(upper, owner, value)
-        position = np.asarray(t["position"][at]) if len(at) else np.zeros(0, np.int32)
+        position = np.asarray(t.position[at]) if len(at) else np.zeros(0, np.int32)
         return {
             "size": packed(size, "u2" if places < 65536 else "i4"),
             "position": packed(position, "u1" if places <= 256 else "u2" if places <= 65536 else "i4"),
@@ -267,6 +276,10 @@ class Panel:
                 record["picture"] = [_image(self.evidence.thumbnail(int(i))) for i in some]
                 blobs += sum(map(len, record["picture"]))
             for m, codes in self.codes.items():
+                if m == "text" and (read := [self.evidence.words(int(i)) for i in some]) and any(read):
+                    record["tokens"] = [w and [w.position.tolist(), w.text] for w in read]
+                if own := self._grids(m, some):
+                    record[f"grid.{m}"] = own
                 part = codes[rows]
                 record[m] = {
                     "start": packed(part.indptr, "i4"),
@@ -278,6 +291,30 @@ class Panel:
             self.bytes["samples"] += put(self.folder, f"{self.source.id}/items/{lo // PACK}", record)
         self.bytes["samples"] -= blobs
         self.bytes["images"] = blobs
+
+    def _grids(self, modality: str, items: np.ndarray) -> list[tuple[int, int]] | None:
+        """Rows and columns of items whose grids are not all that of the modality, else None."""
+        grid = self.evidence.grid(modality)
+        own = [self.evidence.grid_of(int(i), modality) for i in items] if grid.rows else []
+        return own if any(x != (grid.rows, grid.cols) for x in own) else None
+
+    def features(self) -> Iterator[str]:
+        """The lines of ``features.jsonl``, once written: every latent in every modality."""
+        uid, n_top = self.evidence.items.uid, self.shown.top
+        for m, stats in self.stats.items():
+            lists, codes, pairs = self.evidence.lists(m), self.evidence.codes(m), self.shown.pairs[m]
+            parts = self.shown.quantiles[m]
+            each = (pairs.shape[1] - n_top) // max(parts, 1)
+            part = np.concatenate([np.zeros(n_top, int), np.repeat(np.arange(1, parts + 1), each)])
+            for j in range(self.d_sae):
+                has = pairs[j] >= 0
+                items, own = pairs[j][has], np.full(has.sum(), j)
+                value = lists.value[bisect(lists.start, lists.index, own, items)]
+                at = bisect(codes.start, codes.index, items, own)
+                shown = {"item": [uid[i] for i in items], "value": value, "part": part[has], "parts": parts,
+                         "position": codes.position[at]}  # fmt: skip
+                near = tuple(x[j] for x in self.near["near"]) if "near" in self.near else None
+                yield feature_lines(j, m, stats, self.evidence.n, shown, near, self.source.names.get(j), self.words[j])
 
     def _captions(self, captions: list[str]) -> None:
         """Write uids and captions of all shown items, for the search among samples."""

@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmsae.files import read_text
+from mmsae.interpret.scores.table import FILE, ScoreRows, summary
 from mmsae.types import InputError
-
-TABLE, ABOUT = "scores.parquet", "scores.json"
 
 
 def read_scores(folder: Path, d_sae: int) -> dict[str, Any]:
     """``columns``, ``rows`` and ``summary`` of a folder of scores; empty where there is none.
 
     ``columns`` are ``{"score.SCORER": (d_sae,)}`` (``score.SCORER.MODALITY`` where a scorer has several), of latents
-    themselves; ``rows {latent: [[scorer, modality, control, value, chance, low, high, n]]}`` have their controls, too;
-    ``summary`` has the mean of each scorer and control.
+    themselves; ``rows {latent: [[scorer, modality, control, value, chance, low, high, n]]}`` have their shuffled names,
+    too (random latents are another SAE's); ``summary`` has the mean of each scorer and control.
 
     Raises:
-        InputError: The table has not the columns that ``mmsae score`` writes, or latents that the SAE has not.
+        InputError: Scores of latents that the SAE has not.
     """
-    if not (folder / TABLE).exists():
+    if not (folder / FILE).exists():
         return {}
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(folder / TABLE)
-    needed = ("latent", "control", "modality", "scorer", "value", "chance", "n", "low", "high")
-    if missing := [c for c in needed if c not in table.column_names]:
-        raise InputError(f"{folder / TABLE} has no column {missing[0]}: mmsae score writes {', '.join(needed)}")
-    c = {name: table[name].to_pylist() for name in needed}
-    if table.num_rows and max(c["latent"]) >= d_sae:
-        raise InputError(f"{folder / TABLE} scores latent {max(c['latent'])}, the SAE has {d_sae}")
-    pairs = set(zip(c["scorer"], c["modality"], strict=True))
+    found = ScoreRows.read(folder)
+    if len(found.latent) and found.latent.max() >= d_sae:
+        raise InputError(f"{folder / FILE} scores latent {found.latent.max()}, the SAE has {d_sae}")
+    pairs = set(zip(found.scorer.tolist(), found.modality.tolist(), strict=True))
     several = {s for s, _ in pairs if sum(t == s for t, _ in pairs) > 1}
     columns: dict[str, np.ndarray] = {}
+    for scorer, modality in sorted(pairs):
+        own = (found.scorer == scorer) & (found.modality == modality) & (found.control == "")
+        if own.any():
+            column = columns.setdefault(
+                f"score.{scorer}.{modality}" if scorer in several else f"score.{scorer}",
+                np.full(d_sae, np.nan, np.float32),
+            )
+            column[found.latent[own]] = found.value[own]
     rows: dict[int, list[Any]] = {}
-    means: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
-    for j, control, m, scorer, value, chance, n, low, high in zip(*(c[k] for k in needed), strict=True):
-        plain = [None if v is None or v != v else round(float(v), 4) for v in (value, chance, low, high)]
-        if not control:
-            name = f"score.{scorer}.{m}" if scorer in several else f"score.{scorer}"
-            columns.setdefault(name, np.full(d_sae, np.nan, np.float32))[j] = np.nan if value is None else value
-        if control != "random":  # those are latents of another SAE
-            rows.setdefault(j, []).append([scorer, m, control, *plain, n])
-        if plain[0] is not None:
-            means.setdefault((scorer, m, control), []).append((plain[0], plain[1] or 0.0))
-    summary = [
-        [*key, *(round(float(v), 4) for v in np.mean(found, 0)), len(found)] for key, found in sorted(means.items())
-    ]
-    return {"columns": columns, "rows": rows, "summary": summary, "about": _about(folder / ABOUT)}
+    for j, control, m, scorer, *numbers, n in zip(
+        *(x.tolist() for x in (found.latent, found.control, found.modality, found.scorer, found.value, found.chance,
+                               found.low, found.high, found.n)), strict=True,
+    ):  # fmt: skip
+        if control != "random":
+            rows.setdefault(j, []).append([scorer, m, control, *(None if v != v else round(v, 4) for v in numbers), n])
+    return {"columns": columns, "rows": rows, "summary": [_summed(s) for s in summary(found) if s["which"] == "all"]}
 
 
-def _about(path: Path) -> Any:
-    return json.loads(read_text(path)) if path.exists() else {}
+def _summed(s: dict[str, Any]) -> list[Any]:
+    numbers = (None if v != v else round(v, 4) for v in (s["mean"], s["chance"], s["low"], s["high"], s["above"]))
+    return [s["scorer"], s["modality"], s["control"], *numbers, s["latents"]]

@@ -11,10 +11,13 @@ import numpy as np
 
 from mmsae.files import atomic_folder, check_writable, disk_errors, nbytes, refuse_foreign, remove_leftovers, write_json
 from mmsae.interpret.browser.compare import match, write_match
+from mmsae.interpret.browser.exports import write_lines, write_table
 from mmsae.interpret.browser.files import put
+from mmsae.interpret.browser.ontology import write_ontology
 from mmsae.interpret.browser.options import Display, Pages
 from mmsae.interpret.browser.panel import Panel, Source
 from mmsae.interpret.browser.scores import read_scores
+from mmsae.interpret.browser.steered import read_attributes, write_strips
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.names import read_names
 from mmsae.types import InputError
@@ -115,7 +118,13 @@ def write_site(out: Path, given: Inputs, display: Display, pages: Pages, progres
         for source in found:
             e = source.evidence
             say(f"explore: {source.title}, {e.d_sae:,} latents, {e.n:,} items, {', '.join(e.modalities)}")
-            about["panels"].append(Panel(source, display, data).write())
+            panel = Panel(source, display, data)
+            about["panels"].append(panel.write())
+            if source.id == "main":
+                write_table(temp / "exports" / "latents.parquet", panel.table, source.names, panel.words)
+                if display.features:
+                    write_lines(temp / "exports" / "features.jsonl", panel.features())
+        about |= write_pages(data, found[0].evidence, pages, about["pages"])
         put(data, "site", about)
         (temp / "index.html").write_text(page(f"Concepts of {Path(given.evidence).resolve().parent.name}"), "utf-8")
         shutil.copytree(STATIC, temp / "app", ignore=shutil.ignore_patterns("index.html", "__pycache__"))
@@ -124,6 +133,20 @@ def write_site(out: Path, given: Inputs, display: Display, pages: Pages, progres
     remove_leftovers(out)
     say(f"explore: {nbytes(size)}; open {out / 'index.html'} in a web browser")
     return {"out": str(out), "bytes": size}
+
+
+def write_pages(data: Path, evidence: Evidence, pages: Pages, shown: list[str]) -> dict[str, Any]:
+    """Write what there is beside panels; names of pages are added to ``shown``."""
+    sae, out = evidence.about["job"]["sae"], {}
+    if pages.tree:
+        write_ontology(data, evidence, pages.tree)
+        shown.append("tree")
+    if pages.strips:
+        out["strips"] = {str(j): files for j, files in write_strips(data, pages.strips, sae).items()}
+    if pages.attributes:
+        put(data, "attributes", read_attributes(pages.attributes, sae))
+        shown.append("attributes")
+    return out
 
 
 def page(title: str) -> str:

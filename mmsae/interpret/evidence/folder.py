@@ -277,12 +277,6 @@ class Evidence:
             raise InputError(f"half is {half!r}, it must be one of {', '.join(HALVES)}")
         return np.where((items >= 0) & (self.items.half == half)[items], items, -1)
 
-    def token_table(self, modality: str) -> Mapping[str, np.ndarray]:
-        """The maps ``item``, ``start``, ``latent``, ``position`` and ``value`` that :meth:`tokens` reads one item of;
-        empty where there is none.
-        """
-        return self._map(f"tokens-{modality}.safetensors")
-
     def _half(self, items: np.ndarray, half: str) -> np.ndarray:
         if half not in HALVES:
             raise InputError(f"half is {half!r}, it must be one of {', '.join(HALVES)}")

@@ -112,10 +112,12 @@
       const { pack, modalities, labels } = this.meta;
       const data = await mmsae.load(`${this.id}/items/${Math.floor(e / pack)}`);
       const i = e % pack;
-      const out = { item: e, label: labels[data.label[i]] ?? "", picture: data.picture?.[i] ?? "", codes: {} };
+      const out = { item: e, label: labels[data.label[i]] ?? "", picture: data.picture?.[i] ?? "", tokens: data.tokens?.[i], grid: {}, codes: {} };
       for (const k of ["uid", "shard", "key", "caption", "view"]) out[k] = data[k][i];
       for (const m of modalities) {
         const d = data[m];
+        const own = data[`grid.${m}`]?.[i];
+        out.grid[m] = own ? { ...this.meta.grid[m], rows: own[0], cols: own[1] } : this.meta.grid[m];
         const [start, latent, value] = [d.start, d.latent, d.value].map(mmsae.array);
         out.codes[m] = { latents: [], near: [] };
         for (let at = start[i]; at < start[i + 1]; at++)

@@ -17,7 +17,8 @@
   const grid = (heat, shape, step) => {
     const out = new Float32Array(shape.rows * shape.cols);
     heat.position.forEach((p, k) => {
-      if (Math.floor(p / shape.places) === step) out[p % shape.places] = heat.value[k] / 255;
+      const at = p % shape.places; // several rows may share a cell, as tiles over the whole image do
+      if (Math.floor(p / shape.places) === step && at < out.length) out[at] = Math.max(out[at], heat.value[k] / 255);
     });
     return out;
   };
@@ -48,14 +49,11 @@
     return out;
   };
 
-  /** Marks by token position, where the strings of tokens are known; else bars by position. */
+  /** A text with its tokens marked; tokens are [positions, pieces] as they read, or missing: then bars by position. */
   mmsae.tokenHeat = (heat, tokens, places) => {
     const by = new Map(Array.from(heat.position, (p, k) => [p, heat.value[k] / 255]));
-    if (tokens?.length)
-      return mmsae.h("span.tokens", {}, tokens.map((t, p) => {
-        const x = by.get(p) ?? 0;
-        return x ? mmsae.h("mark", { style: { "--heat": `${Math.round(75 * x)}%` }, title: mmsae.number(x * heat.upper) }, t) : t;
-      }));
+    const mark = (x, text) => mmsae.h("mark", { style: { "--heat": `${Math.round(15 + 70 * x)}%` }, title: mmsae.number(x * heat.upper) }, text);
+    if (tokens) return mmsae.h("span.tokens", {}, tokens[1].map((text, i) => (by.has(tokens[0][i]) ? mark(by.get(tokens[0][i]), text) : text)));
     const last = Math.max(...by.keys(), 7);
     return mmsae.h("span.ticks", { title: `by position of the token: ${[...by].map(([p, x]) => `${p}: ${mmsae.number(x * heat.upper)}`).join(", ")}` },
       Array.from({ length: Math.min(last + 1, places) }, (_, p) => mmsae.h("i", { style: { height: `${2 + 10 * (by.get(p) ?? 0)}px`, opacity: by.has(p) ? 1 : 0.25 } })));

@@ -30,12 +30,12 @@
     const name = h("input.rename", { value: panel.name(j) ?? "", placeholder: record.words.length ? `unnamed · ${record.words.slice(0, 4).map(([w]) => w).join(", ")}` : "unnamed", "aria-label": "name of the latent", spellcheck: false,
       onchange: (e) => { mmsae.notes.rename(panel, j, e.target.value); mmsae.say("Kept in this browser; save names.json under About to use it elsewhere."); },
       onkeydown: (e) => e.key === "Enter" && e.target.blur() });
-    const from = own !== undefined ? "your name" : found?.name ? `by ${found.method}${found.by ? `, ${found.by}` : ""}` : found ? `no name held up (${found.method}${found.note ? `: ${found.note}` : ""})` : "nobody named it";
+    const from = own !== undefined ? "your name" : found?.name ? `by ${found.method}${found.by && found.by !== found.method ? `, ${found.by}` : ""}` : found ? `no name held up (${found.method}${found.note ? `: ${found.note}` : ""})` : "nobody named it";
     const figures = found && own === undefined ? ["score", "margin", "z", "auroc"].filter((k) => found[k] !== null).map((k) => h("span", { title: { score: "what the method ranks phrases by", margin: "lead over the runner-up", z: "among the same phrase’s scores over all latents", auroc: "how well the name tells samples on which it fires from others" }[k] }, `${k === "auroc" ? "AUROC" : k} `, h("b", {}, mmsae.number(found[k], 2)))) : [];
     const step = (by) => h("a.step", { href: panel.link((j + by + panel.size) % panel.size), title: by < 0 ? "Previous latent (k)" : "Next latent (j)" }, by < 0 ? "‹" : "›");
     const query = (sign) => h("button.small", { type: "button", title: `Add to the query: ${sign === "~" ? "and not this" : "and this"}`, onclick: () => { mmsae.addToQuery(panel, j, sign); } }, sign === "~" ? "& not" : "& and");
     return h("div.masthead", {}, h("div.title", {}, step(-1), step(1), h("span.number", {}, `#${j}`), name, mmsae.star(panel, j)),
-      h("p.meta", {}, mmsae.kind(panel, j), h("span", {}, from), figures, h("span.grow"), query("&"), query("~"), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "svg") }, "SVG"), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "png") }, "PNG")));
+      h("p.meta", {}, mmsae.kind(panel, j), h("span", {}, from), figures, h("span.grow"), panel.meta.vectors && h("a.button", { href: `#/${panel.id === "main" ? "" : `${panel.id}/`}?q=${encodeURIComponent(`like #${j}`)}`, title: "Latents nearest to this one; in the search also with + and -, and words" }, "like this"), query("&"), query("~"), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "svg") }, "SVG"), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "png") }, "PNG")));
   }
 
   function side(panel, record, m, captions, images) {
@@ -75,8 +75,9 @@
         }
         seen.set(s.caption, line);
         const places = panel.meta.grid[m].places;
-        words.append(s.caption || `${s.label || "no caption"} (${s.key})`);
-        if (m === "text" && e.heat && places > 1) words.append(mmsae.tokenHeat(e.heat, s.tokens, places));
+        const read = m === "text" && e.heat && places > 1 && mmsae.tokenHeat(e.heat, s.tokens, places);
+        if (!(read && s.tokens)) words.append(s.caption || `${s.label || "no caption"} (${s.key})`);
+        if (read) words.append(read);
       }));
     });
     return out;

@@ -92,7 +92,7 @@
     document.querySelectorAll(".scatter").forEach((s) => s.draw());
   }
 
-  const KEYS = [["/", "search"], ["j k, arrows", "next and previous latent"], ["Enter", "open"], ["b", "bookmark"], ["n", "rename"], ["h", "heat, spotlight, off"], ["u, Esc", "back to the list"], ["q", "query"], ["t", "light or dark"], ["?", "this list"]];
+  const KEYS = [["/", "search: words, #12, or like #12 - #40 + dog"], ["j k, arrows", "next and previous latent"], ["Enter", "open"], ["b", "bookmark"], ["n", "rename"], ["h", "heat, spotlight, off"], ["u, Esc", "back to the list"], ["q", "query"], ["t", "light or dark"], ["?", "this list"]];
   function keys() {
     const dialog = h("dialog.help", {}, h("h2", {}, "Keys"), h("dl", {}, KEYS.map(([k, what]) => [h("dt", {}, k.split(/(?=, )/).map((x) => h("kbd", {}, x.replace(", ", "")))), h("dd", {}, what)])), h("p.hint", {}, "Plots: drag to choose, wheel to zoom, Shift and drag to move, double-click to reset."), h("form", { method: "dialog" }, h("button.primary", {}, "Close")));
     dialog.addEventListener("close", () => dialog.remove());

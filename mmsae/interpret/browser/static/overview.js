@@ -31,8 +31,33 @@
     return panel.index;
   };
 
-  /** Latents by relevance to words, or the one with a number. */
+  /** Latents by cosine with a sum of latents and words, "#12 - #40 + dog": null where nothing of it has a vector. */
+  mmsae.like = (panel, text) => {
+    const { latents, words } = panel.vectors;
+    const width = latents.s[1];
+    const [rows, own] = [mmsae.array(latents), mmsae.array(words.vectors)];
+    const query = new Float32Array(width);
+    let any = false;
+    for (const [, sign, number, word] of text.toLowerCase().matchAll(/([+-])?\s*(?:#(\d+)|([\p{L}\p{N}_'-]+))/gu)) {
+      const i = number ? +number : words.text.indexOf(word);
+      const from = number ? rows : own;
+      if (i < 0 || (i + 1) * width > from.length) continue;
+      any = true;
+      for (let d = 0; d < width; d++) query[d] += (sign === "-" ? -1 : 1) * from[i * width + d];
+    }
+    if (!any) return null;
+    const score = new Float32Array(panel.size);
+    for (let j = 0; j < panel.size; j++) for (let d = 0; d < width; d++) score[j] += rows[j * width + d] * query[d];
+    return Array.from(score.keys()).filter((j) => panel.kind[j] && score[j] > 0).sort((a, b) => score[b] - score[a]).slice(0, 200);
+  };
+
+  /** Latents by relevance to words, or the one with a number, or those like some others. */
   mmsae.search = (panel, text) => {
+    const like = /^like\s+(.+)$/i.exec(text.trim());
+    if (like && panel.vectors) {
+      const near = mmsae.like(panel, like[1]);
+      if (near) return near;
+    }
     const number = /^#?(\d+)$/.exec(text.trim());
     if (number && +number[1] < panel.size) return [+number[1]];
     const { mini } = mmsae.index(panel);
@@ -188,8 +213,10 @@
     mmsae.listMove = (by) => list.move(by);
     mmsae.listOpen = () => list.at() >= 0 && pick(chosen[list.at()]);
     const root = h("div.overview", {}, h("aside.plots", {}, mmsae.controlNote(panel), figures, legend), h("section.results", {}, chips, h("div.tools", {}, counts, samples, h("span.grow"), h("label.hint", {}, "order ", sorts), modes), holder));
+    if (panel.meta.vectors && !panel.vectors) mmsae.load(`${panel.id}/vectors`).then((v) => (panel.vectors = v));
     requestAnimationFrame(async () => {
       if (view.query) await mmsae.index(panel).ready;
+      if (/^like /i.test(view.query) && panel.meta.vectors) panel.vectors = await mmsae.load(`${panel.id}/vectors`);
       choose();
       list.scrollTop = view.scroll;
       (window.requestIdleCallback ?? setTimeout)(() => mmsae.index(panel));

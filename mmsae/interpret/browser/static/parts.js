@@ -37,7 +37,7 @@
     const { example, sample } = frame;
     frame.querySelector("canvas.map")?.remove();
     frame.step = step;
-    const shape = panel.meta.grid[example.modality ?? "image"];
+    const shape = sample?.grid[example.modality ?? "image"];
     if (!sample || !example.heat || !shape?.rows || mmsae.heatMode === "off") return;
     const canvas = mmsae.heatCanvas(example.heat, shape, mmsae.heatMode, step);
     const [left, top, right, bottom] = sample.view;

@@ -29,7 +29,7 @@
   mmsae.attributesOf = async (j) => {
     const found = (await mmsae.load("attributes")).latents[j];
     if (!found?.length) return "";
-    return h("section.info", {}, h("h3", { title: "words that images move towards when this feature is added, beside other words and random features" }, "Sets in images"), h("ul.bars", {}, found.map((a) => h("li", {}, h("span", {}, a.word, a.choice && h("small", {}, a.choice.low > 0.5 ? " confirmed" : " not confirmed")), mmsae.bar(a.choice ? a.choice.value : 0, a.choice ? `${mmsae.percent(a.choice.value)} chosen` : `z ${mmsae.number(Math.min(a.z_words, a.z_random), 1)}`)))));
+    return h("section.info", {}, h("h3", { title: "words that images move towards when this feature is added, beside other words and random features" }, "Sets in images"), h("ul.bars", {}, found.map((a) => h("li", {}, h("span", {}, a.word, a.choice && h("small", {}, a.choice.low > 0.5 ? " confirmed" : " not confirmed")), mmsae.bar(a.choice ? a.choice.mean : 0, a.choice ? `${mmsae.percent(a.choice.mean)} chosen` : `z ${mmsae.number(Math.min(a.z_words, a.z_random), 1)}`)))));
   };
 
   mmsae.pages.attributes = async (panel) => {
@@ -37,6 +37,6 @@
     const rows = Object.entries(latents).flatMap(([j, list]) => list.map((a) => [+j, a]));
     rows.sort((a, b) => Math.min(b[1].z_words, b[1].z_random) - Math.min(a[1].z_words, a[1].z_random));
     return h("div.page", {}, h("h1", {}, "Attributes"), h("p", {}, `Words that images move towards when a feature is added, against the other words and against ${"random features"} at the same norm; chosen is the share of held-out pairs in which the steered image is nearer to the word. ${Object.values(latents).filter((l) => !l.length).length} of ${Object.keys(latents).length} features set no word.`),
-      h("div.scroll", {}, h("table", {}, h("thead", {}, h("tr", {}, ["latent", "word", "gain", "z among words", "z among random", "chosen", "95 % interval"].map((t) => h("th", {}, t)))), h("tbody", {}, rows.map(([j, a]) => h("tr" + (a.choice?.low > 0.5 ? "" : ".dim"), {}, h("th", {}, mmsae.latentLink(panel, j)), h("td", {}, a.word), h("td", {}, mmsae.number(a.gain, 3)), h("td", {}, mmsae.number(a.z_words, 1)), h("td", {}, mmsae.number(a.z_random, 1)), h("td", {}, a.choice ? mmsae.percent(a.choice.value) : "–"), h("td", {}, a.choice ? `${mmsae.percent(a.choice.low)} to ${mmsae.percent(a.choice.high)}` : "–")))))));
+      h("div.scroll", {}, h("table", {}, h("thead", {}, h("tr", {}, ["latent", "word", "gain", "z among words", "z among random", "chosen", "95 % interval"].map((t) => h("th", {}, t)))), h("tbody", {}, rows.map(([j, a]) => h("tr" + (a.choice?.low > 0.5 ? "" : ".dim"), {}, h("th", {}, mmsae.latentLink(panel, j)), h("td", {}, a.word), h("td", {}, mmsae.number(a.gain, 3)), h("td", {}, mmsae.number(a.z_words, 1)), h("td", {}, mmsae.number(a.z_random, 1)), h("td", {}, a.choice ? mmsae.percent(a.choice.mean) : "–"), h("td", {}, a.choice ? `${mmsae.percent(a.choice.low)} to ${mmsae.percent(a.choice.high)}` : "–")))))));
   };
 })();
