@@ -19,6 +19,7 @@ from mmsae.kernels.ids import distinct
 from mmsae.kernels.plain import linear, row_chunks
 
 GRAM_BYTES = 2**30  # largest matrix of inner products of atoms that is made by itself
+KEPT_BYTES = 2**28  # largest one that is kept for the next batch
 
 
 class Stop(NamedTuple):
@@ -54,13 +55,32 @@ def best(correlation: Tensor, sign: str) -> tuple[Tensor, Tensor]:
     return (value.relu() if sign == "relu" else value), j
 
 
+_kept: tuple[Tensor, Tensor] | None = None  # atoms, and their inner products
+
+
+def inner_products(atoms: Tensor, keep: bool = False) -> Tensor:
+    """``(F, F)`` inner products of atoms ``(F, d)``.
+
+    With ``keep`` they are those of the last call where its atoms were the same to the bit (which is looked at, in a
+    hundredth of the time), on a CPU and up to 256 MiB: an SAE that codes batch after batch has the same atoms.
+    """
+    global _kept
+    keep = keep and atoms.device.type == "cpu" and 4 * len(atoms) ** 2 <= KEPT_BYTES
+    if keep and _kept is not None and _kept[0].dtype == atoms.dtype and torch.equal(_kept[0], atoms):
+        return _kept[1]
+    inner = atoms @ atoms.T
+    if keep:
+        _kept = atoms.clone(), inner
+    return inner
+
+
 def use_gram(n: int, n_atoms: int, steps: int) -> bool:
     """Whether the atoms' inner products pay for MP of ``n`` rows: they cost as much as ``n_atoms / n`` steps."""
     return n_atoms <= n * (steps - 1) and 4 * n_atoms**2 <= GRAM_BYTES
 
 
 @torch.no_grad()
-def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: bool = False) -> Picks:
+def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: bool = False, keep: bool = False) -> Picks:
     """What matching pursuit chooses for rows ``x (N, d)`` among unit ``atoms (F, d)``.
 
     Args:
@@ -70,9 +90,10 @@ def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: boo
         sign: Which correlations count; see :func:`best`.
         gram: Whether correlations are updated by the atoms' inner products (``F^2`` numbers, and 2F operations a row
             and step) instead of computed anew from the residual (2Fd). Both choose the same up to rounding.
+        keep: Whether the inner products are kept for the next call (:func:`inner_products`).
     """
     atoms = atoms.contiguous()
-    inner = atoms @ atoms.T if gram else None
+    inner = inner_products(atoms, keep) if gram else None
     indices = torch.zeros(len(x), stop.steps, dtype=torch.long, device=x.device)
     on = torch.zeros_like(indices, dtype=torch.bool)
     for rows in row_chunks(len(x), len(atoms), x.device):

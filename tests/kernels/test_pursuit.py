@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mmsae.kernels.pursuit import Stop, best, fitted_pursuit, merge, mp_picks, mp_values, use_gram
+from mmsae.kernels.pursuit import Stop, best, fitted_pursuit, inner_products, merge, mp_picks, mp_values, use_gram
 
 N, D, F, T = 128, 64, 512, 32
 
@@ -190,3 +190,23 @@ def test_of_equal_atoms_the_first_is_the_best(sign):
     assert torch.equal(j, largest.int().argsort(dim=1, descending=True, stable=True)[:, 0])
     assert torch.equal(value, c.gather(1, j[:, None])[:, 0])
     assert best(-torch.ones(1, 4), sign)[0] == (0 if sign == "relu" else -1)
+
+
+def test_inner_products_are_kept_while_the_atoms_are_the_same_to_the_bit():
+    atoms = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))
+    first = inner_products(atoms, keep=True)
+    assert inner_products(atoms.clone(), keep=True) is first
+    assert inner_products(atoms) is not first
+    atoms.data[3] = -atoms.data[3]  # which torch's own counter of changes does not see
+    second = inner_products(atoms, keep=True)
+    assert torch.equal(second, atoms @ atoms.T) and not torch.equal(first, second)
+    assert torch.equal(inner_products(atoms.double(), keep=True), atoms.double() @ atoms.double().T)
+
+
+def test_codes_are_the_same_with_kept_inner_products():
+    g = torch.Generator().manual_seed(1)
+    x, atoms = torch.randn(30, 8, generator=g), torch.nn.functional.normalize(torch.randn(40, 8, generator=g))
+    wanted = mp_picks(x, atoms, Stop(6), gram=True)
+    for _ in range(2):
+        found = mp_picks(x, atoms, Stop(6), gram=True, keep=True)
+        assert torch.equal(found.indices, wanted.indices) and torch.equal(found.on, wanted.on)

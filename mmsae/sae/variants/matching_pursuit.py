@@ -103,7 +103,8 @@ class PursuitEncoder(SAEEncoder):
         gram = self.gram
         if gram == "auto":
             gram = use_gram(len(x), len(atoms), steps)
-        picks = mp_picks(x.detach(), atoms.detach(), stop, self.sign, gram)
+        keep = not torch.is_grad_enabled()  # atoms that are trained are others at every step
+        picks = mp_picks(x.detach(), atoms.detach(), stop, self.sign, gram, keep)
         values, residual = mp_values(x, atoms, picks)
         # what AuxK asks of the residual trains the atoms that it asks about, not the chain before it
         return PursuitCodes(residual.detach(), atoms, *merge(values, picks, len(atoms)), picks.on.sum(1))
