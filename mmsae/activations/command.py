@@ -27,8 +27,8 @@ def extract_command(
 
     Args:
         host: An open_clip name with its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``, ``local-dir:DIR``,
-            ``timm:NAME``, ``timm:local-dir:DIR``, ``lvlm:ID-or-FOLDER``, or ``diffusers:ID-or-FOLDER`` (its text
-            encoders, on captions).
+            ``timm:NAME``, ``timm:local-dir:DIR``, ``transformers:ID-or-FOLDER``, ``lvlm:ID-or-FOLDER``,
+            ``diffusers:ID-or-FOLDER`` (its text encoders, on captions), or ``module:IMPORT.PATH:FUNCTION``.
         shards: Path, folder, glob or brace pattern of tars, or several.
         out: The store to write.
         sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``, ``text.pooled``

@@ -24,6 +24,7 @@ from mmsae.evaluation.spaces import CONTROLS, Space, spaces
 from mmsae.evaluation.suite import NotApplicable, Suite
 from mmsae.evaluation.zeroshot.scores import class_embeddings
 from mmsae.hosts import Encoder, Host, load_host
+from mmsae.hosts.names import trusted
 from mmsae.metrics.components import Components
 from mmsae.sae import SAE, random_control
 from mmsae.shards import FaultLog, draw, read_shards
@@ -243,7 +244,8 @@ class SuiteData:
         return self._once((name, "judge"), make)
 
     def _by_other_host(self, name: str, judge: str) -> Tensor:
-        host, uids = load_host(judge, device=str(self.host.device)), self.features(name).uids
+        host = load_host(trusted(judge, str(self.suite.path)), device=str(self.host.device))
+        uids = self.features(name).uids
         if host.fingerprint == self.host.fingerprint:
             raise InputError(f"{self.suite.path}: the judge {judge} is the SAE's own host; say judge: host")
         size = self.host.batch_size(self.run.batch_size)

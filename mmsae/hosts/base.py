@@ -147,11 +147,11 @@ class Host(ABC):
             if asked < 1:
                 raise InputError(f"batch_size is {asked}; it must be at least 1")
             return asked
-        if self.device.type != "cpu" or (pixels := self._image_area()) is None:
+        if self.device.type != "cpu" or (pixels := self.image_area()) is None:
             return 256
         return min(256, max(4, 2 ** int(math.log2(16 * 224**2 / pixels))))
 
-    def _image_area(self) -> int | None:
+    def image_area(self) -> int | None:
         """Pixels of an image as the host takes it; None for hosts of text."""
         return None
 
@@ -162,11 +162,11 @@ class Host(ABC):
         module, io, tokens = parse_site(spec)
         if module in self.endpoints and io != "out":
             raise InputError(f"site {spec!r}: the endpoint {module} has io 'out' only.")
-        module = self._full_name(module)
+        module = self.full_name(module)
         layout = self._layout(module, io)
         tokens = tokens or ("all" if layout.ndim > 2 else "pooled")
-        target = Target(module, io, tokens, self._modality(module, tokens), layout)
-        self._check_policy(target, f"site {spec!r}")
+        target = Target(module, io, tokens, self.modality_of(module, tokens), layout)
+        self.check_policy(target, f"site {spec!r}")
         return target
 
     def site(self, spec: str | Site, allow_other_site: bool = False) -> Site:
@@ -210,35 +210,35 @@ class Host(ABC):
 
     # What a kind of hosts says about its modules.
 
-    def _full_name(self, module: str) -> str:
+    def full_name(self, module: str) -> str:
         """The module's own path, where it may be named by another one."""
         return module
 
     @abstractmethod
-    def _modality(self, module: str, tokens: str = "all") -> str:
+    def modality_of(self, module: str, tokens: str = "all") -> str:
         """Whose activations a module computes."""
 
     @abstractmethod
-    def _check_policy(self, target: Target, where: str) -> None:
+    def check_policy(self, target: Target, where: str) -> None:
         """Refuse a token policy that a site does not have."""
 
-    def _probe(self, module: str, n: int) -> None:
-        """Run the part of the host that holds a module over any ``n`` items, for :meth:`_measure`."""
+    def probe(self, module: str, n: int) -> None:
+        """Run the part of the host that holds a module over any ``n`` items, for :meth:`measure`."""
         raise NotImplementedError
 
     @abstractmethod
-    def _picking(self, target: Target) -> AbstractContextManager[Pick]:
+    def picking(self, target: Target) -> AbstractContextManager[Pick]:
         """While the context is open, what picks the rows of a site from its tensor."""
 
     @abstractmethod
-    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+    def passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         """Runs of the host over a batch, each after the numbers of the sites that it reaches."""
 
-    def _channels_last(self) -> bool:
+    def channels_last(self) -> bool:
         """Whether the host's maps are ``(B, H, W, d)``."""
         return False
 
-    def _module(self, path: str) -> nn.Module:
+    def module(self, path: str) -> nn.Module:
         """A module of the host; the error names near matches."""
         try:
             return self.model.get_submodule(path)
@@ -248,12 +248,12 @@ class Host(ABC):
             hint = f"near matches: {', '.join(near)}" if near else "host.model.named_modules() lists modules"
             raise InputError(f"host {self.hint} has no module or endpoint {path!r}; {hint}.") from None
 
-    def _port(self, module: str, io: str) -> Port:
+    def port(self, module: str, io: str) -> Port:
         """The tensor of a site."""
-        return ModulePort(self._module(module), io)
+        return ModulePort(self.module(module), io)
 
     @contextmanager
-    def _unseen(self) -> Iterator[None]:
+    def unseen(self) -> Iterator[None]:
         """While the context is open, edits that are open do not see what runs."""
         before, self._probing = self._probing, True
         try:
@@ -264,11 +264,11 @@ class Host(ABC):
     def _layout(self, module: str, io: str) -> Layout:
         """What a site's tensor looks like, found once."""
         if (module, io) not in self._layouts:
-            with self._unseen():
-                self._layouts[module, io] = self._measure(module, io)
+            with self.unseen():
+                self._layouts[module, io] = self.measure(module, io)
         return self._layouts[module, io]
 
-    def _measure(self, module: str, io: str) -> Layout:
+    def measure(self, module: str, io: str) -> Layout:
         """What a site's tensor looks like, by running the host on one item and on two; of an embedding one tells."""
         shapes, where = [], f"{module}:{io}"
 
@@ -278,29 +278,29 @@ class Host(ABC):
             shapes.append(x.shape)
             return x
 
-        with self._port(module, io).attach(note):
-            self._probe(module, 1)
+        with self.port(module, io).attach(note):
+            self.probe(module, 1)
             if module in self.embeddings and [len(s) for s in shapes] == [2]:
                 shapes.append(torch.Size((2, *shapes[0][1:])))  # of large hosts every forward pass is felt
             else:
-                self._probe(module, 2)
+                self.probe(module, 2)
         if len(shapes) != 2:
             calls = f"called {len(shapes) // 2} times" if shapes else "never called"
-            what = f"it is {calls} when the host encodes one {self._modality(module)} batch"
+            what = f"it is {calls} when the host encodes one {self.modality_of(module)} batch"
             raise InputError(f"{where} cannot be a site: {what}.")
-        return find_layout(*shapes, channels_last=self._channels_last(), where=where)
+        return find_layout(*shapes, channels_last=self.channels_last(), where=where)
 
     # Reading and replacing.
 
     @contextmanager
-    def _tap(self, target: Target, fn: Use, *more: Any) -> Iterator[None]:
+    def tapped(self, target: Target, fn: Use, *more: Any) -> Iterator[None]:
         """While the context is open, send the rows of a site through ``fn(rows, where)``."""
-        with self._picking(target, *more) as pick:
-            port = self._port(target.module, target.io)
+        with self.picking(target, *more) as pick:
+            port = self.port(target.module, target.io)
             with tap(port, target, lambda x: None if self._probing else pick(x), fn):
                 yield
 
-    def _target(self, site: Site | str) -> Target:
+    def target(self, site: Site | str) -> Target:
         """What a spec, or a site of this host, means."""
         return self.resolve(site if isinstance(site, str) else self.site(site).spec)
 
@@ -315,7 +315,7 @@ class Host(ABC):
                 shape. It must not change its argument in place. Returning the same object changes nothing at all.
             where: Call ``fn(rows, where)`` with a :class:`~mmsae.hosts.sites.Where`.
         """
-        return self._tap(self._target(site), lambda rows, at: fn(rows, at) if where else fn(rows))
+        return self.tapped(self.target(site), lambda rows, at: fn(rows, at) if where else fn(rows))
 
     def read(self, batch: ImageTextBatch, sites: Sequence[Site | str], gradient: Gradient = "") -> list[Rows]:
         """Rows at several sites, in their order, with forward passes that stop when all are read.
@@ -325,14 +325,14 @@ class Host(ABC):
         of :meth:`edit`: of what the host computes when that row alone is changed.
         """
         batch = self.prepared(batch)
-        targets = [self._target(s) for s in sites]
-        taps = [partial(self._tap, t) for t in targets]
+        targets = [self.target(s) for s in sites]
+        taps = [partial(self.tapped, t) for t in targets]
         got: dict[int, Rows | None] = {}
         if gradient:
             loss = self.objective(gradient)
             got |= enumerate(differentiate(taps, lambda: loss.terms(self, plain(batch)), loss.name))
         else:
-            for reached, run in self._passes(batch, targets):
+            for reached, run in self.passes(batch, targets):
                 got |= zip(reached, collect([taps[i] for i in reached], run), strict=True)
         if unread := [targets[i] for i, rows in sorted(got.items()) if rows is None]:
             raise InputError(f"site {unread[0]} was not reached: the batch has no {unread[0].modality} for it.")

@@ -184,7 +184,22 @@ class ShadowPort(NamedTuple):
                     room[self.name] = shadow.before
 
 
-Port = ModulePort | ShadowPort
+class CallPort(NamedTuple):
+    """A tensor that a host itself sends through the functions of a list, oldest first."""
+
+    fns: list[TensorEdit]  #: The host's list.
+
+    @contextmanager
+    def attach(self, fn: TensorEdit) -> Iterator[None]:
+        """Send the tensor through ``fn`` while the context is open."""
+        self.fns.append(fn)
+        try:
+            yield
+        finally:
+            self.fns.remove(fn)
+
+
+Port = ModulePort | ShadowPort | CallPort
 
 
 @contextmanager

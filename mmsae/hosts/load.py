@@ -52,8 +52,27 @@ def _model_config(host: HostName) -> dict[str, Any]:
 
 
 def host_modalities(name: str) -> tuple[str, ...]:
-    """What a host encodes (of a pipeline: what captions give), without loading it."""
-    return {"timm": (IMAGE,), "diffusers": (TEXT,)}.get(parse(name).kind, (IMAGE, TEXT))
+    """What a host encodes (of a pipeline: what captions give), without loading it; ``module:`` hosts are loaded."""
+    host = parse(name)
+    if host.kind == "module":
+        return load_host(name).modalities
+    if host.kind == "transformers":
+        return _transformers_modalities(host, name)
+    return {"timm": (IMAGE,), "diffusers": (TEXT,)}.get(host.kind, (IMAGE, TEXT))
+
+
+def _transformers_modalities(host: HostName, name: str) -> tuple[str, ...]:
+    from transformers import AutoConfig
+
+    from mmsae.hosts.encoders.families import encodes, unknown_family
+
+    options = {k: v for k, v in split_options(name)[1].items() if k in ("revision", "cache_dir")}
+    with loading(name, host):
+        config = AutoConfig.from_pretrained(host.model, **options)
+    found = encodes({"model_type": config.model_type, "architectures": config.architectures})
+    if not found:
+        raise InputError(unknown_family(name, config.model_type))
+    return found
 
 
 def embed_width(name: str) -> int:
@@ -66,19 +85,26 @@ def embed_width(name: str) -> int:
         return layer_width(host.model, "layers.0")
     if host.kind == "diffusers":
         return site_width(name, "text_encoder.layers.0")
-    return site_width(name, "image.embed") if host.kind == "timm" else int(_model_config(host)["embed_dim"])
+    if host.kind in ("timm", "transformers"):
+        return site_width(name, "image.embed")
+    return load_host(name).width() if host.kind == "module" else int(_model_config(host)["embed_dim"])
 
 
 def site_width(name: str, site: str) -> int:
-    """Width of any site of a host; the host is built without memory or weights (on torch's meta device)."""
+    """Width of any site of a host; the host is built without memory or weights (on torch's meta device).
+
+    Of ``module:`` hosts only their own function knows how they are built: they are loaded.
+    """
     host = parse(name)
+    if host.kind == "module":
+        return load_host(name).width(site)
     if host.kind == "lvlm":
         return layer_width(host.model, site)
     if host.kind == "diffusers":
         return diffusion_load.site_width(host.model, site)
     host, options = _architecture(host), split_options(name)[1]
     options = {k: v for k, v in options.items() if k not in ("allow_random", "seed")}
-    load: Loader = _load_timm if host.kind == "timm" else _load_open_clip
+    load = LOADERS.get(host.kind, _load_open_clip)
     with torch.device("meta"):
         return load(host, name, "meta", "fp32", False, True, **options)[0].resolve(site).layout.width
 
@@ -104,7 +130,7 @@ def load_host(
         **options: Options of ``open_clip.create_model`` (``force_image_size``, ``cache_dir``, ...),
             ``timm.create_model`` (``img_size``, ...), or ``from_pretrained`` of transformers (``dtype``: the
             checkpoint's own by default; ``device_map``, ...) or of diffusers (``dtype``, ``variant``,
-            ``scheduler``, ...).
+            ``scheduler``, ...); of a ``module:`` host, arguments of its function.
 
     Returns:
         The host, whose hint holds the options that make it what it is.
@@ -129,14 +155,13 @@ def load_host(
         raise InputError(f"host {bare!r} names no weights: write {bare}/TAG (tags: {tags}), or {loaded.ALLOW}.")
     elif host.folder is not None and not _has_weights(host):
         raise InputError(f"host {bare!r}: no *.safetensors, *.bin or *.pth in the folder; {loaded.ALLOW}.")
-    kinds = {"timm": _load_timm, "lvlm": _load_lvlm, "diffusers": _load_diffusers}
-    load: Loader = kinds.get(host.kind, _load_open_clip)
+    load = LOADERS.get(host.kind, _load_open_clip)
     with torch.random.fork_rng(devices=[]):  # weights that are drawn before others are read: nobody else's draws
         if allow_random:
             torch.default_generator.manual_seed(seed)
         made = partial(load, host, hint, device, precision, allow_random, random, **options)
-        # transformers and diffusers do not draw what they read
-        undrawn = not random and host.kind not in ("lvlm", "diffusers")
+        # transformers and diffusers do not draw what they read, and a user's function may keep what it draws
+        undrawn = not random and host.kind not in ("transformers", "lvlm", "diffusers", "module")
         host, some_random = load_undrawn(made, lambda found: found[0].model) if undrawn else made()
     if some_random:  # whoever keeps the hint was allowed it, and the fingerprint holds him to these weights
         host.hint = with_options(hint, {"allow_random": True} | ({"seed": seed} if seed else {}))
@@ -147,7 +172,7 @@ def _has_weights(host: HostName) -> bool:
     """Whether the name promises weights."""
     if host.folder is not None and host.kind != "diffusers":  # whose parts are judged one by one
         return any(p.suffix in (".safetensors", ".bin", ".pth") for p in host.folder.iterdir())
-    return host.kind in ("hf-hub", "lvlm", "diffusers") or host.weights is not None
+    return host.kind in ("hf-hub", "transformers", "lvlm", "diffusers", "module") or host.weights is not None
 
 
 # of a kind of hosts: (name, its hint, device, precision, whether weights may be missing, whether to load none, options)
@@ -198,19 +223,43 @@ def _load_timm(
     from mmsae.hosts.encoders.timm import TimmHost
 
     with loading(hint, host):
-        model = timm.create_model(host.model, pretrained=not random, **options)
+        if host.weights and not random:  # read here, for older versions of timm unpickle files
+            state = timm.models.load_state_dict(host.weights, weights_only=True)
+            own = {"state_dict": state, "source": "", "custom_load": False}
+            options["pretrained_cfg_overlay"] = {**options.get("pretrained_cfg_overlay", {}), **own}
+        with loaded.of_states() as read:
+            model = timm.create_model(host.model, pretrained=not random, **options)
+        model.pretrained_cfg.pop("state_dict", None)
     if not random:
-        random = loaded.check(hint, {"": _without_classifier(model)}, allow_random)
+        found = read.get(id(model)) or _without_classifier(model)
+        random = loaded.check(hint, {"": found}, allow_random)
     return TimmHost(model, hint, device, precision), random
 
 
 def _without_classifier(model: Any) -> loaded.Loaded:
-    """What timm, which loads strictly, left out: the classifier, where another number of classes is asked for."""
+    """What was left out of a file that is no state dictionary: the classifier, if there are other classes."""
     head = model.pretrained_cfg.get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
     other = model.num_classes not in (0, model.pretrained_cfg.get("num_classes"))
     state = model.state_dict()
     return loaded.Loaded(len(state), [n for n in state if other and n.rpartition(".")[0] in heads], [])
+
+
+def _load_transformers(
+    host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
+) -> tuple[Host, bool]:
+    from mmsae.hosts.encoders.transformers import load_model as load_encoder
+
+    made, found = load_encoder(host.model, hint, device, precision, random, **options)
+    return made, random or loaded.check(hint, {"": found}, allow_random)
+
+
+def _load_module(
+    host: HostName, hint: str, device: Any, precision: str, allow_random: bool, random: bool, **options: Any
+) -> tuple[Host, bool]:
+    from mmsae.hosts.encoders.module import load_module
+
+    return load_module(host.model, hint, device, precision, **options), False
 
 
 def _load_lvlm(
@@ -232,3 +281,12 @@ def _load_diffusers(
     pipeline, found = diffusion_load.load_pipeline(host.model, precision, seed, **options)
     some_random = loaded.check(hint, found, allow_random)
     return DiffusionHost(pipeline, hint, None if "device_map" in options else device), some_random
+
+
+LOADERS: dict[str, Loader] = {
+    "timm": _load_timm,
+    "transformers": _load_transformers,
+    "module": _load_module,
+    "lvlm": _load_lvlm,
+    "diffusers": _load_diffusers,
+}  # other kinds are open_clip's

@@ -58,6 +58,30 @@ def check(name: str, found: Mapping[str, Loaded], allow_random: bool) -> bool:
     return True
 
 
+def plain_config(config: Any) -> Any:
+    """A configuration without what does not change outputs: folders, versions, and dtypes (weights have them)."""
+    if isinstance(config, dict):
+        drop = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_internal")
+        return {str(k): plain_config(v) for k, v in config.items() if k not in drop}
+    if isinstance(config, (list, tuple)):
+        return [plain_config(v) for v in config]
+    return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
+
+
+def dtype_of(asked: str | torch.dtype) -> str | torch.dtype:
+    """A dtype of torch by its name, or by one of ``bf16``, ``fp16`` and ``fp32``; ``auto`` stays as it is.
+
+    Raises:
+        InputError: Torch has none of that name.
+    """
+    if not isinstance(asked, str) or asked == "auto":
+        return asked
+    name = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(asked, asked).removeprefix("torch.")
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise InputError(f"dtype {name!r} is none of torch.")
+    return getattr(torch, name)
+
+
 def _first(names: Sequence[str], n: int = 3) -> str:
     return ", ".join([*names[:n], *(["..."] if len(names) > n else [])])
 
@@ -99,6 +123,28 @@ def recorded(seed: int | None = None) -> Iterator[dict[str, Loaded]]:
         if seed is not None and isinstance(model, ModelMixin):
             torch.set_rng_state(state)  # as if it went on drawing
             _initialise(model, info["missing_keys"])
+
+
+@contextmanager
+def of_states() -> Iterator[dict[int, Loaded]]:
+    """While open, ``{id of the model: what came of it}`` of every ``load_state_dict``.
+
+    timm loads whatever there is as soon as another number of classes is asked for, and says nothing.
+    """
+    found: dict[int, Loaded] = {}
+    original = nn.Module.load_state_dict
+
+    @functools.wraps(original)
+    def load(self: nn.Module, *args: Any, **options: Any) -> Any:
+        keys = original(self, *args, **options)
+        found[id(self)] = Loaded(len(self.state_dict()), list(keys.missing_keys), list(keys.unexpected_keys))
+        return keys
+
+    nn.Module.load_state_dict = load
+    try:
+        yield found
+    finally:
+        nn.Module.load_state_dict = original
 
 
 def _initialise(model: Any, names: Sequence[str]) -> None:

@@ -2,9 +2,11 @@
 
 Names: an open_clip architecture with the tag or file of its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``,
 ``local-dir:DIR`` (open_clip's own folder format), ``timm:NAME`` or ``timm:local-dir:DIR`` (timm's folder format),
+``transformers:ID-or-FOLDER`` (vision and dual encoders of transformers, :mod:`mmsae.hosts.encoders.families`),
 ``lvlm:ID-or-FOLDER`` (vision-language models of transformers), ``diffusers:ID-or-FOLDER`` (text-to-image pipelines),
-``lite0`` (an EfficientNet whose weights a package holds, :mod:`mmsae.hosts.encoders.lite0`). A name may end in a JSON
-object of options, ``timm:local-dir:DIR {"img_size": 224}``, so that whoever keeps the name can load the very host
+``module:IMPORT.PATH:FUNCTION`` (any model of the user's, :mod:`mmsae.hosts.encoders.module`), ``lite0`` (an
+EfficientNet whose weights a package holds, :mod:`mmsae.hosts.encoders.lite0`). A name may end in a JSON object of
+options, ``timm:local-dir:DIR {"img_size": 224}``, so that whoever keeps the name can load the very host
 again.
 """
 
@@ -21,11 +23,17 @@ from typing import Any, NamedTuple
 import torch
 
 from mmsae.hosts.encoders import lite0
+from mmsae.hosts.encoders.families import FAMILIES
 from mmsae.hosts.libraries import library
 from mmsae.types import InputError, Site
 
-KINDS = "lite0, hf-hub:ID, local-dir:DIR, timm:NAME, timm:local-dir:DIR, lvlm:ID-or-FOLDER or diffusers:ID-or-FOLDER"
+KINDS = (
+    "lite0, hf-hub:ID, local-dir:DIR, timm:NAME, timm:local-dir:DIR, transformers:ID-or-FOLDER, lvlm:ID-or-FOLDER, "
+    "diffusers:ID-or-FOLDER or module:IMPORT.PATH:FUNCTION"
+)
+_ID_OR_FOLDER = ("transformers", "lvlm", "diffusers")
 _TIMM_DIR = "local-dir:"
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 # where files lie and who may read them: no property of the host, and a token is nobody else's business
 _NOT_KEPT = {"cache_dir", "device_map", "local_files_only", "token", "use_auth_token", "offload_folder", "max_memory"}
 # what a name that came with somebody's SAE may ask for: nothing that could load code (trust_remote_code, kernels, ...)
@@ -40,9 +48,10 @@ _HARMLESS = {
 class HostName(NamedTuple):
     """A parsed host name."""
 
-    kind: str  #: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm``, ``lvlm`` or ``diffusers``.
-    model: str  #: Architecture, hub id, folder or timm name.
-    #: Pretrained tag or checkpoint file of an open_clip architecture; None if none is named.
+    #: ``open_clip``, ``hf-hub``, ``local-dir``, ``timm``, ``transformers``, ``lvlm``, ``diffusers`` or ``module``.
+    kind: str
+    model: str  #: Architecture, hub id, folder, timm name or ``IMPORT.PATH:FUNCTION``.
+    #: Pretrained tag or checkpoint file of an open_clip architecture, or file of a timm one; None if none is named.
     weights: str | None = None
 
     @property
@@ -56,7 +65,7 @@ class HostName(NamedTuple):
         if self.kind == "timm":
             return Path(self.model.removeprefix(_TIMM_DIR)) if self.model.startswith(_TIMM_DIR) else None
         path = Path(self.model)
-        return path if self.kind == "local-dir" or (self.kind in ("lvlm", "diffusers") and path.exists()) else None
+        return path if self.kind == "local-dir" or (self.kind in _ID_OR_FOLDER and path.exists()) else None
 
 
 def split_options(name: str) -> tuple[str, dict[str, Any]]:
@@ -109,12 +118,30 @@ def named_host(host: str | None, sites: Mapping[str, Site], what: str = "the SAE
     hint = next((s.hint for s in sites.values() if s.hint), "")
     if not hint:
         raise InputError(f"{what} does not say on which host it was trained; name it with --host")
-    if odd := sorted(split_options(hint)[1].keys() - _HARMLESS):
+    return with_options(trusted(hint, what), options)
+
+
+def trusted(name: str, what: str) -> str:
+    """A name that a file holds, which may not run anybody's code.
+
+    Args:
+        name: The name.
+        what: Whose file it is, for the message.
+
+    Raises:
+        InputError: It names the user's own code, or an option that could load some.
+    """
+    why = ""
+    if name.partition(":")[0] == "module":
+        why = "code"
+    elif odd := sorted(split_options(name)[1].keys() - _HARMLESS):
+        why = f"with option {odd[0]}"
+    if why:
         raise InputError(
-            f"{what} names host {hint!r}, whose option {odd[0]} is not taken from a file: if you trust it, name the "
-            "host and its options yourself, by --host and --host-options"
+            f"{what} names host {name!r}, {why}, which is not taken from a file: if you trust it, name the host and "
+            "its options yourself, by --host and --host-options"
         )
-    return with_options(hint, options)
+    return name
 
 
 def parse(name: str) -> HostName:
@@ -126,7 +153,11 @@ def parse(name: str) -> HostName:
     if name == lite0.NAME:
         return HostName("timm", f"{_TIMM_DIR}{lite0.folder()}")
     kind, sep, rest = name.partition(":")
-    if sep and kind in ("hf-hub", "local-dir", "timm", "lvlm", "diffusers"):
+    if sep and kind == "module":
+        if not re.fullmatch(r"[\w.]+:\w+", rest):
+            raise InputError(f"host {name!r} is not of the form module:IMPORT.PATH:FUNCTION.")
+        return HostName(kind, rest)
+    if sep and kind in ("hf-hub", "local-dir", "timm", *_ID_OR_FOLDER):
         return _folder_or_id(name, kind, rest)
     open_clip = library("open_clip")
 
@@ -154,6 +185,7 @@ FORMATS = {
     "local-dir": Format("open_clip_config.json", "open_clip"),
     "diffusers": Format("model_index.json", "diffusers"),
     "timm:local-dir": Format("config.json", "timm"),
+    "transformers": Format("config.json", "transformers"),
     "lvlm": Format("config.json", "transformers"),
 }
 
@@ -173,7 +205,37 @@ def folder_kind(path: str | Path) -> str | None:
         return None
     if "architecture" in config and "model_type" not in config:
         return "timm:local-dir"
-    return "lvlm" if "model_type" in config else None
+    if "model_type" not in config:
+        return None
+    return "transformers" if config["model_type"] in FAMILIES else "lvlm"
+
+
+def _timm_file(name: str, rest: str) -> HostName:
+    """A checkpoint file of timm, in a folder in timm's format or with the architecture ahead of it."""
+    file = Path(_home(rest))
+    if file.is_file():
+        if folder_kind(file.parent) != "timm:local-dir":
+            raise InputError(
+                f"host {name!r}: {file.parent} has no config.json of timm; write timm:ARCHITECTURE/{rest}."
+            )
+        return HostName("timm", f"{_TIMM_DIR}{file.parent}", str(file))
+    timm = library("timm")
+
+    model, _, path = rest.partition("/")
+    file = Path(_home(path))
+    if not timm.is_model(model.partition(".")[0]):
+        near = difflib.get_close_matches(model, timm.list_models(), n=5, cutoff=0.5)
+        hint = f"; near matches: {', '.join(near)}" if near else ""
+        raise InputError(f"host {name!r}: the file {rest} does not exist, and {model} is no timm architecture{hint}.")
+    if not file.is_file():
+        raise InputError(f"host {name!r}: the file {file} does not exist.")
+    return HostName("timm", model, str(file))
+
+
+def _lvlm(folder: Path) -> bool:
+    """Whether a folder of transformers looks like a vision-language model's: it has two configurations in it."""
+    config = json.loads((folder / "config.json").read_bytes())
+    return "vision_config" in config and "text_config" in config
 
 
 def _home(path: str) -> str:
@@ -187,6 +249,8 @@ def _folder_or_id(name: str, kind: str, rest: str) -> HostName:
     if kind == "timm":
         if Path(_home(rest)).is_dir():
             raise InputError(f"host {name!r} names a folder: write timm:local-dir:{rest}.")
+        if rest.endswith(_WEIGHTS):
+            return _timm_file(name, rest)
         if not rest.startswith(_TIMM_DIR):
             wanted, folder = "", rest
         else:
@@ -198,11 +262,11 @@ def _folder_or_id(name: str, kind: str, rest: str) -> HostName:
         raise InputError(f"host {name!r} names nothing after '{name[:-1] if name.endswith(':') else kind}:'.")
     path = Path(folder)
     if wanted in FORMATS:
-        may_be_id = wanted in ("lvlm", "diffusers") and not path.is_absolute() and not folder.startswith(".")
+        may_be_id = wanted in _ID_OR_FOLDER and not path.is_absolute() and not folder.startswith(".")
         if not path.exists() and not (may_be_id and folder.count("/") <= 1):
             raise InputError(f"host {name!r}: the folder {folder} does not exist.")
         is_a = folder_kind(path)
-        if is_a not in (None, wanted):
+        if is_a not in (None, wanted) and not (wanted == "transformers" and is_a == "lvlm" and not _lvlm(path)):
             raise InputError(f"host {name!r}: {folder} is a folder of {FORMATS[is_a].of}; write {is_a}:{folder}.")
         if path.exists() and not (path / FORMATS[wanted].file).is_file():
             raise InputError(f"host {name!r}: {path / FORMATS[wanted].file} does not exist.")
@@ -217,7 +281,7 @@ def loading(name: str, host: HostName) -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:  # open_clip asserts, and unpicklers raise what they like
-        folder, lost, may_be_id = Path(host.model), "", host.kind in ("lvlm", "diffusers")
+        folder, lost, may_be_id = Path(host.model), "", host.kind in _ID_OR_FOLDER
         if may_be_id and not folder.exists() and folder.parent != Path() and folder.parent.is_dir():
             lost = f"the folder {folder} does not exist ({folder.parent} does), and as an id on the hub: "
         raise InputError(f"host {name!r} cannot be loaded: {lost}{reason(e)}") from e

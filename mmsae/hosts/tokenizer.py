@@ -32,8 +32,11 @@ class HostTokenizer:
         """
         n, more = self.context_length, self.tokenizer([*texts, ""], context_length=self.context_length + 1)
         last = n - 1 if getattr(self.tokenizer, "tokenizer_mode", "") == "clips" else n  # CLIPS ends with a class token
+        own = self(texts)
+        if getattr(self._inner, "padding_side", "right") == "left":
+            own, more = own.flip(1), more.flip(1)
         longer, pad = more[:-1], more[-1, -1]
-        changed = (longer[:, :last] != self(texts)[:, :last]).any(1)
+        changed = (longer[:, :last] != own[:, :last]).any(1)
         return torch.logical_or(changed, longer[:, n] != pad).tolist()
 
     @property

@@ -17,6 +17,7 @@ Policies (which tokens are the rows, in order of item and position):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,47 @@ class Marks(NamedTuple):
     eos: Tensor | None = None  #: ``(B,)`` position of the token that the text tower pools, None for images.
     #: False where T is no number of tokens that the host explains (queries of a pooling layer, say).
     known: bool = True
+
+
+def image_marks(tokens: Tensor, prefix: int, patches: int | None) -> Marks:
+    """Marks of ``tokens (B, T, d)`` of a tower that puts ``prefix`` class and register tokens before its ``patches``.
+
+    ``patches`` is None where the tower does not say. A layer before the class token was added has just these, and no
+    prefix.
+    """
+    b, t, _ = tokens.shape
+    known = not prefix or patches is None or t in (patches, patches + prefix)
+    if not known or t == patches:
+        prefix = 0
+    content = (torch.arange(t, device=tokens.device) >= prefix).expand(b, t)
+    return Marks(content, ~content, 0 if prefix else None, known=known)
+
+
+def last_word(ids: Tensor, pad: int | None, eos: int | None) -> Tensor:
+    """``(B,)`` position of the last of ``ids (B, L)`` before the padding at the end; 0 where a text has no words.
+
+    Args:
+        ids: Token ids.
+        pad: Id of padding; None stands for 0.
+        eos: Id that ends a text. Where it is that of padding, too (T5, SigLIP), the first one is no padding.
+    """
+    at = torch.arange(ids.shape[1], device=ids.device)
+    end = torch.where(ids != (0 if pad is None else pad), at, -1).amax(1)  # -1 where a text has no words
+    return (end + int(pad is not None and pad == eos)).clamp(0, ids.shape[1] - 1)
+
+
+def text_marks(ids: Tensor, end: Tensor, eos: Tensor | None, special: Sequence[int]) -> Marks:
+    """Marks of ``ids (B, L)``.
+
+    Args:
+        ids: Token ids.
+        end: ``(B,)`` position of the last token that is no padding.
+        eos: ``(B,)`` position of the token that the tower pools; None where that is none of these.
+        special: Ids of BOS, EOS, class and separator tokens.
+    """
+    content = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
+    no_word = ~content | torch.isin(ids, torch.tensor(special, device=ids.device))
+    return Marks(content, no_word if eos is None else no_word.scatter(1, eos[:, None], True), None, eos)
 
 
 def keep_mask(policy: str, marks: Marks) -> Tensor:

@@ -184,7 +184,7 @@ def test_the_host_that_sites_hint_at():
     with pytest.raises(InputError, match="name it with --host"):
         named_host("", {})
     stranger = {"image": replace(sites["image"], hint='lvlm:x/y {"trust_remote_code": true}')}
-    with pytest.raises(InputError, match="trust_remote_code is not taken from a file"):
+    with pytest.raises(InputError, match="trust_remote_code, which is not taken from a file"):
         named_host("", stranger)
     assert named_host("lvlm:x/y", stranger) == "lvlm:x/y"
 
@@ -216,6 +216,44 @@ def test_the_name_of_a_folder_of_timm_is_found(timm_folder, tmp_path, monkeypatc
         load_host("timm:local-dir:~/towr")
     with pytest.raises(InputError, match="names nothing after 'timm:local-dir:'"):
         parse("timm:local-dir:")
+
+
+def test_a_checkpoint_file_of_timm(timm_folder, tmp_path):
+    right = load_host(f"timm:local-dir:{timm_folder}")
+    name = f"timm:{timm_folder / 'model.safetensors'}"
+    assert load_host(name).fingerprint == right.fingerprint and load_host(name).hint == name
+    state = {k: v + 1e-3 for k, v in right.model.state_dict().items()}
+    save_file(state, timm_folder / "epoch2.safetensors")  # another one beside it
+    other = load_host(f"timm:{timm_folder / 'epoch2.safetensors'}")
+    assert other.fingerprint != right.fingerprint and torch.equal(other.model.norm.bias, right.model.norm.bias + 1e-3)
+    torch.save({"epoch": 3, "model": state}, tmp_path / "run.pth")
+    plain = f"timm:test_vit/{tmp_path / 'run.pth'}"
+    loose = load_host(plain, num_classes=0)
+    assert torch.equal(loose.model.norm.bias, other.model.norm.bias) and "state_dict" not in loose.model.pretrained_cfg
+    assert load_host(loose.hint).fingerprint == loose.fingerprint and site_width(loose.hint, "image.embed") == 64
+    torch.save({k: v for k, v in state.items() if k != "norm.bias"}, tmp_path / "part.pth")
+    with pytest.raises(InputError, match=r"lacks weights, .*: 1 of \d+ \(norm.bias\)"):
+        load_host(f"timm:test_vit/{tmp_path / 'part.pth'}", num_classes=0)
+    with pytest.raises(InputError, match=r"lacks weights, .*: 3 of \d+ \(norm.bias, head.weight, head.bias\)"):
+        load_host(f"timm:test_vit/{tmp_path / 'part.pth'}", num_classes=5)
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_host(f"timm:test_vit/{tmp_path / 'evil.pth'}", num_classes=0)
+    assert not (tmp_path / "ran").exists()
+    for wrong, why in (
+        (f"timm:{tmp_path / 'run.pth'}", "has no config.json of timm; write timm:ARCHITECTURE/"),
+        ("timm:test_vit/none.pth", "the file none.pth does not exist"),
+        ("timm:test_vitt/none.pth", r"is no timm architecture; near matches: .*test_vit"),
+    ):
+        with pytest.raises(InputError, match=why):
+            load_host(wrong)
+
+
+class Evil:
+    """What a pickle could run."""
+
+    def __reduce__(self):
+        return (exec, ("open('ran', 'w').close()",))
 
 
 def test_options_reach_the_host_and_its_sites(timm_folder):

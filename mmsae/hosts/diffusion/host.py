@@ -133,12 +133,12 @@ class DiffusionHost(Host):
 
     def consumed(self, site: Site | str, **options: Any) -> Consumed:
         """Which inputs of the denoiser change when a text site does, found by trying; ``options``: ``clip_skip``."""
-        target = self._target(site)
+        target = self.target(site)
         key = (target.module, target.io, target.tokens, *sorted(options.items()))
         if key not in self._consumed:
             if target.modality == TEXT:
-                with self._unseen():
-                    found = consumed(self._runner, self._port(target.module, target.io), options)
+                with self.unseen():
+                    found = consumed(self._runner, self.port(target.module, target.io), options)
             else:
                 found = Consumed(context=True, pooled=False)
             self._consumed[key] = found
@@ -153,7 +153,7 @@ class DiffusionHost(Host):
                 encoder of Flux); None: where the site itself is a pooled one (``text_encoder_2.text_projection:out``).
             **options: Arguments of the call that change what is consumed: ``clip_skip``.
         """
-        target, found = self._target(site), self.consumed(site, **options)
+        target, found = self.target(site), self.consumed(site, **options)
         pooled = not target.has_tokens if pooled is None else pooled
         if found.context or (pooled and found.pooled):
             return found
@@ -163,24 +163,24 @@ class DiffusionHost(Host):
             "the denoiser attends to; take an earlier layer."
         )
 
-    def _full_name(self, module: str) -> str:
+    def full_name(self, module: str) -> str:
         """Names of text layers are found whatever release of transformers is installed."""
         root, _, rest = module.partition(".")
-        if self._modality(module) != TEXT or not rest:
+        if self.modality_of(module) != TEXT or not rest:
             return module
         names = dict(self.model.named_modules())
         return next((p for p in (module, *layer_paths(root, rest)) if p in names), module)
 
-    def _modality(self, module: str, tokens: str = "all") -> str:
+    def modality_of(self, module: str, tokens: str = "all") -> str:
         return TEXT if module.partition(".")[0] in TEXT_ENCODERS else IMAGE
 
-    def _check_policy(self, target: Target, where: str) -> None:
+    def check_policy(self, target: Target, where: str) -> None:
         check_policy(target.tokens, target.layout, target.modality, False, where)
         if target.modality == IMAGE and target.tokens != "all" and target.has_tokens:
             why = "is not for the denoiser, whose sites have 'all'"
             raise InputError(f"{where}: token policy {target.tokens!r} {why}.")
 
-    def _measure(self, module: str, io: str) -> Layout:
+    def measure(self, module: str, io: str) -> Layout:
         seen = self._look(module)
         if io == "update" and seen.inputs != seen.outputs:
             shapes = f"its input has shape {tuple(seen.inputs[0])} and its output {tuple(seen.outputs[0])}"
@@ -189,16 +189,16 @@ class DiffusionHost(Host):
 
     def _look(self, module: str) -> Seen:
         if module not in self._seen:
-            self._module(module)  # raises where there is none, with near matches
-            with self._unseen():
+            self.module(module)  # raises where there is none, with near matches
+            with self.unseen():
                 self._seen[module] = look(self._runner, module)
         return self._seen[module]
 
-    def _port(self, module: str, io: str) -> Port:
-        return ModulePort(self._module(module), io, self._look(module).key)
+    def port(self, module: str, io: str) -> Port:
+        return ModulePort(self.module(module), io, self._look(module).key)
 
     @contextmanager
-    def _picking(self, target: Target, edit: OpenEdit | None = None) -> Iterator[Pick]:
+    def picking(self, target: Target, edit: OpenEdit | None = None) -> Iterator[Pick]:
         edit, ids = edit or OpenEdit(target), []
         part = target.module.partition(".")[0]
 
@@ -235,12 +235,12 @@ class DiffusionHost(Host):
         """
         if steps is not None and not 0 <= steps[0] < steps[1]:
             raise InputError(f"steps is {tuple(steps)}: a window (start, end) has 0 <= start < end.")
-        opened = OpenEdit(self._target(site), steps and (int(steps[0]), int(steps[1])))
+        opened = OpenEdit(self.target(site), steps and (int(steps[0]), int(steps[1])))
         return self._open(opened, lambda rows, at: fn(rows, at) if where else fn(rows))
 
     @contextmanager
     def _open(self, edit: OpenEdit, fn: Use) -> Iterator[None]:
-        with self._tap(edit.target, fn, edit):
+        with self.tapped(edit.target, fn, edit):
             self._edits.append(edit)
             try:
                 yield
@@ -372,7 +372,7 @@ class DiffusionHost(Host):
             with suppress(Done), ExitStack() as stack:
                 for m, site in chosen.items():
                     keep = keeper(got[m], BRANCHES[branch], m == IMAGE, positions, draw)
-                    read = OpenEdit(self._target(site), at=wanted if m == IMAGE else None)
+                    read = OpenEdit(self.target(site), at=wanted if m == IMAGE else None)
                     stack.enter_context(self._open(read, keep))
                 self._runner.call(part, options, self._edits, last=max(wanted) if IMAGE in chosen else -1)
             for m, rows in got.items():
@@ -381,7 +381,7 @@ class DiffusionHost(Host):
                     raise InputError(f"nothing was read at {chosen[m]}: {why}.")
             yield to_tokens(got, part.items)
 
-    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+    def passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         if any(t.modality == IMAGE for t in targets):
             how = "they are read while it generates (host.stream), or with gradient 'diffusion'"
             raise InputError(f"no captions give sites of {self.denoiser}: {how}.")

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmsae.hosts.loaded import Loaded, quiet, recorded
-from mmsae.hosts.lvlm.load import plain_config
+from mmsae.hosts.loaded import Loaded, plain_config, quiet, recorded
 from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
 

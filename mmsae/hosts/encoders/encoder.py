@@ -16,10 +16,10 @@ from mmsae.hosts.capture import Picked, places
 from mmsae.hosts.encoders.losses import CONTRASTIVE, LinearHead
 from mmsae.hosts.encoders.pixels import Head, Resizer, Scale, split
 from mmsae.hosts.gradient import Gradient, HostLoss
-from mmsae.hosts.hooks import Port, autocast, watch_input
+from mmsae.hosts.hooks import CallPort, Port, TensorEdit, autocast, watch_input
 from mmsae.hosts.sites import Target, Where
 from mmsae.hosts.tokenizer import HostTokenizer
-from mmsae.hosts.tokens import Marks, check_policy, keep_mask, to_tokens
+from mmsae.hosts.tokens import Marks, check_policy, image_marks, keep_mask, last_word, text_marks, to_tokens
 from mmsae.types import IMAGE, TEXT, ImageTextBatch, InputError, Site, Tokens
 
 
@@ -28,6 +28,10 @@ class Encoder(Host):
 
     Besides modules, the endpoints ``image.embed`` and ``image.pooled`` (and those of text) are sites: the embedding,
     and what it is projected from.
+
+    A host of your own implements :meth:`config`, :meth:`transform`, :meth:`probe_input` and :meth:`encode` (and
+    :attr:`tokenize` for texts); it overrides what else is not so on it, all of it under public names
+    (docs/how-to/hosts.md).
     """
 
     #: ``tokenize(texts) -> (B, L)`` ids by the host's own tokenizer; None for hosts without text.
@@ -50,34 +54,65 @@ class Encoder(Host):
 
     @abstractmethod
     def transform(self, train: bool = False) -> Callable:
-        """The host's own transform, PIL image -> ``(3, H, W)``; ``train`` adds its augmentation."""
+        """The host's own transform, PIL image -> ``(3, H, W)``; ``train`` adds its augmentation, where it has one.
+
+        Workers get a copy. One that ends in torchvision's ToTensor and Normalize is done in part on the device.
+        """
 
     @abstractmethod
     def probe_input(self, modality: str, n: int) -> Tensor:
         """Any valid input of ``n`` items."""
 
     @abstractmethod
-    def _encode(self, modality: str, x: Tensor) -> Tensor:
-        """``(B, d)`` un-normalised embeddings."""
+    def encode(self, modality: str, x: Tensor) -> Tensor:
+        """``(B, d)`` un-normalised embeddings of what :meth:`transform` and :attr:`tokenize` make, in batches."""
 
-    @abstractmethod
-    def _endpoint(self, name: str) -> Port:
-        """The port of a virtual endpoint."""
+    def endpoint(self, name: str) -> Port:
+        """The port of a virtual endpoint; default: what :meth:`encode` returns, for ``pooled`` as well.
 
-    @abstractmethod
-    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
-        """What the ``tokens (B, T, d)`` of a site are; ``ids (B, L)`` are the token ids behind a text site."""
+        An edit at the default holds for embeddings that are asked of the host, not for calls of ``self.model``: name
+        the tensor there (a :class:`~mmsae.hosts.hooks.ModulePort`) where the model's own outputs are to follow.
+        """
+        return CallPort(self._encoded[name.partition(".")[0]])
 
-    @abstractmethod
-    def _has_cls(self, modality: str) -> bool:
-        """Whether a tower has a class token."""
+    def tower(self, module: str) -> str:
+        """Which tower a module belongs to; default: the first of :attr:`modalities`."""
+        return self.modalities[0]
 
-    def _tower(self, module: str) -> str:
-        """Which tower a module belongs to."""
-        return IMAGE
+    def prefix(self, modality: str) -> tuple[int, int | None]:
+        """How many class and register tokens are before the patches, and how many patches there are (None: unknown).
 
-    def _ids_entry(self) -> nn.Module | None:
-        """The module whose first argument is the token ids."""
+        The first of them is the class token. Default: none.
+        """
+        return 0, None
+
+    def has_cls(self, modality: str) -> bool:
+        """Whether a tower has a class token; default: what :meth:`prefix` says."""
+        return self.prefix(modality)[0] > 0
+
+    def marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
+        """What the ``tokens (B, T, d)`` of a site are.
+
+        Default: images by :meth:`prefix`; of texts, padding at the end and the tokenizer's special tokens, and
+        ``eos`` is the last token before the padding.
+
+        Args:
+            modality: Whose they are.
+            tokens: The site's tensor.
+            ids: ``(B, L)`` token ids behind a text site.
+            is_map: Whether the tokens are the cells of a map.
+        """
+        if modality == IMAGE:
+            return image_marks(tokens, *((0, None) if is_map else self.prefix(modality)))
+        if ids is None or ids.shape[1] != tokens.shape[1]:
+            length = "no" if ids is None else ids.shape[1]
+            raise InputError(f"a text site of host {self.hint} has {tokens.shape[1]} tokens for {length} token ids.")
+        ids = ids.to(tokens.device)
+        end = last_word(ids, self.tokenize.pad_id(), self.tokenize.eos_id())
+        return text_marks(ids, end, end, self.tokenize.special_ids())
+
+    def ids_entry(self) -> nn.Module | None:
+        """The module whose first argument is the token ids; default: those are known that :meth:`encode` was given."""
         return None
 
     def reading(self, modalities: Collection[str], text: str = "question") -> dict[str, Any]:
@@ -130,7 +165,7 @@ class Encoder(Host):
     def default_sites(self) -> dict[str, Site]:
         return {m: self.site(f"{m}.embed") for m in self.modalities}
 
-    def _image_area(self) -> int | None:
+    def image_area(self) -> int | None:
         return self.probe_input(IMAGE, 1).shape[-2:].numel() if IMAGE in self.modalities else None
 
     # Embeddings.
@@ -143,8 +178,23 @@ class Encoder(Host):
         """``(B, d)`` float32 raw embeddings, differentiable by what an open edit puts in."""
         if modality not in self.modalities:
             raise InputError(f"host {self.hint} has no {modality} encoder (it has {', '.join(self.modalities)}).")
+        if modality == TEXT:
+            self._ids[:] = [x]
         with autocast(self.device, self.precision):
-            return self._encode(modality, x.to(self.device, non_blocking=True)).float()
+            out = self.encode(modality, x.to(self.device, non_blocking=True)).float()
+        for fn in tuple(self._encoded[modality]):
+            out = fn(out)
+        return out
+
+    @cached_property
+    def _encoded(self) -> dict[str, list[TensorEdit]]:
+        """What is attached to the default endpoints."""
+        return {m: [] for m in self.modalities}
+
+    @cached_property
+    def _ids(self) -> list[Tensor]:
+        """The texts that are encoded, or were last."""
+        return []
 
     def encode_image(self, images: Tensor) -> Tensor:
         """``(B, d)`` float32 raw (un-normalised) embeddings of ``images (B, 3, H, W)``."""
@@ -168,29 +218,29 @@ class Encoder(Host):
 
     # Sites.
 
-    def _modality(self, module: str, tokens: str = "all") -> str:
-        return module.partition(".")[0] if module in self.endpoints else self._tower(module)
+    def modality_of(self, module: str, tokens: str = "all") -> str:
+        return module.partition(".")[0] if module in self.endpoints else self.tower(module)
 
-    def _check_policy(self, target: Target, where: str) -> None:
-        check_policy(target.tokens, target.layout, target.modality, self._has_cls(target.modality), where)
+    def check_policy(self, target: Target, where: str) -> None:
+        check_policy(target.tokens, target.layout, target.modality, self.has_cls(target.modality), where)
 
-    def _port(self, module: str, io: str) -> Port:
-        return self._endpoint(module) if module in self.endpoints else super()._port(module, io)
+    def port(self, module: str, io: str) -> Port:
+        return self.endpoint(module) if module in self.endpoints else super().port(module, io)
 
-    def _probe(self, module: str, n: int) -> None:
-        modality = self._modality(module)
+    def probe(self, module: str, n: int) -> None:
+        modality = self.modality_of(module)
         self._run(modality, self.probe_input(modality, n))
 
     @contextmanager
-    def _picking(self, target: Target) -> Iterator[Pick]:
-        ids: list[Tensor] = []
-        layout = target.layout
+    def picking(self, target: Target) -> Iterator[Pick]:
+        layout, entry = target.layout, self.ids_entry()
+        ids: list[Tensor] = self._ids if entry is None else []
 
         def pick(x: Tensor) -> Picked:
             tokens = to_tokens(x, layout)
             if not target.has_tokens:
                 return Picked(tokens, Where(torch.arange(len(tokens), device=x.device)))
-            marks = self._marks(target.modality, tokens, ids[0] if ids else None, layout.ndim == 4)
+            marks = self.marks(target.modality, tokens, ids[0] if ids else None, layout.ndim == 4)
             keep = None if target.tokens == "all" else keep_mask(target.tokens, marks)
             if target.pooled:
                 return Picked(tokens, Where(torch.arange(len(tokens), device=x.device)), keep, pooled=True)
@@ -199,12 +249,11 @@ class Encoder(Host):
             return Picked(tokens, Where(*places(tokens, keep), special=special, grid=grid), keep)
 
         with ExitStack() as stack:
-            entry = self._ids_entry()
             if target.has_tokens and target.modality == TEXT and entry is not None:
                 stack.enter_context(watch_input(entry, ids))
             yield pick
 
-    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+    def passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         found = []
         for m in dict.fromkeys(t.modality for t in targets):
             x = batch.images if m == IMAGE else batch.texts
@@ -231,6 +280,6 @@ def as_encoder(host: Host, task: str) -> Encoder:
     if not isinstance(host, Encoder):
         raise InputError(
             f"{task} needs embeddings of images or texts, and host {host.hint} ({type(host).__name__}) has none: name "
-            "an open_clip or timm host"
+            "a host of open_clip, timm or transformers"
         )
     return host

@@ -18,10 +18,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from mmsae.hosts.encoders.encoder import Encoder
-from mmsae.hosts.encoders.timm import image_marks
 from mmsae.hosts.hooks import EncodeShadow, ModulePort, Port, ProjectionShadow, Shadow, ShadowPort
 from mmsae.hosts.tokenizer import HostTokenizer
-from mmsae.hosts.tokens import Marks
+from mmsae.hosts.tokens import Marks, last_word, text_marks
 from mmsae.types import IMAGE, TEXT, InputError
 
 # Where the config says how it was loaded or where files lie, which is not what the host is.
@@ -120,17 +119,17 @@ class OpenCLIPHost(Encoder):
         """The text tower; in plain CLIP its parts lie in the model itself."""
         return getattr(self.model, "text", self.model)
 
-    def _encode(self, modality: str, x: Tensor) -> Tensor:
+    def encode(self, modality: str, x: Tensor) -> Tensor:
         encode = self.model.encode_image if modality == IMAGE else self.model.encode_text
         return encode(x, normalize=False)
 
-    def _tower(self, module: str) -> str:
+    def tower(self, module: str) -> str:
         return IMAGE if module.split(".")[0] == "visual" else TEXT
 
-    def _channels_last(self) -> bool:
+    def channels_last(self) -> bool:
         return getattr(getattr(self.model.visual, "trunk", None), "output_fmt", "") == "NHWC"
 
-    def _ids_entry(self) -> nn.Module:
+    def ids_entry(self) -> nn.Module:
         return self.model.token_embedding if isinstance(self.model, CLIP) else self._text
 
     def probe_input(self, modality: str, n: int) -> Tensor:
@@ -140,7 +139,7 @@ class OpenCLIPHost(Encoder):
 
     # Endpoints.
 
-    def _endpoint(self, name: str) -> Port:
+    def endpoint(self, name: str) -> Port:
         visual, text = self.model.visual, self._text
         if name == "image.embed":
             return ModulePort(visual)
@@ -152,12 +151,12 @@ class OpenCLIPHost(Encoder):
             port = _timm_pooled(visual) if isinstance(visual, TimmModel) else _projected(visual, "proj")
         else:
             port = _projected(text, "proj" if isinstance(text, HFTextEncoder) else "text_projection")
-        return port or self._endpoint(name.replace("pooled", "embed"))
+        return port or self.endpoint(name.replace("pooled", "embed"))
 
     # Tokens.
 
-    def _has_cls(self, modality: str) -> bool:
-        return self._image_prefix()[0] > 0 if modality == IMAGE else self._text_cls() is not None
+    def has_cls(self, modality: str) -> bool:
+        return super().has_cls(modality) if modality == IMAGE else self._text_cls() is not None
 
     def _text_cls(self) -> int | None:
         """Position of the text tower's class token: CoCa appends one, BERT-like towers pool their first token."""
@@ -165,8 +164,7 @@ class OpenCLIPHost(Encoder):
             return self.context_length
         return 0 if "Cls" in type(getattr(self._text, "pooler", None)).__name__ else None
 
-    def _image_prefix(self) -> tuple[int, int | None]:
-        """Number of tokens before the patches, and number of patches where known."""
+    def prefix(self, modality: str) -> tuple[int, int | None]:
         visual = self.model.visual
         if isinstance(visual, TimmModel):
             embed = getattr(visual.trunk, "patch_embed", None)
@@ -174,9 +172,9 @@ class OpenCLIPHost(Encoder):
         grid = getattr(visual, "grid_size", None)
         return (1, grid[0] * grid[1]) if grid else (0, None)
 
-    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
+    def marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
         if modality == IMAGE:
-            return image_marks(tokens, *((0, None) if is_map else self._image_prefix()))
+            return super().marks(modality, tokens, ids, is_map)
         extra = int(self._text_cls() == self.context_length)
         if ids is None or tokens.shape[1] - ids.shape[1] != extra:
             length = "no" if ids is None else ids.shape[1]
@@ -185,23 +183,20 @@ class OpenCLIPHost(Encoder):
 
     def _text_marks(self, ids: Tensor, extra: int) -> Marks:
         """Marks of ``ids (B, L)``; the token that ends the text is found by the rule that the host pools with."""
-        text, at, pool = self._text, torch.arange(ids.shape[1], device=ids.device), self._text_pool()
+        text, at, pool = self._text, range(ids.shape[1]), self._text_pool()
         if pool == "eos":
             end = (ids == (text.text_eos_id if text is self.model else text.eos_id)).int().argmax(1)
         elif pool == "argmax":
             end = ids.argmax(1)
         else:  # the tower pools a fixed place or a mean: the text ends before the trailing padding
-            pad, eos_id = self.tokenize.pad_id(), self.tokenize.eos_id()
-            pad = getattr(text, "pad_id", 0) if pad is None else pad
-            end = torch.where(ids != pad, at, -1).amax(1)  # -1 where a text has no words
-            end = (end + int(pad == eos_id)).clamp(0, ids.shape[1] - 1)  # T5 and SigLIP pad with their end token
-        content = at <= end[:, None]
-        special = ~content | torch.isin(ids, torch.tensor(self.tokenize.special_ids(), device=ids.device))
-        eos = torch.full_like(end, {"last": len(at) - 1, "first": 0}[pool]) if pool in ("last", "first") else end
-        if extra:
+            pad = self.tokenize.pad_id()
+            end = last_word(ids, getattr(text, "pad_id", 0) if pad is None else pad, self.tokenize.eos_id())
+        if extra:  # the class token comes behind the text
+            content, special = text_marks(ids, end, None, self.tokenize.special_ids())[:2]
             content, special = (F.pad(t, (0, 1), value=True) for t in (content, special))
-            eos = torch.full_like(end, len(at))
-        return Marks(content, special.scatter(1, eos[:, None], True), self._text_cls(), eos)
+            return Marks(content, special, self._text_cls(), torch.full_like(end, len(at)))
+        eos = torch.full_like(end, {"last": len(at) - 1, "first": 0}[pool]) if pool in ("last", "first") else end
+        return text_marks(ids, end, eos, self.tokenize.special_ids())._replace(cls=self._text_cls())
 
     def _text_pool(self) -> str:
         """open_clip's name of the rule by which the text tower pools; empty for towers of transformers."""

@@ -41,6 +41,8 @@ class Head:
     def __call__(self, image: Image.Image) -> Tensor:
         for step in self.steps:
             image = step(image)
+        if isinstance(image, Tensor):  # of an image processor
+            return image
         pixels = torch.from_numpy(np.array(image))
         return pixels if self.ragged else pixels.permute(2, 0, 1).contiguous()
 
@@ -73,13 +75,21 @@ def split(whole: Callable, device: torch.device) -> tuple[Head, Scale] | None:
     if len(steps) < 2 or not isinstance(steps[-1], Normalize) or not isinstance(steps[-2], ToTensor):
         return None
     mean, std = (torch.as_tensor(t, dtype=torch.float32).view(-1, 1, 1) for t in (steps[-1].mean, steps[-1].std))
-    head, scale = Head(steps[:-2], whole), Scale(mean, std, torch.tensor([255.0])).to(device)
+    scale = Scale(mean, std, torch.tensor([255.0]))
+    # levels that interpolation skips are tried without it
+    end = agreeing(Head((), lambda image: steps[-1](steps[-2](image))), scale, device)
+    return end and agreeing(Head(steps[:-2], whole), scale, device)
+
+
+def agreeing(head: Head, scale: Scale, device: torch.device) -> tuple[Head, Scale] | None:
+    """The parts of a transform, the second one on the device, where both together give the whole one's own bits.
+
+    They are tried on an image with every level of every channel.
+    """
+    scale = scale.to(device)
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = Image.fromarray(np.stack([levels, levels.T, levels[::-1]], 2).repeat(16, 0).repeat(16, 1))
-    # levels that interpolation skips are tried without it
-    same = torch.equal(scale(head(image)[None].to(device))[0].cpu(), whole(image)) and torch.equal(
-        scale(Head((), whole)(image)[None].to(device))[0].cpu(), steps[-1](steps[-2](image))
-    )
+    same = torch.equal(scale(head(image)[None].to(device))[0].cpu(), head.whole(image))
     return (head, scale) if same else None
 
 
@@ -92,7 +102,9 @@ class Resizer:
     """
 
     def __init__(self, whole: Callable, hint: str) -> None:
-        steps = list(getattr(whole, "transforms", ()))[:-2]
+        if not hasattr(whole, "transforms"):
+            raise InputError(f"resize is device, but host {hint} has an image processor of its own: leave it to host")
+        steps = list(whole.transforms)[:-2]
         self.steps = [s for s in steps if getattr(s, "__name__", type(s).__name__) not in TO_RGB]
         known = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
         for s in self.steps:

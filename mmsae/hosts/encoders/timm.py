@@ -12,22 +12,7 @@ from torch import Tensor, nn
 
 from mmsae.hosts.encoders.encoder import Encoder
 from mmsae.hosts.hooks import Port, Shadow, ShadowPort
-from mmsae.hosts.tokens import Marks
 from mmsae.types import IMAGE
-
-
-def image_marks(tokens: Tensor, prefix: int, patches: int | None) -> Marks:
-    """Marks of ``tokens (B, T, d)`` of a tower that puts ``prefix`` class and register tokens before its ``patches``.
-
-    ``patches`` is None where the tower does not say. A layer before the class token was added has just these, and no
-    prefix.
-    """
-    b, t, _ = tokens.shape
-    known = not prefix or patches is None or t in (patches, patches + prefix)
-    if not known or t == patches:
-        prefix = 0
-    content = (torch.arange(t, device=tokens.device) >= prefix).expand(b, t)
-    return Marks(content, ~content, 0 if prefix else None, known=known)
 
 
 class HeadShadow(Shadow):
@@ -70,7 +55,7 @@ class TimmHost(Encoder):
     def transform(self, train: bool = False) -> Callable:
         return create_transform(**self._data(), is_training=train)
 
-    def _encode(self, modality: str, x: Tensor) -> Tensor:
+    def encode(self, modality: str, x: Tensor) -> Tensor:
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
     @cached_property
@@ -89,21 +74,18 @@ class TimmHost(Encoder):
         bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
         return layer.weight.float().cpu(), bias.float().cpu()
 
-    def _endpoint(self, name: str) -> Port:
+    def endpoint(self, name: str) -> Port:
         return ShadowPort(self.model, "forward_head", HeadShadow)
 
-    def _channels_last(self) -> bool:
+    def channels_last(self) -> bool:
         return getattr(self.model, "output_fmt", "") == "NHWC"
 
     def probe_input(self, modality: str, n: int) -> Tensor:
         return torch.zeros(n, *self._data()["input_size"])
 
-    def _prefix(self) -> tuple[int, int | None]:
+    def prefix(self, modality: str) -> tuple[int, int | None]:
         embed = getattr(self.model, "patch_embed", None)
         return getattr(self.model, "num_prefix_tokens", 0), getattr(embed, "num_patches", None)
 
-    def _has_cls(self, modality: str) -> bool:
-        return self._prefix()[0] > 0 and getattr(self.model, "cls_token", None) is not None
-
-    def _marks(self, modality: str, tokens: Tensor, ids: Tensor | None, is_map: bool) -> Marks:
-        return image_marks(tokens, *((0, None) if is_map else self._prefix()))
+    def has_cls(self, modality: str) -> bool:
+        return self.prefix(modality)[0] > 0 and getattr(self.model, "cls_token", None) is not None

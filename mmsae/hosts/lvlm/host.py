@@ -21,9 +21,10 @@ from mmsae.hosts.base import Host, Pick, Sites
 from mmsae.hosts.capture import Picked
 from mmsae.hosts.gradient import Gradient, HostLoss
 from mmsae.hosts.hooks import Done
+from mmsae.hosts.loaded import plain_config
 from mmsae.hosts.lvlm.cache import cached
 from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, has_cls, layouts, place
-from mmsae.hosts.lvlm.load import decoder_path, plain_config
+from mmsae.hosts.lvlm.load import decoder_path
 from mmsae.hosts.lvlm.packing import PLACES, SEGMENTS, Packer, own_attention
 from mmsae.hosts.lvlm.prompt import Collator, TextChoice
 from mmsae.hosts.lvlm.tokens import (
@@ -122,7 +123,7 @@ class LVLMHost(Host):
     def config(self) -> dict[str, Any]:
         return plain_config(self.model.config.to_dict())
 
-    def _image_area(self) -> int:
+    def image_area(self) -> int:
         side = getattr(self.model.config.vision_config, "image_size", None)
         return side**2 if isinstance(side, int) else 224**2  # of any size, as it comes
 
@@ -147,20 +148,20 @@ class LVLMHost(Host):
         """Whether a module is part of the language model."""
         return f"{module}.".startswith(f"{self.decoder}.")
 
-    def _full_name(self, module: str) -> str:
+    def full_name(self, module: str) -> str:
         names = dict(self.model.named_modules())
         module = next((m for m in (module, f"{self.decoder}.{module}", f"model.{module}") if m in names), module)
-        self._module(module)  # raises where there is none, with near matches
+        self.module(module)  # raises where there is none, with near matches
         in_tower = any(part.startswith("vis") for part in module.split("."))  # vision_tower, vision_model, visual
         if not self._decodes(module) and not in_tower:
             whose = f"neither of the language model {self.decoder} nor of a vision tower"
             raise InputError(f"site {module}: it is part {whose}.")
         return module
 
-    def _modality(self, module: str, tokens: str = "all") -> str:
+    def modality_of(self, module: str, tokens: str = "all") -> str:
         return POLICIES.get(tokens, TEXT) if self._decodes(module) else IMAGE
 
-    def _check_policy(self, target: Target, where: str) -> None:
+    def check_policy(self, target: Target, where: str) -> None:
         decodes = self._decodes(target.module)
         known, whose = (tuple(POLICIES), "the language model") if decodes else (TOWER_POLICIES, "a vision tower")
         if target.tokens not in known:
@@ -168,15 +169,15 @@ class LVLMHost(Host):
         if not decodes and target.tokens == "cls" and not has_cls(self.model):
             raise InputError(f"{where}: this vision tower has no class token.")
 
-    def _probe(self, module: str, n: int) -> None:
+    def probe(self, module: str, n: int) -> None:
         words = [i for i in range(len(self.vocabulary.special) + 1) if i not in self.vocabulary.special]
         with torch.no_grad():
             self.model(input_ids=torch.full((n, 3), words[0], device=self.device), use_cache=False)
 
-    def _measure(self, module: str, io: str) -> Layout:
+    def measure(self, module: str, io: str) -> Layout:
         """What a vision tower gives is seen by showing it one blank image."""
         if self._decodes(module):
-            return super()._measure(module, io)
+            return super().measure(module, io)
         from PIL import Image
 
         seen: list[torch.Size] = []
@@ -187,7 +188,7 @@ class LVLMHost(Host):
 
         side = getattr(getattr(self.model.config, "vision_config", None), "image_size", None) or 224
         batch = self.collate.batch(["?"], [Image.new("RGB", (side, side))])
-        with suppress(Done), self._port(module, io).attach(note):
+        with suppress(Done), self.port(module, io).attach(note):
             self.forward(batch)
         if not seen:
             raise InputError(f"{module}:{io} cannot be a site: no image reaches it.")
@@ -266,7 +267,7 @@ class LVLMHost(Host):
             sites = self.sites(sites) if "[" not in sites else [sites]
         return super().capture(batch, self.default_sites() if sites is None else sites, gradient)
 
-    def _passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
+    def passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         return [(list(range(len(targets))), partial(self.forward, batch))]
 
     @contextmanager
@@ -283,7 +284,7 @@ class LVLMHost(Host):
             yield
 
     @contextmanager
-    def _picking(self, target: Target) -> Iterator[Pick]:
+    def picking(self, target: Target) -> Iterator[Pick]:
         if not self._decodes(target.module):
             yield partial(self._pick_in_tower, target)
             return

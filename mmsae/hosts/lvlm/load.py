@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mmsae.hosts.libraries import library
-from mmsae.hosts.loaded import Loaded, quiet, silent
+from mmsae.hosts.loaded import Loaded, dtype_of, quiet, silent
 from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
 
@@ -48,12 +48,7 @@ def load_model(folder: str, device: Any, precision: str, random: bool, **options
     import transformers
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    dtype = options.pop("dtype", None) or half or "auto"
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise InputError(f"dtype {dtype!r} is none of torch.")
-        dtype = getattr(torch, dtype)
+    dtype = dtype_of(options.pop("dtype", None) or half or "auto")
     shared = {k: options[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in options}
     auto, info = transformers.AutoModelForImageTextToText, None
     options.setdefault("ignore_mismatched_sizes", True)  # refused by its caller, with names and shapes
@@ -73,13 +68,3 @@ def decoder_path(model: Any) -> str:
     """Module path of the language model (in transformers 4 it is not inside ``model``)."""
     decoder = model.get_decoder()
     return next(name for name, module in model.named_modules() if module is decoder)
-
-
-def plain_config(config: Any) -> Any:
-    """A configuration without what does not change outputs: folders, versions, and dtypes (weights have them)."""
-    if isinstance(config, dict):
-        drop = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_internal")
-        return {str(k): plain_config(v) for k, v in config.items() if k not in drop}
-    if isinstance(config, (list, tuple)):
-        return [plain_config(v) for v in config]
-    return config if isinstance(config, (str, int, float, bool, type(None))) else str(config)
