@@ -128,11 +128,31 @@ class AreaLatents(NamedTuple):
         grid, stats = evidence.grid(modality), evidence.stats(modality)
         if not grid.rows:
             raise InputError(f"{evidence.folder} has no patch grid for {modality}: areas need an SAE on patches")
+        # evidence has the rows of some items only; the counts are of all
         rows = evidence.n * grid.places * max(len(grid.steps), 1)
         usable = stats.fired_rows <= options.dense * rows
         usable &= position_cosine(*evidence_entries(evidence, modality), grid.places, evidence.d_sae) <= options.fixed
         idf = np.log(max(evidence.n, 1) / np.maximum(stats.fired_items, 1))
         return cls(usable, value_percentile(stats, options.percentile), idf.astype(np.float32))
+
+    @classmethod
+    def of_entries(
+        cls, item: np.ndarray, latent: np.ndarray, place: np.ndarray, value: np.ndarray, shape: tuple[int, int, int],
+        options: AreaOptions = AreaOptions(),
+    ) -> AreaLatents:  # fmt: skip
+        """From all entries above 0 of the patch codes of some images; ``shape`` is images, patches and latents."""
+        images, places, d_sae = shape
+        usable = np.bincount(latent, minlength=d_sae) <= options.dense * images * places
+        usable &= position_cosine(item, latent, place, value, places, d_sae) <= options.fixed
+        order = np.lexsort((value, latent))
+        start = np.searchsorted(latent[order], np.arange(d_sae + 1))
+        n = np.diff(start)
+        least = np.zeros(d_sae, np.float32)
+        at = start[:-1] + np.ceil(options.percentile / 100 * n).astype(int).clip(1) - 1
+        least[n > 0] = value[order][at[n > 0]]
+        fired = np.bincount(np.unique(item.astype(np.int64) * d_sae + latent) % d_sae, minlength=d_sae)
+        idf = np.log(max(images, 1) / np.maximum(fired, 1))
+        return cls(usable, least if options.percentile > 0 else 0 * least, idf.astype(np.float32))
 
 
 def evidence_entries(

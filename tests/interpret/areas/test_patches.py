@@ -33,6 +33,10 @@ def test_dense_and_position_only_latents_are_found(tmp_path):
     tokens = evidence.tokens(0, "image")
     areas = find_areas(PatchCodes.of_tokens(tokens, evidence.grid("image"), D), latents)
     assert sorted(int(r.indices[0]) for r in areas.latents) == [1, 4]
+    item, r, c, latent = np.nonzero(z)
+    direct = AreaLatents.of_entries(item, latent, r * 16 + c, z[item, r, c, latent], (10, 256, D))
+    assert (direct.usable == latents.usable).all() and np.allclose(direct.idf, latents.idf)
+    assert direct.least[1] == 1 and direct.least[0] == 0 and (direct.least >= latents.least).all()
 
 
 def test_position_cosine_is_the_mean_over_pairs_of_images():
