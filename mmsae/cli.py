@@ -95,6 +95,9 @@ COMMANDS = {
     "analyse": Command(
         "mmsae.interpret.analyse.command:analyse", "compare, correlate, cluster and search data sets by concepts",
         "mmsae analyse diff runs/cats/evidence runs/dogs/evidence --out runs/cats_and_dogs", True),
+    "scenarios": Command(
+        "mmsae.interpret.scenarios.command:scenarios", "rare, surprising and failing situations, and suites of them",
+        "mmsae scenarios runs/evidence --query 'fog & ~day' --failures failures.parquet", places=("evidence",)),
     "explore": Command(
         "mmsae.interpret.browser.command:explore", "a browser of latents and samples in a folder, without a server",
         "mmsae explore runs/evidence", places=("evidence", "other")),
