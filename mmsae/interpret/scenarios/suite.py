@@ -15,7 +15,7 @@ from mmsae.shards import FaultLog, Sample, ShardWriter, expand, read_shards
 from mmsae.types import InputError
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csc_matrix, csr_matrix
 
 PREFIX, FIELD = "suite", "suite"
 
@@ -123,17 +123,46 @@ def build_suite(
         for c in parts:
             on &= table[:, [c]].toarray().ravel()
         own = rng.permutation(np.flatnonzero(on))
-        chosen = own[farthest_points(codes[own], k)] if len(own) else own
+        lacks = _lacking(table, own, parts, allowed & ~on, pair)  # items with a pair of their own come first
+        first = own[lacks >= 0]
+        chosen = first[farthest_points(codes[first], k)]
+        rest = own[lacks < 0]
+        chosen = np.concatenate([chosen, rest[farthest_points(codes[rest], k - len(chosen))]])
         name = concepts.said(np.array(parts))
         out += [Entry(int(i), name, "slice") for i in chosen]
+        drop = np.arange(len(chosen)) % len(parts)  # every concept is dropped for its share of the others
+        known = lacks[_places(own, chosen)]
+        drop = np.where(known >= 0, known, drop)
         for at, dropped in enumerate(parts):
-            some = chosen[at :: len(parts)]  # every concept is dropped for its share of the items
+            some = chosen[drop == at]
             found = controls(concepts, some, parts, dropped, allowed & ~on, pair)
             out += [
                 Entry(c, name, "control", int(i), concepts.names[dropped], off)
                 for i, (c, off) in zip(some, found, strict=True)
                 if c >= 0
             ]
+    return out
+
+
+def _places(of: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Where some values stand in an array that has each once."""
+    order = np.argsort(of)
+    return order[np.searchsorted(of[order], which)] if len(of) else np.zeros(0, int)
+
+
+def _lacking(
+    table: csc_matrix, items: np.ndarray, parts: Sequence[int], allowed: np.ndarray, pair: np.ndarray | None
+) -> np.ndarray:  # fmt: skip
+    """``(k,)`` which of a situation's concepts an item's own partner lacks, while it has the others; -1 for none."""
+    out = np.full(len(items), -1)
+    if pair is None or not len(items):
+        return out
+    has = table[:, list(parts)].toarray()
+    fit = np.flatnonzero(allowed & (pair >= 0) & (has.sum(1) == len(parts) - 1))
+    number, first = np.unique(pair[fit], return_index=True)
+    at = np.searchsorted(number, pair[items]).clip(max=max(len(number) - 1, 0))
+    some = (number[at] == pair[items]) if len(number) else np.zeros(len(items), bool)
+    out[some] = (~has[fit[first[at[some]]]]).argmax(1)
     return out
 
 

@@ -86,6 +86,9 @@ def test_a_suite_of_the_world_is_written_with_its_siblings_and_measured(tmp_path
     situation = [(names.index("red"), names.index("circle"))]
     suite = build_suite(concepts, csr_matrix(data.concepts.astype(float)), situation, 6, allowed=allowed, pair=pair)
     own = [e for e in suite if e.role == "control" and e.off_by == -1]
+    on = data.concepts[:, situation[0]]
+    partner = np.arange(400) ^ 1
+    assert len(own) == min(6, (on.all(1) & (on[partner].sum(1) == 1)).sum())
     assert own and all(data.scenes.pair[e.item] == data.scenes.pair[e.of] for e in own)
     n = write_suite(tmp_path / "suite", suite, expand(shards), data.uids)
     assert n == len({e.item for e in suite})
