@@ -12,6 +12,7 @@ import numpy as np
 BITS = 3  # of 64, in which the hashes of near-duplicates may differ
 LEVELS = 24  # of 255, by which their mean colours may differ in any cell
 NEAREST = 256  # in larger buckets (flat images) only so many neighbours in order of brightness are compared
+ROWS = 4096  # items whose colours are in memory at a time
 PAIRS = 1 << 18  # pairs whose colours are compared at a time
 
 
@@ -74,16 +75,16 @@ def common_groups(groups: list[np.ndarray]) -> np.ndarray:
 
 def _brightness(signature: np.ndarray, items: np.ndarray) -> np.ndarray:
     out = np.empty(len(items), np.float32)
-    for lo in range(0, len(items), 65536):
-        out[lo : lo + 65536] = signature[items[lo : lo + 65536]].mean((1, 2, 3))
+    for lo in range(0, len(items), ROWS):
+        out[lo : lo + ROWS] = signature[items[lo : lo + ROWS]].mean((1, 2, 3))
     return out
 
 
 def _equal_neighbours(order: np.ndarray, dhash: np.ndarray, signature: np.ndarray) -> np.ndarray:
     """Pairs of neighbours in an order that are equal."""
     pairs = []
-    for lo in range(0, len(order) - 1, 65536):
-        a, b = order[lo : lo + 65536][: len(order) - 1 - lo], order[lo + 1 : lo + 65537]
+    for lo in range(0, len(order) - 1, ROWS):
+        a, b = order[lo : lo + ROWS][: len(order) - 1 - lo], order[lo + 1 : lo + ROWS + 1]
         same = dhash[a] == dhash[b]
         a, b = a[same], b[same]
         pairs.append(np.stack([a, b], 1)[(signature[a] == signature[b]).all((1, 2, 3))])
@@ -101,8 +102,8 @@ def _candidates(items: np.ndarray, band: np.ndarray):
 
 def _alike(signature: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     out = np.empty(len(a), bool)
-    for lo in range(0, len(a), 8192):
-        at = slice(lo, lo + 8192)
+    for lo in range(0, len(a), ROWS):
+        at = slice(lo, lo + ROWS)
         out[at] = np.abs(signature[a[at]].astype(np.int16) - signature[b[at]]).max((1, 2, 3)) <= LEVELS
     return out
 

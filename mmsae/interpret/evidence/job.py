@@ -8,7 +8,7 @@ tars go through the host once more, in the same batches, so that no bit differs.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from mmsae.load import named_pair
 from mmsae.options import Data, Drawing, SAERun, at_least
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.shards import FaultLog, count_samples, identity
+from mmsae.shards import FaultLog, UnitBatch, count_samples, identity
 from mmsae.types import IMAGE, ImageTextBatch, InputError
 
 DRAWN = 8  # images that are drawn at a time, if nobody says
@@ -174,38 +174,34 @@ class EvidenceJob:
     def _try_out(self, todo: Sequence[int], engine: Engine, say: Any) -> bool:
         """Say how much there is to do; returns whether the codes of all rows are few enough to be kept at once."""
         plan, r = self.plan, self.reader
-        paths, size = [plan.paths[u] for u in todo], [0]
+        paths, per_item = [plan.paths[u] for u in todo], [0.0]
 
         def look(batch: ImageTextBatch) -> None:
             looked = r.look(batch, FaultLog())
-            size[0] = sum(len(f.item) for f in looked.fired.values())
+            per_item[0] = sum(len(f.item) for f in looked.fired.values()) / max(1, len(batch.uids))
 
-        texts = plan.drawing is not None or paths[0].endswith(PROMPTS)
-
-        def stream(samples: int):
-            r.plan = plan._replace(workers=0, batch_size=samples)
+        def stream(size: int) -> Iterator[UnitBatch]:
+            r.plan = plan._replace(workers=0, batch_size=size)
             return r.stream(paths)
 
         where = ", ".join(f"{m} at {s.spec}" for m, s in r.sites.items() if m in plan.modalities)
         say(f"evidence of {r.sae.d_sae} latents: {where}")
-        devices = min(engine.size, len(todo))
+        devices, done, device = min(engine.size, len(todo)), len(plan.paths) - len(todo), r.host.device.type
         try:
-            if not texts:
-                done, whole = len(plan.paths) - len(todo), r.host.device.type != "cpu"
-                about = estimate(paths, done, stream, look, plan.batch_size, plan.workers, devices, whole)
-                say(f"  {about}{about.takes(devices, r.host.device.type)}")
-                samples, n = about.samples, len(about.first.uids)
+            if plan.drawing is None and not paths[0].endswith(PROMPTS):
+                about = estimate(paths, done, stream, look, plan.batch_size, plan.workers, devices, device != "cpu")
+                say(f"  {about}{about.takes(devices, device)}")
+                samples = about.samples
             else:  # drawing a batch to time it would cost a part of the work
                 samples = sum(len(text_samples(p)) if p.endswith(PROMPTS) else count_samples(p) for p in paths)
                 say(f"  about {samples} texts")
                 with closing(stream(1)) as batches:
                     first = next(step.batch for step in batches)
-                look(first)
-                n = 1
+                if first.uids:
+                    look(first)
         finally:
             r.plan = plan
-        of_all = BYTES * size[0] * samples / max(1, n)
-        return of_all * len(plan.paths) / max(1, len(todo)) <= plan.choice.keep_gb * 1e9
+        return BYTES * per_item[0] * samples * len(plan.paths) / max(1, len(todo)) <= plan.choice.keep_gb * 1e9
 
     def _merge(self) -> tuple[np.ndarray, CorpusItems, dict[str, Any]]:
         """Everything but the codes of all rows; what is not needed again is not held."""

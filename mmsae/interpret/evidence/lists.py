@@ -15,7 +15,7 @@ from mmsae.interpret.evidence.corpus import CorpusItems
 from mmsae.interpret.evidence.options import Evidencing
 from mmsae.interpret.evidence.parts import ReadPart
 
-BLOCK = 1 << 23  # entries of a block
+BLOCK = 1 << 22  # entries of a block
 
 
 class LatentBlock(NamedTuple):
@@ -138,7 +138,9 @@ def positives_of(
     part = place * q // ranked.count[latent]
     test = corpus.test[item]
     cell = (latent * q + part) * 2 + test
-    order = np.lexsort((corpus.rank[item], mixed(corpus.draw[item], latent + block.low, choice.seed), cell))
+    chance = mixed(corpus.draw[item], latent + block.low, choice.seed)
+    bits = np.uint64(max(1, int(len(eligible) * q * 2).bit_length()))  # of the cell, above those of chance
+    order = np.argsort((cell.astype(np.uint64) << (np.uint64(64) - bits)) | (chance >> bits))
     cell, item = cell[order], item[order]
     first = np.searchsorted(cell, cell)
     nth = np.arange(len(cell)) - first

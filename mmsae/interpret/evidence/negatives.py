@@ -53,10 +53,17 @@ class Silence:
         key = (block.latent - block.low).astype(np.int64) * self.corpus.n + block.item  # ascending
         slots = (slice(0, quota(n)[0]), slice(quota(n)[0], n))
         for ids in np.split(np.flatnonzero(eligible), range(LATENTS, int(eligible.sum()), LATENTS)):
+            if not len(ids):
+                continue
+            at = slice(*np.searchsorted(block.latent, [block.low + ids[0], block.low + ids[-1] + 1]))
+            row = np.full(len(positive), -1)
+            row[ids] = np.arange(len(ids))
+            row = row[block.latent[at] - block.low]
+            fired = row[row >= 0], block.item[at][row >= 0]
             for half, slot in enumerate(slots):
                 n_half = slot.stop - slot.start
                 random[ids, slot] = self._random(key, ids, block.low, half, n_half)
-                hard[ids, slot] = self._hard(key, ids, positive[ids], half, n_half)
+                hard[ids, slot] = self._hard(fired, positive[ids], half, n_half)
         return random, hard
 
     def _silent(self, key: np.ndarray, ids: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -87,20 +94,22 @@ class Silence:
                 length = min(some, 4 * length)
         return out
 
-    def _hard(self, key: np.ndarray, ids: np.ndarray, positive: np.ndarray, half: int, n: int) -> np.ndarray:
-        """The silent candidates of a half most like the latent's own items of that half."""
-        near, out = self.near[half], np.full((len(ids), n), -1, np.int32)
+    def _hard(self, fired: tuple[np.ndarray, np.ndarray], positive: np.ndarray, half: int, n: int) -> np.ndarray:
+        """The silent candidates of a half most like the latent's own items of that half.
+
+        ``fired`` are the rows of latents and the items on which they fire.
+        """
+        near, out = self.near[half], np.full((len(positive), n), -1, np.int32)
         if not n or not len(near.items):
             return out
         own = (positive >= 0) & (self.corpus.test[positive] == bool(half))
         score = near.score(positive, own)
-        silent = self._silent(key, ids, np.broadcast_to(near.items, score.shape))
-        score = np.where(silent & own.any(1)[:, None], score, -np.inf)
+        score[~own.any(1)] = -np.inf
+        column = near.place[fired[1]]
+        score[fired[0][column >= 0], column[column >= 0]] = -np.inf
         k = min(n, score.shape[1])
-        best = np.argpartition(-score, k - 1, axis=1)[:, :k] if k < score.shape[1] else np.argsort(-score, axis=1)
-        value = np.take_along_axis(score, best, 1)
-        order = np.lexsort((np.broadcast_to(best, best.shape), -value), axis=1)
-        best, value = np.take_along_axis(best, order, 1), np.take_along_axis(value, order, 1)
+        found = torch.from_numpy(score).topk(k, dim=1)
+        value, best = found.values.numpy(), found.indices.numpy()
         out[:, :k] = np.where(np.isfinite(value), near.items[best], -1)
         return out
 
@@ -118,15 +127,18 @@ class _Near(NamedTuple):
     """Candidates of a half, and how alike they are to others."""
 
     items: np.ndarray  # (C,)
+    place: np.ndarray  # (n,) int32 place of every item among them, or -1
     silence: Silence
     matrix: object  # (C, width) embeddings on the device, or (C, d_sae) csr of unit codes
 
     @classmethod
     def of(cls, items: np.ndarray, silence: Silence) -> _Near:
+        place = np.full(silence.corpus.n, -1, np.int32)
+        place[items] = np.arange(len(items))
         if silence.embed is not None:
             held = torch.from_numpy(np.ascontiguousarray(silence.embed[items])).float().to(silence.device)
-            return cls(items, silence, held)
-        return cls(items, silence, _unit_rows(silence.codes, items))
+            return cls(items, place, silence, held)
+        return cls(items, place, silence, _unit_rows(silence.codes, items))
 
     def score(self, positive: np.ndarray, own: np.ndarray) -> np.ndarray:
         """``(L, C)`` cosine of every candidate with the sum of the unit rows of ``positive (L, m)`` that are own."""

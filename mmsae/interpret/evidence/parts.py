@@ -23,7 +23,7 @@ from mmsae.jobs.units import Parts, TarWork, Unit
 from mmsae.shards import FaultLog, draw
 from mmsae.types import Faults, ImageTextBatch
 
-CHUNK = 1 << 23  # pooled entries that are sorted at a time
+CHUNK = 1 << 22  # pooled entries that are sorted at a time
 
 
 class LatentCounts:
