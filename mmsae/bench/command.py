@@ -19,7 +19,7 @@ class FilterBench:
     damage: float = 0.4
     """Share of damaged samples, above 0 and at most .5."""
     clip: str | None = None
-    """Folder of ``mmsae pretrain-clip`` on the generated world; default: one is trained."""
+    """Folder of ``mmsae pretrain-clip`` on the generated world; default: one is trained. Of ``names``, too."""
 
     def __post_init__(self) -> None:
         if not 0 < self.damage <= 0.5:
@@ -59,7 +59,7 @@ class PhotographsBench:
 
 
 def bench(
-    name: Literal["filter", "recover", "multimodal"],
+    name: Literal["filter", "recover", "multimodal", "names"],
     out: str = "",
     quick: bool = False,
     seeds: list[int] = [0, 1, 2],  # noqa: B006 (jsonargparse shows it)
@@ -74,13 +74,14 @@ def bench(
     known share is damaged, and on the half that each score ranks first; all arms take equally many steps. ``recover``:
     every SAE of ``configs/sae`` is trained on activations whose dictionary and codes are known, and two on tokens of a
     tiny LLaVA, from whole conversations and from packed ones. ``multimodal``: every SAE over pairs on the generated
-    world in several conditions, and on photographs where they are named.
+    world in several conditions, and on photographs where they are named. ``names``: latents of SAEs on the generated
+    world are named by ``mmsae name``; are the names right, and are latents of random weights left without one?
 
     Args:
         name: Which benchmark.
         out: Folder for everything; the same command goes on where it was interrupted. Default: ``runs/bench_NAME``.
         quick: One seed; of ``filter`` four arms, of ``recover`` two worlds and fewer steps, of ``multimodal`` a smaller
-            world, one size and fewer steps.
+            world, one size and fewer steps, of ``names`` a smaller world and fewer steps.
         seeds: Seeds of trainings and of what is drawn; ``quick`` takes the first.
         progress: Say what is done.
         alignment: Of ``filter``.
@@ -105,6 +106,12 @@ def bench(
         worlds = saes.worlds or (("independent", "hierarchical") if quick else ())
         steps = saes.sae_steps or (200 if quick else 800)
         return bench_recover(root, saes.variants, worlds, seeds, steps, progress)
+    if name == "names":
+        from mmsae.bench.names.run import NameSizes, bench_names
+
+        tiny = {"train": 4000, "items": 2000, "clip_steps": 100, "sae_steps": 200} if quick else {}
+        sizes = NameSizes(**tiny | ({"sae_steps": saes.sae_steps} if saes.sae_steps else {}))
+        return bench_names(root, seeds, sizes, alignment.clip, progress)
     from mmsae.bench.multimodal.run import PairSizes, bench_multimodal
 
     shards = (photographs.train, photographs.test, photographs.host)

@@ -1,0 +1,1 @@
+"""Names of latents where what they mean is known: ``mmsae bench names``."""
