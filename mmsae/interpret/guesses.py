@@ -37,7 +37,11 @@ class Candidates(NamedTuple):
 
     @classmethod
     def joined(cls, parts: list[Candidates]) -> Candidates:
-        """Rows of several."""
+        """Rows of several; none of none."""
+        if not parts:
+            texts = {k: np.zeros(0, object) for k in ("modality", "method", "phrase", "judge")}
+            empty = {k: np.zeros(0) for k in cls._fields} | texts
+            return cls(**empty | {"latent": np.zeros(0, np.int32), "chosen": np.zeros(0, bool)})
         return cls(*(np.concatenate(v) for v in zip(*parts, strict=True)))
 
     def write(self, folder: Path) -> Path:

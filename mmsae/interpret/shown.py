@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -30,17 +29,19 @@ class ItemViews:
     Args:
         evidence: The folder.
         modality: Whose rows heat and marks are of.
-        pieces: ``caption -> its tokens as text``, by position of the site; None: tokens cannot be marked.
     """
 
-    def __init__(self, evidence: Evidence, modality: str, pieces: Callable[[str], Sequence[str]] | None = None):
-        self.ev, self.modality, self.pieces = evidence, modality, pieces
+    def __init__(self, evidence: Evidence, modality: str):
+        self.ev, self.modality = evidence, modality
 
     @cached_property
     def places(self) -> bool:
-        """Whether a latent has places in an item: patches of an image, or tokens that can be marked."""
-        grid = self.ev.grid(self.modality)
-        return grid.rows > 1 or grid.cols > 1 if self.modality == IMAGE else grid.places > 1 and self.pieces is not None
+        """Whether a latent has places in an item: patches of an image, or tokens of a text that are known by word."""
+        if self.ev.grid(self.modality).places <= 1:
+            return False
+        items = self.ev.top(self.modality).item
+        known = items[items >= 0][:1].tolist()
+        return self.modality == IMAGE or any(self.ev.words(i, TEXT) is not None for i in known)
 
     def image(self, item: int) -> Any:
         """The small image of an item (PIL, RGB), or None."""
@@ -73,6 +74,8 @@ class ItemViews:
 
     def crop(self, item: int, latent: int, cells: float = 3.0, at: tuple[int, int] | None = None) -> Any:
         """What is around the patch where a latent is strongest (or around a patch ``at``), or None without a grid."""
+        if self.modality != IMAGE:
+            return None
         found, heat = self.image(item), self.ev.heat(int(item), latent, IMAGE)
         if found is None or heat is None:
             return None
@@ -87,15 +90,15 @@ class ItemViews:
         return dict(zip(rows.position[on].tolist(), np.abs(rows.value[on]).tolist(), strict=True))
 
     def _marked_text(self, item: int, values: dict[int, float], wrong: bool) -> str:
-        caption = self.ev.items.caption[item]
-        if self.pieces is None or not values:
-            return caption
-        pieces, least, out, open_ = self.pieces(caption), MARKED * max(values.values()), [], False
+        known = self.ev.words(item, TEXT)
+        if known is None or not values:
+            return self.ev.items.caption[item]
+        least, out, open_ = MARKED * max(values.values()), [], False
+        at = known.position.tolist()
         if wrong:
-            words = [i for i, p in enumerate(pieces) if p.strip()]
-            moved = dict(zip(words, words[len(words) // 2 :] + words[: len(words) // 2], strict=True))
+            moved = dict(zip(at, at[len(at) // 2 :] + at[: len(at) // 2], strict=True))
             values = {moved[i]: v for i, v in values.items() if i in moved}
-        for i, piece in enumerate(pieces):
+        for i, piece in zip(at, known.text, strict=True):
             on = values.get(i, 0.0) >= least
             if on != open_:
                 space = piece[: len(piece) - len(piece.lstrip())] if on else ""
@@ -138,34 +141,3 @@ def patch_box(
         start = min(max(0, start), s - side)
         out += [start, start + side]
     return out[0], out[2], out[1], out[3]
-
-
-def pieces_of(evidence: Evidence) -> Callable[[str], list[str]] | None:
-    """How the host cuts captions into the tokens of its text site; None where its positions are no text tokens (pooled
-    sites, vision-language models) or it cannot be loaded by name.
-    """
-    about = evidence.about
-    if TEXT not in evidence.modalities or evidence.grid(TEXT).places <= 1 or about["job"]["hint"].startswith("lvlm:"):
-        return None
-    from mmsae.hosts import load_host
-    from mmsae.types import InputError
-
-    try:
-        host = load_host(about["job"]["hint"])
-    except InputError:
-        return None
-    tokenizer = getattr(host, "tokenize", None)
-    if tokenizer is None:
-        return None
-
-    def cut(caption: str) -> list[str]:
-        inner, ids = tokenizer._inner, tokenizer([caption])[0].tolist()
-        special = {*tokenizer.special_ids(), tokenizer.pad_id()}
-        if hasattr(inner, "convert_ids_to_tokens"):
-            words = [f" {p}" if p[:2] != "##" else p[2:] for p in map(str, inner.convert_ids_to_tokens(ids))]
-            words = [w.replace(" \u2581", " ").replace(" \u0120", " ").replace("</w>", "") for w in words]
-        else:
-            words = [inner.decode([i]) for i in ids]
-        return ["" if i in special else w for i, w in zip(ids, words, strict=True)]
-
-    return cut

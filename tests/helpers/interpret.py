@@ -17,6 +17,9 @@ class ToyEmbedder:
 
     name, reads_text, knows_words = "toy", True, True
 
+    class host:
+        fingerprint = "another"
+
     def __init__(self):
         self.axes = {w: np.eye(16)[i] for i, w in enumerate(WORDS + OTHER)}
 

@@ -42,7 +42,7 @@ def meaning(ev: Evidence, truth: np.ndarray) -> Meaning:
 
 
 def says(name: str, concept: str) -> bool:
-    """Whether a name says a concept and nothing else: ``dark background`` says dark, ``striped red`` does not say red."""
+    """Whether a name says a concept and nothing else: ``dark background`` says dark, ``striped red`` not red."""
     for other, own in CONVERSE.items():
         name = name.replace(other, own)
     return set(name.split()) - EMPTY == set(concept.split()) - EMPTY

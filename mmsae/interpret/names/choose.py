@@ -109,7 +109,7 @@ def names_of(
             why.append(f"fires on {n} unseen items, fewer than {holding.min_items}")
         elif not auroc >= holding.min_auroc:
             why.append(f"AUROC {auroc:.2f} is below {holding.min_auroc:g}")
-        elif not (hard := float(found.auroc_hard[i])) >= holding.min_hard:
+        elif auroc < holding.clear and not (hard := float(found.auroc_hard[i])) >= holding.min_hard:
             why.append(f"AUROC {hard:.2f} against hard negatives is below {holding.min_hard:g}")
         if z < holding.min_z:
             why.append(f"z {z:.1f} is below {holding.min_z:g}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmsae.errors import InputError
+from mmsae.interpret.clients.options import Asking
 from mmsae.interpret.names.options import Holding, Looking
 from mmsae.options import OneProcessRun
 
@@ -14,9 +16,10 @@ def name(
     sae: str = "",
     looking: Looking = Looking(),
     holding: Holding = Holding(),
+    asking: Asking = Asking(),
     run: OneProcessRun = OneProcessRun(),
 ) -> Path:
-    """Name latents by their evidence, with no model but the encoder whose embeddings the evidence has.
+    """Name latents by their evidence, with no model but the encoder of its embeddings, or by asking one.
 
     OUT holds names.json (every latent with its name or none, score, margin, z-score and AUROC on unseen items; filter,
     steer and the browser read it), candidates.parquet (all phrases that were tried) and about.json. Names are looked
@@ -25,9 +28,10 @@ def name(
     Args:
         evidence: Folder that mmsae evidence wrote.
         out: Folder to write; default EVIDENCE/names.
-        sae: SAE folder or hub id, for the method vocabulary (its atoms).
+        sae: SAE folder or hub id, for the methods vocabulary (its atoms) and steering.
         looking: How names are looked for.
         holding: When a name holds.
+        asking: Whom to ask for names, too; answers are kept in OUT/answers, a repeated command asks for the rest.
         run: Where it is computed.
 
     Returns:
@@ -39,16 +43,30 @@ def name(
     from mmsae.files import disk_errors
     from mmsae.interpret.evidence.folder import Evidence
     from mmsae.interpret.guesses import FOLDER
-    from mmsae.interpret.names.job import Naming, write_named
+    from mmsae.interpret.names.job import WITH_MODEL, Naming, write_named
     from mmsae.sae import SAE
     from mmsae.sae.fingerprint import sae_fingerprint
 
     found = SAE.from_pretrained(sae) if sae else None
     ev = Evidence(evidence, sae_fingerprint(found) if found else "")
     say = (lambda said: print(f"name: {said}", flush=True)) if run.progress else lambda said: None
-    with disk_errors(out or evidence):
-        named = Naming(ev, looking, holding, found, run.device).run(say)
-        path = write_named(Path(out) if out else ev.folder / FOLDER, named, ev.about["job"]["sae"])
+    folder, spoken = Path(out) if out else ev.folder / FOLDER, []
+    if not asking.client and (bad := [m for m in looking.methods if m in WITH_MODEL]):
+        raise InputError(f"method {bad[0]} asks a model: name one with --client")
+    with disk_errors(folder):
+        naming = Naming(ev, looking, holding, found, run.device)
+        if asking.client:
+            from mmsae.interpret.clients.load import asked_client
+            from mmsae.interpret.names.spoken import spoken_candidates
+
+            asked = asked_client(asking, folder / "answers", run.device, run.precision)
+            spoken = spoken_candidates(naming, asked, asking.asked, run.progress)
+            say("{client}: {new} questions, {cached} known before, {failed} without an answer, {nonsense} of no use, "
+                "cost {cost:.2f}".format(**asked.account))  # fmt: skip
+        named = naming.run(say, spoken)
+        if asking.client:
+            named.about["account"] = asked.account
+        path = write_named(folder, named, ev.about["job"]["sae"])
     a = named.about
     say(f"{a['named']:,} of {a['with_evidence']:,} latents with evidence have a name that holds")
     for method, why in a["left_out"].items():

@@ -66,6 +66,7 @@ class Naming:
         self.ev, self.looking, self.holding, self.sae, self.device = evidence, looking, holding, sae, device
         self.cache = evidence.folder / FOLDER / "vectors" if cache else None
         self.left_out: dict[str, str] = {}
+        self.speakers: dict[str, str] = {}
         unknown = [m for m in looking.methods if m not in WITHOUT_MODEL + WITH_MODEL]
         if unknown:
             raise InputError(f"no method {unknown[0]!r}: they are {', '.join(WITHOUT_MODEL + WITH_MODEL)}")
@@ -210,8 +211,16 @@ class Naming:
     # Choosing.
 
     def judges(self, modality: str) -> dict[str, Judge]:
-        """What tells items apart by a phrase, by name; empty where nothing can."""
+        """What tells items apart by a phrase, by name; empty where nothing can.
+
+        Embeddings of the SAE's own host are no judge where captions can be one: whatever its latents fire on looks
+        alike to it, those of random weights too.
+        """
         which, out = self.holding.judge, {}
+        own = modality in self.embedders and self.embedders[modality].host.fingerprint == self.ev.about["job"]["host"]
+        if which == "auto" and own and self.has_captions:
+            which = "words"
+            self.left_out["judging by vectors"] = f"{self.embedders[modality].name} is the SAE's own host"
         if which != "words" and modality in self.embedders:
             out["vectors"] = partial(self._by_vectors, modality)
         if which != "vectors" and self.has_captions:
@@ -229,7 +238,7 @@ class Naming:
         """Find names; ``asked`` are candidates that a language model gave."""
         judges = {m: j for m in self.latents if (j := self.judges(m))}
         tables = self.tables()
-        if not (tables or asked) or not judges:
+        if not (tables or self.speakers) or not judges:
             reasons = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
             raise InputError(
                 f"{self.ev.folder} has nothing to name latents by ({reasons or 'no latent has evidence'}): it needs "
@@ -252,7 +261,11 @@ class Naming:
     def by(self) -> dict[str, str]:
         """``{method: who}``."""
         who = {m: e.name for m, e in self.embedders.items()}
-        return {m: next(iter(who.values()), "") for m in ("wpmi", "centroid", "vocabulary")} | {"captions": "captions"}
+        return (
+            {m: next(iter(who.values()), "") for m in ("wpmi", "centroid", "vocabulary")}
+            | {"captions": "captions"}
+            | self.speakers
+        )
 
     def _silent(self, names: dict[int, LatentName]) -> dict[int, LatentName]:
         stats = [self.ev.stats(m).fired_items for m in self.ev.modalities]
@@ -260,6 +273,7 @@ class Naming:
         for j in self.looking.latents or range(self.ev.d_sae):
             if j not in names:
                 why = f"fires on {fired[j]:,} items: too few for evidence" if fired[j] else "never fires"
+                why = "nothing was suggested" if any(j in own for own in self.latents.values()) else why
                 out[j] = LatentName(None, "captions" if self.has_captions else "centroid", note=why)
         return out
 
@@ -267,7 +281,7 @@ class Naming:
         held = [n for n in names.values() if n.name]
         return {
             "looking": self.looking.__dict__, "holding": self.holding.__dict__,
-            "methods": sorted({method for method, _ in tables}), "left_out": self.left_out,
+            "methods": sorted({method for method, _ in tables} | set(self.speakers)), "left_out": self.left_out,
             "judges": {m: list(j) for m, j in judges.items()},
             "latents": self.ev.d_sae, "with_evidence": len(names), "named": len(held),
             "by_method": dict(Counter(n.method for n in held)),

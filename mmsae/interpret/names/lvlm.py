@@ -17,6 +17,7 @@ from mmsae.interpret.clients.client import Message
 from mmsae.interpret.clients.parse import concept
 from mmsae.interpret.names.choose import Examples
 from mmsae.interpret.shown import ItemViews, encoded
+from mmsae.types import IMAGE
 
 SYSTEM = (
     "You name what a unit of a neural network responds to. Be short and specific: a word or a few, no sentence. If the "
@@ -55,9 +56,9 @@ def question(latent: int, views: ItemViews, own: Examples, shown: Shown = Shown(
         parts.append(("It is strongest at these places of the first of them:", [("", encoded(c)) for c in crops]))
     silent = [views.plain(i) for i in spread(others[0], shown.other)]
     parts.append(("It does not respond to these, which are like them:", silent))
-    marks = "What it responds to is marked by << and >>." if views.pieces else ""
-    if views.modality == "image" and views.places:
-        marks = "Where it responds is red."
+    marks = ""
+    if views.places:
+        marks = "Where it responds is red." if views.modality == IMAGE else "What it responds to is between << and >>."
     lines, images, number = [marks] if marks else [], [], 0
     for title, examples in parts:
         lines.append(title)

@@ -44,10 +44,14 @@ class Holding:
     min_hard: float = 0.6
     """The same against hard negatives, the silent items most like those on which it fires: a latent of random weights
     fires on items that look alike, too, and a name for their look says nothing of what it fires on."""
+    clear: float = 0.87
+    """AUROC from which hard negatives are not asked: of a frequent concept the most similar silent items are the few
+    that the latent misses."""
     min_z: float = 3.0
     """Least z-score among the scores of the same phrase over all latents, for methods that have one."""
     min_items: int = 5
     """Least number of unseen items on which the latent fires."""
     judge: Literal["auto", "vectors", "words"] = "auto"
     """What the AUROC is of: vectors (cosine of an item's embedding and the name's), words (whether the caption has the
-    name); auto: for each name the one by which it does better on the train half, where there are both."""
+    name); auto: for each name the one by which it does better on the train half, but words alone where the embeddings
+    are of the SAE's own host and there are captions."""

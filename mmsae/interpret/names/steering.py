@@ -20,8 +20,8 @@ COMMON = "What do these images have in common? Answer with a word or a few."
 SIDE, GREY = 224, (128, 128, 128)
 LONGEST = 6  # words
 _LEAD = re.compile(
-    r"^(i (can )?see|(this|the) (image|picture|photo)s? (shows?|is|are|has|have|contains?|depicts?)( of)?|it is|there (is|are)|"
-    r"(an?|the) (image|picture|photo) of)\s+",
+    r"^(i (can )?see|(this|the) (image|picture|photo)s? (shows?|is|are|has|have|contains?|depicts?)( of)?|it is|"
+    r"there (is|are)|(an?|the) (image|picture|photo) of)\s+",
     re.I,
 )
 _ARTICLE = re.compile(r"^(an?|the|some)\s+", re.I)

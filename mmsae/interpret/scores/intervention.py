@@ -53,7 +53,7 @@ class Gains(NamedTuple):
     strength: np.ndarray  #: ``(L,)``
 
     def scores(self, seed: int = 0) -> dict[str, Scores]:
-        """``{"": ..., "shuffled": ..., "random": ..., "zero": ...}`` mean gains with a bootstrap over prompts; chance 0."""
+        """Mean gains with a bootstrap over prompts: of names (no key), ``shuffled``, ``random``, ``zero``; chance 0."""
         import torch
 
         from mmsae.metrics.statistics import bootstrap_mean
@@ -97,8 +97,8 @@ def intervention(
         said = model.say(push)
         random = model.say(tuned(model, j, "random", target)[0])
         zero = model.say(Push(j, 0.0, ZERO))
-        rows.append((gain(asked, [name] * p, clean, said), gain(asked, [other] * p, clean, said),
-                     gain(asked, [name] * p, clean, random), gain(asked, [name] * p, clean, zero), kl, push.strength))  # fmt: skip
+        pairs = ((name, said), (other, said), (name, random), (name, zero))
+        rows.append((*(gain(asked, [n] * p, clean, t) for n, t in pairs), kl, push.strength))
         done()
     columns = [np.array(c, float) for c in zip(*rows, strict=True)] or [np.zeros((0, 0))] * 4 + [np.zeros(0)] * 2
     return Gains(np.array(latents, np.int64), *columns)

@@ -23,7 +23,7 @@ from mmsae.interpret.scores.outcomes import Scores, auroc_scores
 from mmsae.interpret.scores.subjects import Names, Subjects
 from mmsae.interpret.scores.surprisal import surprisal
 from mmsae.interpret.scores.table import SUMMARY, ScoreRows, summary
-from mmsae.interpret.shown import ItemViews, pieces_of
+from mmsae.interpret.shown import ItemViews
 from mmsae.metrics.concepts.names import FILE, names_only, read_names
 from mmsae.types import IMAGE, TEXT, InputError
 
@@ -185,8 +185,9 @@ class ScoreJob:
                     vectors.intruder_scores, s, lambda sets: vectors.farthest(sets, table), j.set_size, j.trials, j.seed
                 )
             elif name == CROPS and s.modality == IMAGE and self._has(name, s, IMAGE, table):
-                grid = s.ev.grid(IMAGE)
-                if self._can(name, grid.rows > 1 and s.ev.about["images"], "the site has no grid of patches"):
+                if self._can(
+                    name, s.ev.grid(IMAGE).places > 1 and s.ev.about["images"], "the site has no grid of patches"
+                ):
                     out[name] = partial(self._crops, s)
         return out | (self._asked(s) if self.asked else {})
 
@@ -227,7 +228,7 @@ class ScoreJob:
         for row, j in enumerate(s.latents.tolist()):
             shown = []
             for i in s.positive[row][s.positive[row] >= 0][:CROPPED].tolist():
-                shape = s.ev.grid(IMAGE)[:2]
+                shape = s.ev.grid_of(i, IMAGE)
                 elsewhere = tuple(rng.integers(0, shape).tolist())
                 crops = [views.crop(i, j), views.crop(i, j, at=elsewhere)]
                 shown += crops if None not in crops else []
@@ -239,7 +240,7 @@ class ScoreJob:
     def _asked(self, s: Subjects) -> dict[str, Callable[[], Scores]]:
         j, asked = self.judging, self.asked
         some = s.some(self.most, j.seed)
-        views = ItemViews(s.ev, s.modality, self._pieces(s.ev) if s.modality == TEXT else None)
+        views = ItemViews(s.ev, s.modality)
         images = s.modality == IMAGE and s.ev.about["images"]
         shows = images or (s.modality == TEXT and s.ev.about["captions"])
         every: dict[str, Callable[[], Scores]] = {}
@@ -256,16 +257,6 @@ class ScoreJob:
         if s.ev.about["captions"] and asked.client.scores:
             every["surprisal"] = partial(surprisal, some, asked, j.each)
         return {n: f for n, f in every.items() if not j.scorers or n in j.scorers}
-
-    @cached_property
-    def _cut(self) -> dict[str, Any]:
-        return {}
-
-    def _pieces(self, ev: Evidence) -> Any:
-        hint = ev.about["job"]["hint"]
-        if hint not in self._cut:
-            self._cut[hint] = pieces_of(ev)
-        return self._cut[hint]
 
     def run(self, say: Callable[[str], None] = lambda said: None) -> tuple[ScoreRows, dict[str, Any], list[Subjects]]:
         """All scores, what ``scores.json`` holds, and what was scored."""

@@ -11,7 +11,7 @@ from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.clients.client import NoReply
 from mmsae.interpret.clients.options import Asking
 from mmsae.interpret.clients.scripted import ScriptedClient
-from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.evidence.folder import Evidence, ItemWords
 from mmsae.interpret.scores.asking import (
     Outcomes,
     detection,
@@ -135,10 +135,19 @@ def token_world(folder, n=200):
     return Subjects(ev, "text", Names(np.arange(8), list(WORDS), np.ones(8, bool)))
 
 
-def test_fuzzing_of_tokens(tmp_path):
+def test_fuzzing_of_tokens(tmp_path, monkeypatch):
     s = token_world(tmp_path / "e")
-    views = ItemViews(s.ev, "text", lambda caption: [f" {w}" for w in caption.split()])
-    assert views.places and not ItemViews(s.ev, "text").places
+    views = ItemViews(s.ev, "text")
+    assert not views.places  # nobody knows which word a token is
+    captions = s.ev.items.caption
+
+    def words(item, modality):
+        found = captions[item].split()
+        return ItemWords(np.arange(4), [found[0], *(f" {w}" for w in found[1:])])
+
+    monkeypatch.setattr(s.ev, "words", words)
+    views = ItemViews(s.ev, "text")
+    assert views.places
     text, image = views.marked(s.positive[0][0], 0)
     assert (
         "<<red>>" in text

@@ -22,11 +22,6 @@ from tests.interpret.scores.test_asking import knows
 from tests.interpret.scores.test_surprisal import expects
 
 
-class Toy(ToyEmbedder):
-    class host:
-        fingerprint = "another"
-
-
 def pictures(n, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (n, 8, 8, 3), dtype=np.uint8)
 
@@ -40,7 +35,7 @@ def place(tmp_path_factory):
         planted(root / name, n=800, real=real, random=16 if real else 0, images=pictures(800), sae=name * 4)
         ev = Evidence(root / name)
         naming = Naming(ev, Looking(vocabulary=str(root / "words.txt")), Holding(), cache=False)
-        naming.embedders = {"image": Toy()}
+        naming.embedders = {"image": ToyEmbedder()}
         if real:
             write_named(root / name / "names", naming.run(), name * 4)
     return root
@@ -48,8 +43,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def job(place, monkeypatch):
-    monkeypatch.setattr(ScoreJob, "embedder", lambda self, ev, modality: Toy())
-    monkeypatch.setattr(Naming, "embedders", {"image": Toy()})
+    monkeypatch.setattr(ScoreJob, "embedder", lambda self, ev, modality: ToyEmbedder())
+    monkeypatch.setattr(Naming, "embedders", {"image": ToyEmbedder()})
 
     def make(control=True, asked=None, **judging):
         beside = Evidence(place / "control") if control else None
