@@ -17,7 +17,7 @@ TEMPLATE = (  # LLaVA 1.5's
 )
 
 
-def tokenizer(image="<image>"):
+def tokenizer(image="<image>", more=None):
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -29,7 +29,7 @@ def tokenizer(image="<image>"):
     t.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=t, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-        model_input_names=["input_ids", "attention_mask"],
+        model_input_names=["input_ids", "attention_mask"], **({"extra_special_tokens": more} if more else {}),
     )  # fmt: skip
 
 
@@ -97,6 +97,116 @@ def qwen(folder, context=128, seed=0):
     template = TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>")
     processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(**sizes), t, Qwen2VLVideoProcessor(**sizes), template)
     return _save(folder, Model(config), processor)
+
+
+def qwen2(folder, context=128, seed=0):
+    """Qwen2-VL."""
+    from transformers import Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2VLForConditionalGeneration as Model
+
+    torch.manual_seed(seed)
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    config = Qwen2VLConfig(
+        text_config=_text(context, rope_scaling=rope, num_key_value_heads=2), vision_config=vision, image_token_id=4,
+        vision_start_token_id=5, vision_end_token_id=6, video_token_id=7, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    sizes = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+    template = TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>")
+    t = tokenizer("<|image_pad|>")
+    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(**sizes), t, Qwen2VLVideoProcessor(**sizes), template)
+    return _save(folder, Model(config), processor)
+
+
+def qwen3(folder, context=128, seed=0):
+    """Qwen3-VL: as Qwen2.5-VL, and states of the vision tower are added behind the first layers, too."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLProcessor, Qwen3VLVideoProcessor
+    from transformers import Qwen3VLForConditionalGeneration as Model
+
+    torch.manual_seed(seed)
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 4, "spatial_merge_size": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 10000.0}
+    config = Qwen3VLConfig(
+        text_config=_text(context, rope_scaling=rope, num_key_value_heads=2, head_dim=16), vision_config=vision,
+        image_token_id=4, vision_start_token_id=5, vision_end_token_id=6, video_token_id=7, pad_token_id=0,
+    )  # fmt: skip
+    sizes = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+    template = TEMPLATE.replace("<image>\n", "<|vision_start|><|image_pad|><|vision_end|>")
+    t = tokenizer("<|image_pad|>")
+    processor = Qwen3VLProcessor(Qwen2VLImageProcessor(**sizes), t, Qwen3VLVideoProcessor(**sizes), template)
+    return _save(folder, Model(config), processor)
+
+
+def gemma(folder, context=128, seed=0):
+    """Gemma 3: 32 pixels a side, 4 x 4 patches, which are averaged to 2 x 2 image tokens."""
+    from transformers import Gemma3Config, Gemma3ImageProcessor, Gemma3Processor
+    from transformers import Gemma3ForConditionalGeneration as Model
+
+    torch.manual_seed(seed)
+    text = _text(context, num_key_value_heads=2, head_dim=16, sliding_window=64)
+    config = Gemma3Config(
+        text_config=text, vision_config={**CLIP, "image_size": 32}, mm_tokens_per_image=4, image_token_index=4,
+        boi_token_index=5, eoi_token_index=6,
+    )  # fmt: skip
+    names = {"boi_token": "<|vision_start|>", "eoi_token": "<|vision_end|>", "image_token": "<image>"}
+    images = Gemma3ImageProcessor(size={"height": 32, "width": 32})
+    template = TEMPLATE.replace("<image>\n", "<|vision_start|>")
+    processor = Gemma3Processor(images, tokenizer(more=names), template, image_seq_length=4)
+    model = Model(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zeros at first
+    return _save(folder, model, processor)
+
+
+def internvl(folder, context=128, seed=0):
+    """InternVL: 32 pixels a side, 4 x 4 patches, 2 x 2 image tokens."""
+    from transformers import GotOcr2ImageProcessor, InternVLConfig, InternVLProcessor, InternVLVideoProcessor
+    from transformers import InternVLForConditionalGeneration as Model
+
+    torch.manual_seed(seed)
+    vision = {**CLIP, "image_size": [32, 32], "patch_size": [8, 8]}
+    text = {**_text(context, num_key_value_heads=2), "model_type": "llama"}
+    config = InternVLConfig(
+        vision_config=vision, text_config=text, image_token_id=4, image_seq_length=4, downsample_ratio=0.5
+    )
+    names = {"start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>"}
+    names |= {"context_image_token": "<image>", "video_token": "<|video_pad|>"}
+    images = GotOcr2ImageProcessor(size={"height": 32, "width": 32})
+    video = InternVLVideoProcessor(size={"height": 32, "width": 32})
+    processor = InternVLProcessor(images, tokenizer(more=names), video, 4, chat_template=TEMPLATE)
+    return _save(folder, Model(config), processor)
+
+
+def idefics(folder, context=128, seed=0, smol=False):
+    """Idefics 3 and SmolVLM: 32 pixels a side, 4 x 4 patches, 2 x 2 image tokens."""
+    import transformers as t
+
+    torch.manual_seed(seed)
+    family = "SmolVLM" if smol else "Idefics3"
+    vision = {**CLIP, "image_size": 32}
+    text = {**_text(context, num_key_value_heads=2), "model_type": "llama"}
+    config = getattr(t, f"{family}Config")(
+        vision_config=vision, text_config=text, image_token_id=4, scale_factor=2, pad_token_id=0
+    )
+    extra = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    extra += [f"<row_{i + 1}_col_{j + 1}>" for i in range(6) for j in range(6)]
+    words = tokenizer()
+    words.add_tokens(extra, special_tokens=True)
+    for c in (config, config.text_config):
+        c.vocab_size = len(words)
+    size = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+    images = getattr(t, f"{family}ImageProcessor")(**size)
+    more = (t.SmolVLMVideoProcessor(**size),) if smol else ()
+    processor = getattr(t, f"{family}Processor")(images, words, *more, image_seq_len=4, chat_template=TEMPLATE)
+    return _save(folder, getattr(t, f"{family}ForConditionalGeneration")(config), processor)
+
+
+def smolvlm(folder, context=128, seed=0):
+    """SmolVLM, whose processor wants a package that spells the numbers of videos, which are not asked of it here."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
+    return idefics(folder, context, seed, smol=True)
 
 
 def _save(folder, model, processor):

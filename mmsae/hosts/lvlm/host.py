@@ -1,4 +1,4 @@
-"""Vision-language models of transformers (LLaVA, LLaVA-NeXT, Qwen-VL) as frozen hosts.
+"""Vision-language models of transformers (:mod:`mmsae.hosts.lvlm.families`) as frozen hosts.
 
 One sequence holds image and text tokens, so a site here is a module of the language model and a token policy
 (:mod:`mmsae.hosts.lvlm.tokens`): ``layers.16:out[image]``, ``layers.16:out[text]``, ``layers.30:in[text_mean]``.
@@ -23,7 +23,7 @@ from mmsae.hosts.gradient import Gradient, HostLoss
 from mmsae.hosts.hooks import Done
 from mmsae.hosts.loaded import plain_config
 from mmsae.hosts.lvlm.cache import cached
-from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, has_cls, layouts, place
+from mmsae.hosts.lvlm.image_grid import ImageGrid, check_processor, has_cls, image_id, layouts, place
 from mmsae.hosts.lvlm.load import decoder_path
 from mmsae.hosts.lvlm.packing import PLACES, SEGMENTS, Packer, own_attention
 from mmsae.hosts.lvlm.prompt import Collator, TextChoice
@@ -86,7 +86,7 @@ class LVLMHost(Host):
         self.decoder = decoder_path(model)
         super().__init__(model, hint, model.device if device is None else device)
         image = getattr(model.config, "image_token_id", None)
-        image = processor.image_token_id if image is None else image
+        image = image_id(processor) if image is None else image
         self.vocabulary = Vocabulary.of(processor.tokenizer, image, (image,))
         text = model.config.get_text_config()
         self.n_layers, self.hidden_size = text.num_hidden_layers, text.hidden_size
@@ -105,6 +105,8 @@ class LVLMHost(Host):
         text, why = self.model.config.get_text_config(), ""
         if self._finds_positions:
             why = "it finds the positions of its images itself, one conversation a sequence"
+        elif "token_type_ids" in self._accepted:
+            why = "tokens of an image see each other both ways, which a mask of blocks does not say"
         elif separate and text._attn_implementation not in ("eager", "sdpa"):
             why = f"its attention is {text._attn_implementation}, which takes no mask of blocks (eager and sdpa do)"
         elif separate and (getattr(text, "sliding_window", None) or 1e9) < collator.context_length:
@@ -186,7 +188,8 @@ class LVLMHost(Host):
             seen.append(x.shape)
             raise Done
 
-        side = getattr(getattr(self.model.config, "vision_config", None), "image_size", None) or 224
+        side = getattr(self.model.config.vision_config, "image_size", None)
+        side = side if isinstance(side, int) else 224
         batch = self.collate.batch(["?"], [Image.new("RGB", (side, side))])
         with suppress(Done), self.port(module, io).attach(note):
             self.forward(batch)

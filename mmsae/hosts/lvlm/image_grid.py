@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmsae.hosts.lvlm.families import check_family, frame, is_llava, is_qwen, squares
 from mmsae.types import InputError
 
 
@@ -46,11 +47,21 @@ def _plain(rows: int, cols: int, lead: int = 0) -> ImageLayout:
     return ImageLayout((grid,), torch.empty(0, dtype=torch.long), lead + rows * cols)
 
 
+def image_id(processor: Any) -> int:
+    """Id of the token that images become."""
+    own = getattr(processor.tokenizer, "image_token_id", None)  # Gemma's processor names another, the placeholder
+    return processor.image_token_id if own is None else own
+
+
 def layouts(processor: Any, inputs: dict[str, Tensor]) -> list[ImageLayout]:
     """The layout of every image of a batch, in their order, from what the processor returned as ``inputs``.
 
-    The processor is that of LLaVA, LLaVA-NeXT or Qwen-VL (any that gives ``image_grid_thw``).
+    The processor is that of a family of :mod:`mmsae.hosts.lvlm.families`.
     """
+    if (square := frame(processor, "")).tokens is not None:
+        ids = inputs["input_ids"]
+        n = int((ids == image_id(processor)).sum())
+        return [_plain(square.side, square.side)] * (n // square.tokens)
     if (thw := inputs.get("image_grid_thw")) is not None:
         m = processor.image_processor.merge_size
         return [_plain(t * h // m, w // m) for t, h, w in thw.tolist()]
@@ -81,20 +92,13 @@ def has_cls(model: nn.Module) -> bool:
     return any(name.endswith(("class_embedding", "cls_token")) for name, _ in model.named_parameters())
 
 
-_LLAVA = ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy")
-
-
 def check_processor(processor: Any, model: nn.Module, name: str) -> None:
     """Refuse families whose image tokens cannot be placed here, and a processor that disagrees with its model."""
-    config, images = model.config, getattr(processor, "image_processor", None)
-    vision = getattr(config, "vision_config", None)
-    qwen, llava = hasattr(images, "merge_size"), all(hasattr(processor, f) for f in _LLAVA)
-    if vision is None or not (qwen or llava):
-        raise InputError(
-            f"host {name} is of the family {config.model_type} ({type(processor).__name__}), which is not known here: "
-            "LLaVA, LLaVA-NeXT and Qwen-VL are."
-        )
-    if qwen:
+    check_family(processor, model, name)
+    config, images, vision = model.config, processor.image_processor, model.config.vision_config
+    if not (is_qwen(processor) or is_llava(processor)):
+        pairs = squares(processor, model)
+    elif is_qwen(processor):
         pairs = {"patch_size": (images.patch_size, vision.patch_size)}
         pairs["merge_size"] = images.merge_size, getattr(vision, "spatial_merge_size", images.merge_size)
     else:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mmsae.hosts.lvlm.families import frame
 from mmsae.hosts.lvlm.image_grid import layouts, place
 from mmsae.hosts.lvlm.tokens import ANSWER, BREAK, PAD, PATCH, QUESTION, TEMPLATE, Vocabulary
 from mmsae.types import Faults, ImageTextBatch, InputError
@@ -80,6 +81,7 @@ class Collator:
         self.processor, self.vocabulary, self.context_length = processor, vocabulary, context_length
         self.text, self.padding_side = text, padding_side
         self.image_token = processor.tokenizer.convert_ids_to_tokens(vocabulary.image)
+        self._frame = frame(processor, self.image_token)
         self._special = _special_tokens(processor, self.image_token)
         self._templates: dict[tuple[int, bool], Template] = {}
 
@@ -171,7 +173,7 @@ class Collator:
                 return text
             raise InputError("the processor's chat template does not show the user's text exactly once.")
         end = f" {_A}{tokenizer.eos_token or ''}" if answered else ""
-        return "USER: " + f"{self.image_token}\n" * images + _Q + " ASSISTANT:" + end
+        return "USER: " + f"{self._frame.placeholder}\n" * images + _Q + " ASSISTANT:" + end
 
     def _encode(self, texts: list[tuple[str, str | None]], images: list[list[Any]]) -> dict[str, Tensor]:
         """The processor's tensors, ``kinds``, ``offset_mapping`` and where question and answer start in it."""
@@ -181,19 +183,21 @@ class Collator:
         flat = [image for several in images for image in several]
         encoded = self.processor(
             text=prompts,
-            images=flat or None,
+            images=(images if self._frame.nested else flat) if flat else None,
             return_tensors="pt",
             padding=True,
             padding_side=self.padding_side,
             truncation=False,
             return_offsets_mapping=True,
             add_special_tokens=not (bos and prompts[0].startswith(bos)),  # a template that writes BOS itself
+            **(self._frame.options if flat else {}),
         )
         inputs = {k: v for k, v in dict(encoded).items() if isinstance(v, Tensor)}
         kinds = self.vocabulary.classify(inputs["input_ids"], TEMPLATE)
         kinds[inputs["attention_mask"] == 0] = PAD
         is_image = kinds == PATCH
-        grown = (is_image.sum(1) - torch.tensor([len(i) for i in images])) * len(self.image_token)
+        more = self._frame.around - len(self._frame.placeholder)  # characters of an image besides its tokens
+        grown = is_image.sum(1) * len(self.image_token) + more * torch.tensor([len(i) for i in images])
         begin, end = inputs["offset_mapping"].unbind(-1)
         spans = torch.tensor([t.spans(*pair) for t, pair in zip(templates, texts, strict=True)])  # (B, 2, 2)
         spans += grown[:, None, None]

@@ -34,7 +34,7 @@ def batch(transform, images):
     """A batch of images as workers make it."""
     reader = Reader.of(transform, None, 8, ["image"])
     rows = [(Sample(f"{i}", f"{i}", "s", None, "", {}, None, {}), transform(image)) for i, image in enumerate(images)]
-    return reader._stack(rows)
+    return reader.stack(rows)
 
 
 @pytest.fixture(params=["open_clip", "timm"])

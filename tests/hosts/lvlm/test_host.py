@@ -32,7 +32,7 @@ def hosts(tmp_path_factory):
     return get
 
 
-@pytest.fixture(params=["llava", "llava_next", "qwen"])
+@pytest.fixture(params=["llava", "llava_next", "qwen", "qwen3", "gemma", "internvl", "idefics", "smolvlm"])
 def host(request, hosts):
     return hosts(request.param)
 
@@ -122,8 +122,8 @@ def test_text_policies(host):
 
 def test_sites(host):
     site = host.site("layers.1:in[image]")
-    assert (site.module, site.modality, site.width) == ("model.language_model.layers.1", "image", 32)
-    assert host.site(site) == site == host.site("model.language_model.layers.1:in[image]")
+    assert (site.module, site.modality, site.width) == (f"{host.decoder}.layers.1", "image", 32)
+    assert host.site(site) == site == host.site(f"{host.decoder}.layers.1:in[image]")
     assert host.site("layers.1.mlp.gate_proj:out[text]").width == 48
     assert set(host.default_sites()) == {"image", "text"}
     for bad in ("layers.9:out[image]", "layers.1:out[cls]", "layers.1:at[image]", "lm_head:out[text]", "lay er"):

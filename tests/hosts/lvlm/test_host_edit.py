@@ -11,7 +11,7 @@ from tests.helpers.lvlm import picture
 QUESTIONS = ["is there a red circle?", "what", "is there a blue square left of a red circle?"]
 
 
-@pytest.fixture(scope="module", params=["llava", "llava_next", "qwen"])
+@pytest.fixture(scope="module", params=["llava", "llava_next", "qwen", "qwen3", "gemma", "internvl", "idefics"])
 def host(request, tmp_path_factory):
     return load_host(getattr(made, request.param)(tmp_path_factory.mktemp(request.param)))
 
