@@ -5,8 +5,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from mmsae.remote import http
 from tests.helpers.data_kinds import KINDS, laid_out, members
 from tests.helpers.filtering import QUIET, filter_shards, make_host, make_shards, tree
+from tests.helpers.web import serving
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +18,19 @@ def root(tmp_path_factory):
     make_shards(root / "shards")
     filter_shards(str(root / "clip-sae"), str(root / "shards"), str(root / "plain"), keep=0.4, **QUIET)
     return root
+
+
+def test_the_same_bytes_from_a_server(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMSAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(http.ALLOWED, "127.0.0.1")
+    tars = sorted((root / "shards").glob("*.tar"))
+    with serving() as server:
+        server.files |= {f"/{p.name}": p.read_bytes() for p in tars}
+        shards = [f"{server.url}/{p.name}" for p in tars]
+        filter_shards(str(root / "clip-sae"), shards, str(tmp_path / "out"), keep=0.4, **QUIET)
+    found, plain = tree(tmp_path / "out"), tree(root / "plain")
+    told = {"results.json", "pair_weights.json"}  # which say where the data is from
+    assert {n: b for n, b in found.items() if n not in told} == {n: b for n, b in plain.items() if n not in told}
 
 
 @pytest.mark.parametrize("kind", KINDS)
