@@ -102,7 +102,17 @@ class Data(Shards):
     """What is made of the samples' files."""
 
     caption_field: str = ""
-    """Field of the samples' json that holds the caption; empty: ``captions``, ``txt`` or json's ``caption``."""
+    """Field of the samples' json that holds the caption; empty: ``captions``, ``txt`` or json's ``caption``. Brackets
+    go into lists and objects, as captions[random] (docs/how-to/data.md)."""
+
+
+@dataclass(frozen=True)
+class UniqueData(Data):
+    """What is made of the samples' files."""
+
+    duplicates: Literal["refuse", "drop"] = "refuse"
+    """What happens where a uid occurs twice: ``refuse`` ends the job; ``drop`` keeps the first in the order of the
+    shards, and counts and lists the others, which do not count towards the fault limit."""
 
 
 @dataclass(frozen=True)

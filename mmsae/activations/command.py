@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mmsae.options import Data, Run
+from mmsae.options import Run, UniqueData
 
 
 def extract_command(
@@ -19,7 +19,7 @@ def extract_command(
     resize: Literal["host", "device"] = "host",
     devices: int = 1,
     run: Run = Run(),
-    data: Data = Data(),
+    data: UniqueData = UniqueData(),
 ) -> Path:
     """Store a host's activations of all samples of some shards.
 
@@ -29,7 +29,8 @@ def extract_command(
         host: An open_clip name with its weights (``ViT-B-32/laion2b_s34b_b79k``), ``hf-hub:ID``, ``local-dir:DIR``,
             ``timm:NAME``, ``timm:local-dir:DIR``, ``transformers:ID-or-FOLDER``, ``lvlm:ID-or-FOLDER``,
             ``diffusers:ID-or-FOLDER`` (its text encoders, on captions), or ``module:IMPORT.PATH:FUNCTION``.
-        shards: Path, folder, glob or brace pattern of tars, or several.
+        shards: Path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL, or several
+            (docs/how-to/data.md).
         out: The store to write.
         sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``, ``text.pooled``
             or ``MODULE.PATH:io[tokens]``, or several, which are stored from one forward pass.

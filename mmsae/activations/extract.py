@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from mmsae.activations.duplicates import drop_duplicates
 from mmsae.activations.spec import DTYPES, JOB_FILE, SPEC_FILE, StoreSpec, has_item_column, name_sites
 from mmsae.activations.uids import SeenUids
 from mmsae.activations.writer import PartWriter, StoreWriter
@@ -25,7 +26,7 @@ from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import begun_job
 from mmsae.jobs.processes import Local
 from mmsae.jobs.units import Share, TarWork, work_tars
-from mmsae.options import Data, Run, side_by_side
+from mmsae.options import Run, UniqueData, side_by_side
 from mmsae.shards import FaultLog, UnitBatch, expand, identity, shard_name, shard_size, unit_batches
 from mmsae.types import ImageTextBatch, InputError, Site
 
@@ -43,7 +44,7 @@ def extract(
     resize: Literal["host", "device"] = "host",
     devices: int = 1,
     run: Run = Run(),
-    data: Data = Data(),
+    data: UniqueData = UniqueData(),
 ) -> Path:
     """Store a host's activations of all samples of some shards.
 
@@ -52,7 +53,8 @@ def extract(
 
     Args:
         host: Name for :func:`mmsae.hosts.load_host`, or a loaded host.
-        shards: Path, folder, glob or brace pattern of tars, or several.
+        shards: Path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL, or several
+            (docs/how-to/data.md).
         out: The store to write.
         sites: Where to read; default: the embeddings of every modality of the host. ``image.embed``,
             ``text.pooled`` or ``MODULE.PATH:io[tokens]``; several per modality are stored from one forward pass.
@@ -72,8 +74,8 @@ def extract(
         The folder of the finished store.
 
     Raises:
-        InputError: No shard matches, the folder holds another job, the disk is or will be full, a uid occurs twice,
-            too many samples are unusable, or the host has no such site.
+        InputError: No shard matches, the folder holds another job, the disk is or will be full, a uid occurs twice
+            (unless ``data.duplicates`` is ``drop``), too many samples are unusable, or the host has no such site.
     """
     if (run.batch_size is not None and run.batch_size < 1) or devices < 1:
         raise InputError(f"batch size is {run.batch_size} and devices {devices}; both must be at least 1")
@@ -124,7 +126,7 @@ class Extraction(NamedTuple):
     batch_size: int  #: Samples per batch.
     workers: int  #: Decoding processes per device.
     run: Run  #: Where and how the host computes.
-    data: Data  #: What is made of the samples' files.
+    data: UniqueData  #: What is made of the samples' files.
 
     def writer(self, host: Host) -> StoreWriter:
         """The store, for a host that is loaded."""
@@ -202,7 +204,8 @@ class Extraction(NamedTuple):
 
     def work(self, host: Host, writer: StoreWriter, share: Share) -> None:
         """Write the parts of one process's tars."""
-        unit_of, seen = {self.paths[u]: u for u in share.units}, SeenUids(writer.written())
+        unit_of = {self.paths[u]: u for u in share.units}
+        seen = SeenUids(writer.written()) if self.data.duplicates == "refuse" else None
         stream = self.batches(host, writer, share.units, self.workers, self.batch_size)
 
         def begin(path: str) -> HostPart:
@@ -212,6 +215,8 @@ class Extraction(NamedTuple):
 
     def finish(self, writer: StoreWriter) -> Path:
         """Make the finished store of the parts."""
+        if self.data.duplicates == "drop":
+            drop_duplicates(writer)
         log = FaultLog()
         for faults in writer.faults():
             log.merge(faults)
@@ -263,7 +268,7 @@ class Coming(NamedTuple):
 class HostPart(TarWork):
     """What is stored of one tar: the rows of those samples of which the host gives finite ones."""
 
-    def __init__(self, host: Host, part: PartWriter, seen: SeenUids, gradient: str = "") -> None:
+    def __init__(self, host: Host, part: PartWriter, seen: SeenUids | None, gradient: str = "") -> None:
         self.host, self.part, self.seen, self.gradient = host, part, seen, gradient
         self.on_the_way: Coming | None = None
 
@@ -299,7 +304,8 @@ class HostPart(TarWork):
         if self.on_the_way is not None:
             self._write(self.on_the_way, faults)
         part = self.part
-        self.seen.add(part.uids, part.keys, part.index_file, part.source)  # now, not hours later in the merge
+        if self.seen is not None:
+            self.seen.add(part.uids, part.keys, part.index_file, part.source)  # now, not hours later in the merge
         part.fault(faults.take())
         part.commit()
 

@@ -103,6 +103,16 @@ class PartWriter:
             )
         self._spool.append(name, stored)
 
+    def put(self, name: str, rows: Tensor) -> None:
+        """Append rows of one tensor of the file as they are."""
+        with disk_errors(self.store.folder, max(self.store.needed, self._spool.size)):
+            self._spool.append(name, rows)
+
+    def put_items(self, cells: Mapping[str, Sequence[str]]) -> None:
+        """Append uids, keys and captions, to which :meth:`put` gives the rows."""
+        for column, values in self._cells.items():
+            values += cells[column]
+
     def fault(self, faults: Faults) -> None:
         """Record what was dropped while this part was read."""
         self._faults.append(faults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsae.filtering.options import Keeping, Scoring
-from mmsae.options import Data, SAERun
+from mmsae.options import SAERun, UniqueData
 
 
 def filter_command(
@@ -17,7 +17,7 @@ def filter_command(
     scoring: Scoring = Scoring(),
     keeping: Keeping = Keeping(),
     run: SAERun = SAERun(),
-    data: Data = Data(),
+    data: UniqueData = UniqueData(),
 ) -> Path:
     """Score image-text samples, keep a share of them, and say what is wrong with the others.
 
@@ -28,7 +28,8 @@ def filter_command(
 
     Args:
         sae: SAE folder or hub id.
-        shards: Path, folder, glob or brace pattern of the tars to filter, or a list of them.
+        shards: What to filter: path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL,
+            or a list of them (docs/how-to/data.md).
         out: Folder of the result; it appears when everything is done.
         host: Name of the host (``local-dir:DIR``, ``ViT-B-32/laion2b_s34b_b79k``, ...). Default: the one that the SAE
             was trained on, where that can be found again.

@@ -22,7 +22,7 @@ from mmsae.files import write_json
 from mmsae.filtering import choose
 from mmsae.filtering.options import Keeping, Scoring
 from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, take_old
-from mmsae.filtering.passes import Pass, TargetSet, part_faults, sample_tars
+from mmsae.filtering.passes import Pass, TargetSet, drop_duplicates, part_faults, sample_tars
 from mmsae.filtering.query import COLUMN, QueryResult, score_samples, usable_query
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
@@ -32,7 +32,7 @@ from mmsae.jobs.units import Engine
 from mmsae.load import named_pair
 from mmsae.metrics.concepts.names import names_only, read_names
 from mmsae.metrics.pairs.correlation import PairScorer
-from mmsae.options import Data, SAERun, call
+from mmsae.options import SAERun, UniqueData, call
 from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, expand, identity
 from mmsae.types import InputError
@@ -63,11 +63,11 @@ class FilterJob:
         scoring: Scoring = Scoring(),
         keeping: Keeping = Keeping(),
         run: SAERun = SAERun(),
-        data: Data = Data(),
+        data: UniqueData = UniqueData(),
         devices: int = 1,
     ) -> None:
         _check(scoring, keeping, run, data, devices)
-        self.scoring, self.keeping = scoring, keeping
+        self.scoring, self.keeping, self.duplicates = scoring, keeping, data.duplicates
         paths = expand(shards)
         found, host = named_pair(sae, host)
         check_score(scoring.score, host)
@@ -218,6 +218,8 @@ class FilterJob:
     def _finish(self, parts: list[Path], weights: PairWeights, goal: TargetSet | None) -> None:
         """Make the result of the parts of the scoring pass, in one process."""
         job, draft, keeping, score = self.scoring_pass, self.folder.draft, self.keeping, self.scoring.score
+        if self.duplicates == "drop":
+            drop_duplicates(parts)
         log = judged([part_faults(p) for p in parts], job.fault_limit)
         samples = choose.read_samples(parts)
         found = score_samples(self.query.query, parts, len(samples.uids)) if self.query else None
@@ -287,7 +289,7 @@ class FilterJob:
         return rows, {"selection": about}
 
 
-def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: Data, devices: int) -> None:
+def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: UniqueData, devices: int) -> None:
     """Refuse options that cannot be, or do not go together."""
     if keeping.keep is not None and not 0 < keeping.keep <= 1:
         raise InputError(f"keep is {keeping.keep}; it is a share above 0 and at most 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmsae.filtering.job import FilterJob
 from mmsae.filtering.options import Keeping, Scoring
 from mmsae.jobs.lightning import LitJob, Ranks
-from mmsae.options import Data, RankRun, flat
+from mmsae.options import RankRun, UniqueData, flat
 
 
 @flat
@@ -14,7 +14,8 @@ class Filter(LitJob):
 
     Args:
         sae: SAE folder or hub id.
-        shards: Path, folder, glob or brace pattern of the tars to filter, or a list of them.
+        shards: What to filter: path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL,
+            or a list of them (docs/how-to/data.md).
         out: Folder of the result; it appears when everything is done.
         host: Name of the host; default: the one that the SAE was trained on.
     """
@@ -28,7 +29,7 @@ class Filter(LitJob):
         scoring: Scoring = Scoring(),
         keeping: Keeping = Keeping(),
         run: RankRun = RankRun(),
-        data: Data = Data(),
+        data: UniqueData = UniqueData(),
     ):
         super().__init__()
         self.given = (sae, shards, out, host, scoring, keeping)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mmsae.files import atomic_file, disk_errors
 from mmsae.filtering.pair_weights import FitSample
 from mmsae.filtering.query import latent_columns
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec
@@ -25,7 +26,7 @@ from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Items
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.units import Engine, Parts, Share, TarWork, Unit, work_tars
-from mmsae.shards import FaultLog, UnitBatch, count_samples, draw, shard_name, unit_batches
+from mmsae.shards import FaultLog, UidSet, UnitBatch, count_samples, draw, shard_name, unit_batches
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
 HELD_OUT = 0.2  # share of the target's items on which the match is tested
@@ -298,6 +299,31 @@ def _lists(name: str, ids: Tensor, values: Tensor, on: Tensor) -> dict[str, pa.A
 def part_faults(path: Path) -> dict[str, Any]:
     """The faults of a part of the ``score`` pass."""
     return json.loads(pq.read_schema(path).metadata[_META])
+
+
+def drop_duplicates(parts: Sequence[Path]) -> int:
+    """Take samples whose uid an earlier one has out of the parts of the ``score`` pass; returns how many those were.
+
+    The first in the order of the parts stays. A part with others is written anew, and says in its faults which they
+    were, so that it loses none when this is done again.
+    """
+    seen, dropped = UidSet(), 0
+    for path in parts:
+        if "words" not in pq.read_schema(path).names:  # no usable sample in this tar
+            continue
+        table, log = pq.read_table(path), FaultLog(keep=10**6)
+        new = seen.new(*(table[c].to_pylist() for c in ("uid", "key", "shard")), log)
+        if all(new):
+            continue
+        dropped += len(new) - sum(new)
+        faults = FaultLog(keep=10**6)
+        faults.merge(FaultLog.from_dict(part_faults(path)).take())
+        faults.merge(log.take())
+        table = table.filter(pa.array(new)) if any(new) else pa.table({"uid": pa.array([], pa.string())})
+        table = table.replace_schema_metadata({_META: json.dumps(faults.to_dict()).encode()})
+        with disk_errors(path), atomic_file(path) as temp:
+            pq.write_table(table, temp, compression="zstd")
+    return dropped
 
 
 def read_items(path: Path, bins: np.ndarray | None = None) -> Items:

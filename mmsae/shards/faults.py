@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from mmsae.types import Faults, InputError
 
 NOTES = frozenset({"long_caption", "broken_json", "bad_utf8", "unsorted", "special_token"})
 """Kinds that are worth telling but do not drop the sample; every other kind is a drop."""
+
+ASKED = frozenset({"duplicate"})
+"""Kinds that drop the sample because the user asked for it: counted and listed, and not judged."""
 
 JUDGE_AFTER = 1000
 """Samples seen before the share of drops is judged for the first time."""
@@ -18,7 +22,8 @@ class FaultLog:
     """A running count of samples seen and of what was wrong with some of them.
 
     One log lives in each worker; ``take`` drains it into the next batch, and the log of the main process merges what
-    arrives. Kinds in :data:`NOTES` leave the sample in the data; all others drop it, and only those are judged.
+    arrives. Kinds in :data:`NOTES` leave the sample in the data, those in :data:`ASKED` drop it as the user wants; all
+    others drop it too, and only those are judged.
 
     Args:
         keep: Examples kept of each kind (the counts are exact, whatever this is).
@@ -60,7 +65,7 @@ class FaultLog:
     @property
     def dropped(self) -> int:
         """Samples that were dropped (a truncated shard counts as one: how many it lost is not known)."""
-        return sum(n for kind, n in self.counts.items() if kind not in NOTES)
+        return sum(n for kind, n in self.counts.items() if kind not in NOTES | ASKED)
 
     @property
     def share(self) -> float:
@@ -81,22 +86,25 @@ class FaultLog:
 
     def drops(self) -> str:
         """What was dropped, and what may help, on one line."""
-        kept = (e for kind, examples in self.examples.items() if kind not in NOTES for e in examples)
-        said = f"{self._counts(drops=True)}; the first was {_line(next(kept, ('', '?', '', '')))}."
+        kept = (e for kind, examples in self.examples.items() if kind not in NOTES | ASKED for e in examples)
+        said = f"{self._counts(but=NOTES | ASKED)}; the first was {_line(next(kept, ('', '?', '', '')))}."
         if apart := self.counts["unsorted"]:
             how = "members of one sample must stand side by side, as tar --sort=name writes them."
             said += f" {apart} keys come again later in their tar: {how}"
         return said
 
-    def _counts(self, drops: bool) -> str:
-        return ", ".join(f"{kind} {n}" for kind, n in self.counts.most_common() if (kind not in NOTES) == drops)
+    def _counts(self, only: Collection[str] = (), but: Collection[str] = ()) -> str:
+        chosen = [(k, n) for k, n in self.counts.most_common() if k not in but and (not only or k in only)]
+        return ", ".join(f"{kind} {n}" for kind, n in chosen)
 
     def summary(self) -> str:
         """A few lines for a person: the counts, then the kept examples one a line."""
         head = f"{self.n_seen} samples seen, {self.dropped} dropped ({self.share:.2%})"
-        if drops := self._counts(drops=True):
+        if drops := self._counts(but=NOTES | ASKED):
             head += f": {drops}"
-        if notes := self._counts(drops=False):
+        if asked := self._counts(ASKED):
+            head += f"; dropped as asked: {asked}"
+        if notes := self._counts(NOTES):
             head += f"; kept, but noted: {notes}"
         return "\n  ".join([head, *(_line(e) for kept in self.examples.values() for e in kept)])
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from mmsae.shards.faults import FaultLog
 from mmsae.shards.group import Group
 from mmsae.shards.shard import as_shard
 from mmsae.types import ImageTextBatch, InputError
@@ -55,13 +56,25 @@ class UidSet:
         Raises:
             InputError: If it was there already; names the uid, the key and both shards.
         """
+        if (first := self.take(uid, shard)) is not None:
+            raise InputError(
+                f"uid {uid} of key {key} in shard {shard} was already taken by a sample of shard {first}: uids must"
+                " differ, remove one of the two samples (extract and filter do so with --duplicates drop)."
+            )
+
+    def take(self, uid: str, shard: str) -> str | None:
+        """Remember a uid; the name of the shard that has it already, or None where it is new."""
         n = len(self._shard_of)
         first = self._shard_of.setdefault(bytes.fromhex(uid), self._shards.setdefault(shard, len(self._shards)))
-        if len(self._shard_of) == n:
-            raise InputError(
-                f"uid {uid} of key {key} in shard {shard} was already taken by a sample of shard"
-                f" {list(self._shards)[first]}: uids must differ, remove one of the two samples."
-            )
+        return list(self._shards)[first] if len(self._shard_of) == n else None
+
+    def new(self, uids: Sequence[str], keys: Sequence[str], shards: Sequence[str], log: FaultLog) -> list[bool]:
+        """Which of some samples have a uid that is new; the others are counted as ``duplicate``."""
+        first = [self.take(*row) for row in zip(uids, shards, strict=True)]
+        for uid, key, shard, taken in zip(uids, keys, shards, first, strict=True):
+            if taken is not None:
+                log.add("duplicate", shard, key, f"uid {uid} is in {taken} already")
+        return [taken is None for taken in first]
 
     def add_batch(self, batch: ImageTextBatch) -> None:
         """Remember the uids of a batch; see :meth:`add`."""

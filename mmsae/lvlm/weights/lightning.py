@@ -14,7 +14,8 @@ class Weights(LitJob):
 
     Args:
         sae: SAE folder or hub id, trained on image and text tokens of a vision-language model.
-        shards: Path, folder, glob or brace pattern of tars, or several.
+        shards: Path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL, or several
+            (docs/how-to/data.md).
         out: Folder to write.
         host: Name of the host (``lvlm:FOLDER`` or ``lvlm:HUB_ID``); default: the SAE's own.
     """

@@ -32,7 +32,8 @@ def pretrain_clip(
     While it runs, OUT.partial holds its state: the same command, given again after an interruption, goes on from there.
 
     Args:
-        shards: Path, glob or brace pattern of webdataset shards (.tar, .tar.gz), or a list of them.
+        shards: Path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL, or a list of
+            them (docs/how-to/data.md).
         out: Folder to write the model to.
         image_size: Pixels a side; other images are resized and cut to their middle.
         image_tower: A timm convolutional network by name, without pretrained weights.
@@ -118,7 +119,8 @@ def pretrain_diffusion(
     images of one object are used: at this size, two objects with their attributes are not learned.
 
     Args:
-        shards: Path, glob or brace pattern of webdataset shards (.tar, .tar.gz), or a list of them.
+        shards: Path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL, or a list of
+            them (docs/how-to/data.md).
         out: Folder to write the pipeline to.
         image_size: Pixels a side, a multiple of 8; other images are resized and cut to their middle.
         channels: Channels of the denoiser's levels, multiples of 16; every level but the first halves the map.
