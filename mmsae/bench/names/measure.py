@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,16 +80,34 @@ def figures(real: Meaning, found: Mapping[int, LatentName], tried: Candidates, n
 
 
 def intruders(
-    ev: Evidence, table: np.ndarray, latents: Sequence[int], trials: int = 20, seed: int = 0
+    ev: Evidence, latents: Sequence[int], choose: Callable[[np.ndarray], np.ndarray], trials: int = 20, seed: int = 0
 ) -> dict[str, Any]:
-    """Accuracy of finding the odd one of five by cosines of ``table (n, width)``, mean over latents, and chance."""
+    """Accuracy of finding the odd one of five, mean over latents, and chance; ``choose`` maps sets to places."""
     at = np.array(latents, np.int64)
     s = Subjects(ev, "image", Names(at, [""] * len(at), np.ones(len(at), bool)))
-    found = intruder_scores(s, lambda sets: farthest(sets, table), 5, trials, seed)
+    found = intruder_scores(s, choose, 5, trials, seed)
     return {"accuracy": float(np.nanmean(found.value)) if len(at) else float("nan"), "chance": found.chance}
 
 
-def knows(truth: np.ndarray) -> np.ndarray:
-    """``(n, C) float32`` items for a judge that sees the true concepts: rare ones weigh more, rows have length 1."""
-    weighed = truth / np.sqrt(np.maximum(truth.mean(0), 1e-9))
-    return (weighed / np.maximum(np.linalg.norm(weighed, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+def by_embeddings(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A judge that takes the item whose embedding ``(n, width)`` is least like the others'."""
+    return lambda sets: farthest(sets, table)
+
+
+def by_concepts(truth: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A scripted judge that sees the true concepts ``(n, C)``: the odd one lacks the concept that the others share.
+
+    Of several concepts the rarest decides, for which it is least likely by chance; where no concept is shared by all
+    others, that which most of them share.
+    """
+    rarity = -np.log(np.clip(truth.mean(0), 1e-9, 1))
+
+    def choose(sets: np.ndarray) -> np.ndarray:
+        out = np.zeros(sets.shape[:2], int)
+        for row, trials in enumerate(sets):
+            has = truth[trials.clip(0)].astype(np.float32)  # (trials, size, C)
+            others = (has.sum(1, keepdims=True) - has) / (has.shape[1] - 1)
+            out[row] = ((others - has) * rarity).max(2).argmax(1)
+        return out
+
+    return choose

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmsae.bench.names.measure import figures, intruders, knows, meaning
+from mmsae.bench.names.measure import by_concepts, by_embeddings, figures, intruders, meaning
 from mmsae.bench.stages import stages_of
 from mmsae.bench.summary import over_seeds
 from mmsae.files import write_json
@@ -182,6 +182,6 @@ def _measured(evidence: dict[str, Any], saes: dict[str, Any], data: Any, root: P
     for judge in ("truth", "host"):
         for k, latents in (*((name, ("sae", ids)) for name, ids in sets.items()), ("random", ("random", random))):
             ev = evidence[latents[0]]
-            table = knows(truth[latents[0]]) if judge == "truth" else ev.embeddings(IMAGE)
-            intruder[f"{judge}_{k}"] = intruders(ev, table, latents[1])["accuracy"]
+            choose = by_concepts(truth[latents[0]]) if judge == "truth" else by_embeddings(ev.embeddings(IMAGE))
+            intruder[f"{judge}_{k}"] = intruders(ev, latents[1], choose)["accuracy"]
     return {"methods": methods, "intruder": intruder}

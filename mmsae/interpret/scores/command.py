@@ -13,6 +13,7 @@ def score(
     evidence: str,
     out: str = "",
     control: str = "",
+    sae: str = "",
     judging: Judging = Judging(),
     asking: Asking = Asking(),
     run: OneProcessRun = OneProcessRun(),
@@ -27,6 +28,7 @@ def score(
         evidence: Folder that mmsae evidence wrote, in which mmsae name has been.
         out: Folder to write; default EVIDENCE/scores.
         control: Evidence of an SAE of random weights on the same data.
+        sae: SAE folder or hub id, for the scorer intervention, which pushes its host along latents.
         judging: What is scored, and how.
         asking: Whom to ask.
         run: Where it is computed.
@@ -42,21 +44,24 @@ def score(
     from mmsae.interpret.evidence.folder import Evidence
     from mmsae.interpret.scores.job import ScoreJob, write_scores
     from mmsae.interpret.scores.report import write_report
+    from mmsae.sae import SAE
+    from mmsae.sae.fingerprint import sae_fingerprint
 
-    ev, folder = Evidence(evidence), Path(out or Path(evidence) / "scores")
+    found = SAE.from_pretrained(sae) if sae else None
+    ev, folder = Evidence(evidence, sae_fingerprint(found) if found else ""), Path(out or Path(evidence) / "scores")
     say = (lambda said: print(f"score: {said}", flush=True)) if run.progress else lambda said: None
     with disk_errors(folder):
         asked = asked_client(asking, folder / "answers", run.device, run.precision)
-        job = ScoreJob(ev, Evidence(control) if control else None, judging, asked, asking.asked, run.device)
-        rows, found, subjects = job.run(say)
-        path = write_scores(folder, rows, found)
+        job = ScoreJob(ev, Evidence(control) if control else None, judging, asked, asking.asked, run.device, found)
+        rows, said, subjects = job.run(say)
+        path = write_scores(folder, rows, said)
         if judging.report:
-            write_report(folder, rows, found, subjects)
-    for r in found["summary"]:
+            write_report(folder, rows, said, subjects)
+    for r in said["summary"]:
         if r["which"] == "all":
             what = {"": "names", "random": "random weights", "shuffled": "names of others"}[r["control"]]
             say(f"{r['scorer']}, {r['modality']}s, {what}: {r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], chance "
                 f"{r['chance']:.2f}, {r['latents']:,} latents")  # fmt: skip
-    for scorer, why in found["left_out"].items():
+    for scorer, why in said["left_out"].items():
         say(f"without {scorer}: {why}")
     return path

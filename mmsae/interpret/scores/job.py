@@ -30,6 +30,7 @@ from mmsae.types import IMAGE, TEXT, InputError
 OFFLINE = ("judge", "embedding", "example_embedding", "intruder")
 CROPS = "judge_crops"
 ASKED = ("detection", "fuzzing", "intruder_asked", "pointing", "surprisal")
+PUSHED = "intervention"
 UNNAMED = ("example_embedding", "intruder", "intruder_asked")  # what they show is the latent, whatever it is called
 CROPPED = 10  # items of a latent whose crops are judged
 
@@ -74,6 +75,7 @@ class ScoreJob:
         asked: Whom to ask; None: nobody.
         most: Latents that a client is asked about, of the SAE and of each control; 0: all.
         device: Where hosts run.
+        sae: The SAE, for the scorer ``intervention``, which pushes the host along its latents.
     """
 
     def __init__(
@@ -84,16 +86,22 @@ class ScoreJob:
         asked: Asked | None = None,
         most: int = 50,
         device: str = "auto",
+        sae: Any = None,
     ):
+        self.sae = sae
         self.ev, self.control, self.judging, self.asked = evidence, control, judging, asked
         self.most, self.device = most, device
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
-        known = (*OFFLINE, CROPS, *ASKED)
+        known = (*OFFLINE, CROPS, *ASKED, PUSHED)
         if bad := [n for n in judging.scorers if n not in known]:
             raise InputError(f"no scorer {bad[0]!r}: they are {', '.join(known)}")
-        if asked is None and (bad := [n for n in judging.scorers if n in ASKED]):
+        if asked is None and (bad := [n for n in judging.scorers if n in (*ASKED, PUSHED)]):
             raise InputError(f"scorer {bad[0]} asks a model: name one with --client")
+        if PUSHED in judging.scorers and (sae is None or not asked.client.scores):
+            raise InputError(
+                f"scorer {PUSHED} needs the SAE (--sae) and a client that gives log-probabilities of texts"
+            )
         if control and control.about["job"]["sae"] == evidence.about["job"]["sae"]:
             raise InputError(f"control {control.folder} is evidence of the SAE itself: collect some of random weights")
 
@@ -258,6 +266,28 @@ class ScoreJob:
             every["surprisal"] = partial(surprisal, some, asked, j.each)
         return {n: f for n, f in every.items() if not j.scorers or n in j.scorers}
 
+    def _pushed_rows(self, s: Subjects) -> list[ScoreRows]:
+        out = []
+        for kind, found in self._pushed(s).items():
+            of = Subjects(s.ev, s.modality, s.names, "shuffled" if kind == "shuffled" else "")
+            out.append(ScoreRows.of(of, PUSHED + (f"_{kind}" if kind in ("random", "zero") else ""), found))
+        return out
+
+    def _pushed(self, s: Subjects) -> dict[str, Scores]:
+        """Intervention scores of names, of names of others, of random directions and of ablation."""
+        from mmsae.hosts import load_host, pick_device
+        from mmsae.hosts.protocols import Answers
+        from mmsae.interpret.scores.intervention import LVLMSteerable, intervention
+
+        host, j = load_host(s.ev.about["job"]["hint"], pick_device(self.device)), self.judging
+        if not isinstance(host, Answers):
+            raise InputError(f"scorer {PUSHED} needs a host that says something, and {host.hint} does not")
+        s, views = s.some(self.most, j.seed), ItemViews(s.ev, IMAGE)
+        items = np.random.default_rng(j.seed).permutation(np.unique(s.negative[s.negative >= 0]))
+        images = [i for k in items[: 4 * j.each].tolist() if (i := views.image(k)) is not None][: 2 * j.each]
+        model = LVLMSteerable(host, self.sae.to(host.device), images, tuning=j.each, seed=j.seed)
+        return intervention(model, self.asked, s.latents.tolist(), s.names.phrases, seed=j.seed).scores(j.seed)
+
     def run(self, say: Callable[[str], None] = lambda said: None) -> tuple[ScoreRows, dict[str, Any], list[Subjects]]:
         """All scores, what ``scores.json`` holds, and what was scored."""
         parts, subjects = [], self.subjects()
@@ -265,6 +295,9 @@ class ScoreJob:
             for name, score in self.scorers(s).items():
                 say(f"{name}, {len(s.latents):,} latents by {s.modality}s{f', {s.control}' if s.control else ''}")
                 parts.append(ScoreRows.of(s, name, score()))
+            if PUSHED in self.judging.scorers and not s.control and s.modality == IMAGE:
+                say(f"{PUSHED}, up to {self.most:,} latents")
+                parts += self._pushed_rows(s)
         if not parts:
             why = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
             raise InputError(f"nothing of {self.ev.folder} can be scored ({why}): name a client, or collect embeddings")

@@ -12,8 +12,8 @@ class Judging:
 
     scorers: tuple[str, ...] = ()
     """Any of judge, judge_crops, embedding, example_embedding, intruder, and with a client detection, fuzzing,
-    intruder_asked, pointing, surprisal; default: all that the evidence and the client allow, judge_crops only when
-    named."""
+    intruder_asked, pointing, surprisal, intervention; default: all that the evidence and the client allow, but
+    judge_crops and intervention, which have to be named."""
     judge: str = ""
     """Host whose embeddings judge images, another than the one that is explained; default: the embeddings of the
     evidence."""

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from mmsae.bench.names.measure import CLEAR, Meaning, figures, intruders, knows, meaning, right, says
+from mmsae.bench.names.measure import (
+    CLEAR,
+    Meaning,
+    by_concepts,
+    by_embeddings,
+    figures,
+    intruders,
+    meaning,
+    right,
+    says,
+)
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.names.job import Naming
 from mmsae.interpret.names.options import Holding, Looking
@@ -47,8 +57,10 @@ def test_a_judge_that_knows_finds_intruders_of_meaningful_latents_alone(tmp_path
     ev = Evidence(planted(tmp_path / "e", n=1200))
     truth = np.zeros((1200, len(CONCEPTS)), bool)
     truth[:, :8] = ev.codes("image").matrix().toarray()[:, :8] > 0
-    table = knows(truth)
-    real, random = (intruders(ev, table, range(*r), 40) for r in ((0, 8), (8, 40)))
-    assert real["accuracy"] > 0.6 and abs(random["accuracy"] - 0.2) < 0.05 and random["chance"] == 0.2
-    assert np.isnan(intruders(ev, table, [])["accuracy"])
+    judge = by_concepts(truth)
+    real, random = (intruders(ev, range(*r), judge, 40) for r in ((0, 8), (8, 40)))
+    assert real["accuracy"] > 0.85 and abs(random["accuracy"] - 0.2) < 0.05 and random["chance"] == 0.2
+    assert np.isnan(intruders(ev, [], judge)["accuracy"])
+    e = by_embeddings(ev.embeddings("image"))
+    assert intruders(ev, range(8), e)["accuracy"] > 0.6 and intruders(ev, range(8, 40), e)["accuracy"] < 0.3
     assert isinstance(m := Meaning(np.zeros((1, 1)), truth), Meaning) and m.truth is truth
