@@ -42,14 +42,14 @@ def write_strips(folder: Path, runs: Sequence[str], sae: str) -> dict[int, list[
             raise InputError(f"{run} steers with SAE {job['sae'][:12]}, and the evidence is of {sae[:12]}")
         if not job["how"]["features"]:
             raise InputError(f"{run} steers no features of its own: it shows nothing of a latent")
-        strip = _strip(Path(run), said["name"])
+        strip = _strip(Path(run), said["name"], job["prompts"])
         put(folder, f"strips/{i}", {"name": said["name"], "unit": job["gates"]["unit"], **strip})
         for j in job["how"]["features"]:
             out.setdefault(int(j), []).append(f"strips/{i}")
     return out
 
 
-def _strip(run: Path, name: str) -> dict[str, Any]:
+def _strip(run: Path, name: str, prompts: Sequence[str]) -> dict[str, Any]:
     """``strengths`` and ``rows`` of pictures, of the intervention and of its first control."""
     from mmsae.interpret.evidence.folder import map_arrays
 
@@ -64,11 +64,12 @@ def _strip(run: Path, name: str) -> dict[str, Any]:
                 plain[prompt] = pixels
             elif intervention == name and control <= 0:
                 images.setdefault((prompt, control), {})[strength] = pixels
+    order = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
     strengths = sorted({0.0, *(s for own in images.values() for s in own)})
     rows = [
         {"prompt": prompt, "control": control == 0,
          "images": [_webp(plain.get(prompt) if s == 0 else own.get(s)) for s in strengths]}
-        for (prompt, control), own in sorted(images.items(), key=lambda x: (list(plain).index(x[0][0]), x[0][1]))
+        for (prompt, control), own in sorted(images.items(), key=lambda x: (order[x[0][0]], x[0][1]))
     ]  # fmt: skip
     return {"strengths": strengths, "rows": rows}
 

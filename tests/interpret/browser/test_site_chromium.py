@@ -208,3 +208,80 @@ def test_blurred_and_without_images(at, window, tmp_path):
         assert window.run("document.body.classList.contains('blur')") == (images == "blur")
         assert (window.run("document.querySelectorAll('img').length") > 0) == (images == "blur")
         window.requests.clear()
+
+
+def test_search_by_concept_vectors(window, tmp_path):
+    from mmsae.interpret.browser.command import explore
+    from tests.helpers.evidence import write_evidence
+
+    rng = np.random.default_rng(0)
+    concept = np.arange(60) % 5
+    z, e = np.eye(5)[concept][:, None], rng.normal(size=(5, 8))[concept] + 0.1 * rng.normal(size=(60, 8))
+    said = [f"a {'red blue cat dog tree'.split()[c]}" for c in concept]
+    write_evidence(tmp_path / "e", {"image": z, "text": z}, captions=said, embeddings={"image": e, "text": e})
+    explore(str(tmp_path / "e"), out=str(tmp_path / "b"), progress=False)
+    window.open("about:blank")
+    window.open(f"file://{tmp_path}/b/index.html#/?q=like%20dog", "document.querySelector('.tile')")
+    assert texts(window, ".tile .head small")[0] == "#3"
+    assert window.run("mmsae.panel('main').then((p) => mmsae.search(p, 'like #4')[0])") == 4
+    assert window.run("mmsae.panel('main').then((p) => mmsae.search(p, 'like dog - dog + cat')[0])") == 2
+
+
+def test_several_panels(window, tmp_path):
+    """Comparison, a marked control, the ontology, strips and attributes in one browser."""
+    from mmsae.interpret.browser import write_attributes
+    from mmsae.interpret.browser.options import Pages
+    from mmsae.steering.methods.attributes import Attribute
+    from tests.helpers.browser import planted
+
+    planted(tmp_path / "other", seed=0)
+    planted(tmp_path / "control", seed=5, d_sae=30)
+    (tmp_path / "tree.tsv").write_text("".join(f"class {i}\t{'even' if i % 2 == 0 else 'odd'}\n" for i in range(12)))
+    write_attributes(tmp_path / "a.json", {3: [Attribute("red", 0.1, 4.0, 5.0)]}, "s" * 32)
+    pages = Pages(tree=str(tmp_path / "tree.tsv"), attributes=str(tmp_path / "a.json"))
+    more = {"other": str(tmp_path / "other"), "control": str(tmp_path / "control")}
+    folder, _ = browser(tmp_path, pages=pages, **more)
+    window.errors.clear()
+    seen = {
+        "#/compare": "document.querySelector('.tile-button b').textContent === '22'",  # all living ones: it is the same
+        "#/control/latent/28": "document.querySelector('.warning').textContent.startsWith('Control.')",
+        "#/control/": "document.querySelector('.warning') && document.querySelectorAll('.tile').length > 3",
+        "#/tree": "document.querySelectorAll('.tree .node').length > 3",
+        "#/attributes": "document.querySelector('tbody tr').textContent.includes('red')",
+        "#/latent/3": "document.querySelector('.facts').textContent.includes('Sets in images')",
+    }
+    for path, until in seen.items():
+        window.open("about:blank")
+        window.open(f"file://{folder}/index.html{path}", until)
+    assert window.errors == []
+
+
+@pytest.mark.slow
+def test_16384_latents_are_seen_and_searched_fast(window, tmp_path):
+    """First view under 2 s, search under 100 ms, under 400 MB and under 60 MB without images."""
+    from mmsae.interpret.browser.command import explore
+    from mmsae.interpret.browser.options import Display
+    from tests.helpers.large import write_large
+
+    write_large(tmp_path / "e", 16384, 20000)
+    made = explore(str(tmp_path / "e"), out=str(tmp_path / "b"), progress=False, display=Display(top=9))
+    meta = json.loads((tmp_path / "b/data/main/meta.js").read_text().split(",", 1)[1].rsplit(")", 1)[0])
+    assert made["bytes"] < 400e6 and made["bytes"] - meta["bytes"]["images"] < 60e6
+    window.open("about:blank")
+    window.errors.clear(), window.requests.clear()
+    address = f"file://{tmp_path}/b/index.html"
+    first = []
+    for _ in range(3):
+        window.open("about:blank")
+        first.append(window.open(address, "document.querySelectorAll('.tile img').length > 5"))
+    assert min(first) < 2, first
+    window.run("mmsae.panel('main').then((p) => mmsae.index(p).ready).then(() => 1)")
+    for words in ("red", "dog cat", "snow", "number 77", "misspeld"):
+        took = window.run(f"""(() => {{
+            const page = document.querySelector(".overview"), start = performance.now();
+            page.requery({json.dumps(words)});
+            return [performance.now() - start, document.querySelector(".tools .hint").textContent];
+        }})()""")
+        assert took[0] < 100, took
+    outside = [r for r in window.requests if not r.startswith((address.removesuffix("index.html"), "data:", "about:"))]
+    assert window.errors == [] and outside == []

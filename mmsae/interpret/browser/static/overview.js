@@ -38,7 +38,7 @@
     const [rows, own] = [mmsae.array(latents), mmsae.array(words.vectors)];
     const query = new Float32Array(width);
     let any = false;
-    for (const [, sign, number, word] of text.toLowerCase().matchAll(/([+-])?\s*(?:#(\d+)|([\p{L}\p{N}_'-]+))/gu)) {
+    for (const [, sign, number, word] of text.toLowerCase().matchAll(/([+-])?\s*(?:#(\d+)|([\p{L}\p{N}_][\p{L}\p{N}_'-]*))/gu)) {
       const i = number ? +number : words.text.indexOf(word);
       const from = number ? rows : own;
       if (i < 0 || (i + 1) * width > from.length) continue;
@@ -81,7 +81,7 @@
   };
 
   mmsae.pages.overview = async (panel, { query = "" }) => {
-    const view = (panel.view ??= { filter: "all", sort: panel.columns.agree ? "interesting" : "density", desc: true, mode: mmsae.notes.read("mmsae:mode") ?? "cards", scroll: 0 });
+    const view = (panel.view ??= { filter: "all", sort: "interesting", desc: true, mode: mmsae.notes.read("mmsae:mode") ?? "cards", scroll: 0 });
     view.query = query;
     view.brush = null;
     const { columns, images } = columnsOf(panel);
@@ -94,7 +94,8 @@
       const s = scores.length ? scores.reduce((a, b) => a + b) / scores.length : 0;
       const n = Math.min(...panel.meta.modalities.map((m) => c[`${m}.n`][j]).filter((x) => x > 0));
       const sure = n / (n + 10); // one item agrees with itself
-      return (panel.name(j) ? 1 : 0) + s + sure * ((c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2) - (panel.density[j] > DENSE ? 1 : 0) - (panel.kind[j] ? 0 : 5);
+      const rare = 0.05 / (0.05 + panel.density[j]); // where nothing else tells them apart
+      return (panel.name(j) ? 1 : 0) + s + sure * ((c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2) - (panel.density[j] > 0.5 ? 1 : 0) - (panel.kind[j] ? 0 : 5) + 0.2 * rare * sure;
     };
     const keyOf = (sort) => {
       if (sort === "index") return (j) => -j;
@@ -132,7 +133,7 @@
           }));
       return element;
     };
-    const makeList = () => (table() ? mmsae.virtual({ make: row, height: images ? 66 : 46, label: "latents" }) : mmsae.virtual({ make: card, height: images ? (w) => Math.round((2 * (w - 42)) / 3) + 136 : 150, least: 232, label: "latents" }));
+    const makeList = () => (table() ? mmsae.virtual({ make: row, height: images ? 66 : 46, label: "latents" }) : mmsae.virtual({ make: card, height: images ? (w) => Math.round((2 * (w - 42)) / 3) + (panel.meta.captions ? 136 : 96) : 150, least: 232, label: "latents" }));
     let list = makeList();
     const holder = h("div.holder");
     const heading = h("div.row.heading");

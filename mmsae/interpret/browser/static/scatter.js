@@ -64,15 +64,16 @@
       }
       for (const key of [...groups.keys()].sort()) {
         c.fillStyle = key.slice(1).startsWith("--") ? style(key.slice(1)) : key.slice(1);
-        c.globalAlpha = key[0] === "0" ? 0.12 : inside.length > 5000 ? 0.6 : 0.8;
+        c.globalAlpha = key[0] === "0" ? 0.2 : inside.length > 5000 ? 0.6 : 0.85;
+        const wide = key[0] === "1" && groups.has(`0${key.slice(1)}`) ? size + 1.2 : size; // chosen ones stand out
         const round = inside.length <= 3000;
         c.beginPath();
         for (const j of groups.get(key)) {
           const [a, b] = [px(vx(j)), py(vy(j))];
           if (round) {
-            c.moveTo(a + size / 2, b);
-            c.arc(a, b, size / 2, 0, 7);
-          } else c.fillRect(a - size / 2, b - size / 2, size, size); // a path of many is slow
+            c.moveTo(a + wide / 2, b);
+            c.arc(a, b, wide / 2, 0, 7);
+          } else c.fillRect(a - wide / 2, b - wide / 2, wide, wide); // a path of many is slow
         }
         if (round) c.fill();
       }
@@ -105,7 +106,7 @@
         if (log && hi - lo > 0.4) {
           const every = Math.ceil((hi - lo) / 6);
           if (hi - lo < 2.2)
-            for (let p = Math.floor(lo); p <= hi; p++) for (const f of [2, 5]) if (p + Math.log10(f) >= lo && p + Math.log10(f) <= hi) out.push([p + Math.log10(f), mmsae.number(f * 10 ** p, 4)]);
+            for (let p = Math.floor(lo); p <= hi; p++) for (const f of hi - lo < 1 ? [2, 3, 4, 5, 6, 8] : [2, 5]) if (p + Math.log10(f) >= lo && p + Math.log10(f) <= hi) out.push([p + Math.log10(f), mmsae.number(f * 10 ** p, 4)]);
           for (let p = Math.ceil(lo); p <= hi; p += every) out.push([p, p >= 0 && p < 4 ? `${10 ** p}` : p > -4 && p < 0 ? `${(10 ** p).toFixed(-p)}` : `1e${p}`]);
           return out;
         }
