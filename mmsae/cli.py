@@ -50,6 +50,9 @@ COMMANDS = {
     "bench": Command(
         "mmsae.bench.command:bench", "test a published claim on a generated world",
         "mmsae bench filter --out runs/bench_filter --quick", True),
+    "look": Command(
+        "mmsae.look.command:look", "see the concepts of your own photographs: from a folder of them to a browser",
+        "mmsae look ~/Pictures --out runs/look", True),
     "filter": Command(
         "mmsae.filtering.command:filter_command", "keep the best image-text samples, and say why",
         "mmsae filter --sae runs/paired/sae --shards 'shards/train-*.tar' --out kept --keep 0.5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Seen:
 
     vocabulary: str = ""
     """File with a word or phrase a line, of which names are chosen where the host has a text tower."""
-    images: str = "show"
-    """``show``, ``blur`` or ``none``: images in the browser."""
+    images: Literal["show", "blur", "none"] = "show"
+    """``show`` images in the browser, ``blur`` them until they are pointed at, or leave them out (``none``)."""
     control: bool = True
     """Whether the same is done with random weights, to be compared with."""

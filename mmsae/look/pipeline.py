@@ -9,6 +9,7 @@ from typing import Any
 
 from mmsae.errors import InputError
 from mmsae.hosts import Host, pick_device
+from mmsae.interpret.browser.command import explore
 from mmsae.interpret.names.command import name
 from mmsae.jobs.estimate import duration
 from mmsae.jobs.folder import JobFolder
@@ -88,7 +89,7 @@ class _Look:
         out = {"extract": self.extract, "fit": self.fit, "evidence": self.evidence}
         if self.seen.control:
             out |= {"random": self.random, "evidence_random": self.evidence_random}
-        return out | {"names": self.names, "scores": self.scores, "browser": self.browser}
+        return out | {"names": self.names, "browser": self.browser}
 
     def extract(self) -> None:
         """Activations of the patches."""
@@ -141,16 +142,19 @@ class _Look:
     def names(self) -> None:
         """Names of latents, by captions and by words or classes that the host knows; there may be nothing to go by."""
         for folder in self._evidences():
+            own = {"vocabulary": self.seen.vocabulary} if self.seen.vocabulary else {}
             try:
-                call(name, str(folder), **({"vocabulary": self.seen.vocabulary} if self.seen.vocabulary else {}))
+                call(name, str(folder), **own, device=str(self.host.device), progress=self.run.progress)
             except InputError as e:
                 print(f"latents have no names: {e}")
 
-    def scores(self) -> None:
-        """How well names and latents hold, beside the control's."""
-
     def browser(self) -> None:
         """The pages."""
+        evidences = [str(p) for p in self._evidences()]
+        call(
+            explore, evidences[0], out=str(self.root / "browser"), sae=str(self.root / "run" / "sae"),
+            control=evidences[1] if len(evidences) > 1 else "", images=self.seen.images, progress=self.run.progress,
+        )  # fmt: skip
 
     def _evidences(self) -> list[Path]:
         return [p for p in (self.root / "evidence", self.root / "evidence_random") if p.is_dir()]
