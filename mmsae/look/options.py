@@ -13,11 +13,12 @@ class Sight:
     site: str = ""
     """Where the host is read. Default: patches late in its image tower (of transformers at four fifths of the
     depth)."""
-    ratio: float = 8.0
-    """Latents per input feature."""
-    k: int = 32
+    latents: int | None = None
+    """Latents of the SAE. Default: two per input feature, but at least 50 patches for each. More would be less pure: of
+    5,000 small photographs 640 were (docs/how-to/interpret.md)."""
+    k: int = 8
     """Latents that are on at a patch."""
-    steps: int = 2000
+    steps: int = 1500
     """Training steps, of 512 patches each."""
     seed: int = 0
     """Seed of the training, of its control, and of what is drawn."""

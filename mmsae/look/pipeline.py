@@ -11,6 +11,7 @@ from mmsae.errors import InputError
 from mmsae.hosts import Host, pick_device
 from mmsae.interpret.browser.command import explore
 from mmsae.interpret.names.command import name
+from mmsae.interpret.scores.command import score
 from mmsae.jobs.estimate import duration
 from mmsae.jobs.folder import JobFolder
 from mmsae.jobs.stages import StageLog
@@ -18,9 +19,11 @@ from mmsae.look.host import choose_host, patch_site
 from mmsae.look.options import Seen, Sight
 from mmsae.look.photographs import list_photographs, write_photographs
 from mmsae.options import Run, SAERun, call
+from mmsae.types import IMAGE
 
 FILE = "look.json"
 BATCH = 512  #: Patches of a training step
+FEWEST = 32  #: Latents of the smallest SAE
 LEAST = 50  #: Photographs without which there is nothing to learn
 
 
@@ -38,10 +41,10 @@ def look_at(
     chosen = choose_host(host or _noted_host(root), pick_device(run.device), run.precision, say)
     site = chosen.site(sight.site or patch_site(chosen))
     job = {"photographs": _identity(shards), "host": chosen.fingerprint, "site": site.spec, **vars(sight)}
-    job |= {"control": seen.control}
-    stages = StageLog(JobFolder(root, job, "mmsae look", writes=(), file=FILE, key="job", holds="a look"))
-    stages.folder.note(host=chosen.hint, seconds=stages.seconds)
-    say(f"{n:,} photographs -> {chosen.hint} at {site.spec} -> an SAE of {round(sight.ratio * site.width):,} latents")
+    job |= {"control": seen.control, "hint": chosen.hint}
+    held = JobFolder(root, job, "mmsae look", writes=(), but=("hint",), file=FILE, key="job", holds="a look")
+    stages = StageLog(held)
+    say(f"{n:,} photographs -> {chosen.hint} at {site.spec} -> an SAE -> the browser of its latents, in {root}")
     look = _Look(root, chosen, site.spec, sight, seen, run)
     for stage, work in look.stages().items():
         stages.run(stage, work)
@@ -73,7 +76,7 @@ def _identity(shards: Path) -> str:
 def _noted_host(root: Path) -> str:
     """The host that an earlier run in this folder chose: the hub may be there now and not then."""
     try:
-        return json.loads((root / FILE).read_text())["host"]
+        return json.loads((root / FILE).read_text())["job"]["hint"]
     except (OSError, ValueError, KeyError):
         return ""
 
@@ -89,7 +92,7 @@ class _Look:
         out = {"extract": self.extract, "fit": self.fit, "evidence": self.evidence}
         if self.seen.control:
             out |= {"random": self.random, "evidence_random": self.evidence_random}
-        return out | {"names": self.names, "browser": self.browser}
+        return out | {"names": self.names, "scores": self.scores, "browser": self.browser}
 
     def extract(self) -> None:
         """Activations of the patches."""
@@ -101,17 +104,20 @@ class _Look:
 
     def fit(self) -> None:
         """The SAE, by ``mmsae fit``."""
+        from mmsae.activations import ActivationStore
         from mmsae.recipes import find_recipe
         from mmsae.training.cli import run as lightning
 
         s, device = self.sight, self.host.device
+        patches = ActivationStore(self.root / "store").spec.rows[IMAGE]
+        latents = s.latents or max(FEWEST, min(2 * self.host.width(self.site), patches // 50))
         at = "model.sae.init_args"
         args = {
             "data.store": self.root / "store", "data.batch_size": BATCH, "trainer.default_root_dir": self.root / "run",
             "trainer.max_steps": s.steps, "trainer.val_check_interval": max(1, s.steps // 4), "seed_everything": s.seed,
             "trainer.accelerator": "gpu" if device.type == "cuda" else "cpu",
             "trainer.enable_progress_bar": str(self.run.progress).lower(),
-            f"{at}.ratio": s.ratio, f"{at}.selector.init_args.k": s.k,
+            f"{at}.ratio": "null", f"{at}.d_sae": latents, f"{at}.selector.init_args.k": s.k,
         }  # fmt: skip
         flat = [part for k, v in args.items() for part in (f"--{k}", str(v))]
         if (self.root / "run" / "checkpoints" / "last.ckpt").exists():
@@ -147,6 +153,15 @@ class _Look:
                 call(name, str(folder), **own, device=str(self.host.device), progress=self.run.progress)
             except InputError as e:
                 print(f"latents have no names: {e}")
+
+    def scores(self) -> None:
+        """How well latents and their names hold on photographs that names were not made of, beside the control's."""
+        first, *control = self._evidences()
+        own = {"device": str(self.host.device), "progress": self.run.progress}
+        try:
+            call(score, str(first), control=str(control[0]) if control else "", **own)
+        except InputError as e:
+            print(f"latents have no scores: {e}")
 
     def browser(self) -> None:
         """The pages."""
