@@ -34,6 +34,7 @@ def demo(
     from mmsae.demo import diffusion as demo_diffusion
     from mmsae.demo import llava as demo_llava
     from mmsae.demo import tiny_hosts
+    from mmsae.demo.browse import PAGE, browse, collect
     from mmsae.demo.filter import RESULTS as FILTERED
     from mmsae.demo.filter import filter_damaged, write_damaged
     from mmsae.demo.ood import RESULTS as DETECTED
@@ -96,6 +97,8 @@ def demo(
         stages.run("filter", lambda: filter_damaged(root, "paired_topk", names, progress))
         stages.run("card", lambda: make_card(root, seed))
         stages.run("ood", lambda: detect_ood(root, p.damaged, p.sae_steps * 5 // 8, seed, progress))
+        stages.run("evidence", lambda: collect(root, seed, progress))
+        stages.run("browser", lambda: browse(root, progress))
         for name, process in beside.items():
             stages.run(f"waiting_for_{name}", process.wait)
     finally:
@@ -113,5 +116,5 @@ def demo(
     if (profile, seed) == ("default", 0):
         tiny_hosts.keep({name: root / name for name in ("clip", "llava", "diffusion", "probe")})
     total = sum(seconds.values())
-    print(f"figures: {root / 'results.json'}   ({total:.0f} s in all)\nreport:  {report}")
+    print(f"figures: {root / 'results.json'}   ({total:.0f} s in all)\nbrowser: {root / PAGE}\nreport:  {report}")
     return str(report)

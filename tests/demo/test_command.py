@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mmsae.sae import SAE
+from mmsae.sae.fingerprint import sae_fingerprint
+
 METHODS = ("paired_topk", "vl_sae", "shared_topk", "random")
 
 
@@ -60,7 +63,18 @@ def test_it_goes_on_where_it_stopped_and_ends_with_the_path(finished):
         assert f"[{stage}] done before" in text
     assert "[fit_shared_topk]\n" in text
     assert text.strip().splitlines()[-1].endswith("report.html")
-    assert set(results["seconds"]) >= {"clip", "fit_vl_sae", "score"}
+    assert set(results["seconds"]) >= {"clip", "fit_vl_sae", "score", "evidence", "browser"}
+
+
+@pytest.mark.slow
+def test_it_ends_with_the_browser_of_its_saes_beside_each_other_and_random_weights(finished):
+    out, text, _ = finished
+    assert f"browser: {out / 'browser' / 'index.html'}" in text
+    assert 'href="browser/index.html"' in (out / "report.html").read_text()
+    shown = SAE.from_pretrained(out / "paired_topk" / "sae")
+    assert json.loads((out / "browser" / "browser.json").read_text())["sae"] == sae_fingerprint(shown)
+    for sae in ("paired_topk", "vl_sae", "random"):
+        assert (out / "evidence" / sae / "names" / "names.json").is_file()
 
 
 @pytest.mark.slow

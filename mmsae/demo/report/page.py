@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from markupsafe import Markup
 
+from mmsae.demo.browse import PAGE
 from mmsae.demo.curves import read_curves
 from mmsae.demo.ood import card_section, ood_section
 from mmsae.demo.report.drawing import steering_section
@@ -210,6 +212,7 @@ def write_report(out: Path, results: dict[str, Any]) -> Path:
         out / "report.html",
         "mmsae demo: one set of concepts for images and words",
         sections,
+        lead=Markup('All latents, with what they fire on: <a href="{}">the browser</a>.').format(PAGE),
         meta={"profile": results["profile"], "seed": results["seed"]},
         data=figures,
     )
