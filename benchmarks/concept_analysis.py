@@ -32,7 +32,17 @@ from mmsae.cli import main as mmsae
 from mmsae.files import write_json
 from mmsae.interpret.analyse.corpora import latent_names, presence
 from mmsae.interpret.analyse.difference import difference
-from mmsae.interpret.analyse.retrieval import CONCEPTS, DENSE, HELD, concept_scores, dense_scores, judge, true_of
+from mmsae.interpret.analyse.retrieval import (
+    BOTH,
+    CONCEPTS,
+    DENSE,
+    HELD,
+    concept_scores,
+    dense_scores,
+    held_then_dense,
+    judge,
+    true_of,
+)
 from mmsae.interpret.analyse.tasks import on_side
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.query import parse
@@ -200,10 +210,11 @@ def retrieval(evidence: Path, names: Path, shards: Path, host: str, queries: lis
         wanted = true_of(query, attributes)
         missing = [leaf.name for leaf in query.leaves() if leaf.name not in known.values()]
         if missing:
-            scores = dict.fromkeys((CONCEPTS, HELD), np.zeros(e.n))
+            scores, holds = dict.fromkeys((CONCEPTS, HELD), np.zeros(e.n)), np.zeros(e.n, bool)
         else:
-            scores = concept_scores(on_side(query.bind(known), IMAGE), {IMAGE: e.lists(IMAGE)})[0]
-        scores |= dense_scores(query, e.embeddings(IMAGE), lambda phrases: prompts(encoder, phrases))
+            scores, holds = concept_scores(on_side(query.bind(known), IMAGE), {IMAGE: e.lists(IMAGE)})
+        dense = dense_scores(query, e.embeddings(IMAGE), lambda phrases: prompts(encoder, phrases))
+        scores |= {BOTH: held_then_dense(holds, dense["dense sum"]), **dense}
         out.append({"query": text, "right": int(wanted.sum()), "items": e.n, "without_a_name": missing,
                     "quality": judge(scores, wanted, k=20, draws=200)})  # fmt: skip
     return out
@@ -242,14 +253,17 @@ def world_tables(r: dict[str, Any]) -> str:
     for split, every in r["retrieval"].items():
         named = [j for j in every if not j["without_a_name"]]
         for which, judged in (("all", every), ("whose two names some latent has", named)):
-            ap = {w: [j["quality"][w]["average_precision"]["value"] for j in judged] for w in (CONCEPTS, HELD, *DENSE)}
+            ap = {
+                w: [j["quality"][w]["average_precision"]["value"] for j in judged]
+                for w in (CONCEPTS, HELD, BOTH, *DENSE)
+            }
             rows = []
             for way, own in ap.items():
                 rest = [float(np.mean([j["quality"][way][f]["value"] for j in judged])) for f in ("precision", "ndcg")]
-                above = sum(a > b for a, b in zip(ap[HELD], own, strict=True)) if way in DENSE else None
-                rows.append([way, float(np.mean(own)), *rest, above])
+                above = [sum(a > b for a, b in zip(ap[mine], own, strict=True)) for mine in (HELD, BOTH)]
+                rows.append([way, float(np.mean(own)), *rest, *(above if way in DENSE else (None, None))])
             head = [f"{split} images, {which}: {len(judged)} queries", "AP", "P@20", "nDCG@20",
-                    f"queries with *{HELD}* above it"]  # fmt: skip
+                    f"queries with *{HELD}* above it", f"with *{BOTH}*"]  # fmt: skip
             text += [markdown_table(head, rows), ""]
     return "\n".join(text)
 

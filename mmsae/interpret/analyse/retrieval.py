@@ -4,6 +4,7 @@ A query over concepts scores items (:mod:`mmsae.metrics.concepts.query`) in two 
 percentiles alone, by which an item with little of what is excluded may come before one with none of it; and those items
 first of which the query holds. Beside them stand three dense ways that get the same words: the query as one phrase, the
 sum of its phrases' cosines with minus for what is excluded, and the same minima and maxima over percentiles of cosines.
+And both together: the items of which the query holds first, and in either part those with the largest dense sum first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mmsae.types import InputError
 if TYPE_CHECKING:
     from mmsae.interpret.areas.relations import CorpusAreas
 
-CONCEPTS, HELD = "concepts", "concepts, held first"
+CONCEPTS, HELD, BOTH = "concepts", "concepts, held first", "held first, then dense sum"
 DENSE = ("dense phrase", "dense sum", "dense logic")
 
 
@@ -65,6 +66,13 @@ def dense_scores(query: Query, images: np.ndarray, embed: Callable[[list[str]], 
     cosine = {w: found[:, i + 1] for i, w in enumerate(words)}
     logic = _logic(query, {w: on_grid(_percentile(c)) for w, c in cosine.items()})
     return dict(zip(DENSE, (found[:, 0], _sum(query, cosine, 1.0), logic), strict=True))
+
+
+def held_then_dense(holds: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """``(n,)`` scores by which items of which a query holds come first, and in either part those that are best by a
+    dense way.
+    """
+    return (holds + _percentile(dense)) / 2
 
 
 def _percentile(x: np.ndarray) -> np.ndarray:
@@ -129,7 +137,7 @@ def judge(scores: Mapping[str, np.ndarray], wanted: np.ndarray, k: int, draws: i
     """Quality of several rankings of the same items, with intervals, and how far concepts are above each dense way.
 
     ``{way: {average_precision, precision, ndcg, each with its interval as low and high}}``; dense ways have
-    ``concepts_above`` and ``held_above``, the average precision of either way by concepts less their own.
+    ``concepts_above``, ``held_above`` and ``both_above``, the average precision of the ways by concepts less their own.
     """
     drawn = {way: ranking_draws(s, wanted, k, draws, seed) for way, s in scores.items()}
     out: dict[str, Any] = {}
@@ -139,7 +147,7 @@ def judge(scores: Mapping[str, np.ndarray], wanted: np.ndarray, k: int, draws: i
             low, high = draws_interval(drawn[way][:, i])
             out[way][figure] = {"value": value, "low": low, "high": high}
         if way in DENSE and CONCEPTS in scores:
-            for own, name in ((CONCEPTS, "concepts_above"), (HELD, "held_above")):
+            for own, name in ((CONCEPTS, "concepts_above"), (HELD, "held_above"), (BOTH, "both_above")):
                 if own in scores:
                     low, high = draws_interval(drawn[own][:, 0] - drawn[way][:, 0])
                     by = out[own]["average_precision"]["value"] - out[way]["average_precision"]["value"]

@@ -22,7 +22,15 @@ from mmsae.interpret.analyse.correlation import correlate as pairs_of
 from mmsae.interpret.analyse.correlation import surprising
 from mmsae.interpret.analyse.difference import compare
 from mmsae.interpret.analyse.options import Analysing, Clustering, Correlating, Differing, Retrieving, Splitting
-from mmsae.interpret.analyse.retrieval import Retrieved, concept_scores, dense_scores, judge, true_of
+from mmsae.interpret.analyse.retrieval import (
+    BOTH,
+    Retrieved,
+    concept_scores,
+    dense_scores,
+    held_then_dense,
+    judge,
+    true_of,
+)
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.query import Query, parse, query_of
 from mmsae.types import IMAGE, TEXT, InputError
@@ -135,7 +143,8 @@ def retrieve(evidence: Sequence[str], out: str, given: Analysing, retrieving: Re
     results = []
     for query, (scores, holds), right in zip(queries, known, wanted, strict=True):
         if embed is not None and _has_words(query):
-            scores |= dense_scores(query, e.embeddings(modality), embed)
+            dense = dense_scores(query, e.embeddings(modality), embed)
+            scores |= {BOTH: held_then_dense(holds, dense["dense sum"]), **dense}
         quality = {} if right is None else judge(scores, right, retrieving.k, retrieving.draws, given.seed)
         results.append(Retrieved(str(query), scores, int(holds.sum()), right, quality))
     about = {

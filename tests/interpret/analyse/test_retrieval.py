@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from mmsae.interpret.analyse.retrieval import CONCEPTS, HELD, concept_scores, dense_scores, judge, phrase, true_of
+from mmsae.interpret.analyse.retrieval import (
+    CONCEPTS,
+    HELD,
+    concept_scores,
+    dense_scores,
+    held_then_dense,
+    judge,
+    phrase,
+    true_of,
+)
 from mmsae.metrics.concepts.inverted import InvertedLists
 from mmsae.metrics.concepts.query import parse
 from mmsae.types import InputError
@@ -35,6 +44,11 @@ def test_both_ways_by_concepts():
     assert holds.tolist() == [True, False, False, False]
     assert scores[CONCEPTS] == pytest.approx([1 / 3, 0.5, 0, 0], abs=1e-6)
     assert scores[HELD] == pytest.approx([2 / 3, 0.25, 0, 0], abs=1e-6)
+
+
+def test_both_together():
+    score = held_then_dense(np.array([False, True, False, True]), np.array([0.9, 0.1, 0.2, 0.8]))
+    assert np.argsort(-score).tolist() == [3, 1, 0, 2]
 
 
 def test_truth():

@@ -158,7 +158,14 @@ def test_dense_retrieval_stands_beside(folder, tmp_path, monkeypatch):
     run("retrieve", folder, "--queries", "red & ~circle", "--truth", "label", "--truth-queries", '"red square"',
         "--out", tmp_path / "a", "--draws", 50)  # fmt: skip
     quality = results(tmp_path / "a")["queries"][0]["quality"]
-    assert set(quality) == {"concepts", "concepts, held first", "dense phrase", "dense sum", "dense logic"}
+    assert set(quality) == {
+        "concepts",
+        "concepts, held first",
+        "held first, then dense sum",
+        "dense phrase",
+        "dense sum",
+        "dense logic",
+    }
     assert (
         quality["dense sum"]["average_precision"]["value"] > 0.9 > quality["dense phrase"]["average_precision"]["value"]
     )
