@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mmsae.interpret.areas.relations import CorpusAreas
 
+ENTRIES = 2**24  # entries of a matrix that are counted at a time
 SAME = ("sae", "host", "pool")  # what two folders must agree in, for their codes to be comparable
 
 
@@ -192,15 +193,22 @@ def presence(codes: Sequence[csr_matrix], above: float = 0.0) -> list[csr_matrix
         kept = np.empty(len(size), bool)
         kept[order] = rank / count[latent] > above
         on[np.flatnonzero(on)] = kept
-    running = np.concatenate([[0], np.cumsum(on)])
-    binary = csr_matrix((np.ones(int(on.sum()), np.int32), both.indices[on], running[both.indptr]), shape=both.shape)
+    if on.all():
+        binary = csr_matrix((np.ones(len(on), np.int32), both.indices, both.indptr), shape=both.shape)
+    else:
+        running = np.concatenate([[0], np.cumsum(on)])
+        ones = np.ones(int(on.sum()), np.int32)
+        binary = csr_matrix((ones, both.indices[on], running[both.indptr]), shape=both.shape)
     ends = np.cumsum([0, *(c.shape[0] for c in codes)])
     return [binary[lo:hi] for lo, hi in pairwise(ends)]
 
 
 def counts(binary: csr_matrix) -> np.ndarray:
     """``(d_sae,)`` items in which each concept is."""
-    return np.bincount(binary.indices, minlength=binary.shape[1])
+    out = np.zeros(binary.shape[1], np.int64)
+    for lo in range(0, binary.nnz, ENTRIES):  # numpy counts in 64 bits, so that half a billion entries would take 4 GB
+        out += np.bincount(binary.indices[lo : lo + ENTRIES], minlength=len(out))
+    return out
 
 
 def read_analysis(folders: Sequence[str], given: Analysing) -> tuple[list[Evidence], str, dict[int, str]]:
