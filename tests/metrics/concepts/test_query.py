@@ -215,7 +215,7 @@ def test_a_million_items():
     start = np.concatenate([[0], np.cumsum(np.concatenate([count for _, count in columns]))])
     big = InvertedLists(start, item, rng.random(n * k, np.float32), n)
     assert len(big.row(0)[0]) > 0.35 * n
-    began = time.perf_counter()
+    began = time.process_time()  # other processes do not count
     score = evaluate("(#0 | #256) & ~#512 & (#768 > .5 | ~(#1024 & #1280))", {"image": big})
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert took < 1 and 0 < score.mean() < 1, took
