@@ -31,6 +31,7 @@ SMALLER = {
     "test": EVALUATE,
     "evidence": "--batch-size 16 --workers 0 --min-items 4 --progress false",
     "analyse": "--min-items 2",
+    "explore": "--layout pca --progress false",
     "info": "",
     "convert": "",
 }

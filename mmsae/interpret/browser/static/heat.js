@@ -32,7 +32,7 @@
     const pixels = context.createImageData(shape.cols, shape.rows);
     grid(heat, shape, step).forEach((x, p) => {
       const [r, g, b] = mode === "light" ? [8, 8, 12] : mmsae.ramp(0.3 + 0.7 * x);
-      pixels.data.set([r, g, b, 255 * (mode === "light" ? 0.82 * (1 - x) : 0.9 * x ** 0.6)], 4 * p);
+      pixels.data.set([r, g, b, 255 * (mode === "light" ? 0.82 * (1 - x) : 0.68 * x ** 0.7)], 4 * p);
     });
     context.putImageData(pixels, 0, 0);
     canvas.className = "map";

@@ -95,7 +95,8 @@
       const n = Math.min(...panel.meta.modalities.map((m) => c[`${m}.n`][j]).filter((x) => x > 0));
       const sure = n / (n + 10); // one item agrees with itself
       const rare = 0.05 / (0.05 + panel.density[j]); // where nothing else tells them apart
-      return (panel.name(j) ? 1 : 0) + s + sure * ((c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2) - (panel.density[j] > 0.5 ? 1 : 0) - (panel.kind[j] ? 0 : 5) + 0.2 * rare * sure;
+      const holds = panel.names.get(j)?.auroc ?? 0.75;
+      return (panel.name(j) ? 0.5 + 2 * Math.max(holds - 0.5, 0) : 0) + s + sure * ((c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2) - (panel.density[j] > 0.5 ? 1 : 0) - (panel.kind[j] ? 0 : 5) + 0.2 * rare * sure;
     };
     const keyOf = (sort) => {
       if (sort === "index") return (j) => -j;
