@@ -25,8 +25,8 @@ def evidence(
 
     Args:
         sae: SAE folder or hub id.
-        shards: Path, folder, glob or brace pattern of tars, or several; for SAEs of texts and of denoisers also a .txt
-            file with a caption a line.
+        shards: Path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL, or several
+            (docs/how-to/data.md); for SAEs of texts and of denoisers also a .txt file with a caption a line.
         out: Folder to write.
         host: Name of the host; default: the SAE's own.
         choice: What is kept of every latent.
