@@ -26,7 +26,7 @@ def collect(root: Path, seed: int, progress: bool = True) -> None:
 
 def evidence(root: Path, name: str) -> Path:
     """The folder of the evidence of an SAE."""
-    return root / "evidence" / name
+    return root / name / "evidence"
 
 
 def browse(root: Path, progress: bool = True) -> None:

@@ -74,7 +74,7 @@ def test_it_ends_with_the_browser_of_its_saes_beside_each_other_and_random_weigh
     shown = SAE.from_pretrained(out / "paired_topk" / "sae")
     assert json.loads((out / "browser" / "browser.json").read_text())["sae"] == sae_fingerprint(shown)
     for sae in ("paired_topk", "vl_sae", "random"):
-        assert (out / "evidence" / sae / "names" / "names.json").is_file()
+        assert (out / sae / "evidence" / "names" / "names.json").is_file()
 
 
 @pytest.mark.slow
