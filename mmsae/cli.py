@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 from mmsae.allocator import keep_memory
 from mmsae.errors import InputError
 from mmsae.options import HostOptions, Process, add_group, call, default_of, groups, names, take
+from mmsae.remote.urls import is_url
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -266,6 +267,14 @@ def _command(name: str, args: list[str]) -> None:
     parser, fn = command_parser(name)
     values = parser.parse_args(command_args(args)).as_dict()
     values.pop("config", None)
+    place = next((p for p in ("out", "dst") if isinstance(values.get(p), str) and is_url(values[p])), "")
+    if place:
+        from mmsae.remote.delivery import delivered
+
+        options = {"command": name, **values}
+        wanted = signature(fn).parameters
+        print(delivered(values[place], options, lambda out: call(fn, **_prepare({**values, place: out}, wanted))))
+        return
     result = call(fn, **_prepare(values, signature(fn).parameters))
     if result is not None:
         print(result["out"] if isinstance(result, Mapping) else result)  # a text, or the path of what it wrote

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsae.errors import InputError
@@ -111,6 +112,45 @@ def tail(remote: Remote, n: int) -> bytes:
         return files.cat_file(place, start=max(0, remote.size - n), end=remote.size)
 
 
+def upload(path: Path, url: str) -> None:
+    """Write a file of this machine to a URL; see :func:`find` for errors."""
+    files, place = system(url)
+    with _told(url, "write"):
+        files.put_file(str(path), place)
+
+
+def write(url: str, data: bytes) -> None:
+    """Write a small file."""
+    files, place = system(url)
+    with _told(url, "write"):
+        files.pipe_file(place, data)
+
+
+def read(url: str) -> bytes:
+    """Read a small file."""
+    files, place = system(url)
+    with _told(url):
+        return files.cat_file(place)
+
+
+def remove(url: str) -> None:
+    """Remove a file."""
+    files, place = system(url)
+    with _told(url, "write"):
+        files.rm_file(place)
+
+
+def names(url: str) -> set[str]:
+    """Names of what is in a folder; empty where there is none."""
+    files, place = system(url)
+    with _told(url):
+        files.invalidate_cache()
+        try:
+            return {i["name"].rstrip("/").rpartition("/")[2] for i in files.ls(place, detail=True)}
+        except FileNotFoundError:
+            return set()
+
+
 def _remote(url: str, info: dict[str, Any]) -> Remote:
     if info.get("type") == "directory":
         raise InputError(f"{shown(url)} is a folder, not a file")
@@ -130,7 +170,7 @@ def _moment(time: Any) -> str:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
+def _told(url: str, verb: str = "read") -> Iterator[None]:
     """Errors of a store as ours: what will not change is an InputError, the rest may pass."""
     try:
         yield
@@ -142,7 +182,7 @@ def _told(url: str) -> Iterator[None]:
         said = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:300]}"
         if isinstance(e, PermissionError) or any(word in said.lower() for word in _CREDENTIALS):
             raise InputError(
-                f"{shown(url)}: no credentials in the environment, or none that may read it ({said})"
+                f"{shown(url)}: no credentials in the environment, or none that may {verb} it ({said})"
             ) from e
         if any(word in said.lower() for word in _MISSING):
             raise InputError(f"{shown(url)} does not exist ({said})") from e
