@@ -32,6 +32,8 @@ SMALLER = {
     "evidence": "--batch-size 16 --workers 0 --min-items 4 --progress false",
     "analyse": "--min-items 2",
     "explore": "--layout pca --progress false",
+    "name": "--min-items 1 --progress false",
+    "score": "--progress false",
     "info": "",
     "convert": "",
 }

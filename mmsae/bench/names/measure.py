@@ -80,11 +80,23 @@ def figures(real: Meaning, found: Mapping[int, LatentName], tried: Candidates, n
 
 
 def intruders(
-    ev: Evidence, latents: Sequence[int], choose: Callable[[np.ndarray], np.ndarray], trials: int = 20, seed: int = 0
+    ev: Evidence,
+    latents: Sequence[int],
+    choose: Callable[[np.ndarray], np.ndarray],
+    strong: bool = False,
+    trials: int = 20,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Accuracy of finding the odd one of five, mean over latents, and chance; ``choose`` maps sets to places."""
+    """Accuracy of finding the odd one of five, mean over latents, and chance.
+
+    ``choose`` maps sets to places; ``strong`` takes positives of the stronger half of the quantiles alone.
+    """
     at = np.array(latents, np.int64)
     s = Subjects(ev, "image", Names(at, [""] * len(at), np.ones(len(at), bool)))
+    if strong:
+        upper = ev.quantiles("image", "test")
+        upper = upper[at, : upper.shape[1] // 2].reshape(len(at), -1)
+        s.positive = np.take_along_axis(upper, np.argsort(upper < 0, 1, kind="stable"), 1)
     found = intruder_scores(s, choose, 5, trials, seed)
     return {"accuracy": float(np.nanmean(found.value)) if len(at) else float("nan"), "chance": found.chance}
 

@@ -19,7 +19,8 @@ METHODS = ("all", "captions", "wpmi", "centroid", "vocabulary")
 BARS = {
     "named_right": ("right names of latents with F1 of .8 or more", 0.9),
     "abstained_random": ("abstention on latents of random weights", 0.8),
-    "intruder_truth_clear": ("intruder accuracy by the true concepts, latents with F1 of .8 or more", 0.8),
+    "intruder_truth_strong_clear": ("intruders among strong items, by true concepts, F1 of .8 or more", 0.8),
+    "intruder_truth_clear": ("the same among items of all strengths", 0.8),
     "intruder_host_clear": ("the same by the host's embeddings", 0.8),
 }
 COLUMNS = {
@@ -94,7 +95,9 @@ def names_table(found: dict[str, Any]) -> str:
     parts.append(markdown_table(["methods", *COLUMNS.values()], rows))
     i = found["intruder"]
     rows = [[judge, *(_cell(i, f"{key}_{which}") for which in ("clear", "named", "live", "random"))]
-            for judge, key in (("true concepts", "truth"), ("the host's embeddings", "host"))]  # fmt: skip
+            for judge, key in (("true concepts, strong items", "truth_strong"), ("true concepts", "truth"),
+                               ("the host's embeddings, strong items", "host_strong"),
+                               ("the host's embeddings", "host"))]  # fmt: skip
     head = ["intruder of 5 by (chance .2)", "F1 of .8 or more", "named", "all with evidence", "random weights"]
     parts.append(markdown_table(head, rows))
     return "\n\n".join(parts) + "\n"
@@ -183,5 +186,7 @@ def _measured(evidence: dict[str, Any], saes: dict[str, Any], data: Any, root: P
         for k, latents in (*((name, ("sae", ids)) for name, ids in sets.items()), ("random", ("random", random))):
             ev = evidence[latents[0]]
             choose = by_concepts(truth[latents[0]]) if judge == "truth" else by_embeddings(ev.embeddings(IMAGE))
-            intruder[f"{judge}_{k}"] = intruders(ev, latents[1], choose)["accuracy"]
+            for strong in (False, True):
+                key = f"{judge}_strong_{k}" if strong else f"{judge}_{k}"
+                intruder[key] = intruders(ev, latents[1], choose, strong)["accuracy"]
     return {"methods": methods, "intruder": intruder}

@@ -14,6 +14,7 @@ def weights(
     out: str,
     host: str = "",
     latents: tuple[int, ...] = (),
+    names: str | None = None,
     definition: Definition = Definition(),
     sample: TokenSample = TokenSample(),
     run: SAERun = RUN,
@@ -32,6 +33,7 @@ def weights(
         host: Name of the host (``lvlm:FOLDER`` or ``lvlm:HUB_ID``); default: the SAE's own.
         latents: Latents that gallery.html is to show first; where the weights are there already, the page alone is
             written anew.
+        names: names.json of mmsae name: what latents are called on the page, which alone it changes.
         definition: What the weight of a latent is.
         sample: Which tokens are looked at.
         run: Device, precision, batch size and workers, and what is said.
@@ -42,4 +44,4 @@ def weights(
     """
     from mmsae.lvlm.weights.job import cross_modal_weights
 
-    return cross_modal_weights(host, sae, shards, out, definition, sample, run, data, latents)
+    return cross_modal_weights(host, sae, shards, out, definition, sample, run, data, latents, names=names)

@@ -134,8 +134,8 @@ def _sentence(seen: LatentOnText, value: float) -> Markup:
     return Markup("<li><q>{}</q><b>{:.2f}</b></li>").format(Markup("").join(words), value)
 
 
-def card(file: CrossModalFile, latent: int, drawn: dict[Token, Markup]) -> Markup:
-    """One latent."""
+def card(file: CrossModalFile, latent: int, drawn: dict[Token, Markup], name: str = "") -> Markup:
+    """One latent, with its name where it has one."""
     t, info = file.tensors, file.info
     facts = [CLASSES[int(t["class"][latent])]]
     known = {"weight": file.weights, "modality index": t["index.firing"], "lift": t["lift"]}
@@ -145,12 +145,20 @@ def card(file: CrossModalFile, latent: int, drawn: dict[Token, Markup]) -> Marku
     sides = {m: Markup("").join(html for k, html in drawn.items() if k[:2] == (latent, m)) for m in (IMAGE, TEXT)}
     body = Markup('<div class="heat">{}</div>').format(sides[IMAGE]) if sides[IMAGE] else Markup("")
     body += Markup('<ol class="tokens">{}</ol>').format(sides[TEXT]) if sides[TEXT] else Markup("")
-    head = Markup('<h4>latent <small>#{}</small></h4><p class="small">{}</p>').format(latent, " · ".join(facts))
+    head = Markup('<h4>{} <small>#{}</small></h4><p class="small">{}</p>').format(
+        name or "latent", latent, " · ".join(facts)
+    )
     return Markup('<article class="card">{}{}</article>').format(head, body)
 
 
-def write_gallery(folder: Path, top: Mapping[str, TopTable], source: TokenSource, latents: Sequence[int] = ()) -> Path:
-    """Write ``gallery.html`` into a folder of weights, with some ``latents`` first.
+def write_gallery(
+    folder: Path,
+    top: Mapping[str, TopTable],
+    source: TokenSource,
+    latents: Sequence[int] = (),
+    names: Mapping[int, str] | None = None,
+) -> Path:
+    """Write ``gallery.html`` into a folder of weights, with some ``latents`` first, called by their ``names``.
 
     The ``extra`` of the strongest tokens holds each token's position and the number of its tar.
 
@@ -180,7 +188,7 @@ def write_gallery(folder: Path, top: Mapping[str, TopTable], source: TokenSource
     sections = [Section("Latents", text, facts=facts)]
     for heading, ids in shown.items():
         if ids:
-            cards = Markup("").join(card(file, j, drawn) for j in ids)
+            cards = Markup("").join(card(file, j, drawn, (names or {}).get(j, "")) for j in ids)
             intro = Markup('<p>{}</p><div class="cards">{}</div>').format(escape(KINDS.get(heading, "")), cards)
             sections.append(Section(heading, intro))
     meta = {"site": str(next(iter(source.sites.values())).module), "text": info["text"], "delta": info["delta"]}

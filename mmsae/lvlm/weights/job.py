@@ -6,7 +6,7 @@ One tar is one unit of work with one part file, so a killed job goes on where it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from hashlib import blake2b
@@ -29,6 +29,7 @@ from mmsae.lvlm.tokens import encode_tokens, named_lvlm, segment_sites
 from mmsae.lvlm.weights.file import CFG, load_top, load_weights, save_weights
 from mmsae.lvlm.weights.gallery import TokenSource, write_gallery
 from mmsae.metrics.concepts.evidence import TopN, pack_uids
+from mmsae.metrics.concepts.names import names_only, read_names
 from mmsae.metrics.pairs.cross_modal import CrossModalWeights
 from mmsae.metrics.pairs.item_codes import content_rows
 from mmsae.metrics.pairs.modality import CoActivation
@@ -173,10 +174,10 @@ class WeightsJob:
                 yield from stream
 
     @torch.no_grad()
-    def finish(self, latents: Sequence[int] | None) -> FaultLog:
+    def finish(self, latents: Sequence[int] | None, names: Mapping[int, str] | None = None) -> FaultLog:
         """Merge the parts of all tars and write the result; one process does so, after all have worked.
 
-        The page shows ``latents`` first; None: there is no page.
+        The page shows ``latents`` first, called by ``names``; None: there is no page.
 
         Raises:
             InputError: Too many samples were unusable.
@@ -191,7 +192,7 @@ class WeightsJob:
         with atomic_folder(self.folder.out) as folder:
             save_weights(folder, s.weights.compute(), s.lift.compute(), info, top)
             if latents is not None:
-                write_gallery(folder, top, self.source(), latents)
+                write_gallery(folder, top, self.source(), latents, names)
         remove_leftovers(self.folder.out)  # of killed runs
         return log
 
@@ -229,6 +230,7 @@ def cross_modal_weights(
     data: Shards = Shards(),
     latents: Sequence[int] | None = None,
     engine: Engine | None = None,
+    names: str | None = None,
 ) -> dict[str, Any]:
     """Do the job of ``mmsae weights``, or say that it is done.
 
@@ -245,13 +247,15 @@ def cross_modal_weights(
     if isinstance(sae, str):
         sae, host = named_lvlm(sae, host)
     sae, host = load_pair(sae, host, run.device, run.precision, run.allow_other_site)
+    called = names_only(read_names(names, sae_fingerprint(sae)))
     job, engine = WeightsJob(host, sae, shards, out, definition, sample, run, data), engine or Local()
     say, folder = print if run.progress and engine.lead else lambda text: None, job.folder
     if folder.finished:
-        if latents and engine.lead:
+        page = bool(latents or called)
+        if page and engine.lead:
             top = load_top(folder.out, sae.d_sae, [name for name, _ in job.about["data"]])
-            write_gallery(folder.out, top, job.source(), latents)
-        say(f"{out}: finished before; {'only the page is new' if latents else 'nothing to do'}")
+            write_gallery(folder.out, top, job.source(), latents or (), called)
+        say(f"{out}: finished before; {'only the page is new' if page else 'nothing to do'}")
         return {**load_weights(out).info, "out": str(out)}
     engine.lock = folder.lock
     with folder.lead() if engine.lead else nullcontext():
@@ -259,7 +263,7 @@ def cross_modal_weights(
         if todo := engine.agree([u.index for u in job.parts.missing()]):
             engine.run(todo, job.work, job.work)
         if engine.lead:
-            say(job.finish(latents).summary())
+            say(job.finish(latents, called).summary())
     engine.wait()
     info = load_weights(out).info
     say(f"{info['weighted']} latents have a weight ({info['coverage']:.0%} of those that fire)")

@@ -5,10 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mmsae import SAE
 from mmsae.cli import main
 from mmsae.hosts import load_host
 from mmsae.lvlm.tokens import encode_tokens
 from mmsae.lvlm.weights.token_view import LatentOnImage, TokenViewer, crop_image, heat_image
+from mmsae.metrics.concepts.names import LatentName, write_names
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.types import InputError
 from tests.helpers.lvlm import llava, llava_next, qwen, sample
 from tests.helpers.lvlm_jobs import make_sae, shard
@@ -121,6 +124,10 @@ def test_the_command_writes_the_page(tmp_path):
     rest = new[new.index('id="shared-highest-weight"') :]
     assert rest == page[page.index('id="shared-highest-weight"') :]  # top tokens come back from their file as they were
     assert (tmp_path / "w" / "weights.json").stat().st_mtime_ns == before
+    sae = sae_fingerprint(SAE.from_pretrained(tmp_path / "sae"))
+    names = write_names(tmp_path / "names.json", {asked: LatentName("red <b>")}, sae)
+    main(["weights", *same, "--latents", str(asked), "--names", str(names)])
+    assert f"<h4>red &lt;b&gt; <small>#{asked}</small>" in (tmp_path / "w" / "gallery.html").read_text()
     with pytest.raises(SystemExit) as e:
         main(["weights", *same, "--latents", "48"])
     assert e.value.code == 2
