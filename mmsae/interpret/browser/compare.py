@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.interpret.browser.files import indices, packed, put
-from mmsae.interpret.browser.relations import BUDGET, nearest_rows, sample_rows
+from mmsae.interpret.browser.relations import BUDGET, blocks, nearest_rows, sample_rows
 from mmsae.interpret.browser.segments import best_of_rows
 from mmsae.interpret.evidence.folder import Evidence
 
@@ -73,8 +73,8 @@ def _pearson(x: Any, y: Any):
     n, parts, turned, y = x.shape[0], [], abs(x).T.tocsr(), abs(y).tocsr()
     mean_y = np.asarray(y.mean(0)).ravel()
     std_y = np.sqrt(np.maximum(np.asarray(y.multiply(y).mean(0)).ravel() - mean_y**2, 0))
-    for lo in range(0, x.shape[1], 1024):
-        rows = turned[lo : lo + 1024]
+    for part in blocks(x.shape[1], y.shape[1]):
+        rows = turned[part]
         mean = np.asarray(rows.mean(1)).ravel()
         std = np.sqrt(np.maximum(np.asarray(rows.multiply(rows).mean(1)).ravel() - mean**2, 0))
         both = (rows @ y).tocsr()

@@ -7,7 +7,7 @@ that it stays within :data:`BUDGET` products.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 BUDGET = 3e8  # multiplications of sparse products
+CELLS = 1.6e7  # of products at a time, 200 MB where they are sparse
 LEAST = 3  # items on which two latents must fire together
+
+
+def blocks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of rows whose products with ``width`` others have at most :data:`CELLS` cells."""
+    size = max(16, int(CELLS / max(width, 1)))
+    return (slice(lo, min(lo + size, rows)) for lo in range(0, rows, size))
 
 
 def unit_rows(atoms: np.ndarray) -> np.ndarray:
@@ -42,17 +49,17 @@ def nearest_rows(
     rows, others = unit_rows(np.asarray(rows, np.float32)), unit_rows(np.asarray(others, np.float32))
     k = min(k, len(others) - same)
     place, cosine = np.full((len(rows), k), -1, np.int32), np.zeros((len(rows), k), np.float32)
-    for lo in range(0, len(rows), 1024):
-        some = rows[lo : lo + 1024] @ others.T
+    for part in blocks(len(rows), len(others)):
+        some = rows[part] @ others.T
         if allowed is not None:
             some[:, ~allowed] = -2
         if same:
-            some[np.arange(len(some)), lo + np.arange(len(some))] = -2
+            some[np.arange(len(some)), part.start + np.arange(len(some))] = -2
         best = np.argpartition(-some, k - 1, 1)[:, :k] if k else np.empty((len(some), 0), int)
         value = np.take_along_axis(some, best, 1)
         order = np.lexsort((best, -value), 1)
         best, value = np.take_along_axis(best, order, 1), np.take_along_axis(value, order, 1)
-        place[lo : lo + 1024], cosine[lo : lo + 1024] = np.where(value > -1.5, best, -1), value
+        place[part], cosine[part] = np.where(value > -1.5, best, -1), value
     return place, cosine
 
 
@@ -70,9 +77,9 @@ def coactive(codes: csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
     count = np.asarray(on.sum(0)).ravel()
     by_latent = on.T.tocsr()
     columns, values = [], []
-    for lo in range(0, on.shape[1], 1024):
-        both = (by_latent[lo : lo + 1024] @ on).tocsr()
-        row = lo + np.repeat(np.arange(both.shape[0]), np.diff(both.indptr))
+    for part in blocks(on.shape[1], on.shape[1]):
+        both = (by_latent[part] @ on).tocsr()
+        row = part.start + np.repeat(np.arange(both.shape[0]), np.diff(both.indptr))
         share = both.data / np.maximum(count[row] + count[both.indices] - both.data, 1)
         both.data = np.where((both.data >= LEAST) & (row != both.indices), share, 0)
         c, v = best_of_rows(both, k)
@@ -90,14 +97,14 @@ def bridges(image: csr_matrix, text: csr_matrix, atoms: np.ndarray | None, k: in
     unit = None if atoms is None else unit_rows(np.asarray(atoms, np.float32))
     by_latent, columns, values = abs(image).T.tocsr(), [], []
     text = abs(text).tocsr()
-    for lo in range(0, image.shape[1], 1024):
-        both = (by_latent[lo : lo + 1024] @ text).tocsr()
+    for part in blocks(image.shape[1], text.shape[1]):
+        both = (by_latent[part] @ text).tocsr()
         row = np.repeat(np.arange(both.shape[0]), np.diff(both.indptr))
         if unit is not None:
             cosine = np.empty(len(row), np.float32)
             for at in range(0, len(row), 65536):
-                part = slice(at, at + 65536)
-                cosine[part] = np.einsum("nd,nd->n", unit[lo + row[part]], unit[both.indices[part]])
+                some = slice(at, at + 65536)
+                cosine[some] = np.einsum("nd,nd->n", unit[part.start + row[some]], unit[both.indices[some]])
             both.data = both.data * np.maximum(cosine, 0)
         total = np.maximum(np.asarray(both.sum(1)).ravel(), 1e-30)
         both.data = (both.data / total[row]).astype(np.float32)
@@ -126,9 +133,9 @@ def similar_samples(codes: csr_matrix, k: int, budget: float = BUDGET) -> tuple[
     norm = np.sqrt(np.asarray(x.multiply(x).sum(1)).ravel())
     x = (diags(1 / np.maximum(norm, 1e-12)) @ x).tocsr().astype(np.float32)
     turned, columns, values = x.T.tocsr(), [], []
-    for lo in range(0, m, 512):
-        both = (x[lo : lo + 512] @ turned).tocsr()
-        row = lo + np.repeat(np.arange(both.shape[0]), np.diff(both.indptr))
+    for part in blocks(m, m):
+        both = (x[part] @ turned).tocsr()
+        row = part.start + np.repeat(np.arange(both.shape[0]), np.diff(both.indptr))
         both.data = np.where(row == both.indices, 0, both.data)
         c, v = best_of_rows(both, k)
         columns.append(c)

@@ -285,3 +285,69 @@ def test_16384_latents_are_seen_and_searched_fast(window, tmp_path):
         assert took[0] < 100, took
     outside = [r for r in window.requests if not r.startswith((address.removesuffix("index.html"), "data:", "about:"))]
     assert window.errors == [] and outside == []
+
+
+def test_words_of_texts_steps_of_denoisers_and_own_grids(window, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    from mmsae.interpret.browser.command import explore
+    from tests.helpers.evidence import write_evidence
+
+    n, folder = 12, tmp_path / "e"
+    image, text = np.zeros((n, 2 * 4, 3)), np.zeros((n, 4, 3))
+    image[:, 0, 1], image[:, 4 + 3, 1] = 1, 0.5  # the first place at the first step, the last one at the second
+    text[:, 2, 1] = 1
+    pixels = np.full((n, 16, 16, 3), 128, np.uint8)
+    write_evidence(
+        folder, {"image": image, "text": text}, captions=["a red dog"] * n, images=pixels, grid={"image": (2, 2)}
+    )
+    about = json.loads((folder / "evidence.json").read_text())
+    about["grid"]["image"] |= {"places": 4, "steps": [0, 7]}
+    (folder / "evidence.json").write_text(json.dumps(about))
+    tokens = load_file(folder / "tokens-image.safetensors")
+    tokens["grid"] = np.tile(np.int32([2, 2]), (len(tokens["item"]), 1))
+    tokens["grid"][0] = 1, 4  # of one item
+    save_file(tokens, folder / "tokens-image.safetensors")
+    pieces = ["a", " red", " dog"]
+    words = {"item": tokens["item"], "start": np.arange(0, 3 * n + 1, 3), "position": np.tile(np.int32([1, 2, 3]), n),
+             "size": np.tile(np.int32([1, 4, 4]), n), "first": np.arange(0, 9 * n + 1, 9),
+             "bytes": np.frombuffer("".join(pieces).encode() * n, np.uint8)}  # fmt: skip
+    save_file({k: np.ascontiguousarray(v) for k, v in words.items()}, folder / "words-text.safetensors")
+    explore(str(folder), out=str(tmp_path / "b"), progress=False)
+    window.errors.clear()
+    window.open("about:blank")
+    window.open(f"file://{tmp_path}/b/index.html#/latent/1", "document.querySelectorAll('.shot canvas.map').length > 3")
+    assert texts(window, ".side.text .words mark")[0] == " red"
+    assert texts(window, ".side.text .words")[0].startswith("a red dog")
+    alpha = """[...document.querySelectorAll('.shot canvas.map')].slice(0, 2).map((c) => [c.width, c.height,
+        [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].flatMap((x, i) => i % 4 === 3 ? x > 0 : [])])"""
+    first = [[4, 1, [True, False, False, False]], [2, 2, [True, False, False, False]]]
+    assert window.run(alpha) == first
+    window.run("document.querySelectorAll('.profile button')[1].click()")
+    assert window.run(alpha) == [[w, t, on[::-1]] for w, t, on in first]
+    assert window.run("document.querySelector('.steps b').textContent") == "step 7" and window.errors == []
+
+
+def test_strips_are_on_the_page_of_their_latent(window, tmp_path):
+    import torch
+
+    from mmsae.interpret.browser.options import Pages
+    from mmsae.steering.job import _save_images
+    from mmsae.steering.measure.sweep import UNSTEERED, Item
+
+    run = tmp_path / "steer"
+    (run / "parts").mkdir(parents=True)
+    shade = {(UNSTEERED, 0.0, -1): 0.1, ("#3", 2.0, -1): 0.5, ("#3", 2.0, 0): 0.9}
+    images = {k: {Item(HOSTILE[0], 1): torch.full((3, 8, 8), v)} for k, v in shade.items()}
+    _save_images(images, run / "parts" / "0.safetensors")
+    job = {"sae": "s" * 32, "prompts": [HOSTILE[0]], "how": {"features": [3]}, "gates": {"unit": "x_max"}}
+    (run / "results.json").write_text(json.dumps({"name": "#3", "job": job}))
+    folder, _ = browser(tmp_path, pages=Pages(strips=(str(run),)))
+    window.errors.clear()
+    window.open("about:blank")
+    window.open(f"file://{folder}/index.html#/latent/3", "document.querySelectorAll('.strips img').length === 4")
+    assert texts(window, ".strips tbody th")[0] == HOSTILE[0]
+    assert texts(window, ".strips thead th") == ["", "unsteered", "2"] and window.errors == []
+    window.open("about:blank")
+    window.open(f"file://{folder}/index.html#/latent/4", "document.querySelector('.side')")
+    assert texts(window, ".strips") == []

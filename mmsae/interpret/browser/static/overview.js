@@ -208,6 +208,14 @@
     if (panel.columns.x) figures.push(plot("Map", panel.meta.layout === "tsne" ? "atoms that are alike lie together (t-SNE)" : `atoms by ${panel.meta.layout.toUpperCase()}`, { x: panel.columns.x, y: panel.columns.y, axes: null }));
     else if (panel.meta.modalities[1]) figures.push(spread(panel.meta.modalities[1]));
 
+    const beside = mmsae.site.panels.find((p) => p.control);
+    if (beside && !panel.meta.control)
+      mmsae.panel(beside.id).then((other) => {
+        const [x, y] = [`${first}.density`, `${first}.mean`].map((c) => other.columns[c]);
+        plots[0].under = Array.from(x.keys()).filter((j) => x[j] > 0 && y[j]).map((j) => [Math.log10(x[j]), Math.log10(Math.abs(y[j]))]);
+        plots[0].draw();
+        root.querySelector(".legend")?.append(h("span.k0", {}, h("i"), "random weights"));
+      });
     const legend = panel.meta.modalities.length > 1 && h("div.legend", {}, [3, 1, 2].map((k) => h(`span.k${k}`, {}, h("i"), mmsae.KINDS[k])));
     const modes = mmsae.segmented([["cards", "Cards"], ["table", "Table"]], view.mode, (v) => { view.mode = v; mmsae.notes.write("mmsae:mode", v); show(); }, "how latents are listed");
     heads();

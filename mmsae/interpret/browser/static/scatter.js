@@ -7,9 +7,9 @@
 
   /**
    * points {x, y: arrays of which NaN is left out, tone(j): CSS variable}; axes {x: {log, label}, y: ...} or none (a map).
-   * onpick(j), onbrush(set or null).
+   * onpick(j), onbrush(set or null); root.under: [x, y] of points to draw beneath, in the units of the axes.
    */
-  mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush, under = null }) => {
+  mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush }) => {
     const canvas = h("canvas", { tabIndex: 0, "aria-label": label });
     const tip = h("div.tip");
     const root = h("div.scatter", {}, canvas, tip);
@@ -51,10 +51,10 @@
       c.clip();
       const zoom = Math.sqrt((whole[1] - whole[0]) / (x1 - x0));
       const size = Math.min(Math.max(Math.sqrt(9000 / Math.max(inside.length, 1)) * zoom, 1.3), 5);
-      if (under) {
+      if (root.under) {
         c.fillStyle = style("--soft");
         c.globalAlpha = 0.18;
-        for (const [a, b] of under) c.fillRect(px(a) - size / 2, py(b) - size / 2, size, size);
+        for (const [a, b] of root.under) c.fillRect(px(a) - size / 2, py(b) - size / 2, size, size);
       }
       const groups = new Map();
       for (const j of inside) {
