@@ -319,8 +319,10 @@ def test_words_of_texts_steps_of_denoisers_and_own_grids(window, tmp_path):
     window.open(f"file://{tmp_path}/b/index.html#/latent/1", "document.querySelectorAll('.shot canvas.map').length > 3")
     assert texts(window, ".side.text .words mark")[0] == " red"
     assert texts(window, ".side.text .words")[0].startswith("a red dog")
-    alpha = """[...document.querySelectorAll('.shot canvas.map')].slice(0, 2).map((c) => [c.width, c.height,
-        [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].flatMap((x, i) => i % 4 === 3 ? x > 0 : [])])"""
+    alpha = """[...document.querySelectorAll('.shot canvas.map')].slice(0, 2).map((c) => {
+        const pixels = [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data];
+        return [c.width, c.height, pixels.filter((_, i) => i % 4 === 3).map((x) => x > 0)];
+    })"""
     first = [[4, 1, [True, False, False, False]], [2, 2, [True, False, False, False]]]
     assert window.run(alpha) == first
     window.run("document.querySelectorAll('.profile button')[1].click()")
