@@ -167,7 +167,7 @@ def mutual(cosines: np.ndarray) -> np.ndarray:
 
 
 class Tally:
-    """Right, proposed and possible pairs by photograph and method."""
+    """Right, proposed and possible pairs by photograph and method; SAEs come one after the other."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[float, float, float, float]]] = {}
@@ -175,12 +175,14 @@ class Tally:
     def add(self, name: str, right: float, proposed: float, possible: float, overlap: float = np.nan) -> None:
         self.rows.setdefault(name, []).append((right, proposed, possible, overlap))
 
-    def figures(self) -> dict[str, dict[str, Any]]:
-        """Precision and recall with intervals."""
+    def figures(self, photographs: int) -> dict[str, dict[str, Any]]:
+        """Precision and recall with intervals over photographs, each with what all SAEs make of it."""
         out = {}
         for name, rows in self.rows.items():
-            right, proposed, possible, overlap = torch.tensor(rows, dtype=torch.float64).T
-            out[name] = {"proposed": int(proposed.sum()), "possible": int(possible.sum()), "photographs": len(rows)}
+            right, proposed, possible, overlap = (
+                torch.tensor(rows, dtype=torch.float64).reshape(-1, photographs, 4).nansum(0).T
+            )
+            out[name] = {"proposed": int(proposed.sum()), "possible": int(possible.sum()), "photographs": photographs}
             for key, of in (("precision", proposed), ("recall", possible)):
                 out[name][key] = float(right.sum() / of.sum().clamp(min=1))
                 out[name][f"{key}_interval"] = bootstrap_ratio(right, of)
@@ -298,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
             sae = fitted(case, seed, args.steps, args.ratio)
             about.append(compare(case, sae, tally, seed))
             print(name, seed, json.dumps(about[-1]), f"{time.process_time() - start:.0f} s", flush=True)
-        figures = tally.figures()
+        figures = tally.figures(len(case.sources))
         results[name] = {"site": HOSTS[name], "grid": case.grid, "saes": about, "figures": figures}
         lines += [f"### {name}, {HOSTS[name]}", "", table(figures), ""]
     write_json(args.out / "areas.json", results)

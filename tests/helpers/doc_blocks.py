@@ -34,6 +34,7 @@ SMALLER = {
     "explore": "--layout pca --progress false",
     "name": "--min-items 1 --progress false",
     "score": "--progress false",
+    "scenarios": "--unnamed true --dense 1 --progress false",
     "info": "",
     "convert": "",
 }
