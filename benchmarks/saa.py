@@ -202,13 +202,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--arms", nargs="+", default=list(ARMS)[:4], choices=list(ARMS))
+    parser.add_argument("--corpora", nargs="+", default=["long tail", "as it is"], choices=["long tail", "as it is"])
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--d-sae", type=int, default=128)
     parser.add_argument("--k", type=int, default=8)
     args = parser.parse_args(argv)
     whole, test = load(args.store / "train"), load(args.store / "test")
     lines, results, start = [], {}, time.process_time()
-    for corpus in ("long tail", "as it is"):
+    for corpus in args.corpora:
         found: dict[str, list[dict[str, float]]] = {a: [] for a in args.arms}
         for seed in args.seeds:
             rows = long_tail(whole[1], seed) if corpus == "long tail" else np.arange(len(whole[1]))
