@@ -12,7 +12,7 @@ images that nothing saw; beside the CLIP's own embeddings with its best prompts.
 main one was chosen on training images.
 
 ``real``: EfficientNet-Lite0, an SAE on the maps of a block, of 3,000 photographs. *Differences*: ten times two corpora
-of 450 CIFAR-10 images, in which one class is in 20 % and in 5 %; and two sets of different kinds.
+of CIFAR-10 images, in which one class is in 20 % and in 5 %; and two sets of different kinds.
 The same command goes on where it was stopped.
 """
 
