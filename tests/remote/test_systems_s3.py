@@ -1,9 +1,12 @@
 """Object stores as s3fs sees them, against a small S3 on this machine."""
 
+from pathlib import Path
+
 import pytest
 
 from mmsae.errors import InputError
 from mmsae.remote import places
+from mmsae.remote.delivery import delivered
 from mmsae.shards import FaultLog, expand, identity, read_shard, unit_batches
 from tests.helpers.s3 import KEY, SECRET, serving
 from tests.shards.conftest import pairs, tar
@@ -88,3 +91,19 @@ def test_without_credentials(store, monkeypatch, key):
 def test_a_store_that_is_busy_is_asked_again(store):
     store.faults += [(503, "SlowDown")] * 2
     assert len(expand("s3://b/d/{000..002}.tar")) == 3 and store.faults == []
+
+
+def test_results_are_written_there(store):
+    def made(out):
+        Path(out).mkdir()
+        (Path(out) / "spec.json").write_text("{}")
+        (Path(out) / "rows.bin").write_bytes(b"x" * 100_000)
+
+    assert delivered("s3://b/runs/store", {"seed": 0}, made) == "s3://b/runs/store"
+    keys = [k.removeprefix("runs/store/") for k in store.order if k.startswith("runs/")]
+    assert keys == ["uploading.json", "rows.bin", "spec.json", "uploaded.json"]
+    there = {k.removeprefix("runs/store/"): v for k, v in store.buckets["b"].items() if k.startswith("runs/")}
+    assert set(there) == {"rows.bin", "spec.json", "uploaded.json"} and there["rows.bin"] == b"x" * 100_000
+    assert not any(SECRET in v.decode(errors="replace") for v in there.values())
+    with pytest.raises(InputError, match="does not exist"):
+        delivered("s3://nobucket/store", {"seed": 0}, lambda out: pytest.fail("worked before it looked"))
