@@ -25,12 +25,10 @@ from mmsae.jobs.estimate import progress_bar
 from mmsae.jobs.folder import JobFolder
 from mmsae.shards.decode import FORMATS, BrokenImage, to_rgb
 from mmsae.shards.faults import FaultLog
-from mmsae.shards.names import is_hidden
+from mmsae.shards.folder import ENDINGS, OTHER_ENDINGS, list_images
 from mmsae.shards.writer import ShardWriter
 from mmsae.types import Faults
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-OTHERS = (".heic", ".heif", ".tif", ".tiff", ".avif", ".cr2", ".nef", ".arw", ".dng")  #: Photographs that are not read
 PER_TAR = 250
 QUALITY = 90
 LISTED = "photographs.json"
@@ -42,7 +40,7 @@ class Photograph(NamedTuple):
 
     path: Path  #: Where it is
     name: str  #: Its path in the folder, with slashes
-    size: int  #: Bytes
+    size: int  #: Bytes of the file, and of what lies beside it
 
     @property
     def folder(self) -> str:
@@ -72,21 +70,13 @@ def list_photographs(folder: str | Path) -> Listing:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{folder} is no folder")
-    found, others = [], {}
-    for place, inner, names in os.walk(root):
-        inner[:] = [d for d in inner if not is_hidden(d)]
-        for name in names:
-            ending, path = os.path.splitext(name)[1].lower(), Path(place, name)
-            if is_hidden(name):
-                continue
-            if ending in OTHERS:
-                others[ending] = others.get(ending, 0) + 1
-            elif ending in ENDINGS and path.is_file():
-                found.append(Photograph(path, path.relative_to(root).as_posix(), path.stat().st_size))
+    images, others = list_images(root)
+    others = {e: n for e, n in others.items() if e in OTHER_ENDINGS}
+    found = [Photograph(root / i.name, i.name, i.size) for i in images]
     if not found:
         seen = "".join(f"; it has {n} {e} files, which are not read" for e, n in others.items())
         raise InputError(f"{folder} has no image ({', '.join(ENDINGS)}){seen}")
-    return Listing(sorted(found, key=lambda p: p.name), others)
+    return Listing(found, others)
 
 
 def write_photographs(
