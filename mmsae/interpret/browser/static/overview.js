@@ -76,7 +76,7 @@
     if (has("agree")) out.push({ id: "agree", title: "agreement", help: "phi over pairs: does it fire in the image and in the text of the same pairs?", cell: (j, v) => mmsae.number(v, 2) });
     if (has("purity")) out.push({ id: "purity", title: "purest label", help: "largest share of its labelled samples with one label", cell: (j, v) => (Number.isNaN(v) ? "–" : h("span", {}, `${mmsae.percent(v)} `, h("small", {}, panel.meta.labels[panel.columns.label[j]] ?? ""))) });
     if (has("match")) out.push({ id: "match", title: "in second SAE", help: "cosine with (or correlation of activations with) the nearest latent of the second SAE", cell: (j, v) => mmsae.number(v, 2) });
-    for (const name of Object.keys(panel.columns).filter((c) => c.startsWith("score."))) out.push({ id: name, title: name.slice(6), help: `score: ${name.slice(6)}`, cell: (j, v) => mmsae.number(v, 2) });
+    for (const name of Object.keys(panel.columns).filter((c) => c.startsWith("score."))) out.push({ id: name, title: name.slice(6).replaceAll("_", " ").replace(".", ", "), help: `score: ${name.slice(6)}`, cell: (j, v) => mmsae.number(v, 2) });
     return { columns: out, images };
   };
 
@@ -166,8 +166,9 @@
     const heads = () => {
       const sortable = (id, title, help) => h("button.sort", { type: "button", title: help, "aria-pressed": view.sort === id, onclick: () => { view.desc = view.sort === id ? !view.desc : true; view.sort = id; view.sorted = true; show(); } }, title, view.sort === id ? (view.desc ? " ↓" : " ↑") : "");
       heading.replaceChildren(h("span"), h("span.which", {}, sortable("name", "latent", "by name")), ...(images ? [h("span.thumbs")] : []), ...columns.map((c) => h("span.cell", {}, sortable(c.id, c.title, c.help))));
-      const template = `26px minmax(150px,1.6fr) ${images ? "228px " : ""}${columns.map((c) => (c.id.endsWith("density") || c.id === "purity" ? "minmax(92px,1fr)" : "minmax(64px,.7fr)")).join(" ")}`;
+      const template = `26px minmax(150px,1.6fr) ${images ? "228px " : ""}${columns.map((c) => (c.id.endsWith("density") || c.id === "purity" ? "minmax(92px,1fr)" : "minmax(74px,.7fr)")).join(" ")}`;
       holder.style.setProperty("--columns", template);
+      holder.style.setProperty("--least", table() ? `${220 + (images ? 240 : 0) + 92 * columns.length}px` : "0"); // then it scrolls
       heading.hidden = !table();
     };
     const show = () => {
