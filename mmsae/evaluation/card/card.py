@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsae.evaluation.card import classes, codes, detection, splitting, top_images  # noqa: F401  they register heads
+from mmsae.evaluation.card import classes, codes, detection, splitting, top_images, yardstick  # noqa: F401  they register heads
 from mmsae.evaluation.card.gallery import write_top_gallery
 from mmsae.evaluation.card.page import markdown, write_card
 from mmsae.evaluation.features import token_site

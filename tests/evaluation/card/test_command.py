@@ -70,13 +70,14 @@ def pick(card, **fields):
 
 def test_everything_applies_and_every_row_is_whole(card):
     page, results = card
-    assert set(results["skipped"]) == {"error"}  # which needs more images than these
+    # one needs more images than these, the other one patches
+    assert set(results["skipped"]) == {"error", "localised"} and "one row per image" in results["skipped"]["localised"]
     assert "training images, not 240" in results["skipped"]["error"]
     files = {p.name for p in page.parent.iterdir()}
     assert page.name == "report.html" and files == {"report.html", "results.json", "tables.md"}
     assert {r["head"] for r in results["rows"]} == {
         "core", "recovered", "zeroshot", "monosemanticity", "uniqueness", "pairs", "stability", "probes", "ontology",
-        "generalisation", "ood", "absorption", "TPP", "top images"}  # fmt: skip
+        "generalisation", "ood", "absorption", "TPP", "top images", "transfer"}  # fmt: skip
     for r in results["rows"]:
         assert {"head", "set", "score", "features", "value", "n", "control"} <= set(r)
         assert r["n"] > 0 or r["value"] is None
@@ -176,10 +177,13 @@ def test_an_sae_on_tokens_has_every_control(token_card):
     assert "latents per token" in page and "latents per image</span>" not in page
     assert card["skipped"] == {} and "reads tokens" in " ".join(card["notes"]["core"])
     for head in ("core", "monosemanticity", "uniqueness", "probes", "ontology", "generalisation", "ood", "absorption",
-                 "TPP"):  # fmt: skip
+                 "TPP", "localised", "transfer"):  # fmt: skip
         own = [r for r in card["rows"] if r["head"] == head and r["features"] == "code"]
         sets = {(r["set"], r["score"]) for r in own if not r["control"]}
         assert sets and sets == {(r["set"], r["score"]) for r in own if r["control"] == "random"}, head
+    places = {r["control"]: r for r in card["rows"] if r["score"] == "Moran's I"}
+    assert set(places) == {"", "random", "shuffled"} and places[""]["n"] > 0
+    assert abs(places["shuffled"]["value"] + 1 / 15) < 0.03  # of 16 patches, whatever the values
     (dark,) = {r["n"] for r in card["rows"] if r["set"] == "dark" and r["score"] == "linear accuracy"}
     assert dark == 160
     assert {r["control"] for r in card["rows"] if r["head"] == "ood"} == {"", "random", "pca", "statistics"}
