@@ -29,6 +29,14 @@ def centred(vectors: np.ndarray) -> np.ndarray:
     return unit(vectors - vectors.mean(0)) if len(vectors) > 1 else unit(vectors)
 
 
+def mean_of(embeddings: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """``(width,) float64`` mean of the rows that ``keep (n,)`` says, read block by block; zeros of none."""
+    total, n = np.zeros(embeddings.shape[1]), int(keep.sum())
+    for lo in range(0, len(embeddings), ROWS):
+        total += embeddings[lo : lo + ROWS][keep[lo : lo + ROWS]].sum(0, dtype=np.float64)
+    return total / max(n, 1)
+
+
 def centroids(codes: SparseRows, embeddings: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """``(d_sae, width) float64`` weighted mean of centred embeddings of the items on which each latent fires.
 

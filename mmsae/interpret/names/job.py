@@ -15,7 +15,7 @@ from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import FOLDER, Candidates
 from mmsae.interpret.names.captions import caption_scores, count_phrases
-from mmsae.interpret.names.centroid import centroid_scores, centroids
+from mmsae.interpret.names.centroid import centroid_scores, centroids, mean_of
 from mmsae.interpret.names.choose import Examples, Judge, as_candidates, choose, judged, names_of
 from mmsae.interpret.names.decoder import decoder_scores
 from mmsae.interpret.names.options import Holding, Looking
@@ -192,8 +192,8 @@ class Naming:
     def _vocabulary(self, m: str, latents: np.ndarray) -> PhraseScores:
         vectors = self.vectors(m, self.phrases)
         images, texts = self.ev.embeddings(IMAGE), self.ev.embeddings(TEXT)
-        low = vectors.mean(0) if texts is None else texts[self.keep].mean(0)
-        direction = np.zeros_like(low) if images is None else images[self.keep].mean(0) - low
+        low = vectors.mean(0) if texts is None else mean_of(texts, self.keep)
+        direction = np.zeros_like(low) if images is None else mean_of(images, self.keep) - low
         atoms = self.sae.dictionaries["shared" if "shared" in self.sae.dictionaries else m].rows()
         return decoder_scores(atoms.detach().cpu().numpy(), latents, self.phrases, vectors, direction)
 

@@ -6,7 +6,7 @@ from scipy.sparse import csr_matrix
 
 from mmsae.interpret.evidence.folder import SparseRows
 from mmsae.interpret.names import centroid as module
-from mmsae.interpret.names.centroid import centred, centroid_scores, centroids
+from mmsae.interpret.names.centroid import centred, centroid_scores, centroids, mean_of
 
 
 @pytest.mark.parametrize("rows", [65_536, 7])
@@ -19,6 +19,7 @@ def test_it_equals_the_dense_formula_whatever_the_blocks(monkeypatch, rows):
     m = csr_matrix(z.astype(np.float32))
     got = centroids(SparseRows(m.indptr, m.indices, m.data, 9), e, keep)
     middle = e[keep].mean(0)
+    assert np.allclose(mean_of(e, keep), middle, atol=1e-6) and not mean_of(e, np.zeros(40, bool)).any()
     for j in range(9):
         w = z[keep, j]
         want = (w[:, None] * (e[keep] - middle)).sum(0) / w.sum() if w.sum() else np.zeros(6)
