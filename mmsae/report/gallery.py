@@ -29,7 +29,7 @@ class Thumbnail(NamedTuple):
 class Card(NamedTuple):
     """What a latent looks like."""
 
-    latent: int  #: Index of the latent
+    latent: int  #: Index of the latent; below 0 for a card of something else, which shows no number
     name: str  #: Name of what it means, or empty
     facts: list[tuple[str, str]]  #: ``[(label, value)]``, small print
     images: list[Thumbnail]  #: Top images of the latent
