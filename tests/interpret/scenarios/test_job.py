@@ -46,7 +46,9 @@ def test_everything_is_written(world, tmp_path, capsys):
     items = pq.read_table(out / "items.parquet").to_pylist()
     assert all(i["failed"] == bool(failed[int(i["uid"], 16)]) for i in items)
     page = (out / "report.html").read_text()
-    assert "purple &amp; dark" in page and "Where the model fails" in page and "data:image" in page and "#-1" not in page
+    assert (
+        "purple &amp; dark" in page and "Where the model fails" in page and "data:image" in page and "#-1" not in page
+    )
     assert "holds of" in capsys.readouterr().out
 
 
