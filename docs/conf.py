@@ -31,6 +31,7 @@ PACKAGES = {
     "mmsae": (),
     "mmsae.sae": ("fingerprint",),
     "mmsae.hosts": (),
+    "mmsae.remote": ("places", "cache", "delivery"),
     "mmsae.shards": (),
     "mmsae.activations": (),
     "mmsae.training": (),
@@ -44,6 +45,7 @@ PACKAGES = {
     "mmsae.kernels": ("pairs",),
     "mmsae.jobs": (),
     "mmsae.interop": (),
+    "mmsae.look": ("command",),
     "mmsae.world": ("generator.scene", "generator.shards"),
     "datamodules": (),
 }
