@@ -25,7 +25,6 @@
     try {
       panel = await mmsae.panel(at.id);
       if (at.page === "overview" && current?.requery && current.isConnected && current.at.id === at.id) {
-        await mmsae.index(panel).ready;
         current.requery(at.query ?? "");
         current.at = at;
         bar(at);

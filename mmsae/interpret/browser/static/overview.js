@@ -24,8 +24,9 @@
     if (!panel.index) {
       const mini = new MiniSearch({ fields: ["name", "words"], storeFields: [], searchOptions: { boost: { name: 4 }, prefix: true, combineWith: "AND" } });
       const doc = (j) => ({ id: j, name: panel.name(j) ?? "", words: panel.words[j] ?? "" });
-      panel.index = { mini, ready: mini.addAllAsync(Array.from({ length: panel.size }, (_, j) => doc(j)), { chunkSize: 500 }) };
+      panel.index = { mini, done: false, ready: mini.addAllAsync(Array.from({ length: panel.size }, (_, j) => doc(j)), { chunkSize: 1000 }) };
       mmsae.notes.onchange((p) => p === panel && panel.index.ready.then(() => panel.index.stale?.forEach((j) => mini.replace(doc(j)))));
+      panel.index.ready.then(() => (panel.index.done = true));
       panel.index.stale = { forEach: (f) => mmsae.notes.renames(panel).forEach((_, j) => f(j)) };
     }
     return panel.index;
@@ -60,9 +61,23 @@
     }
     const number = /^#?(\d+)$/.exec(text.trim());
     if (number && +number[1] < panel.size) return [+number[1]];
-    const { mini } = mmsae.index(panel);
+    const { mini, done } = mmsae.index(panel);
+    if (!done) return scan(panel, text);
     const found = mini.search(text);
     return (found.length ? found : mini.search(text, { fuzzy: 0.25 })).map((r) => r.id); // misspelt, perhaps
+  };
+
+  /** What has all words somewhere, names first: until the index is built. */
+  const scan = (panel, text) => {
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    const has = (said) => words.every((w) => said.includes(w));
+    const [named, other] = [[], []];
+    for (let j = 0; j < panel.size; j++) {
+      const name = (panel.name(j) ?? "").toLowerCase();
+      if (has(name)) named.push(j);
+      else if (has(`${name} ${panel.words[j]}`)) other.push(j);
+    }
+    return named.concat(other);
   };
 
   const columnsOf = (panel) => {
@@ -226,11 +241,13 @@
     const root = h("div.overview", {}, h("aside.plots", {}, mmsae.controlNote(panel), figures, legend), h("section.results", {}, chips, h("div.tools", {}, counts, samples, h("span.grow"), h("label.hint", {}, "order ", sorts), modes), holder));
     if (panel.meta.vectors && !panel.vectors) mmsae.load(`${panel.id}/vectors`).then((v) => (panel.vectors = v));
     requestAnimationFrame(async () => {
-      if (view.query) await mmsae.index(panel).ready;
       if (/^like /i.test(view.query) && panel.meta.vectors) panel.vectors = await mmsae.load(`${panel.id}/vectors`);
       choose();
       list.scrollTop = view.scroll;
-      (window.requestIdleCallback ?? setTimeout)(() => mmsae.index(panel));
+      (window.requestIdleCallback ?? setTimeout)(() => {
+        const { done, ready } = mmsae.index(panel);
+        if (!done) ready.then(() => root.isConnected && view.query && choose()); // by relevance now
+      });
       mmsae.ready?.();
     });
     root.requery = (words) => {
