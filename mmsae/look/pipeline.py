@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.errors import InputError
+from mmsae.files import write_json
 from mmsae.hosts import Host, pick_device
 from mmsae.interpret.browser.command import explore
 from mmsae.interpret.names.command import name
@@ -18,6 +19,7 @@ from mmsae.jobs.stages import StageLog
 from mmsae.look.host import choose_host, patch_site
 from mmsae.look.options import Seen, Sight
 from mmsae.look.photographs import list_photographs, write_photographs
+from mmsae.look.summary import sentence, summary
 from mmsae.options import Run, SAERun, call
 from mmsae.types import IMAGE
 
@@ -48,6 +50,9 @@ def look_at(
     look = _Look(root, chosen, site.spec, sight, seen, run)
     for stage, work in look.stages().items():
         stages.run(stage, work)
+    found = [summary(p) for p in look.evidences()]
+    write_json(root / "summary.json", dict(zip(("sae", "random"), found, strict=False)))
+    say(sentence(found[0], found[1] if len(found) > 1 else None))
     page = root / "browser" / "index.html"
     say(f"about {duration(sum(stages.seconds.values()))} in all; open {page}")
     return str(page)
@@ -147,7 +152,7 @@ class _Look:
 
     def names(self) -> None:
         """Names of latents, by captions and by words or classes that the host knows; there may be nothing to go by."""
-        for folder in self._evidences():
+        for folder in self.evidences():
             own = {"vocabulary": self.seen.vocabulary} if self.seen.vocabulary else {}
             try:
                 call(name, str(folder), **own, device=str(self.host.device), progress=self.run.progress)
@@ -156,7 +161,7 @@ class _Look:
 
     def scores(self) -> None:
         """How well latents and their names hold on photographs that names were not made of, beside the control's."""
-        first, *control = self._evidences()
+        first, *control = self.evidences()
         own = {"device": str(self.host.device), "progress": self.run.progress}
         try:
             call(score, str(first), control=str(control[0]) if control else "", **own)
@@ -165,11 +170,12 @@ class _Look:
 
     def browser(self) -> None:
         """The pages."""
-        evidences = [str(p) for p in self._evidences()]
+        evidences = [str(p) for p in self.evidences()]
         call(
             explore, evidences[0], out=str(self.root / "browser"), sae=str(self.root / "run" / "sae"),
             control=evidences[1] if len(evidences) > 1 else "", images=self.seen.images, progress=self.run.progress,
         )  # fmt: skip
 
-    def _evidences(self) -> list[Path]:
+    def evidences(self) -> list[Path]:
+        """The folders of evidence, that of the SAE first."""
         return [p for p in (self.root / "evidence", self.root / "evidence_random") if p.is_dir()]
