@@ -1,6 +1,6 @@
 """``mmsae look`` on photographs of shards, as loose files in a folder for each class.
 
-    python -m benchmarks.look --shards '../shared/data/tiny_imagenet/*.tar.gz' --skip 5000 --host lite0 --out runs/look_real
+    python -m benchmarks.look --shards '../shared/data/tiny_imagenet/*.tar.gz' --skip 5000 --out runs/look_real
 
 Defaults of ``mmsae look`` were chosen on the first 5,000 of these; what is skipped is not reported on.
 """
