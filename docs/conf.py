@@ -45,9 +45,7 @@ PACKAGES = {
     "mmsae.report": ("notebook",),
     "mmsae.kernels": ("pairs",),
     "mmsae.jobs": (),
-    "mmsae.remote": (),
     "mmsae.interop": (),
-    "mmsae.look": ("command",),
     "mmsae.world": ("generator.scene", "generator.shards"),
     "datamodules": (),
 }
