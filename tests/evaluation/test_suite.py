@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsae.evaluation.card import classes, codes, detection, splitting, top_images  # noqa: F401  they register heads
+from mmsae.evaluation.card import classes, codes, detection, splitting, top_images, yardstick  # noqa: F401  they register heads
 from mmsae.evaluation.shifts import SHIFTS, shift
 from mmsae.evaluation.suite import HEADS, load_suite, parse_suite
 from mmsae.types import InputError
@@ -16,7 +16,8 @@ DATA = {"train": "a", "test": {"shards": ["b", "c"], "limit": 5}}
 
 def test_all_heads_have_names_and_summaries():
     assert set(HEADS) == {"core", "error", "recovered", "zeroshot", "monosemantic", "unique", "pairs", "stable",
-                          "probes", "ontology", "shifted", "ood", "absorbed", "targeted", "top_images"}  # fmt: skip
+                          "probes", "ontology", "shifted", "ood", "absorbed", "targeted", "top_images",
+                          "localised", "transfer"}  # fmt: skip
     assert all((h.__doc__ or "").strip().splitlines()[0][-1] in ".?" for h in HEADS.values())
 
 
