@@ -14,8 +14,8 @@ class Sight:
     """Where the host is read. Default: patches late in its image tower (of transformers at four fifths of the
     depth)."""
     latents: int | None = None
-    """Latents of the SAE. Default: two per input feature, but at least 50 patches for each. More would be less pure: of
-    5,000 small photographs 640 were (docs/how-to/interpret.md)."""
+    """Latents of the SAE. Default: two per input feature, but at least 50 patches for each; of more, a smaller share is
+    of one thing (docs/how-to/interpret.md)."""
     k: int = 8
     """Latents that are on at a patch."""
     steps: int = 1500
