@@ -23,7 +23,7 @@ from mmsae.look.summary import sentence, summary
 from mmsae.options import Run, SAERun, call
 from mmsae.types import IMAGE
 
-FILE = "look.json"
+FILE, SUMMARY = "look.json", "summary.json"
 BATCH = 512  #: Patches of a training step
 FEWEST = 32  #: Latents of the smallest SAE
 LEAST = 50  #: Photographs without which there is nothing to learn
@@ -50,9 +50,8 @@ def look_at(
     look = _Look(root, chosen, site.spec, sight, seen, run)
     for stage, work in look.stages().items():
         stages.run(stage, work)
-    found = [summary(p) for p in look.evidences()]
-    write_json(root / "summary.json", dict(zip(("sae", "random"), found, strict=False)))
-    say(sentence(found[0], found[1] if len(found) > 1 else None))
+    found = json.loads((root / SUMMARY).read_text())
+    say(sentence(found["sae"], found.get("random")))
     page = root / "browser" / "index.html"
     say(f"about {duration(sum(stages.seconds.values()))} in all; open {page}")
     return str(page)
@@ -97,7 +96,7 @@ class _Look:
         out = {"extract": self.extract, "fit": self.fit, "evidence": self.evidence}
         if self.seen.control:
             out |= {"random": self.random, "evidence_random": self.evidence_random}
-        return out | {"names": self.names, "scores": self.scores, "browser": self.browser}
+        return out | {"names": self.names, "scores": self.scores, "browser": self.browser, "summary": self.summary}
 
     def extract(self) -> None:
         """Activations of the patches."""
@@ -175,6 +174,11 @@ class _Look:
             explore, evidences[0], out=str(self.root / "browser"), sae=str(self.root / "run" / "sae"),
             control=evidences[1] if len(evidences) > 1 else "", images=self.seen.images, progress=self.run.progress,
         )  # fmt: skip
+
+    def summary(self) -> None:
+        """What was found, in figures."""
+        found = [summary(p) for p in self.evidences()]
+        write_json(self.root / SUMMARY, dict(zip(("sae", "random"), found, strict=False)))
 
     def evidences(self) -> list[Path]:
         """The folders of evidence, that of the SAE first."""
