@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmsae.errors import InputError
+from mmsae.errors import InputError, NothingToGoBy
 from mmsae.files import write_json
 from mmsae.hosts import Host, pick_device
 from mmsae.interpret.browser.command import explore
@@ -43,7 +43,7 @@ def look_at(
     chosen = choose_host(host or _noted_host(root), pick_device(run.device), run.precision, say)
     site = chosen.site(sight.site or patch_site(chosen))
     job = {"photographs": _identity(shards), "host": chosen.fingerprint, "site": site.spec, **vars(sight)}
-    job |= {"control": seen.control, "hint": chosen.hint}
+    job |= {**vars(seen), "hint": chosen.hint}
     held = JobFolder(root, job, "mmsae look", writes=(), but=("hint",), file=FILE, key="job", holds="a look")
     stages = StageLog(held)
     say(f"{n:,} photographs -> {chosen.hint} at {site.spec} -> an SAE -> the browser of its latents, in {root}")
@@ -155,7 +155,7 @@ class _Look:
             own = {"vocabulary": self.seen.vocabulary} if self.seen.vocabulary else {}
             try:
                 call(name, str(folder), **own, device=str(self.host.device), progress=self.run.progress)
-            except InputError as e:
+            except NothingToGoBy as e:
                 print(f"latents have no names: {e}")
 
     def scores(self) -> None:
@@ -164,7 +164,7 @@ class _Look:
         own = {"device": str(self.host.device), "progress": self.run.progress}
         try:
             call(score, str(first), control=str(control[0]) if control else "", **own)
-        except InputError as e:
+        except NothingToGoBy as e:
             print(f"latents have no scores: {e}")
 
     def browser(self) -> None:

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mmsae.errors import InputError
+from mmsae.errors import InputError, NothingToGoBy
 from mmsae.hosts import load_host
 from mmsae.look.command import look
 from mmsae.look.host import choose_host, patch_site
-from mmsae.options import call
+from mmsae.look.options import Seen, Sight
+from mmsae.look.pipeline import _Look
+from mmsae.options import Run, call
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 200)}
 
@@ -97,6 +99,32 @@ def test_other_settings_are_another_job(looked, photographs):
     out, _, args = looked
     with pytest.raises(InputError, match="another job: its k is 8 there and 4 here"):
         call(look, str(photographs), str(out), args[5], steps=60, k=4, device="cpu", workers=0, progress=False)
+
+
+def test_other_ways_of_showing_are_another_job_too(looked, photographs):
+    """A browser with images in it must not pass for one without."""
+    out, _, args = looked
+    with pytest.raises(InputError, match="another job: its images is 'show' there and 'none' here"):
+        call(
+            look, str(photographs), str(out), args[5], steps=60, images="none", device="cpu", workers=0, progress=False
+        )
+
+
+@pytest.mark.parametrize(("error", "passes"), [(NothingToGoBy, True), (InputError, False)])
+def test_only_that_there_is_nothing_to_go_by_is_passed_over(looked, monkeypatch, capsys, error, passes):
+    """Another mistake, or a full disk, ends the stage, which is not noted as done then."""
+
+    def name(*args, **options):
+        raise error("a sentence")
+
+    monkeypatch.setattr("mmsae.look.pipeline.name", name)
+    stages = _Look(looked[0], type("Host", (), {"device": "cpu"}), "", Sight(), Seen(), Run(progress=False))
+    if passes:
+        stages.names()
+        assert "latents have no names: a sentence" in capsys.readouterr().out
+    else:
+        with pytest.raises(InputError, match="a sentence"):
+            stages.names()
 
 
 def test_too_few_photographs_are_refused(photographs, tmp_path):

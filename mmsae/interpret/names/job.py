@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmsae.errors import NothingToGoBy
 from mmsae.files import write_json
 from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
@@ -124,16 +125,19 @@ class Naming:
 
     @cached_property
     def embedders(self) -> dict[str, Embedder]:
-        """``{modality: encoder of its embeddings, which has a text tower or knows classes by name}``."""
+        """``{modality: encoder of its embeddings}``, which has a text tower or, for the default vocabulary, classes."""
         out: dict[str, Embedder] = {}
         for m in self.ev.modalities:
             found = Embedder.of(self.ev, m, cache=self.cache, device=self.device)
             if found is None:
                 self.left_out[f"vectors of {m}s"] = "the evidence has no embeddings"
-            elif not (same := next((e for e in out.values() if e.name == found.name), found)).knows_words:
-                self.left_out[f"vectors of {m}s"] = f"{found.name} has no text tower, and no classes with names"
-            else:
+                continue
+            same = next((e for e in out.values() if e.name == found.name), found)
+            if same.reads_text or (same.classes and self.looking.vocabulary == Looking.vocabulary):
                 out[m] = same
+            else:
+                known = "its classes have names, which are the default vocabulary alone" if same.classes else ""
+                self.left_out[f"vectors of {m}s"] = f"{found.name} has no text tower" + (known and f"; {known}")
         return out
 
     @cached_property
@@ -240,7 +244,7 @@ class Naming:
         tables = self.tables()
         if not (tables or self.speakers) or not judges:
             reasons = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
-            raise InputError(
+            raise NothingToGoBy(
                 f"{self.ev.folder} has nothing to name latents by ({reasons or 'no latent has evidence'}): it needs "
                 "captions, or embeddings of a host with a text tower (mmsae evidence --embedder)"
             )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsae.errors import NothingToGoBy
 from mmsae.files import write_json
 from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.embedder import Embedder, known_vectors
@@ -117,7 +118,7 @@ class ScoreJob:
                 if len(names.latents) and m in found:
                     out.append(Subjects(self.control, m, names, "random", self.judging.negatives))
         if not out:
-            raise InputError(f"{self.ev.folder} has no latent with a name or a guess: there is nothing to score")
+            raise NothingToGoBy(f"{self.ev.folder} has no latent with a name or a guess: there is nothing to score")
         return out
 
     def _control_names(self) -> dict[str, Names]:
@@ -300,7 +301,9 @@ class ScoreJob:
                 parts += self._pushed_rows(s)
         if not parts:
             why = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
-            raise InputError(f"nothing of {self.ev.folder} can be scored ({why}): name a client, or collect embeddings")
+            raise NothingToGoBy(
+                f"nothing of {self.ev.folder} can be scored ({why}): name a client, or collect embeddings"
+            )
         rows = ScoreRows.joined(parts)
         job = {
             "sae": self.ev.about["job"]["sae"], "host": self.ev.about["job"]["host"], **self.judging.__dict__,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,3 +168,18 @@ def test_the_command_names_and_refuses(tmp_path, capsys):
         err = capsys.readouterr().err
         assert e.value.code == 2 and words in err and err.count("\n") == 1
     assert not (bare / "names").exists()
+
+
+@pytest.mark.parametrize(("vocabulary", "classes"), [("common", True), ("captions", False)])
+def test_classes_of_a_host_are_the_default_vocabulary_alone(tmp_path, monkeypatch, vocabulary, classes):
+    """A vocabulary that somebody gave is not quietly another one."""
+    known = SimpleNamespace(name="tower", reads_text=False, classes={"tench": np.ones(2), "goldfish": np.ones(2)})
+    monkeypatch.setattr("mmsae.interpret.names.job.Embedder.of", lambda *args, **options: known)
+    z = np.random.default_rng(0).random((40, 1, 3)).astype(np.float32)
+    folder = write_evidence(tmp_path / "evidence", {"image": z}, captions=["a cat"] * 40)
+    naming = Naming(Evidence(folder), Looking(vocabulary=vocabulary))
+    assert bool(naming.embedders) == classes
+    if classes:
+        assert naming.phrases == ["tench", "goldfish"]
+    else:
+        assert "the default vocabulary alone" in naming.left_out["vectors of images"]
