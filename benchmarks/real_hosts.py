@@ -28,7 +28,7 @@ from mmsae.options import call
 
 SAE = "--model.sae.init_args."
 SUITE = "configs/eval/tiny_imagenet.yaml"
-HEADS = ["core", "monosemantic", "top_images", "probes", "ontology", "absorbed"]
+HEADS = ["core", "monosemantic", "top_images", "probes", "ontology", "absorbed", "localised"]
 SCORES = ["msp", "energy", "vim", "mds", "rmds", "knn", "recon", "rarity"]
 SETS = {  # OOD sets
     "digits": "mnist/mnist-train-000000.tar.gz",
@@ -48,6 +48,7 @@ class Case(NamedTuple):
         d_sae: Latents; 32 are on per row.
         steps: Of 512 rows.
         limit: Test and OOD images per set.
+        quick: Whether cards are of at most 1,500 images a set, for a host that is slow.
     """
 
     host: str
@@ -56,12 +57,13 @@ class Case(NamedTuple):
     d_sae: int
     steps: int
     limit: int = 500
+    quick: bool = False
 
 
 CASES = {
     "embeddings": Case("lite0", "image.pooled", "00000[0-4]", 3072, 1000),
     "maps": Case("lite0", "blocks.6:out[all]", "00000[0-4]", 2560, 2000),
-    "patches": Case("dinov2_s14", "blocks.11:out[patches]", "000000", 3072, 2000, 250),
+    "patches": Case("dinov2_s14", "blocks.11:out[patches]", "000000", 3072, 2000, 250, quick=True),
 }
 
 
@@ -101,7 +103,8 @@ def run(name: str, case: Case, args: argparse.Namespace) -> None:
                 out,
                 root=str(args.data),
                 heads=HEADS[:2] if args.quick else HEADS,
-                quick=args.quick,
+                quick=args.quick or case.quick,
+                gallery=12,
                 **shared,
             ),
         )

@@ -37,7 +37,7 @@ ALLOWED = {
     "report": BASE | {"kernels", "metrics"},
     "lvlm": MODELS,
     "filtering": MODELS | {"lvlm"},
-    "evaluation": MODELS | {"recipes"},
+    "evaluation": MODELS | {"recipes", "interop"},
     "steering": MODELS,
     "interpret": MODELS | {"lvlm", "filtering", "evaluation", "steering"},
     "world": MODELS | {"lvlm", "filtering", "evaluation", "steering"},

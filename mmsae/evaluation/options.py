@@ -36,6 +36,17 @@ class EvaluationRun(SAERun):
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """SAEs of other libraries, whose files do not say where their host is read."""
+
+    site: str = ""
+    """Where the host is read, as ``blocks.11:out[patches]``, for SAEs that do not say it."""
+    standardise: bool | None = None
+    """Whether they are of rows less their mean, divided by one standard deviation; both are taken from the suite's
+    training images. Default: those of visaebench are."""
+
+
+@dataclass(frozen=True)
 class Labelled:
     """Which images, and their labels."""
 

@@ -132,20 +132,20 @@ def control_rows(data: SuiteData, controls: Mapping[str, SAE]) -> list[dict[str,
 def run_card(
     data: SuiteData,
     folder: Path,
-    sae: str,
+    sae: Mapping[str, str],
     gallery: int,
     warnings: Sequence[str],
     controls: Mapping[str, SAE] | None = None,
 ) -> Path:
     """Run a suite and write the card, whose folder appears when everything is done; returns the path of the page.
 
-    ``sae`` is what the SAE is called, ``gallery`` the number of latents of each kind in gallery.html (0: no such page),
-    ``controls`` are trained ones by name.
+    ``sae`` says which SAE it is (``sae``, ``fingerprint``), ``gallery`` is the number of latents of each kind in
+    gallery.html (0: no such page), ``controls`` are trained ones by name.
     """
     start, suite, model = time.perf_counter(), data.suite, data.sae
     found, skipped, seconds = run_heads(data)
     about: dict[str, Any] = {
-        "sae": sae, "host": data.host.hint, "site": {m: str(s) for m, s in model.sites.items()}, "suite": suite.path,
+        **sae, "host": data.host.hint, "site": {m: str(s) for m, s in model.sites.items()}, "suite": suite.path,
         "root": suite.root, "title": suite.title or Path(suite.path).stem, "d_sae": model.d_sae, "seed": data.seed,
         "quick": data.quick,
         "images": {n: data.features(n).n for n in suite.data if data.loaded(n)},

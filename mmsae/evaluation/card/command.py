@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 from mmsae.errors import InputError
-from mmsae.evaluation.options import EvaluationRun
-from mmsae.recipes import find_recipe
+from mmsae.evaluation.options import EvaluationRun, Foreign
 
 
 def evaluate(
@@ -20,12 +19,17 @@ def evaluate(
     gallery: int = 0,
     controls: list[str] = [],  # noqa: B006
     seed: int = 0,
+    foreign: Foreign = Foreign(),
     run: EvaluationRun = EvaluationRun(),
 ) -> str:
     """Everything that applies of a suite, every figure with its controls and its number of samples.
 
+    SAE may be a folder of SAEs, of mmsae or of any library that it reads: then each has a card in OUT/cards, and
+    OUT/report.html and table.csv rank them beside random weights. Such a job goes on where it was stopped, and an SAE
+    that cannot be scored is named at the end.
+
     Args:
-        sae: Folder or hub id of the SAE.
+        sae: Folder or hub id of the SAE, or a folder of several SAEs.
         suite: YAML file that says which data and which heads (configs/eval/world.yaml; docs/how-to/evaluate.md).
         out: Folder to write: results.json, tables.md and report.html. It appears when everything is done.
         host: Name of the host; default: the suite's, else that of the SAE's site.
@@ -37,42 +41,23 @@ def evaluate(
         controls: SAEs that were trained as controls, as NAME=FOLDER (``model.freeze`` of a training makes them); every
             figure then stands beside theirs, too. Each takes as long as the SAE itself.
         seed: Seed of random weights, permutations and draws.
+        foreign: How SAEs of other libraries are read.
         run: How to compute.
 
     Returns:
         The path of the page.
     """
-    from mmsae.evaluation.card.card import check_control, check_files, check_out, run_card
-    from mmsae.evaluation.card.gallery import check_host
-    from mmsae.evaluation.suite import load_suite
-    from mmsae.evaluation.suite_data import SuiteData
-    from mmsae.load import load_pair, other_host_warnings
-    from mmsae.sae import SAE
+    from mmsae.evaluation.card.card import check_out
+    from mmsae.evaluation.card.many import is_folder_of_saes
+    from mmsae.evaluation.card.scoring import Scoring, asked_suite
 
-    folder = check_out(out)
     if gallery < 0:
         raise InputError(f"--gallery is {gallery}, it must be a number of latents, or 0 for no page")
-    asked = load_suite(find_recipe(suite), root, host)
-    if heads:
-        if odd := [h for h in heads if h not in asked.heads]:
-            raise InputError(f"{suite} has no head {odd[0]}, it has {', '.join(asked.heads)}")
-        asked = replace(asked, heads={h: asked.heads[h] for h in heads})
-    else:
-        check_files(asked)
-    if run.progress:
-        images = "at most 1,500 images a set" if quick else "all images that the suite asks for"
-        what = f"{len(asked.heads)} heads" if len(asked.heads) > 1 else "one head"
-        print(f"mmsae evaluate: {what} on {', '.join(asked.data)}, {images}; to {folder}", flush=True)
-    trained = SAE.from_pretrained(sae) if isinstance(sae, str) else sae
-    model, loaded = load_pair(trained, asked.host, run.device, run.precision, run.allow_other_site)
-    if gallery:
-        check_host(loaded)
-    others = {}
-    for text in controls:
-        name, sep, path = text.partition("=")
-        if not sep or name in others:
-            raise InputError(f"--controls takes NAME=FOLDER, each name once, not {text!r}")
-        others[name] = load_pair(path, loaded, allow_other_site=run.allow_other_site)[0]
-        check_control(name, others[name], model)
-    data = SuiteData(asked, model, loaded, run, quick, seed)
-    return str(run_card(data, folder, str(sae), gallery, other_host_warnings(trained, loaded), others))
+    scoring = Scoring(asked_suite(suite, root, host, heads), quick, gallery, seed, foreign, run)
+    if isinstance(sae, str) and is_folder_of_saes(sae):
+        if controls:
+            raise InputError(f"--controls are those of one SAE, and {sae} is a folder of several")
+        return str(scoring.all_in(Path(sae), Path(out)))
+    folder = check_out(out)
+    scoring.announce(folder)
+    return str(scoring.one(sae, folder, controls))
