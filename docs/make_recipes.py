@@ -47,6 +47,7 @@ FOLDERS = {
     "run": "Fragments: length, device and validation",
     "world": "Fragments: what recipes of the generated world share",
     "filter": "Jobs over shards, for their command and for `mmsae predict`",
+    "interpret": "For `mmsae evidence` and `mmsae predict`",
     "steer": "For `mmsae steer`",
     "eval": "For `mmsae evaluate`, `test`, `sweep`, `pope` and `chair`",
 }
