@@ -102,6 +102,9 @@ COMMANDS = {
     "scenarios": Command(
         "mmsae.interpret.scenarios.command:scenarios", "rare, surprising and failing situations, and suites of them",
         "mmsae scenarios runs/evidence --query 'fog & ~day' --failures failures.parquet", places=("evidence",)),
+    "attributes": Command(
+        "mmsae.interpret.attributes.command:attributes", "words for what features of a diffusion model set in images",
+        "mmsae attributes --host diffusers:pipeline --sae runs/unet/sae --judge ViT-B-32/openai --prompts prompts.txt"),
     "explore": Command(
         "mmsae.interpret.browser.command:explore", "a browser of latents and samples in a folder, without a server",
         "mmsae explore runs/evidence", places=("evidence", "other")),

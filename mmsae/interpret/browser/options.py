@@ -39,4 +39,4 @@ class Pages:
     strips: tuple[str, ...] = ()
     """Folders of ``mmsae steer``: what features draw at each strength, on the pages of these latents."""
     attributes: str = ""
-    """JSON of attributes that steering was found to set, as ``mmsae.interpret.browser.write_attributes`` writes it."""
+    """What ``mmsae attributes`` wrote, its folder or the JSON in it: words that features set in images."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.files import atomic_folder, check_writable, disk_errors, nbytes, refuse_foreign, remove_leftovers, write_json
+from mmsae.interpret.attributes.file import read_attributes
 from mmsae.interpret.browser.compare import match, write_match
 from mmsae.interpret.browser.exports import write_lines, write_table
 from mmsae.interpret.browser.files import put
@@ -17,7 +18,7 @@ from mmsae.interpret.browser.ontology import write_ontology
 from mmsae.interpret.browser.options import Display, Pages
 from mmsae.interpret.browser.panel import Panel, Source
 from mmsae.interpret.browser.scores import read_scores
-from mmsae.interpret.browser.steered import read_attributes, write_strips
+from mmsae.interpret.browser.steered import write_strips
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.names import read_names
 from mmsae.types import InputError

@@ -1,19 +1,18 @@
-"""What steering showed of latents: strips of pictures at several strengths, and attributes that features set."""
+"""What steering showed of latents: strips of pictures at several strengths."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmsae.files import read_text, write_json
+from mmsae.files import read_text
 from mmsae.interpret.browser.files import put
-from mmsae.steering.methods.attributes import Attribute
 from mmsae.types import InputError
 
 PIXELS = 128
@@ -84,38 +83,3 @@ def _webp(pixels: np.ndarray | None) -> str:
     image.thumbnail((PIXELS, PIXELS))
     image.save(buffer, "webp", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def write_attributes(path: str | Path, found: Mapping[int, Iterable[Attribute]], sae: str) -> Path:
-    """Write what :func:`mmsae.steering.methods.attributes.discover` and ``confirm`` found of features, for the browser.
-
-    Args:
-        path: The file.
-        found: ``{latent: attributes}``; none where no word stood out.
-        sae: Fingerprint of the SAE.
-    """
-
-    def plain(a: Attribute) -> dict[str, Any]:
-        choice = a.choice and {k: None if v != v else v for k, v in a.choice._asdict().items()}  # NaN is no JSON
-        return a._asdict() | {"choice": choice}
-
-    latents = {str(j): [plain(a) for a in x] for j, x in found.items()}
-    return write_json(path, {"format": 1, "sae": sae, "latents": latents})
-
-
-def read_attributes(path: str | Path, sae: str) -> dict[str, Any]:
-    """What :func:`write_attributes` wrote.
-
-    Raises:
-        InputError: Another file, or another SAE.
-    """
-    try:
-        said = json.loads(read_text(path))
-        own, latents = said["sae"], said["latents"]
-    except (ValueError, KeyError, TypeError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{path} holds no attributes: it should be a JSON object with format, sae and latents") from e
-    if own != sae:
-        raise InputError(f"{path} has attributes of SAE {str(own)[:12]}, and the evidence is of {sae[:12]}")
-    return {"latents": latents}

@@ -32,7 +32,7 @@ class Judge(Protocol):
 
 
 class CLIPJudge:
-    """An open_clip host as a judge; ``batch_size`` images at a time."""
+    """An open_clip host as a judge; ``batch_size`` images or texts at a time."""
 
     def __init__(self, host: Host, batch_size: int = 64):
         self.host, self.batch_size = as_encoder(host, "a judge"), batch_size
@@ -61,7 +61,8 @@ class CLIPJudge:
         """``(n, d)`` unit embeddings; each text is embedded once."""
         new = [t for t in dict.fromkeys(texts) if t not in self._texts]
         if new:
-            found = F.normalize(self.host.encode_text(self.host.tokenize(new)), dim=1)
+            some = [new[i : i + self.batch_size] for i in range(0, len(new), self.batch_size)]
+            found = F.normalize(torch.cat([self.host.encode_text(self.host.tokenize(s)) for s in some]), dim=1)
             self._texts |= dict(zip(new, found, strict=True))
         return torch.stack([self._texts[t] for t in texts])
 

@@ -23,7 +23,7 @@ THRESHOLD = 3.0
 class SteeredPairs(NamedTuple):
     """Images without and with a feature, same noise and prompt in each row."""
 
-    before: Tensor  #: ``(n, 3, H, W)`` in [0, 1].
+    before: Tensor  #: ``(n, 3, H, W)`` in [0, 1], or whatever the judge embeds.
     after: Tensor  #: The same images, steered.
     prompts: Sequence[str]  #: The ``n`` prompts.
 
@@ -113,7 +113,7 @@ def confirm(found: Sequence[Attribute], held_out: SteeredPairs, choose: Choose, 
     ``choose`` is :func:`clip_choice`, or a visual-question model. It sees the two images in random order.
     """
     swap = torch.rand(len(held_out.before), generator=torch.Generator().manual_seed(seed)) < 0.5
-    at = swap.to(held_out.before.device)[:, None, None, None]
+    at = swap.to(held_out.before.device).view(-1, *[1] * (held_out.before.dim() - 1))
     first, second = (torch.where(at, a, b) for a, b in (held_out[1::-1], held_out[:2]))
     out = []
     for a in found:

@@ -229,7 +229,7 @@ def test_search_by_concept_vectors(window, tmp_path):
 
 def test_several_panels(window, tmp_path):
     """Comparison, a marked control, the ontology, strips and attributes in one browser."""
-    from mmsae.interpret.browser import write_attributes
+    from mmsae.interpret.attributes.file import write_attributes
     from mmsae.interpret.browser.options import Pages
     from mmsae.steering.methods.attributes import Attribute
     from tests.helpers.browser import planted
@@ -237,7 +237,9 @@ def test_several_panels(window, tmp_path):
     planted(tmp_path / "other", seed=0)
     planted(tmp_path / "control", seed=5, d_sae=30)
     (tmp_path / "tree.tsv").write_text("".join(f"class {i}\t{'even' if i % 2 == 0 else 'odd'}\n" for i in range(12)))
-    write_attributes(tmp_path / "a.json", {3: [Attribute("red", 0.1, 4.0, 5.0)]}, "s" * 32)
+    rate = {"asked": 10, "confirmed": 1, "low": 0.02, "high": 0.4}
+    found = {3: [Attribute("red", 0.1, 4.0, 5.0)], 4: []}
+    write_attributes(tmp_path / "a.json", found, "s" * 32, rates={"features": rate, "directions": rate})
     pages = Pages(tree=str(tmp_path / "tree.tsv"), attributes=str(tmp_path / "a.json"))
     more = {"other": str(tmp_path / "other"), "control": str(tmp_path / "control")}
     folder, _ = browser(tmp_path, pages=pages, **more)
@@ -247,7 +249,8 @@ def test_several_panels(window, tmp_path):
         "#/control/latent/28": "document.querySelector('.warning').textContent.startsWith('Control.')",
         "#/control/": "document.querySelector('.warning') && document.querySelectorAll('.tile').length > 3",
         "#/tree": "document.querySelectorAll('.tree .node').length > 3",
-        "#/attributes": "document.querySelector('tbody tr').textContent.includes('red')",
+        "#/attributes": "document.querySelector('tbody tr').textContent.includes('red')"
+        " && document.querySelector('#page').textContent.includes('of 1 of 10 (2.0 % to 40 %) random directions')",
         "#/latent/3": "document.querySelector('.facts').textContent.includes('Sets in images')",
     }
     for path, until in seen.items():

@@ -3,12 +3,9 @@ import json
 import pytest
 import torch
 
-from mmsae.interpret.browser import read_attributes, write_attributes
 from mmsae.interpret.browser.steered import write_strips
-from mmsae.metrics.statistics import Interval
 from mmsae.steering.job import _save_images
 from mmsae.steering.measure.sweep import UNSTEERED, Item
-from mmsae.steering.methods.attributes import Attribute
 from mmsae.types import InputError
 from tests.helpers.browser import read
 
@@ -52,16 +49,3 @@ def test_runs_that_show_nothing_of_a_latent(run, tmp_path):
     (run / "results.json").write_text(json.dumps(said))
     with pytest.raises(InputError, match="steers no features of its own"):
         write_strips(tmp_path / "data", [str(run)], SAE)
-
-
-def test_attributes_are_written_and_read(tmp_path):
-    found = {3: [Attribute("red", 0.1, 4.0, 5.0, Interval(0.9, float("nan"), float("nan"), 4, 1))], 8: []}
-    path = write_attributes(tmp_path / "a.json", found, SAE)
-    latents = read_attributes(path, SAE)["latents"]
-    assert latents["8"] == [] and latents["3"][0]["word"] == "red"
-    assert latents["3"][0]["choice"] == {"mean": 0.9, "low": None, "high": None, "n": 4, "prompts": 1}
-    with pytest.raises(InputError, match="attributes of SAE ssssssssssss"):
-        read_attributes(path, "t" * 32)
-    (tmp_path / "b.json").write_text("[]")
-    with pytest.raises(InputError, match="holds no attributes"):
-        read_attributes(tmp_path / "b.json", SAE)

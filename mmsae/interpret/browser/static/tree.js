@@ -33,10 +33,12 @@
   };
 
   mmsae.pages.attributes = async (panel) => {
-    const { latents } = await mmsae.load("attributes");
+    const { latents, rates } = await mmsae.load("attributes");
+    const share = (r) => `${r.confirmed} of ${r.asked}` + (r.asked ? ` (${mmsae.percent(r.low)} to ${mmsae.percent(r.high)})` : "");
     const rows = Object.entries(latents).flatMap(([j, list]) => list.map((a) => [+j, a]));
     rows.sort((a, b) => Math.min(b[1].z_words, b[1].z_random) - Math.min(a[1].z_words, a[1].z_random));
-    return h("div.page", {}, h("h1", {}, "Attributes"), h("p", {}, `Words that images move towards when a feature is added, against the other words and against ${"random features"} at the same norm; chosen is the share of held-out pairs in which the steered image is nearer to the word. ${Object.values(latents).filter((l) => !l.length).length} of ${Object.keys(latents).length} features set no word.`),
+    return h("div.page", {}, h("h1", {}, "Attributes"), h("p", {}, `Words that images move towards when a feature is added, against the other words and against random features at the same norm; chosen is the share of held-out pairs in which the steered image is nearer to the word. ${Object.values(latents).filter((l) => !l.length).length} of ${Object.keys(latents).length} features set no word.`),
+      rates && h("p", {}, `A word was confirmed of ${share(rates.features)} features, and of ${share(rates.directions)} random directions, of which it is found by chance.`),
       h("div.scroll", {}, h("table", {}, h("thead", {}, h("tr", {}, ["latent", "word", "gain", "z among words", "z among random", "chosen", "95 % interval"].map((t) => h("th", {}, t)))), h("tbody", {}, rows.map(([j, a]) => h("tr" + (a.choice?.low > 0.5 ? "" : ".dim"), {}, h("th", {}, mmsae.latentLink(panel, j)), h("td", {}, a.word), h("td", {}, mmsae.number(a.gain, 3)), h("td", {}, mmsae.number(a.z_words, 1)), h("td", {}, mmsae.number(a.z_random, 1)), h("td", {}, a.choice ? mmsae.percent(a.choice.mean) : "–"), h("td", {}, a.choice ? `${mmsae.percent(a.choice.low)} to ${mmsae.percent(a.choice.high)}` : "–")))))));
   };
 })();
