@@ -36,3 +36,13 @@ def keep_memory() -> bool:
         return False
     # all from the heap, whose top is never given back: -1 is the largest number
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+
+
+def free_memory() -> int:
+    """Bytes of the machine's memory that can be had without swapping; all of it where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            said = dict(line.split(":", 1) for line in file)
+        return int(said["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

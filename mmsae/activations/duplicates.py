@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import compress
+from functools import partial
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
 from mmsae.activations.spec import shard_stem
 from mmsae.activations.writer import StoreWriter, part_meta
-from mmsae.shards import FaultLog, UidSet
+from mmsae.jobs.duplicates import UidParts
+from mmsae.shards import FaultLog
 from mmsae.types import Faults
 
 
@@ -21,21 +24,15 @@ def drop_duplicates(writer: StoreWriter) -> int:
     part that is not there is made again, and then loses the same samples. Only one process may do it, when all parts
     are written.
     """
-    seen, dropped = UidSet(), 0
-    for unit in range(writer.units):
-        index = writer.index_file(unit)
-        table, log = pq.read_table(index), FaultLog(keep=10**6)
-        columns = {name: table[name].to_pylist() for name in table.column_names}
-        source = part_meta(index)["source"]
-        new = seen.new(columns["uid"], columns["key"], [source] * len(table), log)
-        if not all(new):
-            dropped += len(new) - sum(new)
-            _rewrite(writer, unit, {n: list(compress(v, new)) for n, v in columns.items()}, torch.tensor(new), log)
-    return dropped
+    files = [writer.index_file(unit) for unit in range(writer.units)]
+    parts = UidParts(files, [part_meta(f)["source"] for f in files], writer.folder)
+    return parts.drop(partial(_rewrite, writer))
 
 
-def _rewrite(writer: StoreWriter, unit: int, cells: dict[str, list[str]], new: torch.Tensor, log: FaultLog) -> None:
-    index, meta = writer.index_file(unit), part_meta(writer.index_file(unit))
+def _rewrite(writer: StoreWriter, unit: int, kept: np.ndarray, log: FaultLog) -> None:
+    index, meta, new = writer.index_file(unit), part_meta(writer.index_file(unit)), torch.from_numpy(kept)
+    table = pq.read_table(index).filter(pa.array(kept))
+    cells = {name: table[name].to_pylist() for name in table.column_names}
     tensors = load_file(writer.folder / f"{shard_stem(unit)}.safetensors")
     part = writer.open_part(unit, meta["source"])
     try:
@@ -44,9 +41,9 @@ def _rewrite(writer: StoreWriter, unit: int, cells: dict[str, list[str]], new: t
             rows = new if item is None else new[item.long()]
             for name, values in tensors.items():
                 if name == site or name.rpartition(".")[0] == site:
-                    kept = values[rows]
-                    kept = ((new.cumsum(0) - 1)[kept.long()]).to(values.dtype) if name == f"{site}.item" else kept
-                    part.put(name, kept)
+                    own = values[rows]
+                    own = ((new.cumsum(0) - 1)[own.long()]).to(values.dtype) if name == f"{site}.item" else own
+                    part.put(name, own)
         part.put_items(cells)
         part.fault(Faults.read(meta["faults"]))
         part.fault(log.take())

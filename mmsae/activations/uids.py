@@ -1,8 +1,7 @@
-"""Uids as numbers: hashes for splits, and the search for duplicates in memory that stays at 8 bytes an item."""
+"""Uids as numbers: hashes for splits, and for telling early that one occurs twice."""
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,18 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmsae.jobs.duplicates import UidParts
+from mmsae.shards.uids import uid_text
 from mmsae.types import InputError
 
+MOST = 1 << 24
 _M1, _M2, _STEP = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
 
 
 def uid_hash(uids: Sequence[str] | pa.ChunkedArray | pa.Array, seed: int = 0) -> np.ndarray:
     """``(N,) uint64`` well-mixed bits of each uid: the same on every machine, whatever else is in the list."""
-    if not isinstance(uids, (pa.Array, pa.ChunkedArray)):
-        uids = pa.array(uids, pa.string())
-    chunks = uids.chunks if isinstance(uids, pa.ChunkedArray) else [uids]
-    parts = [_words(c) for c in chunks]
-    words = np.concatenate(parts) if parts else np.zeros((0, 4), np.uint64)
+    words = uid_text(uids).view("<u8").reshape(-1, 4)
     with np.errstate(over="ignore"):
         h = np.full(len(words), seed, np.uint64)
         for column in words.T:  # four columns of eight characters
@@ -37,52 +35,34 @@ def _mix(h: np.ndarray) -> np.ndarray:
     return h ^ (h >> np.uint64(31))
 
 
-def _words(chunk: pa.Array) -> np.ndarray:
-    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    if len(chunk) and (np.diff(offsets) != 32).any():
-        # uids that are not 32 hex digits are brought to that form first
-        text = "".join(u if len(u.encode()) == 32 else _hex(u) for u in chunk.to_pylist()).encode()
-    else:
-        text = chunk.buffers()[2].to_pybytes()[offsets[0] : offsets[-1]] if len(chunk) else b""
-    return np.frombuffer(text, "<u8").reshape(-1, 4)
+def find_duplicate(files: Sequence[Path], labels: Sequence[str], folder: Path) -> str | None:
+    """A sentence about the first uid that occurs twice in parquet files with columns ``uid`` and ``key``, if any does.
 
-
-def _hex(uid: str) -> str:
-    return hashlib.blake2b(uid.encode(), digest_size=16).hexdigest()
-
-
-def find_duplicate(files: list[Path], labels: list[str]) -> str | None:
-    """The first uid that occurs twice in parquet files with columns ``uid`` and ``key``; None if all differ.
-
-    ``labels`` say how to call each file in the sentence that is returned.
+    ``labels`` say how to call each file in the sentence; temporary files go to ``folder``.
     """
-    hashes = np.concatenate([uid_hash(pq.read_table(f, columns=["uid"])["uid"]) for f in files])
-    hashes.sort()
-    twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    if not len(twice):
+    found = UidParts(files, labels, folder).first()
+    if found is None:
         return None
-    seen: dict[str, str] = {}
-    # only now are the strings looked at: equal hashes need not be equal uids
-    for f, label in zip(files, labels, strict=True):
-        table = pq.read_table(f, columns=["uid", "key"])
-        for i in np.flatnonzero(np.isin(uid_hash(table["uid"]), twice)).tolist():
-            uid, where = table["uid"][i].as_py(), f"{label} key {table['key'][i].as_py()!r}"
-            if uid in seen:
-                return f"uid {uid} occurs twice, in {seen[uid]} and in {where}"
-            seen[uid] = where
-    return None
+    places = f"in {found.first} key {found.first_key!r} and in {found.where} key {found.key!r}"
+    return f"uid {found.uid} occurs twice, {places}"
 
 
 class SeenUids:
-    """The uids of the parts that are written, as sorted 64-bit hashes; tells early when one occurs again.
+    """Uids of the parts that are written, as sorted 64-bit hashes; tells early when one occurs again.
+
+    It remembers the first :data:`MOST` (128 MiB); what comes after is found when the parts are merged.
 
     ``files`` is ``{parquet file of a part: what to call it}`` of those that an earlier run finished.
     """
 
     def __init__(self, files: Mapping[Path, str]) -> None:
         self._files = dict(files)
-        hashes = [uid_hash(pq.read_table(f, columns=["uid"])["uid"]) for f in self._files]
-        self._hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+        hashes, n = [np.zeros(0, np.uint64)], 0
+        for f in self._files:
+            if n < MOST:
+                hashes.append(uid_hash(pq.read_table(f, columns=["uid"])["uid"]))
+                n += len(hashes[-1])
+        self._hashes = np.sort(np.concatenate(hashes))
 
     def add(self, uids: Sequence[str], keys: Sequence[str], file: Path, label: str) -> None:
         """Add the uids of a part that is about to be written to ``file``, which ``label`` calls.
@@ -90,13 +70,15 @@ class SeenUids:
         Raises:
             InputError: One of them occurs twice, in this part or in an earlier one of this process.
         """
+        if len(self._hashes) >= MOST:
+            return
         merged = np.concatenate([self._hashes, np.sort(uid_hash(uids))])
         merged.sort(kind="stable")  # two sorted runs: one merge
         if (merged[1:] == merged[:-1]).any():
             with tempfile.TemporaryDirectory() as tmp:
                 pq.write_table(pa.table({"uid": uids, "key": keys}), own := Path(tmp) / "part.parquet")
                 files = {**self._files, own: label}
-                if dup := find_duplicate(list(files), list(files.values())):
+                if dup := find_duplicate(list(files), list(files.values()), Path(tmp)):
                     raise InputError(f"{dup}; uids must differ, remove one of the two samples")
         self._hashes = merged
         self._files[file] = label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -270,7 +271,7 @@ class StoreWriter:
             raise InputError(f"{self.folder}: {self.units - len(missing)} of {self.units} parts are written")
         files = [self.index_file(u) for u in range(self.units)]
         metas = [part_meta(f) for f in files]
-        if dup := find_duplicate(files, [self.source(u) for u in range(self.units)]):
+        if dup := find_duplicate(files, [self.source(u) for u in range(self.units)], self.folder):
             raise InputError(f"{self.folder}: {dup}; uids must differ, remove one of the two samples")
         shards, counts, seen, examples = [], Counter(), 0, []
         for path, meta in zip(files, metas, strict=True):
@@ -310,7 +311,7 @@ class StoreWriter:
     def _clean(self) -> None:
         (self.folder / JOB_FILE).unlink(missing_ok=True)
         for p in self.folder.glob(".*.tmp"):
-            p.unlink(missing_ok=True)
+            shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 
 def _identity(sites: dict[str, Site]) -> dict[str, Any]:

@@ -1,198 +1,49 @@
-"""The result of the parts of a filter job: the global choice, the tables, the uid list and the filtered shards.
+"""Choosing a set of a filter job's samples, over all tars, by their codes.
 
-One process, in the order of the tars; memory is a few numbers per sample (and, for a chosen set, its codes).
+The candidates of all tars are in memory together, with their codes: a greedy choice looks at each again and again.
 """
 
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
-from mmsae.files import atomic_file
-from mmsae.filtering.passes import TargetSet, read_items
-from mmsae.filtering.query import QueryResult
+from mmsae.allocator import free_memory
+from mmsae.files import nbytes
+from mmsae.filtering.columns import ScoredSamples
+from mmsae.filtering.passes import TargetSet, code_entries, read_items
 from mmsae.filtering.selection import Items, Objective, State, concatenate, distribution, kl, lazy_greedy, quota
 from mmsae.filtering.selection_exchange import exchange
 from mmsae.jobs.units import Parts
-from mmsae.metrics.statistics import spearman
-from mmsae.shards import FaultLog, ShardWriter, UidSet, disk_errors, draw, group_uid, groups
-from mmsae.shards.decode import parse_json
-from mmsae.shards.names import safe_key
+from mmsae.shards import draw
 from mmsae.types import InputError
 
-TEXT_COLUMNS = ("uid", "key", "shard", "caption")
-DATACOMP = np.dtype("u8,u8")
 SMOOTH = 0.01  # share of a target's distribution that is spread evenly: a few hundred items leave latents without mass
 
 
-class ScoredSamples(NamedTuple):
-    """All samples of a job, without their texts."""
-
-    uids: np.ndarray  #: ``(N,)`` str, in the order of the tars.
-    numbers: dict[str, np.ndarray]  #: ``{column: (N,) float}``: words, scores, counts.
-    sizes: list[int]  #: Samples of each part.
-
-    @property
-    def starts(self) -> list[int]:
-        """Number of the first sample of each part, and of all of them last."""
-        return [0, *np.cumsum(self.sizes).tolist()]
-
-
-def read_samples(parts: Sequence[Path]) -> ScoredSamples:
-    """The numbers of all parts.
+def check_memory(what: str, needed: int) -> None:
+    """Refuse a choice that holds something of every sample in memory where it is more than there is.
 
     Raises:
-        InputError: A uid occurs twice, or there is no usable sample at all.
+        InputError: With both numbers.
     """
-    seen, uids, tables, sizes = UidSet(), [], [], []
-    for path in parts:
-        names = pq.read_schema(path).names
-        if "words" not in names:  # no usable sample in this tar
-            sizes.append(0)
-            continue
-        wanted = [n for n in names if not n.endswith(("_latents", "_strengths", "caption")) and "." not in n]
-        table = pq.read_table(path, columns=wanted)
-        for row in zip(*(table[c].to_pylist() for c in ("uid", "shard", "key")), strict=True):
-            seen.add(*row)
-        uids += table["uid"].to_pylist()
-        tables.append(table.drop_columns(["uid", "shard", "key"]))
-        sizes.append(len(table))
-    if not uids:
-        raise InputError(f"not one usable sample in {len(parts)} shards")
-    table = pa.concat_tables(tables)
-    return ScoredSamples(np.array(uids, dtype="U32"), {c: table[c].to_numpy() for c in table.column_names}, sizes)
+    free = free_memory()
+    if needed > free:
+        raise InputError(
+            f"{what} holds all samples in memory, about {nbytes(needed)}, and {nbytes(free)} are free: filter by score"
+            " first (--select top, without --query), and choose among what that keeps"
+        )
 
 
-def budget(n: int, keep: float) -> int:
-    """Samples kept of n."""
-    return math.ceil(round(keep * n, 9))  # .3 of 10 is 3, not 4
-
-
-def best(samples: ScoredSamples, score: str, b: int, among: np.ndarray | None = None) -> np.ndarray:
-    """``(b,)`` the samples with the highest score, best first; ties go to the lower uid. ``among (N,)`` says which
-    samples may be chosen; default: all.
-    """
-    order = np.lexsort((samples.uids, -samples.numbers[score]))
-    return (order if among is None else order[among[order]])[:b]
-
-
-def write_scores(
-    path: Path,
-    parts: Sequence[Path],
-    samples: ScoredSamples,
-    kept: np.ndarray,
-    order: np.ndarray,
-    label: Callable[[int], str],
-    query: QueryResult | None = None,
-) -> None:
-    """``scores.parquet``: every usable sample with all scores, whether it is kept, and why.
-
-    ``parts`` are those of the ``score`` pass; ``kept (N,)`` is bool, ``order (N,)`` a place in the order of choice or
-    -1, ``label`` says what to call a latent, and ``query`` what a query says of the samples.
-    """
-    labels: dict[int, str] = {}
-    with disk_errors(path), atomic_file(path) as temp:
-        writer = None
-        for file, lo, hi in zip(parts, samples.starts, samples.starts[1:], strict=False):
-            if hi == lo:
-                continue
-            table = pq.read_table(file).replace_schema_metadata(None)
-            table = table.drop_columns([c for c in table.column_names if c.startswith("code_") or "." in c])
-            at = table.column_names.index("words")
-            table = table.add_column(at, "kept", pa.array(kept[lo:hi]))
-            table = table.add_column(at + 1, "order", pa.array(order[lo:hi], pa.int32()))
-            if query is not None:
-                table = table.add_column(at + 2, "query_holds", pa.array(query.holds[lo:hi]))
-                table = table.add_column(at + 3, "query", pa.array(query.score[lo:hi]))
-            for side in ("text_only", "image_only"):
-                ids = table[f"{side}_latents"].combine_chunks()
-                words = [labels.setdefault(j, label(j)) for j in ids.flatten().to_pylist()]
-                named = pa.ListArray.from_arrays(ids.offsets, pa.array(words, pa.string()))
-                table = table.add_column(table.column_names.index(f"{side}_latents"), side, named)
-            if writer is None:
-                writer = pq.ParquetWriter(temp, table.schema, compression="zstd")
-            writer.write_table(table)
-        writer.close()
-
-
-def write_uids(path: Path, uids: Sequence[str]) -> None:
-    """DataComp's list of uids: ``u8,u8``, the halves of 128 bits, sorted."""
-    pairs = np.array([(int(u[:16], 16), int(u[16:], 16)) for u in uids], dtype=DATACOMP)
-    pairs.sort()
-    with disk_errors(path), atomic_file(path) as temp, open(temp, "wb") as file:
-        np.save(file, pairs)
-
-
-def reshard(
-    paths: Sequence[str],
-    samples: ScoredSamples,
-    kept: np.ndarray,
-    out: Path,
-    per_shard: int,
-    compress: bool,
-    progress: bool,
-) -> int:
-    """Write the kept samples as ``out/kept-NNNNNN.tar``, and return how many there are. Members are unchanged.
-
-    A key that would unpack elsewhere is written as ``safe_key`` says.
-    A shard ends after ``per_shard`` samples, or before a key that it has already (data sets often number their keys
-    anew in every tar). A shard that is there is whole, so a killed job goes on after the last one.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    writer, keys, shard = None, set(), -1
-    suffix = ".tar.gz" if compress else ".tar"
-    bar = tqdm(desc="write shards", unit="sample", total=int(kept.sum()), disable=not progress)
-    with bar, ExitStack() as stack:
-        for path, lo, hi in zip(paths, samples.starts, samples.starts[1:], strict=False):
-            wanted = set(samples.uids[lo:hi][kept[lo:hi]].tolist())
-            for group in groups(path, FaultLog()) if wanted else ():
-                key, raw, spelled = group.key, group.raw, group.spelled
-                meta = parse_json(raw["json"])[0] if "json" in raw else None
-                if (uid := group_uid(path, group, meta or {})) not in wanted:
-                    continue
-                wanted.discard(uid)
-                key = safe_key(key)
-                if shard < 0 or len(keys) == per_shard or key in keys:
-                    stack.close()  # the shard that is full takes its name
-                    shard, keys, writer = shard + 1, set(), None
-                    if not (out / f"kept-{shard:06d}{suffix}").exists():
-                        writer = ShardWriter(out, "kept", per_shard, compress)
-                        writer.n = shard * per_shard  # it numbers its shards by this
-                        stack.enter_context(writer)
-                keys.add(key)
-                if writer is not None:
-                    writer.write(key, {spelled[field]: data for field, data in raw.items()})
-                bar.update()
-            if wanted:
-                raise InputError(f"{path} has changed since it was scored: {len(wanted)} of its samples are not in it")
-    return shard + 1
-
-
-def rank_correlations(columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Rank correlation of every column with every other; NaN (left out) where one is constant."""
-    names = [c for c, v in columns.items() if len(np.unique(v)) > 1]
-    if not names:
-        return {}
-    values = torch.from_numpy(np.stack([columns[c] for c in names], 1).astype(np.float64))
-    table = spearman(values, values)
-    return {a: {b: round(table[i, j].item(), 6) for j, b in enumerate(names)} for i, a in enumerate(names)}
-
-
-def summary(values: np.ndarray) -> dict[str, Any]:
-    """Mean, spread and quantiles of a column."""
-    q = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
-    names = ("min", "p05", "p25", "median", "p75", "p95", "max")
-    return {"mean": float(values.mean()), "std": float(values.std())} | dict(zip(names, q.tolist(), strict=True))
+def set_bytes(parts: Sequence[Path], samples: ScoredSamples, keep: float) -> int:
+    """About how many bytes a choice of a set takes: 300 a sample, and 48 a code entry of every candidate."""
+    entries = sum(code_entries(path) for path in parts)
+    return 300 * samples.n + round(48 * entries * min(1.0, quota(10**6, keep) / 10**6))
 
 
 class SetChoice(NamedTuple):
@@ -201,6 +52,7 @@ class SetChoice(NamedTuple):
     candidates: Parts  #: Part files of the first stage, which chooses in each tar.
     parts: list[Path]  #: The tars' parts of the ``score`` pass.
     samples: ScoredSamples  #: All samples.
+    uids: np.ndarray  #: ``(N,)`` str, theirs.
     objective: Objective  #: What a set is worth.
     bins: np.ndarray  #: ``(N,)`` quality bin of every sample.
     fired: bool  #: Whether codes count as 1 where they fired (coverage).
@@ -216,9 +68,9 @@ class SetChoice(NamedTuple):
             yield lo, items.fired() if self.fired else items
 
 
-def quality_bins(samples: ScoredSamples, score: str) -> np.ndarray:
+def quality_bins(uids: np.ndarray, score: np.ndarray) -> np.ndarray:
     """``(N,)`` worst, middle and best third (0, 1, 2) by a score."""
-    order = np.lexsort((samples.uids, samples.numbers[score]))
+    order = np.lexsort((uids, score))
     bins = np.empty(len(order), dtype=np.int64)
     bins[order] = np.arange(len(order)) * 3 // len(order)
     return bins
@@ -242,7 +94,7 @@ def choose_set(
         chosen = np.concatenate(rows)[better.rows]
         about = {"swaps": better.swaps, "rounds": better.rounds}
     sets = {"selected": chosen, **({"greedy": greedy} if choice.swap else {}), **controls(choice, b)}
-    sets["everything"] = np.arange(len(choice.samples.uids))
+    sets["everything"] = np.arange(choice.samples.n)
     states = states_of(choice, sets)
     about |= {
         "candidates": pool.n,
@@ -278,7 +130,7 @@ def first_stage(choice: SetChoice, progress: bool = True) -> list[np.ndarray]:
 
 def controls(choice: SetChoice, b: int) -> dict[str, np.ndarray]:
     """Two choices of ``b`` samples: random ones, and those with the most of the wanted concepts each for itself."""
-    uids, p = choice.samples.uids, choice.objective.p
+    uids, p = choice.uids, choice.objective.p
     mass = [np.zeros(0)]
     for _, items in choice.items():
         which, at = items.entries(np.arange(items.n))
@@ -292,7 +144,7 @@ def controls(choice: SetChoice, b: int) -> dict[str, np.ndarray]:
 def states_of(choice: SetChoice, sets: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, State]:
     """Code mass and quality bins of some sets of samples."""
     states = {k: State(choice.objective) for k in sets}
-    member = {k: np.zeros(len(choice.samples.uids), dtype=bool) for k in sets}
+    member = {k: np.zeros(choice.samples.n, dtype=bool) for k in sets}
     for k, rows in sets.items():
         member[k][rows] = True
     for lo, items in choice.items():

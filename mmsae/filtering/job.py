@@ -10,23 +10,26 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mmsae.files import write_json
-from mmsae.filtering import choose
+from mmsae.filtering import choose, merge
+from mmsae.filtering.columns import Column, ScoredSamples, Summary, rank_correlations, read_samples
 from mmsae.filtering.options import Keeping, Scoring
 from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, take_old
-from mmsae.filtering.passes import Pass, TargetSet, drop_duplicates, part_faults, sample_tars
-from mmsae.filtering.query import COLUMN, QueryResult, score_samples, usable_query
+from mmsae.filtering.passes import Pass, TargetSet, part_faults, sample_tars, without_duplicates
+from mmsae.filtering.query import COLUMN, score_samples, usable_query
+from mmsae.filtering.reshard import Reshard, in_runs, write_elsewhere
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Objective, distribution
+from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.folder import JOB, JobFolder, begun_job
 from mmsae.jobs.units import Engine
 from mmsae.load import named_pair
@@ -34,7 +37,8 @@ from mmsae.metrics.concepts.names import names_only, read_names
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.options import SAERun, UniqueData, call
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.shards import FaultLog, expand, identity
+from mmsae.shards import FaultLog, expand, identity, shard_name
+from mmsae.shards.uids import taken_already
 from mmsae.types import InputError
 
 RESULTS = "results.json"
@@ -131,8 +135,13 @@ class FilterJob:
             weights = self._pair_weights(engine) if self.scoring_pass.spec.pairs else self._token_weights(engine)
             goal = self._goal(engine)
             parts = self.scoring_pass.run(engine, self.worker)
-            if engine.lead:
-                self._finish(parts, weights, goal)
+            merged = self._merge(parts, weights, goal) if engine.lead else None
+            shards = engine.agree(merged and merged.shards)
+            todo = engine.agree(shards.missing())
+            if todo:
+                engine.run(in_runs(todo, engine.size), shards.work, write_elsewhere, shards)
+            if merged is not None:
+                self._finish(merged, weights)
             engine.wait()
         return out
 
@@ -215,78 +224,115 @@ class FilterJob:
         judged(faults, self.scoring_pass.fault_limit)
         return goal
 
-    def _finish(self, parts: list[Path], weights: PairWeights, goal: TargetSet | None) -> None:
-        """Make the result of the parts of the scoring pass, in one process."""
-        job, draft, keeping, score = self.scoring_pass, self.folder.draft, self.keeping, self.scoring.score
+    def _merge(self, parts: list[Path], weights: PairWeights, goal: TargetSet | None) -> _Merged:
+        """Make tables and lists of the parts of the scoring pass, in one process."""
+        job, draft, score, scratch = (
+            self.scoring_pass,
+            self.folder.draft,
+            self.scoring.score,
+            self.folder.work / "merge",
+        )
+        uids = UidParts(parts, [shard_name(p) for p in job.paths], self.folder.work)
         if self.duplicates == "drop":
-            drop_duplicates(parts)
-        log = judged([part_faults(p) for p in parts], job.fault_limit)
-        samples = choose.read_samples(parts)
-        found = score_samples(self.query.query, parts, len(samples.uids)) if self.query else None
-        if found is not None:
-            samples.numbers[COLUMN] = found.score
-            if not found.holds.any():
-                raise InputError(f"query {self.query.query} holds of none of the {len(samples.uids)} usable samples")
+            uids.drop(lambda i, new, log: without_duplicates(parts[i], new, log))
+        elif twice := uids.first():
+            raise InputError(taken_already(twice.uid, twice.key, twice.where, twice.first))
+        log = judged((part_faults(p) for p in parts), job.fault_limit)
+        samples = read_samples(parts, scratch)
+        query = None if self.query is None else self._query(parts, samples, scratch)
+        if query is not None:
+            samples.numbers[COLUMN] = query[1]
         if score not in samples.numbers:
             raise InputError(f"score {score} was not computed; there are {', '.join(samples.numbers)}")
-        n = choose.budget(int(found.holds.sum()) if found else len(samples.uids), self.keep)
-        rows, about = self._choose(parts, samples, goal, n, found)
-        kept, order = np.zeros(len(samples.uids), dtype=bool), np.full(len(samples.uids), -1)
-        kept[rows], order[rows] = True, np.arange(len(rows))
-        choose.write_scores(draft / "scores.parquet", parts, samples, kept, order, weights.label, found)
-        choose.write_uids(draft / "uids.npy", samples.uids[kept].tolist())
-        written = choose.reshard(
-            job.paths, samples, kept, draft / "shards", keeping.per_shard, keeping.compress, job.progress
-        )
+        kept, about = self._choose(parts, samples, goal, query, scratch)
+        merge.write_scores(draft / "scores.parquet", parts, samples, kept, weights.label, query)
+        merge.write_uids(draft / "uids.npy", samples, kept, scratch)
+        shards = Reshard(
+            job.paths, parts, np.array(samples.starts), kept.on, scratch / "plan.npy", draft / "shards",
+            self.keeping.per_shard, self.keeping.compress, job.progress,
+        )  # fmt: skip
+        shards.make_plan()
+        return _Merged(log, samples, kept, about, shards)
+
+    def _finish(self, merged: _Merged, weights: PairWeights) -> None:
+        """Write what is said of the result, which then takes its place."""
+        log, samples, kept, about, shards = merged
+        job, draft, score = self.scoring_pass, self.folder.draft, self.scoring.score
+        of_kept = {c: Summary(v, kept.on).to_dict() for c, v in samples.numbers.items()}
         results = {
-            "kept": int(kept.sum()),
-            "dropped": int((~kept).sum()),
-            "threshold": float(samples.numbers[score][rows].min()),
-            "written_shards": written,
+            "kept": kept.n,
+            "dropped": samples.n - kept.n,
+            "threshold": of_kept[score]["min"],
+            "written_shards": shards.shards,
             **about,
-            "scores": {c: choose.summary(v) for c, v in samples.numbers.items()},
-            "scores_kept": {c: choose.summary(v[kept]) for c, v in samples.numbers.items()},
-            "spearman": choose.rank_correlations(samples.numbers),
+            "scores": {c: Summary(v).to_dict() for c, v in samples.numbers.items()},
+            "scores_kept": of_kept,
+            "spearman": rank_correlations(samples),
             "weights": weights.about,
             "faults": log.to_dict(),
             "job": self.folder.job,
         }
-        if keeping.report:
+        if self.keeping.report:
             from mmsae.filtering.report import FilterResult, write_report
 
-            write_report(FilterResult(draft, job.paths, samples, kept, weights, results))
+            write_report(FilterResult(draft, job.paths, samples, kept.on, weights, results))
         write_json(draft / RESULTS, results)
         if job.progress:
             print(log.summary())
-            print(f"kept {n} of {len(kept)} samples by {score}, in {written} shards")
+            print(f"kept {kept.n} of {samples.n} samples by {score}, in {shards.shards} shards")
         self.folder.publish()
+
+    def _query(self, parts: list[Path], samples: ScoredSamples, scratch: Path) -> tuple[Column, Column]:
+        """Of which samples the query holds, and how well they fit."""
+        query, n = self.query.query, samples.n
+        choose.check_memory("a query", (40 + 60 * len(query.latents())) * n)
+        found = score_samples(query, parts, n)
+        if not found.holds.any():
+            raise InputError(f"query {query} holds of none of the {n} usable samples")
+        holds = Column.write(scratch / "holds", bool, iter([found.holds]))
+        return holds, Column.write(scratch / "query", found.score.dtype, iter([found.score]))
 
     def _choose(
         self,
         parts: list[Path],
-        samples: choose.ScoredSamples,
+        samples: ScoredSamples,
         goal: TargetSet | None,
-        n: int,
-        found: QueryResult | None,
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The samples to keep, in the order of choice, and how good the set is."""
+        query: tuple[Column, Column] | None,
+        scratch: Path,
+    ) -> tuple[merge.Kept, dict[str, Any]]:
+        """The samples to keep, and how good the set is."""
         keeping, score, job = self.keeping, self.scoring.score, self.scoring_pass
-        if self.query and found is not None:
-            said = {"query": str(self.query.query), "name": self.query.name, "holds": int(found.holds.sum())}
-            return choose.best(samples, score, n, found.holds), {"query": said}
+        if self.query and query is not None:
+            holds = query[0].whole()
+            said = {"query": str(self.query.query), "name": self.query.name, "holds": int(holds.sum())}
+            n = merge.budget(said["holds"], self.keep)
+            return merge.keep_best(samples, score, n, scratch, holds), {"query": said}
+        n = merge.budget(samples.n, self.keep)
         if keeping.select == "top":
-            return choose.best(samples, score, n), {}
+            return merge.keep_best(samples, score, n, scratch), {}
+        choose.check_memory(f"--select {keeping.select}", choose.set_bytes(parts, samples, self.keep))
         d_sae = self.worker.sae.d_sae
         p = np.full(d_sae, 1 / d_sae) if goal is None else distribution(goal.mass[0], choose.SMOOTH)
         if goal is not None:
             np.save(self.folder.draft / "target.npy", p)  # the target decides everything, so it goes with the result
+        uids = samples.uid_text()
         choice = choose.SetChoice(
-            self.folder.parts(job.paths, "choose"), parts, samples, Objective(p, keeping.balance),
-            choose.quality_bins(samples, score), fired=goal is None, keep=self.keep, seed=self.scoring.seed,
-            swap=goal is not None and keeping.swap,
+            self.folder.parts(job.paths, "choose"), parts, samples, uids, Objective(p, keeping.balance),
+            choose.quality_bins(uids, samples.numbers[score].whole()), fired=goal is None, keep=self.keep,
+            seed=self.scoring.seed, swap=goal is not None and keeping.swap,
         )  # fmt: skip
         rows, about = choose.choose_set(choice, goal, n, job.progress)
-        return rows, {"selection": about}
+        return merge.keep_rows(samples, rows, scratch), {"selection": about}
+
+
+class _Merged(NamedTuple):
+    """What the merge of the parts has found."""
+
+    log: FaultLog
+    samples: ScoredSamples
+    kept: merge.Kept
+    about: dict[str, Any]  #: What the results say of the choice.
+    shards: Reshard
 
 
 def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: UniqueData, devices: int) -> None:
@@ -340,7 +386,7 @@ def digest(path: str) -> str:
         raise InputError(f"{path} cannot be read: {e.strerror}") from e
 
 
-def judged(faults: Sequence[dict[str, Any]], limit: float) -> FaultLog:
+def judged(faults: Iterable[dict[str, Any]], limit: float) -> FaultLog:
     """The faults of all parts together.
 
     Raises:

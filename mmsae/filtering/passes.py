@@ -26,7 +26,7 @@ from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Items
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.units import Engine, Parts, Share, TarWork, Unit, work_tars
-from mmsae.shards import FaultLog, UidSet, UnitBatch, count_samples, draw, shard_name, unit_batches
+from mmsae.shards import FaultLog, UnitBatch, count_samples, draw, shard_name, unit_batches
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
 HELD_OUT = 0.2  # share of the target's items on which the match is tested
@@ -301,29 +301,19 @@ def part_faults(path: Path) -> dict[str, Any]:
     return json.loads(pq.read_schema(path).metadata[_META])
 
 
-def drop_duplicates(parts: Sequence[Path]) -> int:
-    """Take samples whose uid an earlier one has out of the parts of the ``score`` pass; returns how many those were.
+def without_duplicates(path: Path, kept: np.ndarray, log: FaultLog) -> None:
+    """Write a part of the ``score`` pass anew with some of its samples.
 
-    The first in the order of the parts stays. A part with others is written anew, and says in its faults which they
-    were, so that it loses none when this is done again.
+    It says in its faults, to which those of the log are added, which the others were, so that it loses none when this
+    is done again.
     """
-    seen, dropped = UidSet(), 0
-    for path in parts:
-        if "words" not in pq.read_schema(path).names:  # no usable sample in this tar
-            continue
-        table, log = pq.read_table(path), FaultLog(keep=10**6)
-        new = seen.new(*(table[c].to_pylist() for c in ("uid", "key", "shard")), log)
-        if all(new):
-            continue
-        dropped += len(new) - sum(new)
-        faults = FaultLog(keep=10**6)
-        faults.merge(FaultLog.from_dict(part_faults(path)).take())
-        faults.merge(log.take())
-        table = table.filter(pa.array(new)) if any(new) else pa.table({"uid": pa.array([], pa.string())})
-        table = table.replace_schema_metadata({_META: json.dumps(faults.to_dict()).encode()})
-        with disk_errors(path), atomic_file(path) as temp:
-            pq.write_table(table, temp, compression="zstd")
-    return dropped
+    faults = FaultLog(keep=10**6)
+    faults.merge(FaultLog.from_dict(part_faults(path)).take())
+    faults.merge(log.take())
+    table = pq.read_table(path).filter(pa.array(kept)) if kept.any() else pa.table({"uid": pa.array([], pa.string())})
+    table = table.replace_schema_metadata({_META: json.dumps(faults.to_dict()).encode()})
+    with disk_errors(path), atomic_file(path) as temp:
+        pq.write_table(table, temp, compression="zstd")
 
 
 def read_items(path: Path, bins: np.ndarray | None = None) -> Items:
@@ -336,6 +326,14 @@ def read_items(path: Path, bins: np.ndarray | None = None) -> Items:
     crow = ids.offsets.to_numpy().astype(np.int64)
     col, val = ids.flatten().to_numpy().astype(np.int64), values.flatten().to_numpy().astype(np.float64)
     return Items(np.array(table["uid"].to_pylist(), dtype="U32"), crow - crow[0], col, val, bins)
+
+
+def code_entries(path: Path) -> int:
+    """Number of entries of the codes in a part of the ``score`` pass, by its header."""
+    meta = pq.read_metadata(path)
+    groups = (meta.row_group(i) for i in range(meta.num_row_groups))
+    columns = (g.column(i) for g in groups for i in range(g.num_columns))
+    return sum(c.num_values for c in columns if c.path_in_schema.startswith("code_strengths"))
 
 
 def to_items(codes: Codes, uids: np.ndarray) -> Items:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmsae.filtering.choose import ScoredSamples
+from mmsae.filtering.columns import Column, ScoredSamples, histogram
 from mmsae.filtering.pair_weights import PairWeights
 from mmsae.report.figures import INK, PALETTE, Figure, canvas, figure
 from mmsae.report.gallery import Bar, CodePair, thumbnail
@@ -26,7 +26,7 @@ class FilterResult(NamedTuple):
     folder: Path  #: Where the result is being put together.
     paths: list[str]  #: The input shards.
     samples: ScoredSamples  #: All samples.
-    kept: np.ndarray  #: ``(N,)`` bool.
+    kept: Column  #: ``(N,)`` bool.
     weights: PairWeights  #: Weights and labels of the latents.
     results: dict[str, Any]  #: What ``results.json`` will hold.
 
@@ -41,11 +41,9 @@ class Example(NamedTuple):
 def write_report(result: FilterResult) -> None:
     """Write ``report.html`` into the folder of a result."""
     r, score = result.results, result.results["job"]["score"]
-    values = result.samples.numbers[score]
-    # the worst of the dropped, the last dropped and the first kept, and the best
-    order = np.lexsort((result.samples.uids, values))
-    order = order[np.isin(np.searchsorted(result.samples.starts, order, "right") - 1, _tars(result.samples.sizes))]
-    dropped, kept = order[~result.kept[order]], order[result.kept[order]]
+    # the worst of the dropped, the last dropped and the first kept, and the best, of a few tars
+    order, on = _ordered(result, score)
+    dropped, kept = order[~on], order[on]
     shown = {
         "Dropped: the lowest scores": dropped[:SHOWN],
         "Dropped: the highest scores": dropped[::-1][: SHOWN // 2],
@@ -65,7 +63,7 @@ def write_report(result: FilterResult) -> None:
                 Fact("unusable", r["faults"]["dropped"], f"of {r['faults']['seen']:,} read"),
                 Fact("shards written", r["written_shards"]),
             ],
-            figures=[histogram(values, result.kept, score)],
+            figures=[_histogram(result, score)],
             tables=[_scores(r), _spearman(r, score)],
         )
     ]
@@ -99,10 +97,21 @@ def _tars(sizes: Sequence[int]) -> list[int]:
     return full[:: -(-len(full) // TARS)]
 
 
+def _ordered(result: FilterResult, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """The samples of a few tars from the lowest score to the highest, and which of them are kept."""
+    starts, samples = result.samples.starts, result.samples
+    ranges = [(starts[i], starts[i + 1]) for i in _tars(samples.sizes)]
+    rows = np.concatenate([np.arange(*r) for r in ranges])
+    values, uids, on = (np.concatenate([c.part(*r) for r in ranges])
+                        for c in (samples.numbers[score], samples.uids, result.kept))  # fmt: skip
+    order = np.lexsort((uids[:, 1], uids[:, 0], values))
+    return rows[order], on[order]
+
+
 def load_examples(result: FilterResult, rows: np.ndarray) -> dict[int, Example]:
     """``{sample: example}`` of some samples."""
     starts, out = result.samples.starts, {}
-    table = pq.read_table(result.folder / "scores.parquet").take(rows).to_pylist() if len(rows) else []
+    table = _table_rows(result.folder / "scores.parquet", rows)
     by_uid = {row["uid"]: (int(i), row) for i, row in zip(rows, table, strict=True)}
     for i, path in enumerate(result.paths):
         wanted = {u for u, (row, _) in by_uid.items() if starts[i] <= row < starts[i + 1]}
@@ -112,6 +121,18 @@ def load_examples(result: FilterResult, rows: np.ndarray) -> dict[int, Example]:
                     out[by_uid[sample.uid][0]] = sample
     decoded = {i: with_image(sample, FaultLog()) for i, sample in out.items()}
     return {i: Example(row, decoded[i] and decoded[i].image) for i, row in by_uid.values() if i in decoded}
+
+
+def _table_rows(path: Path, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Some rows of a table, whose other row groups are not read."""
+    with pq.ParquetFile(path) as file:
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        group, found = np.searchsorted(ends, rows, side="right"), {}
+        for i in np.unique(group).tolist():
+            own = rows[group == i]
+            first = ends[i] - file.metadata.row_group(i).num_rows
+            found |= zip(own.tolist(), file.read_row_group(i).take(own - first).to_pylist(), strict=True)
+    return [found[row] for row in rows.tolist()]
 
 
 def _pair(example: Example, score: str) -> CodePair:
@@ -127,15 +148,18 @@ def _pair(example: Example, score: str) -> CodePair:
     return CodePair(f"{score} {row[score]:.3f}", shown, row["caption"], row.get("pair_code", float("nan")), bars)
 
 
-def histogram(values: np.ndarray, kept: np.ndarray, score: str) -> Figure:
+def _histogram(result: FilterResult, score: str) -> Figure:
     """The score of all samples, kept and dropped stacked."""
-    edges = np.histogram_bin_edges(values, 50)
+    column, all_, lowest = result.samples.numbers[score], result.results["scores"][score], result.results["threshold"]
+    edges, counts = histogram(column, result.kept, (all_["min"], all_["max"]))
     with canvas(width=7.2, height=2.8) as (fig, ax):
-        ax.hist([values[kept], values[~kept]], edges, stacked=True, color=PALETTE[:2], label=["kept", "dropped"])
-        ax.axvline(values[kept].min(), ls="--", lw=1, color=INK)
+        ax.hist(
+            [edges[:-1]] * 2, edges, weights=list(counts), stacked=True, color=PALETTE[:2], label=["kept", "dropped"]
+        )
+        ax.axvline(lowest, ls="--", lw=1, color=INK)
         ax.set(xlabel=score, ylabel="samples")
         ax.legend()
-        text = f"{score} of {len(values):,} samples; the lowest kept has {values[kept].min():.3f} (dashed)"
+        text = f"{score} of {len(column):,} samples; the lowest kept has {lowest:.3f} (dashed)"
         return figure(fig, f"histogram of {score}, kept and dropped", text)
 
 
