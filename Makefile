@@ -5,6 +5,7 @@ NEWEST ?= .venv-newest
 OLDEST ?= .venv-oldest
 UVENV  ?= .venv-uv
 JOBS   ?= 2
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 UV     := UV_CUSTOM_COMPILE_COMMAND='make lock' UV_PYTHON_DOWNLOADS=never $(UVENV)/bin/uv --system-certs -q
@@ -19,7 +20,7 @@ HOST_TESTS := tests/hosts tests/activations/test_extract.py tests/datamodules/te
     tests/filtering/scorers/test_lvlm.py tests/lvlm/hallucination/test_pope.py tests/world/models/llava/test_train.py \
     tests/world/models/test_clip.py tests/world/models/diffusion/test_model.py
 
-.PHONY: demo test test-newest test-oldest lock lint docs notebooks clean
+.PHONY: demo test test-newest test-oldest wheels lock lint docs notebooks clean
 
 demo: $(READY)  ## train and compare multimodal SAEs on a generated world; report in runs/demo/report.html
 	$(BIN)/mmsae demo --out runs/demo
@@ -36,6 +37,9 @@ test-newest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the newest ho
 
 test-oldest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the oldest host libraries that pyproject.toml allows
 	@$(call test_hosts,$(OLDEST),requirements/oldest.txt)
+
+wheels:  ## the wheel, tried in a fresh environment of every Python that it is for
+	bash requirements/wheels.sh $(PYTHONS)
 
 # $(call test_hosts,ENVIRONMENT,FILE): a small environment with the packages of FILE, before those of the locked one
 define test_hosts

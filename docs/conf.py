@@ -31,7 +31,7 @@ PACKAGES = {
     "mmsae": (),
     "mmsae.sae": ("fingerprint",),
     "mmsae.hosts": (),
-    "mmsae.remote": ("places", "cache", "delivery"),
+    "mmsae.remote": ("places", "cache", "delivery", "hub", "folders"),
     "mmsae.shards": (),
     "mmsae.activations": (),
     "mmsae.training": (),
@@ -46,6 +46,7 @@ PACKAGES = {
     "mmsae.kernels": ("pairs",),
     "mmsae.jobs": (),
     "mmsae.interop": (),
+    "mmsae.hub": ("command",),
     "mmsae.world": ("generator.scene", "generator.shards"),
     "datamodules": (),
 }

@@ -114,6 +114,12 @@ COMMANDS = {
     "convert": Command(
         "mmsae.interop.command:convert", "turn another library's checkpoint into an SAE folder, and back",
         "mmsae convert openclip_ViT-B-32_VL_SAE_256_8_best.pth vl_sae", places=("src", "dst")),
+    "push": Command(
+        "mmsae.hub.command:push", "upload an SAE to the Hugging Face hub, with its figures in the card",
+        "mmsae push runs/paired/sae me/sae --licence apache-2.0", True),
+    "pull": Command(
+        "mmsae.hub.command:pull", "bring an SAE from the Hugging Face hub",
+        "mmsae pull me/sae --revision v1 --out sae", True),
 }
 # fmt: on
 

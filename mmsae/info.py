@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.files import nbytes
+from mmsae.remote.hub import hub_place
 from mmsae.types import InputError, Site
 
 
-def _sae(path: Path) -> dict[str, Any]:
+def _tensors(file: Path) -> dict[str, Any]:
+    """What the header of one file of tensors says."""
+    from mmsae.sae.tensor_file import described
+
+    said, tensors = described(file)
+    beside = f"the SAE folder {file.parent}" if (file.parent / "cfg.json").is_file() else "nothing that mmsae knows"
+    return {
+        "kind": "file of tensors",
+        "metadata": said or "none",
+        "tensors": {name: f"{kind} {list(shape)}" for name, (kind, shape) in tensors.items()},
+        "numbers": sum(math.prod(shape) for _, shape in tensors.values()),
+        "beside": beside,
+    }
+
+
+def _sae(path: str | Path) -> dict[str, Any]:
     """What the folder of an SAE says; its weights are counted, not read, and torch is not imported."""
     from mmsae.sae.folder import count_parameters, read_config
 
@@ -22,7 +39,7 @@ def _sae(path: Path) -> dict[str, Any]:
         "kind": "SAE",
         "latents": block["d_sae"],
         "widths": block["d_in"],
-        "parameters": count_parameters(folder, block),
+        "parameters": count_parameters(folder),
         **{slot: block[slot] for slot in ("normaliser", "encoder", "selector", "dictionaries")},
         "sites": {m: str(Site(**s)) for m, s in block["sites"].items()} or "not named",
         "training": block.get("training", {}),
@@ -107,8 +124,10 @@ def describe(path: str | Sequence[str], verify: bool = False, allow_random: bool
             return _shards(path)
         (path,) = path
     folder = Path(path)
-    if (folder / "cfg.json").is_file():
-        return _sae(folder)
+    if (folder / "cfg.json").is_file() or ("://" in str(path) and hub_place(str(path)) is not None):
+        return _sae(path)
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return _tensors(folder)
     last = folder / "checkpoints" / "last.ckpt"
     resume = f"--ckpt_path last ({last})" if last.is_file() else "no"
     if (folder / "members.json").is_file():
@@ -163,8 +182,9 @@ def info(path: str | list[str], verify: bool = False, as_json: bool = False, all
     """Describe a path.
 
     Args:
-        path: SAE folder, run folder, activation store, evidence, a host's folder (open_clip, timm, transformers,
-            diffusers), or shards (file, folder, glob, brace pattern, or several).
+        path: SAE folder or its place on the hub (hf://OWNER/NAME), run folder, activation store, evidence, a host's
+            folder (open_clip, timm, transformers, diffusers), a file of tensors (.safetensors), or shards (file,
+            folder, glob, brace pattern, or several).
         verify: Hash every file of a store, however large it is.
         as_json: Print JSON.
         allow_random_weights: Describe a host whose files lack weights, too.

@@ -70,7 +70,7 @@ MODULES = dict(
     metrics.ood=metrics.host.ood metrics.probing=metrics.concepts.probing metrics.ranking=metrics.statistics
     metrics.recovered=metrics.host.recovered metrics.retrieval=metrics.pairs.retrieval
     metrics.sample_scores=metrics.pairs.sample_scores metrics.similarity=metrics.concepts.similarity
-    metrics.uniqueness=metrics.concepts.uniqueness sae.card=sae.folder sae.control=sae.random_control sae.io=sae.folder
+    metrics.uniqueness=metrics.concepts.uniqueness sae.control=sae.random_control sae.io=sae.folder
     shards.files=shards.writer shards.units=jobs.units steering.attach=steering.edits.attach
     steering.attributes=steering.methods.attributes steering.bootstrap=metrics.statistics
     steering.codes=steering.edits.codes steering.concept_stats=steering.methods.unlearn

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import inspect
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mmsae.remote import hub
+from mmsae.remote.hub import HubPlace, hub_place
 from mmsae.sae import SAE
 from mmsae.sae.foreign import MARKS, library_of
 from mmsae.types import InputError
@@ -76,28 +77,20 @@ def locate(path: str | Path, subfolder: str | None = None, revision: str | None 
         return place.parent if described else place  # weights are read with the description that lies beside them
     if place.suffix in SUFFIXES:
         raise InputError(f"no checkpoint file at {path}")
-    if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+    found = hub_place(str(path), revision, subfolder)
+    if found is None:
         raise InputError(f"no SAE at {path}: expected a folder, a file, or a hub id like user/name")
-    return _download(str(path), subfolder, revision)
+    return _download(found, str(path))
 
 
-def _download(repo: str, subfolder: str | None, revision: str | None) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    at = f"{subfolder.strip('/')}/" if subfolder else ""
-    patterns = [f"{glob.escape(at)}*{suffix}" for suffix in SUFFIXES] + [glob.escape(at[:-1])] * bool(at)
-    try:  # what lies deeper is of other SAEs: "*" of these patterns goes through folders
-        root = snapshot_download(
-            repo, revision=revision, allow_patterns=patterns, ignore_patterns=[f"{glob.escape(at)}*/*"]
-        )
-        place = Path(root) / at
-        if place.is_file() or (place.is_dir() and any(p.suffix in SUFFIXES for p in place.iterdir())):
-            return place
-        listed = [PurePosixPath(f) for f in HfApi().list_repo_files(repo, revision=revision)]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        why = f"neither here nor reachable on the hub ({type(e).__name__})"
-        raise InputError(f"no SAE at {repo}: {why}") from e
+def _download(place: HubPlace, path: str) -> Path:
+    try:  # what lies deeper is of other SAEs
+        found = hub.brought(place, [f"*{suffix}" for suffix in SUFFIXES], file=True)
+        if found.is_file() or (found.is_dir() and any(p.suffix in SUFFIXES for p in found.iterdir())):
+            return found
+        listed = [PurePosixPath(f) for f in hub.files_of(place)]
+    except InputError as e:
+        raise InputError(f"no SAE at {path}: it is not here, and {e}") from e
     folders = sorted({str(f.parent) for f in listed if f.suffix in (".safetensors", ".pt", ".pth")})
     where = f"; subfolder may be one of {', '.join(folders[:12])}" if folders else ""
-    raise InputError(f"{repo} has no SAE in {subfolder or 'its main folder'}{where}")
+    raise InputError(f"{place.repo} has no SAE in {place.folder or 'its main folder'}{where}")

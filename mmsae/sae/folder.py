@@ -11,59 +11,93 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mmsae.files import atomic_folder, refuse_foreign
 from mmsae.kernels.precision import PRECISIONS
+from mmsae.remote import hub
+from mmsae.remote.folders import brought_folder
+from mmsae.remote.hub import HubPlace, hub_place
+from mmsae.remote.urls import is_url
+from mmsae.sae import tensor_file
+from mmsae.sae.card import CARD, is_own, model_card
 from mmsae.sae.foreign import library_of
+from mmsae.sae.tensor_file import StoredTensor
 from mmsae.types import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
 FORMAT = 2  # 1 had everything in one file of tensors
 CFG, WEIGHTS, STATE = "cfg.json", "sae_weights.safetensors", "mmsae_state.safetensors"
+RESULTS = "results.json"  # of mmsae evaluate, where the folder has one
 DERIVED = ("threshold",)  # tensors that only SAELens needs: they follow from the state that mmsae reads
 
 
-def write(folder: str | Path, cfg: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Tensor]) -> Path:
+def write(
+    folder: str | Path, cfg: dict[str, Any], weights: dict[str, tuple[Tensor, bool]], state: dict[str, Tensor]
+) -> Path:
     """Write the folder; an existing one is replaced as a whole.
 
-    ``weights`` have SAELens's names and layout, ``state`` are buffers that change results.
+    ``weights`` are ``{SAELens's name: (tensor, whether its layout is the transposed one)}``, ``state`` are buffers that
+    change results.
 
     Raises:
         InputError: The folder holds something else, which would be lost.
     """
-    from safetensors.torch import save_file
-
     refuse_foreign(folder, CFG)
+    about = header_of(cfg)
     with atomic_folder(folder) as temp:
-        save_file(weights, temp / WEIGHTS, metadata={"format": "pt"})
-        save_file(state, temp / STATE, metadata={"format": "pt"})
+        tensor_file.write(temp / WEIGHTS, weights, about)
+        tensor_file.write(temp / STATE, {name: (t, False) for name, t in state.items()}, about)
         (temp / CFG).write_text(json.dumps(cfg, indent=2) + "\n")
-        (temp / "README.md").write_text(model_card(cfg))
+        (temp / CARD).write_text(model_card(cfg), encoding="utf-8")
     return Path(folder)
 
 
-def _locate(path: str | Path) -> Path:
+def header_of(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """What the header of a file of tensors says of the SAE, for who has this file alone."""
+    own = {n: str(cfg["mmsae"][n]) for n in ("version", "d_sae")}
+    width = json.dumps(cfg["mmsae"]["d_in"])
+    return {"format": "pt", "architecture": cfg["architecture"], "d_in": width, "d_sae": own["d_sae"],
+            "mmsae": own["version"], "mmsae_format": str(cfg["mmsae"]["format"])}  # fmt: skip
+
+
+def _locate(path: str | Path, revision: str | None, subfolder: str | None) -> Path:
     folder = Path(path)
     if folder.is_dir():
-        return folder
+        return folder / (subfolder or "")
     if folder.is_file() and (hint := _read_by(folder, path)):
         raise InputError(f"{path} is a file, not an SAE folder{hint}")
-    if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
-        raise InputError(f"no SAE at {path}: expected a folder with {CFG}, or a hub id like user/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    place = None if folder.exists() else hub_place(str(path), revision, subfolder)
+    if place is not None:
+        return _of_hub(place, str(path))
+    if isinstance(path, str) and is_url(path):
+        return brought_folder(f"{path.rstrip('/')}/{subfolder or ''}", (CFG, WEIGHTS), (STATE,))
+    raise InputError(
+        f"no SAE at {path}: expected a folder with {CFG}, a hub id like user/name or user/name@revision/folder, or the "
+        "URL of a folder"
+    )
 
+
+def _of_hub(place: HubPlace, path: str) -> Path:
     try:
-        return Path(snapshot_download(str(path), allow_patterns=[CFG, WEIGHTS, STATE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        why = f"neither a folder here nor reachable on the hub ({type(e).__name__})"
-        raise InputError(f"no SAE at {path}: {why}") from e
+        folder = hub.brought(place, (CFG, WEIGHTS, STATE))
+    except InputError as e:
+        raise InputError(
+            f"no SAE at {path}: " + ("" if "://" in path else "it is no folder here, and ") + str(e)
+        ) from e
+    if not (folder / CFG).is_file():
+        raise InputError(f"{place.repo} has no {CFG} in {place.folder or 'its main folder'}{folders_of(place)}")
+    return folder
+
+
+def folders_of(place: HubPlace) -> str:
+    """Where the repository of a place has SAE folders, for messages."""
+    found = sorted(f.rpartition("/")[0] or "its main folder" for f in hub.files_of(place) if f.split("/")[-1] == CFG)
+    return f"; there is one in {', '.join(found[:12])}" if found else ", nor anywhere else"
 
 
 def _read_by(place: Path, path: str | Path) -> str:
@@ -75,13 +109,17 @@ def _read_by(place: Path, path: str | Path) -> str:
     return f"; it is a checkpoint of {name}: mmsae convert {path} DST makes an SAE folder of it" if name else ""
 
 
-def read_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of a path or hub id, and what its ``cfg.json`` says to mmsae.
+def read_config(
+    path: str | Path, revision: str | None = None, subfolder: str | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of a path, a hub id or a URL, and what its ``cfg.json`` says to mmsae.
+
+    What lies elsewhere is brought into a cache.
 
     Raises:
         InputError: No SAE there, another library's, or a newer format.
     """
-    folder = _locate(path)
+    folder = _locate(path, revision, subfolder)
     file = folder / CFG
     try:
         cfg = json.loads(file.read_text())
@@ -121,91 +159,57 @@ def _oddity(block: Any) -> str:
     return f"the site of {odd[0][0]} is {odd[0][1]!r:.80}" if odd else ""
 
 
-def read_tensors(folder: Path, block: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights and state of a folder that :func:`read_config` found."""
-    from safetensors.torch import load_file
-
+def tensors_of(folder: Path, block: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Weights and state of a folder that :func:`read_config` found, which are read when they are copied."""
     files = (WEIGHTS, STATE) if block["format"] > 1 else (WEIGHTS,)
-    found = {name: t for file in files for name, t in _read(folder, file, load_file).items()}
+    found = {name: t for file in files for name, t in tensor_file.stored(folder / file).items()}
     return {name: t for name, t in found.items() if name not in DERIVED}
 
 
-def count_parameters(folder: Path, block: Mapping[str, Any]) -> int:
+def count_parameters(folder: Path) -> int:
     """Number of weights of a folder that :func:`read_config` found, which are not read."""
-    from safetensors import safe_open
-
-    def count(file: Path) -> int:
-        with safe_open(file, "np") as tensors:
-            shapes = {n: tensors.get_slice(n).get_shape() for n in tensors.keys()}
-        state = ("normaliser.", "selector.")  # which format 1 has in the same file
-        return sum(math.prod(s) for n, s in shapes.items() if not n.startswith(state) and n not in DERIVED)
-
-    return _read(folder, WEIGHTS, count)
+    state = ("normaliser.", "selector.")  # which format 1 has in the same file
+    shapes = tensor_file.described(folder / WEIGHTS)[1].items()
+    return sum(math.prod(s) for n, (_, s) in shapes if not n.startswith(state) and n not in DERIVED)
 
 
-def _read(folder: Path, name: str, read: Callable[[Path], T]) -> T:
-    from safetensors import SafetensorError
+def push(
+    folder: str | Path,
+    place: HubPlace,
+    evaluation: str = "",
+    results: bytes | None = None,
+    licence: str = "",
+    private: bool = False,
+    message: str = "Upload SAE",
+    token: str | None = None,
+) -> str:
+    """Write an SAE folder to the hub in one commit, with a model card, unless its card is somebody's own text.
 
-    try:
-        return read(folder / name)
-    except FileNotFoundError as e:
-        raise InputError(f"no {name} in {folder}: the SAE's weights are missing") from e
-    except SafetensorError as e:
-        raise InputError(f"{folder / name} is damaged: {e}") from e
+    Args:
+        folder: The folder.
+        place: Where; repository and branch are made if they are not there.
+        evaluation: Section of the card on what was measured.
+        results: ``results.json`` of that; one that is there of an earlier SAE is removed otherwise.
+        licence: For the card.
+        private: Whether a repository that is made is private.
+        message: Of the commit.
+        token: Default: huggingface_hub's own.
 
+    Returns:
+        The address of the repository.
 
-def push(save: Callable[[Path], Path], repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Upload the folder that ``save`` writes to the Hugging Face hub; returns the repository's address."""
-    import tempfile
-
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as temp:
-        folder = save(Path(temp) / "sae")
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload SAE")
-    return str(url)
-
-
-def model_card(cfg: dict[str, Any]) -> str:
-    """README.md of an SAE folder, from the contents of its ``cfg.json``."""
-    block = cfg["mmsae"]
-    modalities = block["modalities"]
-    sites = "\n".join(
-        f"| {m} | `{s['module']}` | {s['io']} | {s['tokens']} | {s['width']} | `{s['hint'] or s['host'][:12]}` |"
-        for m, s in block["sites"].items()
-    )
-    head = "| modality | module | io | tokens | width | host |\n|---|---|---|---|---|---|"
-    table = f"{head}\n{sites}" if sites else "Not named yet."
-    training = "\n".join(f"- {k}: {v}" for k, v in block["training"].items()) or "Not recorded."
-    parts = "\n".join(f"- {slot}: `{block[slot]}`" for slot in ("normaliser", "encoder", "selector"))
-    return f"""---
-library_name: mmsae
-tags: [sparse-autoencoder, interpretability, {", ".join(modalities)}]
----
-# Sparse autoencoder, {block["d_sae"]} latents over {" and ".join(modalities)}
-
-```python
-from mmsae import SAE
-sae = SAE.from_pretrained("THIS_REPOSITORY_OR_FOLDER")
-codes = sae.encode(x, modality="{modalities[0]}")   # x (N, {block["d_in"][modalities[0]]}) raw activations
-x_hat = sae.decode(codes, modality="{modalities[0]}")
-```
-
-## Where the activations come from
-
-{table}
-
-## Parts
-
-{parts}
-- dictionaries: `{block["dictionaries"]}`
-
-## Training
-
-{training}
-
-A latent is a direction that was useful for reconstruction, not a verified concept: look at what it fires on before
-giving it a name, and compare with a random SAE of equal size before trusting a number.
-"""
+    Raises:
+        InputError: No SAE, a licence for a card that is not to be written, or a hub that does not take it.
+    """
+    folder, _ = read_config(folder)
+    files: dict[str, Path | bytes] = {n: folder / n for n in (CFG, WEIGHTS, STATE) if (folder / n).is_file()}
+    own = folder / CARD if (folder / CARD).is_file() else None
+    if own is None or is_own(own.read_text(encoding="utf-8")):
+        files[CARD] = model_card(json.loads((folder / CFG).read_text()), str(place), evaluation, licence).encode()
+    elif licence:
+        raise InputError(f"{own} is your own text, which stays as it is: name the licence {licence} in its first block")
+    else:
+        files[CARD] = own
+    if results is not None:
+        files[RESULTS] = results
+    return hub.send(files, place, (STATE, RESULTS), private, message, token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mmsae import __version__
 from mmsae.kernels.precision import check_precision
+from mmsae.remote.hub import hub_place
 from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
 from mmsae.sae.encoder import AffineEncoder, SAEEncoder
@@ -22,6 +24,7 @@ from mmsae.sae.precodes import PreCodes
 from mmsae.sae.registry import composition, make_part, oddity
 from mmsae.sae.saelens_fields import saelens_fields, unknown
 from mmsae.sae.selector import AnyPreCodes, Pursued, SelectContext, Selector, TopK
+from mmsae.sae.tensor_file import StoredTensor
 from mmsae.types import Codes, InputError, SAEOutput, Site, Tokens
 
 
@@ -359,22 +362,30 @@ class SAE(nn.Module):
         Raises:
             InputError: The folder holds something else, which would be lost.
         """
-        weights = {name: w.t() if turned else w for name, (w, turned) in self.named_weights().items()}
-        weights |= found[1] if (found := saelens_fields(self)) else {}
-        weights = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
-        state = {name: b.detach().cpu().clone() for name, b in self.named_state().items()}
-        return folder_format.write(folder, self.config(training), weights, state)
+        weights: dict[str, tuple[Tensor, bool]] = dict(self.named_weights())
+        weights |= {name: (t, False) for name, t in found[1].items()} if (found := saelens_fields(self)) else {}
+        return folder_format.write(folder, self.config(training), weights, self.named_state())
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> SAE:
-        """Load a folder that :meth:`save_pretrained` wrote, or a Hugging Face hub id; see :mod:`mmsae.sae.folder`.
+    def from_pretrained(
+        cls, path: str | Path, device: str = "cpu", revision: str | None = None, subfolder: str | None = None
+    ) -> SAE:
+        """Load a folder that :meth:`save_pretrained` wrote; see :mod:`mmsae.sae.folder`.
 
         The SAE is frozen and in eval mode, so that its outputs are plain tensors; ``requires_grad_()`` trains it on.
+        Weights are read block by block into the memory that they stay in.
+
+        Args:
+            path: A folder; a place on the hub, ``OWNER/NAME``, ``OWNER/NAME@REVISION/FOLDER`` or
+                ``hf://OWNER/NAME/FOLDER``; or the URL of a folder, as ``s3://BUCKET/FOLDER``.
+            device: Where to.
+            revision: Branch, tag or commit of a hub id.
+            subfolder: Folder within it.
 
         Raises:
             InputError: No SAE there, a newer format, an unknown part, or tensors that do not fit the config.
         """
-        folder, block = folder_format.read_config(path)
+        folder, block = folder_format.read_config(path, revision, subfolder)
         parts = [(slot, block[slot]) for slot in ("normaliser", "encoder", "selector")]
         parts += [("dictionary", d) for d in block["dictionaries"].values()]
         if odd := [f"{slot}: {odd}" for slot, config in parts if (odd := oddity(slot, config))]:
@@ -387,14 +398,15 @@ class SAE(nn.Module):
             dictionaries={k: make_part("dictionary", d) for k, d in block["dictionaries"].items()},
             precision=block.get("precision", "fp32"),
         )
-        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: loading draws nothing
+        with torch.device("meta"):  # sizes alone: nothing is drawn, and every weight is in memory once
             sae.build(block["d_in"], block["d_sae"])
         sae.sites = {m: Site(**s) for m, s in block["sites"].items()}
-        sae.fill_(folder_format.read_tensors(folder, block), folder / folder_format.WEIGHTS)
-        return sae.to(device).eval().requires_grad_(False)
+        sae.to_empty(device=device)
+        sae.fill_(folder_format.tensors_of(folder, block), folder / folder_format.WEIGHTS)
+        return sae.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def fill_(self, tensors: Mapping[str, Tensor], source: Any) -> None:
+    def fill_(self, tensors: Mapping[str, Tensor] | Mapping[str, StoredTensor], source: Any) -> None:
         """Set all weights and state of a built SAE from tensors by their names in files.
 
         Raises:
@@ -405,19 +417,47 @@ class SAE(nn.Module):
             odd = sorted(set(targets) ^ set(tensors))
             raise InputError(f"{source} and {folder_format.CFG} disagree about tensors {odd}")
         for name, (target, turned) in targets.items():
-            value = tensors[name].t() if turned else tensors[name]
-            if value.shape != target.shape:
+            value, view = tensors[name], target.t() if turned else target
+            if tuple(value.shape) != tuple(view.shape):
                 raise InputError(
-                    f"{name} in {source} has shape {tuple(value.shape)}, {folder_format.CFG} says {tuple(target.shape)}"
+                    f"{name} in {source} has shape {tuple(value.shape)}, {folder_format.CFG} says {tuple(view.shape)}"
                 )
-            target.copy_(value)
+            if isinstance(value, Tensor):
+                view.copy_(value)
+            else:
+                value.copy_to(view)
         for part in self.parts().values():
             part.loaded_()
         self.fresh = False
 
-    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
-        """Save to a temporary folder and upload it to the hub; returns the repository's address."""
-        return folder_format.push(self.save_pretrained, repo_id, private, token)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        token: str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """Save to a temporary folder and upload it to the hub; returns the repository's address.
+
+        ``mmsae push`` uploads a folder that is saved, with the figures of an evaluation in its card.
+
+        Args:
+            repo_id: ``OWNER/NAME``; it is made if it is not there.
+            private: Whether a repository that is made is private.
+            token: Default: huggingface_hub's own.
+            revision: Branch; it is made if it is not there.
+            subfolder: Folder in the repository.
+
+        Raises:
+            InputError: No name of a repository, or a hub that does not take it.
+        """
+        place = hub_place(repo_id, revision, subfolder)
+        if place is None:
+            raise InputError(f"{repo_id!r} is no name of a repository on the hub, which is OWNER/NAME")
+        with tempfile.TemporaryDirectory() as temp:
+            folder = self.save_pretrained(Path(temp) / "sae")
+            return folder_format.push(folder, place, private=private, token=token)
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, d_sae={self.d_sae}, modalities={self.modalities}"

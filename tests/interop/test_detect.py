@@ -139,7 +139,10 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", away)
-    with pytest.raises(InputError, match="no SAE at someone/saes: neither here nor reachable on the hub"):
+    with pytest.raises(
+        InputError,
+        match="it is not here, and hf://someone/saes: the connection to the hub failed",
+    ):
         load("someone/saes")
 
 

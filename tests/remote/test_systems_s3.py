@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from mmsae import SAE
 from mmsae.errors import InputError
 from mmsae.remote import places
 from mmsae.remote.delivery import delivered
+from mmsae.sae import TopK
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, expand, identity, read_shard, unit_batches
 from tests.helpers.s3 import KEY, SECRET, serving
 from tests.shards.conftest import pairs, tar
@@ -107,3 +111,13 @@ def test_results_are_written_there(store):
     assert not any(SECRET in v.decode(errors="replace") for v in there.values())
     with pytest.raises(InputError, match="does not exist"):
         delivered("s3://nobucket/store", {"seed": 0}, lambda out: pytest.fail("worked before it looked"))
+
+
+def test_an_sae_folder(store, tmp_path):
+    torch.manual_seed(0)
+    sae = SAE(8, 32, modalities=["image"], selector=TopK(3))
+    sae.save_pretrained(tmp_path / "sae")
+    store.buckets["b"] |= {f"saes/one/{p.name}": p.read_bytes() for p in (tmp_path / "sae").iterdir()}
+    assert sae_fingerprint(SAE.from_pretrained("s3://b/saes/one")) == sae_fingerprint(sae)
+    with pytest.raises(InputError, match=r"s3://b/saes/two/cfg\.json does not exist"):
+        SAE.from_pretrained("s3://b/saes/two")

@@ -145,7 +145,8 @@ def run_card(
     start, suite, model = time.perf_counter(), data.suite, data.sae
     found, skipped, seconds = run_heads(data)
     about: dict[str, Any] = {
-        **sae, "host": data.host.hint, "site": {m: str(s) for m, s in model.sites.items()}, "suite": suite.path,
+        **sae, "host": data.host.hint, "host_fingerprint": data.host.fingerprint,
+        "site": {m: str(s) for m, s in model.sites.items()}, "suite": suite.path,
         "root": suite.root, "title": suite.title or Path(suite.path).stem, "d_sae": model.d_sae, "seed": data.seed,
         "quick": data.quick,
         "images": {n: data.features(n).n for n in suite.data if data.loaded(n)},

@@ -94,7 +94,7 @@ def ood(
     scored = ood_head(fit, sets.test, sets.ood, read, sae=model, near=near, random=again, heads=of_controls, seed=seed,
                       say=say)  # fmt: skip
     warnings = other_host_warnings(trained, loaded) + set_warnings(sets, bool(val_shards)) + edge_warning(scored.edges)
-    training = sae_training(sae)
+    training = sae_training(sae) if isinstance(sae, str) else {}
     about = {
         "head": "ood", "sae": str(sae), "sae_training": training, "site": str(model.sites[IMAGE]),
         "host": loaded.hint, "id": id, "ood": ood_shards, "near": near, "train": beside.train, "val": beside.val,

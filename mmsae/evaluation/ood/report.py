@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mmsae.evaluation.rows import find, write_results
 from mmsae.files import atomic_file
 from mmsae.metrics.host.ood import roc
 from mmsae.report.tables import markdown_table
+from mmsae.sae.folder import read_config
 from mmsae.types import IMAGE
 
 TITLES = {"auroc": "AUROC", "fpr95_ood_positive": "FPR95, OOD positive", "fpr95_id_positive": "FPR95, ID positive",
@@ -121,8 +121,7 @@ def fitted_on(scores: Sequence[str], n: int, training: Mapping[str, Any]) -> dic
 
 def sae_training(sae: str) -> dict[str, Any]:
     """What the SAE's folder says about its training: conclusions from ``recon`` depend on what it has seen."""
-    file = Path(sae) / "cfg.json"
-    return json.loads(file.read_text())["mmsae"]["training"] if file.is_file() else {}
+    return read_config(sae)[1].get("training", {})
 
 
 def write_ood(out: str | Path, scored: DetectorScores, about: dict[str, Any], names: list[str]) -> Path:

@@ -68,12 +68,11 @@ class GaussianEncoder(AffineEncoder):
         if self.learned_variance:
             self.spread = nn.Parameter(nn.init.kaiming_uniform_(torch.empty_like(self.weight)))
             self.spread_bias = nn.Parameter(torch.full((d_sae,), -2.0))
-            self.register_buffer("noise_", torch.tensor([int(torch.randint(2**31, ())), 0]))  # seed, passes
+            self.register_buffer("noise_", torch.cat([torch.randint(2**31, (1,)), torch.tensor([0])]))  # seed, passes
             self.loaded_()
 
     def loaded_(self) -> None:
-        if self.learned_variance:  # a copy on the host: nothing waits for the device
-            self._seed, self._passes = self.noise_.tolist()
+        self._read: list[int] | None = None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -82,9 +81,11 @@ class GaussianEncoder(AffineEncoder):
     def _noise(self, like: Tensor) -> Tensor:
         ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if ranks else 0
-        seed = (self._seed * 1_000_003 + self._passes) * 1_009 + rank
-        self._passes += 1
-        self.noise_[1].fill_(self._passes)
+        if self._read is None:  # a copy on the host: only the first pass waits for the device
+            self._read = self.noise_.tolist()
+        seed = (self._read[0] * 1_000_003 + self._read[1]) * 1_009 + rank
+        self._read[1] += 1
+        self.noise_[1].fill_(self._read[1])
         generator = torch.Generator(like.device).manual_seed(seed % 2**63)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 

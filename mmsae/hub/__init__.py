@@ -1,0 +1,1 @@
+"""SAEs on the Hugging Face hub: ``mmsae push`` and ``mmsae pull``."""
