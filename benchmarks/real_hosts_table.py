@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from real_hosts_findings import findings, read_tables
+
 from mmsae.report.tables import markdown_table
 
+SHORT = "In short"
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -55,30 +59,60 @@ def read(files: Iterable[Path]) -> list[dict[str, Any]]:
     return [json.loads(f.read_text(encoding="utf-8")) for f in files]
 
 
+ABOUT = {
+    "embeddings": "one row an image of an EfficientNet-Lite0 of ImageNet",
+    "maps": "7 x 7 places of the same host's last blocks",
+    "patches": "16 x 16 last patches of a ViT-S/14 fine-tuned for saliency",
+}
+INTRO = """# Pretrained hosts
+
+Written by `python benchmarks/real_hosts.py`, whose head says how; what stands under *In short* is made from the tables.
+Each figure is a mean over seeds; in brackets the range of the seeds and of their 95% intervals over images or concepts.
+Two figures are *not told apart* where these ranges overlap.
+"""
+
+
+def case_of(case: Path) -> str:
+    """The tables of one case."""
+    cards, oods = (read(sorted(case.glob(f"*/{kind}/results.json"))) for kind in ("card", "ood"))
+    about = (cards or oods)[0]
+    site = about["site"] if isinstance(about["site"], str) else about["site"]["image"]
+    seeds = max(len(cards), len(oods))
+    lines = [f"{site}; {seeds} seed{'s' * (seeds > 1)}.", ""]
+    if cards:
+        n = ", ".join(f"{k} {v:,}" for k, v in cards[0].get("images", {}).items())
+        lines += [f"Images of the cards: {n}.", ""] if n else []
+    figures = over_seeds(r["rows"] for r in cards)
+    for head in dict.fromkeys(k[0] for k in figures):
+        lines += [f"`{head}`:", "", table(figures, head), ""]
+    if oods:
+        n = ", ".join(f"{k} {v:,}" for k, v in oods[0]["images"].items())
+        fitted = ", ".join(f"{k} {v if v is None else f'{v:,}'}" for k, v in oods[0]["fitted_on"].items())
+        lines += [f"OOD, AUROC. Images: {n}. Fitted on: {fitted}.", ""]
+        auroc = [[r for r in o["rows"] if "auroc" in r] for o in oods]
+        lines += [table(over_seeds(auroc), "ood"), ""]
+    return "\n".join(lines)
+
+
+def cases_in(page: str) -> dict[str, str]:
+    """``{case: its tables}`` of a page that was written before."""
+    parts = re.split(r"^## (.+)$", page, flags=re.M)[1:]
+    return {name: text.strip("\n") + "\n" for name, text in zip(parts[::2], parts[1::2], strict=True) if name != SHORT}
+
+
 def write_report(runs: Path, path: Path) -> Path:
-    """``path`` from the cards and OOD results of all cases and seeds under ``runs``."""
-    lines = [
-        "# Pretrained hosts",
-        "",
-        "Written by `python benchmarks/real_hosts.py`, whose head says how. Each figure is a",
-        "mean over seeds; in brackets the range of the seeds and of their 95% intervals over images or concepts.",
-        "",
+    """``path`` from the cards and OOD results of all cases and seeds under ``runs``.
+
+    Cases of the page that were not run here stay as they are.
+    """
+    cases = cases_in(path.read_text(encoding="utf-8")) if path.exists() else {}
+    cases |= {f.name: case_of(f) for f in sorted({f.parents[2] for f in runs.glob("*/*/*/results.json")} - {runs})}
+    said = [
+        f"**{name}** ({ABOUT.get(name, name)}):\n\n" + "".join(f"- {line}\n" for line in findings(read_tables(text)))
+        for name, text in sorted(cases.items())
     ]
-    for case in sorted({f.parents[2] for f in runs.glob("*/*/*/results.json")}):
-        cards, oods = (read(sorted(case.glob(f"*/{kind}/results.json"))) for kind in ("card", "ood"))
-        about = (cards or oods)[0]
-        site = about["site"] if isinstance(about["site"], str) else about["site"]["image"]
-        seeds = max(len(cards), len(oods))
-        lines += [f"## {case.name}", "", f"{site}; {seeds} seed{'s' * (seeds > 1)}.", ""]
-        figures = over_seeds(r["rows"] for r in cards)
-        for head in dict.fromkeys(k[0] for k in figures):
-            lines += [f"`{head}`:", "", table(figures, head), ""]
-        if oods:
-            n = ", ".join(f"{k} {v:,}" for k, v in oods[0]["images"].items())
-            fitted = ", ".join(f"{k} {v if v is None else f'{v:,}'}" for k, v in oods[0]["fitted_on"].items())
-            lines += [f"OOD, AUROC. Images: {n}. Fitted on: {fitted}.", ""]
-            auroc = [[r for r in o["rows"] if "auroc" in r] for o in oods]
-            lines += [table(over_seeds(auroc), "ood"), ""]
+    parts = [INTRO, f"## {SHORT}\n\n" + "\n".join(said)]
+    parts += [f"## {name}\n\n{text.strip()}\n" for name, text in sorted(cases.items())]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text("\n".join(parts), encoding="utf-8")
     return path

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import mmsae.evaluation.card.card  # noqa: F401  it registers the heads
 from mmsae.evaluation.rows import row
 from mmsae.evaluation.suite import load_suite
 from mmsae.training.cli import build_cli
@@ -48,6 +49,44 @@ def test_the_report_has_every_case_and_says_on_how_many_each_was_fitted(benchmar
     text = benchmark[1].write_report(tmp_path, tmp_path / "out" / "report.md").read_text()
     assert "## maps" in text and "image:x; 2 seeds." in text and "Fitted on: knn 5,000, recon 4,500." in text
     assert text.count("0.700 (0.600–0.800)") == 2 and "id_accuracy" not in text
+
+
+def test_what_is_said_in_short_follows_the_tables(benchmark, tmp_path):
+    """Cases of a page that were not run again stay, and their findings too."""
+    import real_hosts_findings as said
+
+    page = tmp_path / "report.md"
+    page.write_text(
+        "# x\n\n## In short\n\nstale\n\n## patches\n\nimage:y; 3 seeds.\n\n`core`:\n\n"
+        "| set | score | recon | recon, random | recon, pca | code | raw |\n|---|---|---|---|---|---|---|\n"
+        "| test | fvu | 0.300 (0.290–0.310) | 0.800 (0.790–0.810) | 0.305 (0.300–0.310) | – | – |\n"
+        "| test | MS | – | – | – | 0.100 (0.090–0.110) | 0.200 (0.190–0.210) |\n"
+    )
+    text = benchmark[1].write_report(tmp_path / "none", page).read_text()
+    assert "stale" not in text and text.count("## patches") == 1 and "| test | fvu | 0.300 (0.290–0.310)" in text
+    assert (
+        "(FVU): .300, not told apart from as many principal components (.305), better than random weights (.800)."
+        in text
+    )
+    assert "**Where codes lose**: 1 of 1 figures are worse than those of raw features: MS." in text
+    a, b = said.Value(0.5, 0.4, 0.6), said.Value(0.7, 0.65, 0.8)
+    assert said.compared(a, b) == "worse than" and said.compared(a, b, less=True) == "better than"
+
+
+def test_a_part_of_shards_and_a_smaller_suite(benchmark, tmp_path):
+    from mmsae.shards import FaultLog, expand, read_shard
+    from tests.helpers.evaluation import write_colours
+
+    part = benchmark[0].part_of(write_colours(tmp_path / "all", 50, 0), 20, tmp_path / "part")
+    whole = [s for p in expand(str(tmp_path / "all")) for s in read_shard(p, FaultLog(), need=(), decode=False)]
+    few = [s for p in expand(part) for s in read_shard(p, FaultLog(), need=(), decode=False)]
+    assert [s.uid for s in few] == [s.uid for s in whole[:20]] and few[3].raw["png"] == whole[3].raw["png"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        path = benchmark[0].suite_of(benchmark[0].CASES["patches"], tmp_path)
+    suite = load_suite(path)
+    assert {d.limit for d in suite.data.values()} == {200}
+    assert all(suite.find(f) for f in (*suite.trees.values(), suite.classes))
 
 
 def test_recipe_and_suite_take_what_the_benchmark_gives_them(benchmark, tmp_path):

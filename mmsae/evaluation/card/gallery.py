@@ -115,9 +115,11 @@ def card(s: Shown, p: Purity, f: Features, names: Sequence[str], drawn: Mapping[
 
 @torch.no_grad()
 def draw(
-    data: SuiteData, name: str, wanted: Mapping[str, Sequence[Shown]], names: Sequence[str]
+    data: SuiteData, name: str, wanted: Mapping[str, Sequence[Shown]], names: Sequence[str], dark: float = DARK
 ) -> dict[tuple[Shown, str], Thumbnail]:
-    """The thumbnails of some images of a set, ``{uid: latents that it is shown for}``."""
+    """The thumbnails of some images of a set, ``{uid: latents that it is shown for}``; ``dark`` is their brightness
+    where a latent is silent.
+    """
     transform, change = data.host.transform(), shift(data.suite.data[name].change)
     saes, site, out = {TRAINED: data.sae, RANDOM: data.random}, data.sae.sites[IMAGE], {}
     f = data.features(name)
@@ -134,7 +136,7 @@ def draw(
             for s in wanted[sample.uid]:
                 z = codes[s.control].rows(own).gather(torch.tensor([s.latent], device=rows.x.device))[:, 0].cpu()
                 special = None if rows.special is None else rows.special[own].cpu()
-                thumb = lit(shown[i], z, special)
+                thumb = lit(shown[i], z, special, dark)
                 what = " ".join(filter(None, (class_of[sample.uid], sample.key)))
                 out[s, sample.uid] = thumbnail(thumb, what, float(z.max()), SIZE, photo=True)
     return out
@@ -166,7 +168,7 @@ def grid_of(n: int, height: int, width: int) -> tuple[int, int] | None:
     return (rows, n // rows) if n > 1 and n % rows == 0 else None
 
 
-def lit(image: Tensor, z: Tensor, special: Tensor | None) -> Tensor | Image.Image:
+def lit(image: Tensor, z: Tensor, special: Tensor | None, dark: float = DARK) -> Tensor | Image.Image:
     """An image ``(3, H, W)`` lit by a latent's values ``z (T,)`` at its places, with a frame around the strongest.
 
     Sites of one row per image, and tokens that are no grid, leave it as it is. Class and register tokens have no place:
@@ -181,7 +183,7 @@ def lit(image: Tensor, z: Tensor, special: Tensor | None) -> Tensor | Image.Imag
     big = interpolate(image[None], [round(s * SIZE / max(image.shape[1:])) for s in image.shape[1:]], mode="bilinear",
                       antialias=True, align_corners=False)[0]  # fmt: skip
     light = interpolate(heat, big.shape[1:], mode="bilinear", align_corners=False)[0]
-    array = (big * (DARK + (1 - DARK) * light)).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    array = (big * (dark + (1 - dark) * light)).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
     out = Image.fromarray(array)
     if top > 0 and top == z.max():
         row, col = divmod(int(places.argmax()), cols)
