@@ -5,17 +5,17 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal
 
-import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from mmsae.activations import ActivationStore, StoreLoader, StoreSpec
+from datamodules.sites import SitesDataModule
+from mmsae.activations import ActivationStore, SideBySideLoader, StoreLoader, StoreSpec
 from mmsae.activations.resident import ResidentRows, make_resident
 from mmsae.types import InputError, Site
 
 
-class CachedActivations(lightning.LightningDataModule):
+class CachedActivations(SitesDataModule):
     """Activations that ``mmsae extract`` stored, shuffled for training and in order for validation.
 
     The validation items are chosen by their uid, so they are the same for every seed, run and number of ranks. Nothing
@@ -26,7 +26,7 @@ class CachedActivations(lightning.LightningDataModule):
         batch_size: Items (token sites: rows of the modality with most) per batch and rank.
         val_fraction: Share of the items that training never sees; 0: no validation.
         seed: Seed of the training order.
-        sites: ``{modality: site}`` where the store has several per modality, or to use one modality only.
+        sites: ``{modality: site}`` where the store has several per modality, or to use one modality only; or one site.
         quotas: ``{modality: rows per batch}`` for token sites.
         block: Neighbouring rows that are read together.
         window: Blocks that are mixed with each other.
@@ -43,7 +43,7 @@ class CachedActivations(lightning.LightningDataModule):
         batch_size: int = 512,
         val_fraction: float = 0.1,
         seed: int = 0,
-        sites: dict[str, str] | None = None,
+        sites: dict[str, str] | str | None = None,
         quotas: dict[str, int] | None = None,
         block: int = 256,
         window: int = 64,
@@ -51,7 +51,7 @@ class CachedActivations(lightning.LightningDataModule):
         uids: bool = False,
         resident: bool | Literal["auto"] = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(sites)
         if not 0 <= val_fraction < 1:
             raise InputError(f"val_fraction is {val_fraction:g}, it must be at least 0 and below 1")
         if min(batch_size, block, window) < 1:
@@ -59,9 +59,9 @@ class CachedActivations(lightning.LightningDataModule):
                 f"batch_size, block and window are {batch_size}, {block} and {window}, all must be above 0"
             )
         self.store, self.batch_size, self.val_fraction, self.seed = store, batch_size, val_fraction, seed
-        self.chosen_sites, self.quotas, self.block, self.window, self.verify = sites, quotas, block, window, verify
+        self.quotas, self.block, self.window, self.verify = quotas, block, window, verify
         self.uids, self.resident = uids, resident
-        self._moved: tuple[torch.device, ResidentRows | None] | None = None  # what was decided for which device
+        self._moved: dict[torch.device, ResidentRows | None] = {}  # what was decided for which device, for all sites
         self.activations: ActivationStore | None = None
 
     @cached_property
@@ -92,24 +92,32 @@ class CachedActivations(lightning.LightningDataModule):
         if self.activations is None:
             self.activations = ActivationStore(self.store, self.verify)
 
-    def train_dataloader(self) -> StoreLoader:
+    def train_dataloader(self) -> StoreLoader | SideBySideLoader:
         """Shuffled batches of the training items; can be resumed in the middle of an epoch."""
-        return self._loader((self.val_fraction, 1.0), shuffle=True)
+        return self._loaders((self.val_fraction, 1.0), shuffle=True)
 
-    def val_dataloader(self) -> StoreLoader | list:
+    def val_dataloader(self) -> StoreLoader | SideBySideLoader | list:
         """The validation items in order, with their uids; nothing where ``val_fraction`` is 0."""
-        return self._loader((0.0, self.val_fraction), shuffle=False) if self.val_fraction else []
+        return self._loaders((0.0, self.val_fraction), shuffle=False) if self.val_fraction else []
 
-    def test_dataloader(self) -> StoreLoader:
+    def test_dataloader(self) -> StoreLoader | SideBySideLoader:
         """The validation items, or all where ``val_fraction`` is 0."""
-        return self._loader((0.0, self.val_fraction or 1.0), shuffle=False)
+        return self._loaders((0.0, self.val_fraction or 1.0), shuffle=False)
 
-    def predict_dataloader(self) -> StoreLoader:
+    def predict_dataloader(self) -> StoreLoader | SideBySideLoader:
         """All items in order."""
-        return self._loader((0.0, 1.0), shuffle=False)
+        return self._loaders((0.0, 1.0), shuffle=False)
+
+    def _loaders(self, split: tuple[float, float], shuffle: bool) -> StoreLoader | SideBySideLoader:
+        self.setup()
+        loaders = {name: self.at(name)._loader(split, shuffle) for name in self.choices}
+        own = list(loaders.values()) or [self._loader(split, shuffle)]
+        device, rows = self._device_rows({n: n for loader in own for n in loader.names.values()})
+        for loader in own:
+            loader.put(device, rows and rows.at(loader.names))
+        return SideBySideLoader(loaders) if loaders else own[0]
 
     def _loader(self, split: tuple[float, float], shuffle: bool) -> StoreLoader:
-        self.setup()
         trainer = self.trainer
         n, world = len(self.activations), trainer.world_size if trainer else 1
         items = round(split[1] * n) - round(split[0] * n)
@@ -138,27 +146,25 @@ class CachedActivations(lightning.LightningDataModule):
             if isinstance(trainer.limit_train_batches, int):
                 # the loader must know where an epoch ends, or a checkpoint written there would go on beyond it
                 loader.cut(trainer.limit_train_batches)
-        return self._placed(loader)
+        return loader
 
-    def _placed(self, loader: StoreLoader) -> StoreLoader:
-        """Batches on the trainer's device; what is read once, in no training, is not moved there as a whole."""
+    def _device_rows(self, names: dict[str, str]) -> tuple[torch.device, ResidentRows | None]:
+        """The trainer's device, and the rows of sites there; what is read once, in no training, is not moved."""
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         if trainer and trainer.state.fn != TrainerFn.FITTING:
-            return loader.put(device)
-        if self._moved is None or self._moved[0] != device:
-            rows, said = make_resident(self.activations, loader.names, device, self.resident)
+            return device, None
+        if device not in self._moved:
+            self._moved[device], said = make_resident(self.activations, names, device, self.resident)
             if said:
                 rank_zero_info(said)
-            self._moved = device, rows
-        return loader.put(*self._moved)
+        return device, self._moved[device]
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of the store's rows that are on the trainer's device."""
-        rows = self._moved and self._moved[1]
-        return rows.nbytes if rows else 0
+        return sum(rows.nbytes for rows in self._moved.values() if rows)
 
     def teardown(self, stage: str) -> None:
         """Leave the device's memory to others."""
-        self._moved = None
+        self._moved.clear()

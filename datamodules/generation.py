@@ -7,8 +7,9 @@ from typing import Literal
 
 from datamodules.host_activations import HostActivations
 from datamodules.options import Loading, Mixing
-from mmsae.activations import StreamingLoader
-from mmsae.activations.generated import GeneratedLoader, Generating, PromptLoader, read_prompts, split_prompts
+from datamodules.sites import SitesDataModule
+from mmsae.activations import CaptureLoader, StreamingLoader
+from mmsae.activations.generated import Generating, PromptLoader, PromptPass, read_prompts, split_prompts
 from mmsae.options import Drawing, flat
 from mmsae.types import IMAGE, InputError
 
@@ -104,6 +105,11 @@ class GenerationDataModule(HostActivations):
         self.setup()
         return {m: s.width for m, s in self.sites.items()}
 
+    def at(self, name: str) -> SitesDataModule:
+        if any(IMAGE in sites for sites in self.choices.values()):
+            self.setup()  # once, and not for every choice, see above
+        return super().at(name)
+
     def setup(self, stage: str | None = None) -> None:
         """Read the prompts and load the host onto the trainer's device, once.
 
@@ -120,15 +126,14 @@ class GenerationDataModule(HostActivations):
         prompts = PromptLoader(self.split[0], self.mixing.read_batch, self.seed, *ranks)
         return self.mixed(self._generating(), prompts, self.mixing.epoch_batches)
 
-    def val_dataloader(self) -> GeneratedLoader | list:
+    def val_dataloader(self) -> CaptureLoader | list:
         """Every validation prompt once, with noise that is always the same; nothing where ``val_fraction`` is 0."""
         rank, world = self.ranks()
         prompts = self.split[1][: self.chosen.val_prompts][rank::world]
         if not prompts:
             return []
-        return GeneratedLoader(
-            self._generating(), prompts, self.mixing.read_batch, self.chosen_sites, self.seed + 1
-        )  # fmt: skip
+        batches = PromptPass(prompts, self.mixing.read_batch, self.seed + 1)
+        return CaptureLoader(self._generating(), batches, self.chosen_sites, choices=self.choices)
 
     def _generating(self) -> Generating:
         return Generating(self.loaded_host, asdict(self.drawing))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import lightning
-
 from datamodules.options import Loading, Mixing
+from datamodules.sites import SitesDataModule
 from mmsae.activations import StreamingLoader
 from mmsae.hosts import Host, embed_width, host_modalities, site_width
 from mmsae.types import InputError, Site
 
 
-class HostActivations(lightning.LightningDataModule):
+class HostActivations(SitesDataModule):
     """Activations of a frozen host, mixed over a buffer.
 
     The host runs in the training process on the trainer's device, outside the LightningModule: it is in no checkpoint
@@ -38,23 +38,29 @@ class HostActivations(lightning.LightningDataModule):
         mixing: Mixing,
         seed: int,
     ) -> None:
-        super().__init__()
-        self.host, self.chosen_sites, self._d_in = loading.name(host), sites, d_in
+        super().__init__(sites)
+        self.host, self._d_in = loading.name(host), d_in
         self.precision, self.loading, self.mixing, self.seed = precision, loading, mixing, seed
         self.loaded_host: Host | None = None
+        self._told: dict[str, int] = {}  # widths of sites, by the configuration of the host
 
     @property
     def d_in(self) -> int | dict[str, int]:
         """Width: one number, or one per modality where they differ."""
-        if self._d_in is None:
-            widths = self._widths()
-            self._d_in = next(iter(widths.values())) if len(set(widths.values())) == 1 else widths
-        return self._d_in
+        if self._d_in is not None:
+            return self._d_in
+        widths = self._widths()
+        return next(iter(widths.values())) if len(set(widths.values())) == 1 else widths
 
     def _widths(self) -> dict[str, int]:
         if self.chosen_sites is None:
-            return dict.fromkeys(self.modalities, embed_width(self.host))
-        return {m: site_width(self.host, s) for m, s in self.chosen_sites.items()}
+            return dict.fromkeys(self.modalities, self._width("", embed_width, self.host))
+        return {m: self._width(s, site_width, self.host, s) for m, s in self.chosen_sites.items()}
+
+    def _width(self, key: str, tell: Callable[..., int], *about: str) -> int:
+        if key not in self._told:
+            self._told[key] = tell(*about)
+        return self._told[key]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -80,10 +86,14 @@ class HostActivations(lightning.LightningDataModule):
             self.loaded_host.to(device)
             return
         self.loaded_host = self.loading.load(self.host, device=device, precision=self.precision)
+        for own in map(self.at, self.choices) if self.choices else (self,):
+            own._check_sites()
+
+    def _check_sites(self) -> None:
         for m, site in self.sites.items():
             if m != site.modality:
                 raise InputError(f"sites: {site.module} is given as {m}, but it is a site of modality {site.modality}")
-            want = site.width if self._d_in is None else self._d_in
+            want = self.d_in if self._d_in is not None or self._told else site.width
             want = want[m] if isinstance(want, dict) else want
             if site.width != want:
                 raise InputError(f"d_in is {want}, but {m} activations of host {self.host} have width {site.width}")
@@ -103,6 +113,7 @@ class HostActivations(lightning.LightningDataModule):
             self.mixing.batch_size,
             self.mixing.capacity,
             sites=self.chosen_sites,
+            choices=self.choices,
             quotas=self.mixing.quotas,
             half=self.mixing.refill_at_half,
             gradient=gradient,

@@ -113,13 +113,16 @@ class StreamingActivations(HostActivations):
         if self.val_shards is None:
             return []
         self.setup()
-        return CaptureLoader(self.loaded_host, self._pipeline(self.val_shards, None), self.chosen_sites, self.gradient)
+        pipeline = self._pipeline(self.val_shards, None)
+        return CaptureLoader(self.loaded_host, pipeline, self.chosen_sites, self.gradient, self.choices)
 
     test_dataloader = predict_dataloader = val_dataloader
 
     def _pipeline(self, sources: Sources, epoch: int | None) -> TrainLoader | ExactLoader:
         host = self.loaded_host
-        made = reading(host, self.modalities, self.text, self.gradient)
+        choices = [self.at(name) for name in self.choices] or [self]
+        read = dict.fromkeys(m for own in choices for m in own.modalities)
+        made = reading(host, tuple(read), self.text, self.gradient)
         made["collate"] = self.conversations.collate(host, made["collate"])
         reader = Reader.of(
             batch_size=host.batch_size(self.mixing.read_batch),

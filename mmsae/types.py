@@ -80,12 +80,26 @@ class Tokens(NamedTuple):
         """The batch with what ``fn`` makes of every tensor."""
         return Tokens(*({k: fn(t) for k, t in v.items()} if isinstance(v, dict) else v for v in self))
 
+    def on(self, device: Any) -> bool:
+        """Whether all activations are on a device."""
+        return all(x.device == device for x in self.x.values())
+
     def paired(self) -> bool:
         """Whether all modalities have equal counts and equal ``item`` order, so that row i of each is one pair."""
         import torch
 
         first, *rest = self.item.values()
         return bool(rest) and all(len(r) == len(first) and torch.equal(r, first) for r in rest)
+
+
+class SideBySide(NamedTuple):
+    """Batches of SAEs that are trained together and read at different sites, each what it would be for itself."""
+
+    of: dict[str, Tokens]  #: ``{sites: their batch}``; of an exact pass without those whose rows have ended.
+
+    def on(self, device: Any) -> bool:
+        """Whether all activations are on a device."""
+        return all(tokens.on(device) for tokens in self.of.values())
 
 
 class RowInfo(NamedTuple):

@@ -9,6 +9,7 @@ __all__, __getattr__ = lazy(
         "loader": "StoreLoader",
         "memory": "write_store",
         "mixing_buffer": "MixingBuffer",
+        "side_by_side": "SideBySideLoader",
         "spec": "StoreSpec",
         "store": "ActivationStore describe_store",
         "stream": "CaptureLoader StreamingLoader",

@@ -11,7 +11,7 @@ import torch
 from mmsae.files import lines_of, read_text
 from mmsae.hosts import Host
 from mmsae.shards import Reader, make_pipeline
-from mmsae.types import Faults, ImageTextBatch, InputError, Site, Tokens
+from mmsae.types import ImageTextBatch, InputError, Site, Tokens
 
 
 def read_prompts(source: str | Sequence[str], limit: int = 100_000, caption_field: str = "") -> list[str]:
@@ -101,20 +101,21 @@ class Generating:
 
     def capture(self, batch: ImageTextBatch, sites: Mapping[str, Site | str]) -> Tokens:
         """Activations while the batch is drawn, each prompt with the noise of its uid."""
+        return self.capture_each(batch, {"": sites})[""]
+
+    def capture_each(self, batch: ImageTextBatch, choices: Mapping[str, Mapping[str, Site | str]]) -> dict[str, Tokens]:
+        """The same at several choices of sites, drawn once."""
         seeds = [int(u) for u in batch.uids]
-        (tokens,) = self.host.stream(batch.captions, sites, seed=seeds, batch_size=len(seeds), **self.options)
-        return tokens
+        (found,) = self.host.stream_each(batch.captions, choices, seed=seeds, batch_size=len(seeds), **self.options)
+        return found
 
 
-class GeneratedLoader:
-    """Every validation prompt once, with the same noise every time, unmixed."""
+class PromptPass:
+    """Every prompt once, in order, with the same noise every time."""
 
-    def __init__(
-        self, host: Generating, prompts: Sequence[str], batch_size: int, sites: Mapping[str, Site | str], seed: int
-    ) -> None:
-        self.host, self.prompts, self.batch_size, self.sites, self.seed = host, list(prompts), batch_size, sites, seed
+    def __init__(self, prompts: Sequence[str], batch_size: int, seed: int) -> None:
+        self.prompts, self.batch_size, self.seed = list(prompts), batch_size, seed
 
-    def __iter__(self) -> Iterator[Tokens]:
+    def __iter__(self) -> Iterator[ImageTextBatch]:
         for first in range(0, len(self.prompts), self.batch_size):
-            batch = prompt_batch(self.prompts[first : first + self.batch_size], self.seed, first)
-            yield self.host.capture(batch, self.sites)._replace(faults=Faults())
+            yield prompt_batch(self.prompts[first : first + self.batch_size], self.seed, first)

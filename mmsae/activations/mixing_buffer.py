@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mmsae.device import sent
-from mmsae.types import InputError, Tokens
+from mmsae.types import InputError, SideBySide, Tokens
 
 CARRIED = ("x", "grad", "special", "role")  # fields of Tokens that a row keeps
 Column = tuple[str, str]  # modality and field
+Groups = Mapping[str, Mapping[Column, Tensor]]  # of what stays together: one entry or vector for every row
 
 
 class MixingBuffer:
@@ -57,10 +58,7 @@ class MixingBuffer:
         At the end of the stream ``drain`` gives what is left (the last batch may be smaller) instead of dropping it.
         """
         for tokens in stream:
-            groups = self._groups(tokens)
-            step = max(1, self.capacity - max(self._quota(g) for g in groups) + 1)
-            for lo in range(0, max(len(next(iter(x.values()))) for x in groups.values()), step):
-                yield from self._push({g: {m: v[lo : lo + step] for m, v in x.items()} for g, x in groups.items()})
+            yield from self.take_in(self.groups(tokens))
         while drain and self._pools and all(p.n for p in self._pools.values()):
             yield self._take()
 
@@ -68,8 +66,14 @@ class MixingBuffer:
         """Units held now (token sites: of the fullest modality)."""
         return max((p.n for p in self._pools.values()), default=0)
 
-    def _groups(self, tokens: Tokens) -> dict[str, dict[Column, Tensor]]:
-        """What stays together: ``{group: {(modality, what): one entry or vector per row}}``."""
+    def take_in(self, groups: Groups) -> Iterator[Tokens]:
+        """Add what came in, and give the batches that have to make room for it."""
+        step = max(1, self.capacity - max(self._quota(g) for g in groups) + 1)
+        for lo in range(0, max(len(next(iter(x.values()))) for x in groups.values()), step):
+            yield from self._push({g: {m: v[lo : lo + step] for m, v in x.items()} for g, x in groups.items()})
+
+    def groups(self, tokens: Tokens) -> Groups:
+        """What of a batch stays together."""
         items = next(iter(tokens.item.values()))
         columns = {m: {(m, c): v[m] for c in CARRIED if (v := getattr(tokens, c)) and m in v} for m in tokens.x}
         # Token sites may have as many rows of every modality by chance: those are no pairs.
@@ -80,7 +84,7 @@ class MixingBuffer:
     def _quota(self, group: str) -> int:
         return self.quotas.get(group, self.batch_size)
 
-    def _push(self, groups: dict[str, dict[Column, Tensor]]) -> Iterator[Tokens]:
+    def _push(self, groups: Groups) -> Iterator[Tokens]:
         for g, x in groups.items():
             if g not in self._pools:
                 self._pools[g] = _Pool({c: v.new_empty(self.capacity, *v.shape[1:]) for c, v in x.items()})
@@ -104,6 +108,26 @@ class MixingBuffer:
         return Tokens.pooled(out.pop("x"))._replace(**{c: v for c, v in out.items() if v})
 
 
+def mix_side_by_side(buffers: Mapping[str, MixingBuffer], stream: Iterable[SideBySide]) -> Iterator[SideBySide]:
+    """Batches of several choices of sites, of which each has a buffer for itself and what it would get alone.
+
+    Raises:
+        InputError: One has more rows of a batch than another, so that it would need other batches of the host.
+    """
+    for batch in stream:
+        groups = {sites: buffers[sites].groups(tokens) for sites, tokens in batch.of.items()}
+        rows = {sites: [len(next(iter(x.values()))) for x in own.values()] for sites, own in groups.items()}
+        first, *others = rows
+        if odd := [sites for sites in others if rows[sites] != rows[first]]:
+            counts = [" and ".join(map(str, rows[sites])) for sites in (first, odd[0])]
+            raise InputError(
+                f"the sites {first} give {counts[0]} rows of a batch of the host, {odd[0]} give {counts[1]}: SAEs on "
+                "one stream read at sites with equally many rows; mmsae extract stores them for any SAEs"
+            )
+        for taken in zip(*(buffers[sites].take_in(own) for sites, own in groups.items()), strict=True):
+            yield SideBySide(dict(zip(groups, taken, strict=True)))
+
+
 class _Pool:
     """``{column: (capacity, ...)}`` of which the first ``n`` rows are in use."""
 
@@ -113,7 +137,7 @@ class _Pool:
     def room(self) -> int:
         return len(next(iter(self.rows.values()))) - self.n
 
-    def add(self, x: dict[Column, Tensor]) -> None:
+    def add(self, x: Mapping[Column, Tensor]) -> None:
         n = min(self.room(), len(next(iter(x.values()))))
         for m, v in x.items():
             self.rows[m][self.n : self.n + n] = v[:n]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,12 +22,14 @@ class ResidentRows:
 
     Args:
         store: The store; it is read once, from its first file to its last.
-        names: ``{modality: site name}``.
+        names: ``{modality: site name}``, or ``{site name: site name}`` for :meth:`at`.
         device: Where they go.
 
     Attributes:
         x: ``{modality: (N, d)}`` in the stored type.
     """
+
+    _COLUMNS = ("x", "grad", "item", "position", "special")
 
     def __init__(self, store: ActivationStore, names: Mapping[str, str], device: torch.device | str) -> None:
         self.device = torch.device(device)
@@ -59,8 +62,15 @@ class ResidentRows:
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        columns = (self.x, self.grad, self.item, self.position, self.special)
-        return sum(t.nbytes for column in columns for t in column.values())
+        return sum(t.nbytes for c in self._COLUMNS for t in getattr(self, c).values())
+
+    def at(self, names: Mapping[str, str]) -> ResidentRows:
+        """The same rows of some of the sites, by other keys: ``{new key: key}``."""
+        own = copy.copy(self)
+        for c in self._COLUMNS:
+            column = getattr(self, c)
+            setattr(own, c, {new: column[key] for new, key in names.items() if key in column})
+        return own
 
     def numbers(self, rows: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Row numbers of a window on the device, sent without waiting for it."""

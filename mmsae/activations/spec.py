@@ -128,15 +128,23 @@ class StoreSpec:
         have = ", ".join(f"{n} ({site_label(s)})" for n, s in self.sites.items())
         raise InputError(f"{want}: the store holds {len(found)} sites of that description, 1 is needed; it has {have}")
 
-    def choose(self, sites: Mapping[str, str | Site] | None = None) -> dict[str, str]:
-        """``{modality: site name}``, one site per modality; ``sites`` says which where there are several."""
+    def own(self, modality: str, sites: Mapping[str, Site]) -> str:
+        """The name of the one site of a modality; of several, that at which an SAE with these ``sites`` was trained."""
+        several = sum(s.modality == modality for s in self.sites.values()) > 1
+        return self.resolve(sites.get(modality) if several else None, modality)
+
+    def choose(self, sites: Mapping[str, str | Site] | str | None = None) -> dict[str, str]:
+        """``{modality: site name}``, one per modality; ``sites`` says which where there are several, or the one."""
+        if isinstance(sites, str):
+            name = self.resolve(sites)
+            return {self.sites[name].modality: name}
         sites = sites or {}
         for m in sites:
             if m not in self.modalities:
                 raise InputError(f"sites: the store has no modality {m}; it has {', '.join(self.modalities)}")
         return {m: self.resolve(sites.get(m), m) for m in (sites or self.modalities)}
 
-    def d_in(self, sites: Mapping[str, str | Site] | None = None) -> int | dict[str, int]:
+    def d_in(self, sites: Mapping[str, str | Site] | str | None = None) -> int | dict[str, int]:
         """Feature width: one number where the modalities agree, else ``{modality: width}``."""
         widths = {m: self.sites[n].width for m, n in self.choose(sites).items()}
         return next(iter(widths.values())) if len(set(widths.values())) == 1 else widths

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from mmsae.activations.mixing_buffer import MixingBuffer
+from mmsae.activations.mixing_buffer import MixingBuffer, mix_side_by_side
 from mmsae.hosts import Host
 from mmsae.shards import FaultLog, TrainLoader
-from mmsae.types import Faults, ImageTextBatch, Site, Tokens
+from mmsae.types import Faults, ImageTextBatch, SideBySide, Site, Tokens
+
+Choices = Mapping[str, Mapping[str, Site | str] | None]
 
 
 class StreamingLoader:
@@ -30,6 +32,8 @@ class StreamingLoader:
         half: See :class:`MixingBuffer`.
         gradient: Loss of the host whose gradients come with the rows, see :meth:`mmsae.hosts.Host.read`; empty: none.
         seed: Seed of the buffer's draws; give ranks different ones.
+        choices: ``{name: sites}`` of SAEs that read at different sites: batches are
+            :class:`~mmsae.types.SideBySide`, from one pass of the host and with a buffer for each choice.
     """
 
     def __init__(
@@ -45,14 +49,15 @@ class StreamingLoader:
         half: bool = False,
         gradient: str = "",
         seed: int = 0,
+        choices: Choices | None = None,
     ) -> None:
-        self.host, self.pipeline, self.n_batches, self.sites = host, pipeline, n_batches, sites
+        self.host, self.pipeline, self.n_batches = host, pipeline, n_batches
         self.batch_size, self.capacity, self.quotas, self.seed = batch_size, capacity, quotas, seed
-        self.half = half
-        self._capture = _capture(host, sites, gradient)
+        self.half, self.choices = half, dict(choices or {})
+        self._capture = _capture(host, sites, gradient, choices)
         self.epoch, self.batch, self._begun = 0, 0, False
         self._faults = FaultLog()
-        self._running: Iterator[Tokens] | None = None
+        self._running: Iterator[Tokens] | Iterator[SideBySide] | None = None
 
     def __len__(self) -> int:
         return self.n_batches
@@ -63,21 +68,24 @@ class StreamingLoader:
         self._begun = False
         if self._running is None:
             seed = hash((self.seed, self.epoch, self.batch)) % 2**63  # of integers: equal in every process
-            buffer = MixingBuffer(self.capacity, self.batch_size, seed, self.quotas, self.half)
-            self._running = buffer.mix(self._captured())
+            made = partial(MixingBuffer, self.capacity, self.batch_size, seed, self.quotas, self.half)
+            if self.choices:
+                self._running = mix_side_by_side({name: made() for name in self.choices}, self._captured())
+            else:
+                self._running = made().mix(self._captured())
         return self._run(self.batch)
 
-    def _captured(self) -> Iterator[Tokens]:
+    def _captured(self) -> Iterator[Any]:
         while True:
             for batch in self.pipeline:
                 self._faults.merge(batch.faults)
                 yield self._capture(batch)
 
-    def _run(self, first: int) -> Iterator[Tokens]:
+    def _run(self, first: int) -> Iterator[Tokens | SideBySide]:
         for b in range(first, self.n_batches):
-            tokens = next(self._running)
+            batch = next(self._running)
             self.batch, self._begun = b + 1, True
-            yield tokens._replace(faults=self._faults.take())
+            yield _with_faults(batch, self._faults.take())
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, batches done in it, and where the pipeline is."""
@@ -104,16 +112,27 @@ class CaptureLoader:
         batches: Iterable[ImageTextBatch],
         sites: Mapping[str, Site | str] | None = None,
         gradient: str = "",
+        choices: Choices | None = None,
     ) -> None:
-        self.batches, self._capture = batches, _capture(host, sites, gradient)
+        self.batches, self._capture = batches, _capture(host, sites, gradient, choices)
 
-    def __iter__(self) -> Iterator[Tokens]:
+    def __iter__(self) -> Iterator[Tokens | SideBySide]:
         for batch in self.batches:
-            yield self._capture(batch)._replace(faults=batch.faults or Faults())
+            yield _with_faults(self._capture(batch), batch.faults or Faults())
 
 
-def _capture(host: Host, sites: Mapping[str, Site | str] | None, gradient: str) -> Callable[[ImageTextBatch], Tokens]:
+def _with_faults(batch: Tokens | SideBySide, faults: Faults) -> Tokens | SideBySide:
+    if isinstance(batch, SideBySide):
+        return SideBySide({name: tokens._replace(faults=faults) for name, tokens in batch.of.items()})
+    return batch._replace(faults=faults)
+
+
+def _capture(
+    host: Host, sites: Mapping[str, Site | str] | None, gradient: str, choices: Choices | None
+) -> Callable[[ImageTextBatch], Tokens | SideBySide]:
+    options: dict[str, Any] = {"gradient": gradient} if gradient else {}
     if gradient:
         host.objective(gradient)  # what the host has not is refused before anything is read
-        return partial(host.capture, sites=sites, gradient=gradient)
-    return partial(host.capture, sites=sites)
+    if choices:
+        return lambda batch: SideBySide(host.capture_each(batch, choices, **options))
+    return partial(host.capture, sites=sites, **options)

@@ -346,8 +346,16 @@ class Host(ABC):
             sites: One site per modality; default: :meth:`default_sites`.
             gradient: Loss whose derivatives fill ``grad``, see :meth:`read`.
         """
-        chosen = self.one_each(self.default_sites() if sites is None else sites)
-        return Rows.tokens(dict(zip(chosen, self.read(batch, list(chosen.values()), gradient), strict=True)), batch)
+        return Host.capture_each(self, batch, {"": sites}, gradient)[""]
+
+    def capture_each(
+        self, batch: ImageTextBatch, choices: Mapping[str, Sites | None], gradient: Gradient = ""
+    ) -> dict[str, Tokens]:
+        """What :meth:`capture` gives at each of several choices of sites, ``{name: Tokens}``, read together."""
+        chosen = {name: self.one_each(self.default_sites() if s is None else s) for name, s in choices.items()}
+        every = list(dict.fromkeys(site for own in chosen.values() for site in own.values()))
+        rows = dict(zip(every, self.read(batch, every, gradient), strict=True))
+        return {name: Rows.tokens({m: rows[s] for m, s in own.items()}, batch) for name, own in chosen.items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.hint!r}, {'+'.join(self.modalities)}, {self.device}, {self.precision})"

@@ -119,20 +119,25 @@ class RunCLI(BaseCLI):
         members, axes = (as_plain(self._get(self.config, name)) for name in ("members", "axes"))
         if not (options := Members(members, axes).options()):
             return
-        self.model = LitSAEs({name: self._member(name, own) for name, own in options.items()})
+        made = {name: self._member(name, own) for name, own in options.items()}
+        apart = any("data.sites" in own for own in options.values())
+        self.model = LitSAEs(
+            {name: m for name, (m, _) in made.items()}, {name: s for name, (_, s) in made.items()} if apart else None
+        )
         for option in ("export.folder", "latents.file"):
             if self._get(self.config, option):
                 raise InputError(f"--{option} is where one SAE goes: members go to RUN/NAME")
         self.trainer.callbacks = [*for_each_member(self.trainer.callbacks, options), MemberTable(options)]
 
-    def _member(self, name: str, options: Mapping[str, Any]) -> LitSAE:
+    def _member(self, name: str, options: Mapping[str, Any]) -> tuple[LitSAE, Any]:
+        """A member, and the sites that it reads."""
         config = self.parser.parse_args([*self._args, *as_args(options)])
         parser, config = self._parser(self.subcommand), config.get(str(self.subcommand), config)
         seed = config["seed_everything"] if "seed_everything" in options else self._get(self.config, "seed_everything")
         with as_member(name), drawing_from(seed):
             member = parser.instantiate_classes(Namespace(model=config["model"]))["model"]
         member.seed = seed
-        return member
+        return member, as_plain((config["data"].get("init_args") or {}).get("sites"))
 
     def instantiate_trainer(self, **kwargs) -> pl.Trainer:
         """Loggers go to the run folder unless the configuration says otherwise."""
@@ -241,7 +246,14 @@ class RunCLI(BaseCLI):
         if options.get("ckpt_path") == "hpc" and not self.trainer._checkpoint_connector._hpc_resume_path:
             root = self.trainer.default_root_dir
             raise InputError(f"no checkpoint of a requeued job (hpc_ckpt_N.ckpt) in {root}: give --ckpt_path last")
-        getattr(self.datamodule, "d_in", None)  # reads the store's spec or the host's configuration, if they are there
+        # reads the store's spec or the host's configuration, if they are there
+        if not getattr(self.model, "choices", None):
+            getattr(self.datamodule, "d_in", None)
+            return
+        self.model.share_sites(self.datamodule)
+        for name in self.model.each():
+            with as_member(name):
+                getattr(self.model.data_of(name, self.datamodule), "d_in", None)
 
     def _last_checkpoints(self) -> list[Path]:
         folders = [c.dirpath for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]

@@ -46,7 +46,7 @@ OPTIONS = {
         "--model.losses LIST": "loss terms",
         "--model.optimizer CLASS": "the optimiser; --model.optimizer.lr is its rate",
         "--axes.k '[8, 16, 32]'": "one SAE for each value, all from one pass over the data; also ratio, d_sae, lr, "
-        "freeze, seed or a dotted option, every combination",
+        "freeze, sites, seed or a dotted option, every combination",
         "--members MAPPING": "the same by name, {NAME: {option: value}}; each goes to RUN/NAME",
         "--export.folder DIR": "where the SAE goes (RUN/sae)",
     },

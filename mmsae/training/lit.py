@@ -23,7 +23,7 @@ from mmsae.training.adam import kept_by, with_atoms
 from mmsae.training.freeze import Freeze
 from mmsae.training.resume import check, recipe
 from mmsae.training.schedule import Schedule
-from mmsae.types import InputError, SAEOutput, Tokens
+from mmsae.types import InputError, SAEOutput, SideBySide, Tokens
 
 LOOKED_EVERY = 1000  #: Steps after which it is asked whether all was finite, where nothing is logged or saved before.
 
@@ -155,6 +155,7 @@ class LitSAE(pl.LightningModule):
             if m in sites and not site.same(sites[m]):
                 raise InputError(f"the SAE was trained on {site}, the data holds {sites[m]}")
         self.sae.sites = self.sae.sites or sites
+        self.recipe |= {f"sites.{m}": str(site) for m, site in self.sae.sites.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint is one of this run (see :mod:`mmsae.training.resume`), or at least of this model."""
@@ -186,9 +187,9 @@ class LitSAE(pl.LightningModule):
         checkpoint["mmsae"] = {"recipe": self.recipe, "total_steps": self.total_steps}
         self.refuse_not_finite({name: p.detach().sum() for name, p in self.sae.named_parameters()})
 
-    def transfer_batch_to_device(self, batch: Tokens, device: torch.device, dataloader_idx: int) -> Tokens:
+    def transfer_batch_to_device(self, batch: Tokens | SideBySide, device: torch.device, dataloader_idx: int) -> Tokens:
         """Nothing where the activations are there already; Lightning's walk over the batch takes a tenth of a step."""
-        if all(x.device == device for x in batch.x.values()):
+        if batch.on(device):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 

@@ -26,7 +26,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Result
 from torch import Tensor
 
 from mmsae.training.checkpoint import RunCheckpoint
-from mmsae.types import Tokens
+from mmsae.types import SideBySide, Tokens
 
 _HOOKS = (
     *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
@@ -134,7 +134,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     def _on_device(self, batch: Any) -> Any:
         device = self.trainer.strategy.root_device
-        if isinstance(batch, Tokens) and all(x.device == device for x in batch.x.values()):
+        if isinstance(batch, (Tokens, SideBySide)) and batch.on(device):
             return batch
         return self.trainer.strategy.batch_to_device(batch, device)
 

@@ -1,4 +1,4 @@
-"""``mmsae sweep``: the same recipe at several k and sizes, and the curve of unexplained variance over L0."""
+"""``mmsae sweep``: the same recipe at several k, sizes and sites, and the curve of unexplained variance over L0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from mmsae.files import atomic_file
 from mmsae.jobs.stages import Stages
 from mmsae.options import at_least
 from mmsae.recipes import find_recipe, read_recipe
-from mmsae.training.members.table import TABLES, draw, figures
+from mmsae.training.members.sites import site_word
+from mmsae.training.members.table import TABLES, draw, figures, sites_of
 
 Row = dict[str, Any]
 RUNS = "k*-ratio*-seed*"
@@ -29,11 +30,13 @@ class SweepPoint(NamedTuple):
     k: int  #: Latents kept a row.
     ratio: float  #: Latents per input feature.
     seed: int  #: Seed of weights and order.
+    sites: str = ""  #: Where its activations were read; empty: at the recipe's sites.
 
     @property
     def folder(self) -> str:
         """Name of its run folder."""
-        return f"k{self.k}-ratio{self.ratio:g}-seed{self.seed}"
+        name = f"k{self.k}-ratio{self.ratio:g}-seed{self.seed}"
+        return f"{name}-{site_word(self.sites)}" if self.sites else name
 
 
 def sweep(
@@ -43,11 +46,12 @@ def sweep(
     k: list[int] = [8, 16, 32],  # noqa: B006, read only
     ratio: list[float] = [4.0, 8.0],  # noqa: B006
     seeds: list[int] = [0],  # noqa: B006
+    sites: list[str] = [],  # noqa: B006
     steps: int | None = None,
     fit_options: str = "",
     at_once: int | None = None,
 ) -> str:
-    """Train a recipe at every combination of k, ratio and seed, and draw FVU over L0.
+    """Train a recipe at every combination of k, ratio, seed and site, and draw FVU over L0.
 
     All points are trained on the same batches in one pass over the store, each to what an ``mmsae fit`` of its own
     would make of it, in ``OUT/k8-ratio4-seed0`` and so on. The same command goes on where it was stopped; points may be
@@ -60,6 +64,7 @@ def sweep(
         k: Latents kept a row, several values.
         ratio: Latents per input feature, several values.
         seeds: Seeds, several values; the curve is their mean.
+        sites: Sites of the store, several values, for a recipe of one modality. Default: those of the recipe.
         steps: Steps of each training; by default the recipe's.
         fit_options: More options of ``mmsae fit``, in one string, as "--data.batch_size 256 --trainer.accelerator gpu".
         at_once: SAEs trained in one pass, where all together do not fit into memory. Default: all.
@@ -76,7 +81,7 @@ def sweep(
 
     at_least(1, at_once=at_once)
 
-    root, points = Path(out), [SweepPoint(*p) for p in product(k, ratio, seeds)]
+    root, points = Path(out), [SweepPoint(*p) for p in product(k, ratio, seeds, sites or [""])]
     plan = _plan(store, recipe, steps, fit_options)
     last = root / "checkpoints" / "last.ckpt"
     if not any(root.glob(RUNS)) and not last.exists():  # nothing was trained: the folder is free for another sweep
@@ -85,16 +90,18 @@ def sweep(
         root, plan, "mmsae sweep", writes=(), but=("points", "under_way"), file="sweep.json", holds="a sweep"
     )
     if not folder.file.exists():
-        folder.note(points=[], under_way=[])
+        folder.note(points=[], under_way={})
     trained = Stages(folder, "/sae/cfg.json")  # mmsae fit writes it, when it has ended
-    begun = folder.noted().get("under_way", []) if last.exists() else []
+    begun = folder.noted().get("under_way", {}) if last.exists() else {}
     todo = [p for p in points if p.folder not in begun and not trained.done(p.folder)]
-    passes = [[_point(name) for name in begun]] * bool(begun) + list(_chunks(todo, at_once or len(todo) or 1))
+    asked = begun if isinstance(begun, dict) else dict.fromkeys(begun, "")  # names alone, of earlier versions
+    under_way = [_point(name)._replace(sites=at) for name, at in asked.items()]
+    passes = [under_way] * bool(begun) + list(_chunks(todo, at_once or len(todo) or 1))
     n = sum(map(len, passes))
     print(f"{len(points)} trainings of {plan['steps']} steps in {root}, {n} to do in {len(passes)} passes", flush=True)
     start, done, diverged = time.monotonic(), 0, []
     for some in passes:
-        folder.note(points=folder.noted()["points"], under_way=[p.folder for p in some])
+        folder.note(points=folder.noted()["points"], under_way={p.folder: p.sites for p in some})
         try:
             _train(some, root, plan)
         except InputError as e:
@@ -106,7 +113,7 @@ def sweep(
         for name in TABLES:
             (root / name).unlink(missing_ok=True)  # of one pass; the sweep's own are of all
         rows = [_row(root / run) for run in sorted(trained.all_done(RUNS), key=_point)]
-        folder.note(points=rows, under_way=[])
+        folder.note(points=rows, under_way={})
         _write(root, rows)
         done += len(some)
         left = (time.monotonic() - start) / done * (n - done)
@@ -138,7 +145,7 @@ def lightning(args: list[str]) -> None:
 
 
 def _train(points: list[SweepPoint], root: Path, plan: Mapping[str, Any]) -> None:
-    members = {p.folder: {"k": p.k, "ratio": p.ratio, "seed": p.seed} for p in points}
+    members = {p.folder: {name: v for name, v in p._asdict().items() if v != ""} for p in points}
     args = ["fit", "-c", plan["recipe"], "--data.store", plan["store"], "--trainer.default_root_dir", str(root)]
     args += ["--members", json.dumps(members), "--trainer.max_steps", str(plan["steps"]), "--trainer.devices", "1"]
     # one validation, at the last step
@@ -148,8 +155,8 @@ def _train(points: list[SweepPoint], root: Path, plan: Mapping[str, Any]) -> Non
 
 
 def _point(run: str) -> SweepPoint:
-    k, ratio, seed = run.split("-", 2)
-    return SweepPoint(int(k[1:]), float(ratio.removeprefix("ratio")), int(seed.removeprefix("seed")))
+    k, ratio, seed, *site = run.split("-", 3)
+    return SweepPoint(int(k[1:]), float(ratio.removeprefix("ratio")), int(seed.removeprefix("seed")), *site)
 
 
 def _row(run: Path) -> Row:
@@ -157,7 +164,9 @@ def _row(run: Path) -> Row:
     found = figures(run)
     if not any("/" in name for name in found):
         raise InputError(f"{run} has no validation figures: the recipe's data needs a val_fraction above 0")
-    return {**_point(run.name)._asdict(), **found, "run": run.name}
+    point = _point(run.name)
+    own = point._asdict() | ({"sites": sites_of(run)} if point.sites else {})
+    return {**{name: v for name, v in own.items() if v != ""}, **found, "run": run.name}
 
 
 def _write(root: Path, rows: list[Row]) -> None:
@@ -165,8 +174,9 @@ def _write(root: Path, rows: list[Row]) -> None:
         writer = csv.DictWriter(f, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
-    widths = {row["ratio"]: row["d_sae"] for row in rows}
-    curves = {ratio: f"ratio {ratio:g} ({d_sae} latents)" for ratio, d_sae in sorted(widths.items())}
-    drawn = [row | {"curve": curves[row["ratio"]], "point": row["k"]} for row in rows]
+    drawn = []
+    for row in sorted(rows, key=lambda row: (row.get("sites", ""), row["ratio"], row["k"])):
+        curve = f"ratio {row['ratio']:g} ({row['d_sae']} latents)"
+        drawn.append(row | {"curve": f"{row['sites']}, {curve}" if "sites" in row else curve, "point": row["k"]})
     with atomic_file(root / "sweep.png") as temp:
-        draw(sorted(drawn, key=lambda row: (row["ratio"], row["k"])), temp)
+        draw(drawn, temp)

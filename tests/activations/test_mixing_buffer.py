@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmsae.activations import MixingBuffer
-from mmsae.types import InputError, Tokens
+from mmsae.activations.mixing_buffer import mix_side_by_side
+from mmsae.types import InputError, SideBySide, Tokens
 
 
 def pairs(n, size=20, seed=None):
@@ -133,3 +134,18 @@ def test_half_of_the_buffer_is_given_and_filled_again():
     assert sum(again, []) == seen  # noqa: RUF017
     whole = ids(MixingBuffer(100, 10, 3, half=True).mix(pairs(1000, 25)))
     assert sorted(sum(whole, [])) == list(range(1000))  # noqa: RUF017
+
+
+def test_buffers_side_by_side():
+    """Each gives what it gives alone; sites with other numbers of rows are refused, for they need other batches."""
+    g = torch.Generator().manual_seed(0)
+    stream = [SideBySide({n: Tokens.pooled({"image": torch.randn(7, d, generator=g)}) for n, d in (("a", 3), ("b", 5))})
+              for _ in range(9)]  # fmt: skip
+    found = list(mix_side_by_side({n: MixingBuffer(20, 6, seed=2) for n in "ab"}, stream))
+    for n in "ab":
+        alone = MixingBuffer(20, 6, seed=2).mix([b.of[n] for b in stream], drain=False)
+        assert all(torch.equal(a.of[n].x["image"], b.x["image"]) for a, b in zip(found, alone, strict=True))
+    assert len(found) >= 6
+    odd = SideBySide({"a": stream[0].of["a"], "b": Tokens.pooled({"image": torch.randn(21, 5)})})
+    with pytest.raises(InputError, match="the sites a give 7 rows of a batch of the host, b give 21"):
+        list(mix_side_by_side({n: MixingBuffer(20, 6) for n in "ab"}, [odd]))

@@ -100,7 +100,10 @@ def test_several_sites_of_one_modality(tmp_path):
     assert s.load(site="block.1").unique().item() == 1 and s.load(site=sites["image/0"]).unique().item() == 0
     with pytest.raises(InputError, match="holds 2 sites"):
         s.load(modality="image")
-    assert s.spec.choose({"image": "block.1"}) == {"image": "image/1"}
+    assert s.spec.choose({"image": "block.1"}) == s.spec.choose("block.1") == {"image": "image/1"}
+    assert s.spec.d_in("block.1") == 2 and s.spec.own("image", {"image": sites["image/0"]}) == "image/0"
+    with pytest.raises(InputError, match="holds 2 sites"):
+        s.spec.own("image", {})
 
 
 def test_position_and_special_come_back(tmp_path):

@@ -75,8 +75,8 @@ def test_training_batches_are_rows_of_training_prompts(world):
     batches = list(data.train_dataloader())
     assert [b.x["image"].shape for b in batches] == [(16, 32)] * 3
     held, drawn = set(data.split[1]), []
-    stream = data.loaded_host.stream
-    data.loaded_host.stream = lambda prompts, *a, **kw: (drawn.extend(prompts), stream(prompts, *a, **kw))[1]
+    stream = data.loaded_host.stream_each
+    data.loaded_host.stream_each = lambda prompts, *a, **kw: (drawn.extend(prompts), stream(prompts, *a, **kw))[1]
     list(data.train_dataloader())
     assert drawn and not set(drawn) & held
     drawn.clear()
@@ -84,6 +84,29 @@ def test_training_batches_are_rows_of_training_prompts(world):
     assert set(drawn) == held and len(drawn) == 10
     assert all(torch.equal(a.x["image"], b.x["image"]) for a, b in zip(first, again, strict=True))
     assert sum(len(t.x["image"]) for t in first) == 5 * 2 * 3  # prompts, steps, positions
+
+
+def test_several_sites_of_the_same_images(world):
+    """Each gets what it would get for itself, steps and positions too, and the images are drawn once."""
+    choices = {"up": {"image": SITE}, "mid": {"image": "unet.mid_block.attentions.0:out"}}
+    choices["both"] = {"image": SITE, "text": "text_encoder.layers.1:out[content]"}
+    data, drawn = module(world, val_fraction=0.25), []
+    data.read_at(choices)
+    assert data.at("mid").d_in == data.at("mid").sites["image"].width and data.at("up").loaded_host is data.loaded_host
+    hook = data.loaded_host.model["unet"].register_forward_hook(lambda *_: drawn.append(1))
+    found = list(data.val_dataloader())
+    together = len(drawn)
+    for name, sites in choices.items():
+        drawn.clear()
+        alone = list(module(world, val_fraction=0.25, sites=sites).val_dataloader())
+        for a, b in zip(found, alone, strict=True):
+            assert all(torch.equal(a.of[name].x[m], x) for m, x in b.x.items()), name
+    data.read_at({name: choices[name] for name in ("up", "mid")})
+    alone = list(module(world, val_fraction=0.25).train_dataloader())
+    for a, b in zip(data.train_dataloader(), alone, strict=True):
+        assert torch.equal(a.of["up"].x["image"], b.x["image"]) and len(a.of["mid"].x["image"]) == 16
+    hook.remove()
+    assert 0 < together <= 4 * len(found)
 
 
 def test_rows_are_what_the_pipeline_computes(world):

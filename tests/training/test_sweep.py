@@ -4,10 +4,14 @@ import csv
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from mmsae import SAE
+from mmsae.activations import write_store
+from mmsae.activations.spec import name_sites
 from mmsae.cli import command_parser, main
+from mmsae.types import Site
 from tests.helpers.training import RECIPE, ROOT, make_store
 
 OPTIONS = "--data.batch_size 32 --trainer.accelerator cpu --trainer.enable_progress_bar false"
@@ -95,6 +99,35 @@ def test_a_point_that_diverges_leaves_the_others(store, tmp_path, capsys, monkey
               "--fit-options", f"{OPTIONS} --trainer.log_every_n_steps 3"])  # fmt: skip
     assert stop.value.code == 2 and "1 of 2 members have no result: k4-ratio2-seed0" in capsys.readouterr().err
     assert [r["run"] for r in csv.DictReader((tmp_path / "sweep.csv").open())] == ["k2-ratio2-seed0"]
+
+
+def test_sites_are_an_axis(tmp_path, capsys):
+    """Killed under way, it goes on at the same sites; a point more is a pass of its own, as ever."""
+    g = torch.Generator().manual_seed(0)
+    sites = name_sites([Site("h" * 32, f"blocks.{i}", tokens="cls", width=8 + 4 * i) for i in range(3)])
+    x = {name: torch.randn(300, site.width, generator=g) for name, site in sites.items()}
+    held, out = write_store(tmp_path / "store", x, sites=sites), tmp_path / "sweep"
+    common = ["--store", str(held), "--out", str(out), "--recipe", "configs/train/topk_store.yaml", "--k", "2"]
+    common += ["--ratio", "2", "--steps", "6"]
+    killed = f"{OPTIONS} --checkpoint.every_n_train_steps 2 --trainer.callbacks+ tests.helpers.lit.StopAt"
+    with pytest.raises(SystemExit):
+        args = ["--sites", "blocks.0", "blocks.2:out[cls]", "--fit-options", f"{killed} --trainer.callbacks.step 5"]
+        main(["sweep", *common, *args])
+    job = json.loads((out / "sweep.json").read_text())
+    assert job["under_way"] == {
+        "k2-ratio2-seed0-blocks.0": "blocks.0", "k2-ratio2-seed0-blocks.2_out_cls": "blocks.2:out[cls]",
+    }  # fmt: skip
+    (out / "sweep.json").write_text(json.dumps(job | {"fit_options": OPTIONS}))
+    capsys.readouterr()
+    main(["sweep", *common, "--sites", "blocks.1", "--fit-options", OPTIONS])
+    said = capsys.readouterr().out
+    assert "3 to do in 2 passes" in said and "going on after step 4" in said
+    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    assert [(r["sites"], int(r["d_sae"])) for r in rows] == [
+        ("blocks.0:out[cls]", 16), ("blocks.1:out[cls]", 24), ("blocks.2:out[cls]", 32),
+    ]  # fmt: skip
+    for r in rows:
+        assert SAE.from_pretrained(out / r["run"] / "sae").sites["image"].spec == r["sites"]
 
 
 def fails(capsys, *args):

@@ -75,7 +75,7 @@ def uids_of(batch: Tokens, who: str) -> list[str]:
 
 def image_site(store: ActivationStore, sae: SAE, what: str) -> str:
     """The name of the site of a store's images; a store of another site than the SAE's is refused."""
-    name = store.spec.resolve(None, IMAGE)
+    name = store.spec.own(IMAGE, sae.sites)
     site = store.spec.sites[name]
     if IMAGE in sae.sites and not site.same(sae.sites[IMAGE]):
         raise InputError(f"{what} holds {site}, the SAE was trained on {sae.sites[IMAGE]}")

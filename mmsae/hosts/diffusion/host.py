@@ -12,7 +12,7 @@ The pipeline's own call runs; what branch, step and prompt a row belongs to is l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -358,7 +358,28 @@ class DiffusionHost(Host):
             Tokens of one call: ``item`` counts the prompts of that call, ``uids`` are their numbers among all prompts,
             ``position`` is row by row in the map.
         """
-        chosen = self.one_each(sites)
+        read = {"sample_steps": sample_steps, "positions": positions, "branch": branch, "batch_size": batch_size}
+        options |= {"steps": steps, "guidance": guidance, "seed": seed, "negative": negative}
+        for found in self.stream_each(prompts, {"": sites}, **read, **options):
+            yield found[""]
+
+    def stream_each(
+        self,
+        prompts: Sequence[str],
+        choices: Mapping[str, Site | str | Sites],
+        *,
+        steps: int,
+        guidance: float,
+        sample_steps: int | Sequence[int] | None = None,
+        positions: int | None = None,
+        branch: Branch = "cond",
+        seed: int | Sequence[int] = 0,
+        negative: str | Sequence[str] | None = None,
+        batch_size: int = 8,
+        **options: Any,
+    ) -> Iterator[dict[str, Tokens]]:
+        """What :meth:`stream` gives at each of several choices of sites, ``{name: Tokens}``, of the same images."""
+        chosen = {name: self.one_each(sites) for name, sites in choices.items()}
         if branch not in BRANCHES:
             raise InputError(f"branch {branch!r} is not one of {', '.join(BRANCHES)}.")
         options |= {"steps": steps, "guidance": guidance, "output_type": "latent"}
@@ -366,20 +387,24 @@ class DiffusionHost(Host):
         self._check_edits(options)
         for lo in range(0, len(call.items), batch_size):
             part = call.part(lo, lo + batch_size)
-            draw = torch.Generator().manual_seed(part.seeds[0] * 1_000_003 + lo)
-            wanted = draw_steps(sample_steps, n_steps(options), draw)
-            got: dict[str, list[tuple[Tensor, Where]]] = {m: [] for m in chosen}
+            got: dict[str, dict[str, list[tuple[Tensor, Where]]]] = {}
+            last = -1
             with suppress(Done), ExitStack() as stack:
-                for m, site in chosen.items():
-                    keep = keeper(got[m], BRANCHES[branch], m == IMAGE, positions, draw)
-                    read = OpenEdit(self.target(site), at=wanted if m == IMAGE else None)
-                    stack.enter_context(self._open(read, keep))
-                self._runner.call(part, options, self._edits, last=max(wanted) if IMAGE in chosen else -1)
-            for m, rows in got.items():
-                if not rows:
+                for name, own in chosen.items():
+                    draw = torch.Generator().manual_seed(part.seeds[0] * 1_000_003 + lo)
+                    wanted = draw_steps(sample_steps, n_steps(options), draw)
+                    got[name] = {m: [] for m in own}
+                    for m, site in own.items():
+                        keep = keeper(got[name][m], BRANCHES[branch], m == IMAGE, positions, draw)
+                        read = OpenEdit(self.target(site), at=wanted if m == IMAGE else None)
+                        stack.enter_context(self._open(read, keep))
+                    last = max(wanted) if IMAGE in own else last
+                self._runner.call(part, options, self._edits, last=last)
+            for name, own in got.items():
+                if unread := [m for m, rows in own.items() if not rows]:
                     why = f"branch {branch!r} does not run at guidance {guidance}"
-                    raise InputError(f"nothing was read at {chosen[m]}: {why}.")
-            yield to_tokens(got, part.items)
+                    raise InputError(f"nothing was read at {chosen[name][unread[0]]}: {why}.")
+            yield {name: to_tokens(own, part.items) for name, own in got.items()}
 
     def passes(self, batch: ImageTextBatch, targets: Sequence[Target]) -> list[tuple[list[int], Callable[[], Any]]]:
         if any(t.modality == IMAGE for t in targets):

@@ -154,7 +154,7 @@ class FeatureStats:
         """Gather them from an activation store; the arguments are those of :meth:`collect`."""
         store = store if isinstance(store, ActivationStore) else ActivationStore(store)
         m = sae._modality(modality)
-        name = store.spec.resolve(None, m)
+        name = store.spec.own(m, sae.sites)
 
         def batches() -> Iterable[Tokens]:
             for at in range(0, store.spec.rows[name], batch_size):

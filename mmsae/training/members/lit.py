@@ -17,8 +17,9 @@ from mmsae.sae import fit_rows
 from mmsae.sae.normaliser import Normaliser
 from mmsae.training.lit import LitSAE, NotFinite
 from mmsae.training.members.optimizer import MemberOptimizers, MemberSchedules, with_gradients, without_gradients
+from mmsae.training.members.sites import Sites, choice
 from mmsae.training.members.view import MemberTrainer, named
-from mmsae.types import InputError, Tokens
+from mmsae.types import InputError, SideBySide, Tokens
 
 
 class LitSAEs(pl.LightningModule):
@@ -35,15 +36,19 @@ class LitSAEs(pl.LightningModule):
 
     Args:
         members: ``{name: LitSAE}``; names become folders. One without ``seed`` draws from torch's global generator.
+        sites: ``{name: sites}`` where members read at different ones, each as the datamodule takes sites of one SAE;
+            None: what the datamodule was given itself.
 
     Raises:
         InputError: There is no member, or its name cannot be a folder.
     """
 
-    def __init__(self, members: Mapping[str, LitSAE]) -> None:
+    def __init__(self, members: Mapping[str, LitSAE], sites: Mapping[str, Sites] | None = None) -> None:
         super().__init__()
         if not members:
             raise InputError("there is no member to train")
+        if sites is not None and sites.keys() != members.keys():
+            raise InputError(f"sites are given for {', '.join(sites)}, the members are {', '.join(members)}")
         for name, member in members.items():
             if not re.fullmatch(r"[\w=+.-]*\w[\w=+.-]*", name):
                 raise InputError(f"{name!r} cannot name a member: give letters, digits and -_.=+")
@@ -51,6 +56,8 @@ class LitSAEs(pl.LightningModule):
         self.saes = nn.ModuleDict({_key(name): member for name, member in members.items()})
         self.stopped: dict[str, str] = {}  #: ``{name: why}`` of those that are trained no longer.
         self.total_steps: int | None = None
+        self.choices = {choice(given): given for given in (sites or {}).values()}
+        self._choice = {name: choice(given) for name, given in (sites or {}).items()}
         self._notes: dict[str, list[str]] = {}
 
     def each(self) -> dict[str, LitSAE]:
@@ -81,7 +88,26 @@ class LitSAEs(pl.LightningModule):
 
     def view(self, name: str, trainer: Any = None) -> MemberTrainer:
         """The trainer as a member sees it."""
-        return MemberTrainer(trainer or self.trainer, name)
+        return MemberTrainer(trainer or self.trainer, name, self._choice.get(name))
+
+    def data_of(self, name: str, data: Any) -> Any:
+        """A datamodule as a member sees it."""
+        return data.at(self._choice[name]) if self.choices else data
+
+    def batch_of(self, name: str, batch: Tokens | SideBySide) -> Tokens | None:
+        """A member's share of a batch; None where a validation is done with its rows."""
+        return batch.of.get(self._choice[name]) if isinstance(batch, SideBySide) else batch
+
+    def share_sites(self, data: Any) -> None:
+        """Have a datamodule read at the sites of all members.
+
+        Raises:
+            InputError: It reads for one SAE only.
+        """
+        if self.choices:
+            if not hasattr(data, "read_at"):
+                raise InputError(f"members have sites of their own, and {type(data).__name__} has one batch for all")
+            data.read_at(self.choices)
 
     def note(self, name: str, text: str) -> None:
         """Gather what members say, so that what several say is said once."""
@@ -108,6 +134,7 @@ class LitSAEs(pl.LightningModule):
                 f"precision 16-mixed scales the gradients of all {len(self.saes)} members by one factor and leaves a "
                 "step of all out where one overflows: use bf16-mixed or 32-true"
             )
+        self.share_sites(self.trainer.datamodule)
         for name, member in self.each().items():
             member.trainer = self.view(name)
             with as_member(name), drawing_from(member.seed):
@@ -149,7 +176,7 @@ class LitSAEs(pl.LightningModule):
                 member.on_load_checkpoint(part)
         self.stopped = dict(checkpoint["mmsae"]["stopped"])
 
-    def transfer_batch_to_device(self, batch: Tokens, device: torch.device, dataloader_idx: int) -> Tokens:
+    def transfer_batch_to_device(self, batch: Tokens | SideBySide, device: torch.device, dataloader_idx: int) -> Tokens:
         """Once for all members."""
         return next(iter(self.saes.values())).transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -159,14 +186,27 @@ class LitSAEs(pl.LightningModule):
         if not waiting:
             return
         most = max(m.normaliser_rows for m in waiting.values())
-        sample = fit_rows(self.trainer.datamodule.train_dataloader(), most)
+        samples = self._samples(most)
         fitted: dict[str, Normaliser] = {}
         for name, m in waiting.items():
-            normaliser = m.sae.normaliser
-            key = repr((normaliser.config(), m.sae.d_in, m.normaliser_rows))
+            normaliser, at = m.sae.normaliser, self._choice.get(name)
+            key = repr((at, normaliser.config(), m.sae.d_in, m.normaliser_rows))
             with as_member(name):
-                m.start_on({k: x[: m.normaliser_rows] for k, x in sample.items()}, fitted.get(key))
+                m.start_on({k: x[: m.normaliser_rows] for k, x in samples[at].items()}, fitted.get(key))
             fitted.setdefault(key, normaliser)
+
+    def _samples(self, rows: int) -> dict[str | None, dict[str, Tensor]]:
+        """``{choice of sites: {modality: (N, d)}}``, the first rows of a training, of all choices in one pass."""
+        batches = self.trainer.datamodule.train_dataloader()
+        if not self.choices:
+            return {None: fit_rows(batches, rows)}
+        if loaders := getattr(batches, "loaders", None):  # of a store: each as far as its own epoch goes
+            return {name: fit_rows(loader, rows) for name, loader in loaders.items()}
+        apart = (Tokens({(n, m): x for n, t in b.of.items() for m, x in t.x.items()}, {}) for b in batches)
+        found: dict[str | None, dict[str, Tensor]] = {name: {} for name in self.choices}
+        for (name, m), x in fit_rows(apart, rows).items():
+            found[name][m] = x
+        return found
 
     def on_train_start(self) -> None:
         for member in self.running().values():
@@ -174,14 +214,14 @@ class LitSAEs(pl.LightningModule):
             self.total_steps = member.total_steps
         self._say()
 
-    def training_step(self, batch: Tokens, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Tokens | SideBySide, batch_idx: int) -> Tensor:
         """The sum of the members' losses, whose gradients are computed when it is returned."""
         losses = []
         for name, member in self.each().items():
             weights = [p for p in member.sae.parameters() if p.requires_grad]
             if name in self.running():
                 try:
-                    loss = member.training_step(batch, batch_idx)
+                    loss = member.training_step(self.batch_of(name, batch), batch_idx)
                     if len(self.saes) > 1:  # else Lightning may scale it
                         loss = with_gradients(loss, weights, self.trainer.accumulate_grad_batches)
                     losses.append(loss)
@@ -193,9 +233,10 @@ class LitSAEs(pl.LightningModule):
         self._say()
         return torch.stack(losses).sum()
 
-    def validation_step(self, batch: Tokens, batch_idx: int) -> None:
-        for member in self.running().values():
-            member.validation_step(batch, batch_idx)
+    def validation_step(self, batch: Tokens | SideBySide, batch_idx: int) -> None:
+        for name, member in self.running().items():
+            if (own := self.batch_of(name, batch)) is not None:
+                member.validation_step(own, batch_idx)
 
     test_step = validation_step
 
@@ -207,9 +248,10 @@ class LitSAEs(pl.LightningModule):
         for member in self.running().values():
             member.on_test_epoch_end()
 
-    def predict_step(self, batch: Tokens, batch_idx: int) -> dict:
+    def predict_step(self, batch: Tokens | SideBySide, batch_idx: int) -> dict:
         """Codes of a batch, ``{name: {modality: Codes}}``."""
-        return {name: member.predict_step(batch, batch_idx) for name, member in self.running().items()}
+        own = {name: (member, self.batch_of(name, batch)) for name, member in self.running().items()}
+        return {name: member.predict_step(b, batch_idx) for name, (member, b) in own.items() if b is not None}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         for member in self.running().values():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from mmsae.errors import InputError
+from mmsae.training.members.sites import plain, site_word
 
 SHORT = {
     "k": "model.sae.init_args.selector.init_args.k",
@@ -18,6 +18,7 @@ SHORT = {
     "lr": "model.optimizer.init_args.lr",
     "freeze": "model.freeze",
     "seed": "seed_everything",
+    "sites": "data.sites",
 }  #: Short names of what often differs.
 _EITHER = {"ratio": "d_sae", "d_sae": "ratio"}  # one of the two is given
 
@@ -28,8 +29,9 @@ class Members:
 
     members: dict[str, dict[str, Any]] = field(default_factory=dict)
     """``{name: {option: value}}``: what a run of that member alone would be given beside the recipe, as
-    ``{wide: {ratio: 16}, control: {model.freeze: decoder}}``. Options are those of ``model`` and ``seed_everything``,
-    dotted or nested; ``k``, ``ratio``, ``d_sae``, ``lr``, ``freeze`` and ``seed`` are short for the usual ones."""
+    ``{wide: {ratio: 16}, control: {model.freeze: decoder}}``. Options are those of ``model``, ``seed_everything`` and
+    ``data.sites``, dotted or nested; ``k``, ``ratio``, ``d_sae``, ``lr``, ``freeze``, ``seed`` and ``sites`` are short
+    for the usual ones."""
     axes: dict[str, list[Any]] = field(default_factory=dict)
     """``{option: [values]}``: every combination is a member, named like ``k8-seed0``; with ``members`` of each of
     them."""
@@ -48,20 +50,18 @@ class Members:
             raise InputError(f"axes: {empty[0]} has no values")
         for member, given in (self.members or {"": {}}).items():
             for point in product(*axes):
-                name = "-".join([*([member] if member else []), *(f"{_word(a)}{_value(v)}" for a, v in point)])
+                name = "-".join([*([member] if member else []), *(_word(a, v) for a, v in point)])
                 if name in found:
                     raise InputError(f"members: two would be named {name}")
                 found[name] = _dotted(given or {}, name) | _dotted(dict(point), name)
         return found
 
 
-def _word(option: str) -> str:
-    return option.rsplit(".", 1)[-1]
-
-
-def _value(value: Any) -> str:
+def _word(option: str, value: Any) -> str:
+    if SHORT.get(option, option) == SHORT["sites"]:
+        return site_word(value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^\w.+=-]+", "_", text)
+    return option.rsplit(".", 1)[-1] + plain(text)
 
 
 def _dotted(given: Mapping[str, Any], member: str, before: str = "") -> dict[str, Any]:
@@ -69,14 +69,15 @@ def _dotted(given: Mapping[str, Any], member: str, before: str = "") -> dict[str
     found: dict[str, Any] = {}
     for key, value in given.items():
         name = f"{before}.{key}" if before else SHORT.get(key, key)
-        if isinstance(value, Mapping) and "class_path" not in value and "." not in key:
-            found |= _dotted(value, member, name)
-            continue
-        if not (name.startswith("model.") or name == "seed_everything"):
-            raise InputError(
-                f"member {member} has {name}: members differ in options of model and in seed_everything (short: "
-                f"{', '.join(SHORT)}); batches and trainer are the same for all"
-            )
+        if name != SHORT["sites"]:
+            if isinstance(value, Mapping) and "class_path" not in value and "." not in key:
+                found |= _dotted(value, member, name)
+                continue
+            if not (name.startswith("model.") or name == "seed_everything"):
+                raise InputError(
+                    f"member {member} has {name}: members differ in options of model and in seed_everything and sites "
+                    f"(short: {', '.join(SHORT)}); items and trainer are the same for all"
+                )
         if not before and key in _EITHER:
             found[SHORT[_EITHER[key]]] = None
         found[name] = value

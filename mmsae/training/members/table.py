@@ -9,6 +9,7 @@ from typing import Any
 
 from mmsae.files import atomic_file, write_json
 from mmsae.training.members.options import SHORT, names_of
+from mmsae.types import Site
 
 Row = dict[str, Any]
 TABLES = ("members.json", "members.md", "members.png")
@@ -19,6 +20,12 @@ def figures(run: Path) -> Row:
     block = json.loads((run / "sae" / "cfg.json").read_text(encoding="utf-8"))["mmsae"]
     values = {name.removeprefix("val/"): v for name, v in block["training"]["validation"].items()}
     return {"d_sae": block["d_sae"], "steps": block["training"]["steps"], **values}
+
+
+def sites_of(run: Path) -> str:
+    """Where the SAE that a run left reads, as ``blocks.3:out[cls]``; of several modalities one after the other."""
+    sites = json.loads((run / "sae" / "cfg.json").read_text(encoding="utf-8"))["mmsae"]["sites"]
+    return ", ".join(Site(**site).spec for site in sites.values())
 
 
 def write(root: Path, options: Mapping[str, Mapping[str, Any]], stopped: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from mmsae.training.lit import NotFinite
 from mmsae.training.members import table
+from mmsae.types import SideBySide
 
 _HOOKS = [name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown")]
 
@@ -23,14 +24,19 @@ def named(name: str, member: str) -> str:
 
 
 class MemberTrainer:
-    """The run's trainer, but that folder, optimisers and figures are one member's.
+    """The run's trainer, but that folder, optimisers, data and figures are one member's.
+
+    Args:
+        trainer: The run's.
+        member: Name of the member.
+        choice: Name of the sites that it reads, where members read at different ones.
 
     Attributes:
         default_root_dir: ``RUN/NAME``.
     """
 
-    def __init__(self, trainer: Any, member: str) -> None:
-        self._trainer, self._member = trainer, member
+    def __init__(self, trainer: Any, member: str, choice: str | None = None) -> None:
+        self._trainer, self._member, self._choice = trainer, member, choice
         self.default_root_dir = str(Path(trainer.default_root_dir) / member)
 
     def __getattr__(self, name: str) -> Any:
@@ -40,6 +46,18 @@ class MemberTrainer:
     def optimizers(self) -> list[Any]:
         """The member's own."""
         return [o.members[self._member] for o in self._trainer.optimizers if self._member in getattr(o, "members", ())]
+
+    @property
+    def datamodule(self) -> Any:
+        """The run's, at the member's sites."""
+        data = self._trainer.datamodule
+        return data if self._choice is None else data.at(self._choice)
+
+    @property
+    def train_dataloader(self) -> Any:
+        """What its rows come from."""
+        loader = self._trainer.train_dataloader
+        return getattr(loader, "loaders", {}).get(self._choice, loader)
 
     @property
     def callback_metrics(self) -> dict[str, Any]:
@@ -71,8 +89,11 @@ class EachMember(Callback):
 
     def _call(self, hook: str, trainer: Any, module: Any, *args: Any, **kwargs: Any) -> None:
         for name, member in module.running().items():
+            own = [module.batch_of(name, a) if isinstance(a, SideBySide) else a for a in args]
+            if any(a is None and isinstance(b, SideBySide) for a, b in zip(own, args, strict=True)):
+                continue
             try:
-                getattr(self.copies[name], hook)(module.view(name, trainer), member, *args, **kwargs)
+                getattr(self.copies[name], hook)(module.view(name, trainer), member, *own, **kwargs)
             except NotFinite as e:
                 module.stop(name, str(e))
 
