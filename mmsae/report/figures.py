@@ -94,6 +94,11 @@ def write_png(fig: MplFigure, path: str | Path, dpi: int = 120, **options: Any) 
     return Path(path)
 
 
+def _columns(width: float, names: Sequence[str]) -> int:
+    """Columns of a legend that is no wider than a figure of ``width`` inches; entries are as wide as the longest."""
+    return max(1, min(len(names), 5, int(width / (0.6 + 0.08 * max(map(len, names))))))
+
+
 def line_chart(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     *,
@@ -111,7 +116,8 @@ def line_chart(
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colour = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
-    with canvas(len(panels), width=max(5.0, 3.6 * len(panels)), height=3.1, squeeze=False) as (fig, axes):
+    width = max(5.0, 3.6 * len(panels))
+    with canvas(len(panels), width=width, height=3.1, squeeze=False) as (fig, axes):
         for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
             for name, (x, y) in curves.items():
                 ax.plot(x, y, color=colour[name], label=name)
@@ -119,7 +125,7 @@ def line_chart(
             if log_y:
                 ax.set_yscale("log")
         handles = {h.get_label(): h for ax in axes[0] for h in ax.get_lines()}
-        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(names), 5))
+        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=_columns(width, names))
         return figure(fig, f"{', '.join(panels)} against {x_label} for {', '.join(names)}", caption)
 
 
@@ -143,7 +149,8 @@ def bar_chart(
     groups = list(next(iter(values.values())))
     wide = 0.5 if stacked else 0.8 / len(values)
     foot = [0.0] * len(groups)
-    with canvas(width=max(5.0, 0.22 * len(groups) * len(values) + 2.5)) as (fig, ax):
+    width = max(5.0, 0.22 * len(groups) * len(values) + 2.5)
+    with canvas(width=width) as (fig, ax):
         for i, (name, series) in enumerate(values.items()):
             at = [g + (0 if stacked else (i - (len(values) - 1) / 2) * wide) for g in range(len(groups))]
             heights = [series[g] for g in groups]
@@ -155,7 +162,7 @@ def bar_chart(
         ax.set_xticks(range(len(groups)), groups)
         ax.set_ylabel(y_label)
         ax.grid(axis="x", visible=False)
-        fig.legend(loc="outside lower center", ncols=5)
+        fig.legend(loc="outside lower center", ncols=_columns(width, [*values, *(lines or {})]))
         return figure(fig, f"{y_label} of {', '.join(values)} by {', '.join(groups)}", caption)
 
 
@@ -184,5 +191,5 @@ def zf_plot(
             some = np.linspace(0, len(x) - 1, min(points, len(x))).astype(int)
             ax.scatter(x[some], f[some], s=6, lw=0, alpha=0.6, color=PALETTE[i % len(PALETTE)], label=name)
         ax.set(xlabel="norm of the row", ylabel="norm of the code", xlim=(0, end), ylim=(0, None))
-        fig.legend(loc="outside lower center", ncols=min(len(rows) + 1, 5))
+        fig.legend(loc="outside lower center", ncols=_columns(5.2, [*rows, "equal"]))
         return figure(fig, f"Norms of codes against norms of rows for {', '.join(rows)}", caption)

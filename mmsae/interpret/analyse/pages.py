@@ -123,12 +123,12 @@ def _shares(found: Differences, fdr: float, names: Mapping[int, str]) -> Figure:
     with canvas(width=5.2, height=4.4) as (fig, ax):
         for on, colour, label in ((~passed, GREY, "no difference"), (passed, PALETTE[1], "differs")):
             j = order[on]
-            ax.scatter(s.b[j].clip(floor), s.a[j].clip(floor), s=9, lw=0, alpha=0.7, color=colour, label=label)
+            ax.scatter(s.b[j].clip(floor), s.a[j].clip(floor), s=14, lw=0, alpha=0.7, color=colour, label=label)
         ax.plot([floor, 1], [floor, 1], color=INK, lw=0.7)
         for j in found.found(fdr)[:6].tolist():
             ax.annotate(called(j, names), (max(s.b[j], floor), max(s.a[j], floor)), fontsize=8)
         ax.set(xscale="log", yscale="log", xlabel="share of the items of B", ylabel="share of the items of A")
-        ax.legend(loc="lower right")
+        ax.legend(loc="lower right", markerscale=2)
         return figure(fig, "share of items of A against share of items of B in which each latent fires", "Every latent")
 
 
@@ -207,8 +207,8 @@ def cluster_page(
     for c, concepts in enumerate(described):
         inside = np.flatnonzero(found.of == c)
         order = inside[np.argsort(found.distance[inside], kind="stable")]
-        name = ", ".join(called(d["latent"], names) for d in concepts[:4])
-        cards.append(Card(c, name, [("items", f"{len(inside):,}")], *examples(evidence, order, found.distance[order])))
+        name = f"cluster {c}: " + ", ".join(called(d["latent"], names) for d in concepts[:4])
+        cards.append(Card(-1, name, [("items", f"{len(inside):,}")], *examples(evidence, order, found.distance[order])))
         rows += [
             [f"cluster {c}", called(d["latent"], names), d["share"], d["everywhere"], d["lift"]] for d in concepts[:8]
         ]
@@ -248,7 +248,7 @@ def retrieval_page(
         cards = []
         for way, score in r.scores.items():
             order = np.argsort(-score, kind="stable")[:k]
-            card = Card(0, way, [], *examples(evidence, order, score[order]))
+            card = Card(-1, way, [], *examples(evidence, order, score[order]))
             hits = [("right", f"{int(r.wanted[order].sum())} of {len(order)}")] if r.wanted is not None else []
             held = [("holds of", f"{r.holds:,} items")] if way == HELD else []
             cards.append(card._replace(facts=[*held, *hits]))

@@ -84,7 +84,8 @@ def words_of(host: Host, site: Site, rows: Rows, batch: ImageTextBatch) -> Batch
         found = host.tokenizers.get(site.module.partition(".")[0])
         if found is None:
             return None
-        length = int(rows.position.max()) + 1 if len(rows.position) else 1
+        length = int(rows.position.max()) + 2 if len(rows.position) else 1  # the end of a text takes the last place
+        length = min(length, found.model_max_length)
         made = found(batch.captions, padding="max_length", truncation=True, max_length=length)["input_ids"]
         tokenizer, texts = found, [torch.tensor(t) for t in made]
     item, position = rows.item.cpu(), rows.position.cpu()

@@ -154,8 +154,10 @@ class Together(NamedTuple):
 
 
 def together(concepts: Concepts, found: Conjunctions) -> Together:
-    """Rarity and surprise of the conjunctions of two and three concepts."""
-    found = found.take(np.flatnonzero(found.parts[:, 1] >= 0))
+    """Rarity and surprise of the conjunctions of two and three concepts of different names."""
+    name = np.append(np.unique(concepts.names, return_inverse=True)[1], [-1, -2, -3])  # each missing part is its own
+    i, j, k = name[np.where(found.parts < 0, [-3, -2, -1], found.parts)].T
+    found = found.take(np.flatnonzero((found.parts[:, 1] >= 0) & (i != j) & (i != k) & (j != k)))
     n, table = concepts.n, concepts.table.astype(np.int32)
     single = np.asarray(table.sum(0)).ravel()
     both = (table.T @ table).tocsr()

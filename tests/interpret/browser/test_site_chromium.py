@@ -257,6 +257,15 @@ def test_several_panels(window, tmp_path):
         window.open("about:blank")
         window.open(f"file://{folder}/index.html{path}", until)
     assert window.errors == []
+    view = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    window.send("Emulation.setDeviceMetricsOverride", **view)
+    try:
+        for path, until in seen.items():
+            window.open("about:blank")
+            window.open(f"file://{folder}/index.html{path}", until)
+            assert window.run("document.documentElement.scrollWidth") <= 390, path
+    finally:
+        window.send("Emulation.setDeviceMetricsOverride", **view | {"width": 1440, "height": 900})
 
 
 @pytest.mark.slow

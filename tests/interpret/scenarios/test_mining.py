@@ -65,6 +65,15 @@ def test_a_planted_pair_is_the_most_surprising():
     assert hits == 3
 
 
+def test_latents_of_one_name_are_no_situation():
+    table = np.zeros((200, 3))
+    table[:30] = 1  # all three go together
+    found = frequent(concepts_of(table), 5)
+    assert len(together(concepts_of(table), found).found.support) == 4
+    same = together(concepts_of(table, ["red", "dog", "red"]), found).found
+    assert same.parts.tolist() == [[0, 1, -1], [1, 2, -1]]
+
+
 def test_nothing_is_found_where_concepts_are_independent():
     wrong = 0
     for seed in range(20):
