@@ -7,6 +7,7 @@ import pytest
 
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.query import evaluate
+from mmsae.metrics.statistics import wilson
 from tests.helpers.browser import HOSTILE, browser
 from tests.helpers.chromium import Chromium
 
@@ -171,6 +172,9 @@ def test_the_intruder_is_silent_and_the_csv_says_who_was_right(at, made):
         w.key("2")
         w.run("new Promise((r) => setTimeout(r, 100))")
     w.wait("document.querySelector('.stage table')")
+    ends = [wilson(k, 3) for k in (0, 1, 3)]
+    assert np.abs(np.array(w.run("[0, 1, 3].map((k) => mmsae.wilson(k, 3).slice(1))")) - ends).max() < 1e-6
+    assert w.run("[mmsae.wilson(0, 3)[1], mmsae.wilson(3, 3)[2]]") == [0, 1]
     rows = [r.split(",") for r in w.run("mmsae.intruderCsv()").strip().splitlines()]
     evidence = Evidence(made.parent / "evidence")
     assert len(rows) == 4

@@ -11,7 +11,7 @@
     const [p, z] = [hits / n, 1.959964];
     const mid = (p + (z * z) / (2 * n)) / (1 + (z * z) / n);
     const half = (z / (1 + (z * z) / n)) * Math.sqrt((p * (1 - p)) / n + (z * z) / (4 * n * n));
-    return [p, mid - half, mid + half];
+    return [p, hits ? mid - half : 0, hits < n ? mid + half : 1];
   };
 
   mmsae.pages.intruder = async () => {
