@@ -88,3 +88,16 @@ def test_what_moved_is_told(tmp_path, capsys):
     assert told == "b 1 -> 2\nd (none) -> 4\n"
     main(lock, lock)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_changelog_has_this_version():
+    """*Unreleased*, then releases with dates, the newest first; between releases the version is the next .dev0."""
+    toml = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    now = Version(toml.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+    first, *heads = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first == "[Unreleased]" and heads
+    found = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)", head) for head in heads]
+    assert all(found), heads
+    versions, dates = [Version(f[1]) for f in found], [f[2] for f in found]
+    assert versions == sorted(versions, reverse=True) and dates == sorted(dates, reverse=True)
+    assert now == versions[0] if not now.is_devrelease else now > versions[0]

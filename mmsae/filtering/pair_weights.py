@@ -78,12 +78,15 @@ class PairWeights(NamedTuple):
         try:
             tensors = load_file(path)
             about = json.loads(path.with_suffix(".json").read_text())
+            found = about.pop("format")
+            if found > FORMAT:
+                raise InputError(f"{path} has weights of format {found}; this version reads up to {FORMAT}")
             concepts = {int(j): Concept(**c) for j, c in about.pop("concepts").items()}
             scorer = PairScorer(*(tensors[f] for f in PairScorer._fields))
+        except InputError:
+            raise
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise InputError(f"{path} and its .json are not weights of pair scores: {e}") from e
-        if about.pop("format") > FORMAT:
-            raise InputError(f"{path} has a format of weights newer than {FORMAT}, which this version reads")
         calibrator = None
         if "calibrator.product" in tensors:
             calibrator = Calibrator(*(tensors[f"calibrator.{f}"] for f in Calibrator._fields))
