@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.sites import SitesDataModule
 from mmsae.activations import ActivationStore, SideBySideLoader, StoreLoader, StoreSpec
+from mmsae.activations.loader import Split, listed_items
 from mmsae.activations.resident import ResidentRows, make_resident
+from mmsae.shards import UidList
 from mmsae.types import InputError, Site
 
 
@@ -35,6 +37,8 @@ class CachedActivations(SitesDataModule):
         resident: Whether ``fit`` moves the store's rows to the trainer's device once, as stored, and gathers batches
             there. ``auto``: to a GPU, where they take at most half of its free memory; else batches are read from disk,
             and sent to a GPU while the step before them runs. The batches are the same in any case.
+        keep: File of uids (``uids.npy`` of ``mmsae filter``, or DataComp's): only items whose uid it lists are used, as
+            if the store held no others.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class CachedActivations(SitesDataModule):
         verify: bool | None = None,
         uids: bool = False,
         resident: bool | Literal["auto"] = "auto",
+        keep: str | None = None,
     ) -> None:
         super().__init__(sites)
         if not 0 <= val_fraction < 1:
@@ -60,7 +65,7 @@ class CachedActivations(SitesDataModule):
             )
         self.store, self.batch_size, self.val_fraction, self.seed = store, batch_size, val_fraction, seed
         self.quotas, self.block, self.window, self.verify = quotas, block, window, verify
-        self.uids, self.resident = uids, resident
+        self.uids, self.resident, self.keep = uids, resident, keep
         self._moved: dict[torch.device, ResidentRows | None] = {}  # what was decided for which device, for all sites
         self.activations: ActivationStore | None = None
 
@@ -91,6 +96,17 @@ class CachedActivations(SitesDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.activations is None:
             self.activations = ActivationStore(self.store, self.verify)
+            if self._list is not None:
+                rank_zero_info(self._list.said(self._items))
+
+    @cached_property
+    def _list(self) -> UidList | None:
+        return UidList.of(self.keep)
+
+    @cached_property
+    def _items(self) -> int:
+        """Items that are used."""
+        return int(listed_items(self.activations, self._list).sum())
 
     def train_dataloader(self) -> StoreLoader | SideBySideLoader:
         """Shuffled batches of the training items; can be resumed in the middle of an epoch."""
@@ -119,7 +135,7 @@ class CachedActivations(SitesDataModule):
 
     def _loader(self, split: tuple[float, float], shuffle: bool) -> StoreLoader:
         trainer = self.trainer
-        n, world = len(self.activations), trainer.world_size if trainer else 1
+        n, world = self._items, trainer.world_size if trainer else 1
         items = round(split[1] * n) - round(split[0] * n)
         if items < world:
             raise InputError(
@@ -131,7 +147,7 @@ class CachedActivations(SitesDataModule):
             self.activations,
             self.batch_size,
             seed=self.seed,
-            split=split,
+            split=Split(*split, self._list),
             rank=trainer.global_rank if trainer else 0,
             world=world,
             shuffle=shuffle,

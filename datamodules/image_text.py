@@ -108,7 +108,8 @@ class ImageTextDataModule(lightning.LightningDataModule):
     def _pipeline(self, sources: Sources, train: bool, epoch: int | None = None) -> TrainLoader | ExactLoader:
         self.setup()
         transform = self._transforms[train and self.augment]
-        reader = Reader.of(transform, self.tokenize, self.batch_size, caption_field=self.reading.caption_field)
+        about = {"caption_field": self.reading.caption_field, "keep": self.reading.uids}
+        reader = Reader.of(transform, self.tokenize, self.batch_size, **about)
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         pin_memory = torch.cuda.is_available() if self.pin_memory is None else self.pin_memory
         return self.reading.pipeline(sources, reader, epoch, self.seed, ranks, pin_memory)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from mmsae.hosts import Host, load_host, with_options
 from mmsae.options import Data
-from mmsae.shards import ExactLoader, Sources, TrainLoader, as_sources, count_samples, make_pipeline
+from mmsae.shards import ExactLoader, Sources, TrainLoader, UidList, as_sources, count_samples, make_pipeline
 from mmsae.shards.batches import Reader
+from mmsae.shards.sources import expand_sources
 from mmsae.types import InputError
 
 
@@ -40,13 +44,24 @@ class Reading(Data):
     """Samples in the shuffle buffer of each worker."""
     epoch_samples: int | None = None
     """Samples of all ranks together that make a training epoch. Default: as many as the shards hold, whose headers are
-    then read once."""
+    then read once; with ``keep`` as many as it lists, for which all of them are read once."""
+    keep: str | None = None
+    """File of uids (``uids.npy`` of ``mmsae filter``, or DataComp's): only samples whose uid it lists are used."""
+
+    @cached_property
+    def uids(self) -> UidList | None:
+        """The list of uids, opened once."""
+        return UidList.of(self.keep)
 
     def epoch(self, sources: Sources) -> int:
         """Samples of an epoch."""
         if self.epoch_samples is not None:
             return self.epoch_samples
-        return sum(count_samples(source.pattern) for source in as_sources(sources))
+        if self.uids is None:
+            return sum(count_samples(source.pattern) for source in as_sources(sources))
+        found = sum(count_samples(units, keep=self.uids, source=s.name) for s, units in expand_sources(sources))
+        rank_zero_info(self.uids.said(found))
+        return found
 
     def pipeline(
         self, sources: Sources, reader: Reader, epoch: int | None, seed: int, ranks: tuple[int, int], pin_memory: bool

@@ -127,6 +127,7 @@ class StreamingActivations(HostActivations):
         reader = Reader.of(
             batch_size=host.batch_size(self.mixing.read_batch),
             caption_field=self.reading.caption_field,
+            keep=self.reading.uids,
             **made,
         )
         pin_memory = host.device.type == "cuda"

@@ -116,6 +116,14 @@ class UniqueData(Data):
 
 
 @dataclass(frozen=True)
+class ListedData(UniqueData):
+    """What is made of the samples' files."""
+
+    keep: str | None = None
+    """File of uids (``uids.npy`` of ``mmsae filter``, or DataComp's): only samples whose uid it lists are used."""
+
+
+@dataclass(frozen=True)
 class Process:
     """This process."""
 

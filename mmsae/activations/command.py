@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mmsae.options import Run, UniqueData
+from mmsae.options import ListedData, Run
 
 
 def extract_command(
@@ -19,7 +19,7 @@ def extract_command(
     resize: Literal["host", "device"] = "host",
     devices: int = 1,
     run: Run = Run(),
-    data: UniqueData = UniqueData(),
+    data: ListedData = ListedData(),
 ) -> Path:
     """Store a host's activations of all samples of some shards.
 

@@ -26,8 +26,8 @@ from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import begun_job
 from mmsae.jobs.processes import Local
 from mmsae.jobs.units import Share, TarWork, work_tars
-from mmsae.options import Run, UniqueData, side_by_side
-from mmsae.shards import FaultLog, UnitBatch, expand, identity, shard_name, shard_size, unit_batches
+from mmsae.options import ListedData, Run, side_by_side
+from mmsae.shards import FaultLog, UidList, UnitBatch, expand, identity, shard_name, shard_size, unit_batches
 from mmsae.types import ImageTextBatch, InputError, Site
 
 
@@ -44,7 +44,7 @@ def extract(
     resize: Literal["host", "device"] = "host",
     devices: int = 1,
     run: Run = Run(),
-    data: UniqueData = UniqueData(),
+    data: ListedData = ListedData(),
 ) -> Path:
     """Store a host's activations of all samples of some shards.
 
@@ -94,7 +94,8 @@ def extract(
     asked = begun_job(*(Path(out) / f for f in (SPEC_FILE, JOB_FILE))).get("batch_size", 0)
     batch_size = run.batch_size or asked or loaded.batch_size()
     workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
-    job = Extraction(paths, str(out), specs, dtype, text, gradient, resize, batch_size, workers, run, data)
+    keep = UidList.of(data.keep)
+    job = Extraction(paths, str(out), specs, dtype, text, gradient, resize, batch_size, workers, run, data, keep)
     writer = job.writer(loaded)
     if writer.finished:
         if run.progress:
@@ -126,7 +127,8 @@ class Extraction(NamedTuple):
     batch_size: int  #: Samples per batch.
     workers: int  #: Decoding processes per device.
     run: Run  #: Where and how the host computes.
-    data: UniqueData  #: What is made of the samples' files.
+    data: ListedData  #: What is made of the samples' files.
+    keep: UidList | None = None  #: The uids that are used.
 
     def writer(self, host: Host) -> StoreWriter:
         """The store, for a host that is loaded."""
@@ -147,6 +149,8 @@ class Extraction(NamedTuple):
         if self.resize != "host":
             _unsized(host)  # refuses a transform that the device cannot do
             job["resize"] = self.resize
+        if self.keep is not None:
+            job["keep"] = self.keep.hash
         return StoreWriter(self.out, sites, dtype=self.dtype, units=len(self.paths), job=job)
 
     def batches(
@@ -156,7 +160,7 @@ class Extraction(NamedTuple):
         made = reading(host, {s.modality for s in writer.sites.values()}, self.text, self.gradient)
         if self.resize == "device" and made["transform"] is not None:
             made["transform"] = _unsized(host)
-        options = {"batch_size": size, "caption_field": self.data.caption_field, "unique": False}
+        options = {"batch_size": size, "caption_field": self.data.caption_field, "unique": False, "keep": self.keep}
         options["pin_memory"] = host.device.type == "cuda"
         return unit_batches([self.paths[u] for u in units], workers=workers, **options, **made)
 
@@ -180,6 +184,7 @@ class Extraction(NamedTuple):
             agreement.check()
             if self.run.progress:
                 print(f"resize on {host.device}, beside the host's own transform: {agreement}")
+        samples = about.samples if self.keep is None else min(about.samples, len(self.keep))
         per_item = 100  # uid, key and caption, compressed
         for r, site in zip(about.made, sites, strict=True):
             row = (1 + bool(self.gradient)) * site.width * DTYPES[self.dtype].itemsize + (
@@ -188,12 +193,12 @@ class Extraction(NamedTuple):
             per_item += row * len(r.x) / len(about.first.uids)
         largest = max(map(shard_size, paths)) / max(1, sum(map(shard_size, paths)))
         # a tar's part lies on the disk twice while its columns are joined
-        writer.needed = round(about.samples * per_item * (1 + largest * devices * max(1, self.workers)))
+        writer.needed = round(samples * per_item * (1 + largest * devices * max(1, self.workers)))
         free = free_bytes(writer.folder)
         if self.run.progress:
             print(f"extract {', '.join(map(str, sites))}")
             print(
-                f"  {about}: {nbytes(about.samples * per_item)} of {self.dtype} in {writer.folder} "
+                f"  {about}: {nbytes(samples * per_item)} of {self.dtype} in {writer.folder} "
                 f"({nbytes(free)} free){about.takes(devices, str(torch.device(host.device)))}"
             )
         if writer.needed > free:
@@ -225,6 +230,8 @@ class Extraction(NamedTuple):
         if self.run.progress:
             spec = StoreSpec.load(folder)
             print(log.summary())
+            if self.keep is not None:
+                print(self.keep.said(log.n_seen - log.counts["duplicate"]))
             print(f"{spec.items} items, {nbytes(spec.nbytes)} in {len(spec.shards)} shards: {folder}")
         return folder
 

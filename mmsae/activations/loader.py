@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from mmsae.activations.prefetch import prefetched
 from mmsae.activations.resident import ResidentRows
 from mmsae.activations.store import AUTO_VERIFY_BYTES, ActivationStore, not_finite
 from mmsae.activations.uids import uid_hash
+from mmsae.shards import UidList
+from mmsae.shards.uids import uid_words
 from mmsae.types import InputError, Site, Tokens
 
 Rows = Mapping[str, np.ndarray]
@@ -68,17 +70,33 @@ class BlockOrder:
         return rows[skip : skip + hi - lo]
 
 
-def split_items(store: ActivationStore, lo: float, hi: float) -> np.ndarray:
-    """``(items,) bool``: the items of the share ``lo`` to ``hi`` of a store.
+class Split(NamedTuple):
+    """A share of a store's items, see :func:`split_items`."""
+
+    lo: float = 0.0  #: Where it begins.
+    hi: float = 1.0  #: Where it ends.
+    keep: UidList | None = None  #: The uids whose items are meant, as if the store held no others; None: all.
+
+
+def listed_items(store: ActivationStore, keep: UidList | None) -> np.ndarray:
+    """``(items,) bool``: the items of a store whose uid is listed; all, without a list."""
+    if keep is None:
+        return np.ones(len(store), bool)
+    return np.concatenate([keep.among(uid_words(column)) for column in store.columns("uid")])
+
+
+def split_items(store: ActivationStore, lo: float, hi: float, among: np.ndarray | None = None) -> np.ndarray:
+    """``(items,) bool``: the items of the share ``lo`` to ``hi`` of a store, or of some of its items.
 
     Items are ranked by a hash of their uid, which no seed changes: every rank, every run and every seed validates on
     the same items, shares are exact, and ``(0, a)`` and ``(a, 1)`` are disjoint and complete.
     """
     hashes = np.concatenate([uid_hash(column) for column in store.columns("uid")])
     order = np.argsort(hashes, kind="stable")
-    keep = np.zeros(len(store), bool)
-    keep[order[round(lo * len(store)) : round(hi * len(store))]] = True
-    return keep
+    order = order if among is None else order[among[order]]
+    chosen = np.zeros(len(store), bool)
+    chosen[order[round(lo * len(order)) : round(hi * len(order))]] = True
+    return chosen
 
 
 class StoreLoader:
@@ -101,7 +119,7 @@ class StoreLoader:
         store: The store.
         batch_size: Rows per batch and rank (token sites: of the modality with most rows).
         seed: Seed of the order.
-        split: Share of the items, see :func:`split_items`.
+        split: Share of the items, ``(lo, hi)``, or a :class:`Split` of those that a list of uids has.
         rank: This process.
         world: Number of processes.
         shuffle: Training or validation behaviour.
@@ -125,7 +143,7 @@ class StoreLoader:
         batch_size: int = 512,
         *,
         seed: int = 0,
-        split: tuple[float, float] = (0.0, 1.0),
+        split: Split | tuple[float, float] = Split(),
         rank: int = 0,
         world: int = 1,
         shuffle: bool = True,
@@ -136,14 +154,15 @@ class StoreLoader:
         uids: bool | None = None,
     ) -> None:
         self.store, self.seed, self.rank, self.world, self.shuffle = store, seed, rank, world, shuffle
-        self.split = split
+        self.split = split = Split(*split)
         self.names = store.spec.choose(sites)
         self.uids = not shuffle if uids is None else uids
-        items = split_items(store, *split)
-        n_items = int(items.sum())
+        listed = None if split.keep is None else listed_items(store, split.keep)
+        items = split_items(store, split.lo, split.hi, listed)
+        n_items, of = int(items.sum()), len(store) if listed is None else int(listed.sum())
         if n_items < world:
             raise InputError(
-                f"{store.folder}: {n_items} of {len(store)} items are in the split {split[0]:g} to {split[1]:g}, "
+                f"{store.folder}: {n_items} of {of} items are in the split {split.lo:g} to {split.hi:g}, "
                 f"fewer than {world} ranks"
             )
         self.paired = all(store.spec.pooled(n) for n in self.names.values())
@@ -168,7 +187,7 @@ class StoreLoader:
     def _refuse(self, m: str, bad: int, n: int) -> None:
         """Rows that are not finite would make every mean NaN, and no word of why."""
         if bad:
-            lo, hi = self.split
+            lo, hi, _ = self.split
             raise InputError(
                 f"{self.store.folder}: {bad:,} of {n:,} {m} rows in the split {lo:g} to {hi:g} are not finite (NaN or "
                 "infinite); write the store without them, as mmsae extract does"
@@ -238,8 +257,13 @@ class StoreLoader:
     def _order_key(self) -> dict[str, Any]:
         key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "sizes": self.sizes}
         block = next(iter(self.orders.values())).block
-        key |= {"seed": self.seed, "world": self.world, "split": [float(s) for s in self.split], "batches": len(self)}
-        return key | {"block": block, "window": self._window}
+        key |= {
+            "seed": self.seed,
+            "world": self.world,
+            "split": [float(s) for s in self.split[:2]],
+            "batches": len(self),
+        }
+        return key | {"block": block, "window": self._window, "keep": self.split.keep and self.split.keep.hash}
 
     def __iter__(self) -> Iterator[Tokens]:
         if self._begun or self.batch >= len(self):

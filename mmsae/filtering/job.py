@@ -37,7 +37,7 @@ from mmsae.metrics.concepts.names import names_only, read_names
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.options import SAERun, UniqueData, call
 from mmsae.sae.fingerprint import sae_fingerprint
-from mmsae.shards import FaultLog, expand, identity, shard_name
+from mmsae.shards import FaultLog, UidList, expand, identity, shard_name
 from mmsae.shards.uids import taken_already
 from mmsae.types import InputError
 
@@ -84,7 +84,9 @@ class FilterJob:
         self.names = names_only(read_names(scoring.names, sae_fingerprint(found)))
         query = keeping.query
         self.query = None if query is None else usable_query(query, sae_fingerprint(found), self.names, found.d_sae)
-        self.keep = (1.0 if self.query else 0.5) if keeping.keep is None else keeping.keep
+        listed = isinstance(keeping.keep, str)
+        share = keeping.share if listed else keeping.keep
+        self.keep = (1.0 if self.query or listed else 0.5) if share is None else share
         self.clean, self.wanted = ([] if s is None else expand(s) for s in (scoring.calibration, keeping.target))
         self.worker: PairReader | Scorer = PairReader(spec) if spec.pairs else _without_weights(spec)
         begun = begun_job(Path(out) / RESULTS, Path(f"{out}.partial") / JOB)
@@ -112,12 +114,19 @@ class FilterJob:
             "text": scoring.text,
             "allow_other_site": run.allow_other_site,
         }
+        self.listed = UidList(keeping.keep) if listed else None
+        if self.listed is not None:
+            job["uids"] = self.listed.hash
+            if scoring.score.startswith("cos") and scoring.weights == "auto":
+                raise InputError(
+                    f"keep is {keeping.keep}, and weights of tokens would be fitted on all samples: give --weights"
+                )
         self.folder = JobFolder(out, job, "mmsae filter", result=RESULTS, beside=True)
         workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
         self.scoring_pass = Pass(
             "score", paths, str(self.folder.work), spec, keeping.select_on if keeping.select != "top" else "",
             batch_size, workers, data.caption_field, data.fault_limit, run.progress,
-            tuple(self.query.query.latents()) if self.query else (),
+            tuple(self.query.query.latents()) if self.query else (), self.listed,
         )  # fmt: skip
 
     def run(self, engine: Engine) -> Path:
@@ -146,7 +155,7 @@ class FilterJob:
         return out
 
     def _fitting(self, paths: list[str]) -> Pass:
-        return self.scoring_pass._replace(kind="fit", paths=paths)
+        return self.scoring_pass._replace(kind="fit", paths=paths, keep=None if self.clean else self.listed)
 
     def _pair_weights(self, engine: Engine) -> PairWeights:
         """Weights of pair scores, from a file or fitted; from now on the worker scores by them."""
@@ -162,7 +171,8 @@ class FilterJob:
             if engine.lead:
                 fitted.save(file)
         elif not engine.agree(file.exists() and file.with_suffix(".json").exists()):
-            paths = sample_tars(self.clean or self.scoring_pass.paths, scoring.fit_samples, scoring.seed)
+            listed = None if self.clean else self.listed
+            paths = sample_tars(self.clean or self.scoring_pass.paths, scoring.fit_samples, scoring.seed, listed)
             parts = self._fitting(paths).run(engine, self.worker)
             if engine.lead:
                 sample, faults = FitSample.read(parts)
@@ -183,7 +193,7 @@ class FilterJob:
         from mmsae.lvlm.weights.job import cross_modal_weights
 
         job, scoring, scorer, where = self.scoring_pass, self.scoring, self.worker, ""
-        paths = sample_tars(job.paths, scoring.fit_samples, scoring.seed)
+        paths = sample_tars(job.paths, scoring.fit_samples, scoring.seed, self.listed)
         fit_pass = self._fitting(paths)._replace(spec=job.spec._replace(score="l0"))
         if scoring.score.startswith("cos"):
             where = scoring.weights
@@ -219,7 +229,7 @@ class FilterJob:
         if not self.wanted:
             return None
         goal, faults = TargetSet.read(
-            self.scoring_pass._replace(kind="target", paths=self.wanted).run(engine, self.worker)
+            self.scoring_pass._replace(kind="target", paths=self.wanted, keep=None).run(engine, self.worker)
         )
         judged(faults, self.scoring_pass.fault_limit)
         return goal
@@ -272,6 +282,9 @@ class FilterJob:
             "faults": log.to_dict(),
             "job": self.folder.job,
         }
+        if self.listed is not None:
+            found = log.n_seen - log.counts["duplicate"]
+            results["uids"] = {"listed": len(self.listed), "not_seen": max(0, len(self.listed) - found)}
         if self.keeping.report:
             from mmsae.filtering.report import FilterResult, write_report
 
@@ -279,6 +292,8 @@ class FilterJob:
         write_json(draft / RESULTS, results)
         if job.progress:
             print(log.summary())
+            if self.listed is not None:
+                print(self.listed.said(log.n_seen - log.counts["duplicate"]))
             print(f"kept {kept.n} of {samples.n} samples by {score}, in {shards.shards} shards")
         self.folder.publish()
 
@@ -337,8 +352,12 @@ class _Merged(NamedTuple):
 
 def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: UniqueData, devices: int) -> None:
     """Refuse options that cannot be, or do not go together."""
-    if keeping.keep is not None and not 0 < keeping.keep <= 1:
-        raise InputError(f"keep is {keeping.keep}; it is a share above 0 and at most 1")
+    listed = isinstance(keeping.keep, str)
+    if keeping.share is not None and not listed:
+        raise InputError(f"share is {keeping.share}, and keep is {keeping.keep}: share is for a file of uids in keep")
+    for name, share in {"keep": None if listed else keeping.keep, "share": keeping.share}.items():
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"{name} is {share}; it is a share above 0 and at most 1")
     if not 0 <= keeping.balance <= 1:
         raise InputError(f"balance is {keeping.balance}; it must lie between 0 and 1")
     if (keeping.select == "match") != (keeping.target is not None):

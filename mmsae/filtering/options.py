@@ -34,9 +34,12 @@ class Scoring:
 class Keeping:
     """Which samples are kept, and how they are written."""
 
-    keep: float | None = None
+    keep: float | str | None = None
     """Share of the usable samples that is kept, above 0 and at most 1; with ``query`` the share of those of which it
-    holds. Default: .5, and 1 with ``query``."""
+    holds. Default: .5, and 1 with ``query``. Or a file of uids (``uids.npy`` of ``mmsae filter``, or DataComp's): only
+    samples whose uid it lists are used, and ``share`` of them are kept."""
+    share: float | None = None
+    """Where ``keep`` is a file: share of its samples that is kept. Default: 1."""
     query: str | None = None
     """File ``query.json`` over this SAE's latents, as the browser saves it: only samples of which it holds are kept,
     and every one gets a column ``query``, how well it fits. A latent without ``image:`` or ``text:`` before it may fire

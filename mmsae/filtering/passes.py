@@ -26,7 +26,7 @@ from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.selection import Items
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.units import Engine, Parts, Share, TarWork, Unit, work_tars
-from mmsae.shards import FaultLog, UnitBatch, count_samples, draw, shard_name, unit_batches
+from mmsae.shards import FaultLog, UidList, UnitBatch, count_samples, draw, shard_name, unit_batches
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
 HELD_OUT = 0.2  # share of the target's items on which the match is tested
@@ -48,6 +48,7 @@ class Pass(NamedTuple):
     fault_limit: float  #: Share of dropped samples that is tolerated.
     progress: bool  #: Whether to print and show bars.
     latents: tuple[int, ...] = ()  #: Latents of a query, whose values are kept (``score``).
+    keep: UidList | None = None  #: The uids that are used; None: all.
 
     @property
     def parts(self) -> Parts:
@@ -81,7 +82,7 @@ class Pass(NamedTuple):
         self, worker: Scorer | PairReader, paths: Sequence[str], workers: int, size: int
     ) -> Iterator[UnitBatch]:
         reading = worker.host.reading((IMAGE, TEXT), self.spec.text)
-        options = {"batch_size": size, "caption_field": self.caption_field, "unique": False}
+        options = {"batch_size": size, "caption_field": self.caption_field, "unique": False, "keep": self.keep}
         options["pin_memory"] = worker.device == "cuda"
         return unit_batches(list(paths), workers=workers, **options, **reading)
 
@@ -118,13 +119,15 @@ def work_elsewhere(share: Share, job: Pass) -> None:
     job.work(worker, share)
 
 
-def sample_tars(paths: Sequence[str], n: int, seed: int) -> list[str]:
-    """Whole tars with at least n samples together, drawn by a hash of seed and name, in the order of the job."""
+def sample_tars(paths: Sequence[str], n: int, seed: int, keep: UidList | None = None) -> list[str]:
+    """Whole tars with at least n samples together, drawn by a hash of seed and name, in the order of the job; with
+    ``keep`` only those count that it lists.
+    """
     chosen, have = set(), 0
     for path in sorted(paths, key=lambda p: (draw(shard_name(p), seed), p)):
         if have < n:
             chosen.add(path)
-            have += count_samples(path)
+            have += count_samples(path, keep=keep)
     return [p for p in paths if p in chosen]
 
 

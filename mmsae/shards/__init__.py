@@ -12,6 +12,7 @@ from mmsae.shards.read import Sample, read_shard, read_shards, with_image
 from mmsae.shards.shard import Shard, as_shard, identity, shard_name, shard_size
 from mmsae.shards.sources import Source, Sources, as_sources, expand
 from mmsae.shards.streams import UnitBatch
+from mmsae.shards.uid_list import UidList
 from mmsae.shards.uids import UidSet, draw, group_uid, make_uid
 from mmsae.shards.writer import ShardWriter
 
@@ -28,6 +29,7 @@ __all__ = [
     "Source",
     "Sources",
     "TrainLoader",
+    "UidList",
     "UidSet",
     "UnitBatch",
     "as_shard",

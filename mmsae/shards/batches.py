@@ -12,6 +12,7 @@ from torch import Tensor
 from mmsae.shards.decode import find_image
 from mmsae.shards.faults import FaultLog
 from mmsae.shards.read import Sample, read_shard, with_image
+from mmsae.shards.uid_list import UidList
 from mmsae.types import ImageTextBatch, InputError
 
 Transform = Callable[..., Tensor]
@@ -36,6 +37,7 @@ class Reader(NamedTuple):
     #: Samples with decoded images to a batch, the host's own, in place of ``transform`` and ``tokenize``: for hosts
     #: whose processor sees image and text together. Faults of its batch are counted as notes.
     collate: Collate | None = None
+    keep: UidList | None = None  #: The uids that are read, see ``read_shard``; None: all.
 
     @classmethod
     def of(
@@ -46,17 +48,19 @@ class Reader(NamedTuple):
         need: Collection[str] | None = None,
         caption_field: str = "",
         collate: Collate | None = None,
+        keep: UidList | None = None,
     ) -> Reader:
         """A reader that needs what is transformed and tokenised, or what the collate says in ``need``, by default."""
         if need is None and collate is not None:
             need = getattr(collate, "need", ("image", "caption"))
         elif need is None:
             need = [n for n, made_by in (("image", transform), ("caption", tokenize)) if made_by is not None]
-        return cls(transform, tokenize, batch_size, tuple(need), caption_field, collate)
+        return cls(transform, tokenize, batch_size, tuple(need), caption_field, collate, keep)
 
     def samples(self, source: str, path: str, faults: FaultLog) -> Iterator[Sample]:
         """Samples of one shard, images not yet decoded (so that a shuffle buffer holds compressed bytes)."""
-        return read_shard(path, faults, need=self.need, decode=False, source=source, caption_field=self.caption_field)
+        about = {"caption_field": self.caption_field, "keep": self.keep}
+        return read_shard(path, faults, need=self.need, decode=False, source=source, **about)
 
     def batches(
         self, samples: Iterable[Sample], faults: FaultLog, give_up: int | None = None

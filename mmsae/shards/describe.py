@@ -13,14 +13,24 @@ from mmsae.shards.groups import groups
 from mmsae.shards.read import read_shard
 from mmsae.shards.shard import shard_name, shard_size
 from mmsae.shards.sources import expand
+from mmsae.shards.uid_list import UidList
 
 MOST_KEYS = 30
 """Fields that are shown; names with dots give as many as there are samples."""
 
 
-def count_samples(pattern: str | Sequence[str], progress: bool = False) -> int:
-    """Number of samples in the shards, by their headers (good or bad; a plain tar is not read, a packed one is)."""
-    return sum(1 for path in _bar(expand(pattern), progress) for _ in groups(path, FaultLog(), read=False))
+def count_samples(
+    pattern: str | Sequence[str], progress: bool = False, keep: UidList | None = None, source: str = ""
+) -> int:
+    """Number of samples in the shards, by their headers (good or bad; a plain tar is not read, a packed one is).
+
+    With ``keep`` it is of those whose uid is listed, and every shard is read; ``source`` is part of uids made here.
+    """
+    paths = _bar(expand(pattern), progress)
+    if keep is None:
+        return sum(1 for path in paths for _ in groups(path, FaultLog(), read=False))
+    about = {"need": (), "decode": False, "source": source, "keep": keep}
+    return sum(1 for path in paths for _ in read_shard(path, FaultLog(), **about))
 
 
 def describe(

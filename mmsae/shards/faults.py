@@ -11,7 +11,7 @@ from mmsae.types import Faults, InputError
 NOTES = frozenset({"long_caption", "broken_json", "bad_utf8", "unsorted", "special_token"})
 """Kinds that are worth telling but do not drop the sample; every other kind is a drop."""
 
-ASKED = frozenset({"duplicate"})
+ASKED = frozenset({"duplicate", "not_in_keep"})
 """Kinds that drop the sample because the user asked for it: counted and listed, and not judged."""
 
 JUDGE_AFTER = 1000
@@ -43,6 +43,10 @@ class FaultLog:
         """Count one fault of a kind, and keep it as an example while there are few of that kind."""
         self.counts[kind] += 1
         self._keep((kind, shard, key, detail))
+
+    def pass_over(self) -> None:
+        """Count a sample that a list of uids leaves out; it is not looked at, and none is an example."""
+        self.counts["not_in_keep"] += 1
 
     def _keep(self, example: tuple[str, str, str, str]) -> None:
         kept = self.examples.setdefault(example[0], [])

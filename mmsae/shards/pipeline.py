@@ -19,6 +19,7 @@ from mmsae.shards.batches import Collate, Reader, Tokenize, Transform
 from mmsae.shards.faults import FaultLog
 from mmsae.shards.sources import Source, Sources, expand_sources
 from mmsae.shards.streams import ExactStream, Mixed, TrainStream, UnitBatch
+from mmsae.shards.uid_list import UidList
 from mmsae.shards.uids import UidSet
 from mmsae.types import ImageTextBatch, InputError
 
@@ -94,6 +95,7 @@ def unit_batches(
     need: Collection[str] | None = None,
     unique: bool = True,
     pin_memory: bool = False,
+    keep: UidList | None = None,
 ) -> Iterator[UnitBatch]:
     """Batches of the given tars, each marked with its tar and whether it is that tar's last.
 
@@ -106,7 +108,7 @@ def unit_batches(
     what makes a batch see :class:`Reader`. With ``unique`` a uid is refused for the second time; jobs whose parts
     outlive a kill look for that themselves.
     """
-    reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate)
+    reader = Reader.of(transform, tokenize, batch_size, need, caption_field, collate, keep)
     stream = ExactStream(reader, [("", path) for path in paths])
     packets = _packets(stream, min(workers, len(paths)), pin_memory)
     return _unique(packets) if unique else packets
@@ -175,13 +177,27 @@ class TrainLoader:
         self.faults.check(self.fault_limit, final=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches drawn so far."""
-        return {"drawn": self.drawn}
+        """Batches drawn so far, and the hash of the list of uids that they are of."""
+        return {"drawn": self.drawn} | ({} if self._list is None else {"keep": self._list})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin a new stream after ``state["drawn"]`` batches."""
+        """Begin a new stream after ``state["drawn"]`` batches.
+
+        Raises:
+            InputError: They were of another list of uids.
+        """
+        if state.get("keep") != self._list:
+            raise InputError(
+                f"the checkpoint was made with keep {state.get('keep')}, this run has {self._list} (hash of the uids):"
+                " resuming would not continue the same run"
+            )
         self.drawn = state["drawn"]
         self.close()
+
+    @property
+    def _list(self) -> str | None:
+        keep = self.stream.reader.keep
+        return None if keep is None else keep.hash
 
     def close(self) -> None:
         """Stop the workers; the next epoch begins a new stream."""

@@ -13,6 +13,7 @@ from mmsae.shards.faults import FaultLog
 from mmsae.shards.groups import groups
 from mmsae.shards.shard import as_shard
 from mmsae.shards.table import check_columns
+from mmsae.shards.uid_list import UidList
 from mmsae.shards.uids import UidSet, group_uid
 
 FROM_JSON = ("missing_json", "missing_caption")
@@ -40,6 +41,7 @@ def read_shard(
     decode: bool = True,
     source: str = "",
     caption_field: str = "",
+    keep: UidList | None = None,
 ) -> Iterator[Sample]:
     """The good samples of one unit, in its order.
 
@@ -54,6 +56,7 @@ def read_shard(
         source: Name of the source, part of the uids made here.
         caption_field: Field of ``json`` that holds the caption, see ``find_caption``; empty: ``txt``, or ``json``'s
             ``caption``.
+        keep: The uids that are read; other samples are counted as ``not_in_keep`` and not as seen.
 
     Yields:
         Samples.
@@ -66,10 +69,13 @@ def read_shard(
     if unit.kind == "table":
         check_columns(unit, need, caption_field)
     for group in groups(unit, faults):
-        faults.seen()
         key, raw = group.key, group.raw
         meta, wrong = parse_json(raw["json"]) if "json" in raw else (None, "")
         uid = group_uid(unit, group, meta or {}, source)
+        if keep is not None and uid not in keep:
+            faults.pass_over()
+            continue
+        faults.seen()
         caption = find_caption(raw, meta or {}, caption_field, uid)
         if "question" in need and not caption:
             caption = find_caption({}, meta or {}, "question") or caption

@@ -106,7 +106,8 @@ class TrainStream(IterableDataset):
                 barren = 0
                 yield sample
             if barren >= max(2, len(source.paths)):
-                raise InputError(f"No usable sample in {barren} shards in a row, last {path}: {faults.drops()}")
+                others = "" if self.reader.keep is None else f"{faults.counts['not_in_keep']} are not in keep, "
+                raise InputError(f"No usable sample in {barren} shards in a row, last {path}: {others}{faults.drops()}")
 
 
 class ExactStream(IterableDataset):

@@ -1,13 +1,9 @@
 """What is kept of samples on disk is what sorting all of them in memory keeps, and memory does not grow with them."""
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from benchmarks.merge import merged, peak, write_parts
+from benchmarks.merge import merged, write_parts
 from mmsae.filtering import columns
 from mmsae.filtering.choose import check_memory
 from mmsae.filtering.columns import Column, ScoredSamples
@@ -15,6 +11,7 @@ from mmsae.filtering.merge import budget, keep_best, keep_rows, write_uids
 from mmsae.jobs import partitions
 from mmsae.shards.uids import DATACOMP, hex_uids
 from mmsae.types import InputError
+from tests.helpers.stores import peak
 
 
 def samples_of(folder, scores, seed=0):
@@ -74,33 +71,11 @@ def test_what_does_not_fit_in_memory_is_refused():
         check_memory("--select cover", 10**15)
 
 
-def grown(folder):
-    """What a merge says of itself, and the bytes by which a process of its own grew meanwhile."""
-    read, write = os.pipe()
-    if (pid := os.fork()) == 0:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # its peak is what it has now
-            before = peak()
-            found = merged(folder, 4096)
-            os.write(write, json.dumps(found | {"grown": found["peak"] - before}).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as pipe:
-        said = json.loads(pipe.read())
-    assert os.waitpid(pid, 0)[1] == 0
-    return said
-
-
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak memory since a moment"
-)
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
-    sizes = []
+    grown = []
     for rows in (12_000, 120_000):
-        write_parts(tmp_path / str(rows), rows, 4000)
-        sizes.append(grown(tmp_path / str(rows)))
-    few, many = sizes
-    assert [s["rows"] for s in sizes] == [12_000, 120_000] and [s["kept"] for s in sizes] == [6000, 60_000]
-    held = many["grown"] - few["grown"]
+        for i in range(2):
+            write_parts(tmp_path / f"{rows}-{i}", rows if i else 5000, 4000)
+        grown.append(peak(lambda i, rows=rows: merged(tmp_path / f"{rows}-{i}", 4096)))
+    held = grown[1] - grown[0]
     assert held < 6 * 2**20, f"{held} bytes more for 108,000 samples more"  # their uids as text are 9 MB
