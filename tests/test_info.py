@@ -1,13 +1,17 @@
 """``mmsae info`` on every kind of path."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mmsae import SAE
+from mmsae import SAE, __version__
 from mmsae.activations import write_store
 from mmsae.cli import main
+from mmsae.info import describe
 from mmsae.sae import Dictionary, Normaliser, TopK
 from mmsae.types import Site
 from mmsae.world.generator.shards import write_world
@@ -154,3 +158,22 @@ def test_a_folder_of_transformers(tmp_path, capsys):
     lvlm_hosts.llava(tmp_path / "llava")
     said = info(capsys, tmp_path / "llava")
     assert "kind: host (transformers folder)" in said and f"name: lvlm:{tmp_path / 'llava'}" in said
+
+
+def test_a_file_of_tensors(sae, tmp_path, capsys):
+    file = Path(sae) / "sae_weights.safetensors"
+    found = describe(file)
+    assert found["metadata"] == {
+        "format": "pt", "architecture": "mmsae", "d_in": '{"image": 8, "text": 8}', "d_sae": "32",
+        "mmsae": __version__, "mmsae_format": "2",
+    }  # fmt: skip
+    assert found["tensors"]["W_enc"] == "F32 [8, 32]" and found["beside"].startswith("the SAE folder")
+    assert found["numbers"] == sum(t.numel() for t in load_file(file).values())
+    shutil.copy(file, tmp_path / "alone.safetensors")
+    main(["info", str(tmp_path / "alone.safetensors")])
+    out = capsys.readouterr().out
+    assert "d_sae: 32" in out and "W_enc: F32 [8, 32]" in out and "beside: nothing that mmsae knows" in out
+    (tmp_path / "alone.safetensors").write_bytes(file.read_bytes()[:50])
+    with pytest.raises(SystemExit):
+        main(["info", str(tmp_path / "alone.safetensors")])
+    assert "is damaged" in capsys.readouterr().err

@@ -15,7 +15,9 @@ SCORES = {"core": ("fvu", "L0", "dead share")}
 """Scores of a head that a card shows; of other heads it shows the first."""
 MOST = 4
 """Figures of one head that a card shows."""
-_BESIDE = {"random": "random weights", "pca": "PCA"}
+_BESIDE = {"random": "random weights", "pca": "PCA", "raw": "raw features"}
+_OWN = ("code", "recon", "resid", "atoms")
+"""What a figure of the SAE may be of; a card shows the first of them that a head has."""
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
@@ -42,19 +44,21 @@ def section(results: Mapping[str, Any]) -> str:
     """The text, from what :func:`read_results` gave."""
     rows = results["rows"]
     trained = list(results.get("controls", ()))
-    beside = ("random", "pca", *trained)
+    beside = ("random", "pca", "raw", *trained)
     shown = [r for head in dict.fromkeys(r["head"] for r in rows) for r in _leading(rows, head)]
-    table = [(r["head"], r["set"], r["score"], _figure(r), *(_figure(_beside(rows, r, c)) for c in beside), r["n"])
-             for r in shown]  # fmt: skip
-    names = ("head", "set", "score", "this SAE", *(_BESIDE.get(c, c) for c in beside), "n")
+    table = []
+    for r in shown:
+        what = (r["head"], r["set"], f"{r['score']} ({r['features']})")
+        table.append((*what, _figure(r), *(_beside(rows, r, c) for c in beside), r["n"]))
+    names = ("head", "set", "score (of what)", "this SAE", *(_BESIDE.get(c, c) for c in beside), "n")
     images = ", ".join(f"{name} {n:,}" for name, n in results.get("images", {}).items())
     said = [
         f"`mmsae evaluate` with the suite *{results.get('title', results.get('suite'))}* on `{results.get('host')}`"
         + (f" (`{results['host_fingerprint']}`)" if results.get("host_fingerprint") else "")
         + f"; images: {images or 'not recorded'}; seed {results.get('seed')}"
         + ("; `--quick`: fewer images and probes, the figures are rough." if results.get("quick") else "."),
-        "Intervals are 95%. Random weights: the same SAE untrained; PCA: as many components as latents are on; n: what "
-        "the interval is over. All figures are in `results.json`.",
+        "Intervals are 95%. Random weights: the same SAE untrained; PCA: as many components as latents are on; raw "
+        "features: the host's own; n: what the interval is over. All figures are in `results.json`.",
         markdown_table(names, table),
     ]
     said += [f"- Warning: {w}" for w in results.get("warnings", ())]
@@ -64,22 +68,28 @@ def section(results: Mapping[str, Any]) -> str:
 
 def _leading(rows: Sequence[Mapping[str, Any]], head: str) -> list[Mapping[str, Any]]:
     """The first figures of a head that are the SAE's own, those of ``SCORES`` where it has some."""
-    own = [r for r in rows if r["head"] == head and not r["control"] and r["features"] not in ("raw", "embed")]
+    own = [r for r in rows if r["head"] == head and not r["control"] and r["features"] in _OWN]
     wanted = SCORES.get(head)
     if wanted:
         return [r for r in own if r["score"] in wanted][: 2 * len(wanted)]
-    first = list(dict.fromkeys(r["score"] for r in own))[:1]
-    return [r for r in own if r["score"] in first][:MOST]
+    kind = min((_OWN.index(r["features"]) for r in own), default=0)
+    own = [r for r in own if r["features"] == _OWN[kind]]
+    return [r for r in own if r["score"] == own[0]["score"]][:MOST]
 
 
-def _beside(rows: Iterable[Mapping[str, Any]], row: Mapping[str, Any], control: str) -> Mapping[str, Any] | None:
-    """The figure of a control that belongs to one of the SAE; that of PCA may be of the host's own features."""
-    same = [r for r in rows if r["control"] == control and all(r[f] == row[f] for f in ("head", "set", "score"))]
-    return next((r for r in same if r["features"] == row["features"]), same[0] if same else None)
+def _beside(rows: Iterable[Mapping[str, Any]], row: Mapping[str, Any], control: str) -> str:
+    """What stands beside a figure of the SAE: a control's of the same, PCA's of what it has, the raw features'."""
+    same = [r for r in rows if all(r[f] == row[f] for f in ("head", "set", "score"))]
+    if control == "raw":
+        found = [r for r in same if not r["control"] and r["features"] == "raw"]
+    else:
+        found = [r for r in same if r["control"] == control and (control == "pca" or r["features"] == row["features"])]
+    found.sort(key=lambda r: r["features"] != row["features"])
+    return _figure(found[0]) if found else ""
 
 
-def _figure(row: Mapping[str, Any] | None) -> str:
-    if row is None or row["value"] is None:
+def _figure(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
         return ""
     ends = f" ({row['low']:.3g} to {row['high']:.3g})" if "low" in row and "high" in row else ""
     return f"{row['value']:.4g}{ends}"

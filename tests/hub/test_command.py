@@ -46,6 +46,7 @@ def evaluation(sae, **about):
     rows = [row("fvu", 0.034, low=0.033, high=0.035), row("fvu", 0.72, "random"), row("fvu", 0.36, "pca"),
             row("cosine", 0.98), row("MS", 0.5395, head="monosemanticity", features="code"),
             row("MS", 0.36, head="monosemanticity", features="raw"),
+            row("MS", 0.37, head="monosemanticity"), row("MS", 0.2, "random", "monosemanticity"),
             row("MS", 0.41, "random", "monosemanticity", "code")]  # fmt: skip
     return {"sae": "runs/sae", "fingerprint": sae_fingerprint(sae), "d_sae": sae.d_sae, "host": "local-dir:clip",
             "host_fingerprint": "ab" * 16, "title": "A world", "images": {"train": 1500, "test": 1500}, "seed": 0,
@@ -104,8 +105,9 @@ def test_the_card_has_the_figures_beside_their_controls(hub):
     push("run/sae", "me/sae")
     there = hub.repositories["models/me/sae"].files()
     text = there["README.md"].decode()
-    assert "| core | test | fvu | 0.034 (0.033 to 0.035) | 0.72 | 0.36 | 1500 |" in text
-    assert "| monosemanticity | test | MS | 0.5395 | 0.41 |  | 1500 |" in text and "cosine" not in text
+    assert "| core | test | fvu (recon) | 0.034 (0.033 to 0.035) | 0.72 | 0.36 |  | 1500 |" in text
+    assert "| monosemanticity | test | MS (code) | 0.5395 | 0.41 |  | 0.36 | 1500 |" in text and "cosine" not in text
+    assert text.count("| monosemanticity |") == 1
     assert f"*A world* on `local-dir:clip` (`{'ab' * 16}`); images: train 1,500, test 1,500; seed 0." in text
     assert "- Warning: few images" in text and "- Left out: ood: no sets" in text
     assert json.loads(there["results.json"])["rows"] == evaluation(sae)["rows"]
