@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,13 @@ from mmsae.files import write_json
 from mmsae.filtering import choose, merge
 from mmsae.filtering.columns import Column, ScoredSamples, Summary, rank_correlations, read_samples
 from mmsae.filtering.options import Keeping, Scoring
-from mmsae.filtering.pair_weights import FILE, FitSample, PairWeights, fit_weights, name_concepts, take_old
+from mmsae.filtering.pair_weights import FILE, Concept, FitSample, PairWeights, fit_weights, name_concepts, take_old
 from mmsae.filtering.passes import Pass, TargetSet, part_faults, sample_tars, without_duplicates
 from mmsae.filtering.query import COLUMN, score_samples, usable_query
 from mmsae.filtering.reshard import Reshard, in_runs, write_elsewhere
-from mmsae.filtering.scorers.base import Scorer, ScorerSpec, check_score
+from mmsae.filtering.scorers.base import ANY_HOST, PAIR_SCORES, Scorer, ScorerSpec, check_score
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
+from mmsae.filtering.scorers.image import ImageScorer
 from mmsae.filtering.selection import Objective, distribution
 from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.folder import JOB, JobFolder, begun_job
@@ -39,7 +41,7 @@ from mmsae.options import SAERun, UniqueData, call
 from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, UidList, expand, identity, shard_name
 from mmsae.shards.uids import taken_already
-from mmsae.types import InputError
+from mmsae.types import IMAGE, InputError
 
 RESULTS = "results.json"
 
@@ -71,12 +73,14 @@ class FilterJob:
         devices: int = 1,
     ) -> None:
         _check(scoring, keeping, run, data, devices)
-        self.scoring, self.keeping, self.duplicates = scoring, keeping, data.duplicates
         paths = expand(shards)
         found, host = named_pair(sae, host)
         check_score(scoring.score, host)
+        images = tuple(found.modalities) == (IMAGE,) and scoring.score in PAIR_SCORES and not host.startswith("lvlm:")
+        scoring = _of_images(scoring, keeping, sae) if images else scoring
+        self.scoring, self.keeping, self.duplicates = scoring, keeping, data.duplicates
         spec = ScorerSpec(sae, host, scoring.score, "", run.device, run.precision, scoring.seed, run.allow_other_site,
-                          scoring.text)  # fmt: skip
+                          scoring.text, images)  # fmt: skip
         if scoring.text != "question" and spec.pairs:
             raise InputError(
                 f"text is {scoring.text}, but host {host} is CLIP-like and reads the caption; leave --text out"
@@ -141,7 +145,7 @@ class FilterJob:
             if engine.lead:
                 folder.draft.mkdir(parents=True, exist_ok=True)
             engine.wait()  # the folder is there, and the leader's, before any other works
-            weights = self._pair_weights(engine) if self.scoring_pass.spec.pairs else self._token_weights(engine)
+            weights = self._weights(engine)
             goal = self._goal(engine)
             parts = self.scoring_pass.run(engine, self.worker)
             merged = self._merge(parts, weights, goal) if engine.lead else None
@@ -156,6 +160,14 @@ class FilterJob:
 
     def _fitting(self, paths: list[str]) -> Pass:
         return self.scoring_pass._replace(kind="fit", paths=paths, keep=None if self.clean else self.listed)
+
+    def _weights(self, engine: Engine) -> PairWeights:
+        """What is fitted before the scoring pass; of images alone nothing is, and latents are called by their names."""
+        spec = self.scoring_pass.spec
+        if not spec.images:
+            return self._pair_weights(engine) if spec.pairs else self._token_weights(engine)
+        called = {j: Concept(name, []) for j, name in self.names.items()}
+        return PairWeights(PairScorer(torch.ones(self.worker.sae.d_sae)), called, dict(self.worker.fingerprints))
 
     def _pair_weights(self, engine: Engine) -> PairWeights:
         """Weights of pair scores, from a file or fitted; from now on the worker scores by them."""
@@ -383,8 +395,25 @@ def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: UniqueData, de
         raise InputError(f"fault_limit is {data.fault_limit}; it is a share between 0 and 1")
 
 
+def _of_images(scoring: Scoring, keeping: Keeping, sae: str) -> Scoring:
+    """The scoring of samples whose images alone are read: by the query, where no score is chosen.
+
+    Raises:
+        InputError: What is asked for is of pairs.
+    """
+    if keeping.query is not None and scoring.score == Scoring.score:
+        scoring = replace(scoring, score=COLUMN)
+    if scoring.score not in ANY_HOST:
+        raise InputError(f"SAE {sae} has image; pair scores need image and text: choose by --query or --score random")
+    if scoring.calibration is not None or scoring.weights != "auto" or keeping.select_on != "image":
+        raise InputError(f"SAE {sae} has image; calibration, weights and select_on text are of pairs: leave them out")
+    return scoring
+
+
 def _without_weights(spec: ScorerSpec) -> Scorer:
-    """A scorer of tokens before there are weights: of their scores this one needs none."""
+    """A scorer of images alone, or one of tokens before there are weights: of their scores this one needs none."""
+    if spec.images:
+        return ImageScorer(spec)
     from mmsae.filtering.scorers.lvlm import SaeVScorer
 
     return SaeVScorer(spec._replace(score="l0"))

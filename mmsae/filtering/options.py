@@ -12,7 +12,8 @@ class Scoring:
 
     score: str = "pair_weighted"
     """What to keep by. CLIP-like hosts: clip, clip_centred, pair_code, pair_weighted, pair_calibrated, random;
-    vision-language LLMs: cos_code, cos_algorithm, cos_mean, l0, l1, co_l0, co_l1; both: query, with ``--query``."""
+    vision-language LLMs: cos_code, cos_algorithm, cos_mean, l0, l1, co_l0, co_l1; both, and SAEs of images alone:
+    random, and query with ``--query``, by which the latter choose where nothing is said."""
     weights: str = "auto"
     """File of fitted weights (an earlier OUT/pair_weights.safetensors; for the ``cos`` scores a folder that ``mmsae
     weights`` wrote), or ``auto``: fit them on a sample."""

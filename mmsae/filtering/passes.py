@@ -23,6 +23,7 @@ from mmsae.filtering.pair_weights import FitSample
 from mmsae.filtering.query import latent_columns
 from mmsae.filtering.scorers.base import Scorer, ScorerSpec
 from mmsae.filtering.scorers.clip import ClipScorer, PairReader
+from mmsae.filtering.scorers.image import ImageScorer
 from mmsae.filtering.selection import Items
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.units import Engine, Parts, Share, TarWork, Unit, work_tars
@@ -81,7 +82,7 @@ class Pass(NamedTuple):
     def _batches(
         self, worker: Scorer | PairReader, paths: Sequence[str], workers: int, size: int
     ) -> Iterator[UnitBatch]:
-        reading = worker.host.reading((IMAGE, TEXT), self.spec.text)
+        reading = worker.host.reading((IMAGE,) if self.spec.images else (IMAGE, TEXT), self.spec.text)
         options = {"batch_size": size, "caption_field": self.caption_field, "unique": False, "keep": self.keep}
         options["pin_memory"] = worker.device == "cuda"
         return unit_batches(list(paths), workers=workers, **options, **reading)
@@ -112,6 +113,8 @@ def work_elsewhere(share: Share, job: Pass) -> None:
     if job.spec.pairs:
         _reader = _reader or PairReader(job.spec, share.rank)
         worker = _reader if job.kind == "fit" else ClipScorer(_reader, job.spec.weights)
+    elif job.spec.images:
+        worker = ImageScorer(job.spec, share.rank)
     else:
         from mmsae.filtering.scorers.lvlm import SaeVScorer
 

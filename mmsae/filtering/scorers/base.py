@@ -33,11 +33,12 @@ class ScorerSpec(NamedTuple):
     seed: int  #: Seed of the score ``random``.
     other_site: bool  #: Whether an SAE of another host is accepted.
     text: str = "question"  #: Under a vision-language LLM: ``question``, or ``question+answer``.
+    images: bool = False  #: Whether the SAE reads images alone, so that there are no pairs to score.
 
     @property
     def pairs(self) -> bool:
         """Whether pairs are scored under a CLIP-like host, rather than tokens under a vision-language LLM."""
-        return self.score not in TOKEN_SCORES and not self.host.startswith("lvlm:")
+        return not (self.images or self.score in TOKEN_SCORES or self.host.startswith("lvlm:"))
 
 
 class Only(NamedTuple):
