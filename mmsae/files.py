@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,6 +59,33 @@ def lines_of(text: str) -> list[str]:
     """Lines as editors show them, ended by LF or CRLF; U+2028, U+0085 and their like are characters of a line."""
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
+
+
+def read_columns(path: str | Path, columns: Sequence[str], fill: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    """``{column: array}`` of a parquet file of ours, which an older version may have written.
+
+    Args:
+        path: The file.
+        columns: What is read.
+        fill: What stands for columns that older versions did not write.
+        remedy: What writes the file anew, for the sentence.
+
+    Raises:
+        InputError: It cannot be read, or lacks a column that nothing stands for.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as e:
+        raise InputError(f"{path} cannot be read as parquet ({e}): {remedy}") from e
+    if lost := [c for c in columns if c not in table.column_names and c not in fill]:
+        raise InputError(f"{path} has no column {lost[0]}, as another version of mmsae wrote it: {remedy}")
+    n = len(table)
+    return {c: table[c].to_numpy(zero_copy_only=False) if c in table.column_names else np.full(n, fill[c])
+            for c in columns}  # fmt: skip
 
 
 def free_bytes(path: str | Path) -> int:

@@ -47,6 +47,24 @@ class Foreign:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """The page of images."""
+
+    gallery: int = 0
+    """Write gallery.html, too: the training images that so many latents answer to most, of the purest and of any, with
+    the place where they fire at token sites, and the same of random weights."""
+    names: str = ""
+    """names.json of ``mmsae name``: what latents are called in gallery.html. Default: that in ``evidence`` beside the
+    SAE's folder, where there is one of this SAE."""
+
+    def __post_init__(self) -> None:
+        if self.gallery < 0:
+            raise InputError(f"--gallery is {self.gallery}, it must be a number of latents, or 0 for no page")
+        if self.names and not self.gallery:
+            raise InputError("--names is for the page of --gallery, which is not asked for")
+
+
+@dataclass(frozen=True)
 class Labelled:
     """Which images, and their labels."""
 

@@ -85,9 +85,9 @@ class FilterJob:
             raise InputError(
                 f"text is {scoring.text}, but host {host} is CLIP-like and reads the caption; leave --text out"
             )
-        self.names = names_only(read_names(scoring.names, sae_fingerprint(found)))
-        query = keeping.query
-        self.query = None if query is None else usable_query(query, sae_fingerprint(found), self.names, found.d_sae)
+        self.names = read_names(scoring.names, sae_fingerprint(found))
+        query, called = keeping.query, names_only(self.names)
+        self.query = None if query is None else usable_query(query, sae_fingerprint(found), called, found.d_sae)
         listed = isinstance(keeping.keep, str)
         share = keeping.share if listed else keeping.keep
         self.keep = (1.0 if self.query or listed else 0.5) if share is None else share

@@ -21,6 +21,7 @@ from torch import Tensor
 from mmsae.files import atomic_file, write_json
 from mmsae.filtering.calibrate import Calibrator, fit_calibrator
 from mmsae.metrics.concepts.evidence import text_keys, top_evidence
+from mmsae.metrics.concepts.names import LatentName
 from mmsae.metrics.concepts.ngrams import FUNCTION_WORDS, WORD
 from mmsae.metrics.pairs.correlation import PairScorer
 from mmsae.types import IMAGE, TEXT, Codes, InputError
@@ -34,6 +35,7 @@ class Concept(NamedTuple):
 
     label: str  #: The words that its top captions share and others do not, or its first caption.
     captions: list[str]  #: Its top captions (those of its top images where it never fires on text).
+    by: str = ""  #: Where a given name comes from and how well it holds; empty: the label is words of the captions.
 
 
 class PairWeights(NamedTuple):
@@ -155,7 +157,12 @@ class FitSample(NamedTuple):
 
 
 def fit_weights(
-    sample: FitSample, about: Mapping[str, Any], *, calibrate: bool, seed: int, names: Mapping[int, str] | None = None
+    sample: FitSample,
+    about: Mapping[str, Any],
+    *,
+    calibrate: bool,
+    seed: int,
+    names: Mapping[int, LatentName] | None = None,
 ) -> PairWeights:
     """Fit everything on a sample of pairs, which must be clean if it is to ``calibrate`` (``pair_calibrated``).
 
@@ -169,7 +176,7 @@ def fit_weights(
     return PairWeights(scorer, name_concepts(sample, names or {}), {**about, "pairs": len(sample.uids)}, calibrator)
 
 
-def name_concepts(sample: FitSample, names: Mapping[int, str], top: int = 12) -> dict[int, Concept]:
+def name_concepts(sample: FitSample, names: Mapping[int, LatentName], top: int = 12) -> dict[int, Concept]:
     """What to call each latent that fires on the sample, by its top captions (or those of its top images)."""
     keys, caption = text_keys(sample.captions), dict(zip(sample.uids, sample.captions, strict=True))
     tables = {m: top_evidence(c, sample.uids, top, keys) for m, c in sample.codes.items()}
@@ -179,7 +186,10 @@ def name_concepts(sample: FitSample, names: Mapping[int, str], top: int = 12) ->
     for j in range(sample.codes[IMAGE].d_sae):
         captions = [caption[uid] for uid, _ in tables[TEXT].top(j) or tables[IMAGE].top(j)]
         if captions:
-            out[j] = Concept(names.get(j) or shared_words(captions, common, len(unique)), captions[:SHOWN])
+            name = names.get(j)
+            given = (name.name, name.provenance()) if name and name.name else None
+            label, by = given or (shared_words(captions, common, len(unique)), "")
+            out[j] = Concept(label, captions[:SHOWN], by)
     return out
 
 

@@ -192,9 +192,15 @@ def _concepts(result: FilterResult, rows: Sequence[dict[str, Any]]) -> Section:
     ids = sorted({j for row in rows for s in ("text_only", "image_only") for j in row[f"{s}_latents"]})
     concepts = result.weights.concepts
     cells = [
-        [f"#{j}", concepts[j].label, float(result.weights.scorer.weights[j]), " / ".join(concepts[j].captions)]
+        [
+            f"#{j}",
+            concepts[j].label,
+            concepts[j].by or "its captions",
+            float(result.weights.scorer.weights[j]),
+            " / ".join(concepts[j].captions),
+        ]
         for j in ids
         if j in concepts
     ]
-    columns = ["latent", "called", "cross-modal weight", "top captions"]
+    columns = ["latent", "called", "by", "cross-modal weight", "top captions"]
     return Section("Concepts named above", tables=[Table(columns, cells)] if cells else [])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmsae.files import read_columns
 from mmsae.types import InputError
 
 FOLDER, FILE = "names", "candidates.parquet"
@@ -27,8 +28,7 @@ class Candidates(NamedTuple):
     judge: np.ndarray  #: ``(R,)`` str what AUROCs are of: ``vectors`` or ``words``
     #: ``(R,)`` on the items that it was found on, the mean of random and hard negatives: what candidates are chosen by
     auroc_train: np.ndarray
-    auroc: np.ndarray  #: ``(R,)`` on unseen items, random negatives; NaN for those that were not chosen
-    auroc_hard: np.ndarray  #: ``(R,)`` the same against the silent items most like those on which the latent fires
+    auroc: np.ndarray  #: ``(R,)`` on unseen items, weighted by value; NaN for those that were not chosen
     chosen: np.ndarray  #: ``(R,)`` bool, one row per latent
 
     def rows(self, which: np.ndarray) -> Candidates:
@@ -64,13 +64,11 @@ class Candidates(NamedTuple):
         """Those of a folder of evidence.
 
         Raises:
-            InputError: ``mmsae name`` has not been there.
+            InputError: ``mmsae name`` has not been there, or one that wrote other columns.
         """
-        import pyarrow.parquet as pq
-
-        path = Path(folder) / FOLDER / FILE
+        path, nan = Path(folder) / FOLDER / FILE, float("nan")
         if not path.exists():
             raise InputError(f"{folder} has no {FOLDER}/{FILE}: run mmsae name {folder} first")
-        table = pq.read_table(path)
-        columns = {k: table[k].to_numpy(zero_copy_only=False) for k in cls._fields}
+        old = {"judge": "", "margin": nan, "z": nan, "auroc_train": nan, "auroc": nan}
+        columns = read_columns(path, cls._fields, old, f"run mmsae name {folder} again")
         return cls(**{k: v.astype(str) if v.dtype.kind == "O" and k != "chosen" else v for k, v in columns.items()})

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 from mmsae.filtering.calibrate import Calibrator, fit_calibrator, near_misses
 from mmsae.filtering.pair_weights import FitSample, PairWeights, fit_weights, shared_words
 from mmsae.filtering.scorers.base import only
+from mmsae.metrics.concepts.names import LatentName
 from mmsae.metrics.statistics import auroc
 from mmsae.types import Codes, InputError
 
@@ -64,8 +65,11 @@ def test_reasons_are_concepts_of_one_side_strongest_first(fitted):
 def test_concepts_are_called_by_what_their_captions_share(fitted):
     assert all(fitted.concepts[j].label.split()[0] == WORDS[j] for j in range(F - 1))
     assert fitted.label(3) == f"#3 {fitted.concepts[3].label}" and fitted.label(999) == "#999"
-    named = fit_weights(world(), ABOUT, calibrate=False, seed=0, names={3: "cat"})
-    assert named.label(3) == "#3 cat" and named.calibrator is None
+    named = fit_weights(
+        world(), ABOUT, calibrate=False, seed=0, names={3: LatentName("cat", "wpmi", auroc=0.9), 4: LatentName(None)}
+    )
+    assert named.label(3) == "#3 cat" and named.calibrator is None and named.concepts[3].by == "wpmi, AUROC 0.90"
+    assert named.label(4) == fitted.label(4) and named.concepts[4].by == ""
     common = {"a": 100, "red": 10, "circle": 30}
     assert shared_words(["a red circle", "a red circle on it"], common | {"on": 50, "it": 50}, 100) == "red circle"
     assert shared_words(["the cat", "the cat"], {"the": 10, "cat": 10}, 100) == "cat"  # says what, not how

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import Candidates
-from mmsae.interpret.scores.subjects import Names, Subjects
-from mmsae.interpret.scores.vectors import farthest, intruder_scores
+from mmsae.interpret.names.unseen import unseen
+from mmsae.interpret.scores.vectors import farthest
 from mmsae.metrics.concepts.concepts import f1_table, thresholds
 from mmsae.metrics.concepts.names import LatentName, names_only
 from mmsae.world.generator.scene import CONCEPTS
 
 CLEAR = 0.8  # F1 with a concept from which on a latent has a meaning that its name must say
+TENTHS, SIZE = 10, 5  # of a latent's values, and items of a set with an intruder
 #: Words of names that say nothing of the world's.
 EMPTY = frozenset("a an the on in at shape background and".split())
 CONVERSE = {"right of": "left of", "below": "above"}  # relations told from the other side
@@ -83,22 +85,38 @@ def intruders(
     ev: Evidence,
     latents: Sequence[int],
     choose: Callable[[np.ndarray], np.ndarray],
-    strong: bool = False,
-    trials: int = 20,
+    dealt: bool = False,
+    each: int = 4,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Accuracy of finding the odd one of five, mean over latents, and chance.
+) -> np.ndarray:
+    """``(L, 10)`` shares of sets of five in which the odd one is found, by tenth of a latent's values, strongest first.
 
-    ``choose`` maps sets to places; ``strong`` takes positives of the stronger half of the quantiles alone.
+    A set is of four unseen items of one tenth, so that strength does not give the odd one away, and of one on which the
+    latent is silent. NaN for tenths of fewer than four items. Chance is .2.
+
+    Args:
+        ev: Evidence of images.
+        latents: L latents.
+        choose: Maps sets ``(L, trials, 5)`` to places.
+        dealt: Whether all these items are dealt to the sets anew at random: a control at chance.
+        each: Sets of each tenth.
+        seed: Seed.
     """
-    at = np.array(latents, np.int64)
-    s = Subjects(ev, "image", Names(at, [""] * len(at), np.ones(len(at), bool)))
-    if strong:
-        upper = ev.quantiles("image", "test")
-        upper = upper[at, : upper.shape[1] // 2].reshape(len(at), -1)
-        s.positive = np.take_along_axis(upper, np.argsort(upper < 0, 1, kind="stable"), 1)
-    found = intruder_scores(s, choose, 5, trials, seed)
-    return {"accuracy": float(np.nanmean(found.value)) if len(at) else float("nan"), "chance": found.chance}
+    own, rng = unseen(ev, "image", np.array(latents, np.int64), seed), np.random.default_rng(seed)
+    sets, odd = np.full((len(latents), TENTHS, each, SIZE), -1), np.zeros((len(latents), TENTHS, each), int)
+    for row, (items, silent) in enumerate(zip(own.positive, own.negative, strict=True)):
+        silent = silent[silent >= 0]
+        for tenth, part in enumerate(np.array_split(items[items >= 0], TENTHS)):
+            if len(part) >= SIZE - 1 and len(silent):
+                for trial in range(each):
+                    shown = np.append(rng.choice(part, SIZE - 1, replace=False), rng.choice(silent))
+                    order = rng.permutation(SIZE)
+                    sets[row, tenth, trial], odd[row, tenth, trial] = shown[order], int((order == SIZE - 1).argmax())
+    has = sets[..., 0] >= 0
+    if dealt:
+        sets[has] = rng.permutation(sets[has].ravel()).reshape(-1, SIZE)
+    found = choose(sets.reshape(len(latents), TENTHS * each, SIZE)).reshape(odd.shape)
+    return np.where(has.any(2), (found == odd).mean(2), np.nan)
 
 
 def by_embeddings(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -106,20 +124,22 @@ def by_embeddings(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda sets: farthest(sets, table)
 
 
-def by_concepts(truth: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """A scripted judge that sees the true concepts ``(n, C)``: the odd one lacks the concept that the others share.
+def by_concepts(truth: np.ndarray, keep: float = 0.9) -> Callable[[np.ndarray], np.ndarray]:
+    """A scripted judge that sees the true concepts ``(n, C)`` and weighs what may be the case, by Bayes' rule.
 
-    Of several concepts the rarest decides, for which it is least likely by chance; where no concept is shared by all
-    others, that which most of them share.
+    Four of the items may share any one concept, or its absence, each of them with the chance ``keep``, and the fifth
+    has it as often as any item does. All concepts and all places of the fifth are as likely before; the place that is
+    likeliest after is taken.
     """
-    rarity = -np.log(np.clip(truth.mean(0), 1e-9, 1))
+    often = truth.mean(0).clip(1e-6, 1 - 1e-6)
+    has, often = np.concatenate([truth, ~truth], 1), np.concatenate([often, 1 - often])
+    gains = np.log((1 - keep) / (1 - often)), np.log(keep / often)
 
     def choose(sets: np.ndarray) -> np.ndarray:
         out = np.zeros(sets.shape[:2], int)
         for row, trials in enumerate(sets):
-            has = truth[trials.clip(0)].astype(np.float32)  # (trials, size, C)
-            others = (has.sum(1, keepdims=True) - has) / (has.shape[1] - 1)
-            out[row] = ((others - has) * rarity).max(2).argmax(1)
+            gain = np.where(has[trials.clip(0)], gains[1], gains[0])  # (trials, size, 2 C)
+            out[row] = logsumexp(gain.sum(1, keepdims=True) - gain, axis=2).argmax(1)
         return out
 
     return choose

@@ -19,6 +19,7 @@ from mmsae.evaluation.rows import TRAINED, write_results
 from mmsae.evaluation.suite import HEADS, NotApplicable, Suite
 from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.files import atomic_folder, remove_leftovers
+from mmsae.metrics.concepts.names import LatentName
 from mmsae.report.tables import text_table
 from mmsae.sae import SAE
 from mmsae.types import InputError
@@ -136,11 +137,12 @@ def run_card(
     gallery: int,
     warnings: Sequence[str],
     controls: Mapping[str, SAE] | None = None,
+    names: Mapping[int, LatentName] | None = None,
 ) -> Path:
     """Run a suite and write the card, whose folder appears when everything is done; returns the path of the page.
 
     ``sae`` says which SAE it is (``sae``, ``fingerprint``), ``gallery`` is the number of latents of each kind in
-    gallery.html (0: no such page), ``controls`` are trained ones by name.
+    gallery.html (0: no such page), ``controls`` are trained ones by name, ``names`` what latents are called in it.
     """
     start, suite, model = time.perf_counter(), data.suite, data.sae
     found, skipped, seconds = run_heads(data)
@@ -165,7 +167,7 @@ def run_card(
         (temp / TABLES).write_text(markdown(rows), encoding="utf-8")
         write_card(temp / PAGE, rows, about)
         if gallery:
-            write_top_gallery(temp / GALLERY, data, gallery)
+            write_top_gallery(temp / GALLERY, data, gallery, names=names or {})
     if data.run.progress:
         for warning in about["warnings"]:
             print(f"warning: {warning}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsae.errors import InputError
-from mmsae.evaluation.options import EvaluationRun, Foreign
+from mmsae.evaluation.options import Drawing, EvaluationRun, Foreign
 
 
 def evaluate(
@@ -16,9 +16,9 @@ def evaluate(
     root: str = "",
     heads: list[str] = [],  # noqa: B006  the help shows it; it is not changed
     quick: bool = False,
-    gallery: int = 0,
     controls: list[str] = [],  # noqa: B006
     seed: int = 0,
+    drawing: Drawing = Drawing(),
     foreign: Foreign = Foreign(),
     run: EvaluationRun = EvaluationRun(),
 ) -> str:
@@ -36,11 +36,10 @@ def evaluate(
         root: Folder that the suite's data paths are relative to; default: the suite's.
         heads: Only these heads of the suite.
         quick: At most 1,500 images a set, fewer probes and permutations.
-        gallery: Write gallery.html, too: the training images that so many latents answer to most, of the purest and of
-            any, with the place where they fire at token sites, and the same of random weights.
         controls: SAEs that were trained as controls, as NAME=FOLDER (``model.freeze`` of a training makes them); every
             figure then stands beside theirs, too. Each takes as long as the SAE itself.
         seed: Seed of random weights, permutations and draws.
+        drawing: The page of images.
         foreign: How SAEs of other libraries are read.
         run: How to compute.
 
@@ -51,12 +50,12 @@ def evaluate(
     from mmsae.evaluation.card.many import is_folder_of_saes
     from mmsae.evaluation.card.scoring import Scoring, asked_suite
 
-    if gallery < 0:
-        raise InputError(f"--gallery is {gallery}, it must be a number of latents, or 0 for no page")
-    scoring = Scoring(asked_suite(suite, root, host, heads), quick, gallery, seed, foreign, run)
+    scoring = Scoring(asked_suite(suite, root, host, heads), quick, drawing, seed, foreign, run)
     if isinstance(sae, str) and is_folder_of_saes(sae):
         if controls:
             raise InputError(f"--controls are those of one SAE, and {sae} is a folder of several")
+        if drawing.names:
+            raise InputError(f"--names are those of one SAE, and {sae} is a folder of several")
         return str(scoring.all_in(Path(sae), Path(out)))
     folder = check_out(out)
     scoring.announce(folder)

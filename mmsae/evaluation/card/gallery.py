@@ -23,6 +23,7 @@ from mmsae.evaluation.rows import TRAINED
 from mmsae.evaluation.shifts import shift
 from mmsae.evaluation.suite_data import SuiteData
 from mmsae.hosts import Host
+from mmsae.metrics.concepts.names import LatentName
 from mmsae.metrics.sparsity import latent_sums
 from mmsae.report.gallery import Card, Gallery, Thumbnail, thumbnail
 from mmsae.report.page import Section, render_report
@@ -56,8 +57,13 @@ def check_host(host: Host) -> None:
         raise InputError(f"--gallery: host {host.hint} has no plain images; mmsae weights has a gallery of its tokens")
 
 
-def write_top_gallery(path: Path, data: SuiteData, number: int, name: str = "train") -> Path:
-    """Write the page of ``number`` latents of a kind of the SAE, and of random weights, on the images of a set."""
+def write_top_gallery(
+    path: Path, data: SuiteData, number: int, name: str = "train", names: Mapping[int, LatentName] | None = None
+) -> Path:
+    """Write the page of ``number`` latents of a kind of the SAE, and of random weights, on the images of a set.
+
+    ``names`` are those of the SAE's latents.
+    """
     sides = {TRAINED: data.features(name), RANDOM: data.control(name)}
     found = {c: purity(f.z, f.labels) for c, f in sides.items()}
     labelled = bool((sides[TRAINED].labels >= 0).any())
@@ -68,14 +74,16 @@ def write_top_gallery(path: Path, data: SuiteData, number: int, name: str = "tra
         for row in found[s.control].rows[s.latent].tolist():
             if row >= 0:
                 wanted.setdefault(sides[s.control].uids[row], []).append(s)
-    names = data.classes.names if labelled else []
-    drawn = draw(data, name, wanted, names)
+    classes = data.classes.names if labelled else []
+    drawn = draw(data, name, wanted, classes)
     sections = []
     for control, kinds in chosen.items():
         of = "random weights" if control else "the SAE"
         for kind, ids in kinds.items():
             title = {"best": "Purest latents", "strong": "Strongest latents", "drawn": "Latents at random"}[kind]
-            cards = [card(Shown(control, j), found[control], sides[control], names, drawn) for j in ids]
+            own = {} if control else names or {}
+            cards = [named(card(Shown(control, j), found[control], sides[control], classes, drawn), own.get(j))
+                     for j in ids]  # fmt: skip
             intro = INTRO[kind] if ids else f"No latent fires on {TOP} images."
             sections.append(Section(f"{title} of {of}", intro, galleries=[Gallery(cards)]))
     lead = f"The {TOP} images of {name} ({sides[TRAINED].n:,}) on which a latent is largest, the largest first."
@@ -111,6 +119,15 @@ def card(s: Shown, p: Purity, f: Features, names: Sequence[str], drawn: Mapping[
         facts.append((f"{count} of {TOP}", label if count > 1 else "of one class"))
     images = [drawn[s, f.uids[r]] for r in p.rows[s.latent].tolist() if r >= 0 and (s, f.uids[r]) in drawn]
     return Card(s.latent, name, facts, images, [])
+
+
+def named(shown: Card, name: LatentName | None) -> Card:
+    """The card with the name that ``mmsae name`` or a person gave, and where it comes from; why there is none."""
+    if name is None:
+        return shown
+    if name.name is None:
+        return shown._replace(facts=[*shown.facts, ("no name", name.note or name.provenance())])
+    return shown._replace(name=name.name, facts=[*shown.facts, ("named by", name.provenance())])
 
 
 @torch.no_grad()

@@ -11,11 +11,12 @@ from mmsae.evaluation.card.card import RESULTS, check_control, check_files, read
 from mmsae.evaluation.card.gallery import check_host
 from mmsae.evaluation.card.many import CACHE, Cards, settings_of
 from mmsae.evaluation.card.reading import complete, host_name, read_sae
-from mmsae.evaluation.options import EvaluationRun, Foreign
+from mmsae.evaluation.options import Drawing, EvaluationRun, Foreign
 from mmsae.evaluation.suite import Suite, load_suite
 from mmsae.evaluation.suite_data import SuiteData
 from mmsae.hosts import Host, load_host, pick_device
 from mmsae.load import load_pair, other_host_warnings
+from mmsae.metrics.concepts.names import LatentName, names_beside, read_names
 from mmsae.recipes import find_recipe
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
@@ -43,7 +44,7 @@ class Scoring:
 
     suite: Suite  #: Data and heads
     quick: bool  #: Whether at most 1,500 images a set are taken
-    gallery: int  #: Latents of each kind in a gallery
+    drawing: Drawing  #: Latents of each kind in a gallery, and their names
     seed: int  #: Of controls and draws
     foreign: Foreign  #: How SAEs of other libraries are read
     run: EvaluationRun  #: How to compute
@@ -85,8 +86,15 @@ class Scoring:
         loaded = self.host(host_name(trained, self.suite.host, name, foreign))
         warnings = complete(trained, library, loaded, self.suite, foreign, self.run)
         model = load_pair(trained, loaded, allow_other_site=self.run.allow_other_site)[0]
-        if self.gallery:
+        called: dict[int, LatentName] = {}
+        if self.drawing.gallery:
             check_host(loaded)
+            try:
+                called = read_names(self.drawing.names or names_beside(name), mark)
+            except InputError as e:
+                if self.drawing.names:
+                    raise
+                warnings = [*warnings, f"the gallery is without names: {e}"]
         others = {}
         for text in controls:
             own, sep, path = text.partition("=")
@@ -96,14 +104,15 @@ class Scoring:
             check_control(own, others[own], model)
         data = SuiteData(self.suite, model, loaded, self.run, self.quick, self.seed)
         about = {"sae": name, "fingerprint": mark}
-        return run_card(data, folder, about, self.gallery, [*other_host_warnings(trained, loaded), *warnings], others)
+        said = [*other_host_warnings(trained, loaded), *warnings]
+        return run_card(data, folder, about, self.drawing.gallery, said, others, called)
 
     def all_in(self, root: Path, out: Path) -> Path:
         """The cards of all SAEs in a folder, and their table; returns its page.
 
         What the host gives is kept until all are done, where no cache is named.
         """
-        settings = settings_of(self.suite, quick=self.quick, gallery=self.gallery, seed=self.seed, **vars(self.foreign))
+        settings = settings_of(self.suite, quick=self.quick, gallery=self.drawing.gallery, seed=self.seed, **vars(self.foreign))
         cards = Cards(root, out, settings, self._unless_done, self.say)
         if self.run.cache:
             return cards.run()

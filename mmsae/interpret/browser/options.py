@@ -23,6 +23,10 @@ class Display:
     """Nearest latents and samples that are listed."""
     layout: Literal["auto", "pca", "tsne", "umap", "none"] = "auto"
     """The map of latents. ``auto``: t-SNE up to 6,000 living latents, PCA above; ``umap`` needs umap-learn."""
+    vocabulary: str = "common"
+    """Phrases that latents are found by (``like dog``), read by the host of the embeddings: common, imagenet21k, or a
+    file with one a line. ``captions``, or where the host reads no text: the words of captions, and no host is
+    loaded."""
     features: bool = False
     """Write ``exports/features.jsonl``, too: every latent with its examples, in the keys of public dashboards
     (Neuronpedia's, SAEDashboard's)."""

@@ -58,6 +58,7 @@ class Panel:
         self.evidence, self.d_sae = source.evidence, source.evidence.d_sae
         self.shown = choose(source.evidence, display)
         self.stats = {m: source.evidence.stats(m) for m in source.evidence.modalities}
+        self.note = ""  #: Why words of the search are not of the host, once written
         self.bytes = {"latents": 0, "samples": 0, "images": 0}
         self.words: list[list[tuple[str, int]]] = []  #: Of every latent, once written
         self.near: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: Neighbours, once written
@@ -114,7 +115,9 @@ class Panel:
         kinds = {k: "i4" if np.issubdtype(v.dtype, np.integer) else "f4" for k, v in columns.items()}
         size = put(self.folder, f"{key}/table", {k: packed(v, kinds[k]) for k, v in columns.items()})
         named = [[j, *_plain(n)] for j, n in sorted(source.names.items()) if 0 <= j < self.d_sae]
-        if vectors := latent_vectors(self.evidence, source.atoms):
+        said = [n.name for n in source.names.values() if n.name]
+        if vectors := latent_vectors(self.evidence, source.atoms, display.vocabulary, said):
+            self.note = vectors["words"].pop("note")
             size += put(self.folder, f"{key}/vectors", vectors)
         size += put(
             self.folder, f"{key}/names", {"names": named, "words": [" ".join(w for w, _ in x) for x in self.words]}

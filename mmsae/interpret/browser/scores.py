@@ -15,7 +15,7 @@ def read_scores(folder: Path, d_sae: int) -> dict[str, Any]:
     """``columns``, ``rows`` and ``summary`` of a folder of scores; empty where there is none.
 
     ``columns`` are ``{"score.SCORER": (d_sae,)}`` (``score.SCORER.MODALITY`` where a scorer has several), of latents
-    themselves; ``rows {latent: [[scorer, modality, control, value, chance, low, high, n]]}`` have their shuffled names,
+    themselves; ``rows {latent: [[scorer, modality, control, value, chance, low, high, n]]}`` have their controls,
     too (random latents are another SAE's); ``summary`` has the mean of each scorer and control.
 
     Raises:

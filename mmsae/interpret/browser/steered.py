@@ -35,15 +35,20 @@ def write_strips(folder: Path, runs: Sequence[str], sae: str) -> dict[int, list[
         results = Path(run) / "results.json"
         if not results.exists():
             raise InputError(f"{run} is no run of mmsae steer: it has no results.json")
-        said = json.loads(read_text(results))
-        job = said["job"]
-        if job["sae"] != sae:
-            raise InputError(f"{run} steers with SAE {job['sae'][:12]}, and the evidence is of {sae[:12]}")
-        if not job["how"]["features"]:
+        try:
+            said = json.loads(read_text(results))
+            job, name = said["job"], said["name"]
+            own, features, prompts, unit = job["sae"], job["how"]["features"], job["prompts"], job["gates"]["unit"]
+        except (ValueError, KeyError, TypeError) as e:
+            if isinstance(e, InputError):
+                raise
+            raise InputError(f"{results} is no result of mmsae steer that this version reads: {e!r}") from e
+        if own != sae:
+            raise InputError(f"{run} steers with SAE {own[:12]}, and the evidence is of {sae[:12]}")
+        if not features:
             raise InputError(f"{run} steers no features of its own: it shows nothing of a latent")
-        strip = _strip(Path(run), said["name"], job["prompts"])
-        put(folder, f"strips/{i}", {"name": said["name"], "unit": job["gates"]["unit"], **strip})
-        for j in job["how"]["features"]:
+        put(folder, f"strips/{i}", {"name": name, "unit": unit, **_strip(Path(run), name, prompts)})
+        for j in features:
             out.setdefault(int(j), []).append(f"strips/{i}")
     return out
 

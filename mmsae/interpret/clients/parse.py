@@ -32,6 +32,16 @@ def flags(text: str | None, n: int) -> list[bool] | None:
     return [bool(v) for v in found]
 
 
+def levels(text: str | None, n: int, most: float) -> list[float] | None:
+    """``n`` numbers from 0 to ``most`` as a JSON list; None for anything else, a list of another length too."""
+    found = json_in(text, "[")
+    if not isinstance(found, list) or len(found) != n:
+        return None
+    if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= most for v in found):
+        return None
+    return [float(v) for v in found]
+
+
 def one_number(text: str | None, low: int, high: int) -> int | None:
     """The only whole number of a text, if it lies in ``[low, high]``; None otherwise."""
     found = re.findall(r"-?\d+(?:\.\d+)?", text or "")

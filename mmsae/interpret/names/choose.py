@@ -10,17 +10,19 @@ import numpy as np
 from mmsae.interpret.guesses import Candidates
 from mmsae.interpret.names.options import Holding
 from mmsae.interpret.names.phrases import BestPhrases
+from mmsae.interpret.names.unseen import Unseen
 from mmsae.metrics.concepts.names import LatentName
+from mmsae.types import InputError
 
-#: ``(positive (L, P), negative (L, N), phrases (L, m)) -> (L, m)`` AUROC of phrases on items, see :func:`judged`.
-Judge = Callable[[np.ndarray, np.ndarray, Sequence[Sequence[str]]], np.ndarray]
+#: ``(positive (L, P), negative (L, N), phrases (L, m), weight (L, P) or None) -> (L, m)`` AUROC of phrases on items.
+Judge = Callable[[np.ndarray, np.ndarray, Sequence[Sequence[str]], np.ndarray | None], np.ndarray]
 EQUAL = 0.02  # AUROCs of the train half that are taken as one
 #: Which of several names that do equally well is taken.
 ORDER = ("lvlm", "captions", "wpmi", "centroid", "vocabulary", "steering")
 
 
 class Examples(NamedTuple):
-    """Items of one half for L latents, -1 for none."""
+    """Items of the train half for L latents, -1 for none."""
 
     positive: np.ndarray  #: ``(L, P)``
     negative: np.ndarray  #: ``(L, N)`` silent ones drawn at random
@@ -48,13 +50,13 @@ def as_candidates(
         np.repeat(best.latents, m).astype(np.int32), *said, words.ravel(),
         *(v.ravel().astype(np.float64) for v in (best.score, best.margin, best.z)), names,
         np.where(auroc < 0, np.nan, auroc).ravel().astype(np.float64),
-        np.full(n * m, np.nan), np.full(n * m, np.nan), np.zeros(n * m, bool),
+        np.full(n * m, np.nan), np.zeros(n * m, bool),
     )  # fmt: skip
 
 
 def _both(judge: Judge, own: Examples, phrases: Sequence[Sequence[str]]) -> np.ndarray:
     """``(2, L, m)`` AUROC against random and against hard negatives; where there are no hard ones, the former twice."""
-    found = np.stack([judge(own.positive, negative, phrases) for negative in own[1:]])
+    found = np.stack([judge(own.positive, negative, phrases, None) for negative in own[1:]])
     found[1] = np.where((own.hard >= 0).any(1)[:, None], found[1], found[0])
     return found
 
@@ -74,23 +76,61 @@ def choose(found: Candidates, holding: Holding) -> Candidates:
     return found._replace(chosen=chosen)
 
 
-def judged(found: Candidates, test: Mapping[str, Examples], judges: Mapping[str, Mapping[str, Judge]]) -> Candidates:
-    """The AUROC of chosen rows on the test half by the judge of the train half.
+def judged(
+    found: Candidates,
+    unseen: Callable[[str, np.ndarray], Unseen],
+    judges: Mapping[str, Mapping[str, Judge]],
+) -> Candidates:
+    """The AUROC of chosen rows on unseen items, weighted by value, by the judge of the train half.
 
-    ``test`` are ``{modality: examples of all latents}``, ``judges`` those of each modality by name.
+    ``unseen`` maps a modality and latents to their items; ``judges`` are those of each modality by name.
     """
-    auroc, hard = found.auroc.copy(), found.auroc_hard.copy()
+    auroc = found.auroc.copy()
     for m, own_judges in judges.items():
         for name, judge in own_judges.items():
             rows = np.flatnonzero(found.chosen & (found.modality == m) & (found.judge == name))
             if len(rows):
-                own = test[m].of(found.latent[rows])
-                auroc[rows], hard[rows] = _both(judge, own, found.phrase[rows][:, None].tolist())[..., 0]
-    return found._replace(auroc=auroc, auroc_hard=hard)
+                own = unseen(m, found.latent[rows])
+                phrases = found.phrase[rows][:, None].tolist()
+                auroc[rows] = judge(own.positive, own.negative, phrases, own.weight)[:, 0]
+    return found._replace(auroc=auroc)
+
+
+def least_auroc(
+    found: Candidates, modality: str, latents: int, items: np.ndarray, holding: Holding, rate: float
+) -> float:
+    """The least AUROC that at most ``rate`` of the latents of a control reach, one more counted among them.
+
+    That one makes it hold for the next such latent, too (a conformal p-value of at most ``rate``), as far as that
+    latent is one of the same kind. Names of the control that do not hold for another reason count as none.
+
+    Args:
+        found: What was found for the control, judged.
+        modality: By which evidence.
+        latents: Latents of the control that have evidence.
+        items: ``(d_sae,)`` unseen items on which each fires.
+        holding: When a name holds.
+        rate: Share of latents of random weights that may get a name.
+
+    Raises:
+        InputError: The control has too few latents for so small a share.
+    """
+    allowed = int(rate * (latents + 1) + 1e-9) - 1
+    if allowed < 0:
+        raise InputError(f"a share of {rate:g} of false names takes a control of {int(np.ceil(1 / rate)) - 1} latents "
+                         f"or more with evidence of {modality}s, and this one has {latents}")  # fmt: skip
+    own = found.rows(found.chosen & (found.modality == modality))
+    can = ~(own.z < holding.min_z) & (items[own.latent] >= holding.min_items) & ~np.isnan(own.auroc)
+    scores = np.sort(own.auroc[can])[::-1]
+    return max(0.5, float(np.nextafter(scores[allowed], np.inf))) if len(scores) > allowed else 0.5
 
 
 def names_of(
-    found: Candidates, items: Mapping[str, np.ndarray], holding: Holding, by: Mapping[str, str]
+    found: Candidates,
+    items: Mapping[str, np.ndarray],
+    holding: Holding,
+    by: Mapping[str, str],
+    least: Mapping[str, float] | None = None,
 ) -> dict[int, LatentName]:
     """``{latent: name}`` of the chosen rows; a name that does not hold is None, with the reason and the guess.
 
@@ -99,18 +139,19 @@ def names_of(
         items: ``{modality: (d_sae,) number of unseen items on which each latent fires}``.
         holding: When a name holds.
         by: ``{method: who}``.
+        least: ``{modality: AUROC}`` from a control (:func:`least_auroc`), instead of ``holding.min_auroc``.
     """
     out = {}
     for i in np.flatnonzero(found.chosen).tolist():
         latent, phrase = int(found.latent[i]), str(found.phrase[i])
         z, auroc, n = float(found.z[i]), float(found.auroc[i]), int(items[found.modality[i]][latent])
+        known = (least or {}).get(str(found.modality[i]))
         why = []
         if n < holding.min_items:
             why.append(f"fires on {n} unseen items, fewer than {holding.min_items}")
-        elif not auroc >= holding.min_auroc:
-            why.append(f"AUROC {auroc:.2f} is below {holding.min_auroc:g}")
-        elif auroc < holding.clear and not (hard := float(found.auroc_hard[i])) >= holding.min_hard:
-            why.append(f"AUROC {hard:.2f} against hard negatives is below {holding.min_hard:g}")
+        elif not auroc >= (holding.min_auroc if known is None else known):
+            why.append(f"AUROC {auroc:.3f} is below " + (f"{holding.min_auroc:g}" if known is None else
+                       f"{known:.3f}, which {holding.false_names:.0%} of latents of random weights reach"))  # fmt: skip
         if z < holding.min_z:
             why.append(f"z {z:.1f} is below {holding.min_z:g}")
         seen = f"by the {found.judge[i]} of {found.modality[i]}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mmsae.errors import InputError
@@ -14,6 +15,7 @@ def name(
     evidence: str,
     out: str = "",
     sae: str = "",
+    control: str = "",
     looking: Looking = Looking(),
     holding: Holding = Holding(),
     asking: Asking = Asking(),
@@ -29,6 +31,8 @@ def name(
         evidence: Folder that mmsae evidence wrote.
         out: Folder to write; default EVIDENCE/names.
         sae: SAE folder or hub id, for the methods vocabulary (its atoms) and steering.
+        control: Evidence of an SAE of random weights on the same data: a name holds if it does better than those that
+            all but --false-names of its latents get, instead of by --min-auroc.
         looking: How names are looked for.
         holding: When a name holds.
         asking: Whom to ask for names, too; answers are kept in OUT/answers, a repeated command asks for the rest.
@@ -43,7 +47,7 @@ def name(
     from mmsae.files import disk_errors
     from mmsae.interpret.evidence.folder import Evidence
     from mmsae.interpret.guesses import FOLDER
-    from mmsae.interpret.names.job import WITH_MODEL, Naming, write_named
+    from mmsae.interpret.names.job import WITH_MODEL, WITHOUT_MODEL, Naming, check_control, write_named
     from mmsae.sae import SAE
     from mmsae.sae.fingerprint import sae_fingerprint
 
@@ -54,7 +58,15 @@ def name(
     if not asking.client and (bad := [m for m in looking.methods if m in WITH_MODEL]):
         raise InputError(f"method {bad[0]} asks a model: name one with --client")
     with disk_errors(folder):
-        naming = Naming(ev, looking, holding, found, run.device)
+        naming, least = Naming(ev, looking, holding, found, run.device), None
+        if control:
+            # atoms of random weights are near to no word (of 128 latents one or none had a name by them)
+            methods = tuple(m for m in looking.methods if m in WITHOUT_MODEL and m != "vocabulary")
+            other = replace(looking, latents=(), methods=methods)
+            null = Naming(check_control(ev, Evidence(control)), other, holding, device=run.device, cache=False)
+            least = null.least(lambda said: say(f"random weights: {said}"))
+            for m, auroc in least.items():
+                say(f"{holding.false_names:.0%} of latents of random weights reach an AUROC of {auroc:.3f} by {m}s")
         if asking.client:
             from mmsae.interpret.clients.load import asked_client
             from mmsae.interpret.names.spoken import spoken_candidates
@@ -63,7 +75,7 @@ def name(
             spoken = spoken_candidates(naming, asked, asking.asked, run.progress)
             say("{client}: {new} questions, {cached} known before, {failed} without an answer, {nonsense} of no use, "
                 "cost {cost:.2f}".format(**asked.account))  # fmt: skip
-        named = naming.run(say, spoken)
+        named = naming.run(say, spoken, least)
         if asking.client:
             named.about["account"] = asked.account
         path = write_named(folder, named, ev.about["job"]["sae"])

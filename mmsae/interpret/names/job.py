@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,11 @@ from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import FOLDER, Candidates
 from mmsae.interpret.names.captions import caption_scores, count_phrases
 from mmsae.interpret.names.centroid import centroid_scores, centroids, mean_of
-from mmsae.interpret.names.choose import Examples, Judge, as_candidates, choose, judged, names_of
+from mmsae.interpret.names.choose import Examples, Judge, as_candidates, choose, judged, least_auroc, names_of
 from mmsae.interpret.names.decoder import decoder_scores
 from mmsae.interpret.names.options import Holding, Looking
 from mmsae.interpret.names.phrases import PhraseScores, best_phrases
+from mmsae.interpret.names.unseen import unseen
 from mmsae.interpret.names.vocabulary import read_vocabulary
 from mmsae.interpret.names.wpmi import strongest, wpmi_scores
 from mmsae.interpret.scores.clip_judge import judge_by_vectors, judge_by_words
@@ -90,24 +91,28 @@ class Naming:
         """``{modality: latents that are named by its evidence}``."""
         out, taken = {}, np.zeros(self.ev.d_sae, bool)
         for m in self.ev.modalities if self.looking.modality == "auto" else [self.looking.modality]:
-            has = (self.examples(m, "train").positive >= 0).any(1) & ~taken
+            has = (self.examples(m).positive >= 0).any(1) & ~taken
             if self.looking.latents:
                 has &= np.isin(np.arange(self.ev.d_sae), self.looking.latents)
             out[m] = np.flatnonzero(has)
             taken |= has
         return out
 
-    def examples(self, modality: str, half: str) -> Examples:
-        """Positives and negatives of all latents."""
-        return self._examples[modality, half]
+    def examples(self, modality: str) -> Examples:
+        """Positives and negatives of all latents, of the train half."""
+        return self._examples[modality]
 
     @cached_property
-    def _examples(self) -> dict[tuple[str, str], Examples]:
-        return {
-            (m, half): Examples(*(self.ev.examples(m, half, kind) for kind in ("positive", "random", "hard")))
-            for m in self.ev.modalities
-            for half in ("train", "test")
-        }
+    def _examples(self) -> dict[str, Examples]:
+        kinds = ("positive", "random", "hard")
+        return {m: Examples(*(self.ev.examples(m, "train", k) for k in kinds)) for m in self.ev.modalities}
+
+    def unseen_items(self, modality: str) -> np.ndarray:
+        """``(d_sae,)`` number of unseen items that are nobody's copies on which each latent fires."""
+        test = (self.ev.items.half == "test") & (self.ev.items.copy_of < 0)
+        lists = self.ev.lists(modality)
+        latent = np.repeat(np.arange(lists.n), np.diff(lists.start))
+        return np.bincount(latent[test[lists.index] & (lists.value != 0)], minlength=lists.n)
 
     @cached_property
     def captions(self) -> list[str]:
@@ -228,18 +233,52 @@ class Naming:
         if which != "words" and modality in self.embedders:
             out["vectors"] = partial(self._by_vectors, modality)
         if which != "vectors" and self.has_captions:
-            out["words"] = lambda on, off, phrases: judge_by_words(on, off, self.captions, phrases)
+            out["words"] = self._by_words
         return out
 
-    def _by_vectors(self, m: str, on: np.ndarray, off: np.ndarray, phrases: Sequence[Sequence[str]]) -> np.ndarray:
+    def _by_words(
+        self, on: np.ndarray, off: np.ndarray, phrases: Sequence[Sequence[str]], weight: np.ndarray | None
+    ) -> np.ndarray:
+        return judge_by_words(on, off, self.captions, phrases, weight)
+
+    def _by_vectors(
+        self, m: str, on: np.ndarray, off: np.ndarray, phrases: Sequence[Sequence[str]], weight: np.ndarray | None
+    ) -> np.ndarray:
         distinct = list(dict.fromkeys(p for own in phrases for p in own))
         at = {p: i for i, p in enumerate(distinct)}
         places = np.array([[at[p] for p in own] for own in phrases]).reshape(len(phrases), -1)
         table = known_vectors(self.embedders[m], distinct, self.templates if m == IMAGE else ["{}"])
-        return judge_by_vectors(on, off, self.ev.embeddings(m), table[places])
+        return judge_by_vectors(on, off, self.ev.embeddings(m), table[places], weight)
 
-    def run(self, say: Callable[[str], None] = lambda said: None, asked: Sequence[Candidates] = ()) -> Named:
-        """Find names; ``asked`` are candidates that a language model gave."""
+    def run(
+        self,
+        say: Callable[[str], None] = lambda said: None,
+        asked: Sequence[Candidates] = (),
+        least: Mapping[str, float] | None = None,
+    ) -> Named:
+        """Find names; ``asked`` are candidates that a language model gave, ``least`` is what :meth:`least` of a control
+        says.
+        """
+        found, tables, judges = self._found(say, asked)
+        items = {m: self.unseen_items(m) for m in judges}
+        names = names_of(found, items, self.holding, self.by(), least)
+        return Named(names | self._silent(names), found, self._about(names, tables, judges) | {"least": least or {}})
+
+    def least(self, say: Callable[[str], None] = lambda said: None) -> dict[str, float]:
+        """``{modality: least AUROC}`` of a name, where these latents are those of a control: what no more of them than
+        ``holding.false_names`` reach.
+        """
+        h = self.holding
+        if not 0 < h.false_names < 1:
+            raise InputError(f"false_names is {h.false_names:g}, it must be a share between 0 and 1")
+        found, _, judges = self._found(say, ())
+        return {
+            m: least_auroc(found, m, len(self.latents[m]), self.unseen_items(m), h, h.false_names)
+            for m in judges if len(self.latents[m])
+        }  # fmt: skip
+
+    def _found(self, say: Callable[[str], None], asked: Sequence[Candidates]) -> tuple[Candidates, Any, Any]:
+        """Candidates of all methods, the best of each latent chosen and judged."""
         judges = {m: j for m in self.latents if (j := self.judges(m))}
         tables = self.tables()
         if not (tables or self.speakers) or not judges:
@@ -254,13 +293,11 @@ class Naming:
                 say(f"{method}, {len(self.latents[m]):,} latents by {m}s")
                 table = make()
                 best = best_phrases(table, self.looking.candidates, self.looking.hubs)
-                train = self.examples(m, "train").of(best.latents)
+                train = self.examples(m).of(best.latents)
                 parts.append(as_candidates(best, table.phrases, method, m, judges[m], train))
         found = choose(Candidates.joined(parts), self.holding)
-        found = judged(found, {m: self.examples(m, "test") for m in judges}, judges)
-        unseen = {m: (self.examples(m, "test").positive >= 0).sum(1) for m in judges}
-        names = names_of(found, unseen, self.holding, self.by())
-        return Named(names | self._silent(names), found, self._about(names, tables, judges))
+        found = judged(found, lambda m, latents: unseen(self.ev, m, latents, self.looking.seed), judges)
+        return found, tables, judges
 
     def by(self) -> dict[str, str]:
         """``{method: who}``."""
@@ -290,6 +327,21 @@ class Naming:
             "latents": self.ev.d_sae, "with_evidence": len(names), "named": len(held),
             "by_method": dict(Counter(n.method for n in held)),
         }  # fmt: skip
+
+
+def check_control(evidence: Evidence, control: Evidence) -> Evidence:
+    """``control``, which must be evidence of another SAE than ``evidence``, on the same host.
+
+    Raises:
+        InputError: It is not.
+    """
+    mine, other = evidence.about["job"], control.about["job"]
+    if other["sae"] == mine["sae"]:
+        raise InputError(f"control {control.folder} is evidence of the SAE itself: collect some of random weights")
+    if other["host"] != mine["host"]:
+        raise InputError(f"control {control.folder} is evidence on host {other['host'][:12]}, and {evidence.folder} on "
+                         f"{mine['host'][:12]}")  # fmt: skip
+    return control
 
 
 def write_named(folder: Path, named: Named, sae: str) -> Path:

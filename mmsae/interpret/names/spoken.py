@@ -55,7 +55,7 @@ def _explain(naming: Naming, m: str, latents: np.ndarray, asked: Asked, done: Ca
     about = naming.ev.about
     if not (about["images"] if m == IMAGE else about["captions"]):
         raise InputError(f"method lvlm shows {m}s, and {naming.ev.folder} has none")
-    found = explained(latents.tolist(), ItemViews(naming.ev, m), naming.examples(m, "train"), asked, done)
+    found = explained(latents.tolist(), ItemViews(naming.ev, m), naming.examples(m), asked, done)
     return {j: [name] for j, name in found.items()}
 
 
@@ -89,4 +89,4 @@ def _rows(naming: Naming, method: str, m: str, names: Mapping[int, Sequence[str]
         return []
     none = np.full((len(phrases), 1), np.nan)
     best = BestPhrases(latents, np.arange(len(phrases))[:, None], none, none, none)
-    return [as_candidates(best, phrases, method, m, judges, naming.examples(m, "train").of(latents))]
+    return [as_candidates(best, phrases, method, m, judges, naming.examples(m).of(latents))]

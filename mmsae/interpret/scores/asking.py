@@ -71,7 +71,8 @@ def numbered(shown: Sequence[tuple[str, bytes | None]]) -> tuple[str, tuple[byte
     return "\n".join(lines), tuple(image for _, image in shown if image is not None)
 
 
-def _question(task: str, shown: Sequence[tuple[str, bytes | None]]) -> list[Message]:
+def question(task: str, shown: Sequence[tuple[str, bytes | None]]) -> list[Message]:
+    """A task with its examples."""
     lines, images = numbered(shown)
     return [Message("system", SYSTEM), Message("user", f"{task}\n\n{lines}", images)]
 
@@ -99,7 +100,7 @@ def _outcomes(
     for row, shown in enumerate(show):
         for lo in range(0, len(shown), BATCH):
             part = shown[lo : lo + BATCH]
-            questions.append(_question(task.format(name=s.names.phrases[row], n=len(part)), part))
+            questions.append(question(task.format(name=s.names.phrases[row], n=len(part)), part))
             sizes.append(len(part))
             at.append((row, lo))
     vote = np.full(items.shape, -1)
@@ -157,7 +158,7 @@ def intruder(s: Subjects, asked: Asked, views: ItemViews, size: int = 5, trials:
     sets, odd = intruder_sets(s.positive, s.negative, size, trials, seed)
     rows = np.flatnonzero(sets[:, 0, 0] >= 0)
     questions = [
-        _question(INTRUDE.format(n=size), [views.plain(i) for i in trial.tolist()]) for r in rows for trial in sets[r]
+        question(INTRUDE.format(n=size), [views.plain(i) for i in trial.tolist()]) for r in rows for trial in sets[r]
     ]
     found = np.full(odd.shape, -1)
     for k, text in enumerate(asked.chat(questions)):

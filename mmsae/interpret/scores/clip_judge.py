@@ -29,20 +29,27 @@ def similarities(items: np.ndarray, embeddings: np.ndarray, vectors: np.ndarray)
 
 
 def judge_by_vectors(
-    positive: np.ndarray, negative: np.ndarray, embeddings: np.ndarray, vectors: np.ndarray
-) -> np.ndarray:
-    """``(L, m)`` AUROC of m names ``(L, m, width)`` of every latent, on its items ``(L, P)`` and ``(L, N)``."""
+    positive: np.ndarray, negative: np.ndarray, embeddings: np.ndarray, vectors: np.ndarray,
+    weight: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """``(L, m)`` AUROC of m names ``(L, m, width)`` of every latent, on its items ``(L, P)`` and ``(L, N)``.
+
+    ``weight (L, P)``: how much a positive counts, 1 without.
+    """
     on, off = (similarities(items, embeddings, vectors) for items in (positive, negative))
-    flat = auroc_rows(on.reshape(-1, on.shape[2]), off.reshape(-1, off.shape[2]))
+    each = None if weight is None else np.repeat(weight, vectors.shape[1], 0)
+    flat = auroc_rows(on.reshape(-1, on.shape[2]), off.reshape(-1, off.shape[2]), each)
     return flat.reshape(vectors.shape[:2])
 
 
 def judge_by_words(
-    positive: np.ndarray, negative: np.ndarray, captions: Sequence[str], phrases: Sequence[Sequence[str | None]]
-) -> np.ndarray:
+    positive: np.ndarray, negative: np.ndarray, captions: Sequence[str], phrases: Sequence[Sequence[str | None]],
+    weight: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """``(L, m)`` AUROC of "the caption has the phrase" for m phrases of every latent, None for none (NaN).
 
-    Items without a caption are left out; a phrase is there where its words stand in a row.
+    Items without a caption are left out; a phrase is there where its words stand in a row. ``weight (L, P)``: how much
+    a positive counts, 1 without.
     """
     from mmsae.metrics.concepts.ngrams import WORD
 
@@ -50,17 +57,16 @@ def judge_by_words(
     said = {int(i): f" {' '.join(WORD.findall(captions[i].lower()))} " for i in used.tolist() if i >= 0}
     most = max((len(p) for p in phrases), default=0)
     out = np.full((len(phrases), most), np.nan)
+    has = np.zeros(len(captions) + 1, bool)  # the last is for -1
+    has[[i for i, text in said.items() if text.strip()]] = True
+    there = [has[items] for items in (positive, negative)]
     for row, own in enumerate(phrases):
         for column, phrase in enumerate(own):
             if phrase is not None:
-                sides = [_has(said, items[row], phrase) for items in (positive, negative)]
-                if all(len(s) for s in sides):
-                    out[row, column] = 0.5 + (np.mean(sides[0]) - np.mean(sides[1])) / 2
+                words = f" {' '.join(WORD.findall(phrase.lower()))} "
+                on, off = ([words in said[i] for i in items[row, k].tolist()]
+                           for items, k in ((positive, there[0][row]), (negative, there[1][row])))  # fmt: skip
+                counts = None if weight is None else weight[row, there[0][row]]
+                if on and off and (counts is None or counts.any()):
+                    out[row, column] = 0.5 + (np.average(on, weights=counts) - np.mean(off)) / 2
     return out
-
-
-def _has(said: dict[int, str], items: np.ndarray, phrase: str) -> list[bool]:
-    from mmsae.metrics.concepts.ngrams import WORD
-
-    words = f" {' '.join(WORD.findall(phrase.lower()))} "
-    return [words in said[i] for i in items.tolist() if i >= 0 and said[i].strip()]

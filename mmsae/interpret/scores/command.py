@@ -20,7 +20,8 @@ def score(
 ) -> Path:
     """Score the names of latents on unseen items, offline, or by asking a model.
 
-    The same scorers are used on shuffled names and, with a control, on latents of random weights. OUT holds
+    The same scorers are used on shuffled names, or on items dealt to latents at random where a scorer shows no name,
+    and, with a control, on latents of random weights. OUT holds
     scores.parquet (a row per latent, control and scorer, with chance level, number of outcomes and interval),
     scores.json (the means) and report.html. Answers of a model are kept: run again, it asks only what has none.
 
@@ -44,6 +45,7 @@ def score(
     from mmsae.interpret.evidence.folder import Evidence
     from mmsae.interpret.scores.job import ScoreJob, write_scores
     from mmsae.interpret.scores.report import write_report
+    from mmsae.interpret.scores.table import CONTROLS
     from mmsae.sae import SAE
     from mmsae.sae.fingerprint import sae_fingerprint
 
@@ -59,9 +61,8 @@ def score(
             write_report(folder, rows, said, subjects)
     for r in said["summary"]:
         if r["which"] == "all":
-            what = {"": "names", "random": "random weights", "shuffled": "names of others"}[r["control"]]
-            say(f"{r['scorer']}, {r['modality']}s, {what}: {r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], chance "
-                f"{r['chance']:.2f}, {r['latents']:,} latents")  # fmt: skip
+            value = f"{r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], chance {r['chance']:.2f}"
+            say(f"{r['scorer']}, {r['modality']}s, {CONTROLS[r['control']]}: {value}, {r['latents']:,} latents")
     for scorer, why in said["left_out"].items():
         say(f"without {scorer}: {why}")
     return path

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmsae.errors import NothingToGoBy
-from mmsae.files import write_json
+from mmsae.files import read_text, write_json
 from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import FOLDER, Candidates
-from mmsae.interpret.names.job import ABOUT, Naming
+from mmsae.interpret.names.job import ABOUT, Naming, check_control
 from mmsae.interpret.names.options import Holding, Looking
 from mmsae.interpret.scores import asking, vectors
 from mmsae.interpret.scores.options import Judging
 from mmsae.interpret.scores.outcomes import Scores, auroc_scores
+from mmsae.interpret.scores.simulation import simulated, simulated_by
 from mmsae.interpret.scores.subjects import Names, Subjects
 from mmsae.interpret.scores.surprisal import surprisal
 from mmsae.interpret.scores.table import SUMMARY, ScoreRows, summary
@@ -28,9 +29,9 @@ from mmsae.interpret.shown import ItemViews
 from mmsae.metrics.concepts.names import FILE, names_only, read_names
 from mmsae.types import IMAGE, TEXT, InputError
 
-OFFLINE = ("judge", "embedding", "example_embedding", "intruder")
+OFFLINE = ("judge", "embedding", "simulation", "example_embedding", "intruder")
 CROPS = "judge_crops"
-ASKED = ("detection", "fuzzing", "intruder_asked", "pointing", "surprisal")
+ASKED = ("detection", "fuzzing", "simulation_asked", "intruder_asked", "pointing", "surprisal")
 PUSHED = "intervention"
 UNNAMED = ("example_embedding", "intruder", "intruder_asked")  # what they show is the latent, whatever it is called
 CROPPED = 10  # items of a latent whose crops are judged
@@ -43,12 +44,15 @@ def names_in(evidence: Evidence) -> dict[str, Names]:
     """
     path = evidence.folder / FOLDER
     if (path / FILE).exists():
-        found, names = Candidates.read(evidence.folder), names_only(read_names(path / FILE))
-    else:
-        named = Naming(evidence, *_as_before(evidence), cache=False).run()
-        found, names = named.candidates, names_only(named.names)
+        names = names_only(read_names(path / FILE, evidence.about["job"]["sae"]))
+        return _names(evidence.modalities, Candidates.read(evidence.folder), names)
+    named = Naming(evidence, cache=False).run()
+    return _names(evidence.modalities, named.candidates, names_only(named.names))
+
+
+def _names(modalities: Sequence[str], found: Candidates, names: Mapping[int, str]) -> dict[str, Names]:
     chosen, out = found.rows(found.chosen), {}
-    for m in evidence.modalities:
+    for m in modalities:
         own = chosen.rows(chosen.modality == m)
         phrases = [names.get(j, p) for j, p in zip(own.latent.tolist(), own.phrase.tolist(), strict=True)]
         held = np.array([j in names for j in own.latent.tolist()], bool)
@@ -56,14 +60,37 @@ def names_in(evidence: Evidence) -> dict[str, Names]:
     return out
 
 
-def _as_before(evidence: Evidence, like: Evidence | None = None) -> tuple[Looking, Holding]:
-    """How the names of some evidence were looked for; the defaults where nobody did."""
-    path = (like or evidence).folder / FOLDER / ABOUT
+class _Before(NamedTuple):
+    """How names were looked for."""
+
+    looking: Looking
+    holding: Holding
+    least: dict[str, float]
+
+
+def _as_before(evidence: Evidence) -> _Before:
+    """How the names of some evidence were looked for; the defaults where nobody did, and for what another version has
+    not written.
+    """
+    path = evidence.folder / FOLDER / ABOUT
     if not path.exists():
-        return Looking(), Holding()
-    said = json.loads(path.read_text(encoding="utf-8"))
-    looking = {k: tuple(v) if isinstance(v, list) else v for k, v in said["looking"].items()}
-    return Looking(**looking | {"latents": (), "methods": ()}), Holding(**said["holding"])
+        return _Before(Looking(), Holding(), {})
+    try:
+        said = json.loads(read_text(path))
+        looking, holding = (
+            {k: tuple(v) if isinstance(v, list) else v for k, v in said[part].items() if k in kind.__dataclass_fields__}
+            for part, kind in (("looking", Looking), ("holding", Holding))
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(f"{path} does not say how names were looked for: run mmsae name again") from e
+    return _Before(Looking(**looking | {"latents": (), "methods": ()}), Holding(**holding), said.get("least") or {})
+
+
+def _fits(scorer: str, control: str) -> bool:
+    """Whether a control says something of a scorer: without a name there is none to shuffle, and with one that is
+    enough.
+    """
+    return control in (("", "dealt", "random") if scorer in UNNAMED else ("", "shuffled", "random"))
 
 
 class ScoreJob:
@@ -103,8 +130,8 @@ class ScoreJob:
             raise InputError(
                 f"scorer {PUSHED} needs the SAE (--sae) and a client that gives log-probabilities of texts"
             )
-        if control and control.about["job"]["sae"] == evidence.about["job"]["sae"]:
-            raise InputError(f"control {control.folder} is evidence of the SAE itself: collect some of random weights")
+        if control:
+            check_control(evidence, control)
 
     def subjects(self) -> list[Subjects]:
         """The SAE's latents, those of the control, and the SAE's with names of others, by modality."""
@@ -112,7 +139,7 @@ class ScoreJob:
         for m, names in found.items():
             if len(names.latents):
                 own = Subjects(self.ev, m, names, negatives=self.judging.negatives)
-                out += [own, own.shuffled(self.judging.seed)]
+                out += [own, own.shuffled(self.judging.seed), own.dealt(self.judging.seed)]
         if self.control is not None:
             for m, names in self._control_names().items():
                 if len(names.latents) and m in found:
@@ -125,15 +152,9 @@ class ScoreJob:
         assert self.control is not None
         if (self.control.folder / FOLDER / FILE).exists():
             return names_in(self.control)
-        looking, holding = _as_before(self.control, self.ev)
-        named = Naming(self.control, looking, holding, cache=False, device=self.device).run()
-        chosen = named.candidates.rows(named.candidates.chosen)
-        names, out = names_only(named.names), {}
-        for m in self.control.modalities:
-            own = chosen.rows(chosen.modality == m)
-            held = np.array([j in names for j in own.latent.tolist()], bool)
-            out[m] = Names(own.latent.astype(np.int64), own.phrase.tolist(), held)
-        return out
+        looking, holding, least = _as_before(self.ev)
+        named = Naming(self.control, looking, holding, cache=False, device=self.device).run(least=least)
+        return _names(self.control.modalities, named.candidates, names_only(named.names))
 
     # Spaces.
 
@@ -180,12 +201,15 @@ class ScoreJob:
         space = s.modality if s.ev.embeddings(s.modality) is not None or self.judging.judge else TEXT
         table = self.embeddings(s, space)
         for name in self.judging.scorers or OFFLINE:
-            if name in UNNAMED and s.control == "shuffled":
+            if not _fits(name, s.control):
                 continue
             if name == "judge" and s.modality == IMAGE and self._has(name, s, IMAGE, table if space == IMAGE else None):
                 out[name] = partial(self._by_name, s, IMAGE, table)
             elif name == "embedding" and self._has(name, s, TEXT, s.ev.embeddings(TEXT)):
                 out[name] = partial(self._by_name, s, TEXT, s.ev.embeddings(TEXT))
+            elif name == "simulation" and self._has(name, s, s.modality, table if space == s.modality else None):
+                words = self._vectors(self.embedder(s.ev, s.modality), s.names.phrases, s.modality)
+                out[name] = partial(simulated, s, table, words)
             elif name == "example_embedding" and self._can(name, table is not None, "the evidence has no embeddings"):
                 out[name] = partial(vectors.example_scores, s, table)
             elif name == "intruder" and self._can(name, table is not None, "the evidence has no embeddings"):
@@ -257,15 +281,13 @@ class ScoreJob:
             every["detection"] = partial(asking.detection, some, asked, views, j.each, j.seed)
             if views.places:
                 every["fuzzing"] = partial(asking.fuzzing, some, asked, views, j.each, j.seed)
-            if s.control != "shuffled":
-                every["intruder_asked"] = partial(
-                    asking.intruder, some, asked, views, j.set_size, min(6, j.trials), j.seed
-                )
+            every["simulation_asked"] = partial(simulated_by, some, asked, views, j.each, j.seed)
+            every["intruder_asked"] = partial(asking.intruder, some, asked, views, j.set_size, min(6, j.trials), j.seed)
             if images and views.places:
                 every["pointing"] = partial(asking.pointing, some, asked, views, j.each)
         if s.ev.about["captions"] and asked.client.scores:
             every["surprisal"] = partial(surprisal, some, asked, j.each)
-        return {n: f for n, f in every.items() if not j.scorers or n in j.scorers}
+        return {n: f for n, f in every.items() if _fits(n, s.control) and (not j.scorers or n in j.scorers)}
 
     def _pushed_rows(self, s: Subjects) -> list[ScoreRows]:
         out = []

@@ -11,9 +11,9 @@ class Judging:
     """What is scored, and how."""
 
     scorers: tuple[str, ...] = ()
-    """Any of judge, judge_crops, embedding, example_embedding, intruder, and with a client detection, fuzzing,
-    intruder_asked, pointing, surprisal, intervention; default: all that the evidence and the client allow, but
-    judge_crops and intervention, which have to be named."""
+    """Any of judge, judge_crops, embedding, simulation, example_embedding, intruder, and with a client detection,
+    fuzzing, simulation_asked, intruder_asked, pointing, surprisal, intervention; default: all that the evidence and
+    the client allow, but judge_crops and intervention, which have to be named."""
     judge: str = ""
     """Host whose embeddings judge images, another than the one that is explained; default: the embeddings of the
     evidence."""

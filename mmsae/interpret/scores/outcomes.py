@@ -27,19 +27,20 @@ class Scores(NamedTuple):
         return Scores(*(v[rows] if isinstance(v, np.ndarray) else v for v in self))
 
 
-def auroc_rows(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+def auroc_rows(positive: np.ndarray, negative: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
     """``(L,)`` chance that a positive ``(L, P)`` exceeds a negative ``(L, N)`` of its row, ties counted half.
 
-    NaN entries are not there; rows without any on one side are NaN.
+    NaN entries are not there; rows without any on one side are NaN. ``weight (L, P)``: how much a positive counts, 1
+    without.
     """
     out, step = np.full(len(positive), np.nan), max(1, PAIRS // max(1, positive.shape[1] * negative.shape[1]))
-    on, off = ~np.isnan(positive), ~np.isnan(negative)
-    pairs = on.sum(1) * off.sum(1)
+    counts = ~np.isnan(positive) * (np.ones(positive.shape) if weight is None else weight)
+    pairs = counts.sum(1) * (~np.isnan(negative)).sum(1)
     for lo in range(0, len(positive), step):
         p, n = positive[lo : lo + step, :, None], negative[lo : lo + step, None]
-        wins = (p > n).sum((1, 2)) + 0.5 * (p == n).sum((1, 2))  # comparisons with NaN are false
-        out[lo : lo + step] = wins
-    return np.where(pairs > 0, out / np.maximum(pairs, 1), np.nan)
+        wins = (p > n).sum(2) + 0.5 * (p == n).sum(2)  # comparisons with NaN are false
+        out[lo : lo + step] = (wins * counts[lo : lo + step]).sum(1)
+    return np.where(pairs > 0, out / np.where(pairs > 0, pairs, 1), np.nan)
 
 
 def auroc_interval(value: np.ndarray, n_pos: np.ndarray, n_neg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmsae.interpret.scores.subjects import Subjects
-from mmsae.interpret.scores.table import ScoreRows
+from mmsae.interpret.scores.table import CONTROLS, ScoreRows
 from mmsae.interpret.shown import ItemViews
 from mmsae.report.gallery import Card, Gallery, Thumbnail
 from mmsae.report.page import Fact, Section, Table, render_report
@@ -19,7 +19,6 @@ from mmsae.types import IMAGE
 PAGE = "report.html"
 SHOWN = 10  # latents of each kind
 EACH = 8  # items of a latent
-CONTROLS = {"": "names", "shuffled": "names of others", "random": "random weights"}
 
 
 def _uri(image: bytes) -> str:
@@ -74,8 +73,9 @@ def write_report(folder: Path, rows: ScoreRows, found: dict[str, Any], subjects:
     text = (
         "Means over latents on unseen items, with the interval that a bootstrap over latents gives. *Above chance* is"
         " the share of latents whose own interval of 95 % lies above chance, *outcomes* the median number that a"
-        " latent's score rests on. The controls are the same scorers on names that belong to other latents, and on the"
-        " latents of an SAE of random weights with the best names that were found for them."
+        " latent's score rests on. The controls are the same scorers on names that belong to other latents, on items"
+        " that were dealt to latents at random where a scorer shows no name, and on the latents of an SAE of random"
+        " weights with the best names that were found for them."
     )
     sections = [
         Section(

@@ -25,7 +25,8 @@ class Subjects:
         evidence: Whose latents.
         modality: By which evidence they are scored.
         names: What they are called.
-        control: Empty, ``random`` (an SAE of random weights) or ``shuffled`` (names of others).
+        control: Empty, ``random`` (an SAE of random weights), ``shuffled`` (names of others) or ``dealt`` (items at
+            random).
         negatives: Which silent items they are told from: ``random`` or ``hard``.
     """
 
@@ -65,7 +66,10 @@ class Subjects:
         """Those of some rows."""
         n = self.names
         kept = Names(n.latents[rows], [n.phrases[i] for i in rows.tolist()], n.held[rows])
-        return Subjects(self.ev, self.modality, kept, self.control, self.negatives)
+        out = Subjects(self.ev, self.modality, kept, self.control, self.negatives)
+        if self.control == "dealt":  # its items are those that were dealt
+            out.positive, out.negative = self.positive[rows], self.negative[rows]
+        return out
 
     def shuffled(self, seed: int) -> Subjects:
         """The same latents, each with the name of another that is called differently."""
@@ -73,6 +77,17 @@ class Subjects:
             self.ev, self.modality, self.names._replace(phrases=misplaced(self.names.phrases, seed)), "shuffled",
             self.negatives,
         )  # fmt: skip
+
+    def dealt(self, seed: int) -> Subjects:
+        """The same latents, with the unseen items of all of them, positive and negative, dealt out anew at random: what
+        is at chance whatever the judge and the host, if sets are made and judged rightly.
+        """
+        out = Subjects(self.ev, self.modality, self.names, "dealt", self.negatives)
+        items = np.concatenate([self.positive, self.negative], 1)
+        items[items >= 0] = np.random.default_rng(seed).permutation(items[items >= 0])
+        out.positive, out.negative = np.split(items, [self.positive.shape[1]], 1)
+        out.seen = self.seen
+        return out
 
 
 def misplaced(phrases: list[str], seed: int) -> list[str]:

@@ -8,17 +8,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmsae.files import read_columns
 from mmsae.interpret.scores.outcomes import Scores
 from mmsae.interpret.scores.subjects import Subjects
 
 FILE, SUMMARY = "scores.parquet", "scores.json"
 
 
+#: ``{control: what is scored}``.
+CONTROLS = {"": "names", "shuffled": "names of others", "dealt": "items dealt at random", "random": "random weights"}
+
+
 class ScoreRows(NamedTuple):
     """Scores of all kinds, column by column."""
 
     latent: np.ndarray  #: ``(R,) int32``
-    control: np.ndarray  #: ``(R,)`` str: empty, ``random`` or ``shuffled``
+    control: np.ndarray  #: ``(R,)`` str: one of :data:`CONTROLS`
     modality: np.ndarray  #: ``(R,)`` str
     scorer: np.ndarray  #: ``(R,)`` str
     value: np.ndarray  #: ``(R,) float32``, NaN where there is none
@@ -64,11 +69,12 @@ class ScoreRows(NamedTuple):
 
     @classmethod
     def read(cls, folder: str | Path) -> ScoreRows:
-        """Those that ``mmsae score`` wrote into a folder."""
-        import pyarrow.parquet as pq
+        """Those that ``mmsae score`` wrote into a folder.
 
-        table = pq.read_table(Path(folder) / FILE)
-        return cls(**{k: table[k].to_numpy(zero_copy_only=False) for k in cls._fields})
+        Raises:
+            InputError: It wrote other columns, or the file cannot be read.
+        """
+        return cls(**read_columns(Path(folder) / FILE, cls._fields, {}, "run mmsae score again"))
 
 
 def summary(rows: ScoreRows, seed: int = 0) -> list[dict[str, Any]]:

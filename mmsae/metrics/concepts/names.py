@@ -40,6 +40,12 @@ class LatentName(NamedTuple):
     by: str = ""  #: Which host, model or person
     note: str = ""  #: What else there is to say: why there is no name, say
 
+    def provenance(self) -> str:
+        """``wpmi, AUROC 0.97, z 5.2, by ViT-B-32/openai``: how it was found, how well it holds and who says so."""
+        figures = [f"AUROC {self.auroc:.2f}", f"z {self.z:.1f}"]
+        said = [text for text, v in zip(figures, (self.auroc, self.z), strict=True) if not math.isnan(v)]
+        return ", ".join([self.method, *said, *([f"by {self.by}"] if self.by not in ("", self.method) else [])])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; NaN is null."""
         said = self._asdict()
@@ -49,6 +55,12 @@ class LatentName(NamedTuple):
 def names_only(names: Mapping[int, LatentName]) -> dict[int, str]:
     """``{latent: name}`` of the latents that have one."""
     return {j: n.name for j, n in names.items() if n.name}
+
+
+def names_beside(sae: str | Path) -> Path | None:
+    """The names in the evidence beside an SAE's folder (``sae`` and ``evidence/names`` in one folder), or None."""
+    path = Path(sae).resolve().parent / "evidence" / "names" / FILE
+    return path if path.is_file() else None
 
 
 def write_names(path: str | Path, names: Mapping[int, LatentName], sae: str) -> Path:

@@ -5,7 +5,6 @@ import pytest
 
 from mmsae.bench.names.measure import (
     CLEAR,
-    Meaning,
     by_concepts,
     by_embeddings,
     figures,
@@ -57,10 +56,19 @@ def test_a_judge_that_knows_finds_intruders_of_meaningful_latents_alone(tmp_path
     ev = Evidence(planted(tmp_path / "e", n=1200))
     truth = np.zeros((1200, len(CONCEPTS)), bool)
     truth[:, :8] = ev.codes("image").matrix().toarray()[:, :8] > 0
-    judge = by_concepts(truth)
-    real, random = (intruders(ev, range(*r), judge, 40) for r in ((0, 8), (8, 40)))
-    assert real["accuracy"] > 0.85 and abs(random["accuracy"] - 0.2) < 0.05 and random["chance"] == 0.2
-    assert np.isnan(intruders(ev, [], judge)["accuracy"])
-    e = by_embeddings(ev.embeddings("image"))
-    assert intruders(ev, range(8), e)["accuracy"] > 0.6 and intruders(ev, range(8, 40), e)["accuracy"] < 0.3
-    assert isinstance(m := Meaning(np.zeros((1, 1)), truth), Meaning) and m.truth is truth
+    judge, e = by_concepts(truth), by_embeddings(ev.embeddings("image"))
+    real, random = (intruders(ev, range(*r), judge) for r in ((0, 8), (8, 40)))
+    assert real.shape == (8, 10) and np.nanmean(real) > 0.9 and abs(np.nanmean(random) - 0.2) < 0.05
+    assert intruders(ev, [], judge).shape == (0, 10) and np.isnan(intruders(ev, [40], judge)).all()
+    assert np.nanmean(intruders(ev, range(8), e)) > 0.6 and np.nanmean(intruders(ev, range(8, 40), e)) < 0.3
+    for j in (judge, e):
+        assert abs(np.nanmean(intruders(ev, range(8), j, dealt=True, each=20)) - 0.2) < 0.05
+
+
+def test_the_judge_weighs_concepts_by_how_rare_they_are():
+    """Four share concept 0, of which the fifth has none; or lack concept 1, which the fifth has."""
+    truth = np.zeros((400, 3), bool)
+    truth[:100, 0], truth[100:, 1], truth[::2, 2] = True, True, True
+    choose = by_concepts(truth)
+    assert choose(np.array([[[3, 8, 301, 12, 15], [300, 2, 9, 4, 11]]])).tolist() == [[2, 0]]
+    assert choose(np.array([[[200, 301, 250, 50, 205]]])).tolist() == [[3]]

@@ -1,6 +1,7 @@
 """``mmsae evaluate --gallery``: which images are shown, where the frame is, random weights beside, bad input."""
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,10 @@ from mmsae.evaluation.card.card import read_card
 from mmsae.evaluation.card.command import evaluate
 from mmsae.evaluation.card.gallery import DARK, check_host, grid_of, lit, plain
 from mmsae.evaluation.card.top_images import purity
+from mmsae.metrics.concepts.names import LatentName, write_names
 from mmsae.options import call
+from mmsae.sae import SAE
+from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import expand, unit_batches
 from mmsae.types import InputError
 from tests.helpers.evaluation import save_host, save_sae, write_colours
@@ -36,9 +40,9 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, sae, suite="suite", gallery=4):
+def run(place, sae, suite="suite", gallery=4, **more):
     out = place / f"{sae}_{suite}"
-    call(evaluate, str(place / sae), str(place / f"{suite}.yaml"), str(out), gallery=gallery, progress=False)
+    call(evaluate, str(place / sae), str(place / f"{suite}.yaml"), str(out), gallery=gallery, progress=False, **more)
     html = (out / "gallery.html").read_text()
     cards = [c.split("</article>")[0] for c in html.split('<article class="card">')[1:]]
     return out, html, cards
@@ -81,6 +85,30 @@ def test_pooled_sites_and_sets_without_classes(place):
     assert len(cards) == 8 and "frame" not in html and "of tokens" not in html
     _, html, cards = run(place, "pooled", "bare", 2)
     assert "Strongest latents of the SAE" in html and " of 9 " not in html and len(cards) == 8
+
+
+def test_latents_are_called_by_their_names(place, tmp_path):
+    own = sae_fingerprint(SAE.from_pretrained(place / "pooled"))
+    names = {j: LatentName("striped", "wpmi", z=4.0, auroc=0.9, by="tower") for j in range(63)}
+    path = write_names(tmp_path / "names.json", names | {63: LatentName(None, note="AUROC 0.60 is below 0.81")}, own)
+    _, _, cards = run(place, "pooled", gallery=64, names=str(path))
+    real, random = ([c for c in cards[k * len(cards) // 2 :][: len(cards) // 2]] for k in (0, 1))
+    text = "wpmi, AUROC 0.90, z 4.0, by tower"
+    called = [c for c in real if "#63<" not in c and "#63 " not in c]
+    assert called and all("striped" in c and text in c for c in called) and not any("striped" in c for c in random)
+    assert all("AUROC 0.60 is below 0.81" in c for c in real if c not in called)
+    beside = write_names(place / "evidence" / "names" / "names.json", names, own)
+    try:
+        assert text in run(place, "pooled", gallery=2)[1]
+        write_names(beside, names, "f" * 32)
+        out, html, _ = run(place, "pooled", gallery=2)
+        assert text not in html and any("without names" in w for w in read_card(out)["warnings"])
+        with pytest.raises(InputError, match="names latents of SAE ffffffffffff"):
+            run(place, "pooled", gallery=2, names=str(beside))
+        with pytest.raises(InputError, match="is for the page of --gallery"):
+            run(place, "pooled", gallery=0, names=str(path))
+    finally:
+        shutil.rmtree(place / "evidence")
 
 
 def test_a_page_of_an_earlier_run_is_replaced(place):

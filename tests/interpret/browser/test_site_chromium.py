@@ -214,8 +214,9 @@ def test_blurred_and_without_images(at, window, tmp_path):
         window.requests.clear()
 
 
-def test_search_by_concept_vectors(window, tmp_path):
+def test_search_by_concept_vectors(window, tmp_path, monkeypatch):
     from mmsae.interpret.browser.command import explore
+    from mmsae.interpret.browser.options import Display
     from tests.helpers.evidence import write_evidence
 
     rng = np.random.default_rng(0)
@@ -229,6 +230,24 @@ def test_search_by_concept_vectors(window, tmp_path):
     assert texts(window, ".tile .head small")[0] == "#3"
     assert window.run("mmsae.panel('main').then((p) => mmsae.search(p, 'like #4')[0])") == 4
     assert window.run("mmsae.panel('main').then((p) => mmsae.search(p, 'like dog - dog + cat')[0])") == 2
+
+    class Reads:
+        """A host to which a phrase is something else than its words."""
+
+        name, reads_text, knows_words = "toy", True, True
+
+        def phrases(self, phrases, templates):
+            middle = e.reshape(12, 5, 8).mean(0)
+            return middle[[{"red": 0, "dog": 3, "red dog": 4, "tree": 1}[p] for p in phrases]].astype(np.float32)
+
+    monkeypatch.setattr("mmsae.interpret.browser.vectors.Embedder.of", lambda *args, **options: Reads())
+    (tmp_path / "words.txt").write_text("red\ndog\nred dog\ntree\n")
+    display = Display(vocabulary=str(tmp_path / "words.txt"))
+    explore(str(tmp_path / "e"), out=str(tmp_path / "c"), progress=False, display=display)
+    window.open(f"file://{tmp_path}/c/index.html#/?q=like%20red%20dog", "document.querySelector('.tile')")
+    assert texts(window, ".tile .head small")[0] == "#4"  # the longest phrase that is known
+    for said, latent in (("dog", 3), ("tree", 1), ("nothing red dog - tree", 4), ("#3 - #3 + red", 0)):
+        assert window.run(f"mmsae.panel('main').then((p) => mmsae.search(p, 'like {said}')[0])") == latent
 
 
 def test_several_panels(window, tmp_path):

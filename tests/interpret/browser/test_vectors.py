@@ -1,8 +1,12 @@
 import numpy as np
+import pytest
 
+from mmsae.interpret.browser import vectors as module
 from mmsae.interpret.browser.vectors import latent_vectors
 from mmsae.interpret.evidence.folder import Evidence
+from mmsae.types import InputError
 from tests.helpers.evidence import write_evidence
+from tests.helpers.interpret import OTHER, WORDS, ToyEmbedder, planted
 
 
 def numbers(packed):
@@ -36,3 +40,44 @@ def test_without_embeddings_latents_are_their_atoms(tmp_path):
         and np.abs(numbers(found["latents"]) @ numbers(found["latents"]).T / 127**2 - unit @ unit.T).max() < 0.03
     )
     assert latent_vectors(Evidence(tmp_path), None) is None
+
+
+def listed(tmp_path, words):
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    return str(tmp_path / "words.txt")
+
+
+def nearest(found):
+    """``{word: latent}``."""
+    cosine = numbers(found["words"]["vectors"]) @ numbers(found["latents"]).T
+    return {w: int(cosine[i].argmax()) for i, w in enumerate(found["words"]["text"])}
+
+
+def test_words_that_no_caption_has_are_found_by_the_hosts_vectors(tmp_path, monkeypatch):
+    ev = Evidence(planted(tmp_path / "e", captions=False, random=0))
+    monkeypatch.setattr(module.Embedder, "of", lambda *args, **options: ToyEmbedder())
+    found = latent_vectors(ev, None, listed(tmp_path, [*WORDS, *OTHER, "Red"]), ["red circle", "green"])
+    assert found["words"]["of"] == "toy" and found["words"]["note"] == ""
+    assert found["words"]["text"] == [*WORDS, *OTHER, "red circle"]  # each once, in any case
+    place = nearest(found)
+    assert [place[w] for w in WORDS] == list(range(8)) and place["red circle"] in (0, 3)
+
+
+def test_of_many_words_those_nearest_to_latents_are_kept(tmp_path, monkeypatch):
+    ev = Evidence(planted(tmp_path / "e", random=0))
+    monkeypatch.setattr(module.Embedder, "of", lambda *args, **options: ToyEmbedder())
+    monkeypatch.setattr(module, "VOCABULARY", 8)
+    found = latent_vectors(ev, None, listed(tmp_path, [*OTHER, *WORDS]))
+    assert found["words"]["text"] == WORDS and numbers(found["words"]["vectors"]).shape[0] == 8
+
+
+def test_captions_are_gone_by_where_the_host_reads_no_text(tmp_path, monkeypatch):
+    ev = Evidence(planted(tmp_path / "e"))
+    monkeypatch.setattr(module.Embedder, "of", lambda *args, **options: None)
+    found = latent_vectors(ev, None)
+    assert found["words"]["of"] == "captions" and "does not say whose" in found["words"]["note"]
+    assert latent_vectors(ev, None, "captions")["words"] | {"note": ""} == found["words"] | {"note": ""}
+    monkeypatch.undo()
+    assert "test" in latent_vectors(ev, None)["words"]["note"]  # a host that there is not
+    with pytest.raises(InputError, match="vocabulary nothing is no file"):
+        latent_vectors(ev, None, "nothing")

@@ -10,7 +10,6 @@ import pytest
 from mmsae.cli import main
 from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import Candidates
-from mmsae.interpret.names.choose import names_of
 from mmsae.interpret.names.job import Naming, write_named
 from mmsae.interpret.names.options import Holding, Looking
 from mmsae.metrics.concepts.names import names_only, read_names
@@ -90,21 +89,6 @@ def test_the_own_hosts_embeddings_are_no_judge_beside_captions(place, words, mon
     by_vectors = Naming(Evidence(place), Looking(vocabulary=words), Holding(judge="vectors"), cache=False)
     by_vectors.embedders = {"image": ToyEmbedder()}
     assert by_vectors.run().about["judges"] == {"image": ["vectors"]}
-
-
-def test_a_name_holds_against_hard_negatives_or_is_clear():
-    def row(auroc, hard):
-        one = {k: np.array([0.0]) for k in Candidates._fields} | {"latent": np.array([0]), "chosen": np.array([True])}
-        texts = {"modality": "image", "method": "captions", "phrase": "red", "judge": "words"}
-        one |= {k: np.array([v], object) for k, v in texts.items()}
-        return Candidates(**one | {"z": np.array([5.0]), "auroc": np.array([auroc]), "auroc_hard": np.array([hard])})
-
-    def name(auroc, hard):
-        return names_of(row(auroc, hard), {"image": np.array([20])}, Holding(), {})[0]
-
-    assert name(0.8, 0.7).name == "red" and name(0.95, 0.3).name == "red"
-    assert name(0.8, 0.5).name is None and "AUROC 0.50 against hard negatives is below 0.6" in name(0.8, 0.5).note
-    assert "AUROC 0.70 is below 0.75" in name(0.7, 0.9).note
 
 
 def test_only_the_train_half_is_looked_at(place, words, tmp_path):

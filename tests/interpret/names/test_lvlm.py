@@ -74,7 +74,7 @@ def test_images_are_shown_with_heat_crops_and_silent_ones(tmp_path):
         write_evidence(tmp_path / "e", {"image": z}, images=images, captions=["x y"] * n, grid={"image": (4, 4)})
     )
     naming = Naming(ev, Looking(), Holding(), cache=False)
-    own = naming.examples("image", "train").of(np.array([0]))
+    own = naming.examples("image").of(np.array([0]))
     system, user = question(0, ItemViews(ev, "image"), own)
     silent = min(5, int((own.hard >= 0).sum()))
     assert system.role == "system" and len(user.images) == 6 + 3 + silent
@@ -82,7 +82,7 @@ def test_images_are_shown_with_heat_crops_and_silent_ones(tmp_path):
     assert sizes[0] == (32, 32) and sizes[6] == (24, 24) and "Where it responds is red" in user.text
     half = ev.items.half[np.r_[own.positive[own.positive >= 0], own.hard[own.hard >= 0]]]
     assert (half == "train").all()
-    assert explained([0], ItemViews(ev, "image"), naming.examples("image", "train"),
+    assert explained([0], ItemViews(ev, "image"), naming.examples("image"),
                      Asked(ScriptedClient(lambda m: '{"concept": "noise"}'), None)) == {0: "noise"}  # fmt: skip
 
 

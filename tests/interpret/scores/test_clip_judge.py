@@ -21,6 +21,8 @@ def test_by_vectors_equals_a_loop(monkeypatch, gathered):
             a, b = (e[items[items >= 0]] @ t[i, m] for items in (on[i], off[i]))
             want = auroc_rows(a[None], b[None])[0] if len(b) else np.nan
             assert got[i, m] == pytest.approx(want, nan_ok=True)
+    heavy = judge_by_vectors(on, off, e, t, np.tile([1.0, 0, 0, 0, 0], (4, 1)))
+    assert np.allclose(heavy, judge_by_vectors(on[:, :1], off, e, t), equal_nan=True)
 
 
 def test_by_words_counts_captions_that_have_the_phrase_as_words():
@@ -29,4 +31,6 @@ def test_by_words_counts_captions_that_have_the_phrase_as_words():
     got = judge_by_words(on, off, captions, [["red circle", "red", "green", None]])
     assert got[0, 0] == pytest.approx(0.5 + 2 / 3 / 2) and got[0, 1] == pytest.approx(0.5 + (1 - 1 / 2) / 2)
     assert got[0, 2] == 0.5 and np.isnan(got[0, 3])
+    by_value = judge_by_words(on, off, captions, [["red circle"]], np.array([[3.0, 2, 1, 0]]))
+    assert by_value[0, 0] == pytest.approx(0.5 + 4 / 6 / 2)
     assert np.isnan(judge_by_words(on, np.array([[4, 4, -1, -1]]), captions, [["red"]])[0, 0])  # no caption to compare

@@ -1,8 +1,10 @@
 """All scorers on planted latents, beside random ones and names of others; files, page and refusals."""
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mmsae.cli import main
@@ -64,7 +66,10 @@ def test_names_score_high_controls_at_chance(job, tmp_path):
     assert named["judge", ""] > 0.95 and named["example_embedding", ""] > 0.9 and named["intruder", ""] > 0.6
     assert abs(every["judge", "shuffled"] - 0.5) < 0.1 and abs(every["judge", "random"] - 0.5) < 0.12
     assert abs(every["intruder", "random"] - 0.2) < 0.1 and abs(every["example_embedding", "random"] - 0.5) < 0.1
-    assert ("intruder", "shuffled") not in every  # it shows no name
+    assert ("intruder", "shuffled") not in every and ("judge", "dealt") not in every  # it shows no name
+    assert abs(every["intruder", "dealt"] - 0.2) < 0.1 and abs(every["example_embedding", "dealt"] - 0.5) < 0.1
+    assert named["simulation", ""] > 0.5 and abs(every["simulation", "shuffled"]) < 0.15
+    assert abs(every["simulation", "random"]) < 0.2
     assert made.left_out["embedding"] == "the evidence has no embeddings of texts"
     real = rows.rows((rows.control == "") & (rows.scorer == "judge"))
     assert real.named.sum() == 8 and len(real.latent) == 24
@@ -83,6 +88,7 @@ def test_a_client_is_asked_about_some_latents_and_a_repeat_asks_nothing(job, tmp
     assert found["account"]["nonsense"] > 0 and means(found, "named")["surprisal", ""] == 1
     assert abs(means(found)["surprisal", "random"] - 0.5) < 0.25
     asked_of = rows.rows(rows.scorer == "detection")
+    assert set(rows.control[rows.scorer == "simulation_asked"]) == {"", "shuffled", "random"}
     assert len(asked_of.latent) == 8 * 3 and np.isnan(asked_of.value).all() and (asked_of.n == 0).all()
     calls = client.calls
     again = Asked(client, tmp_path)
@@ -93,7 +99,7 @@ def test_a_client_is_asked_about_some_latents_and_a_repeat_asks_nothing(job, tmp
 def test_one_scorer_alone(job):
     asked = Asked(ScriptedClient(knows), None)
     rows, _, _ = job(control=False, scorers=("intruder",), asked=asked).run()
-    assert set(rows.scorer) == {"intruder"} and set(rows.control) == {""}
+    assert set(rows.scorer) == {"intruder"} and set(rows.control) == {"", "dealt"}
 
 
 def test_names_of_persons_are_scored_as_theirs(place):
@@ -107,6 +113,34 @@ def test_names_of_persons_are_scored_as_theirs(place):
         assert names.phrases[at] == "music" and names.held[at] and not names.held[names.latents.tolist().index(10)]
     finally:
         write_names(path, before, "evidence" * 4)
+
+
+def test_what_an_older_version_wrote_is_read_or_one_sentence(job, place, tmp_path):
+    """The first names had no judges, and other rules of when they hold."""
+    shutil.copytree(place / "evidence", tmp_path / "e")
+    names = tmp_path / "e" / "names"
+    table = pq.read_table(names / "candidates.parquet")
+    said = json.loads((names / "about.json").read_text())
+    said["holding"] |= {"min_hard": 0.6, "clear": 0.87}
+    del said["least"]
+    (names / "about.json").write_text(json.dumps(said))
+    pq.write_table(table.drop_columns(["judge"]), names / "candidates.parquet")
+    rows, found, _ = ScoreJob(Evidence(tmp_path / "e"), job().control).run()
+    assert means(found, "named")["judge", ""] > 0.95
+    pq.write_table(table.drop_columns(["phrase"]), names / "candidates.parquet")
+    with pytest.raises(InputError, match="has no column phrase, as another version of mmsae wrote it: run mmsae name"):
+        ScoreJob(Evidence(tmp_path / "e")).run()
+    (names / "candidates.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        ScoreJob(Evidence(tmp_path / "e")).run()
+    pq.write_table(table, names / "candidates.parquet")
+    (names / "about.json").write_text("{}")
+    with pytest.raises(InputError, match="does not say how names were looked for"):
+        ScoreJob(Evidence(tmp_path / "e"), job().control).run()
+    rows.write(tmp_path)
+    pq.write_table(pq.read_table(tmp_path / "scores.parquet").drop_columns(["named"]), tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match="has no column named"):
+        ScoreRows.read(tmp_path)
 
 
 def test_refusals(job, place):

@@ -24,6 +24,15 @@ def test_auroc_equals_that_of_single_rows(monkeypatch, pairs):
             assert np.isnan(got[i])
 
 
+def test_weights_count_positives_as_often():
+    rng = np.random.default_rng(0)
+    p, n, often = rng.integers(0, 5, (3, 6)).astype(float), rng.integers(0, 5, (3, 7)).astype(float), np.arange(6)
+    p[1, 4] = np.nan
+    got = auroc_rows(p, n, np.tile(often, (3, 1)).astype(float))
+    assert np.allclose(got, auroc_rows(np.repeat(p, often, 1), n))
+    assert np.isnan(auroc_rows(p, n, np.zeros((3, 6)))).all()
+
+
 def test_intervals_hold_the_value_shrink_with_n_and_cover():
     low, high = auroc_interval(
         np.array([0.8, 0.8, 1.0, 0.0]), np.array([10, 1000, 20, 20]), np.array([10, 1000, 20, 20])

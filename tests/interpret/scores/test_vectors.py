@@ -44,6 +44,16 @@ def test_items_are_unseen_and_shuffled_names_are_others(subjects):
     assert len(some.latents) == 10 and some.names.held.sum() == 8 and (some.some(0, 0).latents == some.latents).all()
 
 
+def test_items_that_are_dealt_at_random_are_at_chance_for_any_judge(subjects):
+    dealt, e = subjects.dealt(0), subjects.ev.embeddings("image")
+    own, new = (np.concatenate([s.positive, s.negative], 1) for s in (subjects, dealt))
+    assert sorted(own.ravel()) == sorted(new.ravel()) and ((own < 0) == (new < 0)).all() and (own != new).any()
+    assert dealt.control == "dealt" and near_chance(example_scores(dealt, e), slice(8))
+    assert near_chance(intruder_scores(dealt, lambda sets: farthest(sets, e), 5, 40, 0), slice(8))
+    some = dealt.rows(np.array([2, 5]))
+    assert (some.positive == dealt.positive[[2, 5]]).all() and (some.negative == dealt.negative[[2, 5]]).all()
+
+
 def test_names_of_planted_latents_score_high_others_at_chance(subjects):
     e = subjects.ev.embeddings("image")
     real = name_scores(subjects, e, ToyEmbedder().phrases(subjects.names.phrases))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mmsae.metrics.concepts.names import FORMAT, METHODS, LatentName, names_only, read_names, write_names
+from mmsae.metrics.concepts.names import FORMAT, METHODS, LatentName, names_beside, names_only, read_names, write_names
 from mmsae.types import InputError
 
 RED = LatentName("red circle", "wpmi", 1.5, 0.25, 4.0, 0.9, "ViT-B-32/openai")
@@ -23,6 +23,17 @@ def test_what_is_written_is_read_and_unnamed_latents_keep_their_figures(tmp_path
     assert read_names(path) == {**found, 3: found[3]}
     with pytest.raises(InputError, match="names latents of SAE aaaaaaaaaaaa, not of bbbbbbbbbbbb"):
         read_names(path, "b" * 32)
+
+
+def test_a_name_says_where_it_comes_from():
+    assert RED.provenance() == "wpmi, AUROC 0.90, z 4.0, by ViT-B-32/openai"
+    assert NONE.provenance() == "captions, z 1.0" and LatentName("cat").provenance() == "person"
+
+
+def test_names_lie_in_the_evidence_beside_an_sae(tmp_path):
+    assert names_beside(tmp_path / "sae") is None
+    path = write_names(tmp_path / "evidence" / "names" / "names.json", {12: RED}, "a" * 32)
+    assert names_beside(tmp_path / "sae") == path
 
 
 def test_the_older_form_is_read_and_fits_any_sae(tmp_path):

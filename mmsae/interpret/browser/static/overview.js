@@ -39,12 +39,17 @@
     const [rows, own] = [mmsae.array(latents), mmsae.array(words.vectors)];
     const query = new Float32Array(width);
     let any = false;
-    for (const [, sign, number, word] of text.toLowerCase().matchAll(/([+-])?\s*(?:#(\d+)|([\p{L}\p{N}_][\p{L}\p{N}_'-]*))/gu)) {
-      const i = number ? +number : words.text.indexOf(word);
-      const from = number ? rows : own;
-      if (i < 0 || (i + 1) * width > from.length) continue;
+    const add = (from, i, sign) => {
+      if (i < 0 || (i + 1) * width > from.length) return false;
       any = true;
       for (let d = 0; d < width; d++) query[d] += (sign === "-" ? -1 : 1) * from[i * width + d];
+      return true;
+    };
+    for (const [, sign, number, phrase] of text.toLowerCase().matchAll(/([+-])?\s*(?:#(\d+)|([\p{L}\p{N}_][\p{L}\p{N}_'-]*(?:\s+[\p{L}\p{N}_][\p{L}\p{N}_'-]*)*))/gu)) {
+      if (number) add(rows, +number, sign);
+      const said = phrase?.split(/\s+/) ?? [];
+      for (let i = 0; i < said.length; i++) // the longest phrase that is known, from each word on
+        for (let n = said.length - i; n > 0; n--) if (add(own, words.text.indexOf(said.slice(i, i + n).join(" ")), sign)) { i += n - 1; break; }
     }
     if (!any) return null;
     const score = new Float32Array(panel.size);

@@ -1,0 +1,31 @@
+"""Items by which names are judged: of the test half, of all strengths, with their values."""
+
+import numpy as np
+
+from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.names.unseen import unseen
+from tests.helpers.interpret import planted
+
+
+def test_they_are_of_the_test_half_with_their_values(tmp_path):
+    ev = Evidence(planted(tmp_path / "e", n=400))
+    z, latents = ev.codes("image").matrix().toarray(), np.array([3, 0, 40])  # 40 never fires
+    test = (ev.items.half == "test") & (ev.items.copy_of < 0)
+    found = unseen(ev, "image", latents)
+    for row, j in enumerate(latents):
+        on, off = found.positive[row], found.negative[row]
+        on, weight = on[on >= 0], found.weight[row, : (on >= 0).sum()]
+        assert set(on) == set(np.flatnonzero(test & (z[:, j] != 0)))
+        assert set(off[off >= 0]) == set(np.flatnonzero(test & (z[:, j] == 0)))
+        assert np.allclose(weight, z[on, j]) and (np.diff(weight) <= 0).all()
+    assert (found.positive[2] == -1).all() and (found.weight[2] == 0).all()
+
+
+def test_of_many_some_are_taken_from_all_strengths(tmp_path):
+    ev = Evidence(planted(tmp_path / "e", n=800))
+    every, some = (unseen(ev, "image", np.arange(8), most=m) for m in (10_000, 20))
+    assert some.positive.shape == some.negative.shape == (8, 20) and (some.positive >= 0).all()
+    for j in range(8):
+        own = every.weight[j][every.positive[j] >= 0]
+        assert some.weight[j, 0] == own[0] and abs(some.weight[j].mean() - own.mean()) < 0.1
+        assert set(some.negative[j]) <= set(every.negative[j])
