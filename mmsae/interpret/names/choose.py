@@ -16,7 +16,7 @@ from mmsae.types import InputError
 
 #: ``(positive (L, P), negative (L, N), phrases (L, m), weight (L, P) or None) -> (L, m)`` AUROC of phrases on items.
 Judge = Callable[[np.ndarray, np.ndarray, Sequence[Sequence[str]], np.ndarray | None], np.ndarray]
-EQUAL = 0.02  # AUROCs of the train half that are taken as one
+EQUAL = 0.01  # AUROCs of the train half that are taken as one
 #: Which of several names that do equally well is taken.
 ORDER = ("lvlm", "captions", "wpmi", "centroid", "vocabulary", "steering")
 

@@ -154,6 +154,32 @@ def test_the_command_names_and_refuses(tmp_path, capsys):
     assert not (bare / "names").exists()
 
 
+def test_the_command_goes_by_a_control(tmp_path, capsys):
+    """With a share of names it is what no more latents of random weights reach; by one number, many may."""
+    place = planted(tmp_path / "e", embeddings={}, sae="a" * 32)
+    control = planted(tmp_path / "c", embeddings={}, sae="b" * 32, real=False, seed=1)
+    main(["name", str(place), "--control", str(control), "--false-names", "0.1"])
+    assert "name: 10% of latents of random weights reach an AUROC of 0.5" in capsys.readouterr().out
+    names = read_names(place / "names" / "names.json")
+    least = json.loads((place / "names" / "about.json").read_text())["least"]["image"]
+    held = names_only(names)
+    assert {j: held[j] for j in range(8)} == dict(enumerate(WORDS)) and 0.5 <= least < 0.7
+    assert all((names[j].auroc >= least) == (j in held) or "z " in names[j].note for j in range(40))
+    others = [j for j in range(8, 40) if j in held]
+    assert len(others) <= 8 and all(names[j].auroc < 0.7 for j in others)  # of 32, a tenth on average
+    other = planted(tmp_path / "o", embeddings={}, sae="c" * 32, host="o" * 32)
+    for more, words in (
+        (["--control", str(place)], "is evidence of the SAE itself"),
+        (["--control", str(control), "--false-names", "0"], "false_names is 0, it must be a share between 0 and 1"),
+        (["--control", str(control), "--false-names", "0.001"], "takes a control of 999 latents or more with evidence"),
+        (["--control", str(other)], "is evidence on host oooooooooooo"),
+    ):
+        with pytest.raises(SystemExit) as e:
+            main(["name", str(place), *more])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and words in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("vocabulary", "classes"), [("common", True), ("captions", False)])
 def test_classes_of_a_host_are_the_default_vocabulary_alone(tmp_path, monkeypatch, vocabulary, classes):
     """A vocabulary that somebody gave is not quietly another one."""
