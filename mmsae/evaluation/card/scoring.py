@@ -112,7 +112,9 @@ class Scoring:
 
         What the host gives is kept until all are done, where no cache is named.
         """
-        settings = settings_of(self.suite, quick=self.quick, gallery=self.drawing.gallery, seed=self.seed, **vars(self.foreign))
+        settings = settings_of(
+            self.suite, quick=self.quick, gallery=self.drawing.gallery, seed=self.seed, **vars(self.foreign)
+        )
         cards = Cards(root, out, settings, self._unless_done, self.say)
         if self.run.cache:
             return cards.run()
