@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from datamodules.options import ranks_of
 from datamodules.sites import SitesDataModule
 from mmsae.activations import ActivationStore, SideBySideLoader, StoreLoader, StoreSpec
 from mmsae.activations.loader import Split, listed_items
@@ -22,6 +23,8 @@ class CachedActivations(SitesDataModule):
 
     The validation items are chosen by their uid, so they are the same for every seed, run and number of ranks. Nothing
     is read before ``setup``, except the store's spec when a width, a modality or a site is asked for.
+
+    A training that goes on on another number of ranks keeps its batches (:class:`SharedBatches`).
 
     Args:
         store: Folder that ``mmsae extract`` wrote.
@@ -134,8 +137,7 @@ class CachedActivations(SitesDataModule):
         return SideBySideLoader(loaders) if loaders else own[0]
 
     def _loader(self, split: tuple[float, float], shuffle: bool) -> StoreLoader:
-        trainer = self.trainer
-        n, world = self._items, trainer.world_size if trainer else 1
+        trainer, (rank, world), n = self.trainer, ranks_of(self.trainer), self._items
         items = round(split[1] * n) - round(split[0] * n)
         if items < world:
             raise InputError(
@@ -143,16 +145,17 @@ class CachedActivations(SitesDataModule):
                 f"{'train' if shuffle else 'validate'} on, fewer than the number of processes, {world}: give "
                 f"--data.val_fraction {'less' if shuffle else f'0 (no validation) or at least {world / n:.2g}'}"
             )
+        asked = {"batch_size": self.batch_size, "quotas": self.quotas}
         loader = StoreLoader(
             self.activations,
             self.batch_size,
             seed=self.seed,
             split=Split(*split, self._list),
-            rank=trainer.global_rank if trainer else 0,
+            rank=rank,
             world=world,
             shuffle=shuffle,
             sites=self.chosen_sites,
-            quotas=self.quotas,
+            quotas=(shuffle and self.shares(world, asked)) or self.quotas,
             block=self.block,
             window=self.window,
             uids=self.uids or not shuffle,
@@ -162,6 +165,7 @@ class CachedActivations(SitesDataModule):
             if isinstance(trainer.limit_train_batches, int):
                 # the loader must know where an epoch ends, or a checkpoint written there would go on beyond it
                 loader.cut(trainer.limit_train_batches)
+            self.begin(world, asked, loader.total)
         return loader
 
     def _device_rows(self, names: dict[str, str]) -> tuple[torch.device, ResidentRows | None]:
@@ -183,4 +187,5 @@ class CachedActivations(SitesDataModule):
 
     def teardown(self, stage: str) -> None:
         """Leave the device's memory to others."""
+        super().teardown(stage)
         self._moved.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from datamodules.options import Loading, Mixing
+from datamodules.options import Loading, Mixing, ranks_of
 from datamodules.sites import SitesDataModule
 from mmsae.activations import StreamingLoader
 from mmsae.hosts import Host, embed_width, host_modalities, site_width
@@ -101,20 +101,29 @@ class HostActivations(SitesDataModule):
     def ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks, once the host is loaded."""
         self.setup()
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return ranks_of(self.trainer)
+
+    def size(self) -> tuple[int, dict[str, int] | None]:
+        """Rows of a training batch on this rank: ``batch_size`` and quotas, for which see :class:`SharedBatches`."""
+        (_, world), size, quotas = self.ranks(), self.mixing.batch_size, self.mixing.quotas
+        asked = {"batch_size": size, "quotas": quotas}
+        if found := self.shares(world, asked):
+            size, quotas = found["units"], quotas and {m: found[m] for m in quotas}
+        self.begin(world, asked, {m: n * world for m, n in {"units": size, **(quotas or {})}.items()})
+        return size, quotas
 
     def mixed(self, host: Any, batches: Any, n_batches: int, gradient: str = "") -> StreamingLoader:
         """Mixed batches without end, cut into epochs."""
-        rank, _ = self.ranks()
+        (rank, _), (size, quotas) = self.ranks(), self.size()
         return StreamingLoader(
             host,
             batches,
             n_batches,
-            self.mixing.batch_size,
+            size,
             self.mixing.capacity,
             sites=self.chosen_sites,
             choices=self.choices,
-            quotas=self.mixing.quotas,
+            quotas=quotas,
             half=self.mixing.refill_at_half,
             gradient=gradient,
             seed=self.seed * 2**20 + rank,

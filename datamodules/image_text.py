@@ -8,7 +8,7 @@ from functools import cached_property
 import lightning
 import torch
 
-from datamodules.options import Loading, Reading
+from datamodules.options import Loading, Reading, ranks_of
 from mmsae.hosts import as_encoder, embed_width, host_modalities
 from mmsae.options import flat
 from mmsae.shards import ExactLoader, Reader, Sources, TrainLoader
@@ -110,6 +110,5 @@ class ImageTextDataModule(lightning.LightningDataModule):
         transform = self._transforms[train and self.augment]
         about = {"caption_field": self.reading.caption_field, "keep": self.reading.uids}
         reader = Reader.of(transform, self.tokenize, self.batch_size, **about)
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         pin_memory = torch.cuda.is_available() if self.pin_memory is None else self.pin_memory
-        return self.reading.pipeline(sources, reader, epoch, self.seed, ranks, pin_memory)
+        return self.reading.pipeline(sources, reader, epoch, self.seed, ranks_of(self.trainer), pin_memory)

@@ -16,6 +16,15 @@ from mmsae.shards.sources import expand_sources
 from mmsae.types import InputError
 
 
+def ranks_of(trainer: Any) -> tuple[int, int]:
+    """``(number, of how many)`` of this process among those that share the data; ``(0, 1)`` without a trainer.
+
+    They are the trainer's ranks but where its strategy has all of them read the same batches.
+    """
+    shares = getattr(trainer.strategy, "distributed_sampler_kwargs", None) if trainer else None
+    return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
+
+
 @dataclass(frozen=True)
 class Loading:
     """How the host is loaded."""

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import lightning
+from datamodules.shared_batches import SharedBatches
 
 
-class SitesDataModule(lightning.LightningDataModule):
+class SitesDataModule(SharedBatches):
     """Activations at one site of each modality, or at as many choices of those as SAEs that are trained together have.
 
     Args:
@@ -30,5 +30,5 @@ class SitesDataModule(lightning.LightningDataModule):
     def at(self, name: str) -> SitesDataModule:
         """What the SAEs of one choice see of this datamodule; the data are shared."""
         own = copy.copy(self)
-        own.chosen_sites, own.choices = self.choices[name], {}
+        own.chosen_sites, own.choices, own.choice = self.choices[name], {}, name
         return own

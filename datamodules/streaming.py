@@ -63,7 +63,8 @@ class StreamingActivations(HostActivations):
 
     Decoding runs in workers. The host runs in the training process on the trainer's device, outside the
     LightningModule: it is in no checkpoint and not wrapped by DDP. A resumed run is a statistical restart (the same
-    distribution in another order); for a run that can be resumed exactly, extract a store.
+    distribution in another order), on any number of ranks and workers; for a run that can be resumed exactly, extract a
+    store.
 
     Args:
         shards: Shards to train on: path, folder, glob or brace pattern, several of them, ``{pattern: weight}``, or
@@ -101,7 +102,7 @@ class StreamingActivations(HostActivations):
 
     def train_dataloader(self) -> StreamingLoader:
         _, world = self.ranks()
-        samples, size = self.reading.epoch(self.shards), self.mixing.batch_size
+        samples, (size, _) = self.reading.epoch(self.shards), self.size()
         n_batches = self.mixing.epoch_batches or samples // (size * world)
         if n_batches < 1:
             raise InputError(f"an epoch of {samples} samples is less than one batch of {size} on each of {world} ranks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning
 
+from datamodules.options import ranks_of
 from mmsae.activations import SyntheticLoader, SyntheticPairs
 from mmsae.types import Site
 
@@ -63,6 +64,6 @@ class SyntheticDictionary(lightning.LightningDataModule):
     test_dataloader = predict_dataloader = val_dataloader
 
     def _loader(self, items: int, seed: int, fresh: bool) -> SyntheticLoader:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = ranks_of(self.trainer)
         n_batches = max(1, items // (self.batch_size * world))
         return SyntheticLoader(self.truth, self.batch_size, n_batches, seed, rank, fresh)

@@ -27,7 +27,7 @@ Rows = Mapping[str, np.ndarray]
 
 # Entries of a state's order that options have another name for.
 _CALLED = {
-    "sizes": "sizes (batch_size or quotas)",
+    "rows": "batches over all ranks (batch_size or quotas of a rank, times ranks) of",
     "split": "split (val_fraction to 1)",
     "batches": "batches per epoch (val_fraction or limit_train_batches)",
 }
@@ -102,8 +102,9 @@ def split_items(store: ActivationStore, lo: float, hi: float, among: np.ndarray 
 class StoreLoader:
     """Iterates over :class:`~mmsae.types.Tokens` of one split of a store.
 
-    Shuffled (training): the order of an epoch depends on (seed, epoch) and, inside windows, on the rank. All ranks have
-    equally many batches of exactly ``batch_size`` rows; the rest of an epoch (fewer than ``world * batch_size`` rows,
+    Shuffled (training): a batch of all ranks together has ``world * batch_size`` rows, and the sequence of those
+    batches depends on (seed, epoch) and their size alone; a rank has its share of each, in the order of ranks. So any
+    number of ranks that shares them evenly sees the same batches. The rest of an epoch (fewer rows than such a batch,
     others in each epoch) is left out. A split smaller than one batch per rank is one smaller batch.
 
     Not shuffled (validation): every row exactly once, in stored order; ranks have equally many batches whose sizes
@@ -113,7 +114,8 @@ class StoreLoader:
     modalities are read independently with a fixed quota each, in proportion to their rows.
 
     ``state_dict`` is a place in the sequence, so training that is resumed sees the very batches that it would have
-    seen. ``iter()`` starts the next epoch, or goes on from a state that was loaded.
+    seen, on another number of ranks too if ``world * batch_size`` is what it was. ``iter()`` starts the next epoch, or
+    goes on from a state that was loaded.
 
     Args:
         store: The store.
@@ -126,11 +128,16 @@ class StoreLoader:
         sites: ``{modality: site}`` where a modality has several, or to leave one out.
         quotas: ``{modality: rows per batch}`` for token sites.
         block: Neighbouring rows that are read together.
-        window: Blocks that are mixed with each other; memory is ``block * window`` rows, or 4 batches if that is more.
+        window: Blocks that are mixed with each other; memory is ``block * window`` rows, or 4 batches of all ranks if
+            that is more, and each rank holds its share.
         uids: Whether batches carry uids; by default where nothing is shuffled.
 
     Attributes:
         epoch: The epoch that the next ``iter()`` gives, or the one that runs.
+        sizes: ``{modality: rows of a batch}`` of this rank.
+        total: ``{modality: rows of a batch}`` of all ranks together.
+        lanes: Parts of an epoch that are read side by side, each with an equal share of every batch: 1, but as many as
+            ranks where a run of an earlier version goes on.
 
     Raises:
         InputError: The split has fewer items than there are ranks, or rows that are not finite (found here where the
@@ -174,7 +181,8 @@ class StoreLoader:
                 keep = items[store.items_of_rows(n, np.arange(store.spec.rows[n]))]
                 self.orders[m] = BlockOrder(keep, block, seed + salt)
         self._quotas(batch_size, quotas)
-        self._window = max(4, window * block // max(self.sizes.values()))  # in batches; 4, so that large ones mix too
+        self.total = {m: s * world for m, s in self.sizes.items()}
+        self.lanes, self._rows_of_window = 1, window * block
         self.epoch, self.batch = 0, 0
         self.device, self.resident = torch.device("cpu"), None
         self._places = torch.empty(0, dtype=torch.long)
@@ -236,17 +244,20 @@ class StoreLoader:
         return {m: len(o) for m, o in self.orders.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the sequence: ``epoch``, batches done in it, and what the order was made from."""
+        """The place in the sequence: ``epoch``, batches of all ranks done in it, and what the order was made from."""
         return {"epoch": self.epoch, "batch": self.batch, "order": self._order_key()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken, at the next ``iter()``.
 
         Raises:
-            InputError: The state belongs to another order: other data, batch size, seed or number of ranks.
+            InputError: The state belongs to another order: other data, another seed, or batches of another size.
         """
+        order = _of_lanes(state["order"])
+        if order["lanes"] != self.lanes and not any(n % order["lanes"] for n in self.total.values()):
+            self.lanes = order["lanes"]
         for k, now in self._order_key().items():
-            then = state["order"].get(k, now if k == "split" else None)  # earlier versions did not note the split
+            then = order.get(k, now if k == "split" else None)  # earlier versions did not note the split
             if then != now:
                 raise InputError(
                     f"{self.store.folder}: the checkpoint was made with {_CALLED.get(k, k)} {then}, this run has "
@@ -255,15 +266,15 @@ class StoreLoader:
         self.epoch, self.batch, self._begun = state["epoch"], state["batch"], False
 
     def _order_key(self) -> dict[str, Any]:
-        key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "sizes": self.sizes}
+        key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "rows": self.total}
         block = next(iter(self.orders.values())).block
-        key |= {
-            "seed": self.seed,
-            "world": self.world,
-            "split": [float(s) for s in self.split[:2]],
-            "batches": len(self),
-        }
+        key |= {"seed": self.seed, "lanes": self.lanes, "split": list(map(float, self.split[:2])), "batches": len(self)}
         return key | {"block": block, "window": self._window, "keep": self.split.keep and self.split.keep.hash}
+
+    @property
+    def _window(self) -> int:
+        """Batches between which rows are mixed; at least 4, so that large ones mix too."""
+        return max(4, self._rows_of_window * self.lanes // max(self.total.values()))
 
     def __iter__(self) -> Iterator[Tokens]:
         if self._begun or self.batch >= len(self):
@@ -288,8 +299,7 @@ class StoreLoader:
         source = self._read if self.resident is None else self._gathered
         for w in range(first // self._window, -(-len(self) // self._window)):
             lo, hi = w * self._window, min((w + 1) * self._window, len(self))
-            rows = {m: self._window_rows(m, epoch, lo, hi) for m in self.names}
-            mix = self._mix(epoch, w, {m: len(r) for m, r in rows.items()})
+            rows, mix = self._mine(epoch, w, lo, hi)
             places = ({m: slice(b * s, b * s + s) for m, s in self.sizes.items()} for b in range(hi - lo))
             yield from source(rows, mix, islice(places, max(lo, first) - lo, None))
 
@@ -339,16 +349,26 @@ class StoreLoader:
         tokens = self.store.tokens(self.names, rows, self.uids, x, grad)
         return tokens.each(lambda t: t.to(self.device))
 
-    def _window_rows(self, m: str, epoch: int, lo: int, hi: int) -> np.ndarray:
-        s = self.sizes[m]
-        base = self.rank * len(self) * s
-        return self.orders[m].span(epoch, base + lo * s, base + hi * s)
-
-    def _mix(self, epoch: int, window: int, sizes: dict[str, int]) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.seed, epoch, self.rank, window, 1])
+    def _mine(self, epoch: int, window: int, lo: int, hi: int) -> tuple[Rows, dict[str, Tensor]]:
+        """This rank's rows of the batches ``lo`` to ``hi`` in the order of reading, and their order in batches."""
+        apart = list(self.names)[:1] if self.paired else list(self.names)
+        rows: dict[str, list[np.ndarray]] = {m: [] for m in apart}
+        mix: dict[str, list[np.ndarray]] = {m: [] for m in apart}
+        for lane in range(self.rank * self.lanes // self.world, -(-(self.rank + 1) * self.lanes // self.world)):
+            rng = np.random.default_rng([self.seed, epoch, lane, window, 1])
+            for m in apart:
+                size = self.total[m] // self.lanes
+                places = rng.permutation((hi - lo) * size).reshape(hi - lo, size)
+                mine = places[:, max(self.rank * self.sizes[m] - lane * size, 0) :]
+                mine = mine[:, : (self.rank + 1) * self.sizes[m] - max(self.rank * self.sizes[m], lane * size)]
+                read, base = np.sort(mine, axis=None), (lane * len(self) + lo) * size
+                mix[m].append(np.searchsorted(read, mine) + sum(map(len, rows[m])))
+                rows[m].append(self.orders[m].span(epoch, base, base + (hi - lo) * size)[read])
+        found = {m: np.concatenate(r) for m, r in rows.items()}
+        order = {m: torch.from_numpy(np.concatenate(o, axis=1).reshape(-1)) for m, o in mix.items()}
         if self.paired:
-            return dict.fromkeys(sizes, torch.from_numpy(rng.permutation(next(iter(sizes.values())))))
-        return {m: torch.from_numpy(rng.permutation(n)) for m, n in sizes.items()}
+            return dict.fromkeys(self.names, found[apart[0]]), dict.fromkeys(self.names, order[apart[0]])
+        return found, order
 
     def _ordered(self) -> Iterator[Tokens]:
         parts = self.world * len(self)
@@ -366,3 +386,11 @@ class StoreLoader:
         if self.store.spec.nbytes >= AUTO_VERIFY_BYTES:
             for m, rows in x.items():
                 self._refuse(m, len(not_finite(rows)), len(rows))
+
+
+def _of_lanes(order: Mapping[str, Any]) -> dict[str, Any]:
+    """The order of a state; in those of earlier versions every rank read a part of the epoch of its own."""
+    if "lanes" in order:
+        return dict(order)
+    lanes = order["world"]
+    return {**order, "lanes": lanes, "rows": {m: s * lanes for m, s in order["sizes"].items()}}

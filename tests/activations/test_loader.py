@@ -137,9 +137,10 @@ def test_a_resumed_loader_goes_on_at_the_next_batch(store, done, world):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch_size": 11}, r"sizes \(batch_size or quotas\) {'image': 10"),
+        ({"batch_size": 11}, r"batches over all ranks \(batch_size .*\) of {'image': 10"),
         ({"seed": 9}, "seed 0, this run has 9"),
-        ({"world": 2}, "world"),
+        ({"world": 2}, r"of {'image': 10, 'text': 10}, this run has {'image': 20, 'text': 20}"),
+        ({"world": 3, "batch_size": 3}, r"this run has {'image': 9"),
         ({"split": (0.2, 1)}, r"split \(val_fraction to 1\) \[0\.0, 1\.0\], this run has \[0\.2, 1\.0\]"),
         ({"split": (0.001, 1)}, "val_fraction"),  # as many batches, of other items
     ],
@@ -307,3 +308,111 @@ def test_what_decides_whether_rows_move(store, monkeypatch):
     assert none is None and "which it could not give: they stay on disk" in said
     with pytest.raises(InputError, match=r"which it could not give: use data\.resident false"):
         make_resident(store, names, gpu, True)
+
+
+# Other numbers of ranks
+
+
+def epochs_on(store, world, total, n=3, **kw):
+    """``[{modality: [batch of all ranks]}]`` of some epochs, and the loaders."""
+    quotas = {m: size // world for m, size in total.items()}
+    loaders = [StoreLoader(store, rank=r, world=world, quotas=quotas, **kw) for r in range(world)]
+    return [together(loaders) for _ in range(n)], loaders
+
+
+def together(loaders, stop=None):
+    """Batches of all ranks, each the rows of its ranks one after the other, up to so many."""
+    out = []
+    for parts in zip(*loaders, strict=True):
+        out.append({m: [tuple(r) for p in parts for r in p.x[m].tolist()] for m in parts[0].x})
+        if len(out) == stop:
+            break
+    return out
+
+
+@pytest.fixture(scope="module")
+def token_store(tmp_path_factory):
+    items = {m: torch.arange(60).repeat_interleave(k) for m, k in (("image", 9), ("text", 3))}
+    x = {m: torch.stack([i, torch.arange(len(i))], 1).float() for m, i in items.items()}
+    return ActivationStore(write_store(tmp_path_factory.mktemp("t") / "s", x, items=items, rows_per_shard=30))
+
+
+KINDS = {"pairs": ("store", {"image": 24, "text": 24}), "tokens": ("token_store", {"image": 36, "text": 12})}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_all_ranks_do_not_depend_on_their_number(kind, request):
+    store, total = request.getfixturevalue(KINDS[kind][0]), KINDS[kind][1]
+    kw = {"block": 16, "window": 6, "split": (0.1, 1), "seed": 3}
+    want, _ = epochs_on(store, 1, total, **kw)
+    assert len({str(e) for e in want}) == 3 and len(want[0]) > 10
+    for world in (2, 3, 4, 6, 12):
+        assert epochs_on(store, world, total, **kw)[0] == want
+    for epoch in want:
+        for m in total:
+            rows = [r for b in epoch for r in b[m]]
+            assert len(set(rows)) == len(rows) == len(epoch) * total[m]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("worlds", [(2, 1, 2), (4, 2, 1, 3), (1, 12, 6), (8, 3, 8)])
+def test_any_number_of_ranks_goes_on(kind, worlds, request):
+    """Stopped at step 0, in the middle of an epoch, at its end and in the next one; resumed twice from one state."""
+    store, total = request.getfixturevalue(KINDS[kind][0]), {"pairs": 48, "tokens": 24}[kind]
+    total = {"image": total, "text": total}
+    kw = {"block": 16, "window": 6, "seed": 1}
+    want = [b for epoch in epochs_on(store, 1, total, n=4, **kw)[0] for b in epoch]
+    n = len(StoreLoader(store, quotas=total, **kw))
+    done, state, got = 0, None, []
+    for world, steps in zip(worlds, (0, n // 2, n - n // 2, n + 3), strict=False):
+        for _ in range(2):
+            loaders = epochs_on(store, world, total, n=0, **kw)[1]
+            for loader in loaders:
+                if state is not None:
+                    loader.load_state_dict(state)
+            fresh = []
+            while len(fresh) < steps:
+                fresh += together(loaders, steps - len(fresh))
+            assert fresh == want[done : done + steps]
+        states = [loader.state_dict() for loader in loaders]
+        assert all(s == states[0] for s in states) and states[0]["epoch"] * n + states[0]["batch"] == done + steps
+        done, state, got = done + steps, states[0], got + fresh
+    assert got == want[:done]
+
+
+#: Of the first two epochs of rows and ranks, written by the version whose ranks had parts of an epoch for themselves.
+EARLIER = {
+    "pairs": {1: ["c63fb127b3ed7c49"], 2: ["e7ff0534771a38e7", "f77e0efba3bf9125"],
+              3: ["45825ca0e1d01d1a", "e3769a65b42b8f9f", "6a0dec21d2abc429"]},
+    "tokens": {1: ["101c9b8d6b1a2994"], 2: ["d2ea069d7cbcf740", "2561a3203e3c4b21"],
+               3: ["3d80bf86b12fe437", "32c8c02997b7cd1a", "634f9b0077c27bdc"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EARLIER)
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_states_of_earlier_versions_go_on_in_their_order(kind, world, store, tmp_path):
+    import hashlib
+
+    if kind == "tokens":
+        items = {m: torch.arange(100).repeat_interleave(k) for m, k in (("image", 9), ("text", 3))}
+        x = {m: torch.stack([i, torch.arange(len(i))], 1).float() for m, i in items.items()}
+        store = ActivationStore(write_store(tmp_path / "s", x, items=items, rows_per_shard=30))
+
+    def loaders(world, **size):
+        made = [StoreLoader(store, rank=r, world=world, block=16, window=4, seed=5, **size) for r in range(world)]
+        for loader in made:
+            loader.load_state_dict(state)
+        return made
+
+    now = StoreLoader(store, 17, world=world, block=16, window=4, seed=5)
+    order = {k: v for k, v in now.state_dict()["order"].items() if k not in ("rows", "lanes")}
+    state = {"epoch": 0, "batch": 0, "order": {**order, "sizes": now.sizes, "world": world}}
+    read = [[[b.x[m][:, -1].int().tolist() for b in one for m in b.x] for _ in range(2)]
+            for one in loaders(world, batch_size=17)]  # fmt: skip
+    assert [hashlib.blake2b(repr(x).encode(), digest_size=8).hexdigest() for x in read] == EARLIER[kind][world]
+    # and on any other number of ranks that shares those batches
+    want = together(loaders(world, batch_size=17))
+    assert together(loaders(1, quotas=now.total)) == want
+    if kind == "pairs" and world == 2:
+        assert together(loaders(17, quotas={m: n // 17 for m, n in now.total.items()})) == want

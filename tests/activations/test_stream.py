@@ -23,10 +23,11 @@ def shards(tmp_path):
     return make_shards(tmp_path / "shards", 3, 20)
 
 
-def loader(shards, seed=0, **kw):
+def loader(shards, seed=0, workers=0, rank=0, world=1, shuffle=10, **kw):
     host = Host()
     reader = Reader.of(host.transform(), host.tokenize, 6)
-    pipe = make_pipeline(shards, reader, train=True, seed=seed, shuffle=10, epoch_samples=60)
+    options = {"shuffle": shuffle, "epoch_samples": 60, "workers": workers, "rank": rank, "world": world}
+    pipe = make_pipeline(shards, reader, train=True, seed=seed, **options)
     return StreamingLoader(host, pipe, 5, 8, 24, seed=seed, **kw)
 
 
@@ -78,3 +79,79 @@ def test_validation_is_every_sample_once(shards):
         batches = list(captured)
         assert sum(len(b.x["text"]) for b in batches) == 60 == sum(b.faults.seen for b in batches)
         assert torch.cat([b.x["image"] for b in batches])[:, 0].unique().numel() == 60
+
+
+# What a resumed stream does, case by case; its rule is in docs/how-to/train.md
+
+
+def some(stream, n):
+    """The next n batches, over the ends of epochs."""
+    out = []
+    while len(out) < n:
+        for b in stream:
+            out.append(b.x["image"][:, 0].tolist())
+            if len(out) == n:
+                break
+    return out
+
+
+def resumed(shards, state, **kw):
+    stream = loader(shards, **kw)
+    stream.load_state_dict(state)
+    return stream
+
+
+def place(stream):
+    return stream.epoch * len(stream) + stream.batch
+
+
+def test_a_snapshot_before_the_first_batch_is_the_whole_run(shards):
+    state = loader(shards).state_dict()
+    assert some(resumed(shards, state), 12) == some(loader(shards), 12)
+
+
+def test_a_snapshot_at_the_end_of_an_epoch_begins_the_next_one(shards):
+    stream = loader(shards)
+    epoch(stream)
+    again = resumed(shards, stream.state_dict())
+    assert len(epoch(again)) == 5 and again.epoch == 1
+
+
+def test_the_second_checkpoint_is_further_than_the_first(shards):
+    """Resumed twice, over several epochs: places add up, and no checkpoint leads back to an earlier order."""
+    first = loader(shards)
+    batches = [some(first, 7)]
+    states = [first.state_dict()]
+    for n in (4, 6):
+        stream = resumed(shards, states[-1])
+        assert place(stream) == 5 * states[-1]["epoch"] + states[-1]["batch"]
+        batches.append(some(stream, n))
+        states.append(stream.state_dict())
+    drawn = [s["pipeline"]["drawn"] for s in states]
+    assert [s["epoch"] * 5 + s["batch"] for s in states] == [7, 11, 17] and drawn == sorted(set(drawn))
+    assert some(resumed(shards, states[1]), 3) == some(resumed(shards, states[1]), 3)
+    fresh = [some(resumed(shards, s), 3) for s in states]
+    assert all(a != b for i, a in enumerate(fresh) for b in fresh[:i])
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3)])
+def test_another_number_of_workers_goes_on_at_the_same_place(shards, before, after):
+    stream = loader(shards, workers=before)
+    some(stream, 3)
+    state = stream.state_dict()
+    stream.close()
+    again = resumed(shards, state, workers=after)
+    rest = epoch(again)
+    assert len(rest) == 2 and {len(b) for b in rest} == {8} and again.epoch == 0
+    again.close()
+
+
+def test_a_resumed_stream_begins_a_pass_of_its_own(shards):
+    """What was read of the pass under way may be read again; the new one has all once, on any number of ranks."""
+    stream = loader(shards)
+    some(stream, 2)
+    state, read = stream.state_dict(), []
+    for world in (1, 3):
+        pipes = [resumed(shards, state, rank=r, world=world, shuffle=1).pipeline for r in range(world)]
+        read.append([k for p in pipes for _, b in zip(range(9 // world), p, strict=False) for k in b.keys])
+    assert all(len(keys) == len(set(keys)) == 54 for keys in read)  # three shards of 20, read by batches of 6

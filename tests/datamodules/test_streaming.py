@@ -138,3 +138,22 @@ def test_sigterm_to_the_workers_too_saves_the_step_and_leaves_no_worker(shards, 
         trainer.fit(Seen(), datamodule=make(shards, host, workers=2))
     assert stop.value.code == 143 and (tmp_path / "checkpoints" / "last.ckpt").exists()
     assert len(tell.workers) == 2 and not multiprocessing.active_children()
+
+
+def test_other_ranks_keep_the_batches_of_the_stream(host, shards, tmp_path):
+    """What a checkpoint says about the batches of all ranks is shared by those that go on, or refused."""
+    sites = {"image": "visual.transformer.resblocks.0:out[patches]", "text": "transformer.resblocks.0:out[mask]"}
+    tokens = {"sites": sites, "quotas": {"image": 12, "text": 8}, "buffer_pairs": 60, "epoch_batches": 4}
+    asked = {"batch_size": 8, "quotas": None}, {"batch_size": 8, "quotas": tokens["quotas"]}
+    pairs = make(shards, host)
+    pairs.load_state_dict({"": {"world": 2, "rows": {"units": 16}, "asked": asked[0]}})
+    loader = pairs.train_dataloader()
+    assert len(loader) == 60 // 16 and {b.x["image"].shape[0] for b in loader} == {16}
+    pairs = make(shards, host, batch_size=16)  # other options than those of the checkpoint are what is meant
+    pairs.load_state_dict({"": {"world": 2, "rows": {"units": 16}, "asked": asked[0]}})
+    assert pairs.size() == (16, None)
+    tokens = make(shards, host, **tokens)
+    tokens.load_state_dict({"": {"world": 4, "rows": {"units": 32, "image": 48, "text": 32}, "asked": asked[1]}})
+    assert tokens.size() == (32, {"image": 48, "text": 32})
+    with pytest.raises(InputError, match=r"batches of 32 units and 48 image and 32 text rows .* which 3 ranks cannot"):
+        tokens.shares(3, asked[1])

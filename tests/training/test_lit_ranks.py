@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,64 @@ def test_one_rank_writes_and_speaks(trained):
     assert done.stdout.count("SAE written to") == 1 and done.stdout.count("dead latents") == 1
     assert len(re.findall("val/fvu/joint", done.stdout)) == 2  # validations after steps 4 and 8
     assert "Warning" not in done.stderr and "recommended" not in done.stderr
+
+
+def rows_of(run):
+    """``{step: uids of its batch, over all ranks}``, and the state with which every rank began at a step."""
+    rows, began = {}, {}
+    for path in sorted(run.glob("rows-*.pt")):
+        _, step, rank = path.stem.split("-")
+        found = torch.load(path)
+        began[int(step), int(rank)] = found
+        for at, uids in found["rows"].items():
+            rows[at] = rows.get(at, []) + uids
+    return rows, began
+
+
+def test_two_one_and_two_ranks_train_as_one(trained, tmp_path):
+    """A run that is stopped on two ranks goes on on one, then on two again: the same batches, and the same SAE."""
+    store, total, last = trained[0], 20, Path("checkpoints") / "last.ckpt"
+    options = ["--data.block", 16, "--trainer.max_steps", total, "--data.uids", "true", "--model.dead_after", 10**6]
+    options += ["--checkpoint.every_n_train_steps", 1, "--trainer.callbacks+", "tests.helpers.rank_dump.DumpRows"]
+    done = fit(store, tmp_path / "one", *options, "--data.batch_size", 34)
+    assert done.returncode == 0, done.stderr
+    saved, options = [], [*options, "--data.batch_size", 17]
+    for stop, ranks_now in ((5, TWO), (13, []), (-1, TWO)):
+        end = ["--trainer.callbacks.stop", stop, *(["--ckpt_path", "last"] if saved else [])]
+        done = fit(store, tmp_path / "run", *options, *end, *ranks_now)
+        assert (done.returncode == 0) == (stop < 0), done.stderr
+        said = "the training was begun on 2 ranks: batches keep their 34 rows over all ranks, 34 on each of 1"
+        assert done.stdout.count(said) + done.stderr.count(said) == (stop == 13)
+        saved.append(torch.load(tmp_path / "run" / last))
+    (want, _), (rows, began) = rows_of(tmp_path / "one"), rows_of(tmp_path / "run")
+    assert sorted(rows) == list(range(total)) and rows == want
+    epoch = 282 // 34
+    for lo in range(0, total, epoch):
+        seen = [uid for step in range(lo, min(lo + epoch, total)) for uid in rows[step]]
+        assert len(set(seen)) == len(seen)
+    # every rank goes on with what the checkpoint holds, whatever wrote it
+    for before, step, ranks_then in ((saved[0], 5, 1), (saved[1], 13, 2)):
+        for rank in range(ranks_then):
+            now = began[step, rank]
+            assert all(torch.equal(v, before["state_dict"][k]) for k, v in now["state"].items())
+            torch.testing.assert_close(
+                now["optimizer"]["state"], before["optimizer_states"][0]["state"], atol=0, rtol=0
+            )
+    one = torch.load(tmp_path / "one" / last)["state_dict"]
+    assert saved[-1]["global_step"] == total and one.keys() == saved[-1]["state_dict"].keys()
+    for k, v in saved[-1]["state_dict"].items():
+        torch.testing.assert_close(v, one[k], atol=2e-5, rtol=1e-4, msg=lambda text, k=k: f"{k}: {text}")
+
+
+def test_ranks_that_cannot_share_the_batches_are_refused(trained, tmp_path):
+    store, run = trained[0], tmp_path / "run"
+    done = fit(store, run, "--data.batch_size", 33, "--trainer.max_steps", 2)
+    assert done.returncode == 0, done.stderr
+    more = ["--trainer.max_steps", 4, "--ckpt_path", "last", *TWO]
+    done = fit(store, run, "--data.batch_size", 33, *more)
+    assert done.returncode == 2 and "batches of 33 rows over all ranks, which 2 ranks cannot share" in done.stderr
+    done = fit(store, run, "--data.batch_size", 17, *more)
+    assert done.returncode == 2 and "of {'image': 33, 'text': 33}, this run has {'image': 34" in done.stderr
 
 
 def test_two_ranks_validate_as_one(trained):
