@@ -41,6 +41,7 @@ mmsae fit -c configs/data/synthetic.yaml -c configs/sae/shared_topk.yaml \\
 
 FOLDERS = {
     "train": "Complete, for `mmsae fit`",
+    "scale": "Complete, for `mmsae fit` on many GPUs",
     "smoke": "Complete, on the CPU within seconds",
     "sae": "SAEs of the literature as compositions (fragments: parts, losses, optimiser and schedule)",
     "data": "Fragments: where activations come from",

@@ -10,7 +10,7 @@ from mmsae.training.cli import build_cli, build_job, names_a_module
 from mmsae.training.lit import LitSAE
 
 ROOT = Path(__file__).parents[1] / "configs"
-COMPLETE = sorted([*ROOT.glob("train/*.yaml"), *ROOT.glob("smoke/*.yaml")])
+COMPLETE = sorted(p for folder in ("train", "smoke", "scale") for p in ROOT.glob(f"{folder}/*.yaml"))
 FRAGMENTS = sorted(ROOT.glob("sae/*.yaml"))
 DATA = sorted(ROOT.glob("data/*.yaml"))
 
@@ -66,7 +66,9 @@ def test_no_recipe_repeats_what_a_fragment_or_another_recipe_says():
         return set(zip(*(lines[i:] for i in range(7)), strict=False))
 
     seen = {run: path for path in FRAGMENTS for run in runs(path)}
-    for path in (p for d in ("data", "run", "world", "train", "smoke") for p in sorted((ROOT / d).glob("*.yaml"))):
+    for path in (
+        p for d in ("data", "run", "world", "train", "smoke", "scale") for p in sorted((ROOT / d).glob("*.yaml"))
+    ):
         for run in runs(path):
             assert seen.setdefault(run, path) == path, f"{path} repeats lines of {seen[run]}:\n" + "\n".join(run)
 

@@ -62,14 +62,18 @@ class ValidationMetrics(nn.Module):
         modalities: Modality names.
         d_in: ``{modality: width}``.
         d_sae: Number of latents.
+        over_ranks: Whether ranks see other rows, so that figures are of all of them.
     """
 
-    def __init__(self, modalities: Sequence[str], d_in: Mapping[str, int], d_sae: int):
+    def __init__(self, modalities: Sequence[str], d_in: Mapping[str, int], d_sae: int, over_ranks: bool = True):
         super().__init__()
         self.reconstruction = ReconstructionMetrics(d_in)
         self.flagged = FlaggedError()
         self.sparsity = nn.ModuleDict({m: Sparsity(d_sae) for m in modalities})
         self.pairs = PairCosine(d_sae)
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.sync_on_compute = over_ranks
 
     @torch.no_grad()
     def update(self, batch: Tokens, outputs: Mapping[str, SAEOutput]) -> None:

@@ -149,16 +149,24 @@ class AuxK(LossTerm):
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
         """Scalar loss; 0 without dead latents or without a tracker."""
         zero = next(iter(outputs.values())).recon.new_zeros(())
-        if self.coefficient == 0 or (dead := self.members(outputs, ctx)) is None or len(dead) == 0:
+        if self.coefficient == 0 or (dead := self.members(outputs, ctx)) is None:
             return zero
-        total = zero
+        n = (
+            len(dead)
+            if ctx.sae.shard is None
+            else int(ctx.sae.shard.total(torch.tensor(len(dead), device=dead.device)))
+        )
+        if n == 0:
+            return zero
+        total, shard = zero, ctx.sae.shard
         signed = self.score == "abs" or (self.score is None and ctx.sae.signed)
         for m, out in outputs.items():
             residual = (out.target - out.recon).detach()
-            pre = out.pre.columns(dead)
-            k = min(self.k_aux or out.target.shape[1] // 2, len(dead))
+            pre = out.pre.columns(dead) if len(dead) else residual.new_zeros(len(residual), 0)
+            k = min(self.k_aux or out.target.shape[1] // 2, n)
             atoms = ctx.sae.dictionary(m).rows().index_select(0, dead)
-            error = (residual - decode_largest(pre, k, atoms, signed)).square().sum(1).mean()
+            decode = decode_largest if shard is None else shard.decode_largest
+            error = (residual - decode(pre, k, atoms, signed)).square().sum(1).mean()
             scale = (residual - residual.mean(0)).square().sum(1).mean()
             # a residual without variance (one row) has no unit: no term, and no gradient (0 / 0 would be NaN)
             total = total + torch.where(scale > 0, error / scale.clamp(min=1e-30), 0.0)

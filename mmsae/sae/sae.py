@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ class SAE(nn.Module):
         self.d_in: dict[str, int] = {}
         self.sites: dict[str, Site] = {}
         self.fresh = True  #: Whether the weights are those that build() drew, and a training has yet to begin.
+        #: Where ranks share the latents: which are here, see :mod:`mmsae.sae.latent_shard`; ``d_sae`` is their number.
+        self.shard: Any = None
         if d_in is not None:
             self.build(d_in)
 
@@ -158,6 +161,8 @@ class SAE(nn.Module):
         pre = self.encoder(target, dictionary, modality)
         if isinstance(pre, PreCodes):
             pre.precision = self.precision
+            if self.shard is not None and pre.centre is not None:
+                pre.centre = self.shard.copied(pre.centre)
         return pre, SelectContext(modality, dictionary, target, grad), info
 
     def _encode(self, x: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
@@ -166,7 +171,8 @@ class SAE(nn.Module):
         with torch.autocast(next(iter(x.values())).device.type, enabled=False):
             found = {m: self._pre(v, m, (grad or {}).get(m)) for m, v in x.items()}
             pres, rows = ({m: f[i] for m, f in found.items()} for i in (0, 1))
-            chosen = self.selector.select(pres, rows)
+            selects = self.selector.select if self.shard is None else partial(self.shard.select, self.selector)
+            chosen = selects(pres, rows)
         codes = {m: Codes(*chosen[m], self.d_sae, m, found[m][2]) for m in found}
         return {m: (rows[m].target, pres[m], codes[m]) for m in found}
 
@@ -182,6 +188,7 @@ class SAE(nn.Module):
         Raises:
             InputError: A wrong width, no modality where the SAE has several, or rows that are not finite.
         """
+        self._refuse_part()
         m = self._modality(modality)
         if isinstance(x, np.ndarray):  # copied only where torch cannot share it: a reversed view, a read-only map
             x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
@@ -200,6 +207,7 @@ class SAE(nn.Module):
         Raises:
             InputError: A per-row normaliser and codes without ``info``.
         """
+        self._refuse_part()
         m = self._modality(modality or codes.modality)
         return self.normaliser.invert(self._decode(codes, m), m, codes.info)
 
@@ -207,6 +215,7 @@ class SAE(nn.Module):
         dictionary = self.dictionary(modality)
         with torch.autocast(codes.values.device.type, enabled=False):
             out = codes.decode_with(dictionary.rows())
+            out = out if self.shard is None else self.shard.summed(out)
             return out if dictionary.bias is None else out + dictionary.bias
 
     def forward(self, tokens: Tokens | Mapping[str, Tensor]) -> dict[str, SAEOutput]:
@@ -328,6 +337,13 @@ class SAE(nn.Module):
             self.sites = dict(sites)
         return list(sites.values())
 
+    def _refuse_part(self) -> None:
+        if self.shard is not None:
+            raise InputError(
+                f"{self.shard.world} ranks share the {self.shard.d_sae:,} latents of this SAE while it is trained, and "
+                f"{self.d_sae:,} are here: ask for the whole SAE (LatentShard.whole)"
+            )
+
     # Files.
 
     def named_weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
@@ -362,6 +378,7 @@ class SAE(nn.Module):
         Raises:
             InputError: The folder holds something else, which would be lost.
         """
+        self._refuse_part()
         weights: dict[str, tuple[Tensor, bool]] = dict(self.named_weights())
         weights |= {name: (t, False) for name, t in found[1].items()} if (found := saelens_fields(self)) else {}
         return folder_format.write(folder, self.config(training), weights, self.named_state())

@@ -25,11 +25,17 @@ def fired_counts(codes: Codes, out: Tensor | None = None) -> Tensor:
 
 
 class UsageTracker(nn.Module):
-    """Tokens since each latent fired, and fire counts, per modality; summed over ranks; all counts in tokens."""
+    """Tokens since each latent fired, and fire counts, per modality; summed over ranks; all counts in tokens.
 
-    def __init__(self, d_sae: int, modalities: Sequence[str]):
+    Args:
+        d_sae: Latents that are counted.
+        modalities: Names of the modalities.
+        apart: Whether ranks have other latents, of the same rows: then nothing is summed.
+    """
+
+    def __init__(self, d_sae: int, modalities: Sequence[str], apart: bool = False):
         super().__init__()
-        self.modalities = tuple(modalities)
+        self.modalities, self.apart = tuple(modalities), apart
         each = torch.zeros(len(modalities), d_sae, dtype=torch.long)
         self.register_buffer("since", each)  # tokens of the modality since the latent last fired on it
         self.register_buffer("counts", each.clone())  # rows on which the latent fired since reset()
@@ -49,7 +55,8 @@ class UsageTracker(nn.Module):
         for row, c in zip(found, codes.values(), strict=True):
             fired_counts(c, row[:d_sae])
             row[d_sae:].fill_(c.n)  # by item it could be a copy from the host
-        all_reduce(found)
+        if not self.apart:
+            all_reduce(found)
         fired, seen = found[:, :d_sae], found[:, d_sae:]
         if tuple(codes) == self.modalities:
             self._add(slice(None), fired, seen)

@@ -8,6 +8,7 @@ __all__, __getattr__ = lazy(
         "callbacks": "DeadLatentReport ExportSAE",
         "checkpoint": "AtomicCheckpointIO RunCheckpoint",
         "k_anneal": "KAnneal",
+        "latent_parallel": "LatentParallel",
         "lit": "LitSAE",
         "members.lit": "LitSAEs",
         "resample": "ResampleDead",

@@ -83,7 +83,11 @@ class ExportSAE(Callback):
         return last, last.with_name(last.name + "-best")
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
-        for name, p in module.sae.named_parameters():
+        """Have rank 0 write the SAE; every rank must ask, for they may share its latents."""
+        sae = module.whole()
+        if not trainer.is_global_zero:
+            return
+        for name, p in sae.named_parameters():
             if not torch.isfinite(p).all():
                 raise NotFinite(
                     f"the training diverged: {name} is no longer finite after {trainer.global_step} steps, no SAE "
@@ -94,7 +98,7 @@ class ExportSAE(Callback):
         facts = {"steps": trainer.global_step, "tokens": seen, "rows": held, "validation": self.validation}
         facts |= {"freeze": module.kept.what} if module.kept.what else {}
         with disk_errors(folder.parent):
-            module.sae.save_pretrained(folder, facts)
+            sae.save_pretrained(folder, facts)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Put the SAEs of an earlier run aside, and remove what a killed one left half-written.
@@ -120,14 +124,13 @@ class ExportSAE(Callback):
         value = metrics.get(self.monitor)
         if value is not None and float(value) < self.best:
             self.best = float(value)
-            if trainer.is_global_zero:
-                self._save(trainer, module, self.targets(trainer)[1])
+            self._save(trainer, module, self.targets(trainer)[1])
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Write the final SAE; also where a run that was killed after its last step is resumed and has no step left."""
+        folder = self.targets(trainer)[0]
+        self._save(trainer, module, folder)
         if trainer.is_global_zero:
-            folder = self.targets(trainer)[0]
-            self._save(trainer, module, folder)
             print(f"SAE written to {folder}", flush=True)
 
 
@@ -150,9 +153,9 @@ class DeadLatentReport(Callback):
     @torch.no_grad()
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Write the report and say its shares, and that of the last validation."""
+        usage, bound = module.whole_usage(), module.dead_after
         if not trainer.is_global_zero:
             return
-        usage, bound = module.usage, module.dead_after
         dead, known = usage.dead(bound), usage.known(bound)
         report = {"d_sae": len(dead), "dead_after": bound, "modalities": {}}
         report["dead"] = dead.nonzero()[:, 0].tolist() if known else None

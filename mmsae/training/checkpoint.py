@@ -33,6 +33,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     (Lightning's own writes to the system's temporary folder and moves, which is a copy where that is another disk.)
     """
 
+    mapped = False  #: Whether a checkpoint's tensors are read from the file when they are used, and no sooner.
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``; a full disk is said in one sentence."""
         if "://" in str(path):  # object stores are atomic by themselves
@@ -46,6 +48,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint; a missing or damaged file is said in one sentence."""
         try:
+            if self.mapped:
+                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             return super().load_checkpoint(path, *args, **kwargs)
         except FileNotFoundError as e:
             raise InputError(f"no checkpoint at {path}") from e

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from mmsae.kernels.choice import described
 from mmsae.kernels.precision import effective
 from mmsae.metrics.validation import ValidationMetrics
-from mmsae.sae import SAE, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.sae import SAE, AuxK, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.sae.latent_shard import share_latents_
 from mmsae.sae.normaliser import Normaliser, all_reduce
 from mmsae.sae.usage import DEAD_AFTER
 from mmsae.training.adam import kept_by, with_atoms
@@ -109,8 +110,10 @@ class LitSAE(pl.LightningModule):
         return bound
 
     def _allocate(self) -> None:
-        self.usage = UsageTracker(self.sae.d_sae, self.sae.modalities)
-        self.validation = ValidationMetrics(self.sae.modalities, self.sae.d_in, self.sae.d_sae)
+        shard = self.sae.shard
+        self.usage = UsageTracker(self.sae.d_sae, self.sae.modalities, apart=shard is not None)
+        d_sae = self.sae.d_sae if shard is None else shard.d_sae
+        self.validation = ValidationMetrics(self.sae.modalities, self.sae.d_in, d_sae, over_ranks=shard is None)
         for term in self.losses:
             term.build(self.sae)
         self.kept.build(self.sae)
@@ -143,6 +146,8 @@ class LitSAE(pl.LightningModule):
             )
         if self.recipe is None:
             self.recipe = recipe(self)
+        if getattr(self.trainer.strategy, "shares_latents", False) and self.sae.shard is None:
+            self._share_latents(stage)
         if data is None:
             return
         for m in self.sae.modalities:
@@ -156,6 +161,32 @@ class LitSAE(pl.LightningModule):
                 raise InputError(f"the SAE was trained on {site}, the data holds {sites[m]}")
         self.sae.sites = self.sae.sites or sites
         self.recipe |= {f"sites.{m}": str(site) for m, site in self.sae.sites.items()}
+
+    def _share_latents(self, stage: str) -> None:
+        """Keep this rank's latents alone (:class:`mmsae.training.LatentParallel`)."""
+        if stage != "fit":
+            raise InputError("latents are shared among ranks in fit alone: its checkpoints are those of one device")
+        if odd := [t.name for t in self.losses if type(t) not in (Reconstruction, AuxK)]:
+            raise InputError(
+                f"loss {odd[0]!r} reads whole codes: ranks that share the latents take reconstruction and auxk"
+            )
+        if self.kept.what:
+            raise InputError(f"freeze {self.kept.what!r} does not know ranks that share the latents")
+        share_latents_(self.sae)
+        self._allocate()
+
+    def latent_axes(self) -> dict[str, int]:
+        """``{name in the state dict: axis}`` of what has an entry for each latent, where ranks share them."""
+        own = {f"sae.{name}": axis for name, axis in self.sae.shard.axes.items()}
+        return own | {"usage.since": 1, "usage.counts": 1}
+
+    def whole(self) -> SAE | None:
+        """The SAE; where ranks share its latents, rank 0 has that of all, the others None, and every rank must ask."""
+        return self.sae if self.sae.shard is None else self.sae.shard.whole(self.sae)
+
+    def whole_usage(self) -> UsageTracker | None:
+        """The counts of :meth:`whole`'s latents, likewise."""
+        return self.usage if self.sae.shard is None else self.sae.shard.whole_usage(self.usage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint is one of this run (see :mod:`mmsae.training.resume`), or at least of this model."""
@@ -230,7 +261,8 @@ class LitSAE(pl.LightningModule):
     def _say_what_is_too_short(self, rows: dict[str, int]) -> None:
         """A run too short for the bound of dead latents, or with too few rows for them; nothing else would tell."""
         self._said = True
-        seen = {m: n * self.trainer.world_size * self.total_steps for m, n in rows.items()}
+        shares = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {"num_replicas": 1}
+        seen = {m: n * shares["num_replicas"] * self.total_steps for m, n in rows.items()}
         tokens = max(seen.values())
         idle = [t.name for t in self.losses if hasattr(t, "dead_after") and t.coefficient]
         if self.dead_after >= tokens and idle:
@@ -240,9 +272,10 @@ class LitSAE(pl.LightningModule):
             )
         held = getattr(self.trainer.train_dataloader, "n_rows", {})  # of a store; a stream has no end
         m, n = max(((m, min(n, held.get(m, n))) for m, n in seen.items()), key=lambda pair: pair[1])
-        if n < self.sae.d_sae:
+        d_sae = self.sae.d_sae if self.sae.shard is None else self.sae.shard.d_sae
+        if n < d_sae:
             self._say(
-                f"warning: {n:,} {m} rows to train on, fewer than the {self.sae.d_sae:,} latents, which can learn them "
+                f"warning: {n:,} {m} rows to train on, fewer than the {d_sae:,} latents, which can learn them "
                 "by heart: trust val/fvu, not train/fvu, and take fewer latents or more data"
             )
 
@@ -311,17 +344,24 @@ class LitSAE(pl.LightningModule):
     def _log_training(self, outputs, terms, loss, rows: int) -> None:
         values = {"train/loss": loss, **{f"train/{name}": v for name, v in terms.items()}}
         self.log_dict(values, batch_size=rows)
-        bar, known = {}, self.usage.known(self.dead_after)
+        bar, known, shard = {}, self.usage.known(self.dead_after), self.sae.shard
         for m, out in outputs.items():
             error = (out.target - out.recon).square().sum(1).mean()
             bar[f"fvu/{m}"] = error / self.sae.normaliser.variance(m)
             bar[f"l0/{m}"] = out.codes.l0().float().mean()
             if known:
                 bar[f"dead/{m}"] = self.usage.dead(self.dead_after, m).float().mean()
+            if shard is not None:
+                bar[f"l0/{m}"] = shard.total(bar[f"l0/{m}"])
+                if known:
+                    bar[f"dead/{m}"] = shard.total(bar[f"dead/{m}"]) / shard.world
         self.log_dict(bar, prog_bar=True, batch_size=rows)
 
     def validation_step(self, batch: Tokens, batch_idx: int) -> None:
-        self.validation.update(batch, self(batch))
+        outputs = self(batch)
+        if self.sae.shard is not None:
+            outputs = {m: out._replace(codes=self.sae.shard.codes(out.codes)) for m, out in outputs.items()}
+        self.validation.update(batch, outputs)
 
     test_step = validation_step
 
