@@ -223,3 +223,20 @@ def test_the_script_for_a_gpu_runs_dry(tmp_path):
     assert "mmsae triton" in (tmp_path / "train_step.md").read_text()
     assert "not run" in (tmp_path / "goals.md").read_text()
     assert "skipped" in (tmp_path / "tests.txt").read_text()
+
+
+def test_the_arithmetic_of_large_trainings_is_that_of_tensors_and_of_the_page():
+    from benchmarks import arithmetic
+    from mmsae.sae import SAE, Dictionary
+
+    page = (ROOT / "docs" / "how-to" / "scale.md").read_text()
+    assert all(table in page for table in arithmetic.tables())
+    for keys in (("shared",), ("image", "text")):
+        sae = SAE(24, 160, dictionaries={key: Dictionary(bias=False) for key in keys})
+        optimizer = torch.optim.Adam(sae.parameters())
+        x = torch.randn(50, 24)
+        sum(out.x_hat.square().sum() for out in sae({"image": x, "text": x}).values()).backward()
+        optimizer.step()
+        held = [*sae.parameters(), *(p.grad for p in sae.parameters())]
+        held += [t for moments in optimizer.state.values() for t in moments.values()]
+        assert sum(t.nbytes for t in held if t.dim() == 2) == arithmetic.kept(160, 24, len(keys))

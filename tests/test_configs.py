@@ -1,5 +1,8 @@
 """Every YAML can be instantiated offline, and a complete recipe says the same as its fragment."""
 
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import yaml
 from mmsae.recipes import read_recipe
 from mmsae.training.cli import build_cli, build_job, names_a_module
 from mmsae.training.lit import LitSAE
+from tests.helpers.doc_blocks import run_command
 
 ROOT = Path(__file__).parents[1] / "configs"
 COMPLETE = sorted(p for folder in ("train", "smoke", "scale") for p in ROOT.glob(f"{folder}/*.yaml"))
@@ -85,3 +89,25 @@ def test_the_tokens_of_a_7b_llava_are_streamed_at_their_published_place():
     data = cli.datamodule
     assert data.d_in == 4096 and data.modalities == ("image", "text") and data.text == "question+answer"
     assert cli.model.sae.ratio == 16 and sum(data.mixing.quotas.values()) == 4096
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("scale/*.sbatch")), ids=lambda p: p.stem)
+def test_batch_scripts_parse_and_their_commands_would_be_accepted(path, tmp_path, monkeypatch):
+    """The shell reads them, Slurm's options are such, and ``mmsae`` takes what they run, with what Slurm would say."""
+    assert subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True).stderr == ""
+    text = path.read_text()
+    options = re.findall(r"^#SBATCH (.+)$", text, re.M)
+    assert options and all(re.fullmatch(r"--[a-z-]+(=\S+)?", option) for option in options)
+    given = {"STORE": str(tmp_path / "store"), "RUN": str(tmp_path / "run"), "SLURM_JOB_NUM_NODES": "2"}
+    lines = re.sub(r"\$(\w+)", lambda m: given.get(m[1], m[0]), text.replace("\\\n", " ")).splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("srun ")]
+    assert commands and all(words[0] == "mmsae" for words in commands)
+    monkeypatch.chdir(ROOT.parent)
+    for words in commands:
+        at = words.index("--ckpt_path")  # of a run, and not of what it is made of
+        run_command([*words[:at], *words[at + 2 :]], skipped="needs Slurm")
+    nodes, devices = (re.search(rf"--{name}[= ](\d+)", text)[1] for name in ("nodes", "ntasks-per-node"))
+    cli = build_cli(
+        ["-c", "configs/scale/datacomp1b_pairs.yaml", *words[words.index("--trainer.num_nodes") : at]], run=False
+    )
+    assert (str(cli.trainer.num_nodes), str(cli.trainer.num_devices)) == (nodes, devices)
