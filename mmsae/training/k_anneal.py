@@ -41,7 +41,7 @@ class KAnneal(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Set k for the step."""
         sae = module.sae
-        most = sae.d_sae - getattr(sae.selector, "strict", False)
+        most = (sae.shard or sae).d_sae - getattr(sae.selector, "strict", False)
         start = min(self.start or max(sae.d_in.values()), most)
         if start < self.end:
             raise InputError(f"k is annealed from many to few, not from {start} to {self.end:g}")

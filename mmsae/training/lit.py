@@ -112,8 +112,8 @@ class LitSAE(pl.LightningModule):
     def _allocate(self) -> None:
         shard = self.sae.shard
         self.usage = UsageTracker(self.sae.d_sae, self.sae.modalities, apart=shard is not None)
-        d_sae = self.sae.d_sae if shard is None else shard.d_sae
-        self.validation = ValidationMetrics(self.sae.modalities, self.sae.d_in, d_sae, over_ranks=shard is None)
+        d_sae, d_in = (shard or self.sae).d_sae, self.sae.d_in
+        self.validation = ValidationMetrics(self.sae.modalities, d_in, d_sae, over_ranks=shard is None)
         for term in self.losses:
             term.build(self.sae)
         self.kept.build(self.sae)
@@ -166,6 +166,8 @@ class LitSAE(pl.LightningModule):
         """Keep this rank's latents alone (:class:`mmsae.training.LatentParallel`)."""
         if stage != "fit":
             raise InputError("latents are shared among ranks in fit alone: its checkpoints are those of one device")
+        if self.member:
+            raise InputError("several SAEs from one pass cannot share their latents among ranks: train them one by one")
         if odd := [t.name for t in self.losses if type(t) not in (Reconstruction, AuxK)]:
             raise InputError(
                 f"loss {odd[0]!r} reads whole codes: ranks that share the latents take reconstruction and auxk"
@@ -272,7 +274,7 @@ class LitSAE(pl.LightningModule):
             )
         held = getattr(self.trainer.train_dataloader, "n_rows", {})  # of a store; a stream has no end
         m, n = max(((m, min(n, held.get(m, n))) for m, n in seen.items()), key=lambda pair: pair[1])
-        d_sae = self.sae.d_sae if self.sae.shard is None else self.sae.shard.d_sae
+        d_sae = (self.sae.shard or self.sae).d_sae
         if n < d_sae:
             self._say(
                 f"warning: {n:,} {m} rows to train on, fewer than the {d_sae:,} latents, which can learn them "

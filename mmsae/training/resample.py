@@ -20,11 +20,13 @@ _SALT = 11
 
 
 def check_resampling(sae: SAE) -> None:
-    """Refuse an SAE whose latents are not rows of an encoder's and of a dictionary's weight.
+    """Refuse an SAE whose latents are not rows of an encoder's and of a dictionary's weight, or not all here.
 
     Raises:
         InputError: It names the part.
     """
+    if sae.shard is not None:
+        raise InputError(f"dead latents cannot be resampled where {sae.shard.world} ranks share them: take auxk")
     for part in _encoders(sae).values():
         if not isinstance(getattr(part, "weight", None), nn.Parameter):
             raise InputError(f"dead latents cannot be resampled: encoder {part.name!r} has no weight of its own")
