@@ -92,7 +92,7 @@ def split_items(store: ActivationStore, lo: float, hi: float, among: np.ndarray 
     the same items, shares are exact, and ``(0, a)`` and ``(a, 1)`` are disjoint and complete.
     """
     if lo <= 0 and hi >= 1:  # of a billion items their hashes would take 16 GB of every rank
-        return np.ones(len(store), bool)
+        return np.ones(len(store), bool) if among is None else among.copy()
     hashes = np.concatenate([uid_hash(column) for column in store.columns("uid")])
     order = np.argsort(hashes, kind="stable")
     order = order if among is None else order[among[order]]
