@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmsae.evaluation.card.card import PAGE, RESULTS, read_card
-from mmsae.evaluation.options import RANDOM
+from mmsae.evaluation.options import PCA, RANDOM
 from mmsae.evaluation.rows import TRAINED, write_results
 from mmsae.files import atomic_file
 from mmsae.jobs.folder import JobFolder
@@ -139,11 +139,9 @@ class Cards:
             writer = csv.DictWriter(f, list(dict.fromkeys(c for line in lines for c in line)))
             writer.writeheader()
             writer.writerows(lines)
-        ranked, controls = shown(lines)
-        sections = [
-            Section("SAEs", NOTE, tables=[ranked], warnings=[f"{n} was not scored: {w}" for n, w in failed.items()]),
-            Section("The same with random weights", "Each SAE's own size, sparsity and normaliser.", tables=[controls]),
-        ]
+        sections = [Section(title[0].upper() + title[1:], BESIDE.get(title, NOTE), tables=[t])
+                    for title, t in shown(lines).items()]  # fmt: skip
+        sections[0] = sections[0]._replace(warnings=[f"{n} was not scored: {w}" for n, w in failed.items()])
         with atomic_file(self.out / MARKDOWN) as temp:
             text = [f"{s.title}:\n\n{markdown_table(t.columns, t.rows)}\n" for s in sections for t in s.tables]
             temp.write_text("\n".join(text), encoding="utf-8")
@@ -155,6 +153,12 @@ class Cards:
         write_results(self.out, rows, {"job": self.folder.job, "table": lines, "failed": dict(failed)})
 
 
+RANDOMS = "random weights"
+BESIDE = {
+    RANDOMS: "The same figures of each SAE's composition, size and normaliser with random weights.",
+    "raw features": "The same figures of the host's activations; those that are of reconstructions do not exist.",
+    "components": "The same figures of as many principal components as each SAE has latents on.",
+}
 NOTE = (
     "One figure or two of every head that applies, and in brackets the rank among these SAEs, 1 being the best; equal "
     "figures share a rank. *Mean rank* is over the figures that all of them have, *better than random* counts those in "
@@ -163,16 +167,23 @@ NOTE = (
 )
 
 
-def figure_of(rows: Sequence[Mapping[str, Any]], line: Headline, control: str = TRAINED) -> float | None:
-    """A headline's figure in the rows of a card; None where the card has none."""
-    own = [r for r in rows if (r["head"], r["score"], r["features"]) == (line.head, line.score, line.features)]
-    own = [r for r in own if r["control"] == control and r["value"] is not None]
+def beside(line: Headline) -> dict[str, tuple[str, str]]:
+    """``{what a figure stands beside: features and control of that row}``."""
+    kept = "recon" if line.features == "recon" else "raw"
+    return {RANDOMS: (line.features, RANDOM), "raw features": ("raw", TRAINED), "components": (kept, PCA)}
+
+
+def figure_of(rows: Sequence[Mapping[str, Any]], line: Headline, of: tuple[str, str] | None = None) -> float | None:
+    """A headline's figure in the rows of a card, or that ``of`` other features and control; None where none is."""
+    wanted = (line.head, line.score, *(of or (line.features, TRAINED)))
+    own = [r for r in rows if (r["head"], r["score"], r["features"], r["control"]) == wanted]
+    own = [r for r in own if r["value"] is not None]
     own = [r for r in own if r["set"] == (line.set or "test")] or own
     return own[0]["value"] if own else None
 
 
 def table_of(cards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line for every SAE: latents, L0, and for every headline the figure, its rank, and that of random weights."""
+    """A line for every SAE: latents, L0, and for every headline the figure, its rank, and what it stands beside."""
     lines = [
         {"sae": name, "latents": card["d_sae"], "L0": figure_of(card["rows"], Headline("core", "L0"))}
         for name, card in cards.items()
@@ -185,9 +196,10 @@ def table_of(cards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         sign = -1 if h.best == "min" else 1
         for i, (line, card, value) in enumerate(zip(lines, cards.values(), values, strict=True)):
-            random = figure_of(card["rows"], h, RANDOM)
+            others = {f"{h.name}, {what}": figure_of(card["rows"], h, of) for what, of in beside(h).items()}
+            random = others[f"{h.name}, {RANDOMS}"]
             rank = None if value is None else 1 + sum(v is not None and sign * (v - value) > 0 for v in values)
-            line |= {h.name: value, f"{h.name}, rank": rank, f"{h.name}, random weights": random}
+            line |= {h.name: value, f"{h.name}, rank": rank, **others}
             if None not in values:
                 ranks[i].append(rank)
             if value is not None and random is not None:
@@ -199,8 +211,8 @@ def table_of(cards: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def shown(lines: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
-    """The table of SAEs in the order of their mean ranks, and that of random weights."""
+def shown(lines: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """The table of SAEs in the order of their mean ranks, and one of each kind of figures that theirs stand beside."""
     names = [h.name for h in HEADLINES if h.name in lines[0]]
     order = sorted(lines, key=lambda x: (x["mean rank"] is None, x["mean rank"] or 0))
 
@@ -208,11 +220,13 @@ def shown(lines: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
         value = line[name]
         return None if value is None else f"{value:.3f} ({line[f'{name}, rank']})"
 
-    about = ["sae", "latents", "L0"]
-    ends = ["mean rank", "better than random"]
+    about, ends = ["sae", "latents", "L0"], ["mean rank", "better than random"]
     body = [[*(x[a] for a in about), *(cell(x, n) for n in names), *(x[e] for e in ends)] for x in order]
-    random = [[x["sae"], *(x[f"{n}, random weights"] for n in names)] for x in order]
-    return Table([*about, *names, *ends], body), Table(["sae", *names], random)
+    tables = {"SAEs": Table([*about, *names, *ends], body)}
+    for what in beside(HEADLINES[0]):
+        some = [n for n in names if any(x[f"{n}, {what}"] is not None for x in order)]
+        tables[what] = Table(["sae", *some], [[x["sae"], *(x[f"{n}, {what}"] for n in some)] for x in order])
+    return tables
 
 
 def settings_of(suite: Any, **more: Any) -> dict[str, Any]:

@@ -98,6 +98,11 @@ def test_ranks_and_controls_are_those_of_the_figures(scored):
             random = [r["value"] for r in find(card, head=h.head, score=h.score, features=h.features, control="random")]
             assert line[f"{h.name}, random weights"] == ("" if random in ([], [None]) else str(random[0]))
     assert {"core: fvu", "localised: Moran's I", "probes: 1-sparse"} <= set(lines[0])
+    card = read_card(scored[0] / "cards" / lines[0]["sae"])["rows"]
+    (raw,) = find(card, head="monosemanticity", score="MS above chance", features="raw", control="")
+    (pca,) = find(card, head="core", score="fvu", features="recon", control="pca", set="test")
+    assert lines[0]["monosemanticity: MS above chance, raw features"] == str(raw["value"])
+    assert lines[0]["core: fvu, components"] == str(pca["value"]) and lines[0]["core: fvu, raw features"] == ""
 
 
 def test_the_same_command_goes_on(place, scored, monkeypatch):
@@ -168,8 +173,10 @@ def test_equal_figures_share_a_rank_and_what_one_lacks_is_in_no_mean(tmp_path):
     assert [x["probes: 1-sparse, rank"] for x in lines] == [2, None, 1]
     assert [x["mean rank"] for x in lines] == [1, 1, 3]
     assert [x["better than random"] for x in lines] == ["1 of 1", "1 of 1", "0 of 1"]
-    ranked, controls = shown(lines)
-    assert ranked.rows[-1][:1] == ["c"] and "0.950 (3)" in ranked.rows[-1] and controls.rows[0] == ["a", 0.9, None]
+    tables = shown(lines)
+    assert tables["SAEs"].rows[-1][0] == "c" and "0.950 (3)" in tables["SAEs"].rows[-1]
+    assert tables["random weights"].rows[0] == ["a", 0.9] and tables["random weights"].columns == ["sae", "core: fvu"]
+    assert tables["components"].rows == [["a"], ["b"], ["c"]]
 
 
 def test_bad_input(place, tmp_path):
