@@ -57,6 +57,9 @@ COMMANDS = {
     "filter": Command(
         "mmsae.filtering.command:filter_command", "keep the best image-text samples, and say why",
         "mmsae filter --sae runs/paired/sae --shards 'shards/train-*.tar' --out kept --keep 0.5"),
+    "export": Command(
+        "mmsae.filtering.export:export", "write the samples of a list of uids as shards",
+        "mmsae export --shards 'shards/train-*.tar' --keep kept/uids.npy --out listed"),
     "sweep": Command(
         "mmsae.training.sweep:sweep", "train a recipe at several k and sizes, and draw FVU over L0",
         "mmsae sweep --store store --out runs/sweep --k 8 16 --ratio 4 8"),

@@ -269,9 +269,9 @@ class StoreLoader:
 
     def _order_key(self) -> dict[str, Any]:
         key = {"content_hash": self.store.spec.content_hash, "sites": dict(self.names), "rows": self.total}
-        block = next(iter(self.orders.values())).block
+        block, keep = next(iter(self.orders.values())).block, self.split.keep
         key |= {"seed": self.seed, "lanes": self.lanes, "split": list(map(float, self.split[:2])), "batches": len(self)}
-        return key | {"block": block, "window": self._window, "keep": self.split.keep and self.split.keep.hash}
+        return key | {"block": block, "window": self._window, "keep": keep if keep is None else keep.hash}
 
     @property
     def _window(self) -> int:

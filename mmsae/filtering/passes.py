@@ -31,7 +31,7 @@ from mmsae.shards import FaultLog, UidList, UnitBatch, count_samples, draw, shar
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
 HELD_OUT = 0.2  # share of the target's items on which the match is tested
-_META = b"mmsae"
+META = b"mmsae"  # where a part says its faults
 _reader: PairReader | None = None  # in a process that works and does not lead: host and SAE, loaded once for all passes
 
 
@@ -288,7 +288,7 @@ class ScorePass(TarPass):
         self.tables.append(pa.table(columns))
 
     def part(self, log: FaultLog) -> bytes:
-        meta = {_META: json.dumps(log.to_dict()).encode()}
+        meta = {META: json.dumps(log.to_dict()).encode()}
         table = pa.concat_tables(self.tables) if self.tables else pa.table({"uid": pa.array([], pa.string())})
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(meta), sink, compression="zstd")
@@ -304,7 +304,7 @@ def _lists(name: str, ids: Tensor, values: Tensor, on: Tensor) -> dict[str, pa.A
 
 def part_faults(path: Path) -> dict[str, Any]:
     """The faults of a part of the ``score`` pass."""
-    return json.loads(pq.read_schema(path).metadata[_META])
+    return json.loads(pq.read_schema(path).metadata[META])
 
 
 def without_duplicates(path: Path, kept: np.ndarray, log: FaultLog) -> None:
@@ -317,7 +317,7 @@ def without_duplicates(path: Path, kept: np.ndarray, log: FaultLog) -> None:
     faults.merge(FaultLog.from_dict(part_faults(path)).take())
     faults.merge(log.take())
     table = pq.read_table(path).filter(pa.array(kept)) if kept.any() else pa.table({"uid": pa.array([], pa.string())})
-    table = table.replace_schema_metadata({_META: json.dumps(faults.to_dict()).encode()})
+    table = table.replace_schema_metadata({META: json.dumps(faults.to_dict()).encode()})
     with disk_errors(path), atomic_file(path) as temp:
         pq.write_table(table, temp, compression="zstd")
 
