@@ -7,7 +7,6 @@ login``.
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,7 +124,7 @@ def send(
     api = HfApi(token=token)
     with told(place, token):
         if CARD in files and not place.folder:
-            _check_card(files[CARD])
+            _check_card(files[CARD], api.endpoint, token)
         url = api.create_repo(place.repo, private=private or None, exist_ok=True)
         if private and not api.model_info(place.repo).private:
             raise InputError(
@@ -141,19 +140,18 @@ def send(
     return str(url)
 
 
-def _check_card(card: Path | bytes) -> None:
-    """Ask the hub about a card's metadata before anything is made there."""
-    from huggingface_hub import ModelCard
+def _check_card(card: Path | bytes, endpoint: str, token: str | None) -> None:
+    """Ask the hub about a card's metadata before anything is made there.
 
-    text = (card if isinstance(card, bytes) else card.read_bytes()).decode()
-    try:
-        ModelCard(text).validate()
-    except ValueError as e:  # the answer's text
-        try:
-            said = "; ".join(error["message"] for error in json.loads(str(e))["errors"])
-        except (ValueError, KeyError, TypeError):
-            said = _first(e)
-        raise InputError(f"the hub does not take the first block of {CARD}: {said}") from e
+    ``ModelCard.validate`` asks huggingface.co in versions before 2, whatever ``HF_ENDPOINT`` says.
+    """
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    asked = {"content": (card if isinstance(card, bytes) else card.read_bytes()).decode(), "repoType": "model"}
+    answer = get_session().post(f"{endpoint}/api/validate-yaml", json=asked, headers=build_hf_headers(token=token))
+    if answer.status_code == 400:
+        said = "; ".join(error["message"] for error in answer.json().get("errors", ()))
+        raise InputError(f"the hub does not take the first block of {CARD}: {said}")
 
 
 @contextmanager
