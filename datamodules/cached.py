@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from datamodules.options import ranks_of
 from datamodules.sites import SitesDataModule
 from mmsae.activations import ActivationStore, SideBySideLoader, StoreLoader, StoreSpec
+from mmsae.activations.joined import open_stores
 from mmsae.activations.loader import Split, listed_items
 from mmsae.activations.resident import ResidentRows, make_resident
 from mmsae.shards import UidList
@@ -27,7 +28,8 @@ class CachedActivations(SitesDataModule):
     A training that goes on on another number of ranks keeps its batches (:class:`SharedBatches`).
 
     Args:
-        store: Folder that ``mmsae extract`` wrote.
+        store: Folder that ``mmsae extract`` wrote, or several of the same samples (other layers, other hosts),
+            which are joined by uid; samples that are not in all of them are left out, and counted.
         batch_size: Items (token sites: rows of the modality with most) per batch and rank.
         val_fraction: Share of the items that training never sees; 0: no validation.
         seed: Seed of the training order.
@@ -46,7 +48,7 @@ class CachedActivations(SitesDataModule):
 
     def __init__(
         self,
-        store: str,
+        store: list[str] | str,
         batch_size: int = 512,
         val_fraction: float = 0.1,
         seed: int = 0,
@@ -79,7 +81,14 @@ class CachedActivations(SitesDataModule):
         Raises:
             InputError: There is no store, or no whole one.
         """
-        return StoreSpec.load(self.store)
+        if isinstance(self.store, str):
+            return StoreSpec.load(self.store)
+        self.setup()  # what stores have in common is in their uids
+        return self.activations.spec
+
+    def at(self, name: str) -> SitesDataModule:
+        _ = self.spec  # read once, and not for every choice
+        return super().at(name)
 
     @property
     def d_in(self) -> int | dict[str, int]:
@@ -98,7 +107,10 @@ class CachedActivations(SitesDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if self.activations is None:
-            self.activations = ActivationStore(self.store, self.verify)
+            self.activations = open_stores(self.store, self.verify)
+            for folder, n in getattr(self.activations, "left_out", {}).items():
+                if n:
+                    rank_zero_info(f"{folder}: {n:,} of {n + len(self.activations):,} items are not in all stores")
             if self._list is not None:
                 rank_zero_info(self._list.said(self._items))
 
@@ -141,7 +153,7 @@ class CachedActivations(SitesDataModule):
         items = round(split[1] * n) - round(split[0] * n)
         if items < world:
             raise InputError(
-                f"{self.store}: val_fraction {self.val_fraction:g} of {n} items leaves {items} to "
+                f"{self.activations.folder}: val_fraction {self.val_fraction:g} of {n} items leaves {items} to "
                 f"{'train' if shuffle else 'validate'} on, fewer than the number of processes, {world}: give "
                 f"--data.val_fraction {'less' if shuffle else f'0 (no validation) or at least {world / n:.2g}'}"
             )

@@ -182,3 +182,25 @@ def test_bad_input_is_one_sentence(store, tmp_path, capsys):
     assert "member a:" in said and "text" in said
     said = fails("--axes.sites", json.dumps([FLAT, {"image": FLAT}]))
     assert "two would be named blocks.3_out_cls" in said
+
+
+def test_stores_side_by_side(store, tmp_path, capsys):
+    """Layers in two stores of the same items, in another order: as if they lay in one."""
+    one = ActivationStore(store)
+    folders = []
+    for i, at in enumerate((FLAT, DEEP)):
+        order = torch.randperm(len(one), generator=torch.Generator().manual_seed(i)) if i else torch.arange(len(one))
+        site = one.spec.sites[f"image/{at}"]
+        uids = [one.uids[j] for j in order]
+        folders.append(str(tmp_path / f"store{i}"))
+        write_store(folders[-1], {"image": one.load(at)[order]}, uids, sites={"image": site}, rows_per_shard=100)
+    members = {name: MEMBERS[name] for name in ("early", "late")}
+    fit(store, tmp_path / "one", "--members", json.dumps(members))
+    fit(json.dumps(folders), tmp_path / "two", "--members", json.dumps(members))
+    for name in members:
+        same(tmp_path / "one" / name, tmp_path / "two" / name)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        fit(json.dumps([store, folders[0]]), tmp_path / "bad", "--members", json.dumps(members))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "both hold image:blocks.3.out[cls]" in said and not (tmp_path / "bad").exists()
