@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 from mmsae.allocator import keep_memory
 from mmsae.errors import InputError
 from mmsae.options import HostOptions, Process, add_group, call, default_of, groups, names, take
-from mmsae.remote.urls import is_url
+from mmsae.remote.urls import is_url, shown
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -66,6 +66,9 @@ COMMANDS = {
     "info": Command(
         "mmsae.info:info", "describe an SAE, a run, a store, a host folder or shards",
         "mmsae info runs/paired/sae", True),
+    "status": Command(
+        "mmsae.jobs.command:status", "how far a job over shards is, which shards failed, and what to run next",
+        "mmsae status runs/kept", True),
     "weights": Command(
         "mmsae.lvlm.weights.command:weights", "cross-modal weights of an SAE on an LVLM, and tokens",
         "mmsae weights --sae runs/tokens/sae --host lvlm:llava --shards 'shards/train-*.tar' --out weights"),
@@ -279,10 +282,16 @@ def _command(name: str, args: list[str]) -> None:
     parser, fn = command_parser(name)
     values = parser.parse_args(command_args(args)).as_dict()
     values.pop("config", None)
+    if values.get("part") == "" and not values["merge"] and values["engine"] == "processes":
+        from mmsae.jobs.queue import part_of_array
+
+        values["part"] = part_of_array(os.environ)
     place = next((p for p in ("out", "dst") if isinstance(values.get(p), str) and is_url(values[p])), "")
     if place:
         from mmsae.remote.delivery import delivered
 
+        if values.get("part") not in (None, "", "none") or values.get("merge"):
+            raise InputError(f"out is {shown(values[place])}; parts need a folder that all their machines see")
         options = {"command": name, **values}
         wanted = signature(fn).parameters
         print(delivered(values[place], options, lambda out: call(fn, **_prepare({**values, place: out}, wanted))))

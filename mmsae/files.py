@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmsae.errors import InputError
+from mmsae.errors import EndsJob, InputError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # torch and safetensors write files by themselves and report the operating system's error in their message only
@@ -113,7 +113,7 @@ def disk_errors(
     ``needed`` bytes still had to be written, where that is known; ``then`` is what to do once there is room.
 
     Raises:
-        InputError: The disk is full.
+        EndsJob: The disk is full.
     """
     try:
         yield
@@ -124,7 +124,7 @@ def disk_errors(
         if reason is None:
             raise
         more = "" if needed is None else f"about {nbytes(needed)} more are needed and "
-        raise InputError(
+        raise EndsJob(
             f"{path}: no space left to write to ({reason}): {more}{nbytes(free_bytes(path))} are free; "
             f"what is finished is kept, make room and {then}"
         ) from e
@@ -235,6 +235,20 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """The same where no such file is; where another process is faster, its file stays, and its locks hold."""
+    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    write_whole(tmp, data)
+    try:
+        os.link(tmp, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def commit(f: BinaryIO, tmp: Path, path: Path) -> None:

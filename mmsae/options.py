@@ -67,6 +67,27 @@ class OneProcessRun(SAERun):
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Who does the work; the result is the same whoever does (docs/how-to/scale.md)."""
+
+    devices: int | None = None
+    """Number of devices (``cpu``: processes), one host on each. Default: 1; under Ray as many workers as the cluster
+    has room for."""
+    engine: Literal["processes", "ray"] = "processes"
+    """``processes`` of this machine, or workers of a ``ray`` cluster: that of RAY_ADDRESS, else the one on this
+    machine, else one that is made of this machine."""
+    gpus: float | None = None
+    """GPUs of a worker under Ray, as .5 for two workers on one; default: 1, or 0 with --device cpu."""
+    retries: int = 2
+    """How often Ray tries a shard again that ended with its worker or with another error than one of the input."""
+    part: str = ""
+    """``I/N``: do the I-th of N parts of the shards and merge nothing, without knowing of the others, as a task of a
+    batch queue. Default: that of SLURM_ARRAY_TASK_ID where there is an array; ``none``: everything, in spite of it."""
+    merge: bool = False
+    """Merge what parts have done, which is refused while a shard is missing."""
+
+
+@dataclass(frozen=True)
 class Drawing:
     """How images are drawn."""
 

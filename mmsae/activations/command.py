@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mmsae.options import ListedData, Run
+from mmsae.options import ListedData, Run, Spread
 
 
 def extract_command(
@@ -17,10 +17,10 @@ def extract_command(
     text: Literal["question", "question+answer"] = "question",
     gradient: Literal["", "contrastive", "classifier", "lm", "diffusion"] = "",
     resize: Literal["host", "device"] = "host",
-    devices: int = 1,
+    spread: Spread = Spread(),
     run: Run = Run(),
     data: ListedData = ListedData(),
-) -> Path:
+) -> Path | None:
     """Store a host's activations of all samples of some shards.
 
     Run again after a kill, it goes on; run again after it ended, it does nothing.
@@ -44,16 +44,16 @@ def extract_command(
         resize: ``host``: images are resized by the host's own transform, in the workers; ``device``: on the host's
             device, which has other bits. The first batch is compared with the host's own transform, and what is too far
             from it is refused.
-        devices: Number of devices (``cpu``: processes), one host on each.
+        spread: Who does the work.
         run: Where and how the host computes.
         data: What is made of the samples' files.
 
     Returns:
-        The folder of the finished store.
+        The folder of the finished store; None where other parts of the job have to go on.
     """
     from mmsae.activations.extract import extract
 
     return extract(
-        host, shards, out, sites=sites, dtype=dtype, text=text, gradient=gradient, resize=resize, devices=devices,
+        host, shards, out, sites=sites, dtype=dtype, text=text, gradient=gradient, resize=resize, spread=spread,
         run=run, data=data,
     )  # fmt: skip

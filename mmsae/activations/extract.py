@@ -7,8 +7,8 @@ on the batch they are computed in, and batches are cut from one tar only.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,11 +22,11 @@ from mmsae.activations.writer import PartWriter, StoreWriter
 from mmsae.files import free_bytes, nbytes
 from mmsae.hosts import Host, Rows, load_host, pick_device
 from mmsae.hosts.gradient import reading
+from mmsae.jobs.engines import engine_of
 from mmsae.jobs.estimate import estimate
-from mmsae.jobs.folder import begun_job
-from mmsae.jobs.processes import Local
-from mmsae.jobs.units import Share, TarWork, work_tars
-from mmsae.options import ListedData, Run, side_by_side
+from mmsae.jobs.folder import LOCK, begun_job
+from mmsae.jobs.units import Engine, Share, TarWork, Work, missing, work_tars
+from mmsae.options import ListedData, Run, Spread, at_least, side_by_side
 from mmsae.shards import FaultLog, UidList, UnitBatch, expand, identity, shard_name, shard_size, unit_batches
 from mmsae.types import ImageTextBatch, InputError, Site
 
@@ -42,10 +42,11 @@ def extract(
     text: Literal["question", "question+answer"] = "question",
     gradient: str = "",
     resize: Literal["host", "device"] = "host",
-    devices: int = 1,
+    spread: Spread = Spread(),
     run: Run = Run(),
     data: ListedData = ListedData(),
-) -> Path:
+    engine: Engine | None = None,
+) -> Path | None:
     """Store a host's activations of all samples of some shards.
 
     Run again after a kill, it goes on; run again after it ended, it does nothing. The batch size is part of the job,
@@ -66,19 +67,20 @@ def extract(
             ``lm`` (vision-language hosts) or ``diffusion`` (text-to-image hosts like Stable Diffusion 1.x).
         resize: ``host``: by the host's own transform; ``device``: on the host's device, which has other bits. The first
             batch is compared with the host's own transform, and what is too far from it is refused.
-        devices: Number of devices (``cpu``: processes), one host on each; needs a host given by name.
-        run: Where and how the host computes; its fields may stand side by side, as ``batch_size=64``.
+        spread: Who does the work; its fields may stand side by side, as ``devices=2``. More than this process needs a
+            host given by name.
+        run: Where and how the host computes, likewise.
         data: What is made of the samples' files, likewise.
+        engine: Who does the work, where that is there already; each of its processes calls this with all arguments.
 
     Returns:
-        The folder of the finished store.
+        The folder of the finished store; None where other parts of the job have to go on.
 
     Raises:
         InputError: No shard matches, the folder holds another job, the disk is or will be full, a uid occurs twice
             (unless ``data.duplicates`` is ``drop``), too many samples are unusable, or the host has no such site.
     """
-    if (run.batch_size is not None and run.batch_size < 1) or devices < 1:
-        raise InputError(f"batch size is {run.batch_size} and devices {devices}; both must be at least 1")
+    at_least(1, batch_size=run.batch_size)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype}: a store holds one of {', '.join(DTYPES)}")
     if gradient and dtype == "float16":
@@ -88,30 +90,24 @@ def extract(
     paths = expand(shards)
     specs = [sites] if isinstance(sites, (str, Site)) else sites
     specs = None if specs is None else list(specs.values() if isinstance(specs, Mapping) else specs)
-    if devices > 1 and not isinstance(host, str):
-        raise InputError(f"devices is {devices}, but a host that is loaded already runs on 1; give the host's name")
-    loaded = _load(host, run, 0)
-    asked = begun_job(*(Path(out) / f for f in (SPEC_FILE, JOB_FILE))).get("batch_size", 0)
-    batch_size = run.batch_size or asked or loaded.batch_size()
-    workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
-    keep = UidList.of(data.keep)
-    job = Extraction(paths, str(out), specs, dtype, text, gradient, resize, batch_size, workers, run, data, keep)
-    writer = job.writer(loaded)
-    if writer.finished:
-        if run.progress:
-            print(f"{out}: finished before, {StoreSpec.load(out).items} items; nothing to do")
-        return writer.folder
-    try:
-        if todo := writer.missing():
-            job.announce(loaded, writer, todo, devices)
-            with Local(devices) as processes:
-                if min(devices, len(todo)) > 1:
-                    loaded.to("cpu")  # its memory belongs to the processes now
-                processes.run(todo, partial(job.work, loaded, writer), work_elsewhere, host, job)
-        return job.finish(writer)
-    finally:
-        if not writer.finished and len(writer.missing()) == writer.units:
-            writer.discard()
+    if not isinstance(host, str) and (spread.engine != "processes" or (spread.devices or 1) > 1):
+        who = f"devices is {spread.devices}" if spread.engine == "processes" else f"engine is {spread.engine}"
+        raise InputError(f"{who}, but a host that is loaded already runs on 1; give the host's name")
+    with engine_of(spread, run, engine) as engine:
+        loaded = _load(host, run, engine.rank)
+        asked = begun_job(*(Path(out) / f for f in (SPEC_FILE, JOB_FILE))).get("batch_size", 0)
+        batch_size = run.batch_size or asked or loaded.batch_size()
+        workers = engine.decoders(run.workers)
+        keep = UidList.of(data.keep)
+        job = Extraction(paths, str(out), specs, dtype, text, gradient, resize, batch_size, workers, run, data, keep)
+        return job.run(engine, loaded, host)
+    return None
+
+
+def _elsewhere(rank: int, host: str, job: Extraction) -> Work:
+    """What does a process's tars, in a process that has loaded nothing."""
+    loaded = _load(host, job.how, rank)
+    return job.worker(loaded, job.writer(loaded))
 
 
 class Extraction(NamedTuple):
@@ -126,9 +122,30 @@ class Extraction(NamedTuple):
     resize: str  #: Who resizes images: ``host`` (its transform) or ``device``.
     batch_size: int  #: Samples per batch.
     workers: int  #: Decoding processes per device.
-    run: Run  #: Where and how the host computes.
+    how: Run  #: Where and how the host computes.
     data: ListedData  #: What is made of the samples' files.
     keep: UidList | None = None  #: The uids that are used.
+
+    def run(self, engine: Engine, loaded: Host, host: str | Host) -> Path:
+        """Do the job, or what is left of it, in each process of an engine."""
+        writer, say = self.writer(loaded), self.how.progress and engine.lead
+        if writer.finished:
+            if say:
+                print(f"{self.out}: finished before, {StoreSpec.load(self.out).items} items; nothing to do")
+            return writer.folder
+        engine.lock, tally = writer.folder / LOCK, writer.tally._replace(shards=list(self.paths))
+        try:
+            if todo := missing(engine, tally):
+                if engine.lead and engine.size:
+                    self.announce(loaded, writer, todo, min(engine.size, len(todo)))
+                if engine.elsewhere(len(todo)):
+                    loaded.to("cpu")  # its memory belongs to the processes now
+                engine.run(tally, todo, self.worker(loaded, writer), _elsewhere, host, self)
+            engine.merge(lambda: False, lambda: self.finish(writer))
+            return writer.folder
+        finally:
+            if engine.lead and not writer.finished and len(writer.missing()) == writer.units:
+                writer.discard()
 
     def writer(self, host: Host) -> StoreWriter:
         """The store, for a host that is loaded."""
@@ -182,7 +199,7 @@ class Extraction(NamedTuple):
 
             agreement = Agreement.of(host, about.first.inputs)
             agreement.check()
-            if self.run.progress:
+            if self.how.progress:
                 print(f"resize on {host.device}, beside the host's own transform: {agreement}")
         samples = about.samples if self.keep is None else min(about.samples, len(self.keep))
         per_item = 100  # uid, key and caption, compressed
@@ -195,7 +212,7 @@ class Extraction(NamedTuple):
         # a tar's part lies on the disk twice while its columns are joined
         writer.needed = round(samples * per_item * (1 + largest * devices * max(1, self.workers)))
         free = free_bytes(writer.folder)
-        if self.run.progress:
+        if self.how.progress:
             print(f"extract {', '.join(map(str, sites))}")
             print(
                 f"  {about}: {nbytes(samples * per_item)} of {self.dtype} in {writer.folder} "
@@ -207,16 +224,19 @@ class Extraction(NamedTuple):
                 + (", or store float16 or bfloat16" if self.dtype == "float32" else "")
             )
 
-    def work(self, host: Host, writer: StoreWriter, share: Share) -> None:
-        """Write the parts of one process's tars."""
-        unit_of = {self.paths[u]: u for u in share.units}
+    def worker(self, host: Host, writer: StoreWriter) -> Work:
+        """What writes the parts of one process's tars."""
+        unit_of = {path: u for u, path in enumerate(self.paths)}
         seen = SeenUids(writer.written()) if self.data.duplicates == "refuse" else None
-        stream = self.batches(host, writer, share.units, self.workers, self.batch_size)
 
         def begin(path: str) -> HostPart:
             return HostPart(host, writer.open_part(unit_of[path], shard_name(path)), seen, self.gradient)
 
-        work_tars(stream, begin, share, "extract", self.data.fault_limit, self.run.progress)
+        def work(share: Share) -> None:
+            stream = self.batches(host, writer, share.units, self.workers, self.batch_size)
+            work_tars(stream, begin, share, "extract", self.data.fault_limit, self.how.progress)
+
+        return work
 
     def finish(self, writer: StoreWriter) -> Path:
         """Make the finished store of the parts."""
@@ -227,7 +247,7 @@ class Extraction(NamedTuple):
             log.merge(faults)
         log.check(self.data.fault_limit, final=True)
         folder = writer.finish()
-        if self.run.progress:
+        if self.how.progress:
             spec = StoreSpec.load(folder)
             print(log.summary())
             if self.keep is not None:
@@ -246,12 +266,6 @@ def _unsized(host: Host) -> Callable:
     from mmsae.hosts import as_encoder  # brings torchvision, which vision-language hosts do not need
 
     return as_encoder(host, "resize device").unsized()
-
-
-def work_elsewhere(share: Share, host: str, job: Extraction) -> None:
-    """One process's tars, in a process that has loaded nothing."""
-    loaded = _load(host, job.run, share.rank)
-    job.work(loaded, job.writer(loaded), share)
 
 
 class Coming(NamedTuple):
@@ -310,11 +324,11 @@ class HostPart(TarWork):
     def finish(self, faults: FaultLog) -> None:
         if self.on_the_way is not None:
             self._write(self.on_the_way, faults)
-        part = self.part
-        if self.seen is not None:
-            self.seen.add(part.uids, part.keys, part.index_file, part.source)  # now, not hours later in the merge
+        part, seen = self.part, self.seen
         part.fault(faults.take())
-        part.commit()
+        # a duplicate is found now, not hours later in the merge
+        with nullcontext() if seen is None else seen.part(part.uids, part.keys, part.index_file, part.source):
+            part.commit()
 
     def close(self) -> None:
         self.part.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,9 @@ class SeenUids:
                 n += len(hashes[-1])
         self._hashes = np.sort(np.concatenate(hashes))
 
-    def add(self, uids: Sequence[str], keys: Sequence[str], file: Path, label: str) -> None:
-        """Add the uids of a part that is about to be written to ``file``, which ``label`` calls.
+    @contextmanager
+    def part(self, uids: Sequence[str], keys: Sequence[str], file: Path, label: str) -> Iterator[None]:
+        """Add the uids of a part that is written to ``file`` in the context; ``label`` is what to call it.
 
         Raises:
             InputError: One of them occurs twice, in this part or in an earlier one of this process.
@@ -80,5 +82,6 @@ class SeenUids:
                 files = {**self._files, own: label}
                 if dup := find_duplicate(list(files), list(files.values()), Path(tmp)):
                     raise InputError(f"{dup}; uids must differ, remove one of the two samples")
+        yield
         self._hashes = merged
         self._files[file] = label

@@ -30,7 +30,8 @@ from mmsae.activations.spec import (
 from mmsae.activations.spool import Spool
 from mmsae.activations.uids import find_duplicate
 from mmsae.files import disk_errors, write_whole
-from mmsae.jobs.folder import JobFolder, same_job
+from mmsae.jobs.folder import LOCK, JobFolder, same_job
+from mmsae.jobs.tally import FAILED, UNITS, Tally
 from mmsae.types import Faults, InputError, Site, Tokens
 
 _META = b"mmsae"
@@ -140,6 +141,7 @@ class PartWriter:
             sink = pa.BufferOutputStream()
             pq.write_table(pa.table(self._cells, schema), sink, compression="zstd")
             write_whole(self.index_file, sink.getvalue().to_pybytes())
+        self.index_file.with_name(self.index_file.name + FAILED).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove temporary files."""
@@ -243,6 +245,12 @@ class StoreWriter:
         """A part whose :meth:`PartWriter.commit` and :meth:`PartWriter.close` the caller calls."""
         return PartWriter(self, unit, source)
 
+    @property
+    def tally(self) -> Tally:
+        """Which units are written."""
+        files = [self.index_file(u).name for u in range(self.units)]
+        return Tally(self.folder, [shard_stem(u) for u in range(self.units)], files)
+
     def missing(self) -> list[int]:
         """Units not yet written."""
         return [u for u in range(self.units) if not self.done(u)]
@@ -309,9 +317,9 @@ class StoreWriter:
             self.folder.rmdir()
 
     def _clean(self) -> None:
-        (self.folder / JOB_FILE).unlink(missing_ok=True)
-        for p in self.folder.glob(".*.tmp"):
-            shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+        for pattern in (JOB_FILE, ".*.tmp", UNITS, f"*{FAILED}", f"{LOCK}*"):
+            for p in self.folder.glob(pattern):
+                shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
 
 
 def _identity(sites: dict[str, Site]) -> dict[str, Any]:

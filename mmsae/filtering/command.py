@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsae.filtering.options import Keeping, Scoring
-from mmsae.options import SAERun, UniqueData
+from mmsae.options import SAERun, Spread, UniqueData
 
 
 def filter_command(
@@ -13,12 +13,12 @@ def filter_command(
     shards: str | list[str],
     out: str,
     host: str = "",
-    devices: int = 1,
     scoring: Scoring = Scoring(),
     keeping: Keeping = Keeping(),
     run: SAERun = SAERun(),
     data: UniqueData = UniqueData(),
-) -> Path:
+    spread: Spread = Spread(),
+) -> Path | None:
     """Score image-text samples, keep a share of them, and say what is wrong with the others.
 
     OUT holds scores.parquet (every sample with all scores, whether it is kept, and the concepts that only its text or
@@ -33,20 +33,21 @@ def filter_command(
         out: Folder of the result; it appears when everything is done.
         host: Name of the host (``local-dir:DIR``, ``ViT-B-32/laion2b_s34b_b79k``, ...). Default: the one that the SAE
             was trained on, where that can be found again.
-        devices: Number of devices (``cpu``: processes), one host on each.
         scoring: How samples are scored.
         keeping: Which samples are kept.
         run: Where and how the host and the SAE compute.
         data: What is made of the samples' files.
+        spread: Who does the work.
 
     Returns:
-        The folder of the result.
+        The folder of the result; None where other parts of the job have to go on.
 
     Raises:
         InputError: An argument, a shard, the SAE or the folder is not usable; one sentence says why.
     """
     from mmsae.filtering.job import FilterJob
-    from mmsae.jobs.processes import Local
+    from mmsae.jobs.engines import engine_of
 
-    with Local(devices) as processes:
-        return FilterJob(sae, shards, out, host, scoring, keeping, run, data, devices).run(processes)
+    with engine_of(spread, run) as engine:
+        return FilterJob(sae, shards, out, host, scoring, keeping, run, data, engine).run()
+    return None

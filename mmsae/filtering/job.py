@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +31,7 @@ from mmsae.filtering.scorers.image import ImageScorer
 from mmsae.filtering.selection import Objective, distribution
 from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.folder import JOB, JobFolder, begun_job
+from mmsae.jobs.processes import Local
 from mmsae.jobs.units import Engine
 from mmsae.load import named_pair
 from mmsae.metrics.concepts.names import names_only, read_names
@@ -70,9 +69,10 @@ class FilterJob:
         keeping: Keeping = Keeping(),
         run: SAERun = SAERun(),
         data: UniqueData = UniqueData(),
-        devices: int = 1,
+        engine: Engine | None = None,
     ) -> None:
-        _check(scoring, keeping, run, data, devices)
+        self.engine = engine = engine or Local()
+        _check(scoring, keeping, run, data)
         paths = expand(shards)
         found, host = named_pair(sae, host)
         check_score(scoring.score, host)
@@ -126,52 +126,48 @@ class FilterJob:
                     f"keep is {keeping.keep}, and weights of tokens would be fitted on all samples: give --weights"
                 )
         self.folder = JobFolder(out, job, "mmsae filter", result=RESULTS, beside=True)
-        workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
         self.scoring_pass = Pass(
             "score", paths, str(self.folder.work), spec, keeping.select_on if keeping.select != "top" else "",
-            batch_size, workers, data.caption_field, data.fault_limit, run.progress,
+            batch_size, engine.decoders(run.workers), data.caption_field, data.fault_limit, run.progress,
             tuple(self.query.query.latents()) if self.query else (), self.listed,
         )  # fmt: skip
 
-    def run(self, engine: Engine) -> Path:
+    def run(self) -> Path:
         """Do the job, or what is left of it, in each process of the engine; returns the result's folder."""
-        folder, out = self.folder, self.folder.out
+        folder, out, engine = self.folder, self.folder.out, self.engine
         if folder.finished:
             if engine.lead and self.scoring_pass.progress:
                 print(f"{out}: finished before; nothing to do")
             return out
-        with folder.lead() if engine.lead else nullcontext():
-            engine.lock = folder.lock
+        with folder.under(engine):
             if engine.lead:
                 folder.draft.mkdir(parents=True, exist_ok=True)
             engine.wait()  # the folder is there, and the leader's, before any other works
-            weights = self._weights(engine)
-            goal = self._goal(engine)
+            weights = self._weights()
+            goal = self._goal()
             parts = self.scoring_pass.run(engine, self.worker)
-            merged = self._merge(parts, weights, goal) if engine.lead else None
-            shards = engine.agree(merged and merged.shards)
-            todo = engine.agree(shards.missing())
-            if todo:
-                engine.run(in_runs(todo, engine.size), shards.work, write_elsewhere, shards)
-            if merged is not None:
-                self._finish(merged, weights)
-            engine.wait()
+            merged: list[_Merged] = []
+            engine.merge(lambda: False, lambda: merged.append(self._merge(parts, weights, goal)))
+            shards = engine.agree(lambda: merged[0].shards)
+            if todo := engine.agree(shards.missing):
+                engine.deal(shards.tally, in_runs(todo, engine.size), shards.work, write_elsewhere, shards)
+            engine.merge(lambda: False, lambda: self._finish(merged[0], weights))
         return out
 
     def _fitting(self, paths: list[str]) -> Pass:
         return self.scoring_pass._replace(kind="fit", paths=paths, keep=None if self.clean else self.listed)
 
-    def _weights(self, engine: Engine) -> PairWeights:
+    def _weights(self) -> PairWeights:
         """What is fitted before the scoring pass; of images alone nothing is, and latents are called by their names."""
         spec = self.scoring_pass.spec
         if not spec.images:
-            return self._pair_weights(engine) if spec.pairs else self._token_weights(engine)
+            return self._pair_weights() if spec.pairs else self._token_weights()
         called = {j: Concept(name, []) for j, name in self.names.items()}
         return PairWeights(PairScorer(torch.ones(self.worker.sae.d_sae)), called, dict(self.worker.fingerprints))
 
-    def _pair_weights(self, engine: Engine) -> PairWeights:
+    def _pair_weights(self) -> PairWeights:
         """Weights of pair scores, from a file or fitted; from now on the worker scores by them."""
-        scoring, given = self.scoring, self.scoring.weights
+        scoring, given, engine = self.scoring, self.scoring.weights, self.engine
         file, about = self.folder.draft / FILE, {**self.worker.fingerprints, "sites": _said(self.worker.sites)}
         if engine.lead:
             take_old(file)
@@ -180,48 +176,54 @@ class FilterJob:
             fitted.check(given, about)
             if scoring.score == "pair_calibrated" and fitted.calibrator is None:
                 raise InputError(f"{given} was not fitted on a clean calibration set, so it has no pair_calibrated")
-            if engine.lead:
-                fitted.save(file)
-        elif not engine.agree(file.exists() and file.with_suffix(".json").exists()):
+            engine.merge(lambda: True, lambda: fitted.save(file))
+            if not engine.lead:  # the draft is the leading process's
+                file = Path(given)
+        elif not engine.agree(lambda: _fitted(file)):
             listed = None if self.clean else self.listed
             paths = sample_tars(self.clean or self.scoring_pass.paths, scoring.fit_samples, scoring.seed, listed)
             parts = self._fitting(paths).run(engine, self.worker)
-            if engine.lead:
+
+            def fit() -> None:
                 sample, faults = FitSample.read(parts)
                 judged(faults, self.scoring_pass.fault_limit)
                 data = hashlib.blake2b(json.dumps(identity(paths)).encode(), digest_size=16).hexdigest()
-                about |= {"data": data, "shards": len(paths), "clean": bool(self.clean), "seed": scoring.seed}
-                fitted = fit_weights(sample, about, calibrate=bool(self.clean), seed=scoring.seed, names=self.names)
-                fitted.save(file)
+                said = {"data": data, "shards": len(paths), "clean": bool(self.clean), "seed": scoring.seed}
+                fit_weights(
+                    sample, about | said, calibrate=bool(self.clean), seed=scoring.seed, names=self.names
+                ).save(file)  # fmt: skip
                 shutil.rmtree(parts[0].parent, ignore_errors=True)
-        engine.wait()
+
+            engine.merge(lambda: _fitted(file), fit)
         self._score_by(str(file))
         self.worker = ClipScorer(self.worker, str(file))
         return self.worker.weights
 
-    def _token_weights(self, engine: Engine) -> PairWeights:
+    def _token_weights(self) -> PairWeights:
         """Cross-modal weights for the scores of tokens that need them, and what to call the latents."""
         from mmsae.lvlm.weights.file import CFG, TENSORS, load_weights, tensors_of
         from mmsae.lvlm.weights.job import cross_modal_weights
 
-        job, scoring, scorer, where = self.scoring_pass, self.scoring, self.worker, ""
+        job, scoring, scorer, where, engine = self.scoring_pass, self.scoring, self.worker, "", self.engine
         paths = sample_tars(job.paths, scoring.fit_samples, scoring.seed, self.listed)
         fit_pass = self._fitting(paths)._replace(spec=job.spec._replace(score="l0"))
         if scoring.score.startswith("cos"):
             where = scoring.weights
             if where == "auto":
                 where = str(self.folder.work / "cross_modal")
-                if engine.lead:
-                    call(
-                        cross_modal_weights, host=scorer.host, sae=scorer.sae, shards=paths, out=where,
-                        samples=scoring.fit_samples, batch_size=job.batch_size, workers=job.workers, seed=scoring.seed,
-                        fault_limit=job.fault_limit, allow_other_site=job.spec.other_site, progress=job.progress,
-                        text=scoring.text,
-                    )  # fmt: skip
-            if engine.lead:
+                call(
+                    cross_modal_weights, host=scorer.host, sae=scorer.sae, shards=paths, out=where,
+                    samples=scoring.fit_samples, batch_size=job.batch_size, workers=job.workers, seed=scoring.seed,
+                    fault_limit=job.fault_limit, allow_other_site=job.spec.other_site, progress=job.progress,
+                    text=scoring.text, device=job.spec.device, precision=job.spec.precision, engine=engine,
+                    names_of=(job.spec.sae, job.spec.host),
+                )  # fmt: skip
+
+            def keep() -> None:
                 shutil.copyfile(Path(where) / CFG, self.folder.draft / CFG)
                 shutil.copyfile(tensors_of(where), self.folder.draft / TENSORS)
-            engine.wait()
+
+            engine.merge(lambda: True, keep)
         sample, faults = FitSample.read(fit_pass.run(engine, scorer))
         judged(faults, job.fault_limit)
         found = load_weights(where).weights.nan_to_num(0).clamp(min=0) if where else torch.ones(scorer.sae.d_sae)
@@ -236,12 +238,12 @@ class FilterJob:
     def _score_by(self, weights: str) -> None:
         self.scoring_pass = self.scoring_pass._replace(spec=self.scoring_pass.spec._replace(weights=weights))
 
-    def _goal(self, engine: Engine) -> TargetSet | None:
+    def _goal(self) -> TargetSet | None:
         """The target's concepts, where there is one."""
         if not self.wanted:
             return None
         goal, faults = TargetSet.read(
-            self.scoring_pass._replace(kind="target", paths=self.wanted, keep=None).run(engine, self.worker)
+            self.scoring_pass._replace(kind="target", paths=self.wanted, keep=None).run(self.engine, self.worker)
         )
         judged(faults, self.scoring_pass.fault_limit)
         return goal
@@ -362,7 +364,7 @@ class _Merged(NamedTuple):
     shards: Reshard
 
 
-def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: UniqueData, devices: int) -> None:
+def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: UniqueData) -> None:
     """Refuse options that cannot be, or do not go together."""
     listed = isinstance(keeping.keep, str)
     if keeping.share is not None and not listed:
@@ -386,7 +388,7 @@ def _check(scoring: Scoring, keeping: Keeping, run: SAERun, data: UniqueData, de
         )
     if scoring.calibration is not None and scoring.weights != "auto":
         raise InputError(f"weights are given ({scoring.weights}), so there is nothing to fit on the calibration set")
-    sizes = {"batch_size": run.batch_size, "devices": devices, "per_shard": keeping.per_shard}
+    sizes = {"batch_size": run.batch_size, "per_shard": keeping.per_shard}
     for name, n, least in [*((k, v, 1) for k, v in sizes.items()), ("fit_samples", scoring.fit_samples, 1),
                            ("workers", run.workers, 0)]:  # fmt: skip
         if n is not None and n < least:
@@ -417,6 +419,10 @@ def _without_weights(spec: ScorerSpec) -> Scorer:
     from mmsae.filtering.scorers.lvlm import SaeVScorer
 
     return SaeVScorer(spec._replace(score="l0"))
+
+
+def _fitted(file: Path) -> bool:
+    return file.exists() and file.with_suffix(".json").exists()
 
 
 def _said(sites: dict[str, Any]) -> dict[str, str]:

@@ -36,6 +36,6 @@ class Filter(LitJob):
         self.run, self.data = run, data
 
     def work(self, ranks: Ranks, device: str) -> None:
-        out = FilterJob(*self.given, self.run.on(device), self.data, ranks.size).run(ranks)
+        out = FilterJob(*self.given, self.run.on(device), self.data, ranks).run()
         if ranks.lead:
             print(out)

@@ -26,7 +26,7 @@ from mmsae.filtering.scorers.clip import ClipScorer, PairReader
 from mmsae.filtering.scorers.image import ImageScorer
 from mmsae.filtering.selection import Items
 from mmsae.jobs.estimate import estimate
-from mmsae.jobs.units import Engine, Parts, Share, TarWork, Unit, work_tars
+from mmsae.jobs.units import Engine, Parts, Share, TarWork, Unit, Work, missing, work_tars
 from mmsae.shards import FaultLog, UidList, UnitBatch, count_samples, draw, shard_name, unit_batches
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch
 
@@ -63,9 +63,8 @@ class Pass(NamedTuple):
             InputError: Too many samples are unusable, or what the scorer refuses.
         """
         parts = self.parts
-        todo = engine.agree([u.index for u in parts.missing()])
-        if todo:
-            if engine.lead and self.progress:
+        if todo := missing(engine, parts.tally):
+            if engine.lead and engine.size and self.progress:
                 devices, paths = min(engine.size, len(todo)), [self.paths[u] for u in todo]
 
                 def try_out(batch: ImageTextBatch) -> None:
@@ -76,7 +75,7 @@ class Pass(NamedTuple):
                 whole = worker.device != "cpu"
                 about = estimate(paths, done, stream, try_out, self.batch_size, self.workers, devices, whole)
                 print(f"{self.kind}: {about}{about.takes(devices, worker.device)}", flush=True)
-            engine.run(todo, partial(self.work, worker), work_elsewhere, self)
+            engine.run(parts.tally, todo, self.worker(worker), _elsewhere, self)
         return parts.files()
 
     def _batches(
@@ -95,31 +94,33 @@ class Pass(NamedTuple):
         random = self.spec.seed if self.spec.score == "random" else None
         return ScorePass(parts, unit, worker, self.modality, random, self.latents)
 
-    def work(self, worker: Scorer | PairReader, share: Share) -> None:
-        """Write the parts of one process's tars."""
-        parts, paths = self.parts, [self.paths[u] for u in share.units]
+    def worker(self, scorer: Scorer | PairReader) -> Work:
+        """What writes the parts of one process's tars."""
+        parts = self.parts
         unit_of = {u.path: u for u in parts.units}
-        stream = self._batches(worker, paths, self.workers, self.batch_size)
 
         def begin(path: str) -> TarPass:
-            return self._begin(worker, parts, unit_of[path])
+            return self._begin(scorer, parts, unit_of[path])
 
-        work_tars(stream, begin, share, self.kind, self.fault_limit, self.progress)
+        def work(share: Share) -> None:
+            paths = [self.paths[u] for u in share.units]
+            stream = self._batches(scorer, paths, self.workers, self.batch_size)
+            work_tars(stream, begin, share, self.kind, self.fault_limit, self.progress)
+
+        return work
 
 
-def work_elsewhere(share: Share, job: Pass) -> None:
-    """One process's tars of a pass, in a process that has loaded nothing, or only what an earlier pass needed."""
+def _elsewhere(rank: int, job: Pass) -> Work:
+    """What does a process's tars, in one that has loaded nothing, or only what an earlier pass needed."""
     global _reader
     if job.spec.pairs:
-        _reader = _reader or PairReader(job.spec, share.rank)
-        worker = _reader if job.kind == "fit" else ClipScorer(_reader, job.spec.weights)
-    elif job.spec.images:
-        worker = ImageScorer(job.spec, share.rank)
-    else:
-        from mmsae.filtering.scorers.lvlm import SaeVScorer
+        _reader = _reader or PairReader(job.spec, rank)
+        return job.worker(_reader if job.kind == "fit" else ClipScorer(_reader, job.spec.weights))
+    if job.spec.images:
+        return job.worker(ImageScorer(job.spec, rank))
+    from mmsae.filtering.scorers.lvlm import SaeVScorer
 
-        worker = SaeVScorer(job.spec, share.rank)
-    job.work(worker, share)
+    return job.worker(SaeVScorer(job.spec, rank))
 
 
 def sample_tars(paths: Sequence[str], n: int, seed: int, keep: UidList | None = None) -> list[str]:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from mmsae.filtering.columns import Column
 from mmsae.jobs.estimate import progress_bar
-from mmsae.jobs.units import Share
+from mmsae.jobs.tally import Tally
+from mmsae.jobs.units import Share, Work
 from mmsae.shards import FaultLog, ShardWriter, group_uid, groups
 from mmsae.shards.decode import parse_json
 from mmsae.shards.group import Group
@@ -62,6 +63,12 @@ class Reshard(NamedTuple):
     def shards(self) -> int:
         """Number of output shards."""
         return len(np.load(self.plan, mmap_mode="r")) - 1
+
+    @property
+    def tally(self) -> Tally:
+        """Which output shards are there."""
+        names = [f"kept-{i:06d}.tar" + ".gz" * self.compress for i in range(self.shards)]
+        return Tally(self.out, names, names)
 
     def missing(self) -> list[int]:
         """Output shards that are not there; one that is there is whole."""
@@ -118,9 +125,9 @@ class Reshard(NamedTuple):
                 )
 
 
-def write_elsewhere(share: Share, job: Reshard) -> None:
-    """One process's output shards."""
-    job.work(share)
+def write_elsewhere(rank: int, job: Reshard) -> Work:
+    """What writes a process's output shards."""
+    return job.work
 
 
 def in_runs(units: Sequence[int], processes: int) -> list[int]:

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmsae.files import disk_errors, write_json, write_whole
-from mmsae.jobs.units import Parts
+from mmsae.files import disk_errors, write_json, write_new
+from mmsae.jobs.tally import FAILED, UNITS
+from mmsae.jobs.units import Engine, Parts
 from mmsae.types import InputError
 
 JOB, LOCK = "job.json", "workers.lock"
@@ -163,15 +164,33 @@ class JobFolder:
         if not self.file.exists():
             with disk_errors(self.work):
                 self.work.mkdir(parents=True, exist_ok=True)
-                write_whole(self.file, (json.dumps(self._whose(), indent=1, ensure_ascii=False) + "\n").encode())
+                write_new(self.file, (json.dumps(self._whose(), indent=1, ensure_ascii=False) + "\n").encode())
         return open(self.file, "rb")
 
     @contextmanager
-    def lead(self) -> Iterator[None]:
+    def under(self, engine: Engine) -> Iterator[None]:
+        """Work on the job as this process of an engine: lead it, or be one of the others.
+
+        Raises:
+            InputError: Another process leads it, or others work on it and the engine does not wait for them.
+        """
+        outer, engine.lock = engine.lock, self.lock  # a job may be a step of another
+        try:
+            if engine.lead:
+                with self.lead(engine.patient):
+                    yield
+            else:
+                self.begin().close()
+                yield
+        finally:
+            engine.lock = outer
+
+    @contextmanager
+    def lead(self, patient: bool = True) -> Iterator[None]:
         """Be the one process that leads the job, and wait for what is left of the processes of a killed one.
 
         Raises:
-            InputError: Another process leads it.
+            InputError: Another process leads it, or, where this one is not ``patient``, others work on it.
         """
         with self.begin() as mine:
             try:  # a lock dies with its process, so a killed job leaves none
@@ -180,9 +199,14 @@ class JobFolder:
                 raise InputError(f"{self.work}: another running process is working on this job") from e
             if self.lock.exists():
                 with open(self.lock, "rb") as others:
-                    fcntl.flock(others, fcntl.LOCK_EX)
+                    try:
+                        fcntl.flock(others, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+                    except OSError as e:
+                        raise InputError(f"{self.work}: other running processes are working on this job") from e
             try:
                 yield
+                for lock in self.work.glob(f"{LOCK}*"):  # whoever held one has nothing left to do
+                    lock.unlink(missing_ok=True)
             finally:
                 self.discard()
 
@@ -209,8 +233,8 @@ class JobFolder:
         """
         if not self.file.exists():
             return
-        own = [self.work / name for name in (self.file.name, LOCK, *scraps)]
-        files = [p for p in self.work.rglob("*") if p.is_file() and not half_written(p)]
+        own = [self.work / name for name in (self.file.name, *scraps)]
+        files = [p for p in self.work.rglob("*") if p.is_file() and not _aside(p)]
         if all(p in own or any(scrap in p.parents for scrap in own) for p in files):
             shutil.rmtree(self.work, ignore_errors=True)
 
@@ -221,6 +245,11 @@ def at_work(lock: Path) -> Iterator[None]:
     with open(lock, "ab") as held:
         fcntl.flock(held, fcntl.LOCK_SH)
         yield
+
+
+def _aside(path: Path) -> bool:
+    """Whether a file is no work that was done: half-written, a lock, or what is known of a pass and its failures."""
+    return half_written(path) or path.name.startswith(LOCK) or path.name == UNITS or path.name.endswith(FAILED)
 
 
 def half_written(path: Path) -> bool:

@@ -6,12 +6,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 
 from mmsae.jobs.folder import at_work
-from mmsae.jobs.units import Share
+from mmsae.jobs.processes import decoders
+from mmsae.jobs.tally import Tally
+from mmsae.jobs.units import Share, Work
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -20,25 +24,42 @@ class Ranks:
     Ranks on several machines need one file system.
     """
 
+    patient = True
     lock: Path | None = None
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self.strategy, self.size = trainer.strategy, trainer.world_size
         self.rank, self.lead = trainer.global_rank, trainer.is_global_zero
 
-    def agree(self, value: Any) -> Any:
+    def elsewhere(self, units: int) -> bool:
+        """No: every rank has loaded what it needs."""
+        return False
+
+    def decoders(self, asked: int | None) -> int:
+        """As many as there are free cores, 8 at most."""
+        return decoders(asked, self.size)
+
+    def agree(self, say: Callable[[], T]) -> T:
         """What rank 0 says."""
-        return self.strategy.broadcast(value)
+        return self.strategy.broadcast(say() if self.lead else None)
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
         self.strategy.barrier("job")
 
-    def run(self, todo: Sequence[int], here: Callable[[Share], None], there: Callable[..., None], *args: Any) -> None:
+    def merge(self, done: Callable[[], bool], do: Callable[[], None]) -> None:
+        """Rank 0 does it."""
+        if self.lead:
+            do()
+        self.wait()
+
+    def run(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
         """Do this rank's share, and wait for the others."""
         with nullcontext() if self.lock is None else at_work(self.lock):
-            here(Share(list(todo[self.rank :: self.size]), self.rank, self.lead))
+            here(Share(list(todo[self.rank :: self.size]), self.lead))
         self.wait()
+
+    deal = run
 
 
 class LitJob(pl.LightningModule):

@@ -9,14 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmsae.allocator import keep_memory
 from mmsae.jobs.folder import at_work
-from mmsae.jobs.units import Share
+from mmsae.jobs.tally import Tally
+from mmsae.jobs.units import Share, Work
+
+T = TypeVar("T")
 
 
 def end_with_parent() -> None:
@@ -39,7 +43,7 @@ class Local:
         size: Their number; with one, everything is done in the process that leads.
     """
 
-    lead, rank = True, 0
+    lead, rank, patient = True, 0, True
     lock: Path | None = None
 
     def __init__(self, size: int = 1) -> None:
@@ -55,17 +59,33 @@ class Local:
             self._stop.set()
             self._pool.shutdown()
 
-    def agree(self, value: Any) -> Any:
+    def elsewhere(self, units: int) -> bool:
+        """Whether more than one process works."""
+        return min(self.size, units) > 1
+
+    def decoders(self, asked: int | None) -> int:
+        """As many as there are free cores, 8 at most."""
+        return decoders(asked, self.size)
+
+    def agree(self, say: Callable[[], T]) -> T:
         """What this process says."""
-        return value
+        return say()
 
     def wait(self) -> None:
         """There is nobody to wait for: the others only work while this process waits for them."""
 
-    def run(self, todo: Sequence[int], here: Callable[[Share], None], there: Callable[..., None], *args: Any) -> None:
+    def merge(self, done: Callable[[], bool], do: Callable[[], None]) -> None:
+        """Do it; it is quick where it is done."""
+        do()
+
+    def run(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
         """Do it here, or deal it out among the other processes; see :class:`~mmsae.jobs.units.Engine`."""
+        self.deal(tally, todo, here, there, *args)
+
+    def deal(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
+        """The same."""
         size = min(self.size, len(todo))
-        if size == 1:
+        if not self.elsewhere(len(todo)):
             here(Share(list(todo)))
             return
         if self._pool is None:
@@ -73,9 +93,20 @@ class Local:
             self._stop = context.Event()
             self._pool = ProcessPoolExecutor(self.size, context, _start, (self._stop, context.Value("i", 0), self.lock))
         jobs = [self._pool.submit(_work, there, list(todo[r::size]), r == 0, *args) for r in range(size)]
+        self._result(jobs)
+
+    def _result(self, jobs: list[Future]) -> None:
+        """Wait for all, and where one fails, let the others end."""
         failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
-        if failed:
-            raise failed
+        if not failed:
+            return
+        self._stop.set()
+        wait(jobs)
+        self._stop.clear()
+        if isinstance(failed, BrokenProcessPool):  # what follows needs other processes
+            self._pool.shutdown()
+            self._pool = None
+        raise failed
 
 
 _stop: Any = None  # in the processes of a pool: an event, set when the work has failed in one of them
@@ -98,8 +129,13 @@ def _stopped() -> bool:
     return _stop.is_set()
 
 
-def _work(there: Callable[..., None], units: list[int], lead: bool, *args: Any) -> None:
-    there(Share(units, _rank, lead, _stopped), *args)
+def _work(there: Callable[..., Work], units: list[int], lead: bool, *args: Any) -> None:
+    there(_rank, *args)(Share(units, lead, _stopped))
+
+
+def decoders(asked: int | None, processes: int) -> int:
+    """Decoding processes for each of some processes on this machine: the free cores, 8 at most, if nobody says."""
+    return min(8, max(0, (os.cpu_count() or 1) // max(1, processes) - 1)) if asked is None else asked
 
 
 class SideProcess:

@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from mmsae.files import atomic_file, disk_errors
 from mmsae.jobs.estimate import progress_bar
+from mmsae.jobs.tally import FAILED, Tally
 from mmsae.shards import FaultLog, UnitBatch
 from mmsae.shards.shard import as_shard, identity
 from mmsae.types import ImageTextBatch
 
+T = TypeVar("T")
 Part = bytes | Callable[[Path], None]
 """The content of a part file, or a function that writes it to the path it is given."""
 
@@ -71,6 +73,11 @@ class Parts:
         """All part files in the order of the units, whether or not they are there."""
         return [self.path(u) for u in self.units]
 
+    @property
+    def tally(self) -> Tally:
+        """Which are done."""
+        return Tally(self.folder, [u.path for u in self.units], [p.name for p in self.files()])
+
     def write(self, unit: Unit, part: Part) -> Path:
         """Write the part of a unit under a temporary name, then rename it.
 
@@ -82,61 +89,102 @@ class Parts:
             killed.unlink()
         with disk_errors(target), atomic_file(target) as temporary:
             temporary.write_bytes(part) if isinstance(part, bytes) else part(temporary)
+        target.with_name(target.name + FAILED).unlink(missing_ok=True)
         return target
 
-    def run(
-        self, work: Callable[[str], Part], *, rank: int = 0, world: int = 1, progress: bool = True, what: str = "shards"
-    ) -> list[Path]:
-        """Do this rank's share of the units that are not done yet; returns :meth:`files`.
+    def work(self, make: Callable[[str], Part], share: Share, what: str = "shards", progress: bool = True) -> None:
+        """Write the parts of a share, one shard after the other.
 
-        Unit i belongs to rank ``i % world``; more ranks than units is allowed. No rank waits for another here: put a
-        barrier with a long timeout between this and the merge. ``work`` gives the part of the shard at a path; ``what``
-        is the label of the bar.
+        ``make`` gives the part of the shard at a path; ``what`` is the label of the bar.
         """
-        mine = self.units[rank::world]
-        todo = [u for u in mine if not self.done(u)]
-        with progress_bar(what, "tar", progress, len(mine), len(mine) - len(todo)) as bar:
-            for unit in todo:
-                self.write(unit, work(unit.path))
+        with progress_bar(what, "tar", progress and share.lead, len(share.units)) as bar:
+            for unit in map(self.units.__getitem__, share.units):
+                if share.stopped():
+                    return
+                self.write(unit, make(unit.path))
                 bar.update()
-        return self.files()
 
 
 class Share(NamedTuple):
     """What one process does of some work."""
 
     units: list[int]  #: Its units.
-    rank: int = 0  #: Number of the process, which chooses its device.
     lead: bool = True  #: Whether it shows its progress.
     #: Says whether the work has failed elsewhere, so that this process need not go on.
     stopped: Callable[[], bool] = lambda: False
+    #: The faults of what this process did before, which count when their share is judged; None: it does nothing else.
+    faults: FaultLog | None = None
+
+
+Work = Callable[[Share], None]
+"""Does a share of some work."""
 
 
 class Engine(Protocol):
     """The processes of a job."""
 
     lead: bool  #: Whether this process is the one that merges and writes.
-    size: int  #: Number of processes that work.
+    size: int  #: Number of processes that work; none where there is only something to merge.
     rank: int  #: Which of them this is.
+    patient: bool  #: Whether to wait for processes that work on the job, where this one is to lead it.
     #: The job's lock for those that work and do not lead (``JobFolder.lock``); set it before the first work.
     lock: Path | None
 
-    def agree(self, value: Any) -> Any:
-        """What the leading process says."""
+    def elsewhere(self, units: int) -> bool:
+        """Whether so many units are done by other processes, which load what they need themselves."""
+
+    def decoders(self, asked: int | None) -> int:
+        """Decoding processes beside each process that works; ``asked``, if that is a number."""
+
+    def agree(self, say: Callable[[], T]) -> T:
+        """What the leading process says, and nobody else is asked."""
 
     def wait(self) -> None:
         """Wait until all processes are here."""
 
-    def run(self, todo: Sequence[int], here: Callable[[Share], None], there: Callable[..., None], *args: Any) -> None:
-        """Deal units out among the processes, and wait until they are done; the first failure of one ends all.
+    def merge(self, done: Callable[[], bool], do: Callable[[], None]) -> None:
+        """A step between two passes, or after the last, that the leading process does; the others wait for it.
 
         Args:
+            done: Whether what others need of it is there.
+            do: Does it.
+
+        Raises:
+            Waiting: It is not done, and nobody leads.
+        """
+
+    def run(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
+        """Deal units out among the processes, and wait until they are done.
+
+        Args:
+            tally: The pass that they are of.
             todo: The units.
             here: Does a share in a process that runs the whole job.
-            there: Does a share in a process that has nothing but its arguments, as ``there(share, *args)``; a function
-                of a module.
+            there: Makes what does shares in a process that has nothing but its arguments, as ``there(rank, *args)``; a
+                function of a module. It is asked once for each process and pass.
             *args: Plain values.
+
+        Raises:
+            UnitsFailed: Some units failed and the others are done, where the engine goes on without them; elsewhere
+                the first failure ends all, with its own error.
+            Waiting: Other processes have to go on.
         """
+
+    def deal(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
+        """Deal out work of a merge, as :meth:`run` does units; a process that only merges does it, too."""
+
+
+def do_missing(engine: Engine, tally: Tally, here: Work, there: Callable[..., Work], *args: Any) -> None:
+    """Do the units of a pass that are not done, on an engine; see :meth:`Engine.run`."""
+    if todo := missing(engine, tally):
+        engine.run(tally, todo, here, there, *args)
+
+
+def missing(engine: Engine, tally: Tally) -> list[int]:
+    """The units of a pass that are not done, as its leading process says."""
+    if todo := engine.agree(tally.missing):
+        tally.note()
+    return todo
 
 
 class TarWork(Protocol):
@@ -168,7 +216,7 @@ def work_tars(
     Raises:
         InputError: A larger share of samples than ``fault_limit`` is unusable.
     """
-    total, begun, logs, done = FaultLog(), {}, {}, 0
+    total, begun, logs, done = share.faults or FaultLog(), {}, {}, 0
     with progress_bar(what, "sample", progress and share.lead) as bar, closing(stream):
         try:
             for path, batch, last, _ in stream:

@@ -25,7 +25,7 @@ MARKS = ("spec.json", "cfg.json", "results.json", "weights.json", "job.json", "m
 """Files by which a finished result is known: written after the others."""
 SINGLE = (".csv", ".html", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".safetensors", ".tsv", ".txt", ".yaml")
 """Ends of names of results that are one file."""
-HOW = ("progress", "workers", "threads", "devices", "run")
+HOW = ("progress", "workers", "threads", "devices", "engine", "gpus", "retries", "part", "merge", "run")
 """Options that do not change a result."""
 
 

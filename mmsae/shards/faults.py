@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from mmsae.types import Faults, InputError
+from mmsae.errors import EndsJob
+from mmsae.types import Faults
 
 NOTES = frozenset({"long_caption", "broken_json", "bad_utf8", "unsorted", "special_token"})
 """Kinds that are worth telling but do not drop the sample; every other kind is a drop."""
@@ -80,10 +81,10 @@ class FaultLog:
         """Refuse to go on with a larger share of drops than ``limit``; judged from 1,000 samples on, or if ``final``.
 
         Raises:
-            InputError: If the share is above the limit.
+            EndsJob: If the share is above the limit.
         """
         if self.share > limit and (final or self.n_seen >= JUDGE_AFTER):
-            raise InputError(
+            raise EndsJob(
                 f"{self.dropped} of {self.n_seen} samples ({self.share:.1%}) had to be dropped, more than the limit of"
                 f" {limit:.1%}: {self.drops()}"
             )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmsae.jobs import Parts, units
+from mmsae.jobs.processes import Local
+from mmsae.jobs.units import do_missing
 from mmsae.types import InputError
 
 
@@ -23,13 +25,15 @@ def work(path):
     return Path(path).read_bytes() * 3
 
 
-def test_parts_are_in_the_order_of_the_tars_whatever_the_ranks(tmp_path, paths):
-    one = Parts(tmp_path / "one", paths).run(work, progress=False)
-    assert [p.read_bytes() for p in one] == [bytes([i]) * 3 for i in range(5)]
-    for rank in range(7):  # more ranks than tars
-        many = Parts(tmp_path / "many", paths).run(work, rank=rank, world=7, progress=False)
-    assert [(p.name, p.read_bytes()) for p in many] == [(p.name, p.read_bytes()) for p in one]
-    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [p.name for p in one]
+def do(parts, make):
+    do_missing(Local(), parts.tally, lambda share: parts.work(make, share, progress=False), None)
+    return parts.files()
+
+
+def test_parts_are_in_the_order_of_the_tars(tmp_path, paths):
+    made = do(Parts(tmp_path / "out", paths), work)
+    assert [p.read_bytes() for p in made] == [bytes([i]) * 3 for i in range(5)]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*(p.name for p in made), "units.json"]
 
 
 def test_only_what_is_missing_is_done_again(tmp_path, paths):
@@ -39,15 +43,15 @@ def test_only_what_is_missing_is_done_again(tmp_path, paths):
         asked.append(path)
         return lambda out: out.write_bytes(b"x")
 
-    parts = Parts(tmp_path / "out", paths, ".npy").run(counting, progress=False)
+    parts = do(Parts(tmp_path / "out", paths, ".npy"), counting)
     parts[2].unlink()
-    Parts(tmp_path / "out", paths, ".npy").run(counting, progress=False)
+    do(Parts(tmp_path / "out", paths, ".npy"), counting)
     assert asked == [*paths, paths[2]] and parts[2].read_bytes() == b"x"
 
 
 def test_a_shard_that_was_replaced_is_another_unit(tmp_path, paths):
     before = units(paths)
-    Parts(tmp_path / "out", paths).run(work, progress=False)
+    do(Parts(tmp_path / "out", paths), work)
     Path(paths[1]).write_bytes(b"longer")
     after = units(paths)
     assert [Parts(tmp_path / "out", []).done(u) for u in after] == [True, False, True, True, True]
@@ -63,8 +67,8 @@ def test_a_failed_unit_leaves_nothing(tmp_path, paths):
         return write
 
     with pytest.raises(InputError, match=r"00000.*\.part: no space left"):
-        Parts(tmp_path / "out", paths).run(failing, progress=False)
-    assert list((tmp_path / "out").iterdir()) == []
+        do(Parts(tmp_path / "out", paths), failing)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["units.json"]
 
 
 KILLED = """
@@ -80,7 +84,9 @@ def work(path):
                 os.kill(os.getpid(), signal.SIGKILL)
             f.write(data[1:])
     return write
-Parts(out, paths).run(work, progress=False)
+from mmsae.jobs.units import Share
+parts = Parts(out, paths)
+parts.work(work, Share(list(range(5))), progress=False)
 """
 
 
@@ -90,6 +96,6 @@ def test_killed_while_writing_a_part(tmp_path, paths):
     assert killed.returncode == -signal.SIGKILL
     assert [Parts(out, []).done(u) for u in units(paths)] == [True, True, False, False, False]
     asked = []
-    parts = Parts(out, paths).run(lambda p: asked.append(p) or work(p), progress=False)
+    parts = do(Parts(out, paths), lambda p: asked.append(p) or work(p))
     assert asked == paths[2:] and [p.read_bytes() for p in parts] == [work(p) for p in paths]
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in Parts(out, paths).files())
+    assert sorted(p.name for p in out.iterdir()) == sorted(["units.json", *(p.name for p in Parts(out, paths).files())])

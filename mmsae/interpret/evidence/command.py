@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmsae.interpret.evidence.options import Evidencing
-from mmsae.options import Data, Drawing, SAERun
+from mmsae.options import Data, Drawing, SAERun, Spread
 
 
 def evidence(
@@ -16,9 +16,9 @@ def evidence(
     choice: Evidencing = Evidencing(),
     run: SAERun = SAERun(),
     data: Data = Data(),
-    devices: int = 1,
+    spread: Spread = Spread(),
     drawing: Drawing = Drawing(),
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Collect what every latent fires on: statistics, top items, examples of all strengths, negatives, maps.
 
     All that names, scores, browses and analyses latents reads OUT. Run again after a kill, it goes on.
@@ -32,12 +32,12 @@ def evidence(
         choice: What is kept of every latent.
         run: Where and how host and SAE compute.
         data: What is made of the samples' files.
-        devices: Number of devices (``cpu``: processes), one host on each.
+        spread: Who does the work.
         drawing: How a text-to-image host draws captions, for an SAE of its denoiser.
 
     Returns:
-        ``evidence.json``, with the folder as ``out``.
+        ``evidence.json``, with the folder as ``out``; None where other parts of the job have to go on.
     """
     from mmsae.interpret.evidence.job import collect_evidence
 
-    return collect_evidence(sae, shards, out, host, choice, run, data, devices, drawing)
+    return collect_evidence(sae, shards, out, host, choice, run, data, spread, drawing)

@@ -7,10 +7,8 @@ tars go through the host once more, in the same batches, so that no bit differs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +32,12 @@ from mmsae.interpret.evidence.parts import EvidenceTar
 from mmsae.interpret.evidence.reader import Content, EvidencePlan, EvidenceReader
 from mmsae.interpret.evidence.shown import write_tokens
 from mmsae.jobs import JobFolder
+from mmsae.jobs.engines import engine_of
 from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import JOB, begun_job
-from mmsae.jobs.processes import Local
-from mmsae.jobs.units import Engine, Parts, Share, Unit, work_tars
+from mmsae.jobs.units import Engine, Parts, Share, Unit, Work, missing, work_tars
 from mmsae.load import named_pair
-from mmsae.options import Data, Drawing, SAERun, at_least
+from mmsae.options import Data, Drawing, SAERun, Spread, at_least, side_by_side
 from mmsae.sae import SAE
 from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, UnitBatch, count_samples, identity
@@ -49,6 +47,7 @@ DRAWN = 8  # images that are drawn at a time, if nobody says
 BYTES = 12  # of an entry of the codes of all rows on the disk
 
 
+@side_by_side
 def collect_evidence(
     sae: SAE | str,
     shards: str | Sequence[str],
@@ -57,25 +56,25 @@ def collect_evidence(
     choice: Evidencing = Evidencing(),
     run: SAERun = SAERun(),
     data: Data = Data(),
-    devices: int = 1,
+    spread: Spread = Spread(),
     drawing: Drawing = Drawing(),
     engine: Engine | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Do the job of ``mmsae evidence``, or say that it is done.
 
     Arguments are those of :func:`mmsae.interpret.evidence.command.evidence`, but ``sae`` and ``host`` may be loaded
-    already, on one device.
+    already, on one device. Each process of ``engine`` calls this with all arguments.
 
     Returns:
-        ``evidence.json``, with the folder as ``out``.
+        ``evidence.json``, with the folder as ``out``; None where other parts of the job have to go on.
 
     Raises:
         InputError: Another job in the folder, an SAE of another site, no image or caption that the SAE reads, too many
             unusable samples, or a uid that occurs twice.
     """
-    job = EvidenceJob(sae, shards, out, host, choice, run, data, devices, drawing)
-    with Local(devices) if engine is None else nullcontext(engine) as processes:
-        return job.run(processes)
+    with engine_of(spread, run, engine) as engine:
+        return EvidenceJob(sae, shards, out, host, choice, run, data, drawing, engine).run()
+    return None
 
 
 class EvidenceJob:
@@ -88,14 +87,17 @@ class EvidenceJob:
 
     def __init__(
         self, sae: SAE | str, shards: str | Sequence[str], out: str | Path, host: Host | str, choice: Evidencing,
-        run: SAERun, data: Data, devices: int, drawing: Drawing,
+        run: SAERun, data: Data, drawing: Drawing, engine: Engine,
     ) -> None:  # fmt: skip
+        self.engine = engine
         counts = ("n_top", "quantiles", "each", "min_items", "candidates", "pixels", "at_steps")
-        asked = {n: getattr(choice, n) for n in counts} | {"devices": devices, "batch_size": run.batch_size}
+        asked = {n: getattr(choice, n) for n in counts} | {"batch_size": run.batch_size}
         at_least(1, **asked)
         at_least(0, negatives=choice.negatives, workers=run.workers)
-        if devices > 1 and not (isinstance(sae, str) and isinstance(host, str)):
-            raise InputError(f"devices is {devices}, but what is loaded already runs on 1; give names of SAE and host")
+        if engine.elsewhere(2) and not (isinstance(sae, str) and isinstance(host, str)):
+            raise InputError(
+                f"{engine.size} processes are to work, but what is loaded already runs on 1; give names of SAE and host"
+            )
         paths = corpus_paths(shards)
         if isinstance(host, str):
             sae_object, name = named_pair(sae, host)
@@ -105,7 +107,7 @@ class EvidenceJob:
         draws = parse(name).kind == "diffusers" if isinstance(host, str) else isinstance(host, Generates)
         modalities = content.modalities(list(sae_object.sites), paths[0], draws)
         drawing = drawing if draws and IMAGE in modalities else None
-        workers = min(8, max(0, (os.cpu_count() or 1) // devices - 1)) if run.workers is None else run.workers
+        workers = engine.decoders(run.workers)
         self.plan = EvidencePlan(
             sae if isinstance(sae, str) else "", name, paths, f"{out}.partial", modalities, content.captions,
             content.images or drawing is not None, choice, run, 0, workers, data.caption_field, data.fault_limit,
@@ -140,36 +142,38 @@ class EvidenceJob:
             "shards": identity(plan.paths),
         }
 
-    def run(self, engine: Engine) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """Do the job, or what is left of it, in each process of the engine."""
-        folder, out = self.folder, self.folder.out
+        folder, out, engine = self.folder, self.folder.out, self.engine
         say = print if self.plan.run.progress and engine.lead else lambda text: None
         if folder.finished:
             say(f"{out}: finished before; nothing to do")
             return _read(out)
-        engine.lock = folder.lock
-        with folder.lead() if engine.lead else nullcontext(), disk_errors(folder.work):
+        with folder.under(engine), disk_errors(folder.work):
             engine.wait()
-            if todo := engine.agree([u.index for u in self.codes.missing()]):
-                keep = engine.agree(self._try_out(todo, engine, say) if engine.lead else False)
-                self._pass(engine, todo, True, keep)
-            if engine.lead:
-                wanted, corpus, about = self._merge()
-                np.save(folder.work / "wanted.npy", wanted)
-                np.save(folder.work / "first.npy", corpus.first)
-            engine.wait()
-            if todo := engine.agree([u.index for u in self.tokens.missing()]):
+            if todo := missing(engine, self.codes.tally):
+                keep = engine.size > 0 and engine.agree(lambda: self._try_out(todo, engine, say))
+                engine.run(self.codes.tally, todo, _worker(self.reader, True, keep), _elsewhere, self.plan, True, keep)
+            merged: list[Any] = []
+            first = folder.work / "first.npy"
+
+            def merge() -> None:
+                merged[:] = self._merge()
+                np.save(folder.work / "wanted.npy", merged[0])
+                np.save(first, merged[1].first)
+
+            engine.merge(first.exists, merge)
+            if todo := missing(engine, self.tokens.tally):
                 say(f"codes of all rows of the items in evidence: {len(todo)} shards once more")
-                self._pass(engine, todo, False, True)
-            if engine.lead:
-                write_tokens(folder.draft, corpus, self.tokens.files(), wanted)
-                write_json(folder.draft / ABOUT, about)
-                folder.publish()
-            engine.wait()
+                here = _worker(self.reader, False, True)
+                engine.run(self.tokens.tally, todo, here, _elsewhere, self.plan, False, True)
+            engine.merge(lambda: False, lambda: self._finish(*merged))
         return _read(out)
 
-    def _pass(self, engine: Engine, todo: Sequence[int], codes: bool, tokens: bool) -> None:
-        engine.run(todo, partial(_work, self.reader, codes, tokens), _elsewhere, self.plan, codes, tokens)
+    def _finish(self, wanted: np.ndarray, corpus: CorpusItems, about: dict[str, Any]) -> None:
+        write_tokens(self.folder.draft, corpus, self.tokens.files(), wanted)
+        write_json(self.folder.draft / ABOUT, about)
+        self.folder.publish()
 
     def _try_out(self, todo: Sequence[int], engine: Engine, say: Any) -> bool:
         """Say how much there is to do; returns whether the codes of all rows are few enough to be kept at once."""
@@ -252,8 +256,8 @@ def _read(out: Path) -> dict[str, Any]:
     return {**json.loads((out / ABOUT).read_text(encoding="utf-8")), "out": str(out)}
 
 
-def _work(reader: EvidenceReader, codes: bool, tokens: bool, share: Share) -> None:
-    """Write the parts of one process's tars."""
+def _worker(reader: EvidenceReader, codes: bool, tokens: bool) -> Work:
+    """What writes the parts of one process's tars."""
     plan = reader.plan
     work = Path(plan.work)
     kinds = [Parts(work / k, plan.paths, ".safetensors") for k in ("codes", "tokens")]
@@ -267,15 +271,18 @@ def _work(reader: EvidenceReader, codes: bool, tokens: bool, share: Share) -> No
         own = None if wanted is None else wanted[first[unit.index] : first[unit.index + 1]]
         return EvidenceTar(reader, unit, kinds[0] if codes else None, kinds[1] if tokens else None, own)
 
-    paths = [plan.paths[u] for u in share.units]
-    work_tars(reader.stream(paths), begin, share, "evidence", plan.fault_limit, plan.run.progress)
+    def work(share: Share) -> None:
+        paths = [plan.paths[u] for u in share.units]
+        work_tars(reader.stream(paths), begin, share, "evidence", plan.fault_limit, plan.run.progress)
+
+    return work
 
 
 _reader: EvidenceReader | None = None  # in a process that works and does not lead: loaded once for both passes
 
 
-def _elsewhere(share: Share, plan: EvidencePlan, codes: bool, tokens: bool) -> None:
-    """One process's tars, in a process that has loaded nothing."""
+def _elsewhere(rank: int, plan: EvidencePlan, codes: bool, tokens: bool) -> Work:
+    """What does a process's tars, in a process that has loaded nothing."""
     global _reader
-    _reader = _reader or EvidenceReader(plan, rank=share.rank)
-    _work(_reader, codes, tokens, share)
+    _reader = _reader or EvidenceReader(plan, rank=rank)
+    return _worker(_reader, codes, tokens)

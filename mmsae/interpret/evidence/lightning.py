@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmsae.interpret.evidence.job import collect_evidence
 from mmsae.interpret.evidence.options import Evidencing
 from mmsae.jobs.lightning import LitJob, Ranks
-from mmsae.options import Data, Drawing, RankRun, flat
+from mmsae.options import Data, Drawing, RankRun, Spread, flat
 
 
 @flat
@@ -36,4 +36,4 @@ class Collect(LitJob):
         self.data, self.drawing = data, drawing
 
     def work(self, ranks: Ranks, device: str) -> None:
-        collect_evidence(*self.given, self.run.on(device), self.data, ranks.size, self.drawing, ranks)
+        collect_evidence(*self.given, self.run.on(device), self.data, Spread(), self.drawing, ranks)

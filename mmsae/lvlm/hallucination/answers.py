@@ -9,12 +9,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from mmsae.hosts import Answers, load_host, pick_device
 from mmsae.jobs import JobFolder
+from mmsae.jobs.units import Engine, Share, Work, do_missing
 from mmsae.load import load_pair, load_unchecked
 from mmsae.lvlm.decoding.concept import ConceptDecoder
 from mmsae.lvlm.decoding.directions import TokenEdit, find_latents, save_edit, ssl_edit, unit_direction
@@ -48,16 +50,22 @@ class AnsweringHost(NamedTuple):
 
 
 def prepare(
-    host: str, answering: Answering, run: OneProcessRun, prompt: str, probe: Callable[[], list[Question]]
+    host: str,
+    answering: Answering,
+    run: OneProcessRun,
+    prompt: str,
+    probe: Callable[[], list[Question]],
+    rank: int = 0,
 ) -> tuple[AnsweringHost, dict[str, Any]]:
     """Load host and SAEs, find directions where they are asked for, and make the methods.
 
-    ``probe`` gives questions about ``answering.probe`` by which directions are found; ``prompt`` stands around them.
-    Returned are the host with its methods, and plain values that decide the answers.
+    ``probe`` gives questions about ``answering.probe`` by which directions are found; ``prompt`` stands around them;
+    ``rank`` is the number of the process, which chooses its device. Returned are the host with its methods, and plain
+    values that decide the answers.
     """
     settings, methods = answering.settings, answering.methods
     settings.check()
-    device = pick_device(run.device)
+    device = pick_device(run.device, rank)
     loaded = load_host(host, device=device, precision=run.precision)
     if not isinstance(loaded, Answers):
         raise InputError(f"host {host} answers no questions: a vision-language model is needed (lvlm:...)")
@@ -171,52 +179,74 @@ def _edited(host: Answers, site: str, edit: TokenEdit, options: dict) -> Answer:
     return answer
 
 
-def ask_all(
-    ready: AnsweringHost,
-    out: str,
-    job: dict[str, Any],
-    shards: str | Sequence[str],
-    prompts: Callable[[Sample], list[Prompt]],
-    seed: int,
-    run: OneProcessRun,
-    fault_limit: float,
-) -> dict[str, dict[str, str]]:
-    """``{method: {prompt id: answer}}``, from parts in ``out``.
+class AskJob:
+    """Questions about the samples of shards, with parts in ``out``.
 
     ``prompts`` says what to ask about a sample, nothing for most. Every tar and method begins with the ``seed`` of
     sampling; ``job`` is what identifies the job beside that, shards and batch size.
     """
 
-    def work(path: str) -> bytes:
-        log, asked = FaultLog(), []
+    def __init__(
+        self,
+        ready: AnsweringHost,
+        out: str | Path,
+        job: dict[str, Any],
+        shards: str | Sequence[str],
+        prompts: Callable[[Sample], list[Prompt]],
+        seed: int,
+        run: OneProcessRun,
+    ) -> None:
+        self.ready, self.prompts, self.seed, self.run, self.shards = ready, prompts, seed, run, shards
+        paths = expand(shards)
+        job = {**job, "seed": seed, "batch_size": run.batch_size, "shards": identity(paths)}
+        self.folder = JobFolder(out, job, "mmsae pope or chair")
+        self.parts = self.folder.parts(paths)
+
+    def work(self, share: Share) -> None:
+        """Write the parts of some tars."""
+        self.parts.work(self._part, share, "answers", self.run.progress)
+
+    def _part(self, path: str) -> bytes:
+        log, asked, size, host = FaultLog(), [], self.run.batch_size, self.ready.host
         for s in read_shard(path, log, need=("image",)):
-            asked += [(p, s) for p in prompts(s)]
+            asked += [(p, s) for p in self.prompts(s)]
         rows, refused = [], FaultLog(keep=1 << 30)
-        for name, answer in ready.methods.items():
+        for name, answer in self.ready.methods.items():
             with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                for i in range(0, len(asked), run.batch_size):
-                    part = asked[i : i + run.batch_size]
-                    batch, part = taken(partial(_batch, ready.host), part, refused, lambda row: place(row[1]))
+                torch.manual_seed(self.seed)
+                for i in range(0, len(asked), size):
+                    part = asked[i : i + size]
+                    batch, part = taken(partial(_batch, host), part, refused, lambda row: place(row[1]))
                     if batch is not None:
                         rows += [[name, p.id, a] for (p, _), a in zip(part, answer(batch), strict=True)]
         for one in {e[:3]: e for e in refused.take().examples}.values():  # each prompt of each method met it
             log.add(*one)
         return json.dumps({"rows": rows, "faults": log.take()}).encode()
 
-    paths, log, answers = expand(shards), FaultLog(), {}
-    job = {**job, "seed": seed, "batch_size": run.batch_size, "shards": identity(paths)}
-    folder = JobFolder(out, job, "mmsae pope or chair")
-    with folder.lead():
-        for part in folder.parts(paths).run(work, progress=run.progress, what="answers"):
+    def answers(self, fault_limit: float) -> dict[str, dict[str, str]]:
+        """``{method: {prompt id: answer}}`` of all parts."""
+        log, answers = FaultLog(), {}
+        for part in self.parts.files():
             content = json.loads(part.read_text())
             log.merge(Faults.read(content["faults"]))
             for name, prompt, answer in content["rows"]:
                 answers.setdefault(name, {})[prompt] = answer
-    log.check(fault_limit, final=True)
-    if not answers:
-        raise InputError(f"none of the questions is about a sample of {shards}")
-    return answers
+        log.check(fault_limit, final=True)
+        if not answers:
+            raise InputError(f"none of the questions is about a sample of {self.shards}")
+        return answers
+
+
+def ask_all(
+    job: AskJob, fault_limit: float, engine: Engine, there: Callable[..., Work], *given: Any
+) -> dict[str, dict[str, str]]:
+    """``{method: {prompt id: answer}}``; ``there`` and ``given`` as :meth:`~mmsae.jobs.units.Engine.run` takes them."""
+    engine.decoders(job.run.workers)
+    found: dict[str, dict[str, str]] = {}
+    with job.folder.under(engine):
+        do_missing(engine, job.parts.tally, job.work, there, *given)
+        engine.merge(lambda: False, lambda: found.update(job.answers(fault_limit)))
+    return found
 
 
 def _batch(host: Answers, asked: Sequence[tuple[Prompt, Sample]]) -> ImageTextBatch:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmsae.lvlm.decoding.settings import PRESETS
 from mmsae.lvlm.options import TEMPLATE, Answering, ImageLabels
-from mmsae.options import OneProcessRun, Shards, at_least
+from mmsae.options import OneProcessRun, Shards, Spread, at_least
+
+if TYPE_CHECKING:
+    from mmsae.jobs.units import Work
+    from mmsae.lvlm.hallucination.answers import AskJob
+    from mmsae.metrics.host.chair import Objects
 
 PROMPT = "Please describe this image in detail."
 
@@ -24,7 +29,8 @@ def chair_command(
     labels: ImageLabels = ImageLabels(),
     run: OneProcessRun = OneProcessRun(batch_size=8),
     data: Shards = Shards(),
-) -> dict[str, Any]:
+    spread: Spread = Spread(),
+) -> dict[str, Any] | None:
     """CHAIR with any model, any labelled images, and several ways of decoding.
 
     Args:
@@ -41,17 +47,61 @@ def chair_command(
         labels: Objects of the images.
         run: Device, precision and batch size, and what is said.
         data: What is made of the samples' files.
+        spread: Who does the work.
 
     Returns:
-        ``{method: figures}`` under ``table``, and the folder as ``out``.
+        ``{method: figures}`` under ``table``, and the folder as ``out``; None where other parts of the job have to go
+        on.
     """
     from mmsae.files import write_json
-    from mmsae.lvlm.hallucination.answers import Prompt, ask_all, prepare
-    from mmsae.lvlm.hallucination.questions import build_pope, read_labels, read_objects
+    from mmsae.jobs.engines import engine_of
+    from mmsae.lvlm.hallucination.answers import ask_all
     from mmsae.lvlm.hallucination.report import chair_table, plot_chair
-    from mmsae.metrics.host.chair import Objects, chair, hallucinated
+    from mmsae.metrics.host.chair import chair, hallucinated
 
     at_least(1, batch_size=run.batch_size, images=labels.images)
+    with engine_of(spread, run) as engine:
+        given = (host, shards, out, synonyms, prompt, question, seed, answering, labels, run)
+        job, truth, objects, about = _prepared(engine.rank, *given)
+        captions = ask_all(job, data.fault_limit, engine, _elsewhere, *given)
+        table = {m: chair(c, truth, objects)._asdict() for m, c in captions.items()}
+        details = {
+            m: {i: {"caption": c, "hallucinated": hallucinated(c, truth[i], objects)} for i, c in own.items()}
+            for m, own in captions.items()
+        }
+        folder, results = Path(out), {"table": table, **about}
+        write_json(folder / "captions.json", details, indent=1)
+        write_json(folder / "results.json", results, indent=1)
+        plot_chair(table, folder / "chair.png")
+        if run.progress:
+            print(chair_table(table))
+        return {**results, "out": str(folder)}
+    return None
+
+
+def _elsewhere(rank: int, *given: Any) -> Work:
+    """What does a process's tars, in a process that has loaded nothing."""
+    return _prepared(rank, *given)[0].work
+
+
+def _prepared(
+    rank: int,
+    host: str,
+    shards: str | list[str],
+    out: str,
+    synonyms: str | None,
+    prompt: str,
+    question: str,
+    seed: int,
+    answering: Answering,
+    labels: ImageLabels,
+    run: OneProcessRun,
+) -> tuple[AskJob, dict[str, Any], Objects, dict[str, Any]]:
+    """The job on the device of a process, the images' objects, how they are found, and what decides the captions."""
+    from mmsae.lvlm.hallucination.answers import AskJob, Prompt, prepare
+    from mmsae.lvlm.hallucination.questions import build_pope, read_labels, read_objects
+    from mmsae.metrics.host.chair import Objects
+
     known = read_labels(shards, labels)
     names = sorted({n for own, _ in known.values() for n in own})
     objects = Objects.read(synonyms) if synonyms else Objects.of(([n] for n in names), published=False)
@@ -60,20 +110,7 @@ def chair_command(
     def probe() -> list:
         return build_pope(read_objects(answering.probe, labels), "random", 100, 3, 1, seed, question)
 
-    ready, about = prepare(host, answering, run, "{question}", probe)
+    ready, about = prepare(host, answering, run, "{question}", probe, rank)
     job = {**about, "prompt": prompt, "images": list(truth)}
-    captions = ask_all(
-        ready, out, job, shards, lambda s: [Prompt(s.uid, prompt)] * (s.uid in truth), seed, run, data.fault_limit
-    )
-    table = {m: chair(c, truth, objects)._asdict() for m, c in captions.items()}
-    details = {
-        m: {i: {"caption": c, "hallucinated": hallucinated(c, truth[i], objects)} for i, c in own.items()}
-        for m, own in captions.items()
-    }
-    folder, results = Path(out), {"table": table, **about}
-    write_json(folder / "captions.json", details, indent=1)
-    write_json(folder / "results.json", results, indent=1)
-    plot_chair(table, folder / "chair.png")
-    if run.progress:
-        print(chair_table(table))
-    return {**results, "out": str(folder)}
+    prompts = lambda s: [Prompt(s.uid, prompt)] * (s.uid in truth)  # noqa: E731
+    return AskJob(ready, out, job, shards, prompts, seed, run), truth, objects, about

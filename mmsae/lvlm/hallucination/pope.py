@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmsae.errors import InputError
 from mmsae.lvlm.options import STRATEGIES, TEMPLATE, Answering, ImageLabels
-from mmsae.options import OneProcessRun, Shards, at_least
+from mmsae.options import OneProcessRun, Shards, Spread, at_least
+
+if TYPE_CHECKING:
+    from mmsae.jobs.units import Work
+    from mmsae.lvlm.hallucination.answers import AskJob
+    from mmsae.lvlm.hallucination.questions import Question
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ def pope(
     labels: ImageLabels = ImageLabels(),
     run: OneProcessRun = OneProcessRun(batch_size=8),
     data: Shards = Shards(),
-) -> dict[str, Any]:
+    spread: Spread = Spread(),
+) -> dict[str, Any] | None:
     """POPE with any model, any labelled images, and several ways of answering.
 
     Args:
@@ -54,30 +60,63 @@ def pope(
         labels: Objects of the images.
         run: Device, precision and batch size, and what is said.
         data: What is made of the samples' files.
+        spread: Who does the work.
 
     Returns:
-        ``{strategy: {method: {parser: figures}}}`` under ``table``, and the folder as ``out``.
+        ``{strategy: {method: {parser: figures}}}`` under ``table``, and the folder as ``out``; None where other parts
+        of the job have to go on.
     """
     from mmsae.files import write_json
-    from mmsae.lvlm.hallucination.answers import Prompt, ask_all, prepare
-    from mmsae.lvlm.hallucination.questions import (
-        build_pope,
-        by_image,
-        check_images,
-        load_questions,
-        read_objects,
-        save_questions,
-        score_methods,
-    )
+    from mmsae.jobs.engines import engine_of
+    from mmsae.lvlm.hallucination.answers import ask_all
+    from mmsae.lvlm.hallucination.questions import save_questions, score_methods
     from mmsae.lvlm.hallucination.report import plot_pope, pope_table
     from mmsae.metrics.host.hallucination import PARSERS
 
-    folder, prompt = Path(out), asking.prompt
+    folder = Path(out)
     if asking.parser not in PARSERS:
         raise InputError(f"parser {asking.parser!r} is not one of {', '.join(PARSERS)}")
     at_least(1, batch_size=run.batch_size, images=labels.images, per_image=asking.per_image)
-    if "{question}" not in prompt:
-        raise InputError(f"prompt {prompt!r} has no {{question}} in it, so nothing would be asked")
+    if "{question}" not in asking.prompt:
+        raise InputError(f"prompt {asking.prompt!r} has no {{question}} in it, so nothing would be asked")
+    with engine_of(spread, run) as engine:
+        given = (host, shards, out, seed, asking, answering, labels, run)
+        job, sets, about = _prepared(engine.rank, *given)
+        answers = ask_all(job, data.fault_limit, engine, _elsewhere, *given)
+        table = {s: score_methods(answers, qs, s) for s, qs in sets.items()}
+        results = {"table": table, **about, "parser": asking.parser}
+        for s, qs in sets.items():
+            save_questions(qs, folder / f"questions_{s}.json")
+        write_json(folder / "answers.json", answers, indent=1)
+        write_json(folder / "results.json", results)
+        plot_pope(table, folder / "pope.png", asking.parser)
+        if run.progress:
+            print(pope_table(table, asking.parser))
+        return {**results, "out": str(folder)}
+    return None
+
+
+def _elsewhere(rank: int, *given: Any) -> Work:
+    """What does a process's tars, in a process that has loaded nothing."""
+    return _prepared(rank, *given)[0].work
+
+
+def _prepared(
+    rank: int,
+    host: str,
+    shards: str | list[str],
+    out: str,
+    seed: int,
+    asking: Asking,
+    answering: Answering,
+    labels: ImageLabels,
+    run: OneProcessRun,
+) -> tuple[AskJob, dict[str, list[Question]], dict[str, Any]]:
+    """The job on the device of a process, the questions by strategy, and what decides the answers."""
+    from mmsae.lvlm.hallucination.answers import AskJob, Prompt, prepare
+    from mmsae.lvlm.hallucination.questions import build_pope, by_image, check_images, load_questions, read_objects
+
+    prompt = asking.prompt
 
     def build(images: Any, strategy: str, most: int) -> list:
         return build_pope(
@@ -90,7 +129,7 @@ def pope(
         sets = {Path(asking.questions).stem: load_questions(asking.questions)}
         check_images(sets, shards)
     most = min(labels.images, 100)
-    ready, about = prepare(host, answering, run, prompt, lambda: build(answering.probe, "random", most))
+    ready, about = prepare(host, answering, run, prompt, lambda: build(answering.probe, "random", most), rank)
     job = {**about, "questions": {s: [list(q) for q in qs] for s, qs in sets.items()}, "prompt": prompt}
     of_image = by_image(sets)
 
@@ -98,14 +137,4 @@ def pope(
         asked = [*of_image.get(s.uid, []), *of_image.get(s.key, [])]
         return [Prompt(f"{strategy}/{q.question_id}", prompt.replace("{question}", q.text)) for strategy, q in asked]
 
-    answers = ask_all(ready, out, job, shards, prompts, seed, run, data.fault_limit)
-    table = {s: score_methods(answers, qs, s) for s, qs in sets.items()}
-    results = {"table": table, **about, "parser": asking.parser}
-    for s, qs in sets.items():
-        save_questions(qs, folder / f"questions_{s}.json")
-    write_json(folder / "answers.json", answers, indent=1)
-    write_json(folder / "results.json", results)
-    plot_pope(table, folder / "pope.png", asking.parser)
-    if run.progress:
-        print(pope_table(table, asking.parser))
-    return {**results, "out": str(folder)}
+    return AskJob(ready, out, job, shards, prompts, seed, run), sets, about

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmsae.lvlm.options import PatchChoice
-from mmsae.options import OneProcessRun, Shards, at_least
+from mmsae.options import OneProcessRun, Shards, Spread, at_least
 
 
 def patches(
@@ -17,7 +17,8 @@ def patches(
     choice: PatchChoice = PatchChoice(),
     run: OneProcessRun = OneProcessRun(batch_size=8),
     data: Shards = Shards(),
-) -> dict[str, Any]:
+    spread: Spread = Spread(),
+) -> dict[str, Any] | None:
     """Black out the patches with the lowest scores and ask again: which score knows what the model needs?
 
     Args:
@@ -29,20 +30,16 @@ def patches(
         choice: Which patches go black, and what is asked then.
         run: Device, precision and batch size, and what is said.
         data: What is made of the samples' files.
+        spread: Who does the work.
 
     Returns:
-        ``{shown: {"accuracy", "error"}}`` under ``table``, and the folder as ``out``.
+        ``{shown: {"accuracy", "error"}}`` under ``table``, and the folder as ``out``; None where other parts of the job
+        have to go on.
     """
-    from mmsae.load import load_pair
-    from mmsae.lvlm.patches.patch_filter import PatchFilter, filter_patches
-    from mmsae.lvlm.tokens import named_lvlm
-    from mmsae.lvlm.weights.file import load_weights
+    from mmsae.jobs.engines import engine_of
+    from mmsae.lvlm.patches.patch_filter import filter_patches
 
     at_least(1, batch_size=run.batch_size)
-    model, name = named_lvlm(sae, host)
-    choice.check(weights is not None)
-    model, loaded = load_pair(model, name, run.device, run.precision, run.allow_other_site)
-    file = None if weights is None else load_weights(weights)
-    if file is not None:
-        file.check(model, loaded.fingerprint)
-    return filter_patches(PatchFilter(loaded, model, choice, file), shards, out, run, data.fault_limit)
+    with engine_of(spread, run) as engine:
+        return filter_patches(sae, host, weights, choice, shards, out, run, data.fault_limit, engine)
+    return None

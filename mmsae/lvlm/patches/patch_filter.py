@@ -19,11 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmsae.files import write_json
+from mmsae.hosts import pick_device
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.jobs import JobFolder
+from mmsae.jobs.units import Engine, Share, Work, do_missing
+from mmsae.load import load_pair
 from mmsae.lvlm.options import PatchChoice
-from mmsae.lvlm.tokens import encode_tokens, segment_sites, shown_image
-from mmsae.lvlm.weights.file import CrossModalFile
+from mmsae.lvlm.tokens import encode_tokens, named_lvlm, segment_sites, shown_image
+from mmsae.lvlm.weights.file import CrossModalFile, load_weights
 from mmsae.metrics.pairs.item_codes import content_rows, entries
 from mmsae.options import OneProcessRun
 from mmsae.report.tables import markdown_table
@@ -32,7 +35,7 @@ from mmsae.sae.fingerprint import sae_fingerprint
 from mmsae.shards import FaultLog, Sample, draw, expand, identity, place, read_shard, taken, with_image
 from mmsae.types import IMAGE, TEXT, Codes, ImageTextBatch, InputError
 
-ALL = "all"
+ALL, RESULTS = "all", "results.json"
 
 
 def token_scores(
@@ -146,50 +149,100 @@ class PatchFilter:
         return out
 
 
-def filter_patches(
-    asker: PatchFilter, shards: str | Sequence[str], out: str | Path, run: OneProcessRun, fault_limit: float
-) -> dict[str, Any]:
-    """Ask about the samples of shards, tar by tar, and write results.json and patches.png.
+class PatchJob:
+    """The patch filter over the samples of shards; arguments are those of :func:`filter_patches`.
 
-    Raises:
-        InputError: Another job in the folder, no sample with an answer, or too many unusable samples.
+    Attributes:
+        asker: What asks, on the device of process ``rank``.
+        folder: Where the job is done.
     """
-    host, c, paths, folder = asker.host, asker.choice, expand(shards), Path(out)
 
-    def work(path: str) -> bytes:
+    def __init__(
+        self, sae: str, host: str, weights: str | None, choice: PatchChoice, shards: str | Sequence[str],
+        out: str | Path, run: OneProcessRun, rank: int,
+    ) -> None:  # fmt: skip
+        model, name = named_lvlm(sae, host)
+        choice.check(weights is not None)
+        device = pick_device(run.device, rank)
+        model, loaded = load_pair(model, name, device, run.precision, run.allow_other_site)
+        file = None if weights is None else load_weights(weights)
+        if file is not None:
+            file.check(model, loaded.fingerprint)
+        self.asker, self.run, paths = PatchFilter(loaded, model, choice, file), run, expand(shards)
+        job = {"sae": sae_fingerprint(model), "host": loaded.fingerprint, "batch_size": run.batch_size}
+        job |= {**asdict(choice), "weights": None if file is None else file.info, "shards": identity(paths)}
+        self.folder = JobFolder(out, job, "mmsae patches")
+        self.parts = self.folder.parts(paths)
+
+    def work(self, share: Share) -> None:
+        """Write the parts of some tars."""
+        self.parts.work(self._part, share, "patches", self.run.progress)
+
+    def _part(self, path: str) -> bytes:
+        c, size = self.asker.choice, self.run.batch_size
         right: dict[str, list[bool]] = {}
         faults, chosen = FaultLog(), []
-        for s in read_shard(path, faults, need=host.collate.need, decode=False):
+        for s in read_shard(path, faults, need=self.asker.host.collate.need, decode=False):
             said = s.meta.get("answer")
             fits = said is not None and (not c.answers or str(said) in c.answers)
             if fits and (c.samples is None or len(chosen) < c.samples) and (s := with_image(s, faults)) is not None:
                 chosen.append(s)
-        for i in range(0, len(chosen), run.batch_size):
-            for shown, hits in asker.ask(chosen[i : i + run.batch_size], faults).items():
+        for i in range(0, len(chosen), size):
+            for shown, hits in self.asker.ask(chosen[i : i + size], faults).items():
                 right.setdefault(shown, []).extend(hits)
         return json.dumps({"right": right, "faults": faults.to_dict()}).encode()
 
-    job = {"sae": sae_fingerprint(asker.sae), "host": host.fingerprint, "batch_size": run.batch_size, **asdict(c)}
-    job |= {"weights": None if asker.file is None else asker.file.info, "shards": identity(paths)}
-    log, right = FaultLog(), {}
-    with (folder_of := JobFolder(out, job, "mmsae patches")).lead():
-        for part in folder_of.parts(paths).run(work, progress=run.progress, what="patches"):
-            found = json.loads(part.read_text())
-            log.merge(FaultLog.from_dict(found["faults"]).take())
-            for shown, hits in found["right"].items():
-                right.setdefault(shown, []).extend(hits)
+
+def _elsewhere(rank: int, *given: Any) -> Work:
+    """What does a process's tars, in a process that has loaded nothing."""
+    return PatchJob(*given, rank).work
+
+
+def filter_patches(
+    sae: str, host: str, weights: str | None, choice: PatchChoice, shards: str | Sequence[str], out: str | Path,
+    run: OneProcessRun, fault_limit: float, engine: Engine,
+) -> dict[str, Any]:  # fmt: skip
+    """Ask about the samples of shards, tar by tar, and write results.json and patches.png.
+
+    Arguments are those of :func:`mmsae.lvlm.patches.command.patches`.
+
+    Raises:
+        InputError: Another job in the folder, no sample with an answer, or too many unusable samples.
+    """
+    engine.decoders(run.workers)
+    given = (sae, host, weights, choice, shards, out, run)
+    job = PatchJob(*given, engine.rank)
+    with job.folder.under(engine):
+        do_missing(engine, job.parts.tally, job.work, _elsewhere, *given)
+        engine.merge(lambda: False, lambda: _write(job, shards, fault_limit))
+    return {**json.loads((Path(out) / RESULTS).read_text(encoding="utf-8")), "out": str(out)}
+
+
+def _write(job: PatchJob, shards: str | Sequence[str], fault_limit: float) -> None:
+    """Merge the parts and write the result."""
+    c, log, right, folder = job.asker.choice, FaultLog(), {}, job.folder.out
+    for part in job.parts.files():
+        found = json.loads(part.read_text())
+        log.merge(FaultLog.from_dict(found["faults"]).take())
+        for shown, hits in found["right"].items():
+            right.setdefault(shown, []).extend(hits)
     log.check(fault_limit, final=True)
     if not right:
         raise InputError(f"no sample of {shards} has an answer{f' of {list(c.answers)}' * bool(c.answers)} in its json")
     n = len(right[ALL])
     share = {shown: sum(hits) / n for shown, hits in right.items()}
     table = {shown: {"accuracy": p, "error": math.sqrt(p * (1 - p) / n)} for shown, p in share.items()}
-    results = {"table": table, "questions": n, "keep": list(c.keep), "scores": list(c.scores), "host": host.hint}
-    write_json(folder / "results.json", results)
+    results = {
+        "table": table,
+        "questions": n,
+        "keep": list(c.keep),
+        "scores": list(c.scores),
+        "host": job.asker.host.hint,
+    }
+    write_json(folder / RESULTS, results)
     plot(results, folder / "patches.png")
-    if run.progress:
+    if job.run.progress:
         print(markdown(results))
-    return {**results, "out": str(folder)}
 
 
 def markdown(results: dict[str, Any]) -> str:

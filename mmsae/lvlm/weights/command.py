@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmsae.lvlm.options import RUN, Definition, TokenSample
-from mmsae.options import SAERun, Shards
+from mmsae.options import SAERun, Shards, Spread
 
 
 def weights(
@@ -19,7 +19,8 @@ def weights(
     sample: TokenSample = TokenSample(),
     run: SAERun = RUN,
     data: Shards = Shards(),
-) -> dict[str, Any]:
+    spread: Spread = Spread(),
+) -> dict[str, Any] | None:
     """Cross-modal weights of every latent: are its strongest text and image tokens alike?
 
     OUT holds latent_weights.safetensors and weights.json, top_tokens.parquet (the strongest tokens of every latent) and
@@ -38,10 +39,14 @@ def weights(
         sample: Which tokens are looked at.
         run: Device, precision, batch size and workers, and what is said.
         data: What is made of the samples' files.
+        spread: Who does the work.
 
     Returns:
-        ``weights.json``, with the folder as ``out``.
+        ``weights.json``, with the folder as ``out``; None where other parts of the job have to go on.
     """
+    from mmsae.jobs.engines import engine_of
     from mmsae.lvlm.weights.job import cross_modal_weights
 
-    return cross_modal_weights(host, sae, shards, out, definition, sample, run, data, latents, names=names)
+    with engine_of(spread, run) as engine:
+        return cross_modal_weights(host, sae, shards, out, definition, sample, run, data, latents, engine, names)
+    return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmsae.files import atomic_folder, remove_leftovers
+from mmsae.hosts import pick_device
 from mmsae.hosts.lvlm.host import LVLMHost
 from mmsae.jobs import JobFolder, Unit
 from mmsae.jobs.processes import Local
-from mmsae.jobs.units import Engine, Share, work_tars
+from mmsae.jobs.units import Engine, Share, Work, do_missing, work_tars
 from mmsae.load import load_pair
 from mmsae.lvlm.options import RUN, Definition, TokenSample
 from mmsae.lvlm.tokens import encode_tokens, named_lvlm, segment_sites
@@ -126,10 +127,11 @@ class WeightsJob:
         sample: TokenSample,
         run: SAERun,
         data: Shards,
+        workers: int = 0,
     ):
         at_least(1, samples=sample.samples, batch_size=run.batch_size)
         at_least(0, workers=run.workers)
-        self.host, self.sae, self.run, self.fault_limit = host, sae, run, data.fault_limit
+        self.host, self.sae, self.run, self.fault_limit, self.workers = host, sae, run, data.fault_limit, workers
         self.paths = expand(shards)
         self.statistics = LatentStatistics(sae.d_sae, next(iter(sae.d_in.values())), definition).to(host.device)
         self.sites = segment_sites(sae, host, run.allow_other_site)
@@ -168,7 +170,7 @@ class WeightsJob:
         """Batches of some tars, one tar after the other: what is known of one is as large as the result."""
         for unit in todo:
             stream = unit_batches(
-                [unit.path], None, None, self.run.batch_size, workers=self.run.workers, collate=self.collate
+                [unit.path], None, None, self.run.batch_size, workers=self.workers, collate=self.collate
             )
             with closing(stream):
                 yield from stream
@@ -231,12 +233,13 @@ def cross_modal_weights(
     latents: Sequence[int] | None = None,
     engine: Engine | None = None,
     names: str | None = None,
+    names_of: tuple[str, str] = ("", ""),
 ) -> dict[str, Any]:
     """Do the job of ``mmsae weights``, or say that it is done.
 
     Arguments are those of :func:`mmsae.lvlm.weights.command.weights`, but ``host`` and ``sae`` may be loaded already.
     The page shows ``latents`` first; None: there is no page. Each process of ``engine`` calls this with all arguments;
-    default: this process alone.
+    default: this process alone. ``names_of`` SAE and host is what other processes load, where both are loaded here.
 
     Returns:
         ``weights.json``, with the folder as ``out``.
@@ -244,11 +247,11 @@ def cross_modal_weights(
     Raises:
         InputError: Another job in the folder, an SAE of another site, or too many unusable samples.
     """
-    if isinstance(sae, str):
-        sae, host = named_lvlm(sae, host)
-    sae, host = load_pair(sae, host, run.device, run.precision, run.allow_other_site)
+    engine, called_by = engine or Local(), (sae, host) if isinstance(sae, str) else names_of
+    given = (shards, out, definition, sample, run, data, engine.decoders(run.workers))
+    sae, host = _loaded(sae, host, run, engine.rank)
     called = names_only(read_names(names, sae_fingerprint(sae)))
-    job, engine = WeightsJob(host, sae, shards, out, definition, sample, run, data), engine or Local()
+    job = WeightsJob(host, sae, *given)
     say, folder = print if run.progress and engine.lead else lambda text: None, job.folder
     if folder.finished:
         page = bool(latents or called)
@@ -257,14 +260,22 @@ def cross_modal_weights(
             write_gallery(folder.out, top, job.source(), latents or (), called)
         say(f"{out}: finished before; {'only the page is new' if page else 'nothing to do'}")
         return {**load_weights(out).info, "out": str(out)}
-    engine.lock = folder.lock
-    with folder.lead() if engine.lead else nullcontext():
+    with folder.under(engine):
         say(str(job))
-        if todo := engine.agree([u.index for u in job.parts.missing()]):
-            engine.run(todo, job.work, job.work)
-        if engine.lead:
-            say(job.finish(latents, called).summary())
-    engine.wait()
+        do_missing(engine, job.parts.tally, job.work, _elsewhere, *called_by, *given)
+        engine.merge(lambda: False, lambda: say(job.finish(latents, called).summary()))
     info = load_weights(out).info
     say(f"{info['weighted']} latents have a weight ({info['coverage']:.0%} of those that fire)")
     return {**info, "out": str(out)}
+
+
+def _loaded(sae: SAE | str, host: LVLMHost | str, run: SAERun, rank: int) -> tuple[SAE, LVLMHost]:
+    if isinstance(sae, str):
+        sae, host = named_lvlm(sae, host)
+    return load_pair(sae, host, pick_device(run.device, rank), run.precision, run.allow_other_site)
+
+
+def _elsewhere(rank: int, sae: str, host: str, *given: Any) -> Work:
+    """What does a process's tars, in a process that has loaded nothing."""
+    model, loaded = _loaded(sae, host, given[4], rank)
+    return WeightsJob(loaded, model, *given).work

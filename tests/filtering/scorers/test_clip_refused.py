@@ -10,7 +10,8 @@ from PIL import Image
 
 from mmsae.activations import ActivationStore, extract
 from mmsae.hosts.lvlm.prompt import Collator
-from mmsae.lvlm.hallucination.answers import AnsweringHost, Prompt, ask_all, probe_batches
+from mmsae.jobs.processes import Local
+from mmsae.lvlm.hallucination.answers import AnsweringHost, AskJob, Prompt, ask_all, probe_batches
 from mmsae.lvlm.hallucination.questions import Question
 from mmsae.lvlm.patches.command import patches
 from mmsae.lvlm.weights.command import weights
@@ -95,7 +96,7 @@ def test_answers_and_probes(world, tmp_path):
         return ["yes"] * len(batch.uids)
 
     ready, run = AnsweringHost(host, {"a": answer, "b": answer}), OneProcessRun(batch_size=3, progress=False)
-    found = ask_all(ready, tmp_path / "o", {}, shards, prompts, 0, run, 0.2)
+    found = ask_all(AskJob(ready, tmp_path / "o", {}, shards, prompts, 0, run), 0.2, Local(), print)
     assert {i.split("/")[0] for i in found["a"]} == set(keys(range(7))) and found["a"] == found["b"]
     (part,) = tmp_path.glob("o/parts/*.part")
     assert json.loads(part.read_text())["faults"] == [7, {"refused_by_host": 1}, [REFUSED]]

@@ -1,0 +1,223 @@
+"""The same bytes whoever works: processes, parts that are merged, ranks of Lightning, workers of Ray."""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+
+from mmsae.activations.command import extract_command
+from mmsae.activations.extract import extract
+from mmsae.cli import main
+from mmsae.filtering.command import filter_command
+from mmsae.filtering.job import FilterJob
+from mmsae.filtering.options import Keeping, Scoring
+from mmsae.interpret.evidence.command import evidence
+from mmsae.interpret.evidence.job import collect_evidence
+from mmsae.interpret.evidence.options import Evidencing
+from mmsae.jobs.engines import engine_of
+from mmsae.jobs.lightning import LitJob
+from mmsae.jobs.processes import Local
+from mmsae.jobs.queue import Merging, PartOf
+from mmsae.jobs.status import job_status
+from mmsae.options import Run, SAERun, Spread, UniqueData, call
+from mmsae.types import InputError
+from tests.helpers.evaluation import save_host, save_sae, write_colours
+from tests.helpers.filtering import tree
+
+QUIET = {"device": "cpu", "workers": 0, "batch_size": 8, "progress": False}
+KEEP = {"keep": 0.5, "per_shard": 12, "report": False}
+SEE = {"n_top": 5, "quantiles": 3, "each": 2, "negatives": 5, "min_items": 3, "candidates": 40, "keep_gb": 0.0}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("engines")
+    host = save_host(root / "host")
+    write_colours(root / "shards", 40, seed=3, per_shard=10)
+    save_sae(root / "sae", host, site="image.embed", modalities=("image", "text"), d_sae=40)
+    return root
+
+
+def extracted(root, out, **spread):
+    return call(extract_command, host=f"local-dir:{root / 'host'}", shards=str(root / "shards"), out=str(out), **QUIET,
+                **spread)  # fmt: skip
+
+
+def filtered(root, out, **spread):
+    return call(filter_command, sae=str(root / "sae"), shards=str(root / "shards"), out=str(out), **KEEP, **QUIET,
+                **spread)  # fmt: skip
+
+
+def seen(root, out, **spread):
+    return call(evidence, sae=str(root / "sae"), shards=str(root / "shards"), out=str(out), **SEE, **QUIET, **spread)
+
+
+JOBS = {"extract": extracted, "filter": filtered, "evidence": seen}
+ROUNDS = {"extract": 1, "filter": 2, "evidence": 2}  # passes that need what was merged of the one before
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    """Each result, made by one process."""
+    for name, job in JOBS.items():
+        job(root, root / name)
+    return {name: tree(root / name) for name in JOBS}
+
+
+def in_parts(name, root, out):
+    for i in range(ROUNDS[name]):
+        for part in ("2/3", "1/3", "3/3", "1/3"):
+            assert JOBS[name](root, out, part=part) is None
+            assert not job_status(out).finished
+        made = JOBS[name](root, out, merge=True)
+        assert (made is None) == (i + 1 < ROUNDS[name])
+    assert job_status(out).finished
+
+
+class Predicted(LitJob):
+    """A job on the ranks of a trainer."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.do = do
+
+    def work(self, ranks, device):
+        self.do(ranks)
+
+
+def by_lightning(name, root, out):
+    given = str(root / "sae"), str(root / "shards"), str(out)
+    run, of_host = SAERun(**QUIET), Run(**QUIET)
+    do = {
+        "extract": lambda r: extract(f"local-dir:{root / 'host'}", given[1], out, run=of_host, engine=r),
+        "filter": lambda r: FilterJob(*given, "", Scoring(), Keeping(**KEEP), run, UniqueData(), r).run(),
+        "evidence": lambda r: collect_evidence(*given, choice=Evidencing(**SEE), run=run, engine=r),
+    }[name]
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    trainer.predict(Predicted(do))
+
+
+@contextmanager
+def ray_of_one():
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def by_ray(name, root, out):
+    with ray_of_one():
+        JOBS[name](root, out, engine="ray")
+
+
+@pytest.mark.parametrize("name", list(JOBS))
+@pytest.mark.parametrize("how", [in_parts, by_lightning, by_ray], ids=lambda f: f.__name__)
+def test_the_same_bytes(how, name, root, whole, tmp_path):
+    how(name, root, tmp_path / "out")
+    assert tree(tmp_path / "out") == whole[name] and len(whole[name]) > 3
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def command(name, root, out, *more):
+    given = ["--shards", str(root / "shards"), "--out", str(out), "--device", "cpu", "--workers", "0"]
+    given += ["--batch-size", "8", "--progress", "false", *more]
+    main(
+        [
+            name,
+            *(["--host", f"local-dir:{root / 'host'}"] if name == "extract" else ["--sae", str(root / "sae")]),
+            *given,
+        ]
+    )
+
+
+def test_an_array_of_slurm_and_its_status(root, whole, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "store"
+    for k, v in {"COUNT": 2, "MIN": 0, "MAX": 1, "STEP": 1, "ID": 1}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{k}", str(v))
+    command("extract", root, out)
+    assert "part 2/2: 2 shards" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as e:
+        main(["status", str(out)])
+    said = capsys.readouterr().out.splitlines()
+    assert e.value.code == 1 and said[0].startswith(f"{out}: not finished, last written")
+    assert said[1].startswith("  store: 2 of 4 shards done, 2 missing, 0 failed")
+    with pytest.raises(SystemExit) as e:
+        command("extract", root, out, "--merge")
+    assert e.value.code == 2 and "2 of 4 shards are not done, so there is nothing to merge" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    command("extract", root, out)
+    with pytest.raises(SystemExit):
+        main(["status", str(out)])
+    assert capsys.readouterr().out.endswith("next: the same command with --merge, or without --part\n")
+    command("extract", root, out, "--merge")
+    main(["status", str(out)])
+    assert capsys.readouterr().out.endswith(f"{out}: finished\nnext: nothing: it is finished\n")
+    assert tree(out) == whole["extract"]
+    command("extract", root, tmp_path / "alone", "--part", "none")
+    assert tree(tmp_path / "alone") == whole["extract"]
+
+
+def test_a_unit_that_fails_is_named_by_the_part_and_the_status(root, tmp_path, capsys, monkeypatch):
+    from mmsae.activations.extract import HostPart
+
+    real = HostPart.add
+
+    def breaks(self, batch, log):
+        if "000002" in self.part.source:
+            raise RuntimeError("the host gave up")
+        return real(self, batch, log)
+
+    monkeypatch.setattr(HostPart, "add", breaks)
+    with pytest.raises(SystemExit) as e:
+        command("extract", root, tmp_path / "o", "--part", "1/1")
+    said = capsys.readouterr().err
+    assert e.value.code == 2 and "1 of 4 shards failed, the others are done" in said
+    assert "000002.tar: RuntimeError: the host gave up" in said
+    with pytest.raises(SystemExit):
+        main(["status", str(tmp_path / "o")])
+    said = capsys.readouterr().out
+    assert "3 of 4 shards done, 0 missing, 1 failed" in said and "000002.tar: RuntimeError: the host gave up" in said
+    monkeypatch.undo()
+    command("extract", root, tmp_path / "o", "--part", "1/1")
+    assert not list((tmp_path / "o").glob("*.failed"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"part": "3/2"}, "part is 3/2; it is I/N, the I-th of N parts"),
+        ({"part": "1/2", "merge": True}, "part is 1/2 and merge is asked for"),
+        ({"part": "1/2", "engine": "ray"}, "engine is ray and part is 1/2"),
+        ({"merge": True, "engine": "ray"}, "engine is ray and merge is asked for"),
+        ({"gpus": 0.5}, "gpus is 0.5 and engine processes; only ray shares GPUs"),
+        ({"devices": 0}, "devices is 0; it must be at least 1"),
+        ({"retries": -1}, "retries is -1; it must be at least 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(asked, words):
+    with pytest.raises(InputError, match=words):
+        engine_of(Spread(**asked))
+
+
+def test_which_engine_it_is():
+    assert [type(engine_of(Spread(**s))) for s in ({}, {"part": "1/2"}, {"merge": True}, {"part": "none"})] == [
+        *(Local, PartOf, Merging, Local)
+    ]
+    assert engine_of(Spread(devices=3)).size == 3 and engine_of(Spread(part="2/4", devices=2)).size == 2
+
+
+def test_no_job_has_no_status(tmp_path):
+    with pytest.raises(InputError, match=r"x is not there, nor x\.partial: no job has begun"):
+        job_status(tmp_path / "x")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.txt").touch()
+    with pytest.raises(InputError, match="holds no job that goes shard by shard"):
+        job_status(tmp_path / "x")
+    (tmp_path / "x" / "results.json").write_text(json.dumps({}))
+    assert job_status(Path(tmp_path / "x")).finished
