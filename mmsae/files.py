@@ -32,6 +32,13 @@ def nbytes(n: float) -> str:
     return f"{n:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.1 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def read_text(path: str | Path) -> str:
     """The text of a file that a person wrote: UTF-8 with or without byte order mark, or UTF-16 or 32 with one.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 
+from mmsae.files import duration
 from mmsae.shards import FaultLog, UnitBatch
 from mmsae.shards.groups import groups
 from mmsae.shards.shard import shard_size
@@ -87,13 +88,6 @@ def _timed(do: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     made = do()
     return made, time.perf_counter() - start
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.1 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def progress_bar(what: str, unit: str, show: bool, total: int | None = None, done: int = 0) -> Any:

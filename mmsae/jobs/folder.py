@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmsae.files import disk_errors, write_json, write_new
-from mmsae.jobs.tally import FAILED, UNITS
+from mmsae.jobs.tally import FAILED, JOB, LOCK, UNITS
 from mmsae.jobs.units import Engine, Parts
 from mmsae.types import InputError
-
-JOB, LOCK = "job.json", "workers.lock"
 
 
 def same_job(theirs: Mapping[str, Any], ours: Mapping[str, Any], what: str, but: Collection[str] = ()) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmsae.errors import InputError
-from mmsae.jobs.estimate import duration
-from mmsae.jobs.folder import JOB
-from mmsae.jobs.tally import UNITS, Failure, Tally
+from mmsae.files import duration
+from mmsae.jobs.tally import JOB, UNITS, Failure, Tally
 
 RESULTS = ("results.json", "weights.json", "evidence.json", "spec.json")
 """Files by which a finished result is known."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from mmsae.errors import EndsJob, InputError
 from mmsae.files import disk_errors, write_new, write_whole
 
+JOB, LOCK = "job.json", "workers.lock"  #: Whose job a folder is; what those that work on it hold.
 UNITS, FAILED = "units.json", ".failed"
 TRIED = 3  #: Units that may fail before any is done; then it is no unit's fault.
 TOLD = 5  #: Failures that one sentence names.

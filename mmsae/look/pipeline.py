@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmsae.errors import InputError, NothingToGoBy
-from mmsae.files import write_json
+from mmsae.files import duration, write_json
 from mmsae.hosts import Host, pick_device
 from mmsae.interpret.browser.command import explore
 from mmsae.interpret.names.command import name
 from mmsae.interpret.scores.command import score
-from mmsae.jobs.estimate import duration
 from mmsae.jobs.folder import JobFolder
 from mmsae.jobs.stages import StageLog
 from mmsae.look.host import choose_host, patch_site

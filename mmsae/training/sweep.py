@@ -76,7 +76,7 @@ def sweep(
         InputError: The folder holds another sweep, the recipe has no validation or no length, or a point diverged; then
             the others are in the table.
     """
-    from mmsae.jobs.estimate import duration
+    from mmsae.files import duration
     from mmsae.jobs.folder import JobFolder
 
     at_least(1, at_once=at_once)

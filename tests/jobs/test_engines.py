@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from mmsae.activations.command import extract_command
 from mmsae.activations.extract import extract
-from mmsae.cli import main
+from mmsae.cli import command_parser, main
 from mmsae.filtering.command import filter_command
 from mmsae.filtering.job import FilterJob
 from mmsae.filtering.options import Keeping, Scoring
@@ -221,3 +223,60 @@ def test_no_job_has_no_status(tmp_path):
         job_status(tmp_path / "x")
     (tmp_path / "x" / "results.json").write_text(json.dumps({}))
     assert job_status(Path(tmp_path / "x")).finished
+
+
+SCALE = Path(__file__).parents[2] / "configs" / "scale"
+FAKE = """#!/usr/bin/env bash
+printf '%s\\n' "$(basename "$0") $*" >> "$LOG"
+case "$(basename "$0")" in
+  sbatch) n=$(grep -c ^sbatch "$LOG"); echo "$n";;
+  scontrol) printf 'node1\\nnode2\\n';;
+  srun) while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done; "$@";;
+esac
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Commands of a cluster that only write down what they are asked; returns how to run a script and read that."""
+    for name in ("sbatch", "scontrol", "srun", "ray", "mmsae"):
+        (tmp_path / name).write_text(FAKE)
+        (tmp_path / name).chmod(0o755)
+
+    def run(script, *args, **environment):
+        given = {"SAE": "sae", "SHARDS": "shards/*.tar", "OUT": "kept", "LOG": str(tmp_path / "log"), "WAIT": "0"}
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        subprocess.run(["bash", str(SCALE / script), *args], env={**os.environ, **given, "PATH": path, **environment},
+                       check=True, timeout=60)  # fmt: skip
+        return (tmp_path / "log").read_text().splitlines()
+
+    return run
+
+
+def options_of(line):
+    """What ``mmsae filter`` makes of a line that a script has it run."""
+    program, command, *args = shlex.split(line)
+    assert (program, command) == ("mmsae", "filter")
+    return command_parser("filter")[0].parse_args(args)
+
+
+def test_the_example_of_a_queue_submits_parts_and_merges(cluster):
+    lines = cluster("submit.sh", "64")
+    script = str(SCALE / "filter.sbatch")
+    assert lines == [
+        f"sbatch --parsable --export=ALL --array=0-63 {script}",
+        f"sbatch --parsable --export=ALL --dependency=afterok:1 {script} --merge",
+        f"sbatch --parsable --export=ALL --dependency=afterok:2 --array=0-63 {script}",
+        f"sbatch --parsable --export=ALL --dependency=afterok:3 {script} --merge",
+    ]
+    [part] = cluster("filter.sbatch")[4:]
+    merge = cluster("filter.sbatch", "--merge")[-1]
+    assert not options_of(part).merge and options_of(merge).merge and options_of(part).out == "kept"
+
+
+def test_the_example_of_ray_starts_a_cluster_and_the_job(cluster):
+    lines = cluster("ray.sbatch", SLURM_JOB_NODELIST="node[1-2]", SLURM_JOB_NUM_NODES="2")
+    assert any(x.startswith("ray start --head --port=6379") for x in lines)
+    assert "ray start --address=node1:6379 --block" in lines
+    [job] = [x for x in lines if x.startswith("mmsae")]
+    assert options_of(job).engine == "ray" and options_of(job).gpus == 0.5
