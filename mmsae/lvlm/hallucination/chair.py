@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmsae.lvlm.decoding.settings import PRESETS
 from mmsae.lvlm.options import TEMPLATE, Answering, ImageLabels
 from mmsae.options import OneProcessRun, Shards, Spread, at_least
-
-if TYPE_CHECKING:
-    from mmsae.jobs.units import Work
-    from mmsae.lvlm.hallucination.answers import AskJob
-    from mmsae.metrics.host.chair import Objects
 
 PROMPT = "Please describe this image in detail."
 
@@ -79,7 +74,7 @@ def chair_command(
     return None
 
 
-def _elsewhere(rank: int, *given: Any) -> Work:
+def _elsewhere(rank: int, *given: Any) -> Any:
     """What does a process's tars, in a process that has loaded nothing."""
     return _prepared(rank, *given)[0].work
 
@@ -96,8 +91,8 @@ def _prepared(
     answering: Answering,
     labels: ImageLabels,
     run: OneProcessRun,
-) -> tuple[AskJob, dict[str, Any], Objects, dict[str, Any]]:
-    """The job on the device of a process, the images' objects, how they are found, and what decides the captions."""
+) -> tuple[Any, dict[str, Any], Any, dict[str, Any]]:
+    """The job (AskJob) of a process, the images' objects, how they are found, and what decides the captions."""
     from mmsae.lvlm.hallucination.answers import AskJob, Prompt, prepare
     from mmsae.lvlm.hallucination.questions import build_pope, read_labels, read_objects
     from mmsae.metrics.host.chair import Objects

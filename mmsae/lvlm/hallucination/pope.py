@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmsae.errors import InputError
 from mmsae.lvlm.options import STRATEGIES, TEMPLATE, Answering, ImageLabels
 from mmsae.options import OneProcessRun, Shards, Spread, at_least
-
-if TYPE_CHECKING:
-    from mmsae.jobs.units import Work
-    from mmsae.lvlm.hallucination.answers import AskJob
-    from mmsae.lvlm.hallucination.questions import Question
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def pope(
     return None
 
 
-def _elsewhere(rank: int, *given: Any) -> Work:
+def _elsewhere(rank: int, *given: Any) -> Any:
     """What does a process's tars, in a process that has loaded nothing."""
     return _prepared(rank, *given)[0].work
 
@@ -111,8 +106,8 @@ def _prepared(
     answering: Answering,
     labels: ImageLabels,
     run: OneProcessRun,
-) -> tuple[AskJob, dict[str, list[Question]], dict[str, Any]]:
-    """The job on the device of a process, the questions by strategy, and what decides the answers."""
+) -> tuple[Any, dict[str, list], dict[str, Any]]:
+    """The job (AskJob) on the device of a process, the questions by strategy, and what decides the answers."""
     from mmsae.lvlm.hallucination.answers import AskJob, Prompt, prepare
     from mmsae.lvlm.hallucination.questions import build_pope, by_image, check_images, load_questions, read_objects
 
