@@ -100,6 +100,13 @@ def cases_in(page: str) -> dict[str, str]:
     return {name: text.strip("\n") + "\n" for name, text in zip(parts[::2], parts[1::2], strict=True) if name != SHORT}
 
 
+def _seeds(text: str) -> str:
+    """How many seeds the tables of a case are of, as they say; of one alone only intervals tell figures apart."""
+    found = re.search(r"; (\d+ seeds?)\.", text)
+    n = found[1] if found else "seeds not said"
+    return f"{n} alone: what has no interval stands as it is" if n == "1 seed" else n
+
+
 def write_report(runs: Path, path: Path) -> Path:
     """``path`` from the cards and OOD results of all cases and seeds under ``runs``.
 
@@ -108,7 +115,8 @@ def write_report(runs: Path, path: Path) -> Path:
     cases = cases_in(path.read_text(encoding="utf-8")) if path.exists() else {}
     cases |= {f.name: case_of(f) for f in sorted({f.parents[2] for f in runs.glob("*/*/*/results.json")} - {runs})}
     said = [
-        f"**{name}** ({ABOUT.get(name, name)}):\n\n" + "".join(f"- {line}\n" for line in findings(read_tables(text)))
+        f"**{name}** ({ABOUT.get(name, name)}; {_seeds(text)}):\n\n"
+        + "".join(f"- {line}\n" for line in findings(read_tables(text)))
         for name, text in sorted(cases.items())
     ]
     parts = [INTRO, f"## {SHORT}\n\n" + "\n".join(said)]
