@@ -189,7 +189,7 @@ def _run(folder: Path, seed: int, clip: str, size: NameSizes, root: Path) -> dic
         evidence[name] = Evidence(_collect(path, folder / "items", folder / f"evidence_{name}", host, seed))
     (root / "words.txt").write_text("\n".join(CONCEPTS) + "\n", encoding="utf-8")
     (root / "templates.txt").write_text("{}\n", encoding="utf-8")
-    return _measured(evidence, saes, data, root)
+    return _measured(evidence, saes, data, root, seed)
 
 
 def _collect(sae: Path, shards: Path, out: Path, host: str, seed: int) -> Path:
@@ -200,7 +200,7 @@ def _collect(sae: Path, shards: Path, out: Path, host: str, seed: int) -> Path:
     return out
 
 
-def _measured(evidence: dict[str, Any], saes: dict[str, Any], data: Any, root: Path) -> dict[str, Any]:
+def _measured(evidence: dict[str, Any], saes: dict[str, Any], data: Any, root: Path, seed: int) -> dict[str, Any]:
     from mmsae.interpret.names.job import Naming, write_named
     from mmsae.interpret.names.options import Looking
     from mmsae.types import IMAGE
@@ -233,6 +233,6 @@ def _measured(evidence: dict[str, Any], saes: dict[str, Any], data: Any, root: P
             which, latents = sets[kind]
             ev = evidence[which]
             choose = by_concepts(truth[which]) if judge == "truth" else by_embeddings(ev.embeddings(IMAGE))
-            table = intruders(ev, latents, choose, bool(dealt), EACH)
+            table = intruders(ev, latents, choose, bool(dealt), EACH, seed)
             intruder[f"{judge}_{group}"] = [[None if v != v else v for v in row] for row in table.tolist()]
     return {"methods": methods, "intruder": intruder}
