@@ -1,4 +1,4 @@
-"""The merge of a filter job: peak memory and seconds at several numbers of samples, with parts that are generated.
+"""The merge of a filter job: peak memory and CPU seconds at several numbers of samples, with parts that are generated.
 
     python -m benchmarks.merge [--rows 1000000 10000000] [--part-rows 10000] [--out runs/benchmarks]
 
@@ -73,16 +73,16 @@ def peak() -> int:
 
 
 def merged(folder: Path, block: int) -> dict[str, Any]:
-    """Merge the parts of a folder in this process; seconds of every step, and memory."""
+    """Merge the parts of a folder in this process; CPU seconds of every step, and memory."""
     keep_memory()  # as a command does
     columns.BLOCK = partitions.ROWS = block
     parts = sorted(folder.glob("*.part"))
     seconds: dict[str, float] = {}
 
     def timed(step: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         found = work()
-        seconds[step] = round(time.perf_counter() - start, 2)
+        seconds[step] = round(time.process_time() - start, 2)
         return found
 
     pa.set_cpu_count(1)
@@ -179,8 +179,8 @@ def table(found: dict[str, Any]) -> str:
     sizes = found["sizes"]
     rows = [["peak memory, MiB", *(f"{s['peak'] / 2**20:,.0f}" for s in sizes)],
             ["of it when all was imported", *(f"{s['imported'] / 2**20:,.0f}" for s in sizes)]]  # fmt: skip
-    rows += [[f"{step}, s", *(f"{s['seconds'][step]:,.1f}" for s in sizes)] for step in sizes[0]["seconds"]]
-    rows.append(["together, s", *(f"{sum(s['seconds'].values()):,.1f}" for s in sizes)])
+    rows += [[f"{step}, CPU s", *(f"{s['seconds'][step]:,.1f}" for s in sizes)] for step in sizes[0]["seconds"]]
+    rows.append(["together, CPU s", *(f"{sum(s['seconds'].values()):,.1f}" for s in sizes)])
     rows += [[f"bytes a sample: {k}", *(f"{s['bytes'][k] / s['rows']:,.0f}" for s in sizes)] for k in sizes[0]["bytes"]]
     text = markdown_table(["", *(f"{s['rows']:,} samples" for s in sizes)], rows)
     for size, rate in found.get("resharded", {}).items():
