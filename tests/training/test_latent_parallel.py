@@ -55,7 +55,7 @@ def alike(a, b):
     assert one["global_step"] == two["global_step"] and one["mmsae"] == two["mmsae"]
     for part in ("state_dict", "optimizer_states"):
         assert [v.shape for v in tensors(two[part])] == [v.shape for v in tensors(one[part])]
-    close(two["state_dict"], one["state_dict"], atol=1e-4, rtol=1e-3)
+    close(two["state_dict"], one["state_dict"], atol=1e-6, rtol=1e-5)
     close(two["optimizer_states"][0]["state"], one["optimizer_states"][0]["state"], atol=1e-4, rtol=1e-3)
     for name in ("sae_weights.safetensors", "mmsae_state.safetensors"):
         close(load_file(b / "sae" / name), load_file(a / "sae" / name), atol=1e-4, rtol=1e-3)
