@@ -105,8 +105,9 @@ def sweep(
         try:
             _train(some, root, plan)
         except InputError as e:
-            if not any(trained.done(p.folder) for p in some):
-                folder.discard()
+            if not _diverged(e):
+                if not any(trained.done(p.folder) for p in points):
+                    folder.discard()
                 raise
             diverged.append(e)
         shutil.rmtree(last.parent, ignore_errors=True)
@@ -119,8 +120,15 @@ def sweep(
         left = (time.monotonic() - start) / done * (n - done)
         print(f"{done} of {n} done" + (f", about {duration(left)} left" if left else ""), flush=True)
     if diverged:
-        raise diverged[0]
+        raise InputError("; ".join(map(str, diverged)))
     return f"{root / 'sweep.csv'}\n{root / 'sweep.png'}"
+
+
+def _diverged(error: InputError) -> bool:
+    """Whether members of a pass have no result, so that other passes may have theirs."""
+    from mmsae.training.lit import NotFinite  # the training has imported it
+
+    return isinstance(error, NotFinite)
 
 
 def _chunks(points: list[SweepPoint], size: int) -> Iterator[list[SweepPoint]]:

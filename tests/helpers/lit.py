@@ -68,6 +68,18 @@ def trainer(root, steps, **kw):
     )  # fmt: skip
 
 
+class Spoil(pl.Callback):
+    """Makes the weights of one member infinite after a step."""
+
+    def __init__(self, member, step):
+        self.member, self.step = member, step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and self.member in module.each():
+            with torch.no_grad():
+                module.each()[self.member].sae.encoder.weight.fill_(float("inf"))
+
+
 class StopAt(pl.Callback):
     def __init__(self, step):
         self.step = step

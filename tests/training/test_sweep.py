@@ -11,6 +11,7 @@ from mmsae import SAE
 from mmsae.activations import write_store
 from mmsae.activations.spec import name_sites
 from mmsae.cli import command_parser, main
+from mmsae.training.checkpoint import AtomicCheckpointIO
 from mmsae.types import Site
 from tests.helpers.training import RECIPE, ROOT, make_store
 
@@ -99,6 +100,34 @@ def test_a_point_that_diverges_leaves_the_others(store, tmp_path, capsys, monkey
               "--fit-options", f"{OPTIONS} --trainer.log_every_n_steps 3"])  # fmt: skip
     assert stop.value.code == 2 and "1 of 2 members have no result: k4-ratio2-seed0" in capsys.readouterr().err
     assert [r["run"] for r in csv.DictReader((tmp_path / "sweep.csv").open())] == ["k2-ratio2-seed0"]
+
+
+@pytest.mark.parametrize("at_once", [3, 1])
+def test_a_point_that_diverges_after_a_checkpoint(store, tmp_path, capsys, monkeypatch, at_once):
+    """Others go on, in its pass and in those after it, and no checkpoint or SAE holds what is not finite as its own."""
+    kept, given = [], AtomicCheckpointIO.save_checkpoint
+
+    def save(self, checkpoint, path, storage_options=None):
+        given(self, checkpoint, path)
+        kept.append((checkpoint["global_step"], checkpoint["mmsae"]["stopped"], list(checkpoint["mmsae"]["members"])))
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
+    name = "k4-ratio2-seed0"
+    options = f"{OPTIONS} --trainer.log_every_n_steps 2 --checkpoint.every_n_train_steps 3 "
+    options += (
+        f"--trainer.callbacks+ tests.helpers.lit.Spoil --trainer.callbacks.member {name} --trainer.callbacks.step 4"
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "--store", str(store), "--out", str(tmp_path), "--k", "2", "4", "6", "--ratio", "2",
+              "--steps", "9", "--at-once", str(at_once), "--fit-options", options])  # fmt: skip
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and f"{name} stopped in step 6: the training diverged" in said
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert [r["run"] for r in rows] == ["k2-ratio2-seed0", "k6-ratio2-seed0"] and {r["steps"] for r in rows} == {"9"}
+    assert not list(tmp_path.glob(f"{name}/sae*"))
+    own = [(step, name in stopped) for step, stopped, members in kept if name in members]
+    assert own[0] == (3, False) and all(gone for step, gone in own[1:])
+    assert (len(own) == 1) == (at_once == 1)  # alone, the last good one is not written over
 
 
 def test_sites_are_an_axis(tmp_path, capsys):
