@@ -5,11 +5,12 @@
 Four SAEs (two k, two seeds) are trained on a store, where a step is the cost, and on a stream through a small CLIP of
 random weights, where the host is; then six SAEs (two k) on three layers of one vision tower, stored and streamed; each
 by ``mmsae fit`` for itself, then all by one. Last, ``mmsae extract`` stores the three layers, one by one and together.
-What ``mmsae fit`` takes to start (imports, options, the host) is the time of a run of one step. One thread, and what
-worker processes take is counted.
+What ``mmsae fit`` takes to start (imports, options, the host) is the time of a run of one step; with ``--here`` nothing
+is imported again, all runs being in this process. One thread, and what worker processes take is counted.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -27,11 +28,14 @@ from safetensors.torch import load_file
 
 from mmsae.activations import write_store
 from mmsae.activations.spec import name_sites
+from mmsae.cli import main as mmsae
 from mmsae.shards import ShardWriter
 from mmsae.training.members.options import Members, as_args
 from mmsae.types import Site
 
 AXES = {"k": [16, 32], "seed": [0, 1]}
+HERE = False  # whether all runs are in this process
+SMALL = ["--data.batch_size", 32, "--data.read_batch", 32, "--data.buffer_pairs", 64, "--model.normaliser_rows", 64]
 LAYERS = [f"visual.transformer.resblocks.{i}:out[cls]" for i in (2, 4, 6)]
 VISION = {"image_size": 64, "layers": 8, "width": 256, "head_width": 64, "patch_size": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4}
@@ -65,12 +69,17 @@ def inputs(out, rows, width, images):
         "store": ([*stored, store], "paired_topk", AXES),
         "stream": (stream, "paired_topk", AXES),
         "layers stored": ([*stored, layers], "topk", sites),
-        "layers streamed": (stream, "topk", sites),
+        "layers streamed": ([*stream, *SMALL], "topk", sites),
     }
 
 
 def measured(args):
     """CPU seconds of an ``mmsae`` command and of what it starts, and seconds by the clock."""
+    if HERE:
+        start = np.array([time.process_time(), time.perf_counter()])
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            mmsae(list(map(str, args)))
+        return np.array([time.process_time(), time.perf_counter()]) - start
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(
@@ -92,6 +101,8 @@ def trained(root, data, sae, axes, steps):
     """Print what the runs of a case take."""
     members = Members(axes=axes).options()
     first = as_args(next(iter(members.values())))
+    if HERE:
+        fit(root / "first", sae, data, 1, *first)  # what is done once in a process
     begin = fit(root / "start", sae, data, 1, *first)
     alone = sum(fit(root / name, sae, data, steps, *as_args(own)) for name, own in members.items())
     together = fit(root / "many", sae, data, steps, "--axes", json.dumps(axes))
@@ -122,6 +133,7 @@ def stored(out):
 
 
 def main():
+    global HERE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/members"))
     parser.add_argument("--rows", type=int, default=20_000)
@@ -129,7 +141,9 @@ def main():
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--steps", type=int, nargs=2, default=(100, 20), help="of the store, and of the stream")
     parser.add_argument("--only", choices=("store", "stream", "layers stored", "layers streamed", "extract"))
+    parser.add_argument("--here", action="store_true", help="all runs in this process")
     options = parser.parse_args()
+    HERE = options.here
     options.out.mkdir(parents=True, exist_ok=True)
     for name, case in inputs(options.out, options.rows, options.width, options.images).items():
         if options.only in (None, name):
