@@ -58,7 +58,7 @@ def moments(t):
 def test_weights_are_those_of_torch(tmp_path, caplog, backend, name, clip):
     caplog.set_level("INFO")
     made = {b: module(name) for b in ("torch", backend)}
-    t = {b: fit(tmp_path / b, b, made[b], 5, gradient_clip_val=clip) for b in made}
+    t = {b: fit(tmp_path / b, b, made[b], 3, gradient_clip_val=clip) for b in made}
     a, b = (t[x].optimizers[0] for x in made)
     assert type(a) is torch.optim.Adam and type(b) is (torch.optim.Adam if name == "vl_sae" else AtomAdam)
     assert len(kept_by(b).tangent) == (len(made[backend].sae.dictionaries) if name != "vl_sae" and not clip else 0)
@@ -75,12 +75,12 @@ def test_either_goes_on_with_the_others_checkpoint(tmp_path, backend, name, firs
     t = {}
     for (first, second), m in made.items():
         root = tmp_path / f"{first} {second}"
-        fit(root, first, copy.deepcopy(m), 3).save_checkpoint(root / "3.ckpt")
+        fit(root, first, copy.deepcopy(m), 2).save_checkpoint(root / "2.ckpt")
         t[first, second] = trainer(
-            root, 5, accelerator="gpu" if place(second) == "cuda" else "cpu", limit_val_batches=0
+            root, 4, accelerator="gpu" if place(second) == "cuda" else "cpu", limit_val_batches=0
         )
         with use(second):
-            t[first, second].fit(m, datamodule=Few(), ckpt_path=str(root / "3.ckpt"), weights_only=True)
+            t[first, second].fit(m, datamodule=Few(), ckpt_path=str(root / "2.ckpt"), weights_only=True)
     (mixed, plain_), (a, b) = made.values(), t.values()
     assert isinstance(a.optimizers[0], AtomAdam) == (name != "vl_sae" and not first_by_kernel)
     close(weights(mixed), weights(plain_), 2e-6)
@@ -90,7 +90,7 @@ def test_either_goes_on_with_the_others_checkpoint(tmp_path, backend, name, firs
 @pytest.mark.parametrize("freeze", ["decoder", "soft_decoder", "encoder"])
 def test_what_is_kept_is_kept(tmp_path, backend, freeze):
     made = {b: module(freeze=freeze) for b in ("torch", backend)}
-    t = {b: fit(tmp_path / b, b, made[b], 5, gradient_clip_val=None) for b in made}
+    t = {b: fit(tmp_path / b, b, made[b], 3, gradient_clip_val=None) for b in made}
     assert isinstance(t[backend].optimizers[0], AtomAdam) == (freeze != "decoder")
     close(weights(made[backend]), weights(made["torch"]))
 
@@ -103,10 +103,10 @@ def test_members_are_stepped_as_alone(tmp_path, caplog, backend):
         return {"topk": module(), "vl": module("vl_sae"), "decayed": module(optimizer=optimizer)}
 
     caplog.set_level("INFO")
-    fit(tmp_path / "all", backend, together := LitSAEs(members()), 5)
+    fit(tmp_path / "all", backend, together := LitSAEs(members()), 2)
     assert caplog.text.count("one steps atoms") == 1
     for name, alone in members().items():
-        fit(tmp_path / name, backend, alone, 5)
+        fit(tmp_path / name, backend, alone, 2)
         want, found = alone.state_dict(), together.each()[name].state_dict()
         assert all(torch.equal(found[k], v) for k, v in want.items())
 
@@ -117,9 +117,9 @@ def test_the_plain_loop(backend, name):
     for b in ("torch", backend):
         made = module(name)
         made.sae.fit_normaliser(batch(made.sae, 64).x)
-        batches = ({m: x.to(device) for m, x in batch(made.sae, 4, seed=s).x.items()} for s in range(5))
+        batches = ({m: x.to(device) for m, x in batch(made.sae, 4, seed=s).x.items()} for s in range(3))
         with use(b):
-            plain.train(made.sae.to(device), list(made.losses), batches, 5)
+            plain.train(made.sae.to(device), list(made.losses), batches, 3)
         found[b] = weights(made.sae)
     close(found[backend], found["torch"])
 
