@@ -91,7 +91,7 @@ def test_the_tokens_of_a_7b_llava_are_streamed_at_their_published_place():
     assert cli.model.sae.ratio == 16 and sum(data.mixing.quotas.values()) == 4096
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("scale/*.sbatch")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("scale/fit*.sbatch")), ids=lambda p: p.stem)  # jobs: tests/jobs
 def test_batch_scripts_parse_and_their_commands_would_be_accepted(path, tmp_path, monkeypatch):
     """The shell reads them, Slurm's options are such, and ``mmsae`` takes what they run, with what Slurm would say."""
     assert subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True).stderr == ""

@@ -224,7 +224,9 @@ class FilterJob:
                 shutil.copyfile(tensors_of(where), self.folder.draft / TENSORS)
 
             engine.merge(lambda: True, keep)
-        sample, faults = FitSample.read(fit_pass.run(engine, scorer))
+        parts, mark = fit_pass.run(engine, scorer), self.folder.work / "fitted"
+        engine.merge(mark.exists, mark.touch)  # every process reads the parts, when all are there
+        sample, faults = FitSample.read(parts)
         judged(faults, job.fault_limit)
         found = load_weights(where).weights.nan_to_num(0).clamp(min=0) if where else torch.ones(scorer.sae.d_sae)
         about = {**scorer.fingerprints, "pairs": len(sample.uids), "shards": len(paths), "seed": scoring.seed}
