@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -102,25 +101,24 @@ def by_lightning(name, root, out):
     trainer.predict(Predicted(do))
 
 
-@contextmanager
+@pytest.fixture(scope="module")
 def ray_of_one():
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    yield
+    ray.shutdown()
 
 
 def by_ray(name, root, out):
-    with ray_of_one():
-        JOBS[name](root, out, engine="ray")
+    JOBS[name](root, out, engine="ray")
 
 
 @pytest.mark.parametrize("name", list(JOBS))
-@pytest.mark.parametrize("how", [in_parts, by_lightning, by_ray], ids=lambda f: f.__name__)
-def test_the_same_bytes(how, name, root, whole, tmp_path):
+@pytest.mark.parametrize("how", [in_parts, by_lightning, pytest.param(by_ray, marks=pytest.mark.slow)])
+def test_the_same_bytes(how, name, root, whole, tmp_path, request):
+    if how is by_ray:
+        request.getfixturevalue("ray_of_one")
     how(name, root, tmp_path / "out")
     assert tree(tmp_path / "out") == whole[name] and len(whole[name]) > 3
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

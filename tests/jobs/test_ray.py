@@ -15,6 +15,8 @@ from mmsae.jobs import ray as module
 from mmsae.jobs.ray import RayWorkers
 from mmsae.jobs.tally import Tally, UnitsFailed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster():
