@@ -8,6 +8,7 @@ and llama.cpp do.
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import urllib.error
@@ -90,7 +91,9 @@ class ServerClient(Client):
                 found = json.loads(answer.read())
         except urllib.error.HTTPError as e:
             raise self._refused(e) from e
-        except (OSError, ValueError) as e:  # no connection, a timeout, or an answer that is no JSON
+        except ValueError as e:
+            raise NoReply(f"{self.url}: the answer is no JSON") from e
+        except (OSError, http.client.HTTPException) as e:  # no connection, a timeout, or one that breaks off
             raise NoReply(f"{self.url}: {getattr(e, 'reason', e)}") from e
         if not isinstance(found, dict):
             raise NoReply(f"{self.url} answered no JSON object")

@@ -118,19 +118,26 @@ class EvidenceJob:
         asked = begun.get("batch_size") if run.batch_size is None else run.batch_size
         size = DRAWN if asked is None and drawing is not None else self.reader.host.batch_size(asked)
         self.plan = self.reader.plan = self.plan._replace(batch_size=size)
-        self.folder = JobFolder(out, self._about(), "mmsae evidence", result=ABOUT, beside=True, but=("hint",))
+        self.folder = JobFolder(
+            out, self._about(begun.get("sites", {})), "mmsae evidence", result=ABOUT, beside=True, but=("hint",)
+        )
         self.codes = self.folder.parts(paths, "codes", ".safetensors")
         self.tokens = self.folder.parts(paths, "tokens", ".safetensors")
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self, begun: dict[str, Any]) -> dict[str, Any]:
+        """What identifies the job; ``begun`` are the sites of one that lies there, whose host may have moved since."""
         plan, r = self.plan, self.reader
+        sites = {m: s.to_dict() for m, s in r.sites.items() if m in plan.modalities}
+        for m, site in sites.items():
+            if begun.get(m, {}).get("host") == site["host"]:
+                site["hint"] = begun[m]["hint"]
         settings = {k: v for k, v in vars(plan.choice).items() if k not in ("embedder", "keep_gb")}
         return {
             "sae": sae_fingerprint(r.sae),
             "host": r.host.fingerprint,
             "hint": r.host.hint,
             "embedder": "" if r.embedder is None else r.embedder.fingerprint,
-            "sites": {m: s.to_dict() for m, s in r.sites.items() if m in plan.modalities},
+            "sites": sites,
             "pool": "max",
             "modalities": list(plan.modalities),
             **settings,

@@ -126,3 +126,13 @@ def test_bad_input(tmp_path):
         matched(whole(e)._replace(rows=np.array([0, 1])), whole(e)._replace(rows=np.array([2, 3])), "uid")
     with pytest.raises(InputError, match="has 2 items and 1 different values of shard"):
         matched(whole(e)._replace(rows=np.array([0, 1])), whole(e), "shard")
+
+
+def test_planted_latents_come_first_of_generated_evidence(tmp_path):
+    from benchmarks.analyse import PLANTED, measure, write_evidence, write_side
+
+    evidence = write_evidence(tmp_path, 20_000, 1024, 16)
+    planted = write_side(tmp_path / "a.txt", evidence)
+    about, row = measure("diff", evidence, tmp_path / "out", uids=str(tmp_path / "a.txt"))
+    assert {r["latent"] for r in about["first"][:PLANTED]} == set(planted.tolist())
+    assert about["differences"] < PLANTED + 8 and row["memory_mb"] < 500

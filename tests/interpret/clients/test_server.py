@@ -28,7 +28,7 @@ def server():
             code, said = answers.pop(0)
             data = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(code)
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + 50 * (said == b"cut")))
             if code == 429:
                 self.send_header("Retry-After", "3")
             self.end_headers()
@@ -59,6 +59,16 @@ def test_a_question_with_an_image(server, monkeypatch):
     image, text = body["messages"][1]["content"]
     assert base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,")) == PNG
     assert text == {"type": "text", "text": "what?"}
+
+
+@pytest.mark.parametrize(
+    ("said", "says"), [(b"<html>busy</html>", "the answer is no JSON"), (b"cut", "IncompleteRead")]
+)
+def test_answers_that_are_no_json(server, said, says):
+    url, _, answers = server
+    answers.append((200, said))
+    with pytest.raises(NoReply, match=says):
+        ServerClient("model", url).chat([Message("user", "x")])
 
 
 def test_without_a_key_none_is_sent(server, monkeypatch):

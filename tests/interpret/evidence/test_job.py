@@ -214,11 +214,16 @@ def test_the_order_of_shards_does_not_matter(made, tmp_path):
         assert (a.stats(m).histogram == b.stats(m).histogram).all()
 
 
-def test_a_finished_job_is_left_and_another_is_refused(made, capsys):
+def test_a_finished_job_is_left_though_its_host_moved_and_another_is_refused(made, capsys, tmp_path):
     root, _, shards = made
     out = root / "of_pairs"
     collect_evidence(str(root / "pairs"), shards, out, choice=CHOICE, run=SAERun(**vars(RUN) | {"progress": True}))
     assert "finished before" in capsys.readouterr().out
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(root / "host", moved)
+    before = (out / "evidence.json").read_bytes()
+    collect_evidence(str(root / "pairs"), shards, out, f"local-dir:{moved}", CHOICE, RUN)
+    assert (out / "evidence.json").read_bytes() == before
     with pytest.raises(InputError, match=r"its sae is '.*' there and '.*' here"):
         collect_evidence(str(root / "patches"), shards, out, choice=CHOICE, run=RUN)
     with pytest.raises(InputError, match="n_top is 7 there and 8 here"):
