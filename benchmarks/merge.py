@@ -125,15 +125,19 @@ def resharded(folder: Path, tars: int) -> dict[str, float]:
         job = Reshard(paths, parts, starts, kept, folder / "plan.npy", folder / f"out{size}", 1000, False, False)
         job.make_plan()
         with Local(size) as engine:
-            engine.run([0] * size, lambda share: None, _nothing)  # processes start and import
+            engine.deal(job.tally, [0] * size, _nothing, _idle)  # processes start and import
             todo, start = in_runs(job.missing(), size), time.perf_counter()
-            engine.run(todo, job.work, write_elsewhere, job)
+            engine.deal(job.tally, todo, job.work, write_elsewhere, job)
             rates[f"{size} processes"] = int(kept.whole().sum()) / (time.perf_counter() - start)
     return rates
 
 
 def _nothing(share: Any) -> None:
     """What a process does that only starts."""
+
+
+def _idle(rank: int) -> Any:
+    return _nothing
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from mmsae.filtering.reshard import Reshard, in_runs, write_elsewhere
 from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.estimate import progress_bar
 from mmsae.jobs.folder import JobFolder
-from mmsae.jobs.units import Engine, Parts, Share
+from mmsae.jobs.units import Engine, Parts, Share, Work
 from mmsae.shards import FaultLog, UidList, expand, identity, read_shard, shard_name
 from mmsae.shards.uids import taken_already
 from mmsae.types import InputError
@@ -56,9 +56,9 @@ class Listing(NamedTuple):
                 bar.update()
 
 
-def list_elsewhere(share: Share, job: Listing) -> None:
-    """One process's shards of a listing."""
-    job.work(share)
+def list_elsewhere(rank: int, job: Listing) -> Work:
+    """What lists a process's shards."""
+    return job.work
 
 
 class ExportJob:
@@ -95,7 +95,7 @@ class ExportJob:
             engine.lock = folder.lock
             folder.draft.mkdir(parents=True, exist_ok=True)
             if todo := [u.index for u in listing.parts.missing()]:
-                engine.run(todo, listing.work, list_elsewhere, listing)
+                engine.deal(listing.parts.tally, todo, listing.work, list_elsewhere, listing)
             parts = listing.parts.files()
             uids = UidParts(parts, [shard_name(p) for p in listing.paths], folder.work)
             if self.duplicates == "drop":
@@ -105,7 +105,7 @@ class ExportJob:
                 raise InputError(taken_already(twice.uid, twice.key, twice.where, twice.first))
             shards = self._plan(parts, uids.starts)
             if todo := shards.missing():
-                engine.run(in_runs(todo, engine.size), shards.work, write_elsewhere, shards)
+                engine.deal(shards.tally, in_runs(todo, engine.size), shards.work, write_elsewhere, shards)
             self._finish(parts, int(uids.starts[-1]), shards.shards)
         return folder.out
 
