@@ -47,6 +47,7 @@ FORMATS = {
 }
 #: Numbers of what is never read again.
 NOT_READ = {
+    "bench/names/run": "part of the job: what is kept of a seed in another format is made anew",
     "evaluation/images": "part of a cached file's name: one of another format is made anew",
     "interpret/browser/site": "a page for browsers; only its mark is looked for, when it is replaced",
 }

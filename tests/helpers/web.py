@@ -16,6 +16,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.faults, self.tags, self.asked, self.sent = {}, {}, {}, Counter(), Counter()
         self.slow = {}  # seconds that a transfer stands still in its middle
+        self.standing = Counter()  # how often one has
         self.lies = {}  # bytes by which a path is said to be longer than it is
         self.secret = ""  # what Authorization must be
         self.heard = []  # (path, headers) of every request
@@ -74,6 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         if part is None and (pause := self.server.slow.get(path)):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
+            self.server.standing[path] += 1
             time.sleep(pause)
             body = body[len(body) // 2 :]
         self.wfile.write(body)

@@ -101,7 +101,7 @@ def test_killed_in_the_middle_of_a_transfer(remotes, server, cache_folder):
     killed = fork.Process(target=bring, args=(remotes[0],))
     killed.start()
     until = time.monotonic() + 20
-    while not any(p.stat().st_size for p in cache_folder.glob("*.part")) and time.monotonic() < until:
+    while not (server.standing["/0.tar"] and any(cache_folder.glob("*.part"))) and time.monotonic() < until:
         time.sleep(0.02)
     killed.kill()
     killed.join()

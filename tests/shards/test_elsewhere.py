@@ -215,8 +215,9 @@ def test_a_job_that_is_killed_in_a_transfer_goes_on(tars, server, place):
         finally:
             os._exit(0)
     until = time.monotonic() + 20
-    while not any(p.stat().st_size for p in cache.folder().glob("*.part")) and time.monotonic() < until:
+    while not (server.standing["/d/001.tar"] and any(cache.folder().glob("*.part"))) and time.monotonic() < until:
         time.sleep(0.02)
+    assert server.standing["/d/001.tar"]
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     server.slow.clear()

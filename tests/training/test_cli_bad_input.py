@@ -121,7 +121,8 @@ def test_a_checkpoint_of_another_recipe(store, trained, tmp_path, capsys):
     said = fails(capsys, "fit", store, tmp_path / "run", *last, *dictionary)
     assert "the checkpoint is of another recipe: only the" in said and "sae.dictionaries" in said
     said = fails(capsys, "fit", store, tmp_path / "run", *last, "--data.batch_size", 16, "--trainer.max_steps", 9)
-    assert "the checkpoint was made with sizes (batch_size or quotas) {'image': 32, 'text': 32}, this run has" in said
+    assert "the checkpoint was made with batches over all ranks" in said
+    assert "of {'image': 32, 'text': 32}, this run has {'image': 16, 'text': 16}" in said
     said = fails(capsys, "fit", store, tmp_path / "run", *last, "--data.val_fraction", 0.2, "--trainer.max_steps", 9)
     assert "the checkpoint was made with split (val_fraction to 1) [0.1, 1.0], this run has [0.2, 1.0]" in said
 
