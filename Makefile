@@ -20,13 +20,16 @@ HOST_TESTS := tests/hosts tests/activations/test_extract.py tests/datamodules/te
     tests/filtering/scorers/test_lvlm.py tests/lvlm/hallucination/test_pope.py tests/world/models/llava/test_train.py \
     tests/world/models/test_clip.py tests/world/models/diffusion/test_model.py
 
-.PHONY: demo test test-newest test-oldest wheels lock lint docs notebooks clean
+.PHONY: demo test test-long test-newest test-oldest wheels lock lint docs notebooks clean
 
 demo: $(READY)  ## train and compare multimodal SAEs on a generated world; report in runs/demo/report.html
 	$(BIN)/mmsae demo --out runs/demo
 
-test: $(READY)  ## the whole test suite
+test: $(READY)  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-long: $(READY)  ## what the suite leaves out, since it takes minutes: several ranks, a Ray cluster, dry runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
 
 test-newest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the newest host libraries that pyproject.toml allows
 	@cp requirements/lock.txt $(NEWEST).all.txt

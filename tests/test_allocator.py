@@ -51,14 +51,16 @@ def test_processes_that_a_job_starts_do_it(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
         f"""{FAULTS}
+from pathlib import Path
 from mmsae.jobs.processes import Local
+from mmsae.jobs.tally import Tally
 
-def there(share):
-    print(faults(), flush=True)
+def there(rank):
+    return lambda share: print(faults(), flush=True)
 
 if __name__ == "__main__":
     with Local(2) as processes:
-        processes.run([0, 1], there, there)
+        processes.deal(Tally(Path(), [], []), [0, 1], there(0), there)
 """
     )
     env = {k: v for k, v in os.environ.items() if k not in OWN} | {"NUMPY_MADVISE_HUGEPAGE": "0"}

@@ -114,8 +114,11 @@ def by_ray(name, root, out):
     JOBS[name](root, out, engine="ray")
 
 
-@pytest.mark.parametrize("name", list(JOBS))
-@pytest.mark.parametrize("how", [in_parts, by_lightning, pytest.param(by_ray, marks=pytest.mark.slow)])
+CASES = [(how, name) for how in (in_parts, by_lightning) for name in JOBS]
+CASES += [pytest.param(by_ray, n, marks=pytest.mark.slow if n == "extract" else pytest.mark.long) for n in JOBS]
+
+
+@pytest.mark.parametrize(("how", "name"), CASES)
 def test_the_same_bytes(how, name, root, whole, tmp_path, request):
     if how is by_ray:
         request.getfixturevalue("ray_of_one")

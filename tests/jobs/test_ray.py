@@ -93,6 +93,7 @@ def test_a_worker_is_killed_and_its_unit_is_done_by_another(engine, tally, tmp_p
     assert len(begun) <= 3 and set(begun.values()) == {"x"}  # two, and one for the killed; each loads once
 
 
+@pytest.mark.long
 def test_units_that_always_fail_are_named_and_the_others_are_done(engine, tally, monkeypatch):
     monkeypatch.setattr(engine, "retries", 1)
     with pytest.raises(UnitsFailed, match="4 of 8 shards failed, the others are done; the same command tries") as e:
@@ -108,6 +109,7 @@ def test_units_that_always_fail_are_named_and_the_others_are_done(engine, tally,
     assert tally.missing() == [] and tally.failed() == {}
 
 
+@pytest.mark.long
 def test_workers_join_and_leave(engine, tally, cluster, monkeypatch):
     monkeypatch.setattr(module, "LOOK", 0.5)
     node = cluster.add_node(num_cpus=1)
@@ -120,6 +122,7 @@ def test_workers_join_and_leave(engine, tally, cluster, monkeypatch):
     assert tally.missing() == [] and len(engine.workers) <= 2
 
 
+@pytest.mark.long
 def test_what_all_would_meet_ends_the_job(engine, tally, monkeypatch):
     with pytest.raises(UnitsFailed, match=r"the first [34] shards all failed, and no other was tried"):
         run(engine, tally, dict.fromkeys(range(8), "input"))

@@ -87,6 +87,7 @@ def test_the_sae_is_like_any_other(trained):
     assert sae.encode(torch.randn(5, 16)).to_dense().shape == (5, LATENTS)
 
 
+@pytest.mark.long
 def test_one_two_and_four_ranks_go_on_with_each_other(trained, tmp_path):
     store, one, *_ = trained
     stops = [(5, ["--trainer.devices", 2]), (11, ONE), (17, ["--trainer.devices", 4]), (-1, ["--trainer.devices", 2])]
@@ -105,6 +106,7 @@ def test_other_commands_read_its_checkpoint_on_one_device(trained, capsys):
     assert "val/fvu/joint" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_what_ranks_cannot_share_is_said_in_one_sentence(trained, tmp_path):
     store = trained[0]
     for more, words in (

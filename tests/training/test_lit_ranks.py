@@ -50,6 +50,7 @@ def test_ranks_end_with_the_same_state(trained):
     assert [k for k in a["state"] if not torch.equal(a["state"][k], b["state"][k])] == []
 
 
+@pytest.mark.long
 def test_rows_on_the_device_change_nothing(trained, tmp_path):
     done = fit(trained[0], tmp_path / "run", *OPTIONS, *TWO, *DUMP, "--data.resident", "true")
     assert done.returncode == 0, done.stderr
@@ -143,6 +144,7 @@ def test_two_one_and_two_ranks_train_as_one(trained, tmp_path):
         torch.testing.assert_close(v, one[k], atol=2e-5, rtol=1e-4, msg=lambda text, k=k: f"{k}: {text}")
 
 
+@pytest.mark.long
 def test_ranks_that_cannot_share_the_batches_are_refused(trained, tmp_path):
     store, run = trained[0], tmp_path / "run"
     done = fit(store, run, "--data.batch_size", 33, "--trainer.max_steps", 2)
@@ -154,6 +156,7 @@ def test_ranks_that_cannot_share_the_batches_are_refused(trained, tmp_path):
     assert done.returncode == 2 and "of {'image': 33, 'text': 33}, this run has {'image': 34" in done.stderr
 
 
+@pytest.mark.long
 def test_two_ranks_validate_as_one(trained):
     store, run, _ = trained
     args = ["--data.store", store, "--trainer.default_root_dir", str(run), *SMALL, "--data.batch_size", "17"]

@@ -79,6 +79,7 @@ def test_images_of_which_the_query_holds_are_kept_without_captions(place, codes,
     assert "fit the query" in (out / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_two_processes_write_the_same(place, query, tmp_path):
     one, two = (run(place, tmp_path / str(n), query=query[1], devices=n, report=False) for n in (1, 2))
     assert {k: v for k, v in tree(one).items() if "results" not in k} == {
