@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -275,8 +276,12 @@ def test_the_example_of_a_queue_submits_parts_and_merges(cluster):
     assert not options_of(part).merge and options_of(merge).merge and options_of(part).out == "kept"
 
 
-def test_the_example_of_ray_starts_a_cluster_and_the_job(cluster):
-    lines = cluster("ray.sbatch", SLURM_JOB_NODELIST="node[1-2]", SLURM_JOB_NUM_NODES="2")
+def test_the_example_of_ray_starts_a_cluster_and_the_job(cluster, tmp_path):
+    cluster("ray.sbatch", SLURM_JOB_NODELIST="node[1-2]", SLURM_JOB_NUM_NODES="2")
+    until = time.monotonic() + 20
+    while (lines := (tmp_path / "log").read_text()).count("ray start") < 4 and time.monotonic() < until:
+        time.sleep(0.05)  # they run beside the script, and may be later than its end
+    lines = lines.splitlines()
     assert any(x.startswith("ray start --head --port=6379") for x in lines)
     assert "ray start --address=node1:6379 --block" in lines
     [job] = [x for x in lines if x.startswith("mmsae")]

@@ -12,6 +12,7 @@ from mmsae.cli import main
 from mmsae.hosts.base import Host
 from mmsae.recipes import read_recipe
 from mmsae.shards import ShardWriter
+from mmsae.training.members import LitSAEs
 from tests.helpers.encoders import MODELS, save_local
 from tests.helpers.training import ROOT
 
@@ -97,8 +98,10 @@ def test_members_at_several_sites_of_a_stream(tmp_path, monkeypatch, capsys):
         main([*killed, "--members", json.dumps(members), "--ckpt_path", "last"])
     assert "member first: sites.image is image:visual.transformer.resblocks.0.out[patches]" in capsys.readouterr().err
     members = {"first": {"sites": sites["first"]}, "second": {}, "again": {"sites": sites["first"], "seed": 1}}
+    said, note = [], LitSAEs.note
+    monkeypatch.setattr(LitSAEs, "note", lambda self, name, text: (said.append((name, text)), note(self, name, text)))
     main([*killed, "--members", json.dumps(members), "--ckpt_path", "last"])
-    assert "going on after step 3" in capsys.readouterr().out
+    assert [name for name, text in said if text.startswith("going on after step 3")] == list(members)
     assert [r["steps"] for r in json.loads((tmp_path / "killed/members.json").read_text())["members"]] == [5, 5, 5]
 
 
