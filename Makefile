@@ -28,7 +28,7 @@ demo: $(READY)  ## train and compare multimodal SAEs on a generated world; repor
 test: $(READY)  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test-long: $(READY)  ## what the suite leaves out, since it takes minutes: several ranks, a Ray cluster, dry runs
+test-long: $(READY)  ## what the suite leaves out, since it takes minutes: more ranks, processes, a Ray cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
 
 test-newest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the newest host libraries that pyproject.toml allows

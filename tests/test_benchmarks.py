@@ -211,7 +211,7 @@ def test_goals_of_a_gpu(tmp_path):
     assert "times the bare step, ratio | 1.10 (mmsae fit, resident) | at most 1.18 | at most 1.05 | reached |" in text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_script_for_a_gpu_runs_dry(tmp_path):
     env = os.environ | {"PYTHON": sys.executable}
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--dry-run", str(tmp_path)]

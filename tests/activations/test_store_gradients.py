@@ -150,7 +150,6 @@ def test_what_underflows_is_refused(world, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.long
 def test_the_recipe_of_g_sae_trains_from_a_store(tmp_path):
     x = {"image": torch.randn(300, 16)}
     store = write_store(tmp_path / "s", x, grad={"image": torch.randn(300, 16)})

@@ -4,12 +4,12 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import yaml
+
+from tests.helpers import web
 
 TOKEN = "hf_not_a_real_token"
 
@@ -272,16 +272,9 @@ ROUTES = [
 ]  # fmt: skip
 
 
-@contextmanager
 def serving():
     """A running hub."""
-    server = Hub()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return web.serving(Hub)
 
 
 def used_by(server, monkeypatch, cache, token=TOKEN):

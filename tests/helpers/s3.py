@@ -1,11 +1,11 @@
 """As much of S3 as listing, reading and writing files needs, on this machine, over a dict of buckets."""
 
 import hashlib
-import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.helpers import web
 
 KEY, SECRET = "AKIDEXAMPLE", "not-a-real-secret"
 DATE = "2026-01-01T00:00:00.000Z"
@@ -146,13 +146,6 @@ def _tag(data):
     return f'"{hashlib.md5(data).hexdigest()}"'
 
 
-@contextmanager
 def serving():
     """A running store."""
-    server = S3()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    return web.serving(S3)

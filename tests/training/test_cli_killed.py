@@ -42,7 +42,7 @@ def test_killed_and_resumed_until_done(tmp_path):
     assert not [p for p in run.rglob(".*") if "tmp-" in p.name or "old-" in p.name]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_told_to_stop_it_writes_a_checkpoint_and_goes_on_exactly(tmp_path):
     """SIGTERM, long before the first periodic checkpoint: no step is lost."""
     store, run = make_store(tmp_path / "store"), tmp_path / "run"

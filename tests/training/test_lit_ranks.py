@@ -50,7 +50,6 @@ def test_ranks_end_with_the_same_state(trained):
     assert [k for k in a["state"] if not torch.equal(a["state"][k], b["state"][k])] == []
 
 
-@pytest.mark.long
 def test_rows_on_the_device_change_nothing(trained, tmp_path):
     done = fit(trained[0], tmp_path / "run", *OPTIONS, *TWO, *DUMP, "--data.resident", "true")
     assert done.returncode == 0, done.stderr
@@ -156,7 +155,6 @@ def test_ranks_that_cannot_share_the_batches_are_refused(trained, tmp_path):
     assert done.returncode == 2 and "of {'image': 33, 'text': 33}, this run has {'image': 34" in done.stderr
 
 
-@pytest.mark.long
 def test_two_ranks_validate_as_one(trained):
     store, run, _ = trained
     args = ["--data.store", store, "--trainer.default_root_dir", str(run), *SMALL, "--data.batch_size", "17"]

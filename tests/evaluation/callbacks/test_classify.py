@@ -88,7 +88,6 @@ def rank_main(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.long
 def test_two_ranks_equal_one():
     with tempfile.TemporaryDirectory() as folder:
         ranked(0, 1, folder)

@@ -111,7 +111,7 @@ def rank_main(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_ranks_equal_one():
     with tempfile.TemporaryDirectory() as folder:
         ranked(0, 1, folder)

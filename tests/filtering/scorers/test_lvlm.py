@@ -67,7 +67,7 @@ def test_scores_of_pairs_are_refused(job, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_give_the_same_files_as_one(job, tmp_path):
     given = {**job, "score": "cos_code", "text": "question+answer", "select": "cover"}
     one, two = (call(filter_command, **given, out=str(tmp_path / str(n)), devices=n) for n in (1, 2))

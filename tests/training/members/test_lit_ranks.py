@@ -20,7 +20,6 @@ def own(state, name):
     return {k.removeprefix(f"saes.{name}."): v for k, v in state.items() if k.startswith(f"saes.{name}.")}
 
 
-@pytest.mark.long
 def test_two_ranks(tmp_path):
     store = make_store(tmp_path / "store", n=313, rows_per_shard=100)
     options = ["--data.batch_size", "17", "--data.block", "16", "--trainer.max_steps", 9, *TWO, *DUMP]
