@@ -49,7 +49,7 @@ define test_hosts
 $(BIN)/python -m venv --clear --without-pip $(1) && \
 $(BIN)/python -c 'import site, sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
     > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/locked.pth && \
-$(UV) pip install --python $(1)/bin/python --require-hashes --no-deps -r $(2) && \
+$(UV) pip install --compile-bytecode --python $(1)/bin/python --require-hashes --no-deps -r $(2) && \
 { OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(JOBS) --dist loadfile $(HOST_TESTS) || \
   { echo "The tests of hosts fail with other versions than the lock's (lock -> here):"; \
     $(MOVED) requirements/lock.txt $(2) > /dev/null; exit 1; }; }
@@ -82,13 +82,15 @@ docs: $(READY)  ## the documentation site into build/docs, with pages that come 
 
 NEW_ENOUGH := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmsae needs Python 3.10 or newer, this is " + sys.version.split()[0])'
 
-# uv installs the lock in a third of the time that pip takes
+# uv installs the lock in a third of the time that pip takes; compiled, since each command would compile it all anew where
+# PYTHONDONTWRITEBYTECODE is set
 $(READY): pyproject.toml requirements/lock.txt $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(UVENV)/.ready)
 	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing mmsae and what it needs into $(VENV) (about 6 GB, some minutes) ..."
 ifeq ($(shell uname -sm),Linux x86_64)
-	$(UV) pip install --python $(BIN)/python --require-hashes --no-deps --only-binary :all: -r requirements/lock.txt
+	$(UV) pip install --compile-bytecode --python $(BIN)/python --require-hashes --no-deps --only-binary :all: \
+	    -r requirements/lock.txt
 	$(BIN)/python -W ignore -m pip install -q --no-build-isolation --no-deps -e .
 else
 	@echo "The lock is for Linux on x86-64; here come the newest versions that pyproject.toml allows."

@@ -60,6 +60,8 @@ def save_local(folder, config, seed=0, change=None):
     cls = open_clip.CoCa if "multimodal_cfg" in config else cls
     model = cls(**kw)
     with torch.no_grad():
+        if cls is open_clip.CoCa:  # what it never initialises: whatever was in memory, which may be NaN
+            model.text_decoder.text_projection.zero_()
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
         if change:
