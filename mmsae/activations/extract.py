@@ -171,23 +171,21 @@ class Extraction(NamedTuple):
         return StoreWriter(self.out, sites, dtype=self.dtype, units=len(self.paths), job=job)
 
     def batches(
-        self, host: Host, writer: StoreWriter, units: Sequence[int], workers: int, size: int
+        self, host: Host, writer: StoreWriter, workers: int, paths: Sequence[str], size: int
     ) -> Iterator[UnitBatch]:
-        """Batches of some tars of the job, as the host wants them; ``size`` samples each."""
+        """Batches of some tars, as the host wants them; ``size`` samples each."""
         made = reading(host, {s.modality for s in writer.sites.values()}, self.text, self.gradient)
         if self.resize == "device" and made["transform"] is not None:
             made["transform"] = _unsized(host)
         options = {"batch_size": size, "caption_field": self.data.caption_field, "unique": False, "keep": self.keep}
         options["pin_memory"] = host.device.type == "cuda"
-        return unit_batches([self.paths[u] for u in units], workers=workers, **options, **made)
+        return unit_batches(list(paths), workers=workers, **options, **made)
 
     def announce(self, host: Host, writer: StoreWriter, todo: Sequence[int], devices: int) -> None:
         """Say what will be done, how much disk it takes and about how long, and refuse what will not fit."""
         paths, sites = [self.paths[u] for u in todo], list(writer.sites.values())
-        stream, read = (
-            partial(self.batches, host, writer, todo, 0),
-            partial(host.read, sites=sites, gradient=self.gradient),
-        )
+        stream = partial(self.batches, host, writer, 0)
+        read = partial(host.read, sites=sites, gradient=self.gradient)
         # what a device makes of pixels is judged on a whole batch, see below
         whole = host.device.type != "cpu" or self.resize == "device"
         done = writer.units - len(todo)
@@ -233,7 +231,7 @@ class Extraction(NamedTuple):
             return HostPart(host, writer.open_part(unit_of[path], shard_name(path)), seen, self.gradient)
 
         def work(share: Share) -> None:
-            stream = self.batches(host, writer, share.units, self.workers, self.batch_size)
+            stream = self.batches(host, writer, self.workers, [self.paths[u] for u in share.units], self.batch_size)
             work_tars(stream, begin, share, "extract", self.data.fault_limit, self.how.progress)
 
         return work

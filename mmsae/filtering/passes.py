@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +70,11 @@ class Pass(NamedTuple):
                     # as another batch: a scorer keeps what it computed for the last
                     self._begin(worker, parts, parts.units[todo[0]]).add(batch._replace(), FaultLog())
 
-                stream, done = partial(self._batches, worker, paths, 0), len(self.paths) - len(todo)
-                whole = worker.device != "cpu"
+                done, whole = len(self.paths) - len(todo), worker.device != "cpu"
+
+                def stream(some: Sequence[str], size: int) -> Iterator[UnitBatch]:
+                    return self._batches(worker, some, 0, size)
+
                 about = estimate(paths, done, stream, try_out, self.batch_size, self.workers, devices, whole)
                 print(f"{self.kind}: {about}{about.takes(devices, worker.device)}", flush=True)
             engine.run(parts.tally, todo, self.worker(worker), _elsewhere, self)

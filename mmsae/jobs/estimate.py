@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from mmsae.errors import InputError
 from mmsae.files import duration
 from mmsae.shards import FaultLog, UnitBatch
 from mmsae.shards.groups import groups
@@ -40,7 +42,7 @@ class Estimate(NamedTuple):
 def estimate(
     paths: Sequence[str],
     done: int,
-    stream: Callable[[int], Iterator[UnitBatch]],
+    stream: Callable[[Sequence[str], int], Iterator[UnitBatch]],
     try_out: Callable[[ImageTextBatch], Any],
     batch_size: int,
     workers: int,
@@ -55,18 +57,22 @@ def estimate(
     Args:
         paths: The tars that are to be done.
         done: Tars that were done before.
-        stream: Gives their batches of a size, decoded in this process.
+        stream: Gives the batches, of a size, of some of them, decoded in this process.
         try_out: Does with a batch what the work does, and leaves nothing behind.
         batch_size: Samples of the work's batches.
         workers: Processes that decode for each device.
         devices: Number of devices.
         whole: Try whole batches.
+
+    Raises:
+        InputError: None of the tars that were tried can be had; where some can, the work itself will name the others.
+        OSError: The same, of files.
     """
-    sample = paths[:: -(-len(paths) // 4)]
-    counted = sum(1 for p in sample for _ in groups(p, FaultLog(), read=False))
+    sample, counted = _readable(paths[:: -(-len(paths) // 4)])
     # a command's output has no size before it has run
     there, counted_of = (sum(shard_size(p) or 1 for p in some) for some in (paths, sample))
     n = round(counted * there / counted_of)
+    stream = partial(stream, sample)
     first, decode = _first(stream, batch_size if whole else 1)
     seconds = made = None
     if first.uids:
@@ -76,6 +82,20 @@ def estimate(
         made, run = _timed(lambda: try_out(first))
         seconds = n / len(first.uids) / devices * (max(run, decode / workers) if workers else run + decode)
     return Estimate(len(paths), done, n, seconds, first, made)
+
+
+def _readable(sample: Sequence[str]) -> tuple[list[str], int]:
+    """Those of some tars whose headers can be read, and the number of their samples."""
+    found, counted, error = [], 0, None
+    for path in sample:
+        try:
+            counted += sum(1 for _ in groups(path, FaultLog(), read=False))
+            found.append(path)
+        except (InputError, OSError) as e:
+            error = e
+    if error is not None and not found:
+        raise error
+    return found, counted
 
 
 def _first(stream: Callable[[int], Iterator[UnitBatch]], size: int) -> tuple[ImageTextBatch, float]:

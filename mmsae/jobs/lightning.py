@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 
 from mmsae.jobs.folder import at_work
 from mmsae.jobs.processes import decoders
-from mmsae.jobs.tally import Tally
+from mmsae.jobs.tally import Tally, UnitsFailed, go_on, report
 from mmsae.jobs.units import Share, Work
 
 T = TypeVar("T")
@@ -54,12 +54,22 @@ class Ranks:
         self.wait()
 
     def run(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
-        """Do this rank's share, and wait for the others."""
+        """Do this rank's share, and wait for the others.
+
+        Raises:
+            UnitsFailed: Some units failed, of this rank or another, and the others are done.
+        """
+        mine = list(todo[self.rank :: self.size])
+        with nullcontext() if self.lock is None else at_work(self.lock), suppress(UnitsFailed):
+            go_on(lambda units: here(Share(units, self.lead)), mine, tally)
+        self.wait()
+        report([f for u, f in self.agree(tally.failed).items() if u in set(todo)], todo, tally)
+
+    def deal(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
+        """Do this rank's share of what has to be done, and wait for the others."""
         with nullcontext() if self.lock is None else at_work(self.lock):
             here(Share(list(todo[self.rank :: self.size]), self.lead))
         self.wait()
-
-    deal = run
 
 
 class LitJob(pl.LightningModule):

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmsae.allocator import keep_memory
+from mmsae.errors import InputError
 from mmsae.jobs.folder import at_work
-from mmsae.jobs.tally import Tally
+from mmsae.jobs.tally import Tally, UnitsFailed, go_on, report
 from mmsae.jobs.units import Share, Work
 
 T = TypeVar("T")
@@ -79,24 +80,40 @@ class Local:
         do()
 
     def run(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
-        """Do it here, or deal it out among the other processes; see :class:`~mmsae.jobs.units.Engine`."""
-        self.deal(tally, todo, here, there, *args)
+        """Do it here, or share it out among the other processes; see :class:`~mmsae.jobs.units.Engine`.
+
+        Raises:
+            UnitsFailed: Some units failed, and the others are done.
+        """
+        if not self.elsewhere(len(todo)):
+            go_on(lambda units: here(Share(units)), todo, tally)
+            return
+        self._share(todo, tally, there, *args)
+        report([f for u, f in tally.failed().items() if u in set(todo)], todo, tally)
 
     def deal(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
-        """The same."""
-        size = min(self.size, len(todo))
+        """The same for work of which each piece has to be done: the first that fails ends all."""
         if not self.elsewhere(len(todo)):
             here(Share(list(todo)))
             return
+        self._share(todo, None, there, *args)
+
+    def _share(self, todo: Sequence[int], tally: Tally | None, there: Callable[..., Work], *args: Any) -> None:
+        """Have the other processes do some units; with a tally, each of them goes on without those that fail."""
+        size = min(self.size, len(todo))
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
             self._stop = context.Event()
             self._pool = ProcessPoolExecutor(self.size, context, _start, (self._stop, context.Value("i", 0), self.lock))
-        jobs = [self._pool.submit(_work, there, list(todo[r::size]), r == 0, *args) for r in range(size)]
+        jobs = [self._pool.submit(_work, there, list(todo[r::size]), r == 0, tally, *args) for r in range(size)]
         self._result(jobs)
 
     def _result(self, jobs: list[Future]) -> None:
-        """Wait for all, and where one fails, let the others end."""
+        """Wait for all, and where one fails, let the others end.
+
+        Raises:
+            InputError: One was killed.
+        """
         failed = next((j.exception() for j in wait(jobs, return_when=FIRST_EXCEPTION).done if j.exception()), None)
         if not failed:
             return
@@ -106,6 +123,10 @@ class Local:
         if isinstance(failed, BrokenProcessPool):  # what follows needs other processes
             self._pool.shutdown()
             self._pool = None
+            raise InputError(
+                "a process was killed or crashed, for want of memory perhaps; "
+                "what is done is kept, and the same command goes on"
+            ) from failed
         raise failed
 
 
@@ -129,8 +150,13 @@ def _stopped() -> bool:
     return _stop.is_set()
 
 
-def _work(there: Callable[..., Work], units: list[int], lead: bool, *args: Any) -> None:
-    there(_rank, *args)(Share(units, lead, _stopped))
+def _work(there: Callable[..., Work], units: list[int], lead: bool, tally: Tally | None, *args: Any) -> None:
+    work = there(_rank, *args)
+    if tally is None:
+        work(Share(units, lead, _stopped))
+        return
+    with suppress(UnitsFailed):  # the tally has them, for the process that leads
+        go_on(lambda some: work(Share(some, lead, _stopped)), units, tally)
 
 
 def decoders(asked: int | None, processes: int) -> int:

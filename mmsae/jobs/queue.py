@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from mmsae.errors import InputError
 from mmsae.jobs.folder import at_work
 from mmsae.jobs.processes import Local
-from mmsae.jobs.tally import Tally, Waiting, go_on, told
+from mmsae.jobs.tally import Tally, Waiting, told
 from mmsae.jobs.units import Work
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def part_of_array(environment: Mapping[str, str]) -> str:
 
 
 class PartOf(Local):
-    """An :class:`~mmsae.jobs.units.Engine` that does one part of every pass, and goes on without units that fail.
+    """An :class:`~mmsae.jobs.units.Engine` that does one part of every pass.
 
     Args:
         part: Which part it is, from 1 on.
@@ -97,7 +97,7 @@ class PartOf(Local):
             f"{self}: {len(mine)} shards of {tally.folder.name} to do, of {len(tally.files)} in all parts", flush=True
         )
         with self._alone():
-            go_on(lambda units: super(PartOf, self).run(tally, units, here, there, *args), mine, tally)
+            super().run(tally, mine, here, there, *args)
         left = len(tally.missing())
         then = f"{left} shards of other parts are not done; when they are: --merge" if left else "next: --merge"
         raise Waiting(f"{self} of {tally.folder.name}: done; {then}")

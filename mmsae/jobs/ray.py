@@ -154,7 +154,7 @@ class _Pass:
     """
 
     def __init__(self, engine: RayWorkers, tally: Tally, todo: Sequence[int], given: list[Any]) -> None:
-        self.engine, self.tally, self.given, self.n, self.done = engine, tally, given, len(todo), 0
+        self.engine, self.tally, self.given, self.todo, self.done = engine, tally, given, todo, 0
         self.waiting, self.tries, self.failures = deque(todo), Counter[int](), list[Failure]()
         self.tasks: dict[Any, _Worker] = {}  # {reference: who will answer}
         self.broken: list[str] = []  # why workers could not begin, since one did a unit
@@ -168,7 +168,7 @@ class _Pass:
 
         workers = self.engine.workers
         try:
-            with progress_bar(self.tally.folder.name, "tar", self.engine.progress, self.n) as bar:
+            with progress_bar(self.tally.folder.name, "tar", self.engine.progress, len(self.todo)) as bar:
                 while self.waiting or any(w.unit is not None for w in workers):
                     self._hire()
                     self._deal()
@@ -180,7 +180,7 @@ class _Pass:
         finally:
             for worker in [w for w in workers if not w.ready or w.unit is not None]:
                 self._fire(worker)
-        report(self.failures, self.n, self.done)
+        report(self.failures, self.todo, self.tally)
 
     def _hire(self) -> None:
         """Ask for as many workers as there is room and work for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,21 +100,22 @@ def hopeless(failures: Sequence[Failure], done: int) -> bool:
     return done == 0 and len(failures) >= TRIED
 
 
-def report(failures: Sequence[Failure], units: int, done: int, cause: Exception | None = None) -> None:
-    """End a pass of which some units failed.
+def report(failures: Sequence[Failure], units: Sequence[int], tally: Tally, cause: Exception | None = None) -> None:
+    """End a pass of which some of these units failed.
 
     Raises:
         UnitsFailed: There are failures.
     """
-    if hopeless(failures, done):
-        raise UnitsFailed(
-            f"the first {len(failures)} shards all failed, and no other was tried: {told(failures)}"
-        ) from cause
-    if failures:
-        others = "the others are done" if done else "none is done"
-        raise UnitsFailed(
-            f"{len(failures)} of {units} shards failed, {others}; the same command tries them again: {told(failures)}"
-        ) from cause
+    if not failures:
+        return
+    done = sum(map(tally.done, units))
+    left = len(units) - done - len(failures)
+    others = "the others are done" if done else "none is done"
+    if left:
+        others = f"{done} are done, and {left} were not tried, since none was done when {TRIED} had failed"
+    raise UnitsFailed(
+        f"{len(failures)} of {len(units)} shards failed, {others}; the same command tries them again: {told(failures)}"
+    ) from cause
 
 
 def go_on(work: Callable[[list[int]], None], units: Sequence[int], tally: Tally) -> None:
@@ -143,10 +145,12 @@ def go_on(work: Callable[[list[int]], None], units: Sequence[int], tally: Tally)
             error = _alone(work, first)
         if error is not None:
             failures.append(tally.fail(first, said(error)))
+            if not isinstance(error, InputError):  # a fault of code, whose place is wanted
+                traceback.print_exception(error)
             cause = error
-        if hopeless(failures, sum(map(tally.done, units))):
+        if hopeless(failures, len(tally.files) - len(tally.missing())):
             break
-    report(failures, len(units), sum(map(tally.done, units)), cause)
+    report(failures, units, tally, cause)
 
 
 def _alone(work: Callable[[list[int]], None], unit: int) -> Exception | None:

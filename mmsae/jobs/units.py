@@ -165,8 +165,7 @@ class Engine(Protocol):
             *args: Plain values.
 
         Raises:
-            UnitsFailed: Some units failed and the others are done, where the engine goes on without them; elsewhere
-                the first failure ends all, with its own error.
+            UnitsFailed: Some units failed, and the others are done.
             Waiting: Other processes have to go on.
         """
 

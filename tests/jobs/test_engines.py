@@ -24,6 +24,7 @@ from mmsae.jobs.lightning import LitJob
 from mmsae.jobs.processes import Local
 from mmsae.jobs.queue import Merging, PartOf
 from mmsae.jobs.status import job_status
+from mmsae.jobs.tally import UnitsFailed
 from mmsae.options import Run, SAERun, Spread, UniqueData, call
 from mmsae.types import InputError
 from tests.helpers.evaluation import save_host, save_sae, write_colours
@@ -44,8 +45,8 @@ def root(tmp_path_factory):
 
 
 def extracted(root, out, **spread):
-    return call(extract_command, host=f"local-dir:{root / 'host'}", shards=str(root / "shards"), out=str(out), **QUIET,
-                **spread)  # fmt: skip
+    given = {"host": f"local-dir:{root / 'host'}", "shards": str(root / "shards"), "out": str(out)}
+    return call(extract_command, **given | QUIET | spread)
 
 
 def filtered(root, out, **spread):
@@ -100,15 +101,6 @@ def by_lightning(name, root, out):
     }[name]
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     trainer.predict(Predicted(do))
-
-
-@pytest.fixture(scope="module")
-def ray_of_one():
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def by_ray(name, root, out):
@@ -167,29 +159,53 @@ def test_an_array_of_slurm_and_its_status(root, whole, tmp_path, capsys, monkeyp
     assert tree(tmp_path / "alone") == whole["extract"]
 
 
-def test_a_unit_that_fails_is_named_by_the_part_and_the_status(root, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("how", ["processes", "part", "lightning"])
+def test_a_unit_that_fails_is_named_and_the_others_are_done(root, whole, tmp_path, capsys, monkeypatch, how):
     from mmsae.activations.extract import HostPart
 
-    real = HostPart.add
+    real, out = HostPart.add, tmp_path / "o"
 
     def breaks(self, batch, log):
         if "000002" in self.part.source:
             raise RuntimeError("the host gave up")
         return real(self, batch, log)
 
+    def work():
+        if how == "lightning":
+            by_lightning("extract", root, out)
+        else:
+            command("extract", root, out, *(["--part", "1/1"] if how == "part" else []))
+
     monkeypatch.setattr(HostPart, "add", breaks)
-    with pytest.raises(SystemExit) as e:
-        command("extract", root, tmp_path / "o", "--part", "1/1")
+    with pytest.raises(UnitsFailed if how == "lightning" else SystemExit) as e:
+        work()
     said = capsys.readouterr().err
-    assert e.value.code == 2 and "1 of 4 shards failed, the others are done" in said
+    if how == "lightning":
+        said += str(e.value)
+    else:
+        assert e.value.code == 2
+    assert "1 of 4 shards failed, the others are done" in said and "in breaks" in said  # the place of a fault of code
     assert "000002.tar: RuntimeError: the host gave up" in said
     with pytest.raises(SystemExit):
-        main(["status", str(tmp_path / "o")])
+        main(["status", str(out)])
     said = capsys.readouterr().out
     assert "3 of 4 shards done, 0 missing, 1 failed" in said and "000002.tar: RuntimeError: the host gave up" in said
     monkeypatch.undo()
-    command("extract", root, tmp_path / "o", "--part", "1/1")
-    assert not list((tmp_path / "o").glob("*.failed"))
+    work()
+    if how == "part":
+        command("extract", root, out, "--merge")
+    assert tree(out) == whole["extract"] and not list(out.glob("*.failed"))
+
+
+@pytest.mark.slow
+def test_a_shard_that_always_fails_stops_no_other_process(root, tmp_path, capsys):
+    shards = sorted(map(str, (root / "shards").glob("*.tar")))
+    shards[1] = f"pipe:cat {shards[1]}; exit 3"
+    with pytest.raises(UnitsFailed, match=r"1 of 4 shards failed, the others are done;.*pipe:cat .*000001.tar; exit 3"):
+        extracted(root, tmp_path / "o", shards=shards, devices=2)
+    with pytest.raises(SystemExit):
+        main(["status", str(tmp_path / "o")])
+    assert "3 of 4 shards done, 0 missing, 1 failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Jobs of vision-language hosts in parts of a batch queue: the bytes of one process."""
+"""Jobs of vision-language hosts in parts of a batch queue and on workers of Ray: the bytes of one process."""
 
 import pytest
 
@@ -35,15 +35,41 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", list(JOBS))
-def test_parts_that_are_merged_are_the_whole(name, root, tmp_path):
+def asked(name, root):
     command, options, rounds = JOBS[name]
     whose = {"host": f"lvlm:{root / 'llava'}"} if name in ("pope", "chair") else {"sae": str(root / "sae")}
-    given = {**whose, "shards": str(root / "shards"), **QUIET, **options}
-    call(command, **given, out=str(tmp_path / "whole"))
+    return command, {**whose, "shards": str(root / "shards"), **QUIET, **options}, rounds
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    """What a job gives in one process; made when it is first asked for."""
+    made = {}
+
+    def result(name):
+        if name not in made:
+            command, given, _ = asked(name, root)
+            call(command, **given, out=str(root / name))
+            made[name] = tree(root / name)
+        return made[name]
+
+    return result
+
+
+@pytest.mark.parametrize("name", list(JOBS))
+def test_parts_that_are_merged_are_the_whole(name, root, whole, tmp_path):
+    command, given, rounds = asked(name, root)
     for i in range(rounds):
         for part in ("2/2", "1/2"):
             assert call(command, **given, out=str(tmp_path / "parts"), part=part) is None
         made = call(command, **given, out=str(tmp_path / "parts"), merge=True)
         assert (made is None) == (i + 1 < rounds)
-    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    assert tree(tmp_path / "parts") == whole(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(JOBS))
+def test_workers_of_ray_give_the_same(name, root, whole, tmp_path, ray_of_one):
+    command, given, _ = asked(name, root)
+    call(command, **given, out=str(tmp_path / "ray"), engine="ray")
+    assert tree(tmp_path / "ray") == whole(name)

@@ -6,9 +6,11 @@ import time
 
 import pytest
 
+from mmsae.errors import InputError
 from mmsae.jobs import estimate as module
 from mmsae.jobs.estimate import FEW, estimate
 from mmsae.shards import UnitBatch
+from mmsae.shards.sources import expand
 from mmsae.types import ImageTextBatch
 
 
@@ -39,7 +41,7 @@ def test_the_second_pass_counts_and_is_small_where_it_is_slow(tars, monkeypatch,
     monkeypatch.setattr(module, "SLOW", 0.015)
     tried = []
 
-    def stream(size):
+    def stream(paths, size):
         names = [str(i) for i in range(size)]
         yield UnitBatch(tars[0], ImageTextBatch(None, None, names, names, names, names), last=False)
 
@@ -55,8 +57,21 @@ def test_the_second_pass_counts_and_is_small_where_it_is_slow(tars, monkeypatch,
 
 
 def test_no_good_sample(tars):
-    def stream(size):
+    def stream(paths, size):
         yield UnitBatch(tars[0], ImageTextBatch(None, None, [], [], [], []), last=True)
 
     about = estimate(tars, 0, stream, lambda batch: 1 / 0, batch_size=8, workers=0, devices=1, whole=False)
     assert about.seconds is None and about.made is None and about.takes(1, "cpu") == ""
+
+
+def test_tars_that_cannot_be_had_are_left_to_the_work(tars):
+    asked = []
+
+    def stream(paths, size):
+        asked.append(list(paths))
+        yield UnitBatch(tars[0], ImageTextBatch(None, None, [], [], [], []), last=True)
+
+    about = estimate(expand(["pipe:exit 3", tars[1]]), 0, stream, print, batch_size=8, workers=0, devices=1)
+    assert about.tars == 2 and asked == [[tars[1]]]
+    with pytest.raises(InputError, match="ended with status 3"):
+        estimate(expand("pipe:exit 3"), 0, stream, print, batch_size=8, workers=0, devices=1)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -124,7 +126,7 @@ def test_workers_join_and_leave(engine, tally, cluster, monkeypatch):
 
 @pytest.mark.long
 def test_what_all_would_meet_ends_the_job(engine, tally, monkeypatch):
-    with pytest.raises(UnitsFailed, match=r"the first [34] shards all failed, and no other was tried"):
+    with pytest.raises(UnitsFailed, match=r"[34] of 8 shards failed, 0 are done, and [45] were not tried"):
         run(engine, tally, dict.fromkeys(range(8), "input"))
     with pytest.raises(EndsJob, match="the disk is full"):
         run(engine, tally, {0: "ends"})
@@ -132,3 +134,28 @@ def test_what_all_would_meet_ends_the_job(engine, tally, monkeypatch):
     monkeypatch.setattr(module, "TRIED", 2)
     with pytest.raises(InputError, match="no worker of Ray can begin: the SAE is of another host"):
         run(engine, tally, {"begin": "the SAE is of another host"})
+
+
+def memory():
+    """Bytes of this machine, and how many of them are taken."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+    return kib["MemTotal"] << 10, (kib["MemTotal"] - kib["MemAvailable"]) << 10
+
+
+@pytest.mark.long
+def test_a_worker_that_takes_too_much_memory_is_ended_by_ray_and_its_unit_named(tmp_path):
+    have, taken = memory()
+    room, asked = 7 << 29, 6 << 30  # a worker with its libraries takes under 1 GiB
+    if have - taken < asked + (1 << 30):
+        pytest.skip(f"{(have - taken) / 2**30:.1f} GiB of memory are free, 7 are needed")
+    env = {"RAY_memory_usage_threshold": str((taken + room) / have), "RAY_memory_monitor_refresh_ms": "100"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.ray_memory", tmp_path / "parts", str(asked)],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert "1 of 4 shards failed, the others are done" in done.stdout, done.stderr
+    assert "1.tar: its worker was ended, because the machine ran out of memory (2 times)" in done.stdout

@@ -66,10 +66,22 @@ def test_an_error_that_another_unit_causes_is_not_the_first_ones(tally):
     assert tally.missing() == [3]
 
 
+def test_a_fault_of_code_is_shown_with_its_place(tally, capfd):
+    with pytest.raises(UnitsFailed):
+        go_on(worker(tally, {2}), range(6), tally)
+    assert capfd.readouterr().err == ""  # of the input: the sentence is enough
+    with pytest.raises(UnitsFailed, match="1 of 1 shards failed, none is done"):
+        go_on(worker(tally, {2}, KeyError), [2], tally)
+    assert "in work" in (told := capfd.readouterr().err) and "KeyError: 'unit 2 is broken'" in told
+
+
 def test_where_none_is_done_the_fault_is_no_units(tally):
     calls = []
-    with pytest.raises(UnitsFailed, match=rf"the first {TRIED} shards all failed.*a\.tar: unit 0.*c\.tar: unit 2") as e:
+    with pytest.raises(UnitsFailed, match=r"a\.tar: unit 0.*c\.tar: unit 2") as e:
         go_on(worker(tally, set(range(6)), calls=calls), range(6), tally)
+    assert str(e.value).startswith(
+        f"{TRIED} of 6 shards failed, 0 are done, and 3 were not tried, since none was done when {TRIED} had failed"
+    )
     assert max(map(max, calls)) == 5 and [c for c in calls if len(c) == 1] == [[0], [1], [2]]
     assert str(e.value.__cause__) == "unit 2 is broken"
     with pytest.raises(EndsJob, match="unit 0"):

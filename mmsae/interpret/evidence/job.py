@@ -191,9 +191,9 @@ class EvidenceJob:
             looked = r.look(batch, FaultLog())
             per_item[0] = sum(len(f.item) for f in looked.fired.values()) / max(1, len(batch.uids))
 
-        def stream(size: int) -> Iterator[UnitBatch]:
+        def stream(some: Sequence[str], size: int) -> Iterator[UnitBatch]:
             r.plan = plan._replace(workers=0, batch_size=size)
-            return r.stream(paths)
+            return r.stream(some)
 
         where = ", ".join(f"{m} at {s.spec}" for m, s in r.sites.items() if m in plan.modalities)
         say(f"evidence of {r.sae.d_sae} latents: {where}")
@@ -206,7 +206,7 @@ class EvidenceJob:
             else:  # drawing a batch to time it would cost a part of the work
                 samples = sum(len(text_samples(p)) if p.endswith(PROMPTS) else count_samples(p) for p in paths)
                 say(f"  about {samples} texts")
-                with closing(stream(1)) as batches:
+                with closing(stream(paths, 1)) as batches:
                     first = next(step.batch for step in batches)
                 if first.uids:
                     look(first)
