@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measure import Options, environment
+from mmsae import partitions
 from mmsae.allocator import keep_memory
 from mmsae.filtering import columns, merge
 from mmsae.filtering.columns import Column, Summary, rank_correlations, read_samples
 from mmsae.filtering.reshard import Reshard, in_runs, write_elsewhere
-from mmsae.jobs import partitions
 from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.processes import Local
 from mmsae.report.tables import markdown_table

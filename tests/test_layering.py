@@ -9,14 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# shapes, errors, whole files, a hash, options, a word, names on demand, numbers that pass without waiting
-BASE = {"types", "errors", "files", "fingerprint", "allocator", "options", "moved", "lazy", "device", "__version__"}
+# shapes, errors, whole files, sorted ones, a hash, options, a word, names on demand, numbers that pass without waiting
+BASE = {
+    "types",
+    "errors",
+    "files",
+    "partitions",
+    "fingerprint",
+    "allocator",
+    "options",
+    "moved",
+    "lazy",
+    "device",
+    "__version__",
+}
 MODELS = BASE | {"load", "kernels", "sae", "remote", "shards", "jobs", "hosts", "activations", "metrics", "report"}
 ALLOWED = {
     # Codes.decode_with is the one upward import: a method of a shape that everything passes around
     "errors": set(),
     "types": {"errors", "kernels"},
     "files": {"errors"},
+    "partitions": {"files"},
     "allocator": set(),
     "recipes": {"errors"},
     "options": {"errors", "hosts"},  # hosts within one function: how options of a host become part of its name

@@ -230,16 +230,18 @@ class ActivationStore:
         return Tokens(x, item, ids, extra["position"] or None, extra["special"] or None, grad=grad or None)
 
     def positions(self, uids: Sequence[str]) -> np.ndarray:
-        """``(len(uids),)`` item numbers.
+        """``(len(uids),)`` item numbers; looks through the index, of which one shard is in memory at a time.
 
         Raises:
             InputError: A uid is not in the store.
         """
-        where = {u: i for i, u in enumerate(self.uids)}
-        try:
-            return np.array([where[u] for u in uids], np.int64)
-        except KeyError as e:
-            raise InputError(f"{self.folder}: uid {e.args[0]} is not among the {len(self)} items of the store") from e
+        where, at = dict.fromkeys(uids, -1), 0
+        for column in self.columns("uid"):
+            where |= {u: i for i, u in enumerate(column.to_pylist(), at) if u in where}
+            at += len(column)
+        if lost := next((u for u, i in where.items() if i < 0), None):
+            raise InputError(f"{self.folder}: uid {lost} is not among the {len(self)} items of the store")
+        return np.array([where[u] for u in uids], np.int64)
 
     def items_of_rows(self, name: str, idx: np.ndarray) -> np.ndarray:
         """``(n,)`` item number of each row."""

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsae.jobs.duplicates import UidParts
+from mmsae.shards.uid_set import MOST, Hashes
 from mmsae.shards.uids import uid_text
 from mmsae.types import InputError
 
-MOST = 1 << 24
 _M1, _M2, _STEP = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -49,9 +49,10 @@ def find_duplicate(files: Sequence[Path], labels: Sequence[str], folder: Path) -
 
 
 class SeenUids:
-    """Uids of the parts that are written, as sorted 64-bit hashes; tells early when one occurs again.
+    """Hashes of the uids of the parts that are written; tells early when one occurs again.
 
-    It remembers the first :data:`MOST` (128 MiB); what comes after is found when the parts are merged.
+    It remembers the first :data:`mmsae.shards.uid_set.MOST`; what repeats a later one is found when the parts are
+    merged. A hash alone refuses nothing: where one occurs again the uids are compared.
 
     ``files`` is ``{parquet file of a part: what to call it}`` of those that an earlier run finished.
     """
@@ -63,7 +64,7 @@ class SeenUids:
             if n < MOST:
                 hashes.append(uid_hash(pq.read_table(f, columns=["uid"])["uid"]))
                 n += len(hashes[-1])
-        self._hashes = np.sort(np.concatenate(hashes))
+        self._hashes = Hashes(np.concatenate(hashes))
 
     @contextmanager
     def part(self, uids: Sequence[str], keys: Sequence[str], file: Path, label: str) -> Iterator[None]:
@@ -72,16 +73,14 @@ class SeenUids:
         Raises:
             InputError: One of them occurs twice, in this part or in an earlier one of this process.
         """
-        if len(self._hashes) >= MOST:
-            return
-        merged = np.concatenate([self._hashes, np.sort(uid_hash(uids))])
-        merged.sort(kind="stable")  # two sorted runs: one merge
-        if (merged[1:] == merged[:-1]).any():
+        new = uid_hash(uids).tolist()
+        if len(set(new)) < len(new) or any(h in self._hashes for h in new):
             with tempfile.TemporaryDirectory() as tmp:
                 pq.write_table(pa.table({"uid": uids, "key": keys}), own := Path(tmp) / "part.parquet")
                 files = {**self._files, own: label}
                 if dup := find_duplicate(list(files), list(files.values()), Path(tmp)):
                     raise InputError(f"{dup}; uids must differ, remove one of the two samples")
         yield
-        self._hashes = merged
+        for h in new:
+            self._hashes.add(h)
         self._files[file] = label

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import torch
 
 from mmsae.files import disk_errors
-from mmsae.jobs.partitions import order_statistics
 from mmsae.metrics.statistics import spearman
+from mmsae.partitions import order_statistics
 from mmsae.shards.uids import hex_uids, uid_words
 from mmsae.types import InputError
 

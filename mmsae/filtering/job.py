@@ -262,7 +262,7 @@ class FilterJob:
         if self.duplicates == "drop":
             uids.drop(lambda i, new, log: without_duplicates(parts[i], new, log))
         elif twice := uids.first():
-            raise InputError(taken_already(twice.uid, twice.key, twice.where, twice.first))
+            raise InputError(taken_already(twice.uid, twice.where, twice.first, twice.key))
         log = judged((part_faults(p) for p in parts), job.fault_limit)
         samples = read_samples(parts, scratch)
         query = None if self.query is None else self._query(parts, samples, scratch)

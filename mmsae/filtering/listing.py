@@ -102,7 +102,7 @@ class ExportJob:
                 uids.drop(lambda i, new, log: without_duplicates(parts[i], new, log))
                 uids = UidParts(parts, uids.labels, folder.work)
             elif twice := uids.first():
-                raise InputError(taken_already(twice.uid, twice.key, twice.where, twice.first))
+                raise InputError(taken_already(twice.uid, twice.where, twice.first, twice.key))
             shards = self._plan(parts, uids.starts)
             if todo := shards.missing():
                 engine.deal(shards.tally, in_runs(todo, engine.size), shards.work, write_elsewhere, shards)

@@ -1,7 +1,7 @@
 """The result of a filter job's parts: which samples are kept, their uids and the table of all, in flat memory.
 
 The threshold is found by counting leading bits of the scores and sorting those samples alone that share the threshold's
-(:func:`mmsae.jobs.partitions.nth`); places in the order of choice and the sorted uids come from partitioned files. What
+(:func:`mmsae.partitions.nth`); places in the order of choice and the sorted uids come from partitioned files. What
 is known of every sample lies in columns on disk, 30 to 100 bytes a sample.
 """
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from mmsae.files import atomic_file, disk_errors
 from mmsae.filtering import columns
 from mmsae.filtering.columns import Column, ScoredSamples
-from mmsae.jobs.partitions import ascending, nth, order_key
+from mmsae.partitions import ascending, nth, order_key
 from mmsae.shards.uids import DATACOMP
 
 ROW_GROUPS = 4096

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from mmsae.jobs.partitions import by_part, repeated
+from mmsae.partitions import by_part, repeated
 from mmsae.shards import FaultLog
 from mmsae.shards.uids import uid_words
 

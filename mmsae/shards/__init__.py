@@ -13,7 +13,8 @@ from mmsae.shards.shard import Shard, as_shard, identity, shard_name, shard_size
 from mmsae.shards.sources import Source, Sources, as_sources, expand
 from mmsae.shards.streams import UnitBatch
 from mmsae.shards.uid_list import UidList
-from mmsae.shards.uids import UidSet, draw, group_uid, make_uid
+from mmsae.shards.uid_set import UidSet
+from mmsae.shards.uids import draw, group_uid, make_uid
 from mmsae.shards.writer import ShardWriter
 
 __all__ = [

@@ -20,7 +20,7 @@ from mmsae.shards.faults import FaultLog
 from mmsae.shards.sources import Source, Sources, expand_sources
 from mmsae.shards.streams import ExactStream, Mixed, TrainStream, UnitBatch
 from mmsae.shards.uid_list import UidList
-from mmsae.shards.uids import UidSet
+from mmsae.shards.uid_set import UidSet
 from mmsae.types import ImageTextBatch, InputError
 
 log = logging.getLogger("mmsae.shards")
@@ -127,17 +127,18 @@ class ExactLoader:
         self.faults = FaultLog()
 
     def __iter__(self) -> Iterator[ImageTextBatch]:
-        self.faults, uids = FaultLog(), UidSet()
+        self.faults = FaultLog()
         pending, held = FaultLog(), None  # one batch is held back for the faults that come after it
-        for packet in _packets(self.stream, self.workers, self.pin_memory):
-            batch = packet.batch
-            self.faults.merge(batch.faults)
-            self.faults.check(self.fault_limit)
-            uids.add_batch(batch)
-            if held is not None and batch.uids:
-                yield held._replace(faults=pending.take())
-            pending.merge(batch.faults)
-            held = batch if batch.uids else held
+        with UidSet() as uids:
+            for packet in _packets(self.stream, self.workers, self.pin_memory):
+                batch = packet.batch
+                self.faults.merge(batch.faults)
+                self.faults.check(self.fault_limit)
+                uids.add_batch(batch)
+                if held is not None and batch.uids:
+                    yield held._replace(faults=pending.take())
+                pending.merge(batch.faults)
+                held = batch if batch.uids else held
         self.faults.check(self.fault_limit, final=True)
         if held is not None:
             yield held._replace(faults=pending.take())
@@ -252,8 +253,7 @@ def _end_by_main(main: BaseProcess) -> None:
 
 
 def _unique(packets: Iterator[UnitBatch]) -> Iterator[UnitBatch]:
-    uids = UidSet()
-    with closing(packets):
+    with closing(packets), UidSet() as uids:
         for packet in packets:
             uids.add_batch(packet.batch)
             yield packet

@@ -14,7 +14,8 @@ from mmsae.shards.groups import groups
 from mmsae.shards.shard import as_shard
 from mmsae.shards.table import check_columns
 from mmsae.shards.uid_list import UidList
-from mmsae.shards.uids import UidSet, group_uid
+from mmsae.shards.uid_set import UidSet
+from mmsae.shards.uids import group_uid
 
 FROM_JSON = ("missing_json", "missing_caption")
 """Kinds of faults for which a broken json is the reason."""
@@ -97,13 +98,13 @@ def read_shards(paths: Iterable[str | Path], faults: FaultLog, **options: Any) -
     """The good samples of several shards of one set, each uid once, for whatever joins by uid; see ``read_shard``.
 
     Raises:
-        InputError: If a uid occurs twice.
+        InputError: If a uid occurs twice; told after the last sample where there are very many, see :class:`UidSet`.
     """
-    uids = UidSet()
-    for path in paths:
-        for sample in read_shard(path, faults, **options):
-            uids.add(sample.uid, sample.shard, sample.key)
-            yield sample
+    with UidSet() as uids:
+        for path in paths:
+            for sample in read_shard(path, faults, **options):
+                uids.add(sample.uid, sample.shard, sample.key)
+                yield sample
 
 
 def _lack(s: Sample, need: Collection[str], no_caption: bool, no_json: bool, field: str) -> tuple[str, str] | None:

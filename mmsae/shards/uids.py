@@ -1,4 +1,4 @@
-"""Ids of samples: where they come from, numbers that are drawn by them, and that they differ."""
+"""Ids of samples: where they come from, and numbers that are drawn by them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from mmsae.shards.group import Group
 from mmsae.shards.shard import as_shard
-from mmsae.types import ImageTextBatch, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,43 +83,10 @@ def draw(uid: str, seed: int = 0) -> float:
     return int.from_bytes(blake2b(f"{seed}/{uid}".encode(), digest_size=6).digest(), "big") / 2**48
 
 
-def taken_already(uid: str, key: str, shard: str, first: str) -> str:
-    """The sentence about a uid for the second time."""
+def taken_already(uid: str, shard: str, first: str, key: str = "") -> str:
+    """The sentence about a uid for the second time, in ``shard``; ``first`` is the shard that had it before."""
+    which = f" of key {key}" if key else ""
     return (
-        f"uid {uid} of key {key} in shard {shard} was already taken by a sample of shard {first}: uids must"
+        f"uid {uid}{which} in shard {shard} was already taken by a sample of shard {first}: uids must"
         " differ, remove one of the two samples (extract and filter do so with --duplicates drop)."
     )
-
-
-class UidSet:
-    """The uids of one job; a uid for the second time is refused (about 150 bytes of memory a uid)."""
-
-    def __init__(self) -> None:
-        self._shard_of: dict[bytes, int] = {}
-        self._shards: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._shard_of)
-
-    def __contains__(self, uid: str) -> bool:
-        return bytes.fromhex(uid) in self._shard_of
-
-    def add(self, uid: str, shard: str, key: str) -> None:
-        """Remember a uid.
-
-        Raises:
-            InputError: If it was there already; names the uid, the key and both shards.
-        """
-        if (first := self.take(uid, shard)) is not None:
-            raise InputError(taken_already(uid, key, shard, first))
-
-    def take(self, uid: str, shard: str) -> str | None:
-        """Remember a uid; the name of the shard that has it already, or None where it is new."""
-        n = len(self._shard_of)
-        first = self._shard_of.setdefault(bytes.fromhex(uid), self._shards.setdefault(shard, len(self._shards)))
-        return list(self._shards)[first] if len(self._shard_of) == n else None
-
-    def add_batch(self, batch: ImageTextBatch) -> None:
-        """Remember the uids of a batch; see :meth:`add`."""
-        for row in zip(batch.uids, batch.shards, batch.keys, strict=True):
-            self.add(*row)

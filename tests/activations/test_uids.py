@@ -8,8 +8,11 @@ import pyarrow as pa
 import pytest
 
 from mmsae.activations import ActivationStore, extract
+from mmsae.activations import uids as uids_module
 from mmsae.activations.uids import uid_hash
 from mmsae.activations.writer import PartWriter, StoreWriter
+from mmsae.shards import uid_set
+from mmsae.types import InputError
 from tests.helpers.stores import FakeHost, contents, make_shards
 
 QUIET = {"workers": 0, "progress": False}
@@ -68,3 +71,21 @@ def test_two_sets_whose_tars_have_equal_names(tmp_path, monkeypatch):
         extract(host, [*a, *b], tmp_path / "t", batch_size=4, **QUIET)
     # one tar is left, whose name no other of those that are read has
     assert contents(extract(host, [*a, *b], tmp_path / "t", batch_size=4, **QUIET)) == contents(s.folder)
+
+
+def test_what_is_more_than_is_remembered_is_found_in_the_merge(tmp_path, monkeypatch):
+    for module in (uid_set, uids_module):
+        monkeypatch.setattr(module, "MOST", 6)
+    paths = make_shards(tmp_path / "in", 4, 5, uid=lambda i: f"{i:032x}")
+    whole = extract(FakeHost(), paths, tmp_path / "s", batch_size=4, **QUIET)
+    assert len(ActivationStore(whole)) == 20
+    twice = make_shards(tmp_path / "twice", 4, 5, uid=lambda i: f"{(12 if i == 17 else i):032x}")
+    with pytest.raises(InputError, match=rf"uid {12:032x} occurs twice.*000002.*000003"):
+        extract(FakeHost(), twice, tmp_path / "t", batch_size=4, **QUIET)
+    assert len(list((tmp_path / "t").glob("*.parquet"))) == 4  # all parts were written before it was found
+    soon = make_shards(tmp_path / "soon", 4, 5, uid=lambda i: f"{(2 if i == 12 else i):032x}")
+    with pytest.raises(InputError, match=rf"uid {2:032x} occurs twice.*000000.*000002"):
+        extract(FakeHost(), soon, tmp_path / "u", batch_size=4, **QUIET)
+    assert len(list((tmp_path / "u").glob("*.parquet"))) == 2
+    with pytest.raises(InputError, match=rf"uid {2:032x} occurs twice.*000000.*000002"):  # what was written counts
+        extract(FakeHost(), soon, tmp_path / "u", batch_size=4, **QUIET)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from benchmarks.merge import merged, write_parts
+from mmsae import partitions
 from mmsae.filtering import columns
 from mmsae.filtering.choose import check_memory
 from mmsae.filtering.columns import Column, ScoredSamples
 from mmsae.filtering.merge import budget, keep_best, keep_rows, write_uids
-from mmsae.jobs import partitions
 from mmsae.shards.uids import DATACOMP, hex_uids
 from mmsae.types import InputError
 from tests.helpers.stores import peak

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmsae.jobs import partitions
+from mmsae import partitions
 from mmsae.jobs.duplicates import Repeat, UidParts
 
 UIDS = [[1, 2, 3, 3, 4], [], [5, 3, 6, 1, 7], [9]]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsae.shards import FaultLog, UidSet, make_uid, read_shard
-from mmsae.types import InputError
+from mmsae.shards import FaultLog, make_uid, read_shard
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="the shared data sets are not here")
@@ -127,12 +126,6 @@ def test_uids(tmp_path, make):
     made = [make_uid("s", "x.tar", "k", {}), make_uid("s", "x.tar", "k", {"uid": "short"})]
     assert made[0] == made[1] and len(made[0]) == 32 and int(made[0], 16)
     assert len({make_uid("s", "x.tar", "k", {}), make_uid("sx", ".tar", "k", {}), make_uid("", "x.tar", "k", {})}) == 3
-    uids = UidSet()
-    uids.add(uid, "x.tar", "k1")
-    uids.add(made[0], "y.tar", "k1")
-    assert uid in uids and len(uids) == 2
-    with pytest.raises(InputError, match=rf"uid {uid} of key k2 in shard z\.tar .* shard x\.tar"):
-        uids.add(uid, "z.tar", "k2")
 
 
 def test_the_same_key_twice_gives_the_same_uid_twice(tmp_path, make):

@@ -62,28 +62,29 @@ def load_pairs(
 
     fit = Compose([Resize(image_size, InterpolationMode.BICUBIC), CenterCrop(image_size)])
     limit = round(data.max_gigabytes * 1e9 / (3 * image_size**2))
-    faults, uids, text_ids = FaultLog(), UidSet(), {}
+    faults, text_ids = FaultLog(), {}
     images, rows, groups, last = [], [], [], None
     paths = expand(shards)
-    for path in tqdm(paths, desc="reading shards", disable=not progress, leave=False):
-        for s in read_shard(path, faults, caption_field=data.caption_field):
-            uids.add(s.uid, s.shard, s.key)
-            if keep and not keep(s.meta):
-                continue
-            if len(images) == limit:
-                raise InputError(
-                    f"{shards} has more than the {limit} images of {image_size} x {image_size} that fit into"
-                    f" {data.max_gigabytes:g} GB: give fewer shards, a smaller image size or a higher limit"
-                )
-            several = [] if data.caption_field else s.meta.get("captions") or []
-            captions = [c.strip() for c in several if isinstance(c, str) and c.strip()] or [s.caption]
-            image = s.image if s.image.size == (image_size, image_size) else fit(s.image)
-            images.append(np.asarray(image))
-            rows.append([text_ids.setdefault(c, len(text_ids)) for c in captions])
-            pair = s.meta.get("pair")
-            groups.append((groups[-1] if groups else 0) + (pair is None or pair != last))
-            last = pair
-        faults.check(data.fault_limit)
+    with UidSet() as uids:
+        for path in tqdm(paths, desc="reading shards", disable=not progress, leave=False):
+            for s in read_shard(path, faults, caption_field=data.caption_field):
+                uids.add(s.uid, s.shard, s.key)
+                if keep and not keep(s.meta):
+                    continue
+                if len(images) == limit:
+                    raise InputError(
+                        f"{shards} has more than the {limit} images of {image_size} x {image_size} that fit into"
+                        f" {data.max_gigabytes:g} GB: give fewer shards, a smaller image size or a higher limit"
+                    )
+                several = [] if data.caption_field else s.meta.get("captions") or []
+                captions = [c.strip() for c in several if isinstance(c, str) and c.strip()] or [s.caption]
+                image = s.image if s.image.size == (image_size, image_size) else fit(s.image)
+                images.append(np.asarray(image))
+                rows.append([text_ids.setdefault(c, len(text_ids)) for c in captions])
+                pair = s.meta.get("pair")
+                groups.append((groups[-1] if groups else 0) + (pair is None or pair != last))
+                last = pair
+            faults.check(data.fault_limit)
     faults.check(data.fault_limit, final=True)
     if len(images) < 2:
         wanted = "readable pairs of the wanted kind" if keep else "readable pairs"

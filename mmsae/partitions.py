@@ -128,7 +128,7 @@ def _full(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         if n >= ROWS:
             yield np.concatenate(held)
             held, n = [], 0
-    if held:
+    if n:
         yield np.concatenate(held)
 
 

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from mmsae.jobs import partitions
-from mmsae.jobs.partitions import (
+from mmsae import partitions
+from mmsae.partitions import (
     ascending,
     by_part,
     from_order_key,
@@ -56,6 +56,9 @@ def test_records_come_in_order(kind, tmp_path):
     assert np.array_equal(found, x[np.lexsort((x[:, 1], x[:, 0]))])
     assert not list(tmp_path.iterdir())
     assert not list(ascending(lambda: iter(()), 2, tmp_path))
+    empty = x[:0]  # as parts without samples give it, the last ones too
+    with_empty = ascending(lambda: iter([empty, *blocks(x), x[:40], empty, empty]), 2, tmp_path)
+    assert sum(map(len, with_empty)) == len(x) + 40 and not list(tmp_path.iterdir())
 
 
 def test_blocks_stay_small(tmp_path):
