@@ -1,4 +1,4 @@
-"""The job of ``mmsae export``: which samples of a list lie where, then the shards of those."""
+"""The job of ``mmsae export``: a pass for the samples of a list, then one for the shards of those."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsae.files import write_json
-from mmsae.filtering.columns import BLOCK, Column
 from mmsae.filtering.passes import META, part_faults, without_duplicates
 from mmsae.filtering.reshard import Reshard, in_runs, write_elsewhere
 from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.estimate import progress_bar
 from mmsae.jobs.folder import JobFolder
-from mmsae.jobs.units import Engine, Parts, Share, Work
+from mmsae.jobs.units import Engine, Parts, Share, Work, do_missing
 from mmsae.shards import FaultLog, UidList, expand, identity, read_shard, shard_name
 from mmsae.shards.uids import taken_already
 from mmsae.types import InputError
 
-RESULTS = "results.json"
+RESULTS, PLAN = "results.json", "plan.npy"
 
 
 class Listing(NamedTuple):
@@ -85,44 +83,50 @@ class ExportJob:
         self.per_shard, self.compress, self.duplicates = per_shard, compress, duplicates
 
     def run(self, engine: Engine) -> Path:
-        """Do the job, or what is left of it; returns the result's folder."""
+        """Do the job, or what is left of it, in each process of an engine; returns the result's folder."""
         folder, listing = self.folder, self.listing
         if folder.finished:
-            if listing.progress:
+            if engine.lead and listing.progress:
                 print(f"{folder.out}: finished before; nothing to do")
             return folder.out
-        with folder.lead():
-            engine.lock = folder.lock
-            folder.draft.mkdir(parents=True, exist_ok=True)
-            if todo := [u.index for u in listing.parts.missing()]:
-                engine.deal(listing.parts.tally, todo, listing.work, list_elsewhere, listing)
-            parts = listing.parts.files()
-            uids = UidParts(parts, [shard_name(p) for p in listing.paths], folder.work)
-            if self.duplicates == "drop":
-                uids.drop(lambda i, new, log: without_duplicates(parts[i], new, log))
-                uids = UidParts(parts, uids.labels, folder.work)
-            elif twice := uids.first():
-                raise InputError(taken_already(twice.uid, twice.where, twice.first, twice.key))
-            shards = self._plan(parts, uids.starts)
-            if todo := shards.missing():
-                engine.deal(shards.tally, in_runs(todo, engine.size), shards.work, write_elsewhere, shards)
-            self._finish(parts, int(uids.starts[-1]), shards.shards)
+        with folder.under(engine):
+            if engine.lead:
+                folder.draft.mkdir(parents=True, exist_ok=True)
+            engine.wait()  # the folder is there, and the leader's, before any other works
+            do_missing(engine, listing.parts.tally, listing.work, list_elsewhere, listing)
+            engine.merge((folder.work / PLAN).exists, self._plan)
+            shards = self._shards()
+            if todo := engine.agree(shards.missing):
+                shards.tally.note()
+                engine.run(shards.tally, in_runs(todo, engine.size), shards.work, write_elsewhere, shards)
+            engine.merge(lambda: False, lambda: self._finish(shards))
         return folder.out
 
-    def _plan(self, parts: list[Path], starts: np.ndarray) -> Reshard:
-        n, listing, scratch = int(starts[-1]), self.listing, self.folder.work / "merge"
-        if not n:
-            raise InputError(f"none of the {len(listing.keep)} uids of {listing.keep.path} is in the shards")
-        scratch.mkdir(exist_ok=True)
-        all_ = Column.write(scratch / "kept", bool, (np.ones(min(BLOCK, n - lo), bool) for lo in range(0, n, BLOCK)))
-        shards = Reshard(listing.paths, parts, starts, all_, scratch / "plan.npy", self.folder.draft, self.per_shard,
-                         self.compress, listing.progress)  # fmt: skip
-        shards.make_plan()
-        return shards
+    def _shards(self) -> Reshard:
+        """The output shards, of all samples that the parts have now."""
+        listing, parts = self.listing, self.listing.parts.files()
+        starts = UidParts(parts, [], self.folder.work).starts
+        return Reshard(listing.paths, parts, starts, None, self.folder.work / PLAN, self.folder.draft, self.per_shard,
+                       self.compress, listing.progress)  # fmt: skip
 
-    def _finish(self, parts: list[Path], n: int, written: int) -> None:
-        listing, log = self.listing, FaultLog()
-        for part in parts:
+    def _plan(self) -> None:
+        """See that every uid is there once, and plan the output shards, unless that is done."""
+        if (self.folder.work / PLAN).exists():
+            return
+        listing, parts = self.listing, self.listing.parts.files()
+        uids = UidParts(parts, [shard_name(p) for p in listing.paths], self.folder.work)
+        if self.duplicates == "drop":
+            uids.drop(lambda i, new, log: without_duplicates(parts[i], new, log))
+        elif twice := uids.first():
+            raise InputError(taken_already(twice.uid, twice.where, twice.first, twice.key))
+        shards = self._shards()
+        if not shards.starts[-1]:
+            raise InputError(f"none of the {len(listing.keep)} uids of {listing.keep.path} is in the shards")
+        shards.make_plan()
+
+    def _finish(self, shards: Reshard) -> None:
+        listing, log, n, written = self.listing, FaultLog(), int(shards.starts[-1]), shards.shards
+        for part in shards.parts:
             log.merge(FaultLog.from_dict(part_faults(part)).take())
         found = log.n_seen - log.counts["duplicate"]
         results = {"samples": n, "written_shards": written}

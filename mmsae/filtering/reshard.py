@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from mmsae.files import atomic_file
 from mmsae.filtering.columns import Column
 from mmsae.jobs.estimate import progress_bar
 from mmsae.jobs.tally import Tally
@@ -35,7 +36,7 @@ class Reshard(NamedTuple):
     paths: list[str]  #: Input shards.
     parts: list[Path]  #: Their parts of the ``score`` pass.
     starts: np.ndarray  #: Number of the first sample of each part, and of all of them last.
-    kept: Column  #: Which samples are kept.
+    kept: Column | None  #: Which samples are kept; None: all.
     #: File of the plan: ``(shards + 1, 3)`` part, number among its kept samples, and number among all that are kept.
     plan: Path
     out: Path  #: Folder of the output shards.
@@ -43,21 +44,28 @@ class Reshard(NamedTuple):
     compress: bool  #: Whether they are ``.tar.gz``.
     progress: bool  #: Whether to show a bar.
 
-    def _kept_keys(self, part: int) -> list[str]:
-        on = self.kept.part(int(self.starts[part]), int(self.starts[part + 1]))
-        return pq.read_table(self.parts[part], columns=["key"])["key"].filter(on).to_pylist() if on.any() else []
+    def _kept(self, part: int, columns: Sequence[str]) -> list[tuple[str, ...]]:
+        """Columns of the kept samples of a part."""
+        lo, hi = int(self.starts[part]), int(self.starts[part + 1])
+        on = np.ones(hi - lo, bool) if self.kept is None else self.kept.part(lo, hi)
+        if not on.any():  # such a part may lack the columns
+            return []
+        table = pq.read_table(self.parts[part], columns=list(columns)).filter(on)
+        return list(zip(*(table[c].to_pylist() for c in columns), strict=True))
 
     def make_plan(self) -> None:
         """Write the plan."""
         begins, keys, n = [], set(), 0
         for part in range(len(self.parts)):
-            for i, key in enumerate(map(safe_key, self._kept_keys(part))):
+            for i, (name,) in enumerate(self._kept(part, ["key"])):
+                key = safe_key(name)
                 if not begins or len(keys) == self.per_shard or key in keys:
                     begins.append((part, i, n))
                     keys = set()
                 keys.add(key)
                 n += 1
-        np.save(self.plan, np.array([*begins, (len(self.parts), 0, n)], np.int64))
+        with atomic_file(self.plan) as path, open(path, "wb") as file:
+            np.save(file, np.array([*begins, (len(self.parts), 0, n)], np.int64))
 
     @property
     def shards(self) -> int:
@@ -103,12 +111,9 @@ class Reshard(NamedTuple):
             InputError: An input shard does not hold those that it held.
         """
         for p in range(part, len(self.parts)):
-            lo, hi = int(self.starts[p]), int(self.starts[p + 1])
-            on = self.kept.part(lo, hi)
-            if not on.any():
+            wanted = self._kept(p, ["key", "uid"])[first if p == part else 0 :]
+            if not wanted:
                 continue
-            table = pq.read_table(self.parts[p], columns=["uid", "key"]).filter(on).slice(first if p == part else 0)
-            wanted = list(zip(*(table[c].to_pylist() for c in ("key", "uid")), strict=True))
             at = 0
             for group in groups(self.paths[p], FaultLog()):
                 if at == len(wanted):

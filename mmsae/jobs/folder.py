@@ -219,8 +219,8 @@ class JobFolder:
 
     def publish(self) -> Path:
         """The result takes its place; the working folder goes."""
-        for name in (p for p in self.draft.rglob(".*") if p.is_file()):  # of killed processes
-            name.unlink()
+        for path in [p for p in self.draft.rglob("*") if p.is_file() and (p.name.startswith(".") or _aside(p))]:
+            path.unlink()
         os.replace(self.draft, self.out)
         shutil.rmtree(self.work)
         return self.out

@@ -44,12 +44,6 @@ def test_the_listed_samples_are_written(data, tmp_path, capsys):
     assert "finished before" in capsys.readouterr().out
 
 
-@pytest.mark.long
-def test_processes_change_no_byte(data, tmp_path):
-    one, two = (export(*data, str(tmp_path / f"{n}"), 10, devices=n, progress=False) for n in (1, 2))
-    assert tree(one) == tree(two)
-
-
 def test_a_killed_job_goes_on(data, tmp_path, monkeypatch):
     whole = tree(export(*data, str(tmp_path / "whole"), 10, progress=False))
     real, done = ShardWriter.write, []
