@@ -6,7 +6,8 @@ Parts are as ``mmsae filter`` writes them for a CLIP-like host: uid, key, shard,
 reasons on either side. Each size is merged in a process of its own, which does what the job does: it looks for repeated
 uids, keeps the half with the highest score, writes the table, the list of uids and the plan of the output shards, and
 summarises all columns. Peak memory is that of the process (``VmHWM``), beside what it had when everything was imported.
-``--tars N`` also writes output shards from N input shards of 1,000 samples of 20 kB, by one process and by two.
+``--tars N`` also writes output shards from N input shards of 1,000 samples of 20 kB, by one process and by two, and by
+one as workers of Ray and parts of a batch queue do them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,7 @@ from mmsae.filtering.columns import Column, Summary, rank_correlations, read_sam
 from mmsae.filtering.reshard import Reshard, in_runs, write_elsewhere
 from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.processes import Local
+from mmsae.jobs.units import Share
 from mmsae.report.tables import markdown_table
 from mmsae.shards import ShardWriter
 from mmsae.shards.uids import hex_uids
@@ -107,8 +110,12 @@ def merged(folder: Path, block: int) -> dict[str, Any]:
     return facts | {"peak": peak(), "imported": before, "seconds": seconds, "bytes": sizes}
 
 
-def resharded(folder: Path, tars: int) -> dict[str, float]:
-    """Samples a second that are written, by one process and by two."""
+def resharded(folder: Path, tars: int) -> list[dict[str, Any]]:
+    """Samples that are written a second, by one process and by two, and where output shards are done one by one.
+
+    Half of the samples is kept. One by one, as workers of Ray and parts of a batch queue do them, the input shard in whose
+    middle an output shard begins is read once more.
+    """
     rng, paths, parts = np.random.default_rng(0), [], []
     data = rng.bytes(SAMPLE_BYTES)
     with ShardWriter(folder / "in", "s", per_shard=TAR_SAMPLES) as writer:
@@ -120,16 +127,24 @@ def resharded(folder: Path, tars: int) -> dict[str, float]:
         parts.append(folder / f"{s}.part")
         pq.write_table(pa.table({"uid": [f"{i:032x}" for i in rows], "key": [f"{i:09d}" for i in rows]}), parts[-1])
     kept = Column.write(folder / "kept", bool, iter([rng.random(tars * TAR_SAMPLES) < 0.5]))
-    starts, rates = np.arange(tars + 1) * TAR_SAMPLES, {}
-    for size in (1, 2):
-        job = Reshard(paths, parts, starts, kept, folder / "plan.npy", folder / f"out{size}", 1000, False, False)
+    starts, found, n = np.arange(tars + 1) * TAR_SAMPLES, [], int(kept.whole().sum())
+    for size, how in ((1, "1 process"), (2, "2 processes"), (1, "1 process, one by one")):
+        out = folder / "out"
+        job = Reshard(paths, parts, starts, kept, folder / "plan.npy", out, 1000, False, False)
         job.make_plan()
         with Local(size) as engine:
             engine.deal(job.tally, [0] * size, _nothing, _idle)  # processes start and import
-            todo, start = in_runs(job.missing(), size), time.perf_counter()
-            engine.deal(job.tally, todo, job.work, write_elsewhere, job)
-            rates[f"{size} processes"] = int(kept.whole().sum()) / (time.perf_counter() - start)
-    return rates
+            todo, wall, cpu = in_runs(job.missing(), size), time.perf_counter(), time.process_time()
+            if "one by one" in how:
+                for unit in todo:
+                    job.work(Share([unit]))
+            else:
+                engine.deal(job.tally, todo, job.work, write_elsewhere, job)
+            wall = time.perf_counter() - wall
+        facts = {"how": how, "samples": n, "wall": wall} | ({"cpu": time.process_time() - cpu} if size == 1 else {})
+        found.append(facts | {"bytes": sum(f.stat().st_size for f in out.iterdir())})
+        shutil.rmtree(out)
+    return found
 
 
 def _nothing(share: Any) -> None:
@@ -142,7 +157,7 @@ def _idle(rank: int) -> Any:
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10**6, 10**7], help="samples of every size")
+    parser.add_argument("--rows", type=int, nargs="*", default=[10**6, 10**7], help="samples of every size")
     parser.add_argument("--part-rows", type=int, default=10_000, help="samples in a part")
     parser.add_argument("--block", type=int, default=columns.BLOCK, help="samples in memory at once")
     parser.add_argument("--tars", type=int, default=0, help="input shards that are written anew")
@@ -179,17 +194,30 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Figures of every size, in Markdown."""
-    sizes = found["sizes"]
+    """Figures of every size and of writing output shards, in Markdown."""
+    tables = [merge_table(found["sizes"])] if found["sizes"] else []
+    return "\n\n".join([*tables, *([reshard_table(found["resharded"])] if "resharded" in found else [])])
+
+
+def merge_table(sizes: Sequence[dict[str, Any]]) -> str:
+    """Memory, seconds and disk of every size."""
     rows = [["peak memory, MiB", *(f"{s['peak'] / 2**20:,.0f}" for s in sizes)],
             ["of it when all was imported", *(f"{s['imported'] / 2**20:,.0f}" for s in sizes)]]  # fmt: skip
     rows += [[f"{step}, CPU s", *(f"{s['seconds'][step]:,.1f}" for s in sizes)] for step in sizes[0]["seconds"]]
     rows.append(["together, CPU s", *(f"{sum(s['seconds'].values()):,.1f}" for s in sizes)])
     rows += [[f"bytes a sample: {k}", *(f"{s['bytes'][k] / s['rows']:,.0f}" for s in sizes)] for k in sizes[0]["bytes"]]
-    text = markdown_table(["", *(f"{s['rows']:,} samples" for s in sizes)], rows)
-    for size, rate in found.get("resharded", {}).items():
-        text += f"\n\nresharding by {size}: {rate:,.0f} samples of {SAMPLE_BYTES:,} bytes a second"
-    return text
+    return markdown_table(["", *(f"{s['rows']:,} samples" for s in sizes)], rows)
+
+
+def reshard_table(found: Sequence[dict[str, Any]]) -> str:
+    """Samples and megabytes that are written a second of the clock and of CPU time."""
+    rows = []
+    for r in found:
+        seconds = [r["wall"], r["cpu"]] if "cpu" in r else [r["wall"]]
+        figures = [f"{n / s:,.0f}" for s in seconds for n in (r["samples"], r["bytes"] / 1e6)]
+        rows.append([r["how"], *figures, *[""] * (4 - len(figures))])
+    heads = ["samples a second", "MB a second", "samples a CPU second", "MB a CPU second"]
+    return markdown_table(["half of the samples is written", *heads], rows)
 
 
 if __name__ == "__main__":

@@ -136,8 +136,8 @@ class Extraction(NamedTuple):
         engine.lock, tally = writer.folder / LOCK, writer.tally._replace(shards=list(self.paths))
         try:
             if todo := missing(engine, tally):
-                if engine.lead and engine.size:
-                    self.announce(loaded, writer, todo, min(engine.size, len(todo)))
+                if own := engine.own(todo):
+                    self.announce(loaded, writer, own, min(engine.size, len(own)))
                 if engine.elsewhere(len(todo)):
                     loaded.to("cpu")  # its memory belongs to the processes now
                 engine.run(tally, todo, self.worker(loaded, writer), _elsewhere, host, self)
@@ -182,13 +182,16 @@ class Extraction(NamedTuple):
         return unit_batches(list(paths), workers=workers, **options, **made)
 
     def announce(self, host: Host, writer: StoreWriter, todo: Sequence[int], devices: int) -> None:
-        """Say what will be done, how much disk it takes and about how long, and refuse what will not fit."""
+        """Say what will be done, how much disk it takes and about how long, and refuse what will not fit.
+
+        A part of a batch queue is judged by its own shards, as it does not know which others are running.
+        """
         paths, sites = [self.paths[u] for u in todo], list(writer.sites.values())
         stream = partial(self.batches, host, writer, 0)
         read = partial(host.read, sites=sites, gradient=self.gradient)
         # what a device makes of pixels is judged on a whole batch, see below
         whole = host.device.type != "cpu" or self.resize == "device"
-        done = writer.units - len(todo)
+        done = writer.units - len(writer.missing())
         about = estimate(paths, done, stream, read, self.batch_size, self.workers, devices, whole)
         if about.made is None:
             return  # the first tar has no good sample: the work itself will say why

@@ -35,6 +35,10 @@ class Ranks:
         """No: every rank has loaded what it needs."""
         return False
 
+    def own(self, units: Sequence[int]) -> list[int]:
+        """All, for rank 0."""
+        return list(units) if self.lead else []
+
     def decoders(self, asked: int | None) -> int:
         """As many as there are free cores, 8 at most."""
         return decoders(asked, self.size)

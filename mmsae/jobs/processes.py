@@ -64,6 +64,10 @@ class Local:
         """Whether more than one process works."""
         return min(self.size, units) > 1
 
+    def own(self, units: Sequence[int]) -> list[int]:
+        """All."""
+        return list(units)
+
     def decoders(self, asked: int | None) -> int:
         """As many as there are free cores, 8 at most."""
         return decoders(asked, self.size)

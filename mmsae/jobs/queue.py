@@ -10,6 +10,7 @@ import fcntl
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mmsae.errors import InputError
@@ -88,11 +89,11 @@ class PartOf(Local):
         """Do the units of this part.
 
         Raises:
-            InputError: Another process does this part of the job.
+            InputError: Another process does this part of the job, or a part of another number.
             UnitsFailed: Some of its units failed, and the others are done.
             Waiting: It is done.
         """
-        mine = [u for u in todo if u % self.parts == self.part - 1]
+        mine = self.own(todo)
         print(
             f"{self}: {len(mine)} shards of {tally.folder.name} to do, of {len(tally.files)} in all parts", flush=True
         )
@@ -112,7 +113,24 @@ class PartOf(Local):
                 fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as e:
                 raise InputError(f"{self.lock.parent}: another running process is working on {self}") from e
+            if other := self._of_another_number():
+                raise InputError(
+                    f"{self.lock.parent}: part {other} is running and this is {self}, so that some shards would be done"
+                    " by both: parts that run at the same time are of one number"
+                )
             yield
+
+    def _of_another_number(self) -> str:
+        """A running part of another number of parts; empty where there is none."""
+        for path in sorted(self.lock.parent.glob(f"{self.lock.name}-*-of-*")):
+            part, parts = path.name.removeprefix(f"{self.lock.name}-").split("-of-")
+            if int(parts) != self.parts and _held(path):
+                return f"{part}/{parts}"
+        return ""
+
+    def own(self, units: Sequence[int]) -> list[int]:
+        """Those of this part."""
+        return [u for u in units if u % self.parts == self.part - 1]
 
     def __str__(self) -> str:
         return f"part {self.part}/{self.parts}"
@@ -130,6 +148,10 @@ class Merging(Local):
     def __init__(self, size: int = 1) -> None:
         super().__init__(0)
         self.merged, self._writers = False, size
+
+    def own(self, units: Sequence[int]) -> list[int]:
+        """None."""
+        return []
 
     def __exit__(self, kind: type | None = None, error: object = None, *where: object) -> bool:
         super().__exit__(kind, error, *where)
@@ -164,6 +186,18 @@ class Merging(Local):
             f"{tally.folder}: {len(todo)} of {n} shards are not done, so there is nothing to merge: {names}{why}; "
             "run their parts again, then --merge"
         )
+
+
+def _held(lock: Path) -> bool:
+    """Whether a running process holds a lock for itself."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:  # a merge has ended meanwhile
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _told(error: object) -> bool:

@@ -95,6 +95,10 @@ class RayWorkers:
         """Always."""
         return True
 
+    def own(self, units: Sequence[int]) -> list[int]:
+        """All."""
+        return list(units)
+
     def decoders(self, asked: int | None) -> int:
         """One, where a GPU computes: a worker has one tar at a time, which one process decodes."""
         self.cpus = 1 + (int(self.gpus > 0) if asked is None else asked)

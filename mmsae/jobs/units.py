@@ -133,6 +133,9 @@ class Engine(Protocol):
     def elsewhere(self, units: int) -> bool:
         """Whether so many units are done by other processes, which load what they need themselves."""
 
+    def own(self, units: Sequence[int]) -> list[int]:
+        """Those of some units that this process does or has done by others; all are some process's own."""
+
     def decoders(self, asked: int | None) -> int:
         """Decoding processes beside each process that works; ``asked``, if that is a number."""
 

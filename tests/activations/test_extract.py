@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -212,6 +213,21 @@ def test_what_will_not_fit_is_refused_before_it_starts(host, shards, tmp_path, m
     with pytest.raises(InputError, match=r"s: about .* kB are needed and 1.0 kB are free.*float16 or bfloat16"):
         extract(host, shards, tmp_path / "s", **QUIET)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_part_is_refused_for_its_own_shards(host, shards, tmp_path, monkeypatch, capsys):
+    """The second of five parts has one of three shards, which is a third of what all of them take."""
+    asked = []
+    for part in ("1/1", "2/5"):
+        monkeypatch.setattr(sys.modules["mmsae.activations.extract"], "free_bytes", lambda folder: 1000)
+        with pytest.raises(InputError, match=r"about .* kB are needed and 1\.0 kB are free") as e:
+            extract(host, shards, tmp_path / "s", part=part, **QUIET)
+        asked.append(float(re.search(r"about ([\d.]+) kB", str(e.value))[1]))
+    assert len(shards) == 3 and asked[1] < 0.6 * asked[0]
+    extract(host, shards, tmp_path / "s", part="4/5", **QUIET)  # it has none
+    monkeypatch.undo()
+    assert extract(host, shards, tmp_path / "s", part="2/5", **{**QUIET, "progress": True}) is None
+    assert "1 shards, about 10 samples: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["rows", "join", "index", "spec"])

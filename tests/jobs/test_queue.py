@@ -152,9 +152,13 @@ def test_a_part_that_runs_is_not_run_twice_nor_merged(paths, tmp_path):
             TwoPasses(paths, tmp_path / "out").run(PartOf(1, 2))
         with pytest.raises(InputError, match="other running processes are working on this job"):
             TwoPasses(paths, tmp_path / "out").run(Merging())
+        with pytest.raises(InputError, match="part 1/2 is running and this is part 2/3, so that some shards"):
+            TwoPasses(paths, tmp_path / "out").run(PartOf(2, 3))
         assert TwoPasses(paths, tmp_path / "out").run(PartOf(2, 2)) == "waits"
     finally:
         other.kill()
         other.wait()
     job = TwoPasses(paths, tmp_path / "out")
-    assert job.run(PartOf(1, 2)) == "waits" and [c for _, c in job.did] == list("ace")
+    assert job.run(PartOf(1, 3)) == "waits" and [c for _, c in job.did] == ["a"]  # no other number is running now
+    job = TwoPasses(paths, tmp_path / "out")
+    assert job.run(PartOf(1, 2)) == "waits" and [c for _, c in job.did] == list("ce")
