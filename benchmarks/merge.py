@@ -113,8 +113,8 @@ def merged(folder: Path, block: int) -> dict[str, Any]:
 def resharded(folder: Path, tars: int) -> list[dict[str, Any]]:
     """Samples that are written a second, by one process and by two, and where output shards are done one by one.
 
-    Half of the samples is kept. One by one, as workers of Ray and parts of a batch queue do them, the input shard in whose
-    middle an output shard begins is read once more.
+    Half of the samples is kept. Workers of Ray and parts of a batch queue do them one by one, and so read the input
+    shard once more in whose middle an output shard begins.
     """
     rng, paths, parts = np.random.default_rng(0), [], []
     data = rng.bytes(SAMPLE_BYTES)
