@@ -24,7 +24,7 @@ def there(rank, tally, greedy, size):
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     tally = Tally(Path(sys.argv[1]), [f"{i}.tar" for i in range(4)], [f"{i}.part" for i in range(4)])
     tally.note()
     with RayWorkers(None, 0, retries=1, progress=False) as engine:
