@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from mmsae.allocator import keep_memory
 from mmsae.errors import InputError
+from mmsae.lazy import torch_for_good, uncollected
 from mmsae.options import HostOptions, Process, add_group, call, default_of, groups, names, take
 from mmsae.remote.urls import is_url, shown
 
@@ -134,6 +135,9 @@ SHARDS = ("shards", "val_shards", "train", "val", "calibration", "target")
 
 # lines in which jsonargparse lists types that it tried in vain
 _NO_REASON = r"Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value"
+
+COMPUTES = {"device", "devices", "host", "steps"}
+"""Options of the commands that cannot do without torch."""
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "dict": "a mapping"}
 
@@ -282,6 +286,8 @@ def _command(name: str, args: list[str]) -> None:
     parser, fn = command_parser(name)
     values = parser.parse_args(command_args(args)).as_dict()
     values.pop("config", None)
+    if COMPUTES & values.keys():
+        torch_for_good()
     if values.get("part") == "" and not values["merge"] and values["engine"] == "processes":
         from mmsae.jobs.queue import part_of_array
 
@@ -365,7 +371,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(text(args[0]))
         elif args[0] in LIGHTNING:
-            from mmsae.training.cli import run
+            torch_for_good()
+            with uncollected():
+                from mmsae.training.cli import run
 
             args = args[:-1] if args[-2:] in (["-h", "all"], ["--help", "all"]) else args
 

@@ -1,9 +1,11 @@
-"""Names of a package that are imported when they are used, so that ``import`` and ``--help`` stay light."""
+"""Imports at less cost: names of a package when they are used, and large libraries without a search for cycles."""
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -39,3 +41,27 @@ def lazy(package: str, modules: Mapping[str, str]) -> tuple[list[str], Callable[
 
     sys.modules[package].__class__ = Package
     return sorted(home), get
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """While open, no cycles are looked for: imports make hundreds of thousands of objects that stay.
+
+    Each search walks over them, which is a tenth to a sixth of what importing torch or open_clip takes.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def torch_for_good() -> None:
+    """Import torch for the beginning of a command, never of a library: no later search for cycles walks over it."""
+    if "torch" in sys.modules:
+        return
+    with uncollected():
+        import_module("torch")
+        gc.freeze()

@@ -8,6 +8,8 @@ from importlib import import_module
 import pytest
 
 import mmsae.report
+from mmsae.world.generator.shards import write_world
+from tests.helpers.encoders import MODELS, save_local
 
 PACKAGES = "activations interop jobs metrics report sae steering training".split()
 
@@ -54,3 +56,58 @@ def test_a_name_is_not_hidden_by_a_module(tmp_path):
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match=r"'mmsae\.report' has no attribute 'nothing'"):
         mmsae.report.nothing  # noqa: B018  the attribute is asked for
+
+
+def test_cycles_are_collected_again_after_an_import_that_fails():
+    said = fresh("""
+        import gc
+        from mmsae.lazy import uncollected
+        try:
+            with uncollected():
+                print(gc.isenabled())
+                raise ImportError("half way")
+        except ImportError:
+            print(gc.isenabled())
+        gc.disable()
+        with uncollected():
+            pass
+        print(gc.isenabled())  # whoever has them collected at other times is not interfered with
+    """)
+    assert said == ["False", "True", "False"]
+
+
+def test_torch_is_imported_for_good_once():
+    said = fresh("""
+        import gc, sys
+        from mmsae.lazy import torch_for_good
+        torch_for_good()
+        frozen = gc.get_freeze_count()
+        print("torch" in sys.modules, frozen > 50_000, gc.isenabled())
+        kept = [[] for _ in range(1000)]
+        torch_for_good()  # what a process makes later is not taken away from the search for cycles
+        print(gc.get_freeze_count() <= frozen)
+    """)
+    assert said == ["True", "True", "True", "True"]
+
+
+# pyarrow brings pandas when it makes an array of a list, which is when the first part is written
+NEEDLESS = "torch._dynamo sympy networkx sklearn scipy matplotlib pandas IPython ray diffusers".split()
+TRAINING = ["lightning", "torchmetrics", "tensorboard", "datamodules"]
+
+
+def test_extract_imports_little_before_its_first_batch(tmp_path):
+    host = save_local(tmp_path / "clip", MODELS["vit"])
+    write_world(tmp_path / "shards", 4, 0, "train")
+    args = ["extract", "--host", host, "--shards", str(tmp_path / "shards"), "--out", str(tmp_path / "store")]
+    said = fresh(f"""
+        import sys
+        from mmsae.activations.extract import Extraction
+        from mmsae.cli import main
+        first = Extraction.announce
+        def announce(*args):
+            first(*args)  # one batch has gone through the host
+            print("@", *(m for m in {NEEDLESS + TRAINING} if m in sys.modules), "@")
+        Extraction.announce = announce
+        main({[*args, "--workers", "0", "--device", "cpu"]})
+    """)
+    assert "@" in said and said[said.index("@") + 1] == "@", said

@@ -8,13 +8,14 @@ what imports make.
 from __future__ import annotations
 
 import functools
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+
+from mmsae.lazy import uncollected
 
 _COMPILER = "torch._dynamo"
 
@@ -38,16 +39,13 @@ def _lean() -> Iterator[None]:
     compiler, utils = _Absent(_COMPILER), _Absent(f"{_COMPILER}.utils")
     compiler.utils = utils
     sys.modules |= {m.__name__: m for m in (compiler, utils)}
-    collects = gc.isenabled()
-    gc.disable()
     try:
-        yield
+        with uncollected():
+            yield
     finally:
         _forget_absent()
         if vars(torch).get("_dynamo") is compiler:
             del torch._dynamo
-        if collects:
-            gc.enable()
 
 
 def _is_absent(name: str) -> bool:
