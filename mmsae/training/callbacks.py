@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class ExportSAE(Callback):
     """Writes the SAE folder at the end of training, and another one at the best validation value.
 
     A training that starts anew in a used folder puts earlier SAE folders aside (``sae-earlier``, ``sae-best-earlier``):
-    what has the name of this run's result is this run's result.
+    what has the name of this run's result is this run's result. One of several SAEs that diverged is written as it was
+    at the checkpoint before (``sae-last-good``).
 
     Args:
         folder: Folder to write; default ``<default_root_dir>/sae``. The best goes to ``<folder>-best``.
@@ -82,8 +84,13 @@ class ExportSAE(Callback):
         last = Path(self.folder or Path(trainer.default_root_dir) / "sae")
         return last, last.with_name(last.name + "-best")
 
-    def _save(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> None:
-        """Have rank 0 write the SAE; every rank must ask, for they may share its latents."""
+    def keep_last_good(self, trainer: pl.Trainer, module: pl.LightningModule, steps: int, why: str) -> None:
+        """Write ``sae-last-good``: an SAE after ``steps``, whose training diverged later."""
+        last, _ = self.targets(trainer)
+        self._save(trainer, module, _last_good(last), {"steps": steps, "diverged": why})
+
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule, folder: Path, own: Mapping[str, Any] = {}) -> None:
+        """Have rank 0 write the SAE, and facts of its own; every rank must ask, for they may share its latents."""
         sae = module.whole()
         if not trainer.is_global_zero:
             return
@@ -97,6 +104,7 @@ class ExportSAE(Callback):
         seen = {m: int(n) for m, n in zip(module.usage.modalities, module.usage.tokens, strict=True)}
         facts = {"steps": trainer.global_step, "tokens": seen, "rows": held, "validation": self.validation}
         facts |= {"freeze": module.kept.what} if module.kept.what else {}
+        facts |= own
         with disk_errors(folder.parent):
             sae.save_pretrained(folder, facts)
 
@@ -108,13 +116,15 @@ class ExportSAE(Callback):
         """
         last, best = self.targets(trainer)
         own = best if self.resumes and not last.exists() else None
-        for folder in (last, best) if trainer.is_global_zero else ():
+        for folder in (last, best, _last_good(last)) if trainer.is_global_zero else ():
             remove_leftovers(folder)
             if trainer.global_step == 0 and folder.exists() and folder != own:
                 aside = folder.with_name(folder.name + "-earlier")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
                 rank_zero_info(f"the SAE of an earlier run is now {aside}")
+        if trainer.is_global_zero and trainer.global_step:  # diverged after the checkpoint that this run goes on from
+            shutil.rmtree(_last_good(last), ignore_errors=True)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
@@ -132,6 +142,10 @@ class ExportSAE(Callback):
         self._save(trainer, module, folder)
         if trainer.is_global_zero:
             print(f"SAE written to {folder}", flush=True)
+
+
+def _last_good(folder: Path) -> Path:
+    return folder.with_name(folder.name + "-last-good")
 
 
 class DeadLatentReport(Callback):

@@ -87,6 +87,7 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        self.written: str | None = None  #: The checkpoint that holds the last state of this very run.
         self._due = False
         self._told = False  # to stop
 
@@ -110,6 +111,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Put the last checkpoint of an earlier run aside, and remove what a killed one left half-written."""
         super().on_train_start(trainer, pl_module)
         self._listen(trainer)
+        self.written = str(trainer.ckpt_path) if trainer.ckpt_path and trainer.global_step else None
         if trainer.is_global_zero:
             last = Path(self.dirpath) / "last.ckpt"
             remove_leftovers(last)
@@ -180,6 +182,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _write(self, trainer: pl.Trainer) -> None:
         if self._due and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, {})
+            self.written = self.last_model_path
         self._due = False
 
 

@@ -221,7 +221,7 @@ class RunCLI(BaseCLI):
                         export.resumes = True
             rank_zero_info(f"no checkpoint in {root} yet: training starts at step 0")
         elif not options.get("ckpt_path"):
-            saes = [root / name / sae for name in self.model.each() for sae in ("sae", "sae-best")]
+            saes = [root / name / sae for name in self.model.each() for sae in ("sae", "sae-best", "sae-last-good")]
             if found := [str(p) for p in (*last, *saes) if p.exists()]:
                 rank_zero_info(
                     f"{root} was used before: {', '.join(found)}. This run starts anew and puts them aside as "

@@ -30,7 +30,15 @@ LOOKED_EVERY = 1000  #: Steps after which it is asked whether all was finite, wh
 
 
 class NotFinite(InputError):
-    """A training that cannot go on: rows, a loss or weights are no longer finite."""
+    """A training that cannot go on: rows, a loss or weights are no longer finite.
+
+    Attributes:
+        stopped: ``{name: why}`` of members, where several are trained.
+        good: ``{name: step}`` after which those are kept.
+    """
+
+    stopped: Mapping[str, str] = {}
+    good: Mapping[str, int] = {}
 
 
 def _adam(params) -> Optimizer:
@@ -316,9 +324,11 @@ class LitSAE(pl.LightningModule):
         Raises:
             NotFinite: It names the step and the modality, or what diverged.
         """
-        if not self._steps:
+        if not self._steps and not looked:
             return
-        steps = torch.tensor(self._steps, device=self._sums[""][0].device)
+        if not self._steps:  # logged in this very step, which then changed the weights
+            self._steps.append(self.global_step)
+        steps = torch.tensor(self._steps, device=[*self._sums.get("", ()), *looked.values()][0].device)
         never = torch.iinfo(torch.long).max
         first = {m: torch.where(torch.stack(v).isfinite(), never, steps).min() for m, v in self._sums.items()}
         now = {name: torch.where(v.detach().isfinite(), never, steps[-1]) for name, v in looked.items()}

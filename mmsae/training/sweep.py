@@ -18,7 +18,7 @@ from mmsae.jobs.stages import Stages
 from mmsae.options import at_least
 from mmsae.recipes import find_recipe, read_recipe
 from mmsae.training.members.sites import site_word
-from mmsae.training.members.table import TABLES, draw, figures, sites_of
+from mmsae.training.members.table import TABLES, draw, figures, of_stopped, sites_of
 
 Row = dict[str, Any]
 RUNS = "k*-ratio*-seed*"
@@ -74,7 +74,7 @@ def sweep(
 
     Raises:
         InputError: The folder holds another sweep, the recipe has no validation or no length, or a point diverged; then
-            the others are in the table.
+            the table has the others, why that one stopped, and the step after which it is kept (``sae-last-good``).
     """
     from mmsae.files import duration
     from mmsae.jobs.folder import JobFolder
@@ -100,20 +100,25 @@ def sweep(
     n = sum(map(len, passes))
     print(f"{len(points)} trainings of {plan['steps']} steps in {root}, {n} to do in {len(passes)} passes", flush=True)
     start, done, diverged = time.monotonic(), 0, []
+    stopped = {row["run"]: row for row in folder.noted()["points"] if "stopped" in row}
     for some in passes:
         folder.note(points=folder.noted()["points"], under_way={p.folder: p.sites for p in some})
         try:
             _train(some, root, plan)
         except InputError as e:
-            if not _diverged(e):
+            whys = _diverged(e)
+            if not whys:
                 if not any(trained.done(p.folder) for p in points):
                     folder.discard()
                 raise
             diverged.append(e)
+            stopped |= {run: _row_of_stopped(run, why, e.good.get(run)) for run, why in whys.items()}
         shutil.rmtree(last.parent, ignore_errors=True)
         for name in TABLES:
             (root / name).unlink(missing_ok=True)  # of one pass; the sweep's own are of all
-        rows = [_row(root / run) for run in sorted(trained.all_done(RUNS), key=_point)]
+        runs = trained.all_done(RUNS)
+        found = {run: _row(root / run) for run in runs} | {n: row for n, row in stopped.items() if n not in runs}
+        rows = [found[run] for run in sorted(found, key=_point)]
         folder.note(points=rows, under_way={})
         _write(root, rows)
         done += len(some)
@@ -124,11 +129,11 @@ def sweep(
     return f"{root / 'sweep.csv'}\n{root / 'sweep.png'}"
 
 
-def _diverged(error: InputError) -> bool:
-    """Whether members of a pass have no result, so that other passes may have theirs."""
+def _diverged(error: InputError) -> Mapping[str, str]:
+    """``{run: why}`` of members of a pass that have no result, where other passes may have theirs."""
     from mmsae.training.lit import NotFinite  # the training has imported it
 
-    return isinstance(error, NotFinite)
+    return error.stopped if isinstance(error, NotFinite) else {}
 
 
 def _chunks(points: list[SweepPoint], size: int) -> Iterator[list[SweepPoint]]:
@@ -167,6 +172,11 @@ def _point(run: str) -> SweepPoint:
     return SweepPoint(int(k[1:]), float(ratio.removeprefix("ratio")), int(seed.removeprefix("seed")), *site)
 
 
+def _row_of_stopped(run: str, why: str, good: int | None) -> Row:
+    own = {name: v for name, v in _point(run)._asdict().items() if v != ""}
+    return {**own, "run": run, **of_stopped(why, good)}
+
+
 def _row(run: Path) -> Row:
     """Figures of one finished point: the last validation's, from the configuration of its SAE."""
     found = figures(run)
@@ -183,8 +193,10 @@ def _write(root: Path, rows: list[Row]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     drawn = []
-    for row in sorted(rows, key=lambda row: (row.get("sites", ""), row["ratio"], row["k"])):
+    trained = (row for row in rows if "stopped" not in row)
+    for row in sorted(trained, key=lambda row: (row.get("sites", ""), row["ratio"], row["k"])):
         curve = f"ratio {row['ratio']:g} ({row['d_sae']} latents)"
         drawn.append(row | {"curve": f"{row['sites']}, {curve}" if "sites" in row else curve, "point": row["k"]})
-    with atomic_file(root / "sweep.png") as temp:
-        draw(drawn, temp)
+    if drawn:
+        with atomic_file(root / "sweep.png") as temp:
+            draw(drawn, temp)

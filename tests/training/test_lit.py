@@ -10,7 +10,7 @@ from mmsae.cli import main
 from mmsae.sae import AuxK, JumpReLU, PreActRevive, Reconstruction, TopK
 from mmsae.training import DeadLatentReport, ExportSAE, LitSAE, Schedule
 from mmsae.training.schedule import multiplier
-from tests.helpers.lit import Data, StopAt, lit, trainer
+from tests.helpers.lit import Data, Spoil, StopAt, lit, trainer
 from tests.helpers.training import RECIPE, SMALL, make_store
 
 
@@ -32,6 +32,16 @@ def test_checkpoints_hold_unit_atoms_and_load_without_unpickling(tmp_path):
     for m in ("image", "text"):
         torch.testing.assert_close(state[f"sae.dictionaries.{m}.weight"].norm(dim=1), torch.ones(48))
     assert state["usage.since"].dtype == torch.int64 and state["sae.normaliser.mean_image"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("every", [7, 50])
+def test_no_checkpoint_is_written_over_by_weights_that_are_not_finite(tmp_path, every):
+    """Also where the step was logged, before it changed the weights."""
+    with pytest.raises(InputError, match=r"stopped in step 14: the training diverged .*encoder.weight is no longer"):
+        run = trainer(tmp_path, 20, callbacks=[Spoil("", 14)], log_every_n_steps=every)
+        run.fit(lit(), datamodule=Data())
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 7 and all(v.isfinite().all() for v in saved["state_dict"].values())
 
 
 def test_the_normaliser_is_fitted_once_before_step_0(tmp_path):

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from mmsae.sae import fit_rows
 from mmsae.sae.normaliser import Normaliser
 from mmsae.training.lit import LitSAE, NotFinite
+from mmsae.training.members.last_good import last_good
 from mmsae.training.members.optimizer import MemberOptimizers, MemberSchedules, with_gradients, without_gradients
 from mmsae.training.members.sites import Sites, choice
-from mmsae.training.members.view import MemberTrainer, named
+from mmsae.training.members.view import EachMember, MemberTrainer, named
 from mmsae.types import InputError, SideBySide, Tokens
 
 
@@ -31,8 +32,9 @@ class LitSAEs(pl.LightningModule):
     optimisers. The graph of one member is held at a time.
 
     A member that is no longer finite is stopped at the next logged step, where a run of its own would end, and the
-    others go on. Like that run it leaves ``sae-best``, of its last good validation, and no ``sae``; when all is written
-    the run ends with an error that names it.
+    others go on. It is put back to what the checkpoint before held, where there is one: later checkpoints keep that,
+    and it is written as ``sae-last-good``. Like a run of its own it leaves ``sae-best``, of its last good validation,
+    and no ``sae``; when all is written the run ends with an error that names it.
 
     Args:
         members: ``{name: LitSAE}``; names become folders. One without ``seed`` draws from torch's global generator.
@@ -55,6 +57,7 @@ class LitSAEs(pl.LightningModule):
             member.member = name
         self.saes = nn.ModuleDict({_key(name): member for name, member in members.items()})
         self.stopped: dict[str, str] = {}  #: ``{name: why}`` of those that are trained no longer.
+        self.good: dict[str, int] = {}  #: ``{name: step}`` that those were put back to.
         self.total_steps: int | None = None
         self.choices = {choice(given): given for given in (sites or {}).values()}
         self._choice = {name: choice(given) for name, given in (sites or {}).items()}
@@ -69,22 +72,32 @@ class LitSAEs(pl.LightningModule):
         return {name: member for name, member in self.each().items() if name not in self.stopped}
 
     def stop(self, name: str, why: str) -> None:
-        """Train a member no longer.
+        """Train a member no longer; on rank 0, which writes, it is what it was at the checkpoint before.
 
         Raises:
             NotFinite: It was the last one.
         """
         self.stopped[name] = why
-        rank_zero_info(f"{name} {why}" + ("; the others go on" if self.running() else ""))
+        said = [f"{name} {why}"]
+        if self.trainer.is_global_zero and (good := last_good(self.trainer, name, f"saes.{_key(name)}.")):
+            self.good[name] = good.step
+            self.each()[name].load_state_dict(good.state)
+            for callback in self.trainer.callbacks:
+                if isinstance(callback, EachMember):
+                    callback.put_back(name, self.trainer, self, good.step, good.callbacks)
+            said.append(f"it is kept as after step {good.step:,}")
+        rank_zero_info("; ".join([*said, *["the others go on"] * bool(self.running())]))
         if not self.running():
-            raise NotFinite(self._said_of_stopped())
+            raise self._said_of_stopped()
 
-    def _said_of_stopped(self) -> str:
+    def _said_of_stopped(self) -> NotFinite:
         whys: dict[str, list[str]] = {}
         for name, why in self.stopped.items():
             whys.setdefault(why, []).append(name)
         said = "; ".join(f"{', '.join(names)} {why}" for why, names in whys.items())
-        return f"{len(self.stopped)} of {len(self.each())} members have no result: {said}"
+        error = NotFinite(f"{len(self.stopped)} of {len(self.each())} members have no result: {said}")
+        error.stopped, error.good = dict(self.stopped), dict(self.good)
+        return error
 
     def view(self, name: str, trainer: Any = None) -> MemberTrainer:
         """The trainer as a member sees it."""
@@ -149,9 +162,13 @@ class LitSAEs(pl.LightningModule):
             try:
                 member.on_save_checkpoint(parts[name])
             except NotFinite as e:
+                if name in self.stopped:  # before the first checkpoint
+                    continue
                 self.stop(name, str(e))
+                start = f"saes.{_key(name)}."
+                checkpoint["state_dict"] |= {start + k: v for k, v in member.state_dict().items()}
         members = {name: part["mmsae"] for name, part in parts.items()}
-        checkpoint["mmsae"] = {"members": members, "stopped": dict(self.stopped)}
+        checkpoint["mmsae"] = {"members": members, "stopped": dict(self.stopped), "good": dict(self.good)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint is of these very members.
@@ -175,6 +192,7 @@ class LitSAEs(pl.LightningModule):
             with as_member(name):
                 member.on_load_checkpoint(part)
         self.stopped = dict(checkpoint["mmsae"]["stopped"])
+        self.good = dict(checkpoint["mmsae"].get("good", {}))
 
     def transfer_batch_to_device(self, batch: Tokens | SideBySide, device: torch.device, dataloader_idx: int) -> Tokens:
         """Once for all members."""
@@ -297,7 +315,7 @@ class LitSAEs(pl.LightningModule):
             NotFinite: It names them.
         """
         if self.stopped:
-            raise NotFinite(self._said_of_stopped())
+            raise self._said_of_stopped()
 
 
 def _key(name: str) -> str:

@@ -28,13 +28,21 @@ def sites_of(run: Path) -> str:
     return ", ".join(Site(**site).spec for site in sites.values())
 
 
-def write(root: Path, options: Mapping[str, Mapping[str, Any]], stopped: Mapping[str, str]) -> None:
+def of_stopped(why: str, good: int | None) -> Row:
+    """What is known of a member that diverged; ``good`` is the step after which it is kept, None where it is not."""
+    return {"stopped": why} | ({} if good is None else {"last_good": good})
+
+
+def write(
+    root: Path, options: Mapping[str, Mapping[str, Any]], stopped: Mapping[str, str], good: Mapping[str, int]
+) -> None:
     """Write ``members.json``, ``members.md`` and, where there was a validation, ``members.png`` into a run's folder.
 
     Args:
         root: The folder, with a folder for each member.
         options: ``{name: {dotted option: value}}``.
         stopped: ``{name: why}`` of those that have no figures.
+        good: ``{name: step}`` after which those are kept.
     """
     from mmsae.report.tables import markdown_table
 
@@ -42,12 +50,11 @@ def write(root: Path, options: Mapping[str, Mapping[str, Any]], stopped: Mapping
     rows: list[Row] = []
     for name, given in options.items():
         own = {d: given[SHORT.get(d, d)] for d in differ if SHORT.get(d, d) in given}
-        rows.append(
-            {"member": name, **own, **({"stopped": stopped[name]} if name in stopped else figures(root / name))}
-        )
+        found = of_stopped(stopped[name], good.get(name)) if name in stopped else figures(root / name)
+        rows.append({"member": name, **own, **found})
     write_json(root / "members.json", {"members": rows})
     names = list(dict.fromkeys(n for r in rows for n in r if n.split("/")[0] in ("fvu", "l0", "dead")))
-    columns = ["member", "d_sae", *names]
+    columns = ["member", "d_sae", *names, *(n for n in ("stopped", "last_good") if any(n in r for r in rows))]
     with atomic_file(root / "members.md") as temp:
         temp.write_text(markdown_table(columns, [[r.get(c) for c in columns] for r in rows]) + "\n", encoding="utf-8")
     if drawn := [r for r in rows if "stopped" not in r and names]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
+from mmsae.training.callbacks import ExportSAE
 from mmsae.training.lit import NotFinite
 from mmsae.training.members import table
 from mmsae.types import SideBySide
@@ -97,6 +98,14 @@ class EachMember(Callback):
             except NotFinite as e:
                 module.stop(name, str(e))
 
+    def put_back(self, name: str, trainer: Any, module: Any, steps: int, states: Mapping[str, Any]) -> None:
+        """Set the copy of a member that stopped back to what it was after ``steps``, for what it then writes."""
+        own = self.copies[name]
+        if self.state_key in states:
+            own.load_state_dict(states[self.state_key])
+        if isinstance(own, ExportSAE):
+            own.keep_last_good(module.view(name, trainer), module.each()[name], steps, module.stopped[name])
+
     @property
     def state_key(self) -> str:
         return next(iter(self.copies.values())).state_key
@@ -130,4 +139,4 @@ class MemberTable(Callback):
 
     def on_fit_end(self, trainer: Any, module: Any) -> None:
         if trainer.is_global_zero:
-            table.write(Path(trainer.default_root_dir), self.options, module.stopped)
+            table.write(Path(trainer.default_root_dir), self.options, module.stopped, module.good)

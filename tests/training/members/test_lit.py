@@ -1,6 +1,9 @@
 """Members of one run are the SAEs that runs of their own would give, to the bit; also resumed, clipped, accumulated."""
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -8,9 +11,9 @@ import torch
 
 from mmsae import SAE, InputError
 from mmsae.sae import AuxK, Reconstruction, TopK
-from mmsae.training import KAnneal, LitSAE, LitSAEs, ResampleDead
+from mmsae.training import ExportSAE, KAnneal, LitSAE, LitSAEs, ResampleDead
 from mmsae.training.members.view import for_each_member
-from tests.helpers.lit import Data, StopAt, lit, trainer
+from tests.helpers.lit import Data, Spoil, StopAt, lit, trainer
 from tests.helpers.recipes import ROOT, small_model
 from tests.helpers.resumed import KINDS
 
@@ -126,19 +129,10 @@ def test_a_checkpoint_of_others_is_refused_by_name(tmp_path):
         together(tmp_path / "one", {"a": lambda: topk(4)}, ckpt="last")
 
 
-class Poison(pl.Callback):
-    """Makes the weights of one member infinite in the middle."""
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == 5:
-            with torch.no_grad():
-                module.each()["b"].sae.encoder.weight.fill_(math.inf)
-
-
 def test_a_member_that_diverges_is_stopped_and_named(tmp_path):
     make = {"a": lambda: topk(4), "b": lambda: topk(2), "c": lambda: topk(4, seed=1)}
     module = LitSAEs({name: m() for name, m in make.items()})
-    run = trainer(tmp_path / "many", STEPS, callbacks=[Poison()], log_every_n_steps=2)
+    run = trainer(tmp_path / "many", STEPS, callbacks=[Spoil("b", 5)], log_every_n_steps=2)
     with pytest.raises(InputError, match="1 of 3 members have no result: b stopped in step 6: the training diverged"):
         run.fit(module, datamodule=Data())
     assert run.global_step == STEPS and set(module.running()) == {"a", "c"}
@@ -152,6 +146,86 @@ def test_a_member_that_diverges_is_stopped_and_named(tmp_path):
     with pytest.raises(InputError, match="b stopped in step 6"):
         longer.fit(again, datamodule=Data(), ckpt_path="last", weights_only=True)
     assert longer.global_step == STEPS + 2
+
+
+class CopyCheckpoint(pl.Callback):
+    """Copies the run's last checkpoint after a step that follows it."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            folder = Path(trainer.default_root_dir) / "checkpoints"
+            shutil.copy(folder / "last.ckpt", folder / "copy.ckpt")
+
+
+def part(file, name):
+    state = torch.load(file, weights_only=True)["state_dict"]
+    return {k.removeprefix(f"saes.{name}."): v for k, v in state.items() if k.startswith(f"saes.{name}.")}
+
+
+# when b goes bad and when that is seen: with what is logged, with what is saved, with what is both
+@pytest.mark.parametrize(("bad", "every", "seen"), [(9, 2, 10), (9, 50, 14), (14, 7, 14)])
+def test_a_member_that_diverges_is_kept_as_it_was(tmp_path, capsys, bad, every, seen):
+    make = {"a": lambda: topk(4), "b": lambda: topk(2), "c": lambda: topk(4, seed=1)}
+
+    def fit(callbacks, **kw):
+        module = LitSAEs({name: m() for name, m in make.items()})
+        callbacks = [*callbacks, *for_each_member([ExportSAE()], make)]
+        run = trainer(tmp_path / "many", 20, callbacks=callbacks, log_every_n_steps=every)
+        try:
+            run.fit(module, datamodule=Data(), **kw)
+        except BaseException as e:
+            return module, e
+        return module, None
+
+    # killed after a checkpoint that knows it
+    fit([Spoil("b", bad), CopyCheckpoint(8), StopAt(16)])
+    folder = tmp_path / "many/b/sae-last-good"
+    kept, written = (
+        part(tmp_path / "many/checkpoints/copy.ckpt", "b"),
+        (folder / "sae_weights.safetensors").read_bytes(),
+    )
+    saved = torch.load(tmp_path / "many/checkpoints/last.ckpt", weights_only=True)
+    assert (
+        saved["global_step"] == 14 and saved["mmsae"]["good"] == {"b": 7} and list(saved["mmsae"]["stopped"]) == ["b"]
+    )
+    assert equal(part(tmp_path / "many/checkpoints/last.ckpt", "b"), kept)
+
+    module, error = fit([], ckpt_path="last", weights_only=True)
+    assert f"1 of 3 members have no result: b stopped in step {seen}" in str(error)
+    assert error.good == {"b": 7} and list(error.stopped) == ["b"]
+    assert equal(module.each()["b"].state_dict(), kept)
+    assert equal(part(tmp_path / "many/checkpoints/last.ckpt", "b"), kept)
+    own = LitSAE(SAE.from_pretrained(folder))
+    assert all(torch.equal(v, kept[f"sae.{k}"]) for k, v in own.sae.state_dict().items())
+    facts = json.loads((folder / "cfg.json").read_text())["mmsae"]["training"]
+    assert facts["steps"] == 7 and facts["diverged"].startswith(f"stopped in step {seen}")
+    assert facts["tokens"] == {"image": 7 * 40} and (folder / "sae_weights.safetensors").read_bytes() == written
+    assert not (tmp_path / "many/b/sae").exists() and (tmp_path / "many/a/sae").exists()
+
+    # the others: as if b had not been there
+    without = LitSAEs({name: make[name]() for name in ("a", "c")})
+    callbacks = for_each_member([ExportSAE()], ("a", "c"))
+    trainer(tmp_path / "two", 20, callbacks=callbacks, log_every_n_steps=every).fit(without, datamodule=Data())
+    for name in ("a", "c"):
+        assert equal(module.each()[name].state_dict(), without.each()[name].state_dict())
+        file = f"{name}/sae/sae_weights.safetensors"
+        assert (tmp_path / "many" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_member_that_diverged_after_the_last_checkpoint_is_trained_again(tmp_path):
+    make = {"a": lambda: topk(4), "b": lambda: topk(2)}
+    export = lambda: [ExportSAE()]  # noqa: E731
+    with pytest.raises(BaseException):  # noqa: B017, Lightning turns the interrupt into SystemExit
+        many = LitSAEs({name: m() for name, m in make.items()})
+        callbacks = [Spoil("b", 9), StopAt(11), *for_each_member(export(), make)]
+        trainer(tmp_path, STEPS, callbacks=callbacks, log_every_n_steps=2).fit(many, datamodule=Data())
+    assert (tmp_path / "b/sae-last-good/cfg.json").exists()
+    found = together(tmp_path, make, export(), ckpt="last", log_every_n_steps=2)
+    assert equal(found["b"], alone(tmp_path / "alone", make["b"], log_every_n_steps=2))
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["sae", "sae-best"]
 
 
 def test_where_all_diverge_the_run_stops(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from mmsae import SAE
 from tests.helpers.training import fit, make_store
 
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
@@ -24,10 +25,13 @@ def test_two_ranks(tmp_path):
     store = make_store(tmp_path / "store", n=313, rows_per_shard=100)
     options = ["--data.batch_size", "17", "--data.block", "16", "--trainer.max_steps", 9, *TWO, *DUMP]
     options += ["--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "3"]
-    many = [*options, "--members", '{"a": {"k": 4, "seed": 1}, "b": {}, "mad": {"lr": 1.0e30}}']
+    options += ["--checkpoint.every_n_train_steps", "4"]
+    many = [*options, "--members", '{"a": {"k": 4, "seed": 1}, "b": {}, "mad": {"seed": 2}}']
+    many += ["--trainer.callbacks+", "tests.helpers.lit.Spoil", "--trainer.callbacks.member", "mad"]
+    many += ["--trainer.callbacks.step", "5"]
     done = fit(store, tmp_path / "many", *many)
     assert done.returncode == 2, done.stderr
-    assert "1 of 3 members have no result: mad stopped in step 3: the training diverged" in done.stderr
+    assert "1 of 3 members have no result: mad stopped in step 6: the training diverged" in done.stderr
     one = fit(
         store, tmp_path / "one", *options, "--model.sae.init_args.selector.init_args.k", 4, "--seed_everything", 1
     )
@@ -41,10 +45,14 @@ def test_two_ranks(tmp_path):
         assert (tmp_path / "many/a" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert done.stdout.count("SAE written to") == 2 and not (tmp_path / "many/mad/sae").exists()
     rows = json.loads((tmp_path / "many/members.json").read_text())["members"]
-    assert [r["member"] for r in rows if "fvu/joint" in r] == ["a", "b"] and "stopped in step 3" in rows[2]["stopped"]
+    assert [r["member"] for r in rows if "fvu/joint" in r] == ["a", "b"] and "stopped in step 6" in rows[2]["stopped"]
+    assert rows[2]["last_good"] == 4 and "mad" in (tmp_path / "many/members.md").read_text()
+    kept = SAE.from_pretrained(tmp_path / "many/mad/sae-last-good").state_dict()
+    assert all(v.isfinite().all() for v in kept.values())
 
     # gone on with, for more steps, by the two that are left
     again = fit(store, tmp_path / "many", *many, "--trainer.max_steps", 12, "--ckpt_path", "last")
     assert again.returncode == 2 and "going on after step 9" in again.stdout, again.stderr
     b = ranks(tmp_path / "many")
+    assert all(torch.equal(own(b[r]["state"], "mad")[f"sae.{k}"], v) for k, v in kept.items() for r in range(2))
     assert [k for k, v in own(b[0]["state"], "b").items() if not torch.equal(v, own(b[1]["state"], "b")[k])] == []
