@@ -63,12 +63,12 @@ class Pass(NamedTuple):
         """
         parts = self.parts
         if todo := missing(engine, parts.tally):
-            if engine.lead and engine.size and self.progress:
-                devices, paths = min(engine.size, len(todo)), [self.paths[u] for u in todo]
+            if self.progress and (own := engine.own(todo)):
+                devices, paths = min(engine.size, len(own)), [self.paths[u] for u in own]
 
                 def try_out(batch: ImageTextBatch) -> None:
                     # as another batch: a scorer keeps what it computed for the last
-                    self._begin(worker, parts, parts.units[todo[0]]).add(batch._replace(), FaultLog())
+                    self._begin(worker, parts, parts.units[own[0]]).add(batch._replace(), FaultLog())
 
                 done, whole = len(self.paths) - len(todo), worker.device != "cpu"
 

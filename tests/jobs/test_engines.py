@@ -50,8 +50,8 @@ def extracted(root, out, **spread):
 
 
 def filtered(root, out, **spread):
-    return call(filter_command, sae=str(root / "sae"), shards=str(root / "shards"), out=str(out), **KEEP, **QUIET,
-                **spread)  # fmt: skip
+    given = {"sae": str(root / "sae"), "shards": str(root / "shards"), "out": str(out)}
+    return call(filter_command, **given | KEEP | QUIET | spread)
 
 
 def seen(root, out, **spread):
@@ -195,6 +195,16 @@ def test_a_unit_that_fails_is_named_and_the_others_are_done(root, whole, tmp_pat
     if how == "part":
         command("extract", root, out, "--merge")
     assert tree(out) == whole["extract"] and not list(out.glob("*.failed"))
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("extract", "  1 shards, about 10 samples: "), ("filter", "fit: 1 shards, ab")]
+)
+def test_a_part_says_what_it_has_to_do(root, tmp_path, capsys, name, what):
+    JOBS[name](root, tmp_path / "o", part="2/4", progress=True)
+    assert what in capsys.readouterr().out
+    JOBS[name](root, tmp_path / "o", part="5/5", progress=True)  # which has none of the four
+    assert " about " not in capsys.readouterr().out
 
 
 @pytest.mark.slow
