@@ -41,8 +41,8 @@ test-newest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the newest ho
 test-oldest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the oldest host libraries that pyproject.toml allows
 	@$(call test_hosts,$(OLDEST),requirements/oldest.txt)
 
-wheels:  ## the wheel, tried in a fresh environment of every Python that it is for
-	bash requirements/wheels.sh $(PYTHONS)
+wheels: $(UVENV)/.ready  ## the wheel, tried in a fresh environment of every Python that it is for
+	UVENV=$(UVENV) bash requirements/wheels.sh $(PYTHONS)
 
 # $(call test_hosts,ENVIRONMENT,FILE): a small environment with the packages of FILE, before those of the locked one
 define test_hosts

@@ -115,3 +115,39 @@ print(mmsae.__file__, datamodules.__file__, find_recipe("configs/train/vl_sae_st
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all(Path(f).is_relative_to(source) for f in done.stdout.split()), done.stdout
+
+
+STUB = r"""#!/usr/bin/env bash
+case "$(basename "$0") $*" in
+  FAILS) exit 3 ;;
+  *" -m venv "*) bin="${@: -1}/bin"; mkdir -p "$bin"; cp "$0" "$bin/python"; cp "$0" "$bin/mmsae" ;;
+  *" build "*) while [ "$1" != --out-dir ]; do shift; done; mkdir "$2"; touch "$2/mmsae-1.whl" "$2/mmsae-1.tar.gz" ;;
+  *" list "*) echo torch==1 ;;
+  *platform*) echo "Python of $(basename "$0")" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    "fails", ["", "*--version*", "*mmsae*--help*", "mmsae?fit*", "mmsae?info*", "*pip?install*.whl*", "*pip?check*"]
+)
+def test_a_python_with_which_the_wheel_fails_is_named(fails, tmp_path):
+    """What ``make wheels`` makes of a failure at any step, with Pythons and a uv that only pretend."""
+    for name, pattern in (("good", "nothing"), ("bad", fails or "nothing"), ("uv", fails or "nothing")):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(STUB.replace("FAILS", pattern))
+        path.chmod(0o755)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    order = ["bad"] if "pip" in fails else ["good", "bad", "good"]  # one uv serves all
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "TMPDIR": str(temporary), "UVENV": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", ROOT / "requirements" / "wheels.sh", *order], env=env, capture_output=True, text=True
+    )
+    said = [line for line in done.stdout.splitlines() if line.startswith("Python of ")]
+    assert said == [f"Python of {n}: {'FAILED' if fails and n == 'bad' else 'works'}" for n in order], done.stderr
+    assert done.returncode == bool(fails)
+    assert ("The wheel does not work with: bad" in done.stderr) == bool(fails)
+    assert list(temporary.iterdir()) == []

@@ -35,13 +35,15 @@ SMALLER = {
     "name": "--min-items 1 --progress false",
     "score": "--progress false",
     "scenarios": "--unnamed true --dense 1 --progress false",
+    "filter": "",
+    "status": "",
     "info": "",
     "convert": "",
 }
 #: Commands that other tests run; here their arguments are parsed only.
 ELSEWHERE = {"demo": "tests/demo/test_command.py", "bench": "tests/bench/test_world_filter.py"}
 #: Replacements in Python blocks.
-FEWER = {"5000": "60"}
+FEWER = {"5000": "60", "800, per_shard=100": "32, per_shard=4"}
 
 
 class Block(NamedTuple):
