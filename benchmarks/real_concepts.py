@@ -1,10 +1,11 @@
-"""What latents of a pretrained host fire on, as a figure: the best, the ordinary, and those of random weights.
+"""What latents of a pretrained host fire on, as two pictures: the best, the ordinary, and those of random weights.
 
-    python benchmarks/real_concepts.py --data ../shared/data/clothing --figure docs/img/real_concepts.png
+    python benchmarks/real_concepts.py --data ../shared/data/clothing --figure FIGURE.png --gallery GALLERY.png
 
 The host is EfficientNet-Lite0 (``lite0``) at its last maps. Its SAE, of ``mmsae look``'s size, learns from the first of
 two shards of clothing-dataset-small (https://github.com/alexeygrigorev/clothing-dataset-small, photographs of garments,
-CC0 1.0), and the figure shows photographs of the second. The same command goes on where it was stopped.
+CC0 1.0), and both pictures show photographs of the second: the figure few of each latent, the gallery all nine that its
+class is counted of. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -35,14 +36,27 @@ from mmsae.report.figures import canvas
 from mmsae.sae import SAE
 
 SITE, LATENTS, K, STEPS = "blocks.6:out[all]", 640, 8, 1500
-EACH, IMAGES, SIDE, GAP = 4, 4, 58, 22  # latents of a row, images of a latent, pixels
+GAP = 22  # pixels between latents
 DARK = 0.8  # brightness where a latent is silent
-LINES = {
+TITLES = {
     (TRAINED, "best"): "SAE, the best latents (one a class)",
     (TRAINED, "median"): "SAE, latents around the median",
     (RANDOM, "best"): "random weights, the best latents (one a class)",
     (RANDOM, "median"): "random weights, latents around the median",
 }
+
+
+class Layout(NamedTuple):
+    """What a picture shows of every line of :data:`TITLES`."""
+
+    latents: dict[str, int]  #: Of each kind
+    across: int  #: Latents beside each other
+    images: int  #: Of a latent
+    side: int  #: Of a photograph, in pixels
+
+
+FIGURE = Layout({"best": 4, "median": 4}, 4, 4, 58)
+GALLERY = Layout({"best": 6, "median": 4}, 2, TOP, 52)
 
 
 class Ranked(NamedTuple):
@@ -51,13 +65,13 @@ class Ranked(NamedTuple):
     purity: Purity  #: Of every latent
     order: list[int]  #: Latents that fire on nine photographs or more, the best first
 
-    def chosen(self, kind: str) -> list[int]:
-        """``best``: the first of different classes; ``median``: those in the middle of the order."""
+    def chosen(self, kind: str, n: int) -> list[int]:
+        """Some latents; ``best``: the first of different classes; ``median``: those in the middle of the order."""
         if kind == "median":
-            start = max(0, (len(self.order) - EACH) // 2)
-            return self.order[start : start + EACH]
+            start = max(0, (len(self.order) - n) // 2)
+            return self.order[start : start + n]
         first = {int(self.purity.label[j]): j for j in reversed(self.order)}
-        return sorted(first.values(), key=self.order.index)[:EACH]
+        return sorted(first.values(), key=self.order.index)[:n]
 
 
 def ranked(z: Any, labels: torch.Tensor) -> Ranked:
@@ -93,33 +107,40 @@ def images_of(data: SuiteData, wanted: Mapping[str, Sequence[Shown]], names: Seq
     return {k: Image.open(io.BytesIO(base64.b64decode(t.uri.partition(",")[2]))) for k, t in drawn.items()}
 
 
-def figure(data: SuiteData, path: Path) -> dict[str, Any]:
-    """Write the figure; returns what it says in numbers."""
+def figure(data: SuiteData, path: Path, layout: Layout = FIGURE) -> dict[str, Any]:
+    """Write a picture; returns what it says in numbers."""
     f = data.features("train")
     sides = {c: ranked(g.z, f.labels) for c, g in ((TRAINED, f), (RANDOM, data.control("train")))}
-    rows = {line: [Shown(line[0], j) for j in sides[line[0]].chosen(line[1])] for line in LINES}
+    rows = {
+        (control, kind): [Shown(control, j) for j in sides[control].chosen(kind, layout.latents[kind])]
+        for control, kind in TITLES
+    }
     wanted: dict[str, list[Shown]] = {}
     for s in {s for own in rows.values() for s in own}:
-        for row in sides[s.control].purity.rows[s.latent][:IMAGES].tolist():
+        for row in sides[s.control].purity.rows[s.latent][: layout.images].tolist():
             wanted.setdefault(f.uids[row], []).append(s)
     images = images_of(data, wanted, f.names)
-    group, line_height = IMAGES * (SIDE + 2) + GAP, SIDE + 34
-    width, height = EACH * group - GAP + 8, len(LINES) * line_height + 2
+    step = layout.side + 2
+    group, tall = layout.images * step + GAP, layout.side + 18
+    lines = {line: -(-layout.latents[line[1]] // layout.across) for line in TITLES}  # rows of latents
+    width, height = layout.across * group - GAP + 8, sum(16 + n * tall for n in lines.values()) + 2
     with canvas(width=width / 100, height=height / 100) as (fig, ax):
         fig.set_layout_engine("none")
         ax.set_position((0, 0, 1, 1))
-        ax.set(xlim=(0, width), ylim=(height, 0))
         ax.axis("off")
-        for r, (line, title) in enumerate(LINES.items()):
-            top = r * line_height
+        top = 0
+        for line, title in TITLES.items():
             ax.text(4, top + 12, title, fontsize=8, weight="bold")
             for g, s in enumerate(rows[line]):
-                p, left = sides[s.control].purity, 4 + g * group
+                p, left = sides[s.control].purity, 4 + g % layout.across * group
+                y = top + 16 + g // layout.across * tall
                 said = f"#{s.latent}: {int(p.count[s.latent])} of {TOP} {f.names[int(p.label[s.latent])]}"
-                ax.text(left, top + 26, said, fontsize=7, color="#555")
-                for i, row in enumerate(p.rows[s.latent][:IMAGES].tolist()):
-                    x = left + i * (SIDE + 2)
-                    ax.imshow(images[s, f.uids[row]], extent=(x, x + SIDE, top + 30 + SIDE, top + 30), aspect="auto")
+                ax.text(left, y + 10, said, fontsize=7, color="#555")
+                for i, row in enumerate(p.rows[s.latent][: layout.images].tolist()):
+                    x, low = left + i * step, y + 14 + layout.side
+                    box = (x, x + layout.side, low, y + 14)
+                    ax.imshow(images[s, f.uids[row]], extent=box, aspect="auto")
+            top += 16 + lines[line] * tall
         ax.set(xlim=(0, width), ylim=(height, 0))
         made = io.BytesIO()
         fig.savefig(made, format="png", dpi=100)
@@ -140,16 +161,18 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the two shards")
     parser.add_argument("--out", type=Path, default=Path("runs/real_concepts"))
-    parser.add_argument(
-        "--figure", type=Path, default=None, help="where the figure goes; default: OUT/real_concepts.png"
-    )
+    parser.add_argument("--figure", type=Path, help="where the figure goes; default: OUT/real_concepts.png")
+    parser.add_argument("--gallery", type=Path, help="where the gallery goes; default: OUT/real_gallery.png")
     parser.add_argument("--host", default="lite0")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    path = args.figure or args.out / "real_concepts.png"
     sae = sae_of(args.data, args.out, args.host, args.seed)
-    print(figure(held_out(args.data, sae, args.out, args.host, args.seed), path))
-    print(path)
+    data = held_out(args.data, sae, args.out, args.host, args.seed)
+    path = args.figure or args.out / "real_concepts.png"
+    gallery = args.gallery or args.out / "real_gallery.png"
+    print(figure(data, path))
+    figure(data, gallery, GALLERY)
+    print(path, gallery)
     return path
 
 

@@ -40,10 +40,10 @@ def test_the_best_are_one_a_class_and_the_ordinary_are_in_the_middle(benchmark):
         dense[torch.cat([own[:n], other[: 9 - n]]), j] = 1.0
     found = benchmark[0].ranked(Codes(dense, None, 12, IMAGE), labels)
     assert len(found.order) == 10 and {10, 11}.isdisjoint(found.order)  # two are silent
-    best = found.chosen("best")
+    best = found.chosen("best", 4)
     assert len(best) == 4 and sorted(found.purity.label[best].tolist()) == [0, 1, 2, 3]
     counts = found.purity.count[found.order].tolist()
-    assert counts == sorted(counts, reverse=True) and found.chosen("median") == found.order[3:7]
+    assert counts == sorted(counts, reverse=True) and found.chosen("median", 4) == found.order[3:7]
     assert isinstance(found.purity, Purity)
 
 
@@ -53,13 +53,17 @@ def test_the_figure_is_drawn(benchmark, tmp_path):
     sets = dict.fromkeys(("train", "test"), write_colours(tmp_path / "test", 60, 2, "test"))
     suite = parse_suite({"data": sets, "label": "class", "heads": ["core"]})
     model, loaded = load_pair(sae, device="cpu")
-    path = tmp_path / "figure.png"
-    said = benchmark[0].figure(SuiteData(suite, model, loaded, EvaluationRun(progress=False)), path)
-    assert set(said) == {"SAE", "random"} and said["SAE"]["photographs"] == 60
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    assert pixels.shape[1] > 3 * pixels.shape[0] / 2 and path.stat().st_size < 300_000
-    red = (pixels[..., 0] > 100) & (pixels[..., 1] < 90) & (pixels[..., 2] < 90)
-    assert red.mean() > 0.01  # the photographs are in it
+    data, shapes = SuiteData(suite, model, loaded, EvaluationRun(progress=False)), []
+    for layout in (benchmark[0].FIGURE, benchmark[0].GALLERY):
+        path = tmp_path / "figure.png"
+        said = benchmark[0].figure(data, path, layout)
+        assert set(said) == {"SAE", "random"} and said["SAE"]["photographs"] == 60
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        shapes.append(pixels.shape[:2])
+        assert path.stat().st_size < 400_000
+        red = (pixels[..., 0] > 100) & (pixels[..., 1] < 90) & (pixels[..., 2] < 90)
+        assert red.mean() > 0.01  # the photographs are in it
+    assert shapes[0][1] > 3 * shapes[0][0] / 2 and shapes[1][0] > 2 * shapes[0][0]
 
 
 def test_a_query_is_made_of_the_concepts_that_tell_a_class_and_cleans_other_images(benchmark):
