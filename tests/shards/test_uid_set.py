@@ -1,5 +1,7 @@
 """A uid for the second time is refused as a set of all uids would refuse it, in memory that stays what it is."""
 
+import errno
+import os
 import random
 import tempfile
 
@@ -153,6 +155,17 @@ def test_all_passes_over_shards_refuse_it_late_too(few, shards):
         with pytest.raises(InputError, match=rf"uid {of(71)} in shard s-000004\.tar .* shard s-000003\.tar"):
             got.extend(begin())
         assert len(got) > 10, name  # all but a batch that was held back were given before
+
+
+def test_a_full_folder_of_temporary_files_is_named(few, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = [(of(i), "a.tar", str(i)) for i in range(100)]
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert not refused(rows[:15])  # few uids need no file
+    assert f"{tmp_path}: no space left" in (said := refused(rows)) and said.endswith("let TMPDIR be a folder elsewhere")
 
 
 def test_memory_is_bounded(monkeypatch):
