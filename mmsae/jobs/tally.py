@@ -87,7 +87,9 @@ def _json(value: dict[str, Any]) -> bytes:
 def told(failures: Sequence[Failure]) -> str:
     """``a.tar: its error; b.tar: its error``, the first few."""
     more = f"; and {len(failures) - TOLD} more" if len(failures) > TOLD else ""
-    return "; ".join(f"{f.shard}: {f.error}" for f in failures[:TOLD]) + more
+    return (
+        "; ".join(f.error if f.error.startswith(f.shard) else f"{f.shard}: {f.error}" for f in failures[:TOLD]) + more
+    )
 
 
 def said(error: BaseException) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmsae.errors import EndsJob, InputError
-from mmsae.jobs.tally import TRIED, Failure, Tally, UnitsFailed, go_on
+from mmsae.jobs.tally import TRIED, Failure, Tally, UnitsFailed, go_on, told
 
 
 @pytest.fixture
@@ -64,6 +64,13 @@ def test_an_error_that_another_unit_causes_is_not_the_first_ones(tally):
     with pytest.raises(UnitsFailed, match=r"1 of 6 shards failed.*d\.tar: RuntimeError: unit 3 is broken$"):
         go_on(work, range(6), tally)
     assert tally.missing() == [3]
+
+
+def test_a_shard_is_named_once():
+    assert (
+        told([Failure("a.tar", "a.tar: it is cut"), Failure("b.tar", "no caption")])
+        == "a.tar: it is cut; b.tar: no caption"
+    )
 
 
 def test_a_fault_of_code_is_shown_with_its_place(tally, capfd):
