@@ -20,6 +20,8 @@ from mmsae.kernels.plain import linear, row_chunks
 
 GRAM_BYTES = 2**30  # largest matrix of inner products of atoms that is made by itself
 KEPT_BYTES = 2**28  # largest one that is kept for the next batch
+BLOCK = 256  # atoms whose inner products are made together on a CPU
+GRAM_ROWS = 128  # rows whose correlations stay in a CPU's cache while they are updated by inner products
 
 
 class Stop(NamedTuple):
@@ -68,15 +70,31 @@ def inner_products(atoms: Tensor, keep: bool = False) -> Tensor:
     keep = keep and atoms.device.type == "cpu" and 4 * len(atoms) ** 2 <= KEPT_BYTES
     if keep and _kept is not None and _kept[0].dtype == atoms.dtype and torch.equal(_kept[0], atoms):
         return _kept[1]
-    inner = atoms @ atoms.T
+    inner = _mirrored(atoms) if atoms.device.type == "cpu" else atoms @ atoms.T
     if keep:
         _kept = atoms.clone(), inner
     return inner
 
 
-def use_gram(n: int, n_atoms: int, steps: int) -> bool:
-    """Whether the atoms' inner products pay for MP of ``n`` rows: they cost as much as ``n_atoms / n`` steps."""
-    return n_atoms <= n * (steps - 1) and 4 * n_atoms**2 <= GRAM_BYTES
+def _mirrored(atoms: Tensor) -> Tensor:
+    """The same, of each two equal products one; in blocks, whose transposes are read while they are in the cache."""
+    f = len(atoms)
+    inner = atoms.new_empty(f, f)
+    for lo in range(0, f, BLOCK):
+        hi = min(lo + BLOCK, f)
+        inner[lo:hi, lo:] = made = linear(atoms[lo:hi], atoms[lo:], None)
+        for at in range(hi, f, BLOCK):
+            inner[at : at + BLOCK, lo:hi] = made[:, at - lo : at - lo + BLOCK].T
+    return inner
+
+
+def use_gram(n: int, n_atoms: int, steps: int, device: torch.device) -> bool:
+    """Whether the atoms' inner products pay for MP of ``n`` rows.
+
+    They cost as much as ``n_atoms / n`` steps, and half of that on a CPU.
+    """
+    cost = n_atoms / 2 if device.type == "cpu" else n_atoms
+    return cost <= n * (steps - 1) and 4 * n_atoms**2 <= GRAM_BYTES
 
 
 @torch.no_grad()
@@ -96,10 +114,14 @@ def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: boo
     inner = inner_products(atoms, keep) if gram else None
     indices = torch.zeros(len(x), stop.steps, dtype=torch.long, device=x.device)
     on = torch.zeros_like(indices, dtype=torch.bool)
-    for rows in row_chunks(len(x), len(atoms), x.device):
+    chunks = row_chunks(len(x), len(atoms), x.device)
+    if inner is not None and x.device.type == "cpu":
+        chunks = (slice(at, at + GRAM_ROWS) for at in range(0, len(x), GRAM_ROWS))
+    for rows in chunks:
         r = x[rows].clone()
         active = torch.ones(len(r), dtype=torch.bool, device=x.device)
         c = linear(r, atoms, None)
+        taken = None if inner is None else torch.empty_like(c)  # a step's rows of the inner products
         for t in range(stop.steps):
             v, j = best(c, sign)
             active = active & (v != 0)
@@ -107,7 +129,8 @@ def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: boo
                 active = active & (t < stop.limit[rows])
             v = v * active
             indices[rows, t], on[rows, t] = j, active
-            r.addcmul_(atoms[j], v[:, None], value=-1)
+            if taken is None or stop.tol is not None:
+                r.addcmul_(atoms[j], v[:, None], value=-1)
             if stop.repeat:
                 active = active & ~((indices[rows, :t] == j[:, None]) & on[rows, :t]).any(1)
             if stop.tol is not None:
@@ -115,7 +138,10 @@ def mp_picks(x: Tensor, atoms: Tensor, stop: Stop, sign: str = "relu", gram: boo
             early = stop.repeat or stop.tol is not None or stop.limit is not None
             if t + 1 == stop.steps or (early and not active.any()):
                 break
-            c = linear(r, atoms, None) if inner is None else c.addcmul_(inner[j], v[:, None], value=-1)
+            if taken is None:
+                c = linear(r, atoms, None)
+            else:
+                c.addcmul_(torch.index_select(inner, 0, j, out=taken), v[:, None], value=-1)
     return Picks(indices, on)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from mmsae.kernels import pursuit
 from mmsae.kernels.pursuit import Stop, best, fitted_pursuit, inner_products, merge, mp_picks, mp_values, use_gram
 
 N, D, F, T = 128, 64, 512, 32
@@ -50,7 +51,47 @@ def test_the_inner_products_of_atoms_give_the_same_codes(data):
     x, atoms = data
     a, b = (merge(v, p, F) for p, v, _ in (mp(x, atoms, gram=gram) for gram in (False, True)))
     torch.testing.assert_close(dense(*a), dense(*b), rtol=0, atol=1e-5)
-    assert use_gram(4096, 512, 16) and not use_gram(10, 512, 16) and not use_gram(10**6, 10**5, 32)
+
+
+def test_inner_products_are_made_where_they_cost_less_than_the_steps():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert use_gram(4096, 512, 16, cpu) and not use_gram(10, 512, 16, cpu) and not use_gram(10**6, 10**5, 32, cpu)
+    # 31 steps after the first over 512 rows cost as much as half of the inner products of 31,744 atoms
+    assert use_gram(512, 15_000, 32, cuda) and not use_gram(512, 16_000, 32, cuda)
+    assert use_gram(512, 16_000, 32, cpu) and not use_gram(500, 16_000, 32, cuda)
+    assert use_gram(128, 7_900, 32, cpu) and not use_gram(128, 8_000, 32, cpu)
+
+
+@pytest.mark.parametrize("n", [5, pursuit.BLOCK, pursuit.BLOCK + 1, 3 * pursuit.BLOCK - 7])
+def test_inner_products_of_blocks_are_those_of_all(n):
+    atoms = torch.nn.functional.normalize(torch.randn(n, 12, generator=torch.Generator().manual_seed(n)))
+    found = inner_products(atoms)
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found.double(), atoms.double() @ atoms.double().T, rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"tol": 2.0}, {"repeat": True}, {"limit": torch.arange(300) % 9}])
+def test_rows_of_many_parts_are_coded_by_themselves(options):
+    """By inner products: what the definition chooses for each row, whatever part of the batch it is in."""
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(300, 16, generator=g, dtype=torch.float64)
+    atoms = torch.nn.functional.normalize(torch.randn(50, 16, generator=g, dtype=torch.float64))
+    assert len(x) > 2 * pursuit.GRAM_ROWS
+    found, plain = (mp_picks(x, atoms, Stop(8, **options), gram=gram) for gram in (True, False))
+    assert torch.equal(found.on, plain.on) and torch.equal(found.indices[found.on], plain.indices[plain.on])
+    for i in (0, 127, 128, 299):
+        r, chosen = x[i].clone(), []
+        while len(chosen) < 8:
+            c = atoms @ r
+            j = int(c.argmax())
+            if c[j] <= 0 or ("limit" in options and len(chosen) >= options["limit"][i]):
+                break
+            r -= c[j] * atoms[j]
+            again = j in chosen
+            chosen.append(j)
+            if (again and "repeat" in options) or float(r.norm()) < options.get("tol", 0):
+                break
+        assert found.indices[i, found.on[i]].tolist() == chosen
 
 
 def test_more_steps_begin_with_those_of_fewer(data):

@@ -102,7 +102,7 @@ class PursuitEncoder(SAEEncoder):
             return PursuitCodes(found.residual, atoms, found.values, found.indices, found.steps)
         gram = self.gram
         if gram == "auto":
-            gram = use_gram(len(x), len(atoms), steps)
+            gram = use_gram(len(x), len(atoms), steps, x.device)
         keep = not torch.is_grad_enabled()  # atoms that are trained are others at every step
         picks = mp_picks(x.detach(), atoms.detach(), stop, self.sign, gram, keep)
         values, residual = mp_values(x, atoms, picks)
