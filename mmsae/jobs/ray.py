@@ -198,7 +198,7 @@ class _Pass:
         elif len(self.broken) >= TRIED:
             raise InputError(f"no worker of Ray can begin: {self.broken[-1]}")
         elif now - self.idle_since > PATIENCE:
-            print(f"waiting for a worker with {engine.needs}: Ray has none free", flush=True)
+            print(f"no worker with {engine.needs} yet: Ray has no room, or all are still loading", flush=True)
             self.idle_since = now
         busy = sum(w.unit is not None for w in workers)
         while len(self.broken) < TRIED and len(workers) < min(self.room, len(self.waiting) + busy):
