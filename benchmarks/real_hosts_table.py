@@ -13,6 +13,7 @@ from real_hosts_findings import findings, read_tables
 from mmsae.report.tables import markdown_table
 
 SHORT = "In short"
+KINDS = ("card", "ood")  # folders of a finished seed
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -66,15 +67,31 @@ ABOUT = {
 }
 INTRO = """# Pretrained hosts
 
-Written by `python benchmarks/real_hosts.py`, whose head says how; what stands under *In short* is made from the tables.
+Written by `python benchmarks/real_hosts.py`, whose head says how; dates and sizes are in
+[Evaluation](evaluation.md#pretrained-hosts), and what stands under *In short* is made from the tables. *Code* are the
+latents of the SAE, *recon* what it rebuilds, *resid* what it misses; controls are raw features (*raw*) and the same of
+random weights (*random*) and of principal components (*pca*).
 Each figure is a mean over seeds; in brackets the range of the seeds and of their 95% intervals over images or concepts.
 Two figures are *not told apart* where these ranges overlap.
+"""
+LIMITS = """### What it cannot show
+
+- Whether latents mean what no class says: a latent counts as pure only where its images share one of 140 classes, and
+  one of a colour, a texture or a part of many things counts as none.
+- Anything of other SAEs or sizes: all are TopK with k 32, of at most 5,000 images of 64 pixels, which both hosts see
+  enlarged. FVU, and the share of latents that are never on, depend on that number.
+- What holds for other images of this kind: seeds differ in the SAE's weights and order of data, not in the images, and
+  intervals are over the images or concepts of one set.
+- OOD detection that is hard: the sets are digits, garments, drawings and photographs of people, none is near.
+- What a semantic ViT would give: the ViT here was fine-tuned for saliency, which left little of the classes in it, and
+  its cards are of 200 images, at most four of a class, so that no nine have five of one class. What is left to read of
+  *patches* is FVU, dead latents and Moran's I.
 """
 
 
 def case_of(case: Path) -> str:
     """The tables of one case."""
-    cards, oods = (read(sorted(case.glob(f"*/{kind}/results.json"))) for kind in ("card", "ood"))
+    cards, oods = (read(sorted(case.glob(f"*/{kind}/results.json"))) for kind in KINDS)
     about = (cards or oods)[0]
     site = about["site"] if isinstance(about["site"], str) else about["site"]["image"]
     seeds = max(len(cards), len(oods))
@@ -113,13 +130,14 @@ def write_report(runs: Path, path: Path) -> Path:
     Cases of the page that were not run here stay as they are.
     """
     cases = cases_in(path.read_text(encoding="utf-8")) if path.exists() else {}
-    cases |= {f.name: case_of(f) for f in sorted({f.parents[2] for f in runs.glob("*/*/*/results.json")} - {runs})}
+    done = {f.parents[2] for kind in KINDS for f in runs.glob(f"*/*/{kind}/results.json")}
+    cases |= {f.name: case_of(f) for f in sorted(done)}
     said = [
         f"**{name}** ({ABOUT.get(name, name)}; {_seeds(text)}):\n\n"
         + "".join(f"- {line}\n" for line in findings(read_tables(text)))
         for name, text in sorted(cases.items())
     ]
-    parts = [INTRO, f"## {SHORT}\n\n" + "\n".join(said)]
+    parts = [INTRO, f"## {SHORT}\n\n" + "\n".join([*said, LIMITS])]
     parts += [f"## {name}\n\n{text.strip()}\n" for name, text in sorted(cases.items())]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts), encoding="utf-8")

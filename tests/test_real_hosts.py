@@ -46,7 +46,11 @@ def test_the_report_has_every_case_and_says_on_how_many_each_was_fitted(benchmar
             folder = tmp_path / "maps" / seed / kind
             folder.mkdir(parents=True)
             (folder / "results.json").write_text(json.dumps(content))
+    half = tmp_path / "half" / "0" / ".card.tmp-1"  # of a card that is being written
+    half.mkdir(parents=True)
+    (half / "results.json").write_text("{}")
     text = benchmark[1].write_report(tmp_path, tmp_path / "out" / "report.md").read_text()
+    assert "half" not in text and text.count("### What it cannot show") == 1
     assert "## maps" in text and "image:x; 2 seeds." in text and "Fitted on: knn 5,000, recon 4,500." in text
     assert text.count("0.700 (0.600–0.800)") == 2 and "id_accuracy" not in text
 
