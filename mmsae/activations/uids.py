@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsae.jobs.duplicates import UidParts
-from mmsae.shards.uid_set import MOST, Hashes
+from mmsae.shards.uid_set import Hashes
 from mmsae.shards.uids import uid_text
 from mmsae.types import InputError
 
@@ -58,13 +58,15 @@ class SeenUids:
     """
 
     def __init__(self, files: Mapping[Path, str]) -> None:
-        self._files = dict(files)
-        hashes, n = [np.zeros(0, np.uint64)], 0
+        self._files, self._hashes = dict(files), Hashes()
         for f in self._files:
-            if n < MOST:
-                hashes.append(uid_hash(pq.read_table(f, columns=["uid"])["uid"]))
-                n += len(hashes[-1])
-        self._hashes = Hashes(np.concatenate(hashes))
+            if self._hashes.full:
+                break
+            self._add(uid_hash(pq.read_table(f, columns=["uid"])["uid"]).tolist())
+
+    def _add(self, hashes: Sequence[int]) -> None:
+        for h in hashes:
+            self._hashes.add(h)
 
     @contextmanager
     def part(self, uids: Sequence[str], keys: Sequence[str], file: Path, label: str) -> Iterator[None]:
@@ -81,6 +83,5 @@ class SeenUids:
                 if dup := find_duplicate(list(files), list(files.values()), Path(tmp)):
                     raise InputError(f"{dup}; uids must differ, remove one of the two samples")
         yield
-        for h in new:
-            self._hashes.add(h)
+        self._add(new)
         self._files[file] = label

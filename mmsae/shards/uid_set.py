@@ -27,14 +27,10 @@ class Hashes:
 
     The table is at most half full and grows fourfold, so it takes 16 to 64 bytes a hash, 64 KiB at least and 256 MiB at
     most; while it grows, an eighth more.
-
-    Args:
-        hashes: ``(N,) uint64``, those that are there from the beginning.
     """
 
-    def __init__(self, hashes: np.ndarray | None = None) -> None:
-        given = np.sort(np.maximum(np.zeros(0, np.uint64) if hashes is None else hashes[:MOST], np.uint64(1)))
-        self._build(given[np.append(True, given[1:] != given[:-1])[: len(given)]])
+    def __init__(self) -> None:
+        self._build(np.zeros(0, np.uint64))
 
     def __len__(self) -> int:
         return self._n
@@ -55,7 +51,7 @@ class Hashes:
             return True
         if not self.full:
             if 2 * (self._n + 1) > len(self._table):
-                self._build(self._taken(), 1)
+                self._build(self._taken())
                 at = self._slot(value)
             self._table[at] = value
             self._n += 1
@@ -75,10 +71,10 @@ class Hashes:
         found.sort()
         return found
 
-    def _build(self, hashes: np.ndarray, more: int = 0) -> None:
-        """A table of these hashes, which ascend, with room for so many more."""
+    def _build(self, hashes: np.ndarray) -> None:
+        """A table of these hashes, which ascend, with room for more."""
         size, self._n = _LEAST, len(hashes)
-        while 2 * (self._n + more) > size:
+        while 2 * self._n >= size:
             size *= 4
         self._shift, last = 64 - (size.bit_length() - 1), -1
         table = np.zeros(size, np.uint64)

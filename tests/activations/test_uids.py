@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 from mmsae.activations import ActivationStore, extract
-from mmsae.activations import uids as uids_module
 from mmsae.activations.uids import uid_hash
 from mmsae.activations.writer import PartWriter, StoreWriter
 from mmsae.shards import uid_set
@@ -74,8 +73,7 @@ def test_two_sets_whose_tars_have_equal_names(tmp_path, monkeypatch):
 
 
 def test_what_is_more_than_is_remembered_is_found_in_the_merge(tmp_path, monkeypatch):
-    for module in (uid_set, uids_module):
-        monkeypatch.setattr(module, "MOST", 6)
+    monkeypatch.setattr(uid_set, "MOST", 6)
     paths = make_shards(tmp_path / "in", 4, 5, uid=lambda i: f"{i:032x}")
     whole = extract(FakeHost(), paths, tmp_path / "s", batch_size=4, **QUIET)
     assert len(ActivationStore(whole)) == 20
