@@ -14,7 +14,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from mmsae.allocator import keep_memory
-from mmsae.errors import InputError
+from mmsae.errors import InputError, plain_warnings
 from mmsae.lazy import torch_for_good, uncollected
 from mmsae.options import HostOptions, Process, add_group, call, default_of, groups, names, take
 from mmsae.remote.urls import is_url, shown
@@ -365,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mmsae {__version__}")
         return
     keep_memory()
+    plain_warnings()
     try:
         if args[0] in LIGHTNING and args[1:] in (["-h"], ["--help"]):
             from mmsae.training.help import text

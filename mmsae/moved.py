@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from mmsae.errors import OldName
+
 UNTIL = "0.4"
 """The version in which the old names are gone."""
 
@@ -213,7 +215,7 @@ class _Moved(MetaPathFinder, Loader):
 
 
 def _tell(old: str, new: str) -> None:
-    warnings.warn(f"{old} is {new} now; the old name goes in mmsae {UNTIL}", FutureWarning, stacklevel=3)
+    warnings.warn(f"{old} is {new} now; the old name goes in mmsae {UNTIL}", OldName, stacklevel=3)
 
 
 def earlier(old: str, own: Callable[[str], Any] | None = None) -> Callable[[str], Any]:

@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -348,3 +350,23 @@ def test_options_of_a_host_become_part_of_its_name(tmp_path, monkeypatch):
     args = values("zeroshot", "--sae", "s", "--shards", "x", "--out", "o", "--allow-random-weights")
     _prepare(args, ("host",))
     assert args["host"] == ' {"allow_random": true}' and "host_options" not in args and "threads" not in args
+
+
+def test_our_warnings_are_one_sentence_and_those_of_libraries_keep_their_place():
+    code = """
+import warnings
+from mmsae.cli import main
+from mmsae.errors import OldName, Warned
+for _ in range(2):
+    try:
+        main(["status", "nowhere"])
+    except SystemExit:
+        pass
+warnings.warn("images may break", Warned)
+warnings.warn("a is b now", OldName)
+warnings.warn("of a library", UserWarning)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    lines = done.stderr.splitlines()
+    assert lines[2:4] == ["mmsae: warning: images may break", "mmsae: warning: a is b now"]
+    assert lines[4].endswith("UserWarning: of a library") and "<string>:" in lines[4]

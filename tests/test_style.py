@@ -133,3 +133,24 @@ def test_no_machine_is_named():
     files = [*PROSE, *(p for p in CODE if p != Path(__file__))]
     found = {name(p): hits for p in files if (hits := [m[0] for m in path.finditer(p.read_text())])}
     assert found == {}
+
+
+def warned(code):
+    """Lines of ``warnings.warn`` in a program whose category is none of ours."""
+    calls = (n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call))
+    warns = [c for c in calls if ast.unparse(c.func) in ("warnings.warn", "warn")]
+    return [c.lineno for c in warns if len(c.args) < 2 or ast.unparse(c.args[1]) not in ("Warned", "OldName")]
+
+
+def test_the_checker_finds_warnings_of_no_category():
+    assert warned("warnings.warn('a')\nwarnings.warn('a', UserWarning)\nwarnings.warn('a', Warned, stacklevel=3)") == [
+        1,
+        2,
+    ]
+
+
+def test_warnings_are_told_as_ours():
+    found = {
+        str(p.relative_to(ROOT)): w for p in sorted((ROOT / "mmsae").rglob("*.py")) if (w := warned(p.read_text()))
+    }
+    assert not found

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mmsae.errors import Warned
 from mmsae.hosts import loaded
 from mmsae.hosts.base import Host, check_device
 from mmsae.hosts.diffusion import load as diffusion_load
@@ -147,7 +148,7 @@ def load_host(
     host, hint = parse(bare), with_options(bare, options)
     random = allow_random and not _has_weights(host)
     if random:
-        warnings.warn(f"host {bare}: no weights are loaded, they are random (seed {seed}).")
+        warnings.warn(f"host {bare}: no weights are loaded, they are random (seed {seed}).", Warned)
     elif host.kind == "open_clip" and host.weights is None:
         open_clip = library("open_clip")
 

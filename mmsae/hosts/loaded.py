@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmsae.errors import Warned
 from mmsae.types import InputError
 
 ALLOW = "--allow-random-weights (in Python and recipes allow_random: true) accepts that"
@@ -48,13 +49,13 @@ def check(name: str, found: Mapping[str, Loaded], allow_random: bool) -> bool:
     no_place = f"its files hold tensors that it has no place for: {'; '.join(extra)}"
     if not lacking:
         if extra:
-            warnings.warn(f"host {name!r}: {no_place}.")
+            warnings.warn(f"host {name!r}: {no_place}.", Warned)
         return False
     said = f"host {name!r} lacks weights, which would be random: {'; '.join(lacking)}"
     said += f"; {no_place}" if extra else ""
     if not allow_random:
         raise InputError(f"{said}; {ALLOW}.")
-    warnings.warn(f"{said}.")
+    warnings.warn(f"{said}.", Warned)
     return True
 
 

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from mmsae.errors import Warned
 from mmsae.kernels.backend import Backend
 from mmsae.kernels.plain import TorchBackend
 from mmsae.kernels.reference import ReferenceBackend
@@ -88,7 +89,7 @@ def _made(name: str) -> Backend:
 def _without_triton(device: torch.device) -> bool:
     """Whether Triton cannot compute on a device; said once."""
     if why := _why_not(device):
-        warnings.warn(f"mmsae's kernels for {device.type} are those of torch: {why}", stacklevel=3)
+        warnings.warn(f"mmsae's kernels for {device.type} are those of torch: {why}", Warned, stacklevel=3)
     return bool(why)
 
 

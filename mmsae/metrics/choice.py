@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
+from mmsae.errors import Warned
+
 
 def at_edge(what: str, chosen: float, grid: Iterable[float], natural: Sequence[float] = ()) -> list[str]:
     """``["what: chosen (of smallest to largest)"]`` where the chosen setting is an end of its grid, else nothing.
@@ -28,4 +30,4 @@ def warn_at_edge(tried: Sequence[Mapping[str, float]], best: Mapping[str, float]
     """A ``UserWarning`` where some fields of the best of all tried settings are an end of what was tried."""
     edges = [e for f in fields for e in at_edge(f, best[f], [s[f] for s in tried])]
     for said in edge_warning(edges):
-        warnings.warn(said, stacklevel=3)
+        warnings.warn(said, Warned, stacklevel=3)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from mmsae.errors import Warned
 from mmsae.hosts.diffusion.call_state import CallState, clock
 from mmsae.hosts.diffusion.edits import OpenEdit
 from mmsae.hosts.diffusion.load import TEXT_ENCODERS, denoiser_name, parts
@@ -254,6 +255,6 @@ class Runner:
         if not _warned:
             _warned = True
             name = type(self.pipeline).__name__
-            warnings.warn(f"{name} is compiled, and runs without compilation while sites are read or edited.")
+            warnings.warn(f"{name} is compiled, and runs without compilation while sites are read or edited.", Warned)
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmsae.errors import Warned
 from mmsae.hosts.base import Host, Pick, Sites, check_device
 from mmsae.hosts.capture import Picked, Use
 from mmsae.hosts.diffusion.call import Call, Runner, n_steps
@@ -320,7 +321,9 @@ class DiffusionHost(Host):
         n = sum(map(bool, flags or ()))
         if n:
             self.blanked += n
-            warnings.warn(f"the safety checker of {self.hint or 'the pipeline'} blanked {n} of {len(flags)} images.")
+            warnings.warn(
+                f"the safety checker of {self.hint or 'the pipeline'} blanked {n} of {len(flags)} images.", Warned
+            )
 
     # Reading.
 

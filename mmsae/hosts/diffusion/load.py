@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmsae.errors import Warned
 from mmsae.hosts.loaded import Loaded, plain_config, quiet, recorded
 from mmsae.hosts.names import HostName, loading
 from mmsae.types import InputError
@@ -69,7 +70,7 @@ def _leave_out(folder: str, options: dict[str, Any]) -> None:
         if part in listed and part not in options:
             absent = listed[part] == [None, None]
             if not absent and not (Path(folder) / part).is_dir():
-                warnings.warn(f"host diffusers:{folder}: its folder has no {part}, so it is loaded without.")
+                warnings.warn(f"host diffusers:{folder}: its folder has no {part}, so it is loaded without.", Warned)
                 absent = True
             if absent:
                 options[part] = None

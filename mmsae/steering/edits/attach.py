@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from mmsae.errors import Warned
 from mmsae.hosts import Generates, Host
 from mmsae.sae import SAE
 from mmsae.steering.edits.intervention import BoundIntervention, Intervention
@@ -98,7 +99,7 @@ def attach(
     for s in log:
         if s.relative > LARGE:
             text = f"{s.site}: |dx| exceeds {LARGE} |x| in the mean (the log says by how much): outputs may break"
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, Warned, stacklevel=3)
 
 
 def _edit(host: Host, site: Site, bound: BoundIntervention) -> Any:

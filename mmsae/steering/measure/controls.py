@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmsae.errors import Warned
 from mmsae.hosts.sites import Where
 from mmsae.sae import SAE
 from mmsae.steering.edits.gate import Gate
@@ -116,7 +117,9 @@ def controls(
     """
     out = []
     if live is not None and n > len(live):
-        warnings.warn(f"{n} random controls were asked for, but {len(live)} features are live: {len(live)} are used.")
+        warnings.warn(
+            f"{n} random controls were asked for, but {len(live)} features are live: {len(live)} are used.", Warned
+        )
         n = len(live)
     for condition in conditions:
         how = condition.steering

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmsae.errors import Warned
 from mmsae.hosts.sites import COND, Where
 from mmsae.sae import SAE
 from mmsae.sae.encoder import AffineEncoder, PerModalityEncoder
@@ -137,7 +138,7 @@ def concept_steering(
     with host.edit(site, fn, where=True, **({} if steps is None else {"steps": steps})):
         yield log
     if log.relative > LARGE:
-        warnings.warn(f"{site}: |dx| is {log.relative:.2g} |x| in the mean; images may break", stacklevel=3)
+        warnings.warn(f"{site}: |dx| is {log.relative:.2g} |x| in the mean; images may break", Warned, stacklevel=3)
 
 
 def _check_lengths(where: Where, cond: Tensor, vector: ConceptVector) -> None:
