@@ -2,7 +2,8 @@
 
 Within a modality, or across: the concepts of images against those of captions, which shows what pictures show and
 captions never say. The product ``B^T B`` is made in blocks, of which only pairs with enough common items are kept; no
-matrix of all pairs of latents is ever made. (Section 9 of the toolkit of arXiv 2512.10092.)
+matrix of all pairs of latents is ever made. Within a modality the frequent latents come first and are dropped when
+their pairs are known, so that each pair is counted once. (Section 9 of the toolkit of arXiv 2512.10092.)
 """
 
 from __future__ import annotations
@@ -88,36 +89,45 @@ def correlate(
     n, d = x.shape
     size = counts(x), counts(other)
     kept = tuple(np.flatnonzero(s >= least) for s in size)  # rarer ones have no pair
+    if within:  # the frequent ones first: what is left to multiply shrinks fast
+        kept = (kept[0][np.argsort(-size[0][kept[0]], kind="stable")],) * 2
     left, right = x.tocsc()[:, kept[0]].T.tocsr(), other.tocsc()[:, kept[1]].tocsr()
-    partner, closeness = tuple(np.full(d, -1) for _ in size), tuple(np.full(d, -1.0) for _ in size)
+    partner, closeness = ([np.full(d, v) for _ in size] for v in (-1, -1.0))
+    if within:  # both sides are one
+        partner[1], closeness[1] = partner[0], closeness[0]
     own = np.full(0 if within else d, -1.0)
     best = [np.zeros(0, int)] * 2 + [np.zeros(0, int), np.zeros(0)]
-    block = max(1, cells // max(len(kept[1]), 1))
-    for lo in range(0, len(kept[0]), block):
+    lo = gone = 0
+    while lo < len(kept[0]):
+        block = max(1, cells // max(right.shape[1], 1))
         together = (left[lo : lo + block] @ right).tocoo()
-        common = together.data >= least
-        i, j, c = kept[0][together.row[common] + lo], kept[1][together.col[common]], together.data[common]
+        row, column = together.row + lo, together.col + gone
+        on = together.data >= least
         if within:
-            apart = i != j
-            i, j, c = i[apart], j[apart], c[apart]
+            on &= row < column
+            right, gone = right[:, block:], gone + block
+        lo += block
+        i, j, c = kept[0][row[on]], kept[1][column[on]], together.data[on]
+        if within:
+            i, j = np.minimum(i, j), np.maximum(i, j)
         value = npmi(c, size[0][i], size[1][j], n)
         for side, (mine, its) in enumerate(((i, j), (j, i))):
             _raise_to(closeness[side], partner[side], mine, its, value)
         if not within:
             own[i[i == j]] = value[i == j]
-        new = i < j if within else np.ones(len(i), bool)
-        best = [np.concatenate([old, v[new]]) for old, v in zip(best, (i, j, c, value), strict=True)]
+        best = [np.concatenate([old, v]) for old, v in zip(best, (i, j, c, value), strict=True)]
         if len(best[0]) > 4 * pairs:
             best = _top(best, pairs)
     a, b, both, value = _top(best, pairs)
-    return Correlations(a, b, both.astype(int), value, size, partner, closeness, own, n, least)
+    return Correlations(a, b, both.astype(int), value, size, tuple(partner), tuple(closeness), own, n, least)
 
 
 def _raise_to(close: np.ndarray, partner: np.ndarray, mine: np.ndarray, its: np.ndarray, value: np.ndarray) -> None:
-    """Write the closest partner of each latent where it is closer than the one that is known."""
+    """Write the closest partner of each latent where it is closer than the one that is known, or as close and first."""
     order = np.lexsort((its, -value, mine))
     first = order[np.unique(mine[order], return_index=True)[1]]
-    first = first[value[first] > close[mine[first]]]
+    known, here = close[mine[first]], value[first]
+    first = first[(here > known) | ((here == known) & (its[first] < partner[mine[first]]))]
     close[mine[first]], partner[mine[first]] = value[first], its[first]
 
 

@@ -30,7 +30,16 @@ def test_within_is_the_naive_table(cells):
     apart = np.where((both >= 15) & ~np.eye(20, dtype=bool), value, -1)
     assert found.closeness[0] == pytest.approx(apart.max(1)) and found.closeness[1] == pytest.approx(apart.max(1))
     has = apart.max(1) > -1
-    assert apart[np.flatnonzero(has), found.partner[0][has]] == pytest.approx(apart.max(1)[has])
+    assert found.partner[0][has].tolist() == apart.argmax(1)[has].tolist() and has.sum() > 10
+
+
+@pytest.mark.parametrize("cells", [1, 9, 10**6])
+def test_of_partners_that_are_as_close_the_first_is_told(cells):
+    x = np.tile(np.repeat(np.eye(3, dtype=np.int32), 4, 0), (1, 3))  # three times the same three latents
+    x = np.concatenate([x, np.zeros((4, 9), np.int32)])
+    found = correlate(csr_matrix(x), least=2, cells=cells)
+    assert found.partner[0].tolist() == [3, 4, 5, 0, 1, 2, 0, 1, 2] and (found.closeness[1] == 1).all()
+    assert (found.a[0], found.b[0]) == (0, 3) and len(found.a) == 9
 
 
 @pytest.mark.parametrize("cells", [1, 10**6])
