@@ -133,7 +133,7 @@ class Extraction(NamedTuple):
             if say:
                 print(f"{self.out}: finished before, {StoreSpec.load(self.out).items} items; nothing to do")
             return writer.folder
-        engine.lock, tally = writer.folder / LOCK, writer.tally._replace(shards=list(self.paths))
+        engine.locks, tally = (writer.folder / LOCK,), writer.tally._replace(shards=list(self.paths))
         try:
             if todo := missing(engine, tally):
                 if own := engine.own(todo):

@@ -17,11 +17,11 @@ def collect(root: Path, seed: int, progress: bool = True) -> None:
     from mmsae.sae import SAE, random_control
 
     random_control(SAE.from_pretrained(root / SHOWN / "sae"), seed).save_pretrained(root / CONTROL / "sae")
-    for name in (SHOWN, COMPARED, CONTROL):
-        collect_evidence(
-            str(root / name / "sae"), str(root / "shards" / "test"), str(evidence(root, name)),
-            f"local-dir:{root / 'clip'}", run=SAERun("cpu", workers=0, progress=progress),
-        )  # fmt: skip
+    names = (SHOWN, COMPARED, CONTROL)
+    collect_evidence(
+        [str(root / n / "sae") for n in names], str(root / "shards" / "test"), [evidence(root, n) for n in names],
+        f"local-dir:{root / 'clip'}", run=SAERun("cpu", workers=0, progress=progress),
+    )  # fmt: skip
 
 
 def evidence(root: Path, name: str) -> Path:

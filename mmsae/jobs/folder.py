@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,7 +172,8 @@ class JobFolder:
         Raises:
             InputError: Another process leads it, or others work on it and the engine does not wait for them.
         """
-        outer, engine.lock = engine.lock, self.lock  # a job may be a step of another
+        outer = engine.locks  # a job may be a step of another, and several be done in one pass
+        engine.locks = (*outer, self.lock)
         try:
             if engine.lead:
                 with self.lead(engine.patient):
@@ -181,7 +182,7 @@ class JobFolder:
                 self.begin().close()
                 yield
         finally:
-            engine.lock = outer
+            engine.locks = outer
 
     @contextmanager
     def lead(self, patient: bool = True) -> Iterator[None]:
@@ -238,10 +239,11 @@ class JobFolder:
 
 
 @contextmanager
-def at_work(lock: Path) -> Iterator[None]:
-    """Mark a job as being worked on by a process that does not lead it."""
-    with open(lock, "ab") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
+def at_work(locks: Sequence[Path]) -> Iterator[None]:
+    """Mark jobs as being worked on by a process that does not lead them."""
+    with ExitStack() as held:
+        for lock in locks:
+            fcntl.flock(held.enter_context(open(lock, "ab")), fcntl.LOCK_SH)
         yield
 
 

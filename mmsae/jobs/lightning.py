@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ class Ranks:
     """
 
     patient = True
-    lock: Path | None = None
+    locks: tuple[Path, ...] = ()
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self.strategy, self.size = trainer.strategy, trainer.world_size
@@ -64,14 +64,14 @@ class Ranks:
             UnitsFailed: Some units failed, of this rank or another, and the others are done.
         """
         mine = list(todo[self.rank :: self.size])
-        with nullcontext() if self.lock is None else at_work(self.lock), suppress(UnitsFailed):
+        with at_work(self.locks), suppress(UnitsFailed):
             go_on(lambda units: here(Share(units, self.lead)), mine, tally)
         self.wait()
         report([f for u, f in self.agree(tally.failed).items() if u in set(todo)], todo, tally)
 
     def deal(self, tally: Tally, todo: Sequence[int], here: Work, there: Callable[..., Work], *args: Any) -> None:
         """Do this rank's share of what has to be done, and wait for the others."""
-        with nullcontext() if self.lock is None else at_work(self.lock):
+        with at_work(self.locks):
             here(Share(list(todo[self.rank :: self.size]), self.lead))
         self.wait()
 

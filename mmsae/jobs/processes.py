@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmsae.allocator import keep_memory
-from mmsae.errors import InputError
+from mmsae.errors import InputError, plain_warnings
 from mmsae.jobs.folder import at_work
 from mmsae.jobs.tally import Tally, UnitsFailed, go_on, report
 from mmsae.jobs.units import Share, Work
@@ -45,7 +45,7 @@ class Local:
     """
 
     lead, rank, patient = True, 0, True
-    lock: Path | None = None
+    locks: tuple[Path, ...] = ()
 
     def __init__(self, size: int = 1) -> None:
         self.size = size
@@ -108,7 +108,8 @@ class Local:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
             self._stop = context.Event()
-            self._pool = ProcessPoolExecutor(self.size, context, _start, (self._stop, context.Value("i", 0), self.lock))
+            given = self._stop, context.Value("i", 0), self.locks
+            self._pool = ProcessPoolExecutor(self.size, context, _start, given)
         jobs = [self._pool.submit(_work, there, list(todo[r::size]), r == 0, tally, *args) for r in range(size)]
         self._result(jobs)
 
@@ -136,18 +137,18 @@ class Local:
 
 _stop: Any = None  # in the processes of a pool: an event, set when the work has failed in one of them
 _rank = 0  # there too: which device is this process's
-_held = ExitStack()  # there too: the job's lock, until the process ends
+_held = ExitStack()  # there too: the locks of jobs, until the process ends
 
 
-def _start(stop: Any, count: Any, lock: Path | None) -> None:
+def _start(stop: Any, count: Any, locks: Sequence[Path]) -> None:
     global _stop, _rank
     with count.get_lock():
         _rank, count.value = count.value, count.value + 1
     _stop = stop
     keep_memory()
+    plain_warnings()
     end_with_parent()
-    if lock is not None:
-        _held.enter_context(at_work(lock))
+    _held.enter_context(at_work(locks))
 
 
 def _stopped() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,25 +105,24 @@ class PartOf(Local):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if self.lock is None:
-            yield
-            return
-        with at_work(self.lock), open(f"{self.lock}-{self.part}-of-{self.parts}", "ab") as own:
-            try:
-                fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                raise InputError(f"{self.lock.parent}: another running process is working on {self}") from e
-            if other := self._of_another_number():
-                raise InputError(
-                    f"{self.lock.parent}: part {other} is running and this is {self}, so that some shards would be done"
-                    " by both: parts that run at the same time are of one number"
-                )
+        with at_work(self.locks), ExitStack() as held:
+            for lock in self.locks:
+                own = held.enter_context(open(f"{lock}-{self.part}-of-{self.parts}", "ab"))
+                try:
+                    fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as e:
+                    raise InputError(f"{lock.parent}: another running process is working on {self}") from e
+                if other := self._of_another_number(lock):
+                    raise InputError(
+                        f"{lock.parent}: part {other} is running and this is {self}, so that some shards would be done "
+                        "by both: parts that run at the same time are of one number"
+                    )
             yield
 
-    def _of_another_number(self) -> str:
+    def _of_another_number(self, lock: Path) -> str:
         """A running part of another number of parts; empty where there is none."""
-        for path in sorted(self.lock.parent.glob(f"{self.lock.name}-*-of-*")):
-            part, parts = path.name.removeprefix(f"{self.lock.name}-").split("-of-")
+        for path in sorted(lock.parent.glob(f"{lock.name}-*-of-*")):
+            part, parts = path.name.removeprefix(f"{lock.name}-").split("-of-")
             if int(parts) != self.parts and _held(path):
                 return f"{part}/{parts}"
         return ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmsae.allocator import keep_memory
-from mmsae.errors import EndsJob, InputError
+from mmsae.errors import EndsJob, InputError, plain_warnings
 from mmsae.jobs.estimate import progress_bar
 from mmsae.jobs.folder import at_work
 from mmsae.jobs.tally import TRIED, Failure, Tally, hopeless, report, said
@@ -42,7 +42,7 @@ class RayWorkers:
     """
 
     lead, rank, patient = True, 0, True
-    lock: Path | None = None
+    locks: tuple[Path, ...] = ()
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class RayWorkers:
 
         if self._ours and not self._room():
             raise InputError(f"a worker takes {self.needs}, and this machine has {_has(ray.cluster_resources())}")
-        _Pass(self, tally, todo, [ray.put((there, args, self.lock, os.getcwd()))]).run()
+        _Pass(self, tally, todo, [ray.put((there, args, self.locks, os.getcwd()))]).run()
 
     deal = run
 
@@ -262,23 +262,23 @@ class _Actor:
 
     def __init__(self) -> None:
         keep_memory()
+        plain_warnings()
         self.held, self.work, self.faults = ExitStack(), None, FaultLog()
 
     def begin(self, given: list[Any]) -> tuple[str, str]:
         """Get ready for a pass."""
         import ray
 
-        there, args, lock, folder = ray.get(given[0])
+        there, args, locks, folder = ray.get(given[0])
         self.held.close()
         self.faults = FaultLog()
         self.work = None  # what the pass before needed goes first
         try:
-            for place in (Path(folder), *([] if lock is None else [lock.parent.absolute()])):
+            for place in (Path(folder), *(lock.parent.absolute() for lock in locks)):
                 if not place.exists():
                     raise InputError(f"{place} is not there on {_node()}: workers need one file system")
             os.chdir(folder)  # paths of a job may be relative
-            if lock is not None:
-                self.held.enter_context(at_work(lock))
+            self.held.enter_context(at_work(locks))
             self.work = there(0, *args)
         except Exception as e:
             return "unfit", said(e)

@@ -38,10 +38,11 @@ class Tally(NamedTuple):
     folder: Path  #: Where the part files are.
     shards: list[str]  #: The shard of each unit, as it was given.
     files: list[str]  #: Name of the part file of each unit.
+    also: tuple[Tally, ...] = ()  #: Passes of other jobs over the same shards, whose parts are made along with these.
 
     def done(self, unit: int) -> bool:
-        """Whether the part of a unit is there."""
-        return (self.folder / self.files[unit]).exists()
+        """Whether the part of a unit is there, in all passes that are made together."""
+        return (self.folder / self.files[unit]).exists() and all(t.done(unit) for t in self.also)
 
     def missing(self) -> list[int]:
         """The units whose part is not there."""
@@ -53,6 +54,8 @@ class Tally(NamedTuple):
             with disk_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_new(self.folder / UNITS, _json({"shards": self.shards, "files": self.files}))
+        for other in self.also:
+            other.note()
 
     @classmethod
     def read(cls, noted: Path) -> Tally:
@@ -65,6 +68,8 @@ class Tally(NamedTuple):
 
     def fail(self, unit: int, error: str) -> Failure:
         """Write down that a unit failed, and why."""
+        for other in self.also:
+            other.fail(unit, error)
         with disk_errors(self.folder):
             write_whole(self._mark(unit), _json((failure := Failure(self.shards[unit], error))._asdict()))
         return failure
@@ -72,6 +77,8 @@ class Tally(NamedTuple):
     def clear(self, unit: int) -> None:
         """Forget that a unit failed, now that it is done."""
         self._mark(unit).unlink(missing_ok=True)
+        for other in self.also:
+            other.clear(unit)
 
     def failed(self) -> dict[int, Failure]:
         """``{unit: failure}`` of those that failed the last time and are not done since."""

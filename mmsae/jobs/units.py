@@ -127,8 +127,8 @@ class Engine(Protocol):
     size: int  #: Number of processes that work; none where there is only something to merge.
     rank: int  #: Which of them this is.
     patient: bool  #: Whether to wait for processes that work on the job, where this one is to lead it.
-    #: The job's lock for those that work and do not lead (``JobFolder.lock``); set it before the first work.
-    lock: Path | None
+    #: Locks of jobs for those that work and do not lead (``JobFolder.lock``); set them before the first work.
+    locks: tuple[Path, ...]
 
     def elsewhere(self, units: int) -> bool:
         """Whether so many units are done by other processes, which load what they need themselves."""

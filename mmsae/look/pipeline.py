@@ -92,9 +92,8 @@ class _Look:
 
     def stages(self) -> dict[str, Callable[[], Any]]:
         """Names and work, in order."""
-        out = {"extract": self.extract, "fit": self.fit, "evidence": self.evidence}
-        if self.seen.control:
-            out |= {"random": self.random, "evidence_random": self.evidence_random}
+        control = {"random": self.random} if self.seen.control else {}
+        out = {"extract": self.extract, "fit": self.fit, **control, "evidences": self.collect}
         return out | {"names": self.names, "scores": self.scores, "browser": self.browser, "summary": self.summary}
 
     def extract(self) -> None:
@@ -134,19 +133,14 @@ class _Look:
         control = random_control(SAE.from_pretrained(self.root / "run" / "sae"), self.sight.seed)
         control.save_pretrained(self.root / "random")
 
-    def evidence(self) -> None:
-        """What the latents fire on."""
-        self._evidence(self.root / "run" / "sae", self.root / "evidence")
-
-    def evidence_random(self) -> None:
-        """The same of the control."""
-        self._evidence(self.root / "random", self.root / "evidence_random")
-
-    def _evidence(self, sae: Path, out: Path) -> None:
+    def collect(self) -> None:
+        """What the latents fire on, and those of the control, in one pass of the host."""
         from mmsae.interpret.evidence.job import collect_evidence
 
-        run = SAERun(**vars(self.run))
-        collect_evidence(str(sae), str(self.root / "shards"), str(out), self.host.hint, run=run)
+        of = {self.root / "run" / "sae": self.root / "evidence"}
+        of |= {self.root / "random": self.root / "evidence_random"} if self.seen.control else {}
+        run, saes, outs = SAERun(**vars(self.run)), [str(s) for s in of], list(of.values())
+        collect_evidence(saes, str(self.root / "shards"), outs, self.host, run=run)
 
     def names(self) -> None:
         """Names of latents, by captions and by words or classes that the host knows; there may be nothing to go by."""

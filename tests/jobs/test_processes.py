@@ -54,7 +54,7 @@ def test_here_units_that_fail_are_named_and_the_others_done(tmp_path):
 @pytest.mark.slow
 def test_units_are_dealt_out_and_a_failure_is_told(tmp_path):
     with Local(2) as processes:
-        processes.lock = tmp_path / "workers.lock"
+        processes.locks = (tmp_path / "workers.lock",)
         processes.run(tally(tmp_path), [1, 2, 3], print, elsewhere, str(tmp_path))
         done = [p.name.split("-") for p in tmp_path.glob("*-*")]
         assert sorted(int(unit) for unit, *_ in done) == [1, 2, 3] and str(os.getpid()) not in {pid for *_, pid in done}

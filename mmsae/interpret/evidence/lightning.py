@@ -13,18 +13,18 @@ class Collect(LitJob):
     """``mmsae evidence`` on the ranks of a trainer.
 
     Args:
-        sae: SAE folder or hub id.
+        sae: SAE folder or hub id; of several of the same sites (an SAE and its controls) the host reads the data once.
         shards: Path, folder, glob or brace pattern of tars, parquet files or images, here or at a URL, or several
             (docs/how-to/data.md); for SAEs of texts and of denoisers also a .txt file with a caption a line.
-        out: Folder to write.
+        out: Folder to write; one for each SAE.
         host: Name of the host; default: the SAE's own.
     """
 
     def __init__(
         self,
-        sae: str,
+        sae: str | list[str],
         shards: str | list[str],
-        out: str,
+        out: str | list[str],
         host: str = "",
         choice: Evidencing = Evidencing(),
         run: RankRun = RankRun(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mmsae.activations.spool import Spool
 from mmsae.interpret.evidence.folder import BINS, EDGES, map_arrays
 from mmsae.interpret.evidence.reader import EvidenceReader
 from mmsae.interpret.evidence.rows import BatchWords, FiredRows, Looked
-from mmsae.jobs.units import Parts, TarWork, Unit
+from mmsae.jobs.units import TarWork
 from mmsae.shards import FaultLog, draw
 from mmsae.types import Faults, ImageTextBatch
 
@@ -171,47 +171,63 @@ class TokensPart:
         self.spool.finish()
 
 
+class TarParts(NamedTuple):
+    """The parts of one tar and one SAE while they are written."""
+
+    codes: CodesPart | None  #: The ``codes`` part; None: it is there.
+    tokens: TokensPart | None  #: The ``tokens`` part; None: it is made later.
+    wanted: Tensor | None  #: Which of the tar's items are in evidence; None: all.
+
+    def add(self, looked: Looked, first: int) -> None:
+        """Add a batch; ``first`` is the number of its first item in the tar."""
+        n = len(looked.batch.uids)
+        if self.codes is not None:
+            self.codes.add(looked)
+        if self.tokens is not None:
+            keep = torch.ones(n, dtype=torch.bool) if self.wanted is None else self.wanted[first : first + n]
+            self.tokens.add(looked, first, keep)
+
+    def finish(self, faults: Faults) -> None:
+        """Write the files; where the ``codes`` are there, the ``tokens`` that were made with them are, too."""
+        if self.tokens is not None:
+            self.tokens.finish()
+        if self.codes is not None:
+            self.codes.finish(faults)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for part in (self.codes, self.tokens):
+            if part is not None:
+                part.spool.close()
+
+
 class EvidenceTar(TarWork):
     """What is made of one tar in a pass.
 
     Args:
-        reader: Host and SAE.
-        unit: The tar.
-        codes: Where its ``codes`` part goes; None: it is there.
-        tokens: Where its ``tokens`` part goes; None: it is made later.
-        wanted: Which of its items are in evidence; None: all.
+        reader: Host and SAEs.
+        parts: ``{number of the SAE: what is written of it}``; the host reads a batch once for all.
     """
 
-    def __init__(
-        self, reader: EvidenceReader, unit: Unit, codes: Parts | None, tokens: Parts | None, wanted: Tensor | None
-    ) -> None:
-        modalities = reader.plan.modalities
-        self.reader, self.wanted, self.n = reader, wanted, 0
-        self.codes = None if codes is None else CodesPart(codes.path(unit), reader.sae.d_sae, modalities)
-        self.tokens = None if tokens is None else TokensPart(tokens.path(unit), modalities)
+    def __init__(self, reader: EvidenceReader, parts: Mapping[int, TarParts]) -> None:
+        self.reader, self.parts, self.n = reader, dict(parts), 0
 
     def add(self, batch: ImageTextBatch, log: FaultLog) -> None:
-        looked = self.reader.look(batch, log)
-        n = len(looked.batch.uids)
-        if not n:
-            return
-        if self.codes is not None:
-            self.codes.add(looked)
-        if self.tokens is not None:
-            keep = torch.ones(n, dtype=torch.bool) if self.wanted is None else self.wanted[self.n : self.n + n]
-            self.tokens.add(looked, self.n, keep)
+        found = self.reader.look(batch, log, self.parts)
+        n = max((len(looked.batch.uids) for looked in found.values()), default=0)  # the same items of every SAE
+        for i, looked in found.items():
+            if n:
+                self.parts[i].add(looked, self.n)
         self.n += n
 
     def finish(self, faults: FaultLog) -> None:
-        if self.tokens is not None:
-            self.tokens.finish()
-        if self.codes is not None:
-            self.codes.finish(faults.take())
+        told = faults.take()
+        for part in self.parts.values():
+            part.finish(told)
 
     def close(self) -> None:
-        for part in (self.codes, self.tokens):
-            if part is not None:
-                part.spool.close()
+        for part in self.parts.values():
+            part.close()
 
 
 class ReadPart:

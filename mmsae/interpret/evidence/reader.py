@@ -1,8 +1,8 @@
-"""Host and SAE of a job of evidence: what fires in the rows of a batch."""
+"""Host and SAEs of a job of evidence: what fires in the rows of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -29,12 +29,12 @@ PEEK = 200  # samples that tell whether a corpus has images and captions
 
 
 class EvidencePlan(NamedTuple):
-    """One job of evidence; plain values, so that it travels to other processes."""
+    """One pass of evidence; plain values, so that it travels to other processes."""
 
-    sae: str  #: Folder or hub id; empty: given as an object, so that there is one process
+    saes: tuple[str, ...]  #: Folders or hub ids; one is empty: given as an object, so that there is one process
     host: str  #: Name; empty: likewise
     paths: list[str]  #: All tars
-    work: str  #: The working folder
+    works: tuple[str, ...]  #: The working folder of each SAE's job
     modalities: tuple[str, ...]  #: Those with codes
     captions: bool  #: Whether the corpus has captions
     images: bool  #: Whether it has images
@@ -90,16 +90,32 @@ class EvidenceReader:
 
     Args:
         plan: The job.
-        sae: Where it is loaded already.
+        saes: Where they are loaded already.
         host: Likewise.
         rank: Which device.
+
+    Raises:
+        InputError: The host cannot be loaded, an SAE is of another one, or two are not of the same sites.
     """
 
-    def __init__(self, plan: EvidencePlan, sae: SAE | str = "", host: Host | str = "", rank: int = 0) -> None:
-        run = plan.run
+    def __init__(
+        self, plan: EvidencePlan, saes: Sequence[SAE | str] = (), host: Host | str = "", rank: int = 0
+    ) -> None:
+        run, given = plan.run, list(saes) or list(plan.saes)
         self.plan, device = plan, pick_device(run.device, rank)
-        self.sae, self.host = load_pair(sae or plan.sae, host or plan.host, device, run.precision, run.allow_other_site)
-        self.sites = read_sites(self.sae, self.host, run.allow_other_site)
+        self.host: Host | str = host or plan.host
+        self.saes: list[SAE] = []
+        for sae in given:
+            loaded, self.host = load_pair(sae, self.host, device, run.precision, run.allow_other_site)
+            self.saes.append(loaded)
+        made = [read_sites(s, self.host, run.allow_other_site) for s in self.saes]
+        self.sites = made[0]
+        for i, other in enumerate(made):
+            if (here := _specs(other)) != (first := _specs(self.sites)):
+                raise InputError(
+                    f"SAE {plan.saes[i] or i} reads {here}, and {plan.saes[0] or 'the first'} {first}: SAEs whose "
+                    "evidence is collected together read the same sites"
+                )
         self.embedder: Encoder | None = self.host if isinstance(self.host, Encoder) else None
         if plan.choice.embedder:
             found = load_host(plan.choice.embedder, device=device, precision=run.precision)
@@ -147,29 +163,30 @@ class EvidenceReader:
         return Views(self.host.transform() if isinstance(self.host, Encoder) else None)
 
     @torch.no_grad()
-    def look(self, batch: ImageTextBatch, log: FaultLog) -> Looked:
-        """What fires in a batch; items in which host or SAE give inf or NaN are counted and left out."""
+    def look(self, batch: ImageTextBatch, log: FaultLog, which: Collection[int] | None = None) -> dict[int, Looked]:
+        """What fires in a batch, by the number of the SAE; items in which the host gives inf or NaN are counted and
+        left out.
+
+        The host reads the batch once; ``which`` are the SAEs that are asked, None: all.
+        """
         marks, batch = SampleMarks.take(batch)
         marks, placed, embed = self._read(batch, marks)
         good = torch.ones(len(batch.uids), dtype=torch.bool, device=self.host.device)
-        fired, words = {}, {}
+        words = {}
         for m, p in placed.items():
             good[p.rows.item[~p.rows.x.isfinite().all(1)]] = False
-            fired[m], words[m] = self.fire(m, p), words_of(self.host, self.sites[m], p.rows, batch)
+            words[m] = words_of(self.host, self.sites[m], p.rows, batch)
         for e in embed.values():
             good &= e.isfinite().all(1)
         for i in (~good).nonzero()[:, 0].tolist():
             log.add("not_finite", batch.shards[i], batch.keys[i], "the host gave inf or nan")
         embed = {m: _unit(e.float(), m, batch.captions) for m, e in embed.items()}
-        return Looked(batch, marks, fired, embed, {m: w for m, w in words.items() if w is not None}).of(good)
-
-    def fire(self, modality: str, placed: PlacedRows) -> FiredRows:
-        """The entries of the codes of some rows."""
-        own = modality if modality in self.sae.modalities else self.sae.modalities[0]
-        codes = self.sae.encode(placed.rows.x, own, finite=False)
-        return entries(
-            placed.rows.item, placed.place, codes.values, codes.indices, placed.grid, placed.places, codes.d_sae
-        )
+        words = {m: w for m, w in words.items() if w is not None}
+        out = {}
+        for i in range(len(self.saes)) if which is None else which:
+            fired = {m: fire(self.saes[i], m, p) for m, p in placed.items()}
+            out[i] = Looked(batch, marks, fired, embed, words).of(good)
+        return out
 
     def _read(
         self, batch: ImageTextBatch, marks: SampleMarks
@@ -199,6 +216,17 @@ class EvidenceReader:
         held = batch._replace(images=marks.images, texts=marks.texts, inputs=None)
         read = self.embedder.read(held, [f"{m}.embed" for m in self.embeds])
         return {m: r.x for m, r in zip(self.embeds, read, strict=True)}
+
+
+def fire(sae: SAE, modality: str, placed: PlacedRows) -> FiredRows:
+    """The entries of an SAE's codes of some rows."""
+    own = modality if modality in sae.modalities else sae.modalities[0]
+    codes = sae.encode(placed.rows.x, own, finite=False)
+    return entries(placed.rows.item, placed.place, codes.values, codes.indices, placed.grid, placed.places, codes.d_sae)
+
+
+def _specs(sites: Mapping[str, Site]) -> str:
+    return " and ".join(f"{m} at {s.spec}" for m, s in sites.items())
 
 
 def read_sites(sae: SAE, host: Host, allow_other_site: bool = False) -> dict[str, Site]:
