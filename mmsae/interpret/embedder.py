@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.evidence.hosts import NamedHost
 from mmsae.types import IMAGE, TEXT, InputError
 
 if TYPE_CHECKING:
@@ -26,24 +27,38 @@ class Embedder:
         cache: Folder in which vectors of phrases are kept; None keeps none.
         device: Where it runs.
         precision: Arithmetic.
+        known: What some evidence knows of it, where it is that of its embeddings.
     """
 
-    def __init__(self, name: str, cache: Path | None = None, device: str = "auto", precision: str = "fp32"):
-        self.name, self.cache, self.device, self.precision = name, cache, device, precision
+    def __init__(
+        self,
+        name: str,
+        cache: Path | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        known: NamedHost | None = None,
+    ):
+        self.name, self.cache, self.device, self.precision, self.known = name, cache, device, precision, known
 
     @classmethod
     def of(cls, evidence: Evidence, modality: str, **options: Any) -> Embedder | None:
         """That of a modality of some evidence; None where it has no embeddings."""
-        name = evidence.about.get("embedder", {}).get(modality)
-        return None if not name or evidence.embeddings(modality) is None else cls(name, **options)
+        known = NamedHost.embedder_of(evidence, modality)
+        return None if known is None else cls(known.now, known=known, **options)
 
     @cached_property
     def host(self) -> Encoder:
-        """The host, loaded when it is first needed."""
+        """The host, loaded when it is first needed.
+
+        Raises:
+            InputError: It cannot be loaded, or is not the one that the evidence knows.
+        """
         from mmsae.hosts import load_host, pick_device
         from mmsae.hosts.encoders.encoder import as_encoder
 
-        return as_encoder(load_host(self.name, pick_device(self.device), self.precision), "naming latents")
+        device = pick_device(self.device)
+        load = partial(load_host, self.name) if self.known is None else self.known.load
+        return as_encoder(load(device, self.precision), "naming latents")
 
     @property
     def reads_text(self) -> bool:

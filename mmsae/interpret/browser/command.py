@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmsae.interpret.browser.options import Display, Pages
+from mmsae.interpret.evidence.options import Whereabouts
 
 
 def explore(
@@ -19,6 +20,7 @@ def explore(
     progress: bool = True,
     display: Display = Display(),
     pages: Pages = Pages(),
+    where: Whereabouts = Whereabouts(),
 ) -> dict[str, Any]:
     """Write a browser of an SAE's latents and of the samples that they fire on.
 
@@ -38,6 +40,8 @@ def explore(
         progress: Whether to print what is done.
         display: What is shown.
         pages: What else there are pages of.
+        where: Where the hosts of the evidence are, which read words for the search; likewise of other evidence on the
+            same host.
 
     Returns:
         ``out``: the folder; ``bytes``: its size.
@@ -50,5 +54,5 @@ def explore(
     from mmsae.interpret.browser.site import Inputs, write_site
 
     folder = Path(out) if out else Path(evidence).resolve().parent / "browser"
-    given = Inputs(evidence, sae, other, other_sae, control, names, scores)
+    given = Inputs(evidence, sae, other, other_sae, control, names, scores, where)
     return write_site(folder, given, display, pages, progress)

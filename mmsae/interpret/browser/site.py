@@ -20,6 +20,7 @@ from mmsae.interpret.browser.panel import Panel, Source
 from mmsae.interpret.browser.scores import read_scores
 from mmsae.interpret.browser.steered import write_strips
 from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.evidence.options import Whereabouts
 from mmsae.metrics.concepts.names import read_names
 from mmsae.types import InputError
 
@@ -41,6 +42,7 @@ class Inputs(NamedTuple):
     control: str = ""  #: Evidence of a control, or empty
     names: str = ""  #: File of names, empty: that of the evidence
     scores: str = ""  #: Folder of scores, empty: that of the evidence
+    where: Whereabouts = Whereabouts()  #: Where the hosts of the evidence are, and of other evidence on the same host
 
 
 def atoms_of(evidence: Evidence, sae: str) -> np.ndarray | None:
@@ -77,8 +79,9 @@ def sources(given: Inputs) -> list[Source]:
     ):
         if not at:
             continue
-        evidence = Evidence(at)
-        main = key == "main"
+        evidence, main = Evidence(at, where=given.where), key == "main"
+        if not main and evidence.about["job"].get("host") != out[0].evidence.about["job"].get("host"):
+            evidence = Evidence(at)
         file = given.names if main and given.names else Path(at) / "names" / "names.json"
         names = read_names(file, evidence.about["job"]["sae"]) if (main and given.names) or Path(file).exists() else {}
         folder = Path(given.scores) if main and given.scores else Path(at) / "scores"

@@ -12,6 +12,7 @@ from mmsae.interpret.browser.files import packed
 from mmsae.interpret.browser.relations import unit_rows
 from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.evidence.options import Whereabouts
 from mmsae.interpret.guesses import FOLDER
 from mmsae.interpret.names.centroid import centred
 from mmsae.interpret.names.vocabulary import read_vocabulary
@@ -87,6 +88,8 @@ def _words(evidence: Evidence, means: np.ndarray, vocabulary: str, names: Sequen
             return _nearest([*listed, *dict.fromkeys(names)], np.concatenate(tables), means, found.name)
         why = "the evidence does not say whose its embeddings are" if found is None else f"{found.name} reads no text"
     except InputError as e:
+        if evidence.where != Whereabouts():
+            raise  # who says where the host is wants it
         why = str(e)
     return _of_captions(evidence)._replace(note=why)
 

@@ -35,8 +35,8 @@ class Asked:
         sleep: How to wait, for tests.
 
     Attributes:
-        counts: ``new``, ``cached``, ``failed``, ``nonsense`` (answers that could not be used), ``retried``,
-            ``tokens_in``, ``tokens_out``, of this run.
+        counts: ``new``, ``cached``, ``failed``, ``nonsense`` (answers that could not be read), ``abstained`` (answers
+            that there is nothing), ``retried``, ``tokens_in``, ``tokens_out``, of this run.
         reasons: Why questions got no answer, the first of each kind.
     """
 
@@ -61,7 +61,7 @@ class Asked:
     @property
     def account(self) -> dict[str, Any]:
         """Calls, tokens, cost, and what failed."""
-        keys = ("new", "cached", "failed", "nonsense", "retried", "tokens_in", "tokens_out")
+        keys = ("new", "cached", "failed", "nonsense", "abstained", "retried", "tokens_in", "tokens_out")
         c, a = {k: self.counts[k] for k in keys}, self.asking
         cost = (c["tokens_in"] * a.price_in + c["tokens_out"] * a.price_out) / 1e6
         return {"client": self.name, **c, "cost": cost, "reasons": dict(self.reasons)}
@@ -167,6 +167,10 @@ class Asked:
     def count_nonsense(self) -> None:
         """Count an answer that said nothing of what was asked."""
         self._count("nonsense")
+
+    def count_abstained(self) -> None:
+        """Count an answer that said that there is nothing."""
+        self._count("abstained")
 
     def _count(self, what: str, n: int = 1) -> None:
         with self._lock:

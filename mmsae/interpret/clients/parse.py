@@ -51,10 +51,16 @@ def one_number(text: str | None, low: int, high: int) -> int | None:
 
 
 def concept(text: str | None) -> str | None:
-    """The ``concept`` of an answer in JSON as a name; None where the model saw none or said something else."""
+    """The ``concept`` of an answer in JSON as a name, empty where the model says that there is none; None where it
+    said something else.
+    """
     found = json_in(text)
-    name = found.get("concept") if isinstance(found, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(found, dict) or "concept" not in found:
+        return None
+    name = found["concept"]
+    if name is None:
+        return ""
+    if not isinstance(name, str) or len(name) > LONGEST:
         return None
     name = " ".join(name.split()).strip(" .\"'")
-    return None if not name or len(name) > LONGEST or _NOTHING.search(name) else name
+    return "" if _NOTHING.search(name) else name

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mmsae.interpret.evidence.options import Whereabouts
 from mmsae.types import IMAGE, TEXT, InputError
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class Evidence:
         folder: What ``mmsae evidence`` wrote.
         sae: Fingerprint of the SAE that it must be of; empty: any.
         host: Fingerprint of the host that it must be of; empty: any.
+        where: Names of its hosts now, see :class:`~mmsae.interpret.evidence.hosts.NamedHost`.
 
     Attributes:
         about: ``evidence.json``: ``job`` with ``sae``, ``host`` (fingerprints), ``hint``, ``sites``, ``shards``,
@@ -175,8 +177,8 @@ class Evidence:
         InputError: It is no folder of evidence, or of another SAE or host; the sentence says what differs.
     """
 
-    def __init__(self, folder: str | Path, sae: str = "", host: str = ""):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, sae: str = "", host: str = "", where: Whereabouts = Whereabouts()):
+        self.folder, self.where = Path(folder), where
         try:
             self.about: dict[str, Any] = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:

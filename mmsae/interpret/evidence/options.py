@@ -6,6 +6,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Whereabouts:
+    """Where the hosts of the evidence are, if they are no longer where it says."""
+
+    host: str = ""
+    """Name of the host that the SAE reads, as it is now; it must have the fingerprint that the evidence knows. Default:
+    the name in evidence.json."""
+    embedder: str = ""
+    """The same of the host of the embeddings, where that is another (--embedder of mmsae evidence)."""
+
+
+@dataclass(frozen=True)
 class Evidencing:
     """What is kept as evidence of a latent."""
 

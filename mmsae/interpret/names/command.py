@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmsae.errors import InputError
 from mmsae.interpret.clients.options import Asking
+from mmsae.interpret.evidence.options import Whereabouts
 from mmsae.interpret.names.options import Holding, Looking
 from mmsae.options import OneProcessRun
 
@@ -20,6 +21,7 @@ def name(
     holding: Holding = Holding(),
     asking: Asking = Asking(),
     run: OneProcessRun = OneProcessRun(),
+    where: Whereabouts = Whereabouts(),
 ) -> Path:
     """Name latents by their evidence, with no model but the encoder of its embeddings, or by asking one.
 
@@ -37,6 +39,7 @@ def name(
         holding: When a name holds.
         asking: Whom to ask for names, too; answers are kept in OUT/answers, a repeated command asks for the rest.
         run: Where it is computed.
+        where: Where the hosts of the evidence are, and of that of the control.
 
     Returns:
         The path of names.json.
@@ -52,7 +55,7 @@ def name(
     from mmsae.sae.fingerprint import sae_fingerprint
 
     found = SAE.from_pretrained(sae) if sae else None
-    ev = Evidence(evidence, sae_fingerprint(found) if found else "")
+    ev = Evidence(evidence, sae_fingerprint(found) if found else "", where=where)
     say = (lambda said: print(f"name: {said}", flush=True)) if run.progress else lambda said: None
     folder, spoken = Path(out) if out else ev.folder / FOLDER, []
     if not asking.client and (bad := [m for m in looking.methods if m in WITH_MODEL]):
@@ -63,7 +66,8 @@ def name(
             # atoms of random weights are near to no word (of 128 latents one or none had a name by them)
             methods = tuple(m for m in looking.methods if m in WITHOUT_MODEL and m != "vocabulary")
             other = replace(looking, latents=(), methods=methods)
-            null = Naming(check_control(ev, Evidence(control)), other, holding, device=run.device, cache=False)
+            random = check_control(ev, Evidence(control, where=where))
+            null = Naming(random, other, holding, device=run.device, cache=False)
             least = null.least(lambda said: say(f"random weights: {said}"))
             for m, auroc in least.items():
                 say(f"{holding.false_names:.0%} of latents of random weights reach an AUROC of {auroc:.3f} by {m}s")
@@ -73,13 +77,18 @@ def name(
 
             asked = asked_client(asking, folder / "answers", run.device, run.precision)
             spoken = spoken_candidates(naming, asked, asking.asked, run.progress)
-            say("{client}: {new} questions, {cached} known before, {failed} without an answer, {nonsense} of no use, "
-                "cost {cost:.2f}".format(**asked.account))  # fmt: skip
+            told = (
+                "{new} questions, {cached} known before; {failed} had no answer, {nonsense} one that cannot be read, "
+            )
+            told += "{abstained} one that there is nothing; cost {cost:.2f}"
+            say(f"{asked.name}: {told.format(**asked.account)}")
         named = naming.run(say, spoken, least)
         if asking.client:
             named.about["account"] = asked.account
         path = write_named(folder, named, ev.about["job"]["sae"])
     a = named.about
+    if a["suggested"] < a["with_evidence"]:
+        say(f"nothing was suggested for {a['with_evidence'] - a['suggested']:,} of the latents with evidence")
     say(f"{a['named']:,} of {a['with_evidence']:,} latents with evidence have a name that holds")
     for method, why in a["left_out"].items():
         say(f"without {method}: {why}")

@@ -324,7 +324,8 @@ class Naming:
             "looking": self.looking.__dict__, "holding": self.holding.__dict__,
             "methods": sorted({method for method, _ in tables} | set(self.speakers)), "left_out": self.left_out,
             "judges": {m: list(j) for m, j in judges.items()},
-            "latents": self.ev.d_sae, "with_evidence": len(names), "named": len(held),
+            "latents": self.ev.d_sae, "with_evidence": sum(map(len, self.latents.values())), "suggested": len(names),
+            "named": len(held),
             "by_method": dict(Counter(n.method for n in held)),
         }  # fmt: skip
 

@@ -76,8 +76,12 @@ def explained(
     questions = [question(j, views, train.of(np.array([j]))) for j in latents]
     out = {}
     for j, text in zip(latents, asked.chat(questions, done), strict=True):
-        if (name := concept(text)) is not None:
+        if text is None:
+            continue
+        if name := concept(text):
             out[j] = name
-        elif text is not None:
+        elif name is None:
             asked.count_nonsense()
+        else:
+            asked.count_abstained()
     return out

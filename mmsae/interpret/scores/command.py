@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmsae.interpret.clients.options import Asking
+from mmsae.interpret.evidence.options import Whereabouts
 from mmsae.interpret.scores.options import Judging
 from mmsae.options import OneProcessRun
 
@@ -17,6 +18,7 @@ def score(
     judging: Judging = Judging(),
     asking: Asking = Asking(),
     run: OneProcessRun = OneProcessRun(),
+    where: Whereabouts = Whereabouts(),
 ) -> Path:
     """Score the names of latents on unseen items, offline, or by asking a model.
 
@@ -33,6 +35,7 @@ def score(
         judging: What is scored, and how.
         asking: Whom to ask.
         run: Where it is computed.
+        where: Where the hosts of the evidence are, and of that of the control.
 
     Returns:
         The path of scores.json.
@@ -50,11 +53,13 @@ def score(
     from mmsae.sae.fingerprint import sae_fingerprint
 
     found = SAE.from_pretrained(sae) if sae else None
-    ev, folder = Evidence(evidence, sae_fingerprint(found) if found else ""), Path(out or Path(evidence) / "scores")
+    ev = Evidence(evidence, sae_fingerprint(found) if found else "", where=where)
+    folder = Path(out) if out else ev.folder / "scores"
     say = (lambda said: print(f"score: {said}", flush=True)) if run.progress else lambda said: None
     with disk_errors(folder):
         asked = asked_client(asking, folder / "answers", run.device, run.precision)
-        job = ScoreJob(ev, Evidence(control) if control else None, judging, asked, asking.asked, run.device, found)
+        other = Evidence(control, where=where) if control else None
+        job = ScoreJob(ev, other, judging, asked, asking.asked, run.device, found)
         rows, said, subjects = job.run(say)
         path = write_scores(folder, rows, said)
         if judging.report:

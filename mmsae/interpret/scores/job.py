@@ -15,6 +15,7 @@ from mmsae.files import read_text, write_json
 from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.evidence.hosts import NamedHost
 from mmsae.interpret.guesses import FOLDER, Candidates
 from mmsae.interpret.names.job import ABOUT, Naming, check_control
 from mmsae.interpret.names.options import Holding, Looking
@@ -170,12 +171,12 @@ class ScoreJob:
 
     def embedder(self, ev: Evidence, modality: str) -> Embedder | None:
         """The encoder of a space: the judge's for images where one is named."""
-        name = self.judging.judge if self.judging.judge and modality == IMAGE else ""
-        name = name or (ev.about.get("embedder") or {}).get(modality, "")
-        if not name:
-            return None
         cache = self.ev.folder / FOLDER / "vectors"
-        return self._embedders.setdefault(name, Embedder(name, cache, self.device))
+        if self.judging.judge and modality == IMAGE:
+            found = Embedder(self.judging.judge, cache, self.device)
+        else:
+            found = Embedder.of(ev, modality, cache=cache, device=self.device)
+        return None if found is None else self._embedders.setdefault(found.name, found)
 
     def embeddings(self, s: Subjects, modality: str) -> np.ndarray | None:
         """``(n, width)`` in the space of a modality; of a judge only those of the subjects' items, others are 0."""
@@ -233,6 +234,8 @@ class ScoreJob:
         if not self._can(name, table is not None, f"the evidence has no embeddings of {modality}s"):
             return False
         found = self.embedder(s.ev, modality)
+        if found is None:
+            return self._can(name, False, f"the evidence has no embeddings of {modality}s")
         return self._can(name, found.knows_words, f"{found.name} has no text tower, and no classes with names")
 
     def _by_name(self, s: Subjects, modality: str, table: np.ndarray) -> Scores:
@@ -298,11 +301,11 @@ class ScoreJob:
 
     def _pushed(self, s: Subjects) -> dict[str, Scores]:
         """Intervention scores of names, of names of others, of random directions and of ablation."""
-        from mmsae.hosts import load_host, pick_device
+        from mmsae.hosts import pick_device
         from mmsae.hosts.protocols import Answers
         from mmsae.interpret.scores.intervention import LVLMSteerable, intervention
 
-        host, j = load_host(s.ev.about["job"]["hint"], pick_device(self.device)), self.judging
+        host, j = NamedHost.of(s.ev).load(pick_device(self.device)), self.judging
         if not isinstance(host, Answers):
             raise InputError(f"scorer {PUSHED} needs a host that says something, and {host.hint} does not")
         s, views = s.some(self.most, j.seed), ItemViews(s.ev, IMAGE)

@@ -103,6 +103,6 @@ def _account(found: dict[str, Any]) -> list[Fact]:
     a = found.get("account")
     if a is None:
         return []
-    failed = f"{a['failed']} without an answer, {a['nonsense']} of no use"
+    failed = f"{a['failed']} without an answer, {a['nonsense']} that cannot be read"
     return [Fact("questions", a["new"] + a["cached"], f"{a['cached']} kept from before; {failed}"),
             Fact("tokens", a["tokens_in"] + a["tokens_out"], f"cost {a['cost']:.2f}")]  # fmt: skip

@@ -33,8 +33,9 @@ def test_one_number(text, want):
     [
         ('{"concept": "red circles", "where": "left"}', "red circles"),
         ('I think {this} is it: {"concept": " A dog. "}', "A dog"),
-        ('{"concept": "unable to determine"}', None), ('{"concept": "no common concept"}', None),
-        ('{"concept": ""}', None), ('{"concept": null}', None), ('{"idea": "dog"}', None), ("a dog", None),
+        ('{"concept": "unable to determine"}', ""), ('{"concept": "no common concept"}', ""),
+        ('{"concept": ""}', ""), ('{"concept": null}', ""), ('{"idea": "dog"}', None), ("a dog", None),
+        ('{"concept": 7}', None),
         ('{"concept": "' + "x" * 200 + '"}', None), ("[1]", None), (None, None),
     ],
 )  # fmt: skip

@@ -49,12 +49,21 @@ def test_a_model_names_what_the_examples_share(texts):
     assert found.about["methods"] == ["lvlm"] and np.isnan(found.names[0].z)
 
 
-@pytest.mark.parametrize("answer", ["I think it is red", '{"concept": "unable to tell"}', '{"concept": null}', "{}"])
-def test_nonsense_and_abstentions_are_no_names(texts, answer):
+UNREAD, NOTHING = "nonsense", "abstained"
+
+
+@pytest.mark.parametrize(
+    ("answer", "counted"),
+    [("I think it is red", UNREAD), ('{"concept": "unable to tell"}', NOTHING), ('{"concept": null}', NOTHING),
+     ("{}", UNREAD)],
+)  # fmt: skip
+def test_nonsense_and_abstentions_are_no_names(texts, answer, counted):
     naming = Naming(Evidence(texts), Looking(methods=("lvlm",)), Holding(), cache=False)
     asked = Asked(ScriptedClient(lambda m: answer), None)
     found = naming.run(asked=spoken_candidates(naming, asked, 5))
-    assert not names_only(found.names) and asked.account["nonsense"] == 5
+    assert not names_only(found.names)
+    assert {k: asked.account[k] for k in (UNREAD, NOTHING)} == {UNREAD: 0, NOTHING: 0} | {counted: 5}
+    assert (found.about["with_evidence"], found.about["suggested"], found.about["named"]) == (40, 0, 0)
     assert found.names[0].note == "nothing was suggested" and found.names[40].note == "never fires"
 
 
@@ -111,6 +120,23 @@ def test_the_command_asks_keeps_answers_and_goes_on(texts, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["name", str(texts), "--out", str(tmp_path / "other"), *args])
         assert words in capsys.readouterr().err
+
+
+def babbles(messages):
+    return "{" if "red" in messages[-1].text.split("It does not respond")[0] else '{"concept": null}'
+
+
+def test_the_command_says_what_became_of_the_answers(texts, tmp_path, capsys):
+    client = f"script:{__name__}:babbles"
+    main(["name", str(texts), "--out", str(tmp_path / "n"), "--client", client, "--asked", "0", "--methods", "lvlm"])
+    said = capsys.readouterr().out.splitlines()
+    about = json.loads((tmp_path / "n" / "about.json").read_text())["account"]
+    unread, nothing = about[UNREAD], about[NOTHING]
+    assert unread + nothing == 40 and min(unread, nothing) > 0
+    counts = f"0 had no answer, {unread} one that cannot be read, {nothing} one that there is nothing; cost 0.00"
+    assert f"name: {__name__}:babbles: 40 questions, 0 known before; {counts}" in said
+    assert "name: nothing was suggested for 40 of the latents with evidence" in said
+    assert "name: 0 of 40 latents with evidence have a name that holds" in said
 
 
 def test_asking_has_defaults():
