@@ -47,7 +47,7 @@ def test_modules_are_still_found_and_say_where_they_are():
             except ImportError as e:
                 wrong[old] = str(e)
                 continue
-        if new != old and not any(new in str(w.message) and w.category is FutureWarning for w in said):
+        if new != old and not any(new in str(w.message) and issubclass(w.category, FutureWarning) for w in said):
             wrong[old] = f"is {new}, and nothing says so"
     assert wrong == {}
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 CELLS = 4_000_000  # counts of pairs in memory at a time, at most
+SHRUNK = 0.7  # share of the entries that are left when those before them are dropped, which copies the rest
 
 
 class Correlations(NamedTuple):
@@ -97,16 +98,17 @@ def correlate(
         partner[1], closeness[1] = partner[0], closeness[0]
     own = np.full(0 if within else d, -1.0)
     best = [np.zeros(0, int)] * 2 + [np.zeros(0, int), np.zeros(0)]
-    lo = gone = 0
+    ahead, lo, gone = size[0][kept[0]], 0, 0
     while lo < len(kept[0]):
         block = max(1, cells // max(right.shape[1], 1))
         together = (left[lo : lo + block] @ right).tocoo()
         row, column = together.row + lo, together.col + gone
         on = together.data >= least
+        lo += block
         if within:
             on &= row < column
-            right, gone = right[:, block:], gone + block
-        lo += block
+            if ahead[lo:].sum() < SHRUNK * ahead[gone:].sum():  # columns before lo have all their pairs
+                right, gone = right[:, lo - gone :], lo
         i, j, c = kept[0][row[on]], kept[1][column[on]], together.data[on]
         if within:
             i, j = np.minimum(i, j), np.maximum(i, j)
