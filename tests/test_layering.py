@@ -33,7 +33,7 @@ ALLOWED = {
     "allocator": set(),
     "recipes": {"errors"},
     "options": {"errors", "hosts"},  # hosts within one function: how options of a host become part of its name
-    "moved": set(),
+    "moved": {"errors"},
     "device": set(),
     "lazy": set(),
     "kernels": BASE,
