@@ -78,6 +78,7 @@ LIMITS = """### What it cannot show
 
 - Whether latents mean what no class says: a latent counts as pure only where its images share one of 140 classes, and
   one of a colour, a texture or a part of many things counts as none.
+- A fair best of many against raw channels and components, which are fewer than latents; random weights are as many.
 - Anything of other SAEs or sizes: all are TopK with k 32, of at most 5,000 images of 64 pixels, which both hosts see
   enlarged. FVU, and the share of latents that are never on, depend on that number.
 - What holds for other images of this kind: seeds differ in the SAE's weights and order of data, not in the images, and
