@@ -33,10 +33,10 @@ from mmsae import partitions
 from mmsae.allocator import keep_memory
 from mmsae.filtering import columns, merge
 from mmsae.filtering.columns import Column, Summary, rank_correlations, read_samples
-from mmsae.filtering.reshard import Reshard, in_runs, write_elsewhere
+from mmsae.filtering.reshard import Reshard, in_runs
 from mmsae.jobs.duplicates import UidParts
 from mmsae.jobs.processes import Local
-from mmsae.jobs.units import Share
+from mmsae.jobs.units import Share, Work
 from mmsae.report.tables import markdown_table
 from mmsae.shards import ShardWriter
 from mmsae.shards.uids import hex_uids
@@ -129,30 +129,43 @@ def resharded(folder: Path, tars: int) -> list[dict[str, Any]]:
     kept = Column.write(folder / "kept", bool, iter([rng.random(tars * TAR_SAMPLES) < 0.5]))
     starts, found, n = np.arange(tars + 1) * TAR_SAMPLES, [], int(kept.whole().sum())
     for size, how in ((1, "1 process"), (2, "2 processes"), (1, "1 process, one by one")):
-        out = folder / "out"
+        out, marks = folder / "out", Path(tempfile.mkdtemp(dir=folder))
         job = Reshard(paths, parts, starts, kept, folder / "plan.npy", out, 1000, False, False)
         job.make_plan()
         with Local(size) as engine:
-            engine.deal(job.tally, [0] * size, _nothing, _idle)  # processes start and import
-            todo, wall, cpu = in_runs(job.missing(), size), time.perf_counter(), time.process_time()
-            if "one by one" in how:
-                for unit in todo:
-                    job.work(Share([unit]))
-            else:
-                engine.deal(job.tally, todo, job.work, write_elsewhere, job)
+            engine.deal(job.tally, [0] * size, started(0, marks, 1), started, marks, size)
+            todo, wall = in_runs(job.missing(), size), time.perf_counter()
+            for units in [[u] for u in todo] if "one by one" in how else [todo]:
+                engine.deal(job.tally, units, counted(0, job, marks), counted, job, marks)
             wall = time.perf_counter() - wall
-        facts = {"how": how, "samples": n, "wall": wall} | ({"cpu": time.process_time() - cpu} if size == 1 else {})
-        found.append(facts | {"bytes": sum(f.stat().st_size for f in out.iterdir())})
+        cpu = sum(float(line) for p in marks.glob("cpu-*") for line in p.read_text().splitlines())
+        written = sum(f.stat().st_size for f in out.iterdir())
+        found.append({"how": how, "samples": n, "wall": wall, "cpu": cpu, "bytes": written})
         shutil.rmtree(out)
     return found
 
 
-def _nothing(share: Any) -> None:
-    """What a process does that only starts."""
+def counted(rank: int, job: Reshard, folder: Path) -> Work:
+    """What writes a process's output shards, and the CPU seconds of that into a file."""
+
+    def work(share: Share) -> None:
+        start = time.process_time()
+        job.work(share)
+        with open(folder / f"cpu-{rank}", "a") as file:
+            print(time.process_time() - start, file=file)
+
+    return work
 
 
-def _idle(rank: int) -> Any:
-    return _nothing
+def started(rank: int, folder: Path, processes: int) -> Work:
+    """What a process does that only starts: it waits until all have imported what they need."""
+
+    def work(share: Share) -> None:
+        (folder / f"started-{rank}").touch()
+        while len(list(folder.glob("started-*"))) < processes:
+            time.sleep(0.05)
+
+    return work
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -211,11 +224,10 @@ def merge_table(sizes: Sequence[dict[str, Any]]) -> str:
 
 def reshard_table(found: Sequence[dict[str, Any]]) -> str:
     """Samples and megabytes that are written a second of the clock and of CPU time."""
-    rows = []
-    for r in found:
-        seconds = [r["wall"], r["cpu"]] if "cpu" in r else [r["wall"]]
-        figures = [f"{n / s:,.0f}" for s in seconds for n in (r["samples"], r["bytes"] / 1e6)]
-        rows.append([r["how"], *figures, *[""] * (4 - len(figures))])
+    rows = [
+        [r["how"], *(f"{n / s:,.0f}" for s in (r["wall"], r["cpu"]) for n in (r["samples"], r["bytes"] / 1e6))]
+        for r in found
+    ]
     heads = ["samples a second", "MB a second", "samples a CPU second", "MB a CPU second"]
     return markdown_table(["half of the samples is written", *heads], rows)
 
