@@ -32,6 +32,7 @@ from mmsae.interpret.analyse.retrieval import (
     true_of,
 )
 from mmsae.interpret.evidence.folder import Evidence
+from mmsae.interpret.evidence.hosts import NamedHost
 from mmsae.metrics.concepts.query import Query, parse, query_of
 from mmsae.types import IMAGE, TEXT, InputError
 
@@ -208,18 +209,20 @@ def true_attributes(e: Evidence, given: Retrieving) -> list[list[str]]:
 
 def _embedder(e: Evidence, modality: str, given: Retrieving) -> Callable[[list[str]], np.ndarray] | None:
     """What embeds phrases in the space of the items' embeddings, or None where nothing can or shall."""
-    name = given.host or (e.about.get("embedder") or {}).get(modality, "")
-    if not name or name == "none" or e.embeddings(modality) is None:
+    known = NamedHost.embedder_of(e, modality)
+    if given.host == "none" or e.embeddings(modality) is None or not (given.host or known):
         return None
     from mmsae.evaluation.zeroshot.head import text_classes
     from mmsae.hosts import load_host
 
-    host = load_host(name)
+    host = load_host(given.host) if given.host else known._replace(option="host").load(precision="fp32")
     if not given.host and TEXT not in host.modalities:
         return None
 
     def embed(phrases: list[str]) -> np.ndarray:
         rows = text_classes(host, phrases, given.templates).float().numpy()
+        if rows.shape[1] != (width := e.embeddings(modality).shape[1]):
+            raise InputError(f"host {host.hint} embeds in {rows.shape[1]} numbers, and {e.folder} has those of {width}")
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     return embed

@@ -94,3 +94,15 @@ def test_a_host_that_embeds_alone_has_a_name_of_its_own(moved, tmp_path, capsys)
     assert said.endswith("say with --embedder where it is now")
     with pytest.raises(InputError, match=r"is host .*, and .*other is of"):
         NamedHost.embedder_of(Evidence(moved / "other", where=Whereabouts(embedder=where.host)), "image").load()
+
+
+def test_retrieval_says_the_option_too_and_refuses_embeddings_of_another_width(moved, tmp_path, capsys):
+    (tmp_path / "names.json").write_text('{"1": "red"}')
+    given = ["analyse", "retrieve", str(moved / "own"), "--queries", "red", "--names", str(tmp_path / "names.json")]
+    wider = save_local(tmp_path / "wider", {**MODELS["vit"], "embed_dim": 48}, seed=1)
+    for host, said in (([], "say with --host where it is now"), (["--host", wider], "has those of")):
+        with pytest.raises(SystemExit):
+            main([*given, "--out", str(tmp_path / "r"), *host])
+        assert said in capsys.readouterr().err and not (tmp_path / "r").exists()
+    main([*given, "--out", str(tmp_path / "r"), "--host", at(moved / "new" / "host")])
+    assert (tmp_path / "r" / "report.html").exists()
