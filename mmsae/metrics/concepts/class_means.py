@@ -28,8 +28,14 @@ class ClassMeans(Metric):
     def update(self, features: Tensor | Codes, labels: Tensor) -> None:
         """Add a batch: ``(N, F)`` features or codes, ``(N,)`` classes; rows of class -1 are left out."""
         keep = labels >= 0
-        dense = as_codes(features).to_dense()[keep].detach().double()
-        self.total = self.total.index_add(0, labels[keep], dense)
+        codes, own = as_codes(features).rows(keep), labels[keep]
+        values = codes.values.detach().double()
+        if codes.indices is None:
+            self.total = self.total.index_add(0, own, values)
+        else:
+            at = own[:, None] * codes.d_sae + codes.indices
+            flat = self.total.reshape(-1).index_add(0, at.reshape(-1), values.reshape(-1))
+            self.total = flat.view_as(self.total)
         self.count = self.count + torch.bincount(labels[keep], minlength=len(self.count))
 
     def compute(self) -> Tensor:
@@ -56,9 +62,10 @@ class NearestMean(Metric):
     def update(self, features: Tensor | Codes, labels: Tensor) -> None:
         """Add a batch of ``(N, F)`` features or codes and their classes; rows of class -1 are left out."""
         keep = labels >= 0
-        dense = as_codes(features).to_dense()[keep].double()
-        labels = labels[keep]
-        cos = (dense @ self.unit.T).nan_to_num(-torch.inf)  # the norm of a row does not change the order
+        codes, labels = as_codes(features).rows(keep), labels[keep]
+        codes = codes._replace(values=codes.values.detach().double())
+        cos = codes.decode_with(self.unit.T.contiguous())  # the norm of a row does not change the order
+        cos = cos.nan_to_num(-torch.inf)
         hit = (cos.argmax(1) == labels).double()
         self.hit = self.hit + torch.bincount(labels, hit, len(self.hit))
         self.count = self.count + torch.bincount(labels, minlength=len(self.count))

@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
 
+from mmsae.kernels import sparse_scatter
 from mmsae.metrics.concepts.class_means import as_codes
 from mmsae.types import Codes, InputError
 
 KINDS = ("scored", "dead", "constant", "single")
+BOUNDS = ({"max": 0.0}, {"min": 0.0})  # of the least and of the largest value, where one of them is 0
 
 
 class MonosemanticityScores(NamedTuple):
@@ -73,19 +75,26 @@ class Monosemanticity(Metric):
         Raises:
             InputError: Different numbers of rows.
         """
-        a = as_codes(features).to_dense()
-        if len(a) != len(embeddings):
-            raise InputError(f"{len(a)} rows of features for {len(embeddings)} embeddings of the judge")
-        if not len(a):
+        codes = as_codes(features)
+        if codes.n != len(embeddings):
+            raise InputError(f"{codes.n} rows of features for {len(embeddings)} embeddings of the judge")
+        if not codes.n:
             return
-        a, e = a.detach().double(), normalize(embeddings.detach().double(), dim=1)
+        a, e = codes.values.detach().double(), normalize(embeddings.detach().double(), dim=1)
         self.n = self.n + len(a)
         self.total = self.total + e.sum(0)
-        self.weighted = self.weighted + a.T @ e
-        self.sum_a = self.sum_a + a.sum(0)
-        self.sum_aa = self.sum_aa + a.square().sum(0)
-        self.low = torch.minimum(self.low, a.amin(0))
-        self.high = torch.maximum(self.high, a.amax(0))
+        if codes.indices is None:
+            weighted, low, high, sums = a.T @ e, a.amin(0), a.amax(0), [a.sum(0), a.square().sum(0)]
+        else:
+            weighted = sparse_scatter(a, codes.indices, e, codes.d_sae)
+            at, flat, zero = codes.indices.reshape(-1), a.reshape(-1), a.new_zeros(codes.d_sae)
+            sums = [zero.index_add(0, at, v) for v in (flat, flat.square())]
+            absent = torch.bincount(at, minlength=codes.d_sae) < len(a)  # from a row, where it is 0
+            ends = [zero.scatter_reduce(0, at, flat, how, include_self=False) for how in ("amin", "amax")]
+            low, high = (torch.where(absent, end.clamp(**bound), end) for end, bound in zip(ends, BOUNDS, strict=True))
+        self.weighted = self.weighted + weighted
+        self.sum_a, self.sum_aa = (own + new for own, new in zip((self.sum_a, self.sum_aa), sums, strict=True))
+        self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
 
     def scaled(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over samples of activations scaled to [0, 1] ``(F,)``, of their squares, and of ``a e (F, width)``."""

@@ -56,6 +56,25 @@ def test_closed_form_equals_the_loop_and_does_not_care_for_order_scale_or_batche
     assert pairs.min() <= got.score.min() and got.score.max() <= pairs.max()
 
 
+def test_codes_give_what_their_matrix_gives_which_is_not_made(monkeypatch):
+    """Latents of every row and of none, always above or below 0, and entries that are 0."""
+    g = torch.Generator().manual_seed(3)
+    indices = torch.cat([torch.zeros(30, 1, dtype=torch.long), torch.rand(30, 8, generator=g).topk(3).indices + 1], 1)
+    values = torch.randn(30, 4, generator=g) * (torch.rand(30, 4, generator=g) > 0.2)
+    values[:, 0] = values[:, 0].abs() + 1  # latent 0 fires on every row
+    values = torch.where(indices == 1, -values.abs(), values)
+    codes, e = Codes(values, indices, 12), torch.randn(30, 5, generator=g)
+    dense, sparse, plain = codes.to_dense(), Monosemanticity(12, 5), Monosemanticity(12, 5)
+    monkeypatch.setattr(Codes, "to_dense", lambda self: pytest.fail("a matrix of codes is made"))
+    for part in torch.arange(30).split(7):
+        sparse.update(codes.rows(part), e[part])
+        plain.update(dense[part], e[part])
+    assert torch.equal(sparse.low, dense.amin(0).double()) and torch.equal(sparse.high, dense.amax(0).double())
+    assert sparse.low[0] > 0 and sparse.high[1] == 0 and (sparse.high[9:] == 0).all()
+    for name in ("n", "total", "weighted", "sum_a", "sum_aa"):
+        torch.testing.assert_close(getattr(sparse, name), getattr(plain, name), rtol=1e-12, atol=1e-12)
+
+
 def test_equal_embeddings_score_one():
     a = torch.rand(9, 3)
     assert monosemanticity(a, torch.ones(9, 4)).score == pytest.approx(1)
