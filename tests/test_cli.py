@@ -48,6 +48,11 @@ def test_version(capsys):
     assert capsys.readouterr().out.split() == ["mmsae", __version__]
 
 
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "mmsae", "--version"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == f"mmsae {__version__}\n"
+
+
 def test_unknown_command_names_the_known_ones(capsys):
     said = fails(capsys, "trian")
     assert "'trian'" in said and "fit" in said and "extract" in said
