@@ -57,7 +57,7 @@ ALLOWED = {
     "world": MODELS | {"lvlm", "filtering", "evaluation", "steering"},
     "datamodules": BASE | {"shards", "activations", "hosts", "world"},
 }
-EVERYTHING = {"demo", "bench", "look", "cli", "info", "__init__"}
+EVERYTHING = {"demo", "bench", "look", "cli", "__main__", "info", "__init__"}
 NAMES_DATAMODULES = {"demo", "cli"}
 
 
