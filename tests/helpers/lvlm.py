@@ -17,11 +17,12 @@ TEMPLATE = (  # LLaVA 1.5's
 )
 
 
-def tokenizer(image="<image>", more=None):
+def tokenizer(image="<image>", more=None, marks=("<|vision_start|>", "<|vision_end|>")):
     from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = [image if s == "<image>" else s for s in SPECIAL]
+    own = {"<image>": image, "<|vision_start|>": marks[0], "<|vision_end|>": marks[1]}
+    special = [own.get(s, s) for s in SPECIAL]
     vocab = {w: i for i, w in enumerate([*special, *WORDS])}
     t = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
@@ -149,10 +150,11 @@ def gemma(folder, context=128, seed=0):
         text_config=text, vision_config={**CLIP, "image_size": 32}, mm_tokens_per_image=4, image_token_index=4,
         boi_token_index=5, eoi_token_index=6,
     )  # fmt: skip
-    names = {"boi_token": "<|vision_start|>", "eoi_token": "<|vision_end|>", "image_token": "<image>"}
+    marks = ("<start_of_image>", "<end_of_image>")  # Gemma's; transformers 5.6 takes the first for a regular expression
+    names = {"boi_token": marks[0], "eoi_token": marks[1], "image_token": "<image>"}
     images = Gemma3ImageProcessor(size={"height": 32, "width": 32})
-    template = TEMPLATE.replace("<image>\n", "<|vision_start|>")
-    processor = Gemma3Processor(images, tokenizer(more=names), template, image_seq_length=4)
+    template = TEMPLATE.replace("<image>\n", marks[0])
+    processor = Gemma3Processor(images, tokenizer(more=names, marks=marks), template, image_seq_length=4)
     model = Model(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zeros at first
     return _save(folder, model, processor)

@@ -64,7 +64,7 @@ def test_crops_and_tiles_are_turned_off(kind, tmp_path):
 
 
 def test_a_prompt_holds_the_familys_placeholder(tmp_path):
-    for kind, mark in (("gemma", "<|vision_start|>"), ("internvl", "<image>"), ("idefics", "<image>")):
+    for kind, mark in (("gemma", "<start_of_image>"), ("internvl", "<image>"), ("idefics", "<image>")):
         host = load_host(getattr(made, kind)(tmp_path / kind))
         host.processor.chat_template = None
         host.collate = host.collator()
