@@ -26,10 +26,10 @@ demo: $(READY)  ## train and compare multimodal SAEs on a generated world; repor
 	$(BIN)/mmsae demo --out runs/demo
 
 test: $(READY)  ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)  ## what the suite leaves out, since it takes minutes: more ranks, processes, a Ray cluster
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m long
 
 test-newest: $(READY) $(UVENV)/.ready  ## the tests of hosts, with the newest host libraries that pyproject.toml allows
 	@cp requirements/lock.txt $(NEWEST).all.txt
@@ -50,7 +50,7 @@ $(BIN)/python -m venv --clear --without-pip $(1) && \
 $(BIN)/python -c 'import site, sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
     > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/locked.pth && \
 $(UV) pip install --compile-bytecode --python $(1)/bin/python --require-hashes --no-deps -r $(2) && \
-{ OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(JOBS) --dist loadfile $(HOST_TESTS) || \
+{ OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(HOST_TESTS) || \
   { echo "The tests of hosts fail with other versions than the lock's (lock -> here):"; \
     $(MOVED) requirements/lock.txt $(2) > /dev/null; exit 1; }; }
 endef
