@@ -43,7 +43,7 @@ ALLOWED = {
     "remote": BASE,
     "shards": BASE | {"remote"},
     "jobs": BASE | {"shards"},
-    "hosts": BASE,
+    "hosts": BASE | {"remote"},  # whether there is a hub
     "load": BASE | {"sae", "hosts"},
     "activations": BASE | {"shards", "hosts", "jobs"},
     "metrics": BASE | {"sae", "kernels"},

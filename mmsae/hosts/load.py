@@ -207,8 +207,10 @@ def _load_open_clip(
         options["require_pretrained"] = True
     level = logging.root.manager.disable
     try:
-        logging.disable(logging.WARNING)  # it warns of random weights, which are refused or said here
-        with loading(hint, host):
+        logging.disable(
+            logging.ERROR
+        )  # it warns of random weights, which are refused or said here, and logs what it raises
+        with loading(hint, host, asks=not random):
             model = open_clip.create_model(host.open_clip_name, host.weights, device=device, **options)
     finally:
         logging.disable(level)
@@ -223,7 +225,7 @@ def _load_timm(
 
     from mmsae.hosts.encoders.timm import TimmHost
 
-    with loading(hint, host):
+    with loading(hint, host, asks=not random):
         if host.weights and not random:  # read here, for older versions of timm unpickle files
             state = timm.models.load_state_dict(host.weights, weights_only=True)
             own = {"state_dict": state, "source": "", "custom_load": False}

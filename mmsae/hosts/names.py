@@ -16,7 +16,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import torch
 from mmsae.hosts.encoders import lite0
 from mmsae.hosts.encoders.families import FAMILIES
 from mmsae.hosts.libraries import library
+from mmsae.remote.hub import or_cache
 from mmsae.types import InputError, Site
 
 KINDS = (
@@ -274,17 +275,26 @@ def _folder_or_id(name: str, kind: str, rest: str) -> HostName:
 
 
 @contextmanager
-def loading(name: str, host: HostName) -> Iterator[None]:
-    """Around a library's own call, and nothing of ours: what it raises is said in one line, as InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as e:  # open_clip asserts, and unpicklers raise what they like
-        folder, lost, may_be_id = Path(host.model), "", host.kind in _ID_OR_FOLDER
-        if may_be_id and not folder.exists() and folder.parent != Path() and folder.parent.is_dir():
-            lost = f"the folder {folder} does not exist ({folder.parent} does), and as an id on the hub: "
-        raise InputError(f"host {name!r} cannot be loaded: {lost}{reason(e)}") from e
+def loading(name: str, host: HostName, asks: bool = True) -> Iterator[None]:
+    """Around a library's own call, and nothing of ours: what it raises is said in one line, as InputError.
+
+    Args:
+        name: What the user wrote.
+        host: Whose files are read.
+        asks: Whether files of the hub are wanted, if the host is no folder or file.
+    """
+    asks = asks and host.folder is None and not Path(host.weights or "").is_file()
+    with or_cache() if asks else nullcontext("") as why:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as e:  # open_clip asserts, and unpicklers raise what they like
+            folder, lost, may_be_id = Path(host.model), "", host.kind in _ID_OR_FOLDER
+            if may_be_id and not folder.exists() and folder.parent != Path() and folder.parent.is_dir():
+                lost = f"the folder {folder} does not exist ({folder.parent} does), and as an id on the hub: "
+            lost += f"the hub cannot be reached, {why}; " if why else ""
+            raise InputError(f"host {name!r} cannot be loaded: {lost}{reason(e)}") from e
 
 
 def reason(e: BaseException, most: int = 700) -> str:

@@ -36,7 +36,7 @@ def choose_host(name: str, device: str = "cpu", precision: str = "fp32", say=pri
 
 
 def _short(error: InputError) -> str:
-    return re.sub(r"\s+", " ", str(error).rpartition("cannot be loaded: ")[2])[:120]
+    return re.sub(r"\s+", " ", str(error).rpartition("cannot be loaded: ")[2]).partition(";")[0][:120]
 
 
 def patch_site(host: Host) -> str:

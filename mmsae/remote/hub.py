@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,43 @@ def brought(place: HubPlace, patterns: Sequence[str], file: bool = False) -> Pat
             place.repo, revision=place.revision or None, allow_patterns=wanted, ignore_patterns=[f"{at}*/*"]
         )
     return Path(root) / place.folder
+
+
+@contextmanager
+def or_cache() -> Iterator[str]:
+    """While the hub cannot be reached, its libraries take what is in the cache, or fail at once.
+
+    By themselves they try each file for half a minute, and say nothing meanwhile.
+
+    Yields:
+        Why it cannot be reached; empty where it can, or where nobody is to ask (``HF_HUB_OFFLINE``).
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    why = "" if before else _unreached(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = before or bool(why)
+    try:
+        yield why
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _unreached(endpoint: str) -> str:
+    """Why a server does not answer, asked twice; whatever it answers, it is there."""
+    from huggingface_hub.utils import get_session
+
+    for wait in (1.0, 0.0):
+        try:
+            get_session().head(endpoint, timeout=5)
+        except Exception as e:
+            if not _of_connection(e):
+                raise
+            why = type(e).__name__
+            time.sleep(wait)
+        else:
+            return ""
+    return why
 
 
 def files_of(place: HubPlace) -> list[str]:
@@ -185,12 +223,17 @@ def told(place: HubPlace, token: str | None = None) -> Iterator[None]:
         if code in (401, 403):
             raise InputError(f"{place}: the hub refuses this ({code}; {_who(token)})") from e
         raise InputError(f"{place}: the hub answers {code}: {_first(e)}") from e
-    except Exception as e:  # the library beneath huggingface_hub is another in its versions: requests, httpx, httpx2
-        if not isinstance(e, OSError) and type(e).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore"):
+    except Exception as e:
+        if not _of_connection(e):
             raise
         if getattr(e, "filename", None) is not None:  # of this machine
             raise
         raise InputError(f"{place}: the connection to the hub failed ({type(e).__name__}){_AGAIN}") from e
+
+
+def _of_connection(e: Exception) -> bool:
+    """Whether an error is one of the network; the library beneath huggingface_hub is another in its versions."""
+    return isinstance(e, OSError) or type(e).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore")
 
 
 _AGAIN = "; run the same command again: files that have passed do not pass again"

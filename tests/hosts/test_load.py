@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import huggingface_hub.constants
@@ -314,3 +315,23 @@ def test_the_batch_size_follows_host_and_device(tmp_path, monkeypatch):
         small.batch_size(0)
     monkeypatch.setattr(type(host), "device", torch.device("cuda"))
     assert host.batch_size() == 256
+
+
+def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    begun = time.monotonic()
+    for name in ("ViT-B-32/laion2b_s34b_b79k", "transformers:nobody/nothing"):
+        with pytest.raises(InputError, match=f"{name}' cannot be loaded: the hub cannot be reached, ConnectError; "):
+            load_host(name, cache_dir=str(tmp_path))
+    assert time.monotonic() - begun < 20  # each file that it asks for by itself takes 23 s
+    with pytest.raises(InputError, match="cannot be loaded") as e:
+        load_host(f"timm:local-dir:{_broken(tmp_path / 'broken')}")
+    assert "the hub cannot" not in str(e.value)
+
+
+def _broken(folder):
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architecture": "test_vit"}')
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    return folder

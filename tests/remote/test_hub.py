@@ -1,9 +1,13 @@
 """Places on the hub by name, what lies there brought and written, and one sentence where something is wrong."""
 
+import time
+
 import pytest
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mmsae.errors import InputError
-from mmsae.remote.hub import HubPlace, brought, files_of, hub_place, send
+from mmsae.remote.hub import HubPlace, brought, files_of, hub_place, or_cache, send
 from tests.helpers import hub as fake
 
 
@@ -106,3 +110,22 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(hub):
     with pytest.raises(InputError, match=r'first block of README.md: .*"license" must be one of the list, not beer'):
         send({"README.md": b"---\nlicense: beer\n---\n"}, HubPlace("me/late"))
     assert "models/me/late" not in hub.repositories
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_twice_and_not_file_by_file(hub, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with or_cache() as why:
+        assert why == "" and not constants.HF_HUB_OFFLINE
+    kept = hf_hub_download("me/saes", "cfg.json")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with or_cache() as why:
+        assert why == "ConnectError" and constants.HF_HUB_OFFLINE
+        assert hf_hub_download("me/saes", "cfg.json") == kept
+        with pytest.raises(LocalEntryNotFoundError):
+            hf_hub_download("me/saes", "a/cfg.json")
+    assert not constants.HF_HUB_OFFLINE and sum(waits) == 1
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with or_cache() as why:
+        assert why == "" and constants.HF_HUB_OFFLINE
+    assert constants.HF_HUB_OFFLINE and sum(waits) == 1
