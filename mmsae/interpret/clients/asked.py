@@ -35,8 +35,8 @@ class Asked:
         sleep: How to wait, for tests.
 
     Attributes:
-        counts: ``new``, ``cached``, ``failed``, ``nonsense`` (answers that could not be read), ``abstained`` (answers
-            that there is nothing), ``retried``, ``tokens_in``, ``tokens_out``, of this run.
+        counts: ``new``, ``cached``, ``failed``, ``nonsense`` (answers that could not be read, empty ones too),
+            ``abstained`` (answers that there is nothing), ``retried``, ``tokens_in``, ``tokens_out``, of this run.
         reasons: Why questions got no answer, the first of each kind.
     """
 
@@ -69,14 +69,19 @@ class Asked:
     def chat(
         self, questions: Sequence[Sequence[Message]], done: Callable[[], object] = lambda: None
     ) -> list[str | None]:
-        """Answers in the order of the questions, None where there is none; ``done`` is called after each new one."""
+        """Answers in the order of the questions, None where there is none or an empty one; ``done`` is called after
+        each new one.
+        """
 
         def ask(messages: Sequence[Message]) -> dict[str, Any]:
             return self.client.chat(messages)._asdict()
 
         requests = [{"chat": [m.to_dict() for m in q]} for q in questions]
         found = self._all(requests, ask, questions, done)
-        return [None if said is None or not said["text"].strip() else said["text"] for said in found]
+        out = [None if said is None or not said["text"].strip() else said["text"] for said in found]
+        for _ in range(sum(text is None and said is not None for text, said in zip(out, found, strict=True))):
+            self.count_nonsense()
+        return out
 
     def score(self, pairs: Sequence[tuple[str, str]], done: Callable[[], object] = lambda: None) -> list[Any]:
         """Log-probabilities of continuations after prefixes, None where there is no answer."""

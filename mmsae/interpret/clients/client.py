@@ -52,12 +52,15 @@ class Client:
         name: Which model, as names and scores record it.
         params: What else decides its answers.
         parallel: Whether several questions may be asked at once.
-        scores: Whether it gives log-probabilities of texts without being asked to first.
+        chats: Whether it answers questions.
+        scores: Whether it is known to give log-probabilities of texts; else they are asked for where a scorer that
+            needs them is named.
     """
 
     name: str = ""
     params: Mapping[str, Any] = {}
     parallel: bool = False
+    chats: bool = True
     scores: bool = False
 
     def chat(self, messages: Sequence[Message]) -> Reply:

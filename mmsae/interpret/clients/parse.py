@@ -42,6 +42,14 @@ def levels(text: str | None, n: int, most: float) -> list[float] | None:
     return [float(v) for v in found]
 
 
+def phrases(text: str | None, most: int) -> list[str] | None:
+    """Up to ``most`` short texts of a JSON list, without those that say that there is nothing; None for any other."""
+    found = json_in(text, "[")
+    if not isinstance(found, list) or any(not isinstance(v, str) or len(v) > LONGEST for v in found):
+        return None
+    return [name for v in found[:most] if (name := _tidy(v)) and not _NOTHING.search(name)]
+
+
 def one_number(text: str | None, low: int, high: int) -> int | None:
     """The only whole number of a text, if it lies in ``[low, high]``; None otherwise."""
     found = re.findall(r"-?\d+(?:\.\d+)?", text or "")
@@ -62,5 +70,9 @@ def concept(text: str | None) -> str | None:
         return ""
     if not isinstance(name, str) or len(name) > LONGEST:
         return None
-    name = " ".join(name.split()).strip(" .\"'")
+    name = _tidy(name)
     return "" if _NOTHING.search(name) else name
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split()).strip(" .\"'")

@@ -30,7 +30,7 @@ class ScriptedClient(Client):
         embed: Callable[[Sequence[str]], np.ndarray] | None = None,
         name: str = "script",
     ):
-        self.scores = score is not None
+        self.chats, self.scores = chat is not None, score is not None
         self.name, self._chat, self._score, self._embed, self.calls = name, chat, score, embed, 0
 
     @classmethod

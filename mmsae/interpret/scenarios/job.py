@@ -59,14 +59,14 @@ def find_scenarios(asked: Request, mining: Mining, suite: SuiteOptions) -> dict[
         if asked.progress:
             print(f"scenarios: {text}", flush=True)
 
-    found = _find(asked, evidence, known, groups, failed, mining, say)
+    found = _find(asked, evidence, known, groups, failed, mining, suite.seed, say)
     about = {
         "evidence": str(evidence.folder), "sae": evidence.about["job"]["sae"], "items": evidence.n,
         "mining": dataclasses.asdict(mining), "not_mined": found.why,
         "queries": [about_query(q, evidence.items.uid) for q in found.queries],
         "verdicts": [verdicts(c) for c in found.cards],
         "slices": [{**s._asdict(), "parts": list(s.parts)} for s in found.slices],
-        "failures": {"shuffled": found.shuffled, **found.about_slices},
+        "failures": {"shuffled": found.shuffled, "seed": suite.seed, **found.about_slices},
     }  # fmt: skip
     with atomic_folder(target) as folder:
         write_table(folder / "situations.parquet", situations(found))
@@ -83,7 +83,7 @@ def find_scenarios(asked: Request, mining: Mining, suite: SuiteOptions) -> dict[
 
 
 def _find(asked: Request, evidence: Evidence, known: dict[int, LatentName], groups: Any, failed: np.ndarray | None,
-          mining: Mining, say: Any) -> Scenarios:  # fmt: skip
+          mining: Mining, seed: int, say: Any) -> Scenarios:  # fmt: skip
     names = names_only(known)
     has_grid = IMAGE in evidence.modalities and evidence.grid(IMAGE).rows > 0
     areas = CorpusAreas.of_evidence(evidence) if has_grid else None
@@ -114,7 +114,7 @@ def _find(asked: Request, evidence: Evidence, known: dict[int, LatentName], grou
         if failed is not None:
             test = evidence.items.half == "test"
             slices, about = failure_slices(concepts, failed, test, mining)
-            control = np.random.default_rng(0).permutation(failed)
+            control = np.random.default_rng(seed).permutation(failed)
             shuffled = len(failure_slices(concepts, control, test, mining)[0])
             say(f"{len(slices)} slices on which the model fails more often, {shuffled} with failures shuffled")
     return Scenarios(queries, concepts, why, pairs, slices, about, shuffled, cards)

@@ -62,4 +62,4 @@ class SuiteOptions:
     """Field of the samples' json that minimal pairs share (``pair`` in the generated world): an item's partner is its
     control where it lacks the concept."""
     seed: int = 0
-    """Seed of what is drawn."""
+    """Seed of what is drawn, and of the failures that are dealt to other items."""

@@ -172,7 +172,7 @@ def intruder(s: Subjects, asked: Asked, views: ItemViews, size: int = 5, trials:
 def pointing(s: Subjects, asked: Asked, views: ItemViews, each: int = EACH) -> Scores:
     """Does the place that the judge points at lie where the latent is above half of its largest value in the image?
 
-    Chance is the mean share of the image that this is; the value is that of hits.
+    Chance is the share of its images that this is, the mean of each latent; the value is that of hits.
     """
     questions, heats, at = [], [], []
     for row, j in enumerate(s.latents.tolist()):
@@ -191,7 +191,10 @@ def pointing(s: Subjects, asked: Asked, views: ItemViews, each: int = EACH) -> S
             continue
         n[row] += 1
         hits[row] += pointed(place, strong, view)
-    chance = float(np.mean([strong.mean() for strong, _ in heats])) if heats else float("nan")
+    area, shown = np.zeros(len(s.latents)), np.zeros(len(s.latents), int)
+    np.add.at(area, at, [strong.mean() * np.prod(view[2:] - view[:2]) for strong, view in heats])
+    np.add.at(shown, at, 1)
+    chance = np.divide(area, shown, out=np.full(len(area), np.nan), where=shown > 0)
     return accuracy_scores(s.latents, hits, n, chance)
 
 

@@ -15,6 +15,7 @@ def score(
     out: str = "",
     control: str = "",
     sae: str = "",
+    control_sae: str = "",
     judging: Judging = Judging(),
     asking: Asking = Asking(),
     run: OneProcessRun = OneProcessRun(),
@@ -32,6 +33,7 @@ def score(
         out: Folder to write; default EVIDENCE/scores.
         control: Evidence of an SAE of random weights on the same data.
         sae: SAE folder or hub id, for the scorer intervention, which pushes its host along latents.
+        control_sae: That of the control, for the same of its latents.
         judging: What is scored, and how.
         asking: Whom to ask.
         run: Where it is computed.
@@ -51,15 +53,18 @@ def score(
     from mmsae.interpret.scores.table import CONTROLS
     from mmsae.sae import SAE
     from mmsae.sae.fingerprint import sae_fingerprint
+    from mmsae.types import InputError
 
-    found = SAE.from_pretrained(sae) if sae else None
+    found, fresh = (SAE.from_pretrained(name) if name else None for name in (sae, control_sae))
     ev = Evidence(evidence, sae_fingerprint(found) if found else "", where=where)
     folder = Path(out) if out else ev.folder / "scores"
     say = (lambda said: print(f"score: {said}", flush=True)) if run.progress else lambda said: None
     with disk_errors(folder):
         asked = asked_client(asking, folder / "answers", run.device, run.precision)
-        other = Evidence(control, where=where) if control else None
-        job = ScoreJob(ev, other, judging, asked, asking.asked, run.device, found)
+        if fresh and not control:
+            raise InputError("control_sae is given without its evidence: name that with --control")
+        other = Evidence(control, sae_fingerprint(fresh) if fresh else "", where=where) if control else None
+        job = ScoreJob(ev, other, judging, asked, asking.asked, run.device, found, fresh)
         rows, said, subjects = job.run(say)
         path = write_scores(folder, rows, said)
         if judging.report:

@@ -1,10 +1,13 @@
 """Intervention score, after Delphi (arXiv 2410.13928, its released history): does a model that is pushed along a latent
-say what the name says?
+say what an explanation says?
 
-The latent is added with the strength at which the mean KL of the next token, clean to steered, hits a target. The score
-of a name is the mean over prompts of how much less surprising it is after the steered text than after the clean one, in
-nats. Printed beside: the same of random explanations, of random directions at equal KL, and of the latent's ablation.
-For a vision-language model, whose SAE is on image rows, texts are what it says of images.
+The latent is added with the strength at which the mean KL of the next token, clean to steered, hits a target: of every
+token of what the model says without it, since the first is often the same whatever is shown. The score of an
+explanation is the mean over prompts of how much less surprising it is after the steered text than after the clean one,
+in nats. Two explanations of each latent are scored: its name, and the best of those that the push itself suggests
+(:mod:`mmsae.interpret.scores.proposals`). Printed beside: explanations of other latents on the same texts, random
+directions at equal KL (with the name, and with the best explanation that is found for them in the same way), and the
+latent's ablation. For a vision-language model, whose SAE is on image rows, texts are what it says of images.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ import numpy as np
 
 from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.scores.outcomes import Scores
+from mmsae.interpret.scores.proposals import MOST, best_of, proposals
 from mmsae.interpret.scores.subjects import misplaced
 
 TARGET = 0.5  # nats
 TELLS = "Text: {text}\n\nThis text is about "
-ZERO = "zero"
+ZERO, RANDOM, SHUFFLED, FOUND = "zero", "random", "shuffled", "found"
+#: ``(scorer's suffix, control)`` of the tables of gains.
+KINDS = (("", ""), ("", SHUFFLED), (RANDOM, ""), (ZERO, ""), (FOUND, ""), (FOUND, SHUFFLED), (f"{FOUND}_{RANDOM}", ""))
 
 
 class Push(NamedTuple):
@@ -37,33 +43,32 @@ class Steerable(Protocol):
     def kl(self, push: Push) -> float:
         """Mean KL of the next token over tuning prompts, clean to pushed, in nats."""
 
-    def say(self, push: Push) -> list[str]:
-        """What it says to the scoring prompts, in their order."""
+    def risen(self, push: Push) -> list[str]:
+        """Words whose probability of being next rises most over the tuning prompts, the most first."""
+
+    def say(self, push: Push, tuning: bool = False) -> list[str]:
+        """What it says to the scoring prompts, or to the tuning ones, in their order."""
 
 
 class Gains(NamedTuple):
-    """Gains in nats of L latents, one column per prompt."""
+    """Gains in nats of L latents."""
 
     latents: np.ndarray  #: ``(L,)``
-    name: np.ndarray  #: ``(L, P)`` of the names
-    shuffled: np.ndarray  #: ``(L, P)`` of names of others, on the same texts
-    random: np.ndarray  #: ``(L, P)`` of the names, with a random direction at equal KL
-    zero: np.ndarray  #: ``(L, P)`` of the names, with the latent ablated
-    kl: np.ndarray  #: ``(L,)`` KL that was reached
-    strength: np.ndarray  #: ``(L,)``
+    tables: dict[tuple[str, str], np.ndarray]  #: ``{kind: (L, P)}``, one column per prompt, for all :data:`KINDS`
+    about: list[dict[str, Any]]  #: Of each latent: KL and strength that were reached, explanation and words found
 
-    def scores(self, seed: int = 0) -> dict[str, Scores]:
-        """Mean gains with a bootstrap over prompts: of names (no key), ``shuffled``, ``random``, ``zero``; chance 0."""
+    def scores(self, seed: int = 0) -> dict[tuple[str, str], Scores]:
+        """Mean gains with a bootstrap over prompts, by kind; chance 0."""
         import torch
 
         from mmsae.metrics.statistics import bootstrap_mean
 
         out = {}
-        for name, table in (("", self.name), ("shuffled", self.shuffled), ("random", self.random), (ZERO, self.zero)):
+        for kind, table in self.tables.items():
             ends = np.array([bootstrap_mean(torch.from_numpy(row), seed=seed) for row in table]).reshape(-1, 2)
             n = (~np.isnan(table)).sum(1)
             mean = np.where(n > 0, np.nansum(table, 1) / np.maximum(n, 1), np.nan)
-            out[name] = Scores(self.latents, mean, 0.0, n, ends[:, 0], ends[:, 1])
+            out[kind] = Scores(self.latents, mean, 0.0, n, ends[:, 0], ends[:, 1])
         return out
 
 
@@ -84,24 +89,60 @@ def gain(asked: Asked, names: Sequence[str], clean: Sequence[str], pushed: Seque
     return np.array([np.nan if None in (a, b) else sum(b) - sum(a) for a, b in zip(before, after, strict=True)], float)
 
 
+def found_by(model: Steerable, asked: Asked, push: Push, clean: Sequence[str]) -> tuple[str, list[str]]:
+    """The explanation that gains most on the tuning prompts of those that a push suggests, empty where none does; and
+    the words that rise. ``clean`` is what the model says to them without the push.
+    """
+    risen, said = model.risen(push), model.say(push, tuning=True)
+    texts = proposals(asked, risen, clean, said)
+    gains = np.array([gain(asked, [t] * len(clean), clean, said) for t in texts]).reshape(len(texts), len(clean))
+    return best_of(texts, gains) or "", risen
+
+
 def intervention(
     model: Steerable, asked: Asked, latents: Sequence[int], names: Sequence[str], target: float = TARGET, seed: int = 0,
     done: Callable[[], object] = lambda: None,
 ) -> Gains:  # fmt: skip
-    """Gains of names, with all controls."""
-    others, rows = misplaced(list(names), seed), []
-    clean = model.say(Push(latents[0], 0.0)) if len(latents) else []
-    p = len(clean)
-    for j, name, other in zip(latents, names, others, strict=True):
-        push, kl = tuned(model, j, target=target)
-        said = model.say(push)
-        random = model.say(tuned(model, j, "random", target)[0])
-        zero = model.say(Push(j, 0.0, ZERO))
-        pairs = ((name, said), (other, said), (name, random), (name, zero))
-        rows.append((*(gain(asked, [n] * p, clean, t) for n, t in pairs), kl, push.strength))
+    """Gains of names, and of explanations that the pushes themselves suggest, with all controls.
+
+    Args:
+        model: The model.
+        asked: Who gives log-probabilities and, where it answers questions, proposes explanations.
+        latents: L latents.
+        names: Name of each.
+        target: KL of the pushes, in nats.
+        seed: Seed of whose explanations the shuffled ones are.
+        done: Called after every latent.
+    """
+    if not len(latents):
+        return Gains(np.zeros(0, np.int64), {k: np.zeros((0, 0)) for k in KINDS}, [])
+    nothing = Push(latents[0], 0.0)
+    clean, before = model.say(nothing), model.say(nothing, tuning=True)
+    texts: dict[str, list[list[str]]] = {kind: [] for kind in ("", RANDOM, ZERO)}
+    own: dict[str, list[str]] = {"": [], RANDOM: []}
+    about = []
+    for j in latents:
+        said: dict[str, Any] = {"latent": int(j)}
+        for kind, of in (("", "latent"), (RANDOM, RANDOM)):
+            push, kl = tuned(model, j, of, target)
+            texts[kind].append(model.say(push))
+            explanation, risen = found_by(model, asked, push, before)
+            own[kind].append(explanation)
+            figures = {"kl": kl, "strength": push.strength, "found": explanation, "risen": risen}
+            said |= {f"{of}_{k}" if kind else k: v for k, v in figures.items()}
+        texts[ZERO].append(model.say(Push(j, 0.0, ZERO)))
+        about.append(said)
         done()
-    columns = [np.array(c, float) for c in zip(*rows, strict=True)] or [np.zeros((0, 0))] * 4 + [np.zeros(0)] * 2
-    return Gains(np.array(latents, np.int64), *columns)
+
+    def table(explanations: Sequence[str], kind: str) -> np.ndarray:
+        rows = [gain(asked, [e] * len(clean), clean, t) if e else np.full(len(clean), np.nan)
+                for e, t in zip(explanations, texts[kind], strict=True)]  # fmt: skip
+        return np.stack(rows)
+
+    others, of_others = misplaced(list(names), seed), misplaced(own[""], seed)
+    made = ((names, ""), (others, ""), (names, RANDOM), (names, ZERO), (own[""], ""), (of_others, ""),
+            (own[RANDOM], RANDOM))  # fmt: skip
+    return Gains(np.array(latents, np.int64), {k: table(*m) for k, m in zip(KINDS, made, strict=True)}, about)
 
 
 class LVLMSteerable:
@@ -110,7 +151,8 @@ class LVLMSteerable:
     Args:
         host: The model.
         sae: The SAE.
-        images: PIL images; the first ``tuning`` set the strength, what is said of the others is scored.
+        images: PIL images; the first ``tuning`` set the strength and choose the explanation, what is said of the others
+            is scored.
         question: What is asked of each.
         tuning: How many.
         max_tokens: Length of what it says.
@@ -118,7 +160,7 @@ class LVLMSteerable:
     """
 
     def __init__(
-        self, host: Any, sae: Any, images: Sequence[Any], question: str = "Describe this image.", tuning: int = 10,
+        self, host: Any, sae: Any, images: Sequence[Any], question: str = "Describe the image.", tuning: int = 10,
         max_tokens: int = 8, seed: int = 0,
     ):  # fmt: skip
         from mmsae.interpret.names.steering import image_site
@@ -129,12 +171,24 @@ class LVLMSteerable:
             host.collate.batch([question] * len(part), list(part)) for part in (images[:tuning], images[tuning:])
         ]
         self.tuning, self.scoring = batches
+        before = self.say(Push(0, 0.0), tuning=True)
+        self.forced = host.collate.batch([question] * len(before), list(images[:tuning]), before)
         self.clean = self._logs()
 
     def _logs(self) -> Any:
+        """``(tokens, vocabulary)`` log-probabilities of each next token of what it says of the tuning images unpushed;
+        where that is nothing, of the first token alone.
+        """
         import torch
 
-        return torch.log_softmax(self.host.forward(self.tuning).logits[:, -1].float(), -1)
+        from mmsae.hosts.lvlm.tokens import ANSWER
+
+        said = self.forced.inputs["kinds"] == ANSWER
+        if said.any():
+            logits = self.host.forward(self.forced).logits[:, :-1][said[:, 1:].to(self.host.device)]
+        else:
+            logits = self.host.forward(self.tuning).logits[:, -1]
+        return torch.log_softmax(logits.float(), -1)
 
     def _attached(self, push: Push) -> Any:
         from contextlib import nullcontext
@@ -159,12 +213,23 @@ class LVLMSteerable:
         return self.host.edit(self.site, lambda x: x + u.to(x))
 
     def kl(self, push: Push) -> float:
-        """Mean KL over the tuning images."""
+        """Mean KL of each next token of what it says of the tuning images unpushed."""
         with self._attached(push):
             logs = self._logs()
         return float((self.clean.exp() * (self.clean - logs)).sum(-1).mean())
 
-    def say(self, push: Push) -> list[str]:
-        """What it says of the scoring images."""
+    def risen(self, push: Push) -> list[str]:
+        """Words that are likelier to be next in what it says of the tuning images, up to :data:`MOST`."""
         with self._attached(push):
-            return self.host.answer(self.scoring, max_new_tokens=self.max_tokens)
+            rise = (self._logs().exp() - self.clean.exp()).mean(0)
+        tokenizer, out = self.host.processor.tokenizer, []
+        for token in rise.argsort(descending=True)[: 4 * MOST].tolist():
+            word = tokenizer.decode([token], skip_special_tokens=True).strip().lower()
+            if rise[token] > 0 and any(c.isalpha() for c in word) and word not in out:
+                out.append(word)
+        return out[:MOST]
+
+    def say(self, push: Push, tuning: bool = False) -> list[str]:
+        """What it says of the scoring images, or of the tuning ones."""
+        with self._attached(push):
+            return self.host.answer(self.tuning if tuning else self.scoring, max_new_tokens=self.max_tokens)

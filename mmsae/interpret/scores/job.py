@@ -105,6 +105,7 @@ class ScoreJob:
         most: Latents that a client is asked about, of the SAE and of each control; 0: all.
         device: Where hosts run.
         sae: The SAE, for the scorer ``intervention``, which pushes the host along its latents.
+        control_sae: That of the control, for the same of its latents.
     """
 
     def __init__(
@@ -116,21 +117,21 @@ class ScoreJob:
         most: int = 50,
         device: str = "auto",
         sae: Any = None,
+        control_sae: Any = None,
     ):
-        self.sae = sae
+        self.saes = {"": sae, "random": control_sae}
         self.ev, self.control, self.judging, self.asked = evidence, control, judging, asked
         self.most, self.device = most, device
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
+        self.pushes: list[dict[str, Any]] = []
         known = (*OFFLINE, CROPS, *ASKED, PUSHED)
         if bad := [n for n in judging.scorers if n not in known]:
             raise InputError(f"no scorer {bad[0]!r}: they are {', '.join(known)}")
         if asked is None and (bad := [n for n in judging.scorers if n in (*ASKED, PUSHED)]):
             raise InputError(f"scorer {bad[0]} asks a model: name one with --client")
-        if PUSHED in judging.scorers and (sae is None or not asked.client.scores):
-            raise InputError(
-                f"scorer {PUSHED} needs the SAE (--sae) and a client that gives log-probabilities of texts"
-            )
+        if PUSHED in judging.scorers and sae is None:
+            raise InputError(f"scorer {PUSHED} needs the SAE (--sae), which pushes the host along its latents")
         if control:
             check_control(evidence, control)
 
@@ -279,28 +280,36 @@ class ScoreJob:
         views = ItemViews(s.ev, s.modality)
         images = s.modality == IMAGE and s.ev.about["images"]
         shows = images or (s.modality == TEXT and s.ev.about["captions"])
-        every: dict[str, Callable[[], Scores]] = {}
-        if shows:
-            every["detection"] = partial(asking.detection, some, asked, views, j.each, j.seed)
-            if views.places:
-                every["fuzzing"] = partial(asking.fuzzing, some, asked, views, j.each, j.seed)
-            every["simulation_asked"] = partial(simulated_by, some, asked, views, j.each, j.seed)
-            every["intruder_asked"] = partial(asking.intruder, some, asked, views, j.set_size, min(6, j.trials), j.seed)
-            if images and views.places:
-                every["pointing"] = partial(asking.pointing, some, asked, views, j.each)
-        if s.ev.about["captions"] and asked.client.scores:
-            every["surprisal"] = partial(surprisal, some, asked, j.each)
-        return {n: f for n, f in every.items() if _fits(n, s.control) and (not j.scorers or n in j.scorers)}
+        nothing, no_places = f"the evidence has no {s.modality}s to show", f"the site of {s.modality}s has no places"
+        no_logs = f"{asked.name} is not known to give log-probabilities: name the scorer to have them asked for"
+        can: dict[str, tuple[Callable[[], Scores], str]] = {
+            "detection": (partial(asking.detection, some, asked, views, j.each, j.seed), "" if shows else nothing),
+            "fuzzing": (partial(asking.fuzzing, some, asked, views, j.each, j.seed),
+                        nothing if not shows else "" if views.places else no_places),
+            "simulation_asked": (partial(simulated_by, some, asked, views, j.each, j.seed), "" if shows else nothing),
+            "intruder_asked": (partial(asking.intruder, some, asked, views, j.set_size, min(6, j.trials), j.seed),
+                               "" if shows else nothing),
+            "pointing": (partial(asking.pointing, some, asked, views, j.each),
+                         "the evidence has no images to point at" if not images else "" if views.places else no_places),
+            "surprisal": (partial(surprisal, some, asked, j.each),
+                          "the evidence has no captions" if not s.ev.about["captions"] else
+                          "" if asked.client.scores or "surprisal" in j.scorers else no_logs),
+        }  # fmt: skip
+        if s.modality == TEXT and IMAGE in s.ev.modalities:  # images are pointed at elsewhere
+            del can["pointing"]
+        wanted = [n for n in can if _fits(n, s.control) and (not j.scorers or n in j.scorers)]
+        return {n: can[n][0] for n in wanted if self._can(n, not can[n][1], can[n][1])}
 
     def _pushed_rows(self, s: Subjects) -> list[ScoreRows]:
+        """Intervention scores of names and of what pushes suggest, of those of others, random directions, ablation."""
         out = []
-        for kind, found in self._pushed(s).items():
-            of = Subjects(s.ev, s.modality, s.names, "shuffled" if kind == "shuffled" else "")
-            out.append(ScoreRows.of(of, PUSHED + (f"_{kind}" if kind in ("random", "zero") else ""), found))
+        for (kind, control), found in self._pushed(s).items():
+            if not (s.control and control):
+                of = Subjects(s.ev, s.modality, s.names, control or s.control)
+                out.append(ScoreRows.of(of, PUSHED + (f"_{kind}" if kind else ""), found))
         return out
 
-    def _pushed(self, s: Subjects) -> dict[str, Scores]:
-        """Intervention scores of names, of names of others, of random directions and of ablation."""
+    def _pushed(self, s: Subjects) -> dict[tuple[str, str], Scores]:
         from mmsae.hosts import pick_device
         from mmsae.hosts.protocols import Answers
         from mmsae.interpret.scores.intervention import LVLMSteerable, intervention
@@ -311,8 +320,15 @@ class ScoreJob:
         s, views = s.some(self.most, j.seed), ItemViews(s.ev, IMAGE)
         items = np.random.default_rng(j.seed).permutation(np.unique(s.negative[s.negative >= 0]))
         images = [i for k in items[: 4 * j.each].tolist() if (i := views.image(k)) is not None][: 2 * j.each]
-        model = LVLMSteerable(host, self.sae.to(host.device), images, tuning=j.each, seed=j.seed)
-        return intervention(model, self.asked, s.latents.tolist(), s.names.phrases, seed=j.seed).scores(j.seed)
+        if len(images) < 2:
+            raise InputError(f"scorer {PUSHED} needs 2 images or more on which latents are silent, and {s.ev.folder} "
+                             f"has {len(images)}")  # fmt: skip
+        model = LVLMSteerable(
+            host, self.saes[s.control].to(host.device), images, tuning=min(j.each, len(images) // 2), seed=j.seed
+        )
+        gains = intervention(model, self.asked, s.latents.tolist(), s.names.phrases, seed=j.seed)
+        self.pushes += [{"control": s.control, **about} for about in gains.about]
+        return gains.scores(j.seed)
 
     def run(self, say: Callable[[str], None] = lambda said: None) -> tuple[ScoreRows, dict[str, Any], list[Subjects]]:
         """All scores, what ``scores.json`` holds, and what was scored."""
@@ -321,9 +337,10 @@ class ScoreJob:
             for name, score in self.scorers(s).items():
                 say(f"{name}, {len(s.latents):,} latents by {s.modality}s{f', {s.control}' if s.control else ''}")
                 parts.append(ScoreRows.of(s, name, score()))
-            if PUSHED in self.judging.scorers and not s.control and s.modality == IMAGE:
-                say(f"{PUSHED}, up to {self.most:,} latents")
-                parts += self._pushed_rows(s)
+            if PUSHED in self.judging.scorers and s.control in self.saes and s.modality == IMAGE:
+                if self._can(f"{PUSHED} of random weights", self.saes[s.control] is not None, "no --control-sae"):
+                    say(f"{PUSHED}, up to {self.most:,} latents{f', {s.control}' if s.control else ''}")
+                    parts += self._pushed_rows(s)
         if not parts:
             why = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
             raise NothingToGoBy(
@@ -340,6 +357,8 @@ class ScoreJob:
             "left_out": self.left_out,
             "notes": self.notes,
         }
+        if self.pushes:
+            found["pushes"] = self.pushes
         if self.asked:
             found["account"] = self.asked.account
         return rows, found, subjects

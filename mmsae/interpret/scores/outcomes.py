@@ -15,7 +15,7 @@ class Scores(NamedTuple):
 
     latents: np.ndarray  #: ``(L,)``
     value: np.ndarray  #: ``(L,)``
-    chance: float  #: What a scorer that knows nothing gets
+    chance: float | np.ndarray  #: What a scorer that knows nothing gets, of all latents or of each ``(L,)``
     n: np.ndarray  #: ``(L,)`` outcomes that a value rests on
     low: np.ndarray  #: ``(L,)`` lower end of its 95 % interval
     high: np.ndarray  #: ``(L,)`` upper end
@@ -75,7 +75,7 @@ def auroc_scores(latents: np.ndarray, positive: np.ndarray, negative: np.ndarray
     return Scores(latents, value, 0.5, n_pos + n_neg, *auroc_interval(value, n_pos, n_neg))
 
 
-def accuracy_scores(latents: np.ndarray, hits: np.ndarray, n: np.ndarray, chance: float) -> Scores:
+def accuracy_scores(latents: np.ndarray, hits: np.ndarray, n: np.ndarray, chance: float | np.ndarray) -> Scores:
     """Shares of ``n (L,)`` outcomes that were right, with Wilson's interval."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = np.where(n > 0, hits / n, np.nan)

@@ -101,7 +101,8 @@ def summary(rows: ScoreRows, seed: int = 0) -> list[dict[str, Any]]:
             out.append(
                 {"scorer": scorer, "modality": modality, "control": control, "which": which,
                  "mean": float(r.value[has].mean(dtype=np.float64)), "low": low, "high": high,
-                 "chance": float(r.chance[has][0]), "latents": int(has.sum()), "missing": int((~has).sum()),
-                 "outcomes": float(np.median(r.n[has])), "above": float((r.low[has] > r.chance[has]).mean())}
+                 "chance": float(r.chance[has].mean(dtype=np.float64)), "latents": int(has.sum()),
+                 "missing": int((~has).sum()), "outcomes": float(np.median(r.n[has])),
+                 "above": float((r.low[has] > r.chance[has]).mean())}
             )  # fmt: skip
     return out

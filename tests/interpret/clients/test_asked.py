@@ -89,6 +89,7 @@ def test_empty_answers_are_none_and_the_account_adds_up():
 
     asked = Asked(Counting(), None, Asking(price_in=2.0, price_out=50.0))
     assert asked.chat(QUESTIONS) == [None, *["yes"] * 5]
+    assert asked.account["nonsense"] == 1 and asked.account["failed"] == 0
     assert asked.account["tokens_in"] == 6000 and asked.account["cost"] == pytest.approx(0.012 + 0.003)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmsae.interpret.clients.parse import concept, flags, json_in, one_number
+from mmsae.interpret.clients.parse import concept, flags, json_in, one_number, phrases
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,18 @@ def test_flags(text, want):
 )  # fmt: skip
 def test_one_number(text, want):
     assert one_number(text, 1, 5) == want
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ('["red", " Blue things. ", "", "green"]', ["red", "Blue things", "green"]), ("[]", []),
+        ('["no clear pattern", "a", "b", "c", "d"]', ["a", "b", "c"]), ('["red", 3]', None), ("red", None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_phrases(text, want):
+    assert phrases(text, 4) == want
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from mmsae.interpret.scores.asking import (
     pointing,
 )
 from mmsae.interpret.scores.subjects import Names, Subjects
+from mmsae.interpret.scores.table import ScoreRows
 from mmsae.interpret.shown import ItemViews
 from tests.helpers.evidence import write_evidence
 from tests.helpers.interpret import WORDS, planted
@@ -66,7 +67,7 @@ def test_nonsense_is_an_abstention(texts, answer):
     judge = asked(lambda m: answer)
     found = detection(s, judge, views)
     assert np.isnan(found.value).all() and (found.n == 0).all()
-    assert judge.account["nonsense"] == (0 if not answer else 8 * 4)
+    assert judge.account["nonsense"] == 8 * 4
 
 
 def test_refusals_are_gone_past(texts):
@@ -185,7 +186,7 @@ def test_pointing_at_patches(tmp_path):
         return json.dumps({"x": float(cols.mean() / 64), "y": float(rows.mean() / 64)})
 
     found = pointing(s, asked(looks), views)
-    assert found.value[0] == 1 and found.chance == pytest.approx(1 / 16) and found.n[0] == 10
+    assert found.value[0] == 1 and found.chance.tolist() == pytest.approx([1 / 16]) and found.n[0] == 10
     corner = pointing(s, asked(lambda m: '{"x": 0.01, "y": 0.01}'), views)
     assert corner.value[0] < 0.4
     lost = asked(lambda m: '{"x": 7, "y": "left"}')
@@ -194,6 +195,22 @@ def test_pointing_at_patches(tmp_path):
     assert crop.shape[:2] == (16, 16) and crop.mean() > 240
     red = np.asarray(Image.open(__import__("io").BytesIO(views.marked(s.positive[0][0], 0)[1])))
     assert (red[..., 0].astype(int) - red[..., 2]).max() > 60
+
+
+def test_chance_of_pointing_is_that_of_each_latents_own_images(tmp_path):
+    """A point anywhere in the image hits a latent on half of the patches half as often as one on all of them."""
+    z = np.zeros((60, 16, 3), np.float32)
+    some = np.arange(60) % 3 > 0
+    z[some, :8, 0], z[some, :, 1], z[some, 0, 2] = 1, 1, 1
+    images, grid = np.zeros((60, 32, 32, 3), np.uint8), {"image": (4, 4)}
+    ev = Evidence(write_evidence(tmp_path / "e", {"image": z}, images=images, grid=grid, quantiles=2, each=10))
+    s, views = Subjects(ev, "image", Names(np.arange(3), list("abc"), np.ones(3, bool))), ItemViews(ev, "image")
+    found = pointing(s, asked(lambda m: '{"x": 0.9, "y": 0.9}'), views)
+    assert found.chance.tolist() == pytest.approx([0.5, 1, 1 / 16]) and found.value.tolist() == [0, 1, 0]
+    assert ScoreRows.of(s, "pointing", found).chance.tolist() == pytest.approx([0.5, 1, 1 / 16])
+    ev.items.view[:] = [0, 0, 0.5, 1]  # the host looks at the left half
+    found = pointing(s, asked(lambda m: '{"x": 0.9, "y": 0.9}'), views)
+    assert found.chance.tolist() == pytest.approx([0.25, 0.5, 1 / 32]) and (found.value == 0).all()
 
 
 def test_a_point_outside_of_the_view_is_no_hit():
