@@ -14,11 +14,15 @@ from torch import Tensor
 from mmsae.training.checkpoint import AtomicCheckpointIO, RunCheckpoint
 
 
+STEPPERS = ("optimizer_states", "lr_schedulers")  # where Lightning's checkpoints have them
+
+
 class LastGood(NamedTuple):
     """A member's part of a checkpoint; tensors are read from the file when they are used."""
 
     step: int  #: After which it was written.
     state: dict[str, Tensor]  #: The member's state dictionary.
+    steppers: dict[str, dict[str, Any]]  #: ``{key: state}`` of its optimiser and its schedule; see :data:`STEPPERS`.
     callbacks: dict[str, Any]  #: ``{key: state}`` of its copies of callbacks.
 
 
@@ -42,5 +46,7 @@ def last_good(trainer: pl.Trainer, member: str, prefix: str) -> LastGood | None:
     if member in saved["mmsae"]["stopped"]:
         return None
     state = {k.removeprefix(prefix): v for k, v in saved["state_dict"].items() if k.startswith(prefix)}
+    steppers = {key: of[0]["members"] for key in STEPPERS if (of := saved.get(key))}
+    steppers = {key: members[member] for key, members in steppers.items() if member in members}
     copies = {key: s[member] for key, s in saved["callbacks"].items() if isinstance(s, Mapping) and member in s}
-    return LastGood(saved["global_step"], state, copies)
+    return LastGood(saved["global_step"], state, steppers, copies)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from mmsae.sae import fit_rows
 from mmsae.sae.normaliser import Normaliser
 from mmsae.training.lit import LitSAE, NotFinite
-from mmsae.training.members.last_good import last_good
+from mmsae.training.members.last_good import STEPPERS, last_good
 from mmsae.training.members.optimizer import MemberOptimizers, MemberSchedules, with_gradients, without_gradients
 from mmsae.training.members.sites import Sites, choice
 from mmsae.training.members.view import EachMember, MemberTrainer, named
@@ -32,8 +32,8 @@ class LitSAEs(pl.LightningModule):
     optimisers. The graph of one member is held at a time.
 
     A member that is no longer finite is stopped at the next logged step, where a run of its own would end, and the
-    others go on. It is put back to what the checkpoint before held, where there is one: later checkpoints keep that,
-    and it is written as ``sae-last-good``. Like a run of its own it leaves ``sae-best``, of its last good validation,
+    others go on. It is put back to what the checkpoint before held, where there is one, its optimiser and schedule
+    too, though it is trained no more: moments that are not finite are nobody's. Later checkpoints keep that, and it is written as ``sae-last-good``. Like a run of its own it leaves ``sae-best``, of its last good validation,
     and no ``sae``; when all is written the run ends with an error that names it.
 
     Args:
@@ -82,6 +82,8 @@ class LitSAEs(pl.LightningModule):
         if self.trainer.is_global_zero and (good := last_good(self.trainer, name, f"saes.{_key(name)}.")):
             self.good[name] = good.step
             self.each()[name].load_state_dict(good.state)
+            for key, state in good.steppers.items():
+                self._steppers()[key].put_back(name, state)
             for callback in self.trainer.callbacks:
                 if isinstance(callback, EachMember):
                     callback.put_back(name, self.trainer, self, good.step, good.callbacks)
@@ -89,6 +91,12 @@ class LitSAEs(pl.LightningModule):
         rank_zero_info("; ".join([*said, *["the others go on"] * bool(self.running())]))
         if not self.running():
             raise self._said_of_stopped()
+
+    def _steppers(self) -> dict[str, MemberOptimizers | MemberSchedules]:
+        """By their names in a checkpoint; nothing where there is nothing to train."""
+        run = self.trainer
+        every = (run.optimizers, [c.scheduler for c in run.lr_scheduler_configs])
+        return {key: own[0] for key, own in zip(STEPPERS, every, strict=True) if own}
 
     def _said_of_stopped(self) -> NotFinite:
         whys: dict[str, list[str]] = {}
@@ -167,6 +175,9 @@ class LitSAEs(pl.LightningModule):
                 self.stop(name, str(e))
                 start = f"saes.{_key(name)}."
                 checkpoint["state_dict"] |= {start + k: v for k, v in member.state_dict().items()}
+                for key, every in self._steppers().items():
+                    if name in every.members and checkpoint.get(key):
+                        checkpoint[key][0]["members"][name] = every.members[name].state_dict()
         members = {name: part["mmsae"] for name, part in parts.items()}
         checkpoint["mmsae"] = {"members": members, "stopped": dict(self.stopped), "good": dict(self.good)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,11 @@ class MemberOptimizers(Optimizer):
             optimizer.load_state_dict(state_dict["members"][name])
         self.param_groups = [group for o in self.members.values() for group in o.param_groups]
 
+    def put_back(self, name: str, state_dict: Mapping[str, Any]) -> None:
+        """Set one member's optimiser back to a state, of which it keeps a copy: that of a file may be a map of it."""
+        self.members[name].load_state_dict(copy.deepcopy(state_dict))
+        self.param_groups = [group for o in self.members.values() for group in o.param_groups]
+
 
 class MemberSchedules:
     """Steps the members' schedules together; ``optimizer`` is what Lightning looks for."""
@@ -63,6 +69,10 @@ class MemberSchedules:
         """Set every member's schedule back."""
         for name, schedule in self.members.items():
             schedule.load_state_dict(state_dict["members"][name])
+
+    def put_back(self, name: str, state_dict: Mapping[str, Any]) -> None:
+        """Set one member's schedule back to a state."""
+        self.members[name].load_state_dict(copy.deepcopy(state_dict))
 
 
 class _WithGradients(torch.autograd.Function):

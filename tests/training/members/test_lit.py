@@ -161,8 +161,19 @@ class CopyCheckpoint(pl.Callback):
 
 
 def part(file, name):
-    state = torch.load(file, weights_only=True)["state_dict"]
-    return {k.removeprefix(f"saes.{name}."): v for k, v in state.items() if k.startswith(f"saes.{name}.")}
+    """All that a checkpoint holds of a member: weights and buffers, its optimiser, its schedule."""
+    saved = torch.load(file, weights_only=True)
+    own = {k.removeprefix(f"saes.{name}."): v for k, v in saved["state_dict"].items() if k.startswith(f"saes.{name}.")}
+    return own, *(saved[key][0]["members"][name] for key in ("optimizer_states", "lr_schedulers"))
+
+
+def same_part(file, kept):
+    """Whether a checkpoint holds the same of member b: its optimiser's moments and steps, its rate and its schedule."""
+    found, (weights, moments, schedule) = part(file, "b"), kept
+    assert equal(found[0], weights) and found[2] == schedule
+    assert found[1]["param_groups"] == moments["param_groups"] and found[1]["state"].keys() == moments["state"].keys()
+    assert all(equal(found[1]["state"][i], s) for i, s in moments["state"].items())
+    return True
 
 
 # when b goes bad and when that is seen: with what is logged, with what is saved, with what is both
@@ -191,15 +202,16 @@ def test_a_member_that_diverges_is_kept_as_it_was(tmp_path, capsys, bad, every, 
     assert (
         saved["global_step"] == 14 and saved["mmsae"]["good"] == {"b": 7} and list(saved["mmsae"]["stopped"]) == ["b"]
     )
-    assert equal(part(tmp_path / "many/checkpoints/last.ckpt", "b"), kept)
+    steps = {int(s["step"]) for s in kept[1]["state"].values()}
+    assert steps == {7} and kept[2]["last_epoch"] == 7 and same_part(tmp_path / "many/checkpoints/last.ckpt", kept)
 
     module, error = fit([], ckpt_path="last", weights_only=True)
     assert f"1 of 3 members have no result: b stopped in step {seen}" in str(error)
     assert error.good == {"b": 7} and list(error.stopped) == ["b"]
-    assert equal(module.each()["b"].state_dict(), kept)
-    assert equal(part(tmp_path / "many/checkpoints/last.ckpt", "b"), kept)
+    assert equal(module.each()["b"].state_dict(), kept[0])
+    assert same_part(tmp_path / "many/checkpoints/last.ckpt", kept)
     own = LitSAE(SAE.from_pretrained(folder))
-    assert all(torch.equal(v, kept[f"sae.{k}"]) for k, v in own.sae.state_dict().items())
+    assert all(torch.equal(v, kept[0][f"sae.{k}"]) for k, v in own.sae.state_dict().items())
     facts = json.loads((folder / "cfg.json").read_text())["mmsae"]["training"]
     assert facts["steps"] == 7 and facts["diverged"].startswith(f"stopped in step {seen}")
     assert facts["tokens"] == {"image": 7 * 40} and (folder / "sae_weights.safetensors").read_bytes() == written
