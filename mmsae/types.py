@@ -155,6 +155,14 @@ class Codes(NamedTuple):
             indices.append(torch.cat([p.indices, free], 1))
         return first._replace(values=torch.cat(values), indices=torch.cat(indices), info=info)
 
+    def ids(self) -> Tensor:
+        """The latent of every value: ``indices``, or ``(N, d_sae)`` of dense values, without memory of their own."""
+        import torch
+
+        if self.indices is not None:
+            return self.indices
+        return torch.arange(self.d_sae, device=self.values.device).expand_as(self.values)
+
     def to_dense(self) -> Tensor:
         """``(N, d_sae)`` matrix."""
         if self.indices is None:

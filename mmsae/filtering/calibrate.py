@@ -42,10 +42,7 @@ class Calibrator(NamedTuple):
 
 
 def _unit(codes: Codes) -> Codes:
-    if codes.indices is None:
-        ids = torch.arange(codes.d_sae, device=codes.values.device).expand_as(codes.values)
-        codes = codes._replace(indices=ids)
-    return codes._replace(values=codes.values / code_norm(codes).clamp(min=1e-12)[:, None])
+    return codes._replace(values=codes.values / code_norm(codes).clamp(min=1e-12)[:, None], indices=codes.ids())
 
 
 def near_misses(x_text: Tensor, captions: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:

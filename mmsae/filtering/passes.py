@@ -285,8 +285,7 @@ class ScorePass(TarPass):
         if self.modality:
             codes = why.codes[self.modality]
             values = codes.values.detach().cpu()[good].float()
-            ids = torch.arange(codes.d_sae).expand_as(values) if codes.indices is None else codes.indices.cpu()[good]
-            columns |= _lists("code", ids, values, values != 0)
+            columns |= _lists("code", codes.ids().cpu()[good], values, values != 0)
         columns |= latent_columns(why.codes, self.latents, good)
         self.tables.append(pa.table(columns))
 

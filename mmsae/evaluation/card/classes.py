@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmsae.evaluation.generalisation import SPARSE, generalisation
@@ -16,6 +15,7 @@ from mmsae.evaluation.spaces import CONTROLS, Space
 from mmsae.evaluation.suite import NotApplicable, head
 from mmsae.evaluation.suite_data import HeadResult, SuiteData
 from mmsae.metrics.choice import edge_warning
+from mmsae.metrics.concepts.class_means import ClassMeans, as_codes
 from mmsae.metrics.concepts.probing import L2, sparse_probing
 from mmsae.metrics.concepts.uniqueness import top_rows
 from mmsae.metrics.host.recovered import zero_shot_recovered
@@ -78,9 +78,9 @@ def _nonnegative(s: Space) -> list[Codes]:
 
 
 def _means(x: Tensor | Codes, labels: Tensor, classes: int) -> Tensor:
-    dense = x.to_dense() if isinstance(x, Codes) else x
-    total = torch.zeros(classes, dense.shape[1], dtype=torch.float64).index_add_(0, labels, dense.double())
-    return total / torch.bincount(labels, minlength=classes)[:, None]
+    means = ClassMeans(classes, as_codes(x).d_sae, sync_on_compute=False)
+    means.update(x, labels)
+    return means.compute()
 
 
 @head

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmsae.evaluation.ontology.tree import Tree
+from mmsae.metrics.concepts.class_means import as_codes
 from mmsae.metrics.concepts.concepts import match_concepts, score_concepts
 from mmsae.metrics.statistics import centred_ranks
 from mmsae.types import IMAGE, Codes, InputError
@@ -57,20 +58,25 @@ def class_sets(
     Raises:
         InputError: A class has no image.
     """
-    codes = isinstance(features, Codes)
     n = torch.bincount(labels, minlength=classes)
     if (n == 0).any():
         raise InputError(f"class {int((n == 0).nonzero()[0])} of {classes} has no image")
-    width = features.d_sae if codes else features.shape[1]
-    rates, fired = [], []
-    for ids in torch.arange(width, device=labels.device).split(chunk):
-        z = features.gather(ids).abs() if codes else features[:, ids]
-        on = (z > threshold * z.amax(0).clamp(min=0)).double()
-        rates.append((torch.zeros(classes, len(ids), dtype=torch.float64).index_add_(0, labels, on) / n[:, None]).T)
-        fired.append(on.sum(0))
-    share = torch.cat(rates)
+    codes = as_codes(features)
+    z = codes.values.abs() if isinstance(features, Codes) else codes.values
+    if codes.indices is None:
+        counts = []  # (features, classes)
+        for part in z.split(chunk, 1):
+            on = (part > threshold * part.amax(0).clamp(min=0)).double()
+            counts.append(torch.zeros(classes, on.shape[1], dtype=torch.float64).index_add_(0, labels, on).T)
+        count = torch.cat(counts)
+    else:
+        width, ids = codes.d_sae, codes.indices
+        most = z.new_zeros(width).scatter_reduce_(0, ids.flatten(), z.flatten(), "amax")
+        at = (ids * classes + labels[:, None])[z > threshold * most[ids]]
+        count = torch.bincount(at, minlength=width * classes).view(width, classes).double()
+    share = count / n
     sets = share >= rate
-    kept = (torch.cat(fired) >= least) & (sets.sum(1) <= widest * classes)
+    kept = (count.sum(1) >= least) & (sets.sum(1) <= widest * classes)
     return ClassSets(sets & kept[:, None], share, kept)
 
 

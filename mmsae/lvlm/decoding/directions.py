@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.hosts.sites import Where
+from mmsae.metrics.sparsity import latent_sums
 from mmsae.sae import SAE
 from mmsae.types import TEXT, Codes, InputError
 
@@ -50,7 +51,7 @@ def find_latents(codes: Codes, right: Tensor, n: int = 10, seed: int = 0) -> Ans
     rates = []
     for side in sides:  # drawn, not cut off: shards are in an order
         rows = codes.rows(side[torch.randperm(len(side), generator=g)[:size].to(side.device)])
-        rates.append((rows.to_dense() != 0).double().mean(0))
+        rates.append(latent_sums(rows)[0].double() / size)
     difference = rates[0] - rates[1]
     order = difference.argsort(descending=True, stable=True)
     return AnswerLatents(order[:n], order.flip(0)[:n], difference, size)

@@ -94,9 +94,9 @@ def find_directions(
     scorer = TokenScorer(host, sae)
     text, answers = [], []
     for batch in batches:
-        text.append(scorer.pooled(batch)[TEXT].to_dense())
+        text.append(scorer.pooled(batch)[TEXT])
         answers += host.answer(batch, max_new_tokens=8)
-    codes = Codes(torch.cat(text), None, sae.d_sae)
+    codes = Codes.stack(text)
     right = torch.tensor([a.lower().startswith(label) for a, label in zip(answers, labels, strict=True)])
     many, one = find_latents(codes, right), find_latents(codes, right, 1)
     ssl, save = ([unit_direction(sae, ids) for ids in found[:2]] for found in (one, many))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.metrics.concepts.probing import logistic, matrix, most_different, predictions
+from mmsae.metrics.sparsity import summed
 from mmsae.types import Codes
 
 ABSORBERS, NEAR, SHARE = 3, 0.1, 0.4  # absorbers looked at, their least cosine and least share of the projection
@@ -64,35 +65,29 @@ def absorption(x: Tensor, codes: Codes, atoms: Tensor, direction: Tensor, main: 
     """
     p = normalize(direction.double(), dim=0)
     cos = normalize(atoms.double(), dim=1) @ p
-    contribution = codes.to_dense().double() * cos
-    mains = contribution[:, main].sum(1)
-    other = contribution.clone()
-    other[:, main] = 0
-    other[:, cos < NEAR] = 0
-    absorbers = other.clamp(min=0).topk(min(ABSORBERS, other.shape[1]), dim=1).values.sum(1)
+    ids, values = codes.ids(), codes.values.double()
+    is_main = torch.zeros_like(cos, dtype=torch.bool).index_fill_(0, main, True)[ids]
+    contribution = values * cos[ids]  # of the latents that were selected; the others' is 0
+    mains = (contribution * is_main).sum(1)
+    others = contribution.masked_fill(is_main, 0)
+    near = others.masked_fill(cos[ids] < NEAR, 0).clamp(min=0)
+    absorbers = near.topk(min(ABSORBERS, near.shape[1]), dim=1).values.sum(1)
     projection = x.double() @ p
     rest = torch.minimum(absorbers, projection - mains)
     fraction = torch.where(mains <= 0, 1.0, rest / (rest + mains))
     none = (absorbers < SHARE * projection) | (mains >= projection) | (projection <= 0)
     fraction = torch.where(none, 0.0, fraction)
-    others = contribution.clone()
-    others[:, main] = 0
     best, which = others.max(1)
-    silent = (codes.to_dense()[:, main] == 0).all(1)
-    full = silent & (cos[which] >= FULL) & (best >= SHARE * projection) & (projection > 0)
+    silent = ~(is_main & (values != 0)).any(1)
+    points = cos[ids.gather(1, which[:, None])[:, 0]] >= FULL
+    full = silent & points & (best >= SHARE * projection) & (projection > 0)
     return Absorbed(fraction, full)
 
 
 def effects(codes: Codes, truth: Tensor, atoms: Tensor, direction: Tensor) -> Tensor:
     """``(F,)`` float64 effect of each feature on a probe: difference of its class means times its atom's projection."""
-    z = codes.to_dense().double()
-    difference = z[truth].mean(0) - z[~truth].mean(0)
-    return difference * (atoms.double() @ direction.double())
-
-
-def ablate(x: Tensor, codes: Codes, atoms: Tensor, features: Tensor) -> Tensor:
-    """``x`` without some features; what the SAE misses stays."""
-    return x - codes.gather(features) @ atoms[features].to(x)
+    with_it, without = (summed(part, part.values.double()) / part.n for part in map(codes.rows, (truth, ~truth)))
+    return (with_it - without) * (atoms.double() @ direction.double())
 
 
 class Binary(NamedTuple):
@@ -104,10 +99,6 @@ class Binary(NamedTuple):
     def right(self, x: Tensor, truth: Tensor) -> Tensor:
         """``(N,)`` bool: the rows that it gets right."""
         return (x.double() @ self.weight + self.bias > 0) == truth
-
-    def accuracy(self, x: Tensor, truth: Tensor) -> float:
-        """Share of rows that it gets right."""
-        return self.right(x, truth).double().mean().item()
 
 
 def fit_binary(x: Tensor, truth: Tensor, l2: float = 1.0) -> Binary:
@@ -123,6 +114,9 @@ def tpp(
 ) -> float:
     """Targeted probe perturbation: how much ablating a concept's n features hurts its probe more than the others'.
 
+    What the SAE misses of a row stays when features are ablated. Ablated rows are not made: a probe is linear, so it
+    loses a feature's value times the projection of its atom.
+
     Args:
         x: ``(N, d)``.
         codes: Their codes.
@@ -132,11 +126,13 @@ def tpp(
         chosen: Per concept its features by falling effect; those of no positive effect are left out.
         n: Features ablated.
     """
-    clean = torch.tensor([p.accuracy(x, truth[:, c]) for c, p in enumerate(probes)], dtype=torch.float64)
+    weight = torch.stack([p.weight for p in probes], 1)  # (d, C)
+    logits = x.double() @ weight + torch.tensor([p.bias for p in probes], dtype=torch.float64)
+    accuracy = lambda said: ((said > 0) == truth).double().mean(0)  # noqa: E731
     drops = []
-    for features in chosen:
-        y = ablate(x, codes, atoms, features[:n])
-        drops.append(clean - torch.tensor([p.accuracy(y, truth[:, j]) for j, p in enumerate(probes)]).double())
+    for features in (ids[:n] for ids in chosen):
+        lost = codes.gather(features).double() @ (atoms[features].double() @ weight)
+        drops.append(accuracy(logits) - accuracy(logits - lost))
     drop = torch.stack(drops)  # (ablated concept, probe)
     own, c = drop.diagonal(), len(probes)
     others = (drop.sum(1) - own) / max(1, c - 1)

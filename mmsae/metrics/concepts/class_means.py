@@ -30,13 +30,13 @@ class ClassMeans(Metric):
         keep = labels >= 0
         codes, own = as_codes(features).rows(keep), labels[keep]
         values = codes.values.detach().double()
+        # in place: (C, F) is larger than a batch, and a metric's state is its own
         if codes.indices is None:
-            self.total = self.total.index_add(0, own, values)
+            self.total.index_add_(0, own, values)
         else:
             at = own[:, None] * codes.d_sae + codes.indices
-            flat = self.total.reshape(-1).index_add(0, at.reshape(-1), values.reshape(-1))
-            self.total = flat.view_as(self.total)
-        self.count = self.count + torch.bincount(labels[keep], minlength=len(self.count))
+            self.total.view(-1).index_add_(0, at.reshape(-1), values.reshape(-1))
+        self.count += torch.bincount(own, minlength=len(self.count))
 
     def compute(self) -> Tensor:
         """``(C, F)`` float64 means; NaN for classes without rows."""
@@ -54,7 +54,7 @@ class NearestMean(Metric):
 
     def __init__(self, means: Tensor, **kwargs):
         super().__init__(**kwargs)
-        self.register_buffer("unit", normalize(means.double(), dim=1))
+        self.register_buffer("atoms", normalize(means.double(), dim=1).T.contiguous())  # (F, C), as codes are decoded
         zero = torch.zeros(len(means), dtype=torch.float64, device=means.device)
         self.add_state("hit", zero, dist_reduce_fx="sum")
         self.add_state("count", zero.clone(), dist_reduce_fx="sum")
@@ -64,7 +64,7 @@ class NearestMean(Metric):
         keep = labels >= 0
         codes, labels = as_codes(features).rows(keep), labels[keep]
         codes = codes._replace(values=codes.values.detach().double())
-        cos = codes.decode_with(self.unit.T.contiguous())  # the norm of a row does not change the order
+        cos = codes.decode_with(self.atoms)  # the norm of a row does not change the order
         cos = cos.nan_to_num(-torch.inf)
         hit = (cos.argmax(1) == labels).double()
         self.hit = self.hit + torch.bincount(labels, hit, len(self.hit))

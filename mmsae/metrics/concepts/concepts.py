@@ -2,7 +2,7 @@
 
 For every concept and for image, text and ``same`` (one latent for both modalities, the lower of the two scores) the
 best latent and threshold are chosen on one set of samples; F1 and AUC are then measured on another. Choosing is
-vectorised over latents: one sort and a few matrix products per chunk of latents.
+vectorised over latents: one sort and a few products per chunk of latents; of top-k codes only what is not 0 is sorted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
+from mmsae.metrics.concepts.evidence import run_starts
+from mmsae.metrics.concepts.ranked import Ranked, ranked
 from mmsae.metrics.statistics import auroc_columns, auroc_table
 from mmsae.types import Codes, InputError
 
@@ -26,7 +29,7 @@ def thresholds(z: Tensor) -> Tensor:
     n, pos = len(z), (z > 0).sum(0)
     out = [torch.zeros_like(v[:, 0])]
     for q in QUANTILES:
-        at = (n - pos) + q * (pos - 1).clamp(min=0)
+        at = (n - pos) + q * (pos - 1).clamp(min=0).double()
         lo = at.floor().long().clamp(max=n - 1)
         hi = (lo + 1).clamp(max=n - 1)
         a, b = v.gather(1, lo[:, None])[:, 0], v.gather(1, hi[:, None])[:, 0]
@@ -54,16 +57,61 @@ class Match(NamedTuple):
     auc_latent: dict[str, Tensor]  #: ``{side: (C,)}`` latent chosen by AUC
 
 
+def _sparse_thresholds(r: Ranked, pos: Tensor) -> Tensor:
+    """:func:`thresholds` of latents of which ``pos (L,)`` entries are positive, the first of each."""
+    value = torch.cat([r.value, r.value.new_zeros(1)])  # the last may have none
+    out = [value.new_zeros(len(pos))]
+    for q in QUANTILES:
+        at = q * (pos - 1).clamp(min=0).double()
+        lo = at.floor().long()  # counted from the smallest
+        a, b = (value[r.start[:-1] + (pos - 1 - i).clamp(min=0)] for i in (lo, lo + 1))
+        out.append(torch.where(pos > 0, torch.lerp(a, b, (at - lo).to(value)), 0.0))
+    return torch.stack(out)
+
+
+def _sparse_f1(r: Ranked, truth: Tensor, at: Tensor) -> Tensor:
+    """:func:`f1_table` of thresholds ``at (T, L)`` that rise from 0: what is above one is above those before it."""
+    above = torch.stack([torch.bincount(r.latent[r.value > t[r.latent]], minlength=len(t)) for t in at])
+    ends = torch.cat([torch.zeros_like(above[:1]), above.flip(0)])  # of each latent's entries, from the largest down
+    t = truth.to(torch.float32)  # counts stay exact in float32 up to 16.7 M samples
+    parts = embedding_bag(r.row, t, (r.start[:-1] + ends).T.flatten(), mode="sum").view(-1, len(ends), t.shape[1])
+    hits = parts[:, :-1].cumsum(1).flip(1).permute(1, 2, 0)
+    return 2 * hits / (above[:, None] + t.sum(0)[:, None]).clamp(min=1)
+
+
+def _sparse_auroc(r: Ranked, truth: Tensor, pos: Tensor) -> Tensor:
+    """:func:`auroc_table` from the ranks of the entries and the rank that all zeros of a latent share."""
+    t, n, count = truth.double(), len(truth), r.start.diff()
+    i, none = torch.arange(len(r.row), device=r.row.device), (n - count).double()
+    first = torch.where(run_starts(r.latent, r.value), i, 0).cummax(0).values if len(i) else i
+    size = torch.bincount(first, minlength=len(i))[first].double()  # of the run of equal values
+    rank = r.start[1:][r.latent] - first - (size - 1) / 2  # among the latent's own entries, the smallest is 1
+    rank += none[r.latent] * (r.value > 0)
+    zero = count - pos + (none + 1) / 2
+    total = embedding_bag(r.row, t, r.start[:-1], mode="sum", per_sample_weights=rank - zero[r.latent]).T
+    true = t.sum(0)[:, None]
+    return (total + zero * true - true * (true + 1) / 2) / (true * (n - true))
+
+
 def _tables(codes: Codes, truth: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
     """Best F1 over thresholds, that threshold, and AUC; each ``(C, d_sae)``."""
     f1, thr, auc = [], [], []
-    for ids in torch.arange(codes.d_sae, device=codes.values.device).split(chunk):
-        z = codes.gather(ids).detach()
-        at = thresholds(z)
-        best, which = f1_table(z, truth, at).max(0)
+    entries = None if codes.indices is None else ranked(codes)
+    for lo in range(0, codes.d_sae, chunk):
+        hi = min(lo + chunk, codes.d_sae)
+        if entries is None:
+            z = codes.values[:, lo:hi].detach()
+            at = thresholds(z)
+            table, area = f1_table(z, truth, at), auroc_table(z, truth)
+        else:
+            r = entries.of(lo, hi)
+            pos = torch.bincount(r.latent[r.value > 0], minlength=hi - lo)
+            at = _sparse_thresholds(r, pos)
+            table, area = _sparse_f1(r, truth, at), _sparse_auroc(r, truth, pos)
+        best, which = table.max(0)
         f1.append(best)
         thr.append(at.gather(0, which))
-        auc.append(auroc_table(z, truth))
+        auc.append(area)
     return torch.cat(f1, 1), torch.cat(thr, 1), torch.cat(auc, 1).nan_to_num(0)
 
 
@@ -72,7 +120,8 @@ def match_concepts(codes: Mapping[str, Codes], truth: Tensor, chunk: int = 512) 
     """Choose, for each concept, the best latent and threshold on training samples.
 
     ``codes`` are those of N pairs by modality, or of one, ``truth (N, C)`` says which concepts each pair shows.
-    ``chunk`` latents are taken at a time; memory is about ``8 * N * chunk`` floats.
+    ``chunk`` latents are taken at a time; memory is about ``8 * N * chunk`` floats of dense codes, of top-k codes
+    that of their entries and tables of ``chunk * C``.
     """
     tables = {m: _tables(c, truth.to(c.values.device), chunk) for m, c in codes.items()}
     f1 = {m: t[0] for m, t in tables.items()}

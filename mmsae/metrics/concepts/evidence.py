@@ -137,7 +137,7 @@ class TopN(Metric):
         if key is None:  # any mixing of the two words that keeps distinct uids apart
             key = uid[:, 0] * -7046029254386353131 + uid[:, 1]
         ids = torch.cat([uid, key.to(v.device)[:, None], *([] if extra is None else [extra.to(v.device)])], 1)
-        latent = torch.arange(codes.d_sae, device=v.device).expand_as(v) if codes.indices is None else codes.indices
+        latent = codes.ids()
         self.rows = self.rows + codes.n
         self.fired = self.fired.scatter_add(0, latent.flatten(), (v != 0).flatten().long())
         self.total = self.total.scatter_add(0, latent.flatten(), v.double().abs().flatten())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmsae.metrics.sparsity import latent_sums
 from mmsae.types import Codes
 
 FLAT = 1e-10  # sums of squares up to this are of a constant map
@@ -63,12 +64,13 @@ class Localisation:
         """
         height, width = grid
         cells = height * width
-        for i in range(z.n // cells):  # the images of one batch, each dense by itself
-            dense = z.rows(torch.arange(i * cells, (i + 1) * cells)).to_dense()
-            active = (dense != 0).sum(0)
+        for i in range(z.n // cells):  # the images of one batch, each by itself
+            own = z.rows(slice(i * cells, (i + 1) * cells))
+            active = latent_sums(own)[0]
             able = (active >= self.least) & (active <= int(self.most * cells))
             at = able.nonzero()[:, 0]
-            maps = dense[:, at] if order is None else dense[order[i]][:, at]
+            maps = own.gather(at)  # few are able: most latents of a top-k code fire on fewer patches, or on none
+            maps = maps if order is None else maps[order[i]]
             found = morans_i(maps.view(1, height, width, len(at)))[0].cpu()
             valid, at = ~found.isnan(), at.cpu()
             self.total[at[valid]] += found[valid]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmsae.metrics.concepts.class_means import as_codes
+from mmsae.metrics.concepts.ranked import ranked
 from mmsae.types import Codes
 
 
@@ -17,13 +18,20 @@ def top_rows(features: Tensor | Codes, n: int = 16, chunk: int = 1024) -> Tensor
     Of codes with signs, the largest absolute values.
 
     For codes and channels that are at hand; :class:`mmsae.metrics.TopN` streams. Ties go to the lower row. ``chunk``
-    features are taken at a time.
+    features of a matrix are taken at a time.
     """
     codes, out = as_codes(features), []
     if isinstance(features, Codes):
         codes = codes._replace(values=codes.values.abs())
-    for ids in torch.arange(codes.d_sae, device=codes.values.device).split(chunk):
-        v, row = codes.gather(ids).T.contiguous().sort(dim=1, descending=True, stable=True)
+    if codes.indices is not None:
+        r = ranked(codes)
+        place = torch.arange(len(r.row), device=r.row.device) - r.start[r.latent]
+        top = place < n
+        found = r.row.new_full((codes.d_sae, n), -1)
+        found[r.latent[top], place[top]] = r.row[top]
+        return found
+    for part in codes.values.split(chunk, 1):
+        v, row = part.T.contiguous().sort(dim=1, descending=True, stable=True)
         v, row = v[:, :n], row[:, :n]
         row = torch.where(v > 0, row, -1)
         out.append(torch.nn.functional.pad(row, (0, n - row.shape[1]), value=-1))

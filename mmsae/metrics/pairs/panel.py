@@ -30,16 +30,15 @@ class CorrelationPanel(CrossCorrelation):
         """Add one batch; row i of each side belongs to one pair."""
         super().update(image, text)
         if image.indices is None or text.indices is None:
-            self.cross = self.cross + image.to_dense().detach().double().T @ text.to_dense().detach().double()
+            self.cross.addmm_(image.to_dense().detach().double().T, text.to_dense().detach().double())
             return
-        cross, d_sae = self.cross.clone().view(-1), image.d_sae
+        cross, d_sae = self.cross.view(-1), image.d_sae  # d_sae^2 numbers: added to where they are
         step = max(1, _ENTRIES // max(1, image.values.shape[1] * text.values.shape[1]))
         for lo in range(0, image.n, step):
             a, b = (c.rows(slice(lo, lo + step)) for c in (image, text))
             at = a.indices[:, :, None] * d_sae + b.indices[:, None, :]
             product = a.values.detach().double()[:, :, None] * b.values.detach().double()[:, None, :]
             cross.index_add_(0, at.flatten(), product.flatten())
-        self.cross = cross.view(d_sae, d_sae)
 
     def compute(self) -> Tensor:
         """``(d_sae, d_sae)`` float64, image latents by text latents; NaN where one of the two never varied."""

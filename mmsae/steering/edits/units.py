@@ -209,7 +209,7 @@ class _Counts:
     def add(self, codes: Codes) -> None:
         """Count one batch."""
         values = codes.values.detach().float().cpu()
-        ids = torch.arange(codes.d_sae).expand_as(values) if codes.indices is None else codes.indices.cpu()
+        ids = codes.ids().cpu()
         self.n += codes.n
         on = values != 0
         v, i = values[on], ids[on]

@@ -163,6 +163,22 @@ def test_class_sets_drop_what_is_rare_wide_or_weak():
         class_sets(z, labels, 5)
 
 
+def test_class_sets_of_sparse_codes_are_those_of_their_matrix(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 5
+    indices = torch.rand(300, 15, generator=g).topk(4).indices
+    codes = Codes(torch.randn(300, 4, generator=g), indices, 16)  # with signs; the last latent never fires
+    z = codes.to_dense().abs()
+    monkeypatch.setattr(Codes, "gather", lambda self, ids: pytest.fail("columns of a matrix are made"))
+    for given in (codes, Codes(z, None, 16), z):
+        got = class_sets(given, labels, 5, threshold=0.3, rate=0.25, chunk=7)
+        on = z > 0.3 * z.amax(0)
+        rate = torch.stack([on[labels == c].double().mean(0) for c in range(5)], 1)
+        torch.testing.assert_close(got.rate, rate, rtol=1e-12, atol=0)
+        kept = (on.sum(0) >= 20) & ((rate >= 0.25).sum(1) <= 2)
+        assert torch.equal(got.kept, kept) and torch.equal(got.sets, (rate >= 0.25) & kept[:, None]) and kept.any()
+
+
 def test_signed_channels_are_two_features_each():
     x = torch.tensor([[1.0, -2], [3, 4]])
     assert signed(x, torch.tensor([2.0, 1])).tolist() == [[0, 0, 1, 3], [1, 3, 0, 0]]

@@ -193,6 +193,8 @@ def test_find_latents_on_planted_ones():
     got = find_latents(Codes(z, None, 8), right, n=1)
     assert (got.faithful.item(), got.hallucination.item(), got.answers) == (3, 5, 15)
     assert got.difference[3] == 1 and got.difference[5] == -1 and got.difference.abs().argmax() in (3, 5)
+    sparse = find_latents(Codes(*z.sort(descending=True), 8), right, n=1)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(got, sparse, strict=True))
     swapped = find_latents(Codes(z, None, 8), ~right, n=1)
     assert (swapped.faithful.item(), swapped.hallucination.item()) == (5, 3)
     with pytest.raises(InputError, match="60 answers are right and 0 wrong"):

@@ -7,7 +7,6 @@ import torch
 
 from mmsae.metrics.concepts.absorption import (
     Binary,
-    ablate,
     absorption,
     effects,
     f1,
@@ -109,20 +108,66 @@ def test_targeted_perturbation_of_disjoint_and_of_shared_features():
             assert [c[0].item() for c in chosen] == [0, 1, 2]
 
 
-def test_ablation_keeps_what_the_sae_misses():
-    x, codes, atoms, _ = planted(False)
-    x = x + 0.3
-    y = ablate(x, codes, atoms, torch.tensor([1]))
-    torch.testing.assert_close(y[:, [0, 2, 3, 4]], x[:, [0, 2, 3, 4]])
-    torch.testing.assert_close(y[:, 1], torch.full((N,), 0.3))
+@pytest.fixture
+def sparse(monkeypatch):
+    """Rows that the SAE misses a part of, sparse codes with signs and zeros, atoms; their matrix is not made."""
+    g = torch.Generator().manual_seed(3)
+    f, k = 30, 6
+    indices = torch.rand(N, f, generator=g).topk(k).indices
+    values = torch.randn(N, k, generator=g).double() * (torch.rand(N, k, generator=g) > 0.2)
+    codes, atoms = Codes(values, indices, f), torch.randn(f, D, generator=g).double()
+    dense = codes.to_dense()
+    x = dense @ atoms + 0.5 * torch.randn(N, D, generator=g).double()
+    monkeypatch.setattr(Codes, "to_dense", lambda self: pytest.fail("a matrix of codes is made"))
+    return x, codes, dense, atoms, g
 
 
-def test_removing_exactly_the_planted_bias_restores_the_clean_probe():
-    g = torch.Generator().manual_seed(2)
-    truth, spurious = torch.rand(N, generator=g) < 0.5, torch.rand(N, generator=g) < 0.5
-    z = torch.stack([truth.float(), spurious.float()], 1)
-    codes, atoms = Codes(z, None, 2), torch.eye(2)
-    biased, clean = Binary(torch.tensor([1.0, 1.5]).double(), -1.2), Binary(torch.tensor([1.0, 0.0]).double(), -0.5)
-    shifted = biased._replace(bias=-0.5)  # without the spurious feature it reads the concept alone
-    before, after = shifted.accuracy(z, truth), shifted.accuracy(ablate(z, codes, atoms, torch.tensor([1])), truth)
-    assert before < 0.8 and after == clean.accuracy(z, truth)
+def test_effects_are_those_of_the_matrix(sparse):
+    _, codes, dense, atoms, g = sparse
+    truth, p = torch.rand(N, generator=g) < 0.3, torch.randn(D, generator=g).double()
+    want = (dense[truth].mean(0) - dense[~truth].mean(0)) * (atoms @ p)
+    torch.testing.assert_close(effects(codes, truth, atoms, p), want, rtol=1e-12, atol=1e-12)
+
+
+def test_absorption_is_that_of_the_matrix(sparse):
+    x, codes, dense, atoms, g = sparse
+    p = torch.nn.functional.normalize(atoms[4] + atoms[9] + torch.randn(D, generator=g), dim=0)
+    main = torch.tensor([4, 9])
+    cos = torch.nn.functional.normalize(atoms, dim=1) @ p
+    fraction, full = [], []
+    for row, code in zip(x, dense, strict=True):
+        part = code * cos
+        mains, projection = part[main].sum(), row @ p
+        others = {j: part[j] for j in range(len(atoms)) if j not in main.tolist()}
+        near = sorted((v for j, v in others.items() if cos[j] >= 0.1 and v > 0), reverse=True)[:3]
+        absorbers = sum(near, torch.zeros(()).double())
+        if absorbers < 0.4 * projection or mains >= projection or projection <= 0:
+            fraction.append(0.0)
+        elif mains <= 0:
+            fraction.append(1.0)
+        else:
+            rest = min(absorbers, projection - mains)
+            fraction.append((rest / (rest + mains)).item())
+        best = max(others, key=others.get)
+        carries = others[best] >= 0.4 * projection and projection > 0 and cos[best] >= 0.025
+        full.append(bool(carries and not code[main].any()))
+    got = absorption(x, codes, atoms, p, main)
+    torch.testing.assert_close(got.fraction, torch.tensor(fraction, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    assert got.full.tolist() == full and 0 < sum(full) < N and 0 < got.fraction.mean() < 1
+
+
+def test_ablation_is_that_of_the_rows_and_keeps_what_the_sae_misses(sparse):
+    x, codes, dense, atoms, g = sparse
+    probes = [Binary(torch.randn(D, generator=g).double(), 0.3 * c) for c in range(3)]
+    truth = torch.stack([p.right(x, torch.ones(N, dtype=torch.bool)) for p in probes], 1)  # what it says, but for some
+    truth ^= torch.rand(N, 3, generator=g) < 0.1
+    chosen = [torch.randperm(30, generator=g)[:n] for n in (8, 2, 0)]
+    drops = []
+    for features in chosen:
+        y = x.clone()
+        for j in features[:4].tolist():
+            y -= dense[:, j : j + 1] * atoms[j]
+        both = [[p.right(v, truth[:, c]).double().mean().item() for v in (x, y)] for c, p in enumerate(probes)]
+        drops.append([before - after for before, after in both])
+    want = sum(drops[c][c] - (sum(drops[c]) - drops[c][c]) / 2 for c in range(3)) / 3
+    assert tpp(x, codes, atoms, truth, probes, chosen, 4) == pytest.approx(want, abs=1e-12) and want != 0

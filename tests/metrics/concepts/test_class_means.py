@@ -23,11 +23,18 @@ def batch(monkeypatch):
 def test_class_means(batch):
     codes, dense, labels = batch
     found = ClassMeans(C, F)
+    table = found.total.data_ptr()
     for part in torch.arange(60).split(7):
         found.update(codes.rows(part), labels[part])
+    assert found.total.data_ptr() == table  # no second table is made, at no update
     wanted = torch.stack([dense[labels == c].double().mean(0) for c in range(C)])
     torch.testing.assert_close(found.compute(), wanted, rtol=1e-12, atol=1e-12)
     assert found.count.tolist() == [int((labels == c).sum()) for c in range(C)]
+    before = found.total.clone()
+    torch.testing.assert_close(found(codes, labels), wanted, rtol=1e-12, atol=1e-12)  # of this batch alone
+    torch.testing.assert_close(found.total, 2 * before, rtol=1e-12, atol=1e-12)  # torchmetrics' own copies are copies
+    found.reset()
+    assert not found.total.any() and not found.count.any()
 
 
 def test_nearest_mean(batch):

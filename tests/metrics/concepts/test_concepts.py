@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmsae.metrics import concept_report
-from mmsae.metrics.concepts.concepts import f1_table, match_concepts, score_concepts, thresholds
+from mmsae.metrics.concepts.concepts import _tables, f1_table, match_concepts, score_concepts, thresholds
 from mmsae.types import Codes, InputError
 
 
@@ -82,6 +82,30 @@ def test_match_and_score_equal_loops(chunk):
         j = torch.minimum(tables["image"][2][c], tables["text"][2][c]).argmax()
         both = [brute_auc(test[m].to_dense()[:, j], test_truth[:, c]) for m in test]
         assert got_auc["same"][c].item() == pytest.approx(min(both))
+
+
+def test_sparse_codes_are_matched_as_their_matrix_with_ties_and_signs(monkeypatch):
+    g = torch.Generator().manual_seed(3)
+    n, d, k = 150, 24, 5
+    indices = torch.rand(n, d - 2, generator=g).topk(k).indices + 1  # the first and the last never fire
+    values = torch.randint(-2, 5, (n, k), generator=g) / 4  # ties, signs, and what is selected and 0
+    values[:20, 0], indices[:20] = 1.0, torch.arange(1, k + 1)
+    codes = Codes(values, indices, d)
+    truth = torch.rand(n, 4, generator=g) < 0.3
+    truth[:, 3] = True  # no AUC
+    matrix = codes.to_dense()
+    monkeypatch.setattr(Codes, "to_dense", lambda self: pytest.fail("a matrix of codes is made"))
+    monkeypatch.setattr(Codes, "gather", lambda self, ids: pytest.fail("columns of a matrix are made"))
+    for chunk in (7, 100):
+        got, want = _tables(codes, truth, chunk), _tables(Codes(matrix.double(), None, d), truth, 100)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.double(), b.double(), rtol=1e-6, atol=1e-6)
+    f1_of, _, auc_of = got
+    best, _, auc = naive_match(matrix, truth[:, :3])
+    torch.testing.assert_close(f1_of[:3], best, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(auc_of[:3].float(), auc, rtol=1e-6, atol=1e-6)
+    empty = _tables(Codes(torch.zeros(n, k), indices, d), truth, 100)
+    assert not empty[0].any() and not empty[1].any() and (empty[2][:3] == 0.5).all()
 
 
 def test_one_latent_may_serve_two_concepts():

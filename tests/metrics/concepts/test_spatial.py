@@ -71,6 +71,18 @@ def test_latents_that_fire_everywhere_or_hardly_are_left_out():
     assert scored(dense, images=13).isnan().all()
 
 
+def test_sparse_codes_are_scored_as_their_matrix_which_is_not_made(monkeypatch):
+    dense = images().flatten(0, 1)
+    values, indices = dense.topk(4)
+    codes = Codes(values, indices, 9, "image")
+    whole, one = Localisation(9), Localisation(9)
+    order = torch.rand(12, 36, generator=torch.Generator().manual_seed(1)).argsort(1)
+    whole.add(Codes(codes.to_dense(), None, 9, "image"), (6, 6), order)
+    monkeypatch.setattr(Codes, "to_dense", lambda self: pytest.fail("a matrix of codes is made"))
+    one.add(codes, (6, 6), order)
+    assert torch.equal(one.total, whole.total) and torch.equal(one.count, whole.count) and one.count.any()
+
+
 def test_it_is_visaebenchs_own_number():
     localization = pytest.importorskip("visaebench.metrics.spatial_coherence.localization")
     dense = images(20)

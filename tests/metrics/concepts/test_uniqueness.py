@@ -37,6 +37,17 @@ def test_top_rows_of_codes_and_of_channels():
     assert top_rows(x, 6)[0].tolist() == [0, 2, 3, 1, -1, -1]
 
 
+def test_top_rows_of_sparse_codes_are_those_of_a_sort_of_every_latent(monkeypatch):
+    g = torch.Generator().manual_seed(1)
+    values = torch.randint(-3, 4, (80, 4), generator=g).float()  # ties, signs, zeros
+    codes = Codes(values, torch.rand(80, 25, generator=g).topk(4).indices, 26)
+    z = codes.to_dense().abs().T.tolist()
+    want = [[i for i in sorted(range(80), key=lambda i: (-v[i], i)) if v[i] > 0][:6] for v in z]
+    monkeypatch.setattr(Codes, "gather", lambda self, ids: pytest.fail("columns of a matrix are made"))
+    assert top_rows(codes, 6).tolist() == [rows + [-1] * (6 - len(rows)) for rows in want]
+    assert max(map(len, want)) == 6 and want[25] == []
+
+
 def test_coherence_is_the_mean_cosine_of_pairs():
     g = torch.Generator().manual_seed(2)
     e = torch.randn(10, 4, generator=g)

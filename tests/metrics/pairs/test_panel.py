@@ -10,8 +10,10 @@ from tests.helpers.pairs import as_codes, random_codes
 
 def panel_of(z, w, sparse=True, step=16):
     metric = CorrelationPanel(z.shape[1])
+    table = metric.cross.data_ptr()
     for lo in range(0, len(z), step):
         metric.update(as_codes(z[lo : lo + step], sparse), as_codes(w[lo : lo + step], sparse))
+    assert metric.cross.data_ptr() == table  # d_sae^2 numbers, which no update copies
     return metric.compute()
 
 
