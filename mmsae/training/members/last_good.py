@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mmsae.training.checkpoint import AtomicCheckpointIO, RunCheckpoint
 
-
 STEPPERS = ("optimizer_states", "lr_schedulers")  # where Lightning's checkpoints have them
 
 

@@ -32,9 +32,10 @@ class LitSAEs(pl.LightningModule):
     optimisers. The graph of one member is held at a time.
 
     A member that is no longer finite is stopped at the next logged step, where a run of its own would end, and the
-    others go on. It is put back to what the checkpoint before held, where there is one, its optimiser and schedule
-    too, though it is trained no more: moments that are not finite are nobody's. Later checkpoints keep that, and it is written as ``sae-last-good``. Like a run of its own it leaves ``sae-best``, of its last good validation,
-    and no ``sae``; when all is written the run ends with an error that names it.
+    others go on. It is put back to what the checkpoint before held, where there is one, its optimiser and schedule too,
+    though it is trained no more: moments that are not finite are nobody's. Later checkpoints keep that, and it is
+    written as ``sae-last-good``. Like a run of its own it leaves ``sae-best``, of its last good validation, and no
+    ``sae``; when all is written the run ends with an error that names it.
 
     Args:
         members: ``{name: LitSAE}``; names become folders. One without ``seed`` draws from torch's global generator.
