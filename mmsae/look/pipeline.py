@@ -46,7 +46,7 @@ def look_at(
     held = JobFolder(root, job, "mmsae look", writes=(), but=("hint",), file=FILE, key="job", holds="a look")
     stages = StageLog(held)
     say(f"{n:,} photographs -> {chosen.hint} at {site.spec} -> an SAE -> the browser of its latents, in {root}")
-    look = _Look(root, chosen, site.spec, sight, seen, run)
+    look = _Look(root, chosen, site.spec, sight, seen, run, Path(folder).resolve().name)
     for stage, work in look.stages().items():
         stages.run(stage, work)
     found = json.loads((root / SUMMARY).read_text())
@@ -87,8 +87,9 @@ def _noted_host(root: Path) -> str:
 class _Look:
     """What the stages share."""
 
-    def __init__(self, root: Path, host: Host, site: str, sight: Sight, seen: Seen, run: Run):
+    def __init__(self, root: Path, host: Host, site: str, sight: Sight, seen: Seen, run: Run, title: str):
         self.root, self.host, self.site, self.sight, self.seen, self.run = root, host, site, sight, seen, run
+        self.title = title
 
     def stages(self) -> dict[str, Callable[[], Any]]:
         """Names and work, in order."""
@@ -165,7 +166,8 @@ class _Look:
         evidences = [str(p) for p in self.evidences()]
         call(
             explore, evidences[0], out=str(self.root / "browser"), sae=str(self.root / "run" / "sae"),
-            control=evidences[1] if len(evidences) > 1 else "", images=self.seen.images, progress=self.run.progress,
+            control=evidences[1] if len(evidences) > 1 else "", images=self.seen.images, title=self.title,
+            progress=self.run.progress,
         )  # fmt: skip
 
     def summary(self) -> None:

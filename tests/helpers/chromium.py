@@ -126,3 +126,13 @@ class Chromium:
         self.reader.cancel()
         await self.socket.close()
         await self.session.close()
+
+
+def type_(window, selector, text, event="input"):
+    """Put a text into a field, as if it was typed."""
+    window.run(f"""(i => {{ i.value = {json.dumps(text)}; i.dispatchEvent(new Event({json.dumps(event)})); }})
+        (document.querySelector({json.dumps(selector)}))""")
+
+
+def texts(window, selector):
+    return window.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")

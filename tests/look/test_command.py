@@ -63,10 +63,11 @@ def looked(tiny, photographs, tmp_path_factory):
     return out, done.stdout, args
 
 
-def test_it_ends_with_a_browser_of_latents_with_names_scores_and_the_control(looked):
+def test_it_ends_with_a_browser_of_latents_with_names_scores_and_the_control(looked, photographs):
     out, said, _ = looked
     page = out / "browser" / "index.html"
-    assert said.strip().splitlines()[-1] == str(page) and page.is_file()
+    assert said.strip().splitlines()[-1] == str(page)
+    assert f"<title>Concepts of {photographs.name}</title>" in page.read_text()
     about = json.loads((out / "evidence" / "evidence.json").read_text())
     assert about["n_items"] == 90 and about["images"] and about["captions"]
     assert {p.name for p in out.iterdir()} >= {"shards", "store", "run", "evidence", "evidence_random", "browser"}
@@ -118,7 +119,7 @@ def test_only_that_there_is_nothing_to_go_by_is_passed_over(looked, monkeypatch,
         raise error("a sentence")
 
     monkeypatch.setattr("mmsae.look.pipeline.name", name)
-    stages = _Look(looked[0], type("Host", (), {"device": "cpu"}), "", Sight(), Seen(), Run(progress=False))
+    stages = _Look(looked[0], type("Host", (), {"device": "cpu"}), "", Sight(), Seen(), Run(progress=False), "photos")
     if passes:
         stages.names()
         assert "latents have no names: a sentence" in capsys.readouterr().out

@@ -15,6 +15,7 @@ import numpy as np
 
 SHARD = 256  #: Latents in a shard
 PACK = 32  #: Items in a pack
+LARGEST = {"i1": 127, "i2": 32767, "u1": 255, "u2": 65535}
 _TYPES = {"i1": np.int8, "u1": np.uint8, "i2": np.int16, "u2": np.uint16, "i4": np.int32, "f4": np.float32}
 
 
@@ -31,6 +32,13 @@ def packed(array: np.ndarray, kind: str = "") -> dict[str, Any]:
     if kind != "f4" and array.size and not np.array_equal(out, array):
         raise OverflowError(f"numbers from {array.min()} to {array.max()} do not fit {kind}")
     return {"t": kind, "s": list(out.shape), "d": base64.b64encode(np.ascontiguousarray(out)).decode()}
+
+
+def share_of(value: np.ndarray, most: np.ndarray, kind: str) -> dict[str, Any]:
+    """Values as whole numbers, signed or not: shares of a maximum, at least 1 where they are not 0."""
+    share = np.asarray(value, np.float64) / np.maximum(most, 1e-30)
+    whole = np.sign(share) * np.clip(np.rint(np.abs(share) * LARGEST[kind]), 1, LARGEST[kind])
+    return packed(whole, kind)
 
 
 def indices(array: np.ndarray, size: int) -> dict[str, Any]:

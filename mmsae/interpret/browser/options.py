@@ -12,6 +12,8 @@ class Display:
 
     images: Literal["show", "blur", "none"] = "show"
     """``show`` images, ``blur`` them until they are pointed at, or leave them out (``none``)."""
+    title: str = ""
+    """Heading of the browser. Default: name of the folder that the evidence is in."""
     top: int = 12
     """Top items of a latent and modality."""
     each: int = 2
@@ -19,6 +21,9 @@ class Display:
     codes: int = 64
     """Latents kept of every item and modality, the ones that are largest beside their own maximum. Queries and sample
     pages see these."""
+    maps: int = 16
+    """Latents of every item, the strongest, of which its page shows where in it they fire and how many areas they make;
+    of the others the examples on their own pages do."""
     neighbours: int = 10
     """Nearest latents and samples that are listed."""
     layout: Literal["auto", "pca", "tsne", "umap", "none"] = "auto"

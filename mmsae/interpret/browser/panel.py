@@ -12,17 +12,16 @@ import numpy as np
 
 from mmsae.interpret.browser import relations
 from mmsae.interpret.browser.exports import feature_lines
-from mmsae.interpret.browser.files import PACK, SHARD, indices, packed, put
+from mmsae.interpret.browser.files import PACK, SHARD, indices, packed, put, share_of
 from mmsae.interpret.browser.layout import layout
+from mmsae.interpret.browser.maps import pair_maps, sample_maps
 from mmsae.interpret.browser.options import Display
-from mmsae.interpret.browser.segments import bisect, ranges
+from mmsae.interpret.browser.segments import bisect
 from mmsae.interpret.browser.shown import choose, strongest
 from mmsae.interpret.browser.vectors import latent_vectors
 from mmsae.interpret.browser.words import caption_words
 from mmsae.interpret.evidence.folder import BINS, Evidence
 from mmsae.metrics.concepts.names import LatentName
-
-LARGEST = {"i1": 127, "i2": 32767, "u1": 255, "u2": 65535}
 
 
 class Source(NamedTuple):
@@ -35,13 +34,6 @@ class Source(NamedTuple):
     names: Mapping[int, LatentName]  #: Names, where there are any
     scores: Mapping[str, Any]  #: ``columns {name: (d_sae,)}``, ``rows`` per latent and ``summary``; empty: none
     control: bool = False  #: Whether it is a control, of random weights
-
-
-def share_of(value: np.ndarray, most: np.ndarray, kind: str) -> dict[str, Any]:
-    """Values as whole numbers, signed or not: shares of a maximum, at least 1 where they are not 0."""
-    share = np.asarray(value, np.float64) / np.maximum(most, 1e-30)
-    whole = np.sign(share) * np.clip(np.rint(np.abs(share) * LARGEST[kind]), 1, LARGEST[kind])
-    return packed(whole, kind)
 
 
 class Panel:
@@ -63,6 +55,7 @@ class Panel:
         self.words: list[list[tuple[str, int]]] = []  #: Of every latent, once written
         self.near: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: Neighbours, once written
         self.table: dict[str, np.ndarray] = {}  #: Columns, once written
+        self.lifted: dict[str, Any] | None = None  #: Three labels of every latent, once written and where there are any
 
     @cached_property
     def living(self) -> np.ndarray:
@@ -119,13 +112,13 @@ class Panel:
         if vectors := latent_vectors(self.evidence, source.atoms, display.vocabulary, said):
             self.note = vectors["words"].pop("note")
             size += put(self.folder, f"{key}/vectors", vectors)
-        size += put(
-            self.folder, f"{key}/names", {"names": named, "words": [" ".join(w for w, _ in x) for x in self.words]}
-        )
+        words = [" ".join(w for w, _ in x) for x in self.words]
+        size += put(self.folder, f"{key}/names", {"names": named, "words": words, "labels": self.lifted})
         size += put(self.folder, f"{key}/tops", {m: indices(t[:, :9], self.shown.m) for m, t in tops.items()})
         self.bytes["latents"] += size
         self._packs(captions)
-        self._captions(captions)
+        maps = self._maps()
+        self._searched(captions)
         labels, _ = self.labels
         meta = {
             "id": key, "title": source.title, "control": source.control, "sae": about["job"]["sae"],
@@ -133,7 +126,7 @@ class Panel:
             "d_sae": self.d_sae, "n": self.evidence.n, "modalities": list(self.stats),
             "grid": {m: self.evidence.grid(m)._asdict() for m in self.stats}, "shown": self.shown.m,
             "top": self.shown.top, "quantiles": dict(self.shown.quantiles), "shard": SHARD, "pack": PACK,
-            "codes": display.codes, "captions": bool(about["captions"]),
+            "codes": display.codes, "maps": maps, "captions": bool(about["captions"]),
             "images": bool(about["images"]) and display.images != "none", "layout": how, "labels": labels,
             "living": int(self.living.sum()), "named": sum(bool(n.name) for n in source.names.values()),
             "scores": source.scores.get("summary", []), "bytes": self.bytes, "vectors": (vectors or {}).get("of"),
@@ -154,6 +147,7 @@ class Panel:
             "label": np.full(self.d_sae, -1, np.int32),
             "purity": np.full(self.d_sae, np.nan, np.float32),
         }
+        lifted = np.full((self.d_sae, 3), -1, np.int32)
         for lo in range(0, self.d_sae, SHARD):
             rows = slice(lo, min(lo + SHARD, self.d_sae))
             record: dict[str, Any] = {k: {"to": indices(i[rows], self.d_sae), "value": packed(v[rows], "f4")}
@@ -174,10 +168,13 @@ class Panel:
                     better = ~(lift["share"][:, 0] <= purest["purity"][rows]) & (lift["label"][:, 0] >= 0)
                     purest["label"][rows] = np.where(better, lift["label"][:, 0], purest["label"][rows])
                     purest["purity"][rows] = np.where(better, lift["share"][:, 0], purest["purity"][rows])
+                    top = np.where((lift["count"] > 0) & (lift["lift"] > 1), lift["label"], -1)[:, :3]
+                    lifted[rows, : top.shape[1]] = np.where(better[:, None], top, lifted[rows, : top.shape[1]])
                 lists[m] = self._list(m, by_latent[m], rows)
             number = lo // SHARD
             self.bytes["latents"] += put(self.folder, f"{self.source.id}/latents/{number}", record)
             self.bytes["latents"] += put(self.folder, f"{self.source.id}/lists/{number}", lists)
+        self.lifted = indices(lifted, len(names)) if names else None
         return purest if names else None
 
     def _near(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -217,30 +214,9 @@ class Panel:
         }  # fmt: skip
         places = grid.places * max(len(grid.steps), 1)
         if places > 1:
-            out["heat"] = self._heat(modality, latent, pairs, places)
+            group = np.repeat(np.arange(len(pairs)), pairs.shape[1])  # one scale for all examples of a latent
+            out["heat"] = pair_maps(self.evidence.all_tokens(modality), pairs.ravel(), latent.ravel(), group, places)
         return out
-
-    def _heat(self, modality: str, latent: np.ndarray, pairs: np.ndarray, places: int) -> dict[str, Any]:
-        """Where latents fire in their items: positions and values of all pairs, one after the other."""
-        t = self.evidence.all_tokens(modality)
-        size, first = np.zeros(pairs.shape, np.int64), np.zeros(pairs.shape, np.int64)
-        if len(t.items):
-            place = np.minimum(np.searchsorted(t.items, pairs), len(t.items) - 1)
-            has = (pairs >= 0) & (t.items[place] == pairs)
-            low, high = (bisect(t.start, t.latent, place[has], latent[has], side) for side in ("left", "right"))
-            first[has], size[has] = low, high - low
-        at = ranges(first.ravel(), size.ravel())
-        value = np.abs(np.asarray(t.value[at])) if len(at) else np.zeros(0, np.float32)
-        owner = np.repeat(np.arange(pairs.size) // pairs.shape[1], size.ravel())
-        upper = np.zeros(len(pairs), np.float32)
-        np.maximum.at(upper, owner, value)
-        position = np.asarray(t.position[at]) if len(at) else np.zeros(0, np.int32)
-        return {
-            "size": packed(size, "u2" if places < 65536 else "i4"),
-            "position": packed(position, "u1" if places <= 256 else "u2" if places <= 65536 else "i4"),
-            "value": share_of(value, upper[owner], "u1"),
-            "upper": packed(upper),
-        }
 
     def _list(self, modality: str, by_latent: Any, rows: slice) -> dict[str, Any]:
         """The shown items on which latents of a shard fire, with percentiles among all values of the latent."""
@@ -319,10 +295,28 @@ class Panel:
                 near = tuple(x[j] for x in self.near["near"]) if "near" in self.near else None
                 yield feature_lines(j, m, stats, self.evidence.n, shown, near, self.source.names.get(j), self.words[j])
 
-    def _captions(self, captions: list[str]) -> None:
-        """Write uids and captions of all shown items, for the search among samples."""
-        uids = [self.evidence.items.uid[i] for i in self.shown.item]
-        self.bytes["samples"] += put(self.folder, f"{self.source.id}/samples", {"uid": uids, "caption": captions})
+    def _maps(self) -> int:
+        """Write where the strongest latents of every shown item fire in it; returns of how many at most."""
+        places = {m: max(len(g.steps), 1) * g.places for m in self.stats if (g := self.evidence.grid(m)).places}
+        mapped = [m for m, n in places.items() if n > 1 and self.display.maps]
+        kept = {m: strongest(self.evidence, m, self.shown.item, self.display.maps) for m in mapped}
+        for lo in range(0, self.shown.m if mapped else 0, PACK):
+            rows = slice(lo, min(lo + PACK, self.shown.m))
+            record = {
+                m: sample_maps(self.evidence.all_tokens(m), self.shown.item[rows], kept[m][rows], places[m])
+                for m in mapped
+            }
+            self.bytes["samples"] += put(self.folder, f"{self.source.id}/maps/{lo // PACK}", record)
+        return self.display.maps if mapped else 0
+
+    def _searched(self, captions: list[str]) -> None:
+        """Write what shown items are searched by: uids, captions, keys and labels."""
+        items, (names, label) = self.evidence.items, self.labels
+        record: dict[str, Any] = {"uid": [items.uid[i] for i in self.shown.item], "caption": captions}
+        record["key"] = [items.key[i] for i in self.shown.item]
+        if names:
+            record["label"] = indices(label[self.shown.item], len(names))
+        self.bytes["samples"] += put(self.folder, f"{self.source.id}/samples", record)
 
 
 def _image(data: bytes | None) -> str:

@@ -27,8 +27,9 @@ from mmsae.types import InputError
 FORMAT, MARK = 1, "browser.json"
 STATIC = Path(__file__).with_name("static")
 SCRIPTS = (
-    "vendor/minisearch.js", "core.js", "data.js", "notes.js", "parts.js", "heat.js", "scatter.js", "lists.js",
-    "overview.js", "latent.js", "sample.js", "query.js", "compare.js", "intruder.js", "tree.js", "about.js", "main.js",
+    "vendor/minisearch.js", "core.js", "data.js", "notes.js", "parts.js", "heat.js", "areas.js", "scatter.js",
+    "lists.js", "overview.js", "samples.js", "latent.js", "sample.js", "query.js", "compare.js", "intruder.js",
+    "tree.js", "about.js", "main.js",
 )  # fmt: skip
 
 
@@ -132,7 +133,8 @@ def write_site(out: Path, given: Inputs, display: Display, pages: Pages, progres
                     write_lines(temp / "exports" / "features.jsonl", panel.features())
         about |= write_pages(data, found[0].evidence, pages, about["pages"])
         put(data, "site", about)
-        (temp / "index.html").write_text(page(f"Concepts of {Path(given.evidence).resolve().parent.name}"), "utf-8")
+        title = display.title or Path(given.evidence).resolve().parent.name
+        (temp / "index.html").write_text(page(f"Concepts of {title}"), "utf-8")
         shutil.copytree(STATIC, temp / "app", ignore=shutil.ignore_patterns("index.html", "__pycache__"))
         size = sum(p.stat().st_size for p in temp.rglob("*") if p.is_file())
         write_json(temp / MARK, {"format": FORMAT, "sae": found[0].evidence.about["job"]["sae"], "bytes": size})

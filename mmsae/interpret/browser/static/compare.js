@@ -4,6 +4,14 @@
 (() => {
   const { h } = mmsae;
 
+  /** The latent of the second SAE that is nearest to one of the first, as a link. */
+  mmsae.counterpart = async (j) => {
+    const [data, other] = await Promise.all([mmsae.load("compare"), mmsae.panel("other")]);
+    const to = (data.main.cosine ?? data.main.correlation)?.to;
+    const k = to && mmsae.array(to)[j];
+    return k >= 0 && k < other.size ? mmsae.latentLink(other, k) : null;
+  };
+
   mmsae.pages.compare = async () => {
     const [data, a, b] = await Promise.all([mmsae.load("compare"), mmsae.panel("main"), mmsae.panel("other")]);
     const ways = ["correlation", "cosine"].filter((w) => data.main[w]);

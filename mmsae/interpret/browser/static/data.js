@@ -19,7 +19,7 @@
 
   class Panel {
     constructor(meta, table, names, tops) {
-      Object.assign(this, { meta, id: meta.id, size: meta.d_sae, words: names.words, tops });
+      Object.assign(this, { meta, id: meta.id, size: meta.d_sae, words: names.words, lifted: names.labels, tops });
       this.columns = Object.fromEntries(Object.entries(table).map(([name, packed]) => [name, mmsae.array(packed)]));
       this.names = new Map(
         names.names.map(([j, name, method, score, margin, z, auroc, by, note]) => [
@@ -128,6 +128,28 @@
       return out;
     }
 
+    /** {modality: Map(latent -> {position, value, upper})} where the strongest latents of a sample fire in it. */
+    async maps(e) {
+      const { pack, maps } = this.meta;
+      const out = Object.fromEntries(this.meta.modalities.map((m) => [m, new Map()]));
+      if (!maps) return out;
+      const i = e % pack;
+      for (const [m, data] of Object.entries(await mmsae.load(`${this.id}/maps/${Math.floor(e / pack)}`))) {
+        const [start, latent, upper] = [data.start, data.latent, data.upper].map(mmsae.array);
+        const heat = { ...data, at: offsets(data) };
+        for (let k = start[i]; k < start[i + 1]; k++) {
+          const found = this.#heat(heat, k, k);
+          if (found) out[m].set(latent[k], { ...found, upper: upper[k] });
+        }
+      }
+      return out;
+    }
+
+    /** Up to three labels that the samples on which a latent fires have more often than all samples. */
+    labelsOf(j) {
+      return this.lifted ? mmsae.row(this.lifted, j).filter((l) => l !== mmsae.none(this.lifted)).map((l) => this.meta.labels[l]) : [];
+    }
+
     /** The number of the sample with a uid, or -1. */
     async find(uid) {
       const { uid: all } = await mmsae.load(`${this.id}/samples`);
@@ -155,11 +177,23 @@
     }
 
     link(j) {
-      return this.id === "main" ? `#/latent/${j}` : `#/${this.id}/latent/${j}`;
+      return `${this.home()}latent/${j}`;
     }
 
     sampleLink(uid) {
-      return `#/${this.id === "main" ? "" : `${this.id}/`}sample/${encodeURIComponent(uid)}`;
+      return `${this.home()}sample/${encodeURIComponent(uid)}`;
+    }
+
+    samplesLink(words) {
+      return `${this.home()}samples/${encodeURIComponent(words)}`;
+    }
+
+    searchLink(words) {
+      return `${this.home()}${words ? `?q=${encodeURIComponent(words)}` : ""}`;
+    }
+
+    home() {
+      return this.id === "main" ? "#/" : `#/${this.id}/`;
     }
   }
 

@@ -10,11 +10,19 @@
     return STOPS[i].map((c, k) => Math.round(c + (STOPS[i + 1][k] - c) * (at - i)));
   };
 
-  mmsae.heatModes = ["over", "light", "off"];
+  mmsae.heatModes = [["over", "Heat", "colour where it fires"], ["light", "Spotlight", "dark where it does not fire"], ["areas", "Areas", "connected areas of at least three patches in which it reaches half of its largest value in the image"], ["off", "Off", "the image alone"]];
   mmsae.heatMode = mmsae.notes.read("mmsae:heat") ?? "over";
 
+  /** Buttons for how maps are drawn; redraw() draws them. */
+  mmsae.heatChoice = (redraw) =>
+    mmsae.segmented(mmsae.heatModes, mmsae.heatMode, (v) => {
+      mmsae.heatMode = v;
+      mmsae.notes.write("mmsae:heat", v);
+      redraw();
+    }, "maps");
+
   /** Values in [0, 1] of a step on the patch grid. */
-  const grid = (heat, shape, step) => {
+  mmsae.heatGrid = (heat, shape, step) => {
     const out = new Float32Array(shape.rows * shape.cols);
     heat.position.forEach((p, k) => {
       const at = p % shape.places; // several rows may share a cell, as tiles over the whole image do
@@ -30,7 +38,7 @@
     canvas.height = shape.rows;
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(shape.cols, shape.rows);
-    grid(heat, shape, step).forEach((x, p) => {
+    mmsae.heatGrid(heat, shape, step).forEach((x, p) => {
       const [r, g, b] = mode === "light" ? [8, 8, 12] : mmsae.ramp(0.3 + 0.7 * x);
       pixels.data.set([r, g, b, 255 * (mode === "light" ? 0.82 * (1 - x) : 0.68 * x ** 0.7)], 4 * p);
     });

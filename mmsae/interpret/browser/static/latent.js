@@ -14,28 +14,31 @@
 
     root.append(mmsae.controlNote(panel) || "", head(panel, j, record, root), h("div.columns", {},
       h("div.main", {},
-        hasMaps && images && h("div.tools", {}, h("span.hint", {}, "where it fires"), mmsae.segmented([["over", "Heat"], ["light", "Spotlight"], ["off", "Off"]], mmsae.heatMode, (v) => { mmsae.heatMode = v; mmsae.notes.write("mmsae:heat", v); redraw(); }, "maps"),
+        hasMaps && images && h("div.tools", {}, h("span.hint", {}, "where it fires"), mmsae.heatChoice(redraw),
           h("span.scale", { title: "one scale for all pictures of a latent" }, "0", h("i"), mmsae.number(record[modalities.find((m) => panel.meta.grid[m].rows)].upper, 2)),
           steps(panel, record, root)),
         panel.kind[j] ? h("div.sides" + (modalities.length > 1 ? ".two" : ""), {}, modalities.map((m) => side(panel, record, m, captions, images))) : h("p.warning", {}, h("strong", {}, "Dead. "), `This latent fired on none of the ${panel.meta.n.toLocaleString("en")} samples.`),
         mmsae.strips(panel, j)),
       h("aside.facts", {}, facts(panel, j, record))));
     if (mmsae.site.pages.includes("attributes")) root.querySelector(".facts").append(await mmsae.attributesOf(j));
+    root.querySelector(".match")?.append(" ", (await mmsae.counterpart(j)) ?? "");
+    root.title = panel.name(j) ?? mmsae.wordsOf(panel, j);
     return root;
   };
 
   function head(panel, j, record, root) {
     const found = panel.names.get(j);
     const own = mmsae.notes.name(panel, j);
-    const name = h("input.rename", { value: panel.name(j) ?? "", placeholder: record.words.length ? `unnamed · ${record.words.slice(0, 4).map(([w]) => w).join(", ")}` : "unnamed", "aria-label": "name of the latent", spellcheck: false,
+    const like = record.words.length ? record.words.slice(0, 4).map(([w]) => w) : panel.labelsOf(j);
+    const name = h("input.rename", { value: panel.name(j) ?? "", title: "Type to rename (n)", placeholder: ["unnamed", like.join(", ")].filter(Boolean).join(" · "), "aria-label": "name of the latent", spellcheck: false,
       onchange: (e) => { mmsae.notes.rename(panel, j, e.target.value); mmsae.say("Kept in this browser; save names.json under About to use it elsewhere."); },
       onkeydown: (e) => e.key === "Enter" && e.target.blur() });
     const from = own !== undefined ? "your name" : found?.name ? `by ${found.method}${found.by && found.by !== found.method ? `, ${found.by}` : ""}` : found ? `no name held up (${found.method}${found.note ? `: ${found.note}` : ""})` : "nobody named it";
     const figures = found && own === undefined ? ["score", "margin", "z", "auroc"].filter((k) => found[k] !== null).map((k) => h("span", { title: { score: "what the method ranks phrases by", margin: "lead over the runner-up", z: "among the same phrase’s scores over all latents", auroc: "how well the name tells samples on which it fires from others" }[k] }, `${k === "auroc" ? "AUROC" : k} `, h("b", {}, mmsae.number(found[k], 2)))) : [];
     const step = (by) => h("a.step", { href: panel.link((j + by + panel.size) % panel.size), title: by < 0 ? "Previous latent (k)" : "Next latent (j)" }, by < 0 ? "‹" : "›");
     const query = (sign) => h("button.small", { type: "button", title: `Add to the query: ${sign === "~" ? "and not this" : "and this"}`, onclick: () => { mmsae.addToQuery(panel, j, sign); } }, sign === "~" ? "& not" : "& and");
-    return h("div.masthead", {}, h("div.title", {}, step(-1), step(1), h("span.number", {}, `#${j}`), name, mmsae.star(panel, j)),
-      h("p.meta", {}, mmsae.kind(panel, j), h("span", {}, from), figures, h("span.grow"), panel.meta.vectors && h("a.button", { href: `#/${panel.id === "main" ? "" : `${panel.id}/`}?q=${encodeURIComponent(`like #${j}`)}`, title: "Latents nearest to this one; in the search also with + and -, and words" }, "like this"), query("&"), query("~"), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "svg") }, "SVG"), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "png") }, "PNG")));
+    return h("div.masthead", {}, h("h1.unseen", {}, `${panel.name(j) ?? mmsae.wordsOf(panel, j)}, latent ${j}`), h("div.title", {}, step(-1), step(1), h("span.number", {}, `#${j}`), name, mmsae.star(panel, j)),
+      h("p.meta", {}, mmsae.kind(panel, j), h("span", {}, from), figures, h("span.actions", {}, panel.meta.vectors && h("a.button", { href: panel.searchLink(`like #${j}`), title: "Latents nearest to this one; in the search also with + and -, and words" }, "like this"), query("&"), query("~"), mmsae.linkButton(), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "svg"), title: "Save as a drawing" }, "SVG"), h("button.small", { type: "button", onclick: () => mmsae.exportPanel(panel, record, "png"), title: "Save as a picture" }, "PNG"))));
   }
 
   function side(panel, record, m, captions, images) {
@@ -98,20 +101,21 @@
   }
 
   function facts(panel, j, record) {
-    const { modalities, meta } = { ...panel.meta, meta: panel.meta };
+    const { modalities, grid } = panel.meta;
     const out = [];
     const rows = [];
     for (const m of modalities) rows.push([`largest value, ${m}s`, mmsae.number(panel.columns[`${m}.max`][j], 3)], [`mean where it fires, ${m}s`, mmsae.number(panel.columns[`${m}.mean`][j], 3)]);
     if (panel.columns.modality) rows.push(["modality (1 image, 0 text)", mmsae.number(panel.columns.modality[j], 2)], ["agreement of pairs, phi", mmsae.number(panel.columns.agree[j], 2)]);
-    if (panel.columns.match) rows.push(["nearest in the second SAE", mmsae.number(panel.columns.match[j], 2)]);
+    if (panel.columns.match) rows.push(["nearest in the second SAE", h("span.match", { title: "how alike: cosine of atoms, or correlation of activations" }, mmsae.number(panel.columns.match[j], 2))]);
     out.push(h("dl", {}, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)])));
-    for (const m of modalities) if (record[m].rows) out.push(mmsae.histogram(m, record[m].histogram, record[m].rows));
+    const unit = (m) => (grid[m].rows ? "patch" : grid[m].places > 1 ? "token" : m);
+    for (const m of modalities) if (record[m].rows) out.push(mmsae.histogram(m, record[m].histogram, record[m].rows, unit(m)));
     if (record.scores.length)
       out.push(box("Scores", "beside their chance and 95 % intervals", h("table.scores", {}, h("thead", {}, h("tr", {}, ["scorer", "value", "chance", "n"].map((t) => h("th", {}, t)))), h("tbody", {}, record.scores.map(([scorer, m, control, value, chance, low, high, n]) => h("tr" + (control ? ".dim" : ""), {}, h("th", {}, scorer.replaceAll("_", " "), h("small", {}, ` ${m}${control ? ` (${control})` : ""}`)), h("td", { title: low === null ? "" : `${mmsae.number(low, 2)} to ${mmsae.number(high, 2)}` }, mmsae.number(value, 2), low !== null && h("small", {}, ` ${mmsae.number(low, 2)}–${mmsae.number(high, 2)}`)), h("td", {}, mmsae.number(chance, 2)), h("td", {}, n)))))));
     for (const m of modalities)
       if (record[m].lift.length)
-        out.push(box(`Labels, ${m}s`, "share of its labelled samples, and how many times more often than in all", h("ul.bars", {}, record[m].lift.map((x) => h("li", {}, h("span", {}, x.label), mmsae.bar(x.share, `${mmsae.percent(x.share)} · ${mmsae.number(x.lift, 1)}×`, `.${m}`))))));
-    if (record.words.length) out.push(box("Words of its captions", "that stand out in the strongest ones", h("p.wordlist", {}, record.words.slice(0, 10).map(([w, n]) => h("a", { href: `#/${panel.id === "main" ? "" : `${panel.id}/`}?q=${encodeURIComponent(w)}` }, w, h("small", {}, n))))));
+        out.push(box(`Labels, ${m}s`, "share of its labelled samples, and how many times more often than in all", h("ul.bars", {}, record[m].lift.map((x) => h("li", {}, h("a", { href: panel.samplesLink(x.label), title: "samples with this label" }, x.label), mmsae.bar(x.share, `${mmsae.percent(x.share)} · ${mmsae.number(x.lift, 1)}×`, `.${m}`))))));
+    if (record.words.length) out.push(box("Words of its captions", "that stand out in the strongest ones", h("p.wordlist", {}, record.words.slice(0, 10).map(([w, n]) => h("a", { href: panel.searchLink(w) }, w, h("small", {}, n))))));
     const near = (title, help, list, say, tone = "") => list?.length && out.push(box(title, help, h("ul.bars", {}, list.slice(0, 8).map(([to, v]) => h("li", {}, mmsae.latentLink(panel, to), mmsae.bar(v, say(v), tone))))));
     near("Like it, by atoms", "cosine of the two atoms", record.near, (v) => mmsae.number(v, 2));
     for (const m of modalities) near(`Fires together, ${m}s`, "Jaccard: share of samples with both among those with either", record.together[m], (v) => mmsae.number(v, 2), `.${m}`);

@@ -7,7 +7,7 @@
   /** make(i) gives the element of entry i; height: of a row in pixels, or a function of the width; least: of a card's width, 0 for rows. */
   mmsae.virtual = ({ make, height: tall, least = 0, label }) => {
     const inner = h("div.inner");
-    const root = h("div.virtual", { tabIndex: 0, role: "list", "aria-label": label }, inner);
+    const root = h("div.virtual", { tabIndex: -1, role: "list", "aria-label": label }, inner);
     const shown = new Map();
     let [n, columns, focus, height] = [0, 1, -1, 1];
 
@@ -47,16 +47,17 @@
       }
       place();
     };
-    root.move = (by) => {
+    /** Go on by some entries, or with rows by as many of what lies below each other. */
+    root.move = (by, rows = false) => {
       if (!n) return -1;
-      focus = Math.max(0, Math.min(n - 1, focus < 0 ? 0 : focus + by));
+      focus = Math.max(0, Math.min(n - 1, focus < 0 ? 0 : focus + by * (rows ? columns : 1)));
       const top = Math.floor(focus / columns) * height;
       if (top < root.scrollTop) root.scrollTop = top;
       if (top + height > root.scrollTop + root.clientHeight) root.scrollTop = top + height - root.clientHeight;
       place();
+      shown.get(focus)?.querySelector("a")?.focus({ preventScroll: true });
       return focus;
     };
-    root.at = () => focus;
     root.addEventListener("scroll", place, { passive: true });
     new ResizeObserver(place).observe(root);
     return root;

@@ -40,8 +40,11 @@
       main.dataset.page = at.page;
       document.body.classList.toggle("control", panel.meta.control);
       bar(at);
-      document.title = `${at.page === "latent" ? `${panel.name(at.latent) ?? "latent"} #${at.latent}` : at.page === "overview" ? "Concepts" : at.page} · ${mmsae.title}`;
+      const what = page.title || PAGES.find(([id]) => id === at.page)?.[1];
+      page.removeAttribute("title");
+      document.title = `${what ? `${what}${at.page === "latent" ? ` #${at.latent}` : ""} · ` : ""}${mmsae.title}`;
       if (at.page !== "overview") main.scrollTo(0, 0);
+      if (mine > 1 && !document.activeElement?.closest("#bar, dialog")) main.focus({ preventScroll: true }); // arrows scroll, readers read
     } catch (error) {
       if (mine !== turn) return;
       main.replaceChildren(h("p.warning", {}, h("strong", {}, "This page could not be made. "), error.message));
@@ -49,7 +52,8 @@
     }
   };
 
-  const prefix = () => (panel.id === "main" ? "#/" : `#/${panel.id}/`);
+  const PAGES = [["overview", "Latents", ""], ["samples", "Samples", "samples/"], ["query", "Query", "query"], ["intruder", "Test", "intruder"], ["compare", "Compare", "compare"], ["tree", "Ontology", "tree"], ["attributes", "Attributes", "attributes"], ["about", "About", "about"]];
+  const optional = ["compare", "tree", "attributes"];
 
   function bar(at) {
     const old = document.querySelector("#bar input.search");
@@ -59,7 +63,7 @@
         clearTimeout(search.later);
         search.later = setTimeout(() => {
           const q = search.value.trim();
-          const next = `${prefix()}${q ? `?q=${encodeURIComponent(q)}` : ""}`;
+          const next = panel.searchLink(q);
           if (parse(location.hash).page === "overview") history.replaceState(null, "", next);
           else location.hash = next;
           if (parse(location.hash).page === "overview") mmsae.route();
@@ -68,15 +72,20 @@
       search.addEventListener("keydown", (e) => {
         if (e.key === "Escape") search.blur();
         if (e.key === "Enter" && /^#?\d+$/.test(search.value.trim())) location.hash = panel.link(+search.value.replace("#", ""));
+        else if (["Enter", "ArrowDown"].includes(e.key) && parse(location.hash).page === "overview") {
+          e.preventDefault();
+          mmsae.listMove(0); // into what was found
+        }
       });
     }
     if (document.activeElement !== search) search.value = at.page === "overview" ? (at.query ?? "") : "";
-    const pages = [["overview", "Latents", ""], ["query", "Query", "query"], ["intruder", "Test", "intruder"], ...["compare", "tree", "attributes"].filter((p) => mmsae.site.pages.includes(p)).map((p) => [p, { compare: "Compare", tree: "Ontology", attributes: "Attributes" }[p], p]), ["about", "About", "about"]];
-    const here = { latent: "overview", sample: "overview", samples: "overview" }[at.page] ?? at.page;
+    const pages = PAGES.filter(([id]) => !optional.includes(id) || mmsae.site.pages.includes(id));
+    const here = { latent: "overview", sample: "samples" }[at.page] ?? at.page;
     const switcher = mmsae.site.panels.length > 1 && h("span.segmented", { role: "group", "aria-label": "which SAE" }, mmsae.site.panels.map((p) => h("a", { href: p.id === "main" ? "#/" : `#/${p.id}/`, "aria-current": p.id === panel.id ? "true" : null, title: p.control ? "random weights: what chance looks like" : "" }, p.title)));
     const theme = h("button.icon", { type: "button", title: "Light or dark (t)", "aria-label": "light or dark", onclick: flip }, "◐");
     const help = h("button.icon", { type: "button", title: "Keys (?)", "aria-label": "help", onclick: keys }, "?");
-    const nav = h("nav", { "aria-label": "pages" }, pages.map(([id, text, path]) => h("a", { href: `${prefix()}${path}`, "aria-current": id === here ? "page" : null }, text)));
+    const nav = h("nav", { "aria-label": "pages" }, pages.map(([id, text, path]) => h("a", { href: `${panel.home()}${path}`, "aria-current": id === here ? "page" : null }, text)));
+    requestAnimationFrame(() => nav.scrollTo({ left: (nav.querySelector("[aria-current]")?.offsetLeft ?? 0) - 60 }));
     if (old) {
       document.querySelector("#bar nav").replaceWith(nav);
       document.querySelector("#bar .panels").replaceChildren(switcher || "");
@@ -91,7 +100,7 @@
     document.querySelectorAll(".scatter").forEach((s) => s.draw());
   }
 
-  const KEYS = [["/", "search: words, #12, or like #12 - #40 + dog"], ["j k, arrows", "next and previous latent"], ["Enter", "open"], ["b", "bookmark"], ["n", "rename"], ["h", "heat, spotlight, off"], ["u, Esc", "back to the list"], ["q", "query"], ["t", "light or dark"], ["?", "this list"]];
+  const KEYS = [["/", "search: words, #12, or like #12 - #40 + dog"], ["j, k", "next and previous latent"], ["arrows", "about the list; left and right from latent to latent"], ["Enter", "from the search to what is found; open"], ["b", "bookmark"], ["n", "rename"], ["h", "heat, spotlight, areas, off"], ["u, Esc", "back to the list"], ["q", "query"], ["t", "light or dark"], ["?", "this list"]];
   function keys() {
     const dialog = h("dialog.help", {}, h("h2", {}, "Keys"), h("dl", {}, KEYS.map(([k, what]) => [h("dt", {}, k.split(/(?=, )/).map((x) => h("kbd", {}, x.replace(", ", "")))), h("dd", {}, what)])), h("p.hint", {}, "Plots: drag to choose, wheel to zoom, Shift and drag to move, double-click to reset."), h("form", { method: "dialog" }, h("button.primary", {}, "Close")));
     dialog.addEventListener("close", () => dialog.remove());
@@ -103,26 +112,33 @@
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
     if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape") || document.querySelector("dialog[open]")) return;
     const at = parse(location.hash);
-    const by = { j: 1, ArrowDown: 1, ArrowRight: 1, k: -1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    const by = { j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1 }[event.key];
+    const across = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const listed = ["overview", "samples", "query"].includes(at.page);
     const does = {
       "/": () => document.querySelector("#bar input.search").focus(),
       "?": keys,
       t: flip,
-      q: () => (location.hash = `${prefix()}query`),
+      q: () => (location.hash = `${panel.home()}query`),
+      h: () => {
+        const modes = [...document.querySelectorAll(".segmented[aria-label=maps] button")];
+        modes[(modes.findIndex((b) => b.getAttribute("aria-pressed") === "true") + 1) % modes.length]?.click();
+      },
     };
+    const home = () => (location.hash = panel.home());
     if (at.page === "latent") {
       if (by) location.hash = panel.link((at.latent + by + panel.size) % panel.size);
-      Object.assign(does, { b: () => document.querySelector(".title .star").click(), n: () => document.querySelector("input.rename").focus(), u: () => (location.hash = prefix()), Escape: () => (location.hash = prefix()), h: () => {
-        const buttons = [...document.querySelectorAll(".one .tools .segmented button")];
-        buttons[(buttons.findIndex((b) => b.getAttribute("aria-pressed") === "true") + 1) % buttons.length]?.click();
-      } });
-    } else if (at.page === "overview") {
+      Object.assign(does, { b: () => document.querySelector(".title .star").click(), n: () => document.querySelector("input.rename").select(), u: home, Escape: home });
+    } else if (listed) {
       if (by) mmsae.listMove(by);
-      does.Enter = mmsae.listOpen;
-    } else does.u = does.Escape = () => history.back();
-    if (by || does[event.key]) {
-      if (typing) event.target.blur();
-      if (by || event.key === "/") event.preventDefault();
+      if (across) mmsae.listMove(across, true);
+    } else {
+      does.u = home;
+      if (at.page === "sample") does.Escape = () => (history.length > 1 ? history.back() : home());
+    }
+    if (typing) event.target.blur();
+    else if (by || (listed && across) || does[event.key]) {
+      event.preventDefault(); // or the key is typed where it leads
       does[event.key]?.();
     }
   });

@@ -22,8 +22,8 @@
   /** The index over names and words, built when nothing else is to do. */
   mmsae.index = (panel) => {
     if (!panel.index) {
-      const mini = new MiniSearch({ fields: ["name", "words"], storeFields: [], searchOptions: { boost: { name: 4 }, prefix: true, combineWith: "AND" } });
-      const doc = (j) => ({ id: j, name: panel.name(j) ?? "", words: panel.words[j] ?? "" });
+      const mini = new MiniSearch({ fields: ["name", "words", "labels"], storeFields: [], searchOptions: { boost: { name: 4 }, prefix: true, combineWith: "AND" } });
+      const doc = (j) => ({ id: j, name: panel.name(j) ?? "", words: panel.words[j] ?? "", labels: panel.labelsOf(j).join(" ") });
       panel.index = { mini, done: false, ready: mini.addAllAsync(Array.from({ length: panel.size }, (_, j) => doc(j)), { chunkSize: 1000 }) };
       mmsae.notes.onchange((p) => p === panel && panel.index.ready.then(() => panel.index.stale?.forEach((j) => mini.replace(doc(j)))));
       panel.index.ready.then(() => (panel.index.done = true));
@@ -80,7 +80,7 @@
     for (let j = 0; j < panel.size; j++) {
       const name = (panel.name(j) ?? "").toLowerCase();
       if (has(name)) named.push(j);
-      else if (has(`${name} ${panel.words[j]}`)) other.push(j);
+      else if (has(`${name} ${panel.words[j]} ${panel.labelsOf(j).join(" ")}`.toLowerCase())) other.push(j);
     }
     return named.concat(other);
   };
@@ -128,11 +128,12 @@
     };
 
     const table = () => view.mode === "table";
+    const cover = (j) => h("a.cover", { href: panel.link(j), title: panel.name(j) ?? mmsae.wordsOf(panel, j) }, panel.name(j) ?? h("span.unnamed", {}, mmsae.wordsOf(panel, j)));
     const row = (i) => {
       const j = chosen[i];
       const pictures = images ? panel.top(j, "image").concat(panel.meta.modalities.includes("image") ? [] : panel.top(j, "text")).slice(0, 4) : [];
-      return h(`a.row.k${panel.kind[j]}`, { href: panel.link(j) },
-        mmsae.star(panel, j), h("span.which", {}, h("b", {}, panel.name(j) ?? h("span.unnamed", {}, mmsae.wordsOf(panel, j))), h("small", {}, `#${j}  `, mmsae.kind(panel, j))),
+      return h(`div.row.k${panel.kind[j]}`, {},
+        mmsae.star(panel, j), h("span.which", {}, h("b", {}, cover(j)), h("small", {}, `#${j}  `, mmsae.kind(panel, j))),
         images && h("span.thumbs", {}, pictures.map((e) => mmsae.picture(panel, { item: e }, { link: false, plain: true }))),
         columns.map((c) => h("span.cell", {}, c.cell(j, panel.columns[c.id][j]))));
     };
@@ -142,11 +143,11 @@
       const top = panel.top(j, m).slice(0, 6);
       const said = h("span.said");
       const texts = panel.meta.captions ? panel.top(j, panel.meta.modalities.includes("text") && panel.top(j, "text").length ? "text" : m) : [];
-      const element = h("div.slot", {}, h(`a.tile.k${panel.kind[j]}`, { href: panel.link(j) },
-        h("span.head", {}, h("b", {}, panel.name(j) ?? h("span.unnamed", {}, mmsae.wordsOf(panel, j))), h("small", {}, `#${j}`), mmsae.star(panel, j)),
+      const element = h("div.slot", {}, h(`div.tile.k${panel.kind[j]}`, {},
+        h("span.head", {}, h("b", {}, cover(j)), h("small", {}, `#${j}`), mmsae.star(panel, j)),
         images && h("span.six", {}, top.map((e) => mmsae.picture(panel, { item: e }, { link: false, plain: true }))),
         said,
-        h("span.foot", {}, panel.meta.modalities.map((k) => h("span", { title: `share of the ${k}s on which it fires` }, `${k}s ${mmsae.percent(panel.columns[`${k}.density`][j])}`)))));
+        h("span.foot", {}, panel.meta.modalities.map((k) => h("span", {}, `on ${mmsae.percent(panel.columns[`${k}.density`][j])} of ${k}s`)))));
       if (texts.length)
         mmsae.seen(element, () =>
           Promise.all(texts.slice(0, 4).map((e) => panel.sample(e))).then((samples) => {
@@ -158,7 +159,8 @@
     let list = makeList();
     const holder = h("div.holder");
     const heading = h("div.row.heading");
-    const counts = h("span.hint");
+    const counts = h("span.hint", { role: "status" });
+    const none = h("p.hint.none");
     const samples = h("span.hint");
 
     const choose = () => {
@@ -174,14 +176,25 @@
         if (!view.desc) chosen.reverse();
       }
       counts.replaceChildren(`${mmsae.count(chosen.length, "latent")}${view.query ? ` for “${view.query}”` : ""}${view.brush ? " in the chosen area " : ""}`,
-        view.brush || view.query ? h("button.small", { type: "button", onclick: () => { view.brush = null; plots.forEach((p) => p.clear()); if (view.query) location.hash = panel.id === "main" ? "#/" : `#/${panel.id}/`; else choose(); } }, "clear") : "");
-      samples.replaceChildren(...(view.query && panel.meta.captions ? [h("a", { href: `#/${panel.id === "main" ? "" : `${panel.id}/`}samples/${encodeURIComponent(view.query)}` }, "samples with these words")] : []));
+        view.brush || view.query ? h("button.small", { type: "button", onclick: () => { view.brush = null; plots.forEach((p) => p.clear()); if (view.query) location.hash = panel.searchLink(""); else choose(); } }, "clear") : "");
+      samples.replaceChildren(...(view.query ? [h("a", { href: panel.samplesLink(view.query) }, "samples with these words")] : []));
+      none.textContent = chosen.length ? "" : nothing();
       list.fill(chosen.length);
+      sorts.querySelector("[value=relevance]").hidden = !view.query;
+      sorts.value = byRelevance ? "relevance" : view.sort;
+      direction.textContent = view.desc ? "↓" : "↑";
+      direction.disabled = !!byRelevance;
       dimmed = view.query || view.filter !== "all" || view.brush ? new Set(chosen) : null;
       clearTimeout(later);
       later = setTimeout(() => plots.forEach((p) => p.draw()), 120); // the list first
     };
     let [dimmed, later] = [null, 0];
+    const nothing = () => {
+      if (view.brush) return "No latent lies in the chosen area. Click beside it to choose all again.";
+      if (view.query && view.filter === "all") return `No latent has “${view.query}” in its name${panel.meta.captions ? ", or in the captions" : ""}${panel.lifted ? " or labels" : ""} that it is largest on.${panel.meta.vectors ? ` “like ${view.query}” looks for vectors that are near.` : ""}`;
+      if (view.filter === "starred" && !view.query) return "No bookmarks yet: the star on a latent, or the key b on its page, sets one.";
+      return "No latent is in this filter.";
+    };
 
     const heads = () => {
       const sortable = (id, title, help) => h("button.sort", { type: "button", title: help, "aria-pressed": view.sort === id, onclick: () => { view.desc = view.sort === id ? !view.desc : true; view.sort = id; view.sorted = true; show(); } }, title, view.sort === id ? (view.desc ? " ↓" : " ↑") : "");
@@ -197,11 +210,10 @@
       list.replaceWith(fresh);
       list = fresh;
       choose();
-      sorts.value = view.sort;
     };
-    const sorts = h("select", { "aria-label": "order", onchange: (e) => { view.sort = e.target.value; view.desc = true; view.sorted = true; show(); } },
-      [["interesting", "most telling"], ["density", "most frequent"], ["index", "number"], ["name", "name"], ...columns.map((c) => [c.id, c.title])].map(([id, text]) => h("option", { value: id }, text)));
-    sorts.value = view.sort;
+    const sorts = h("select", { "aria-label": "order", onchange: (e) => { view.sorted = e.target.value !== "relevance"; if (view.sorted) view.sort = e.target.value; view.desc = true; show(); } },
+      [["relevance", "relevance"], ["interesting", "most telling"], ["density", "most frequent"], ["index", "number"], ["name", "name"], ...columns.map((c) => [c.id, c.title])].map(([id, text]) => h("option", { value: id }, text)));
+    const direction = h("button.small", { type: "button", title: "Turn the order around", "aria-label": "turn the order around", onclick: () => { view.desc = !view.desc; show(); } });
 
     const chips = h("div.chips", { role: "group", "aria-label": "filters" }, FILTERS.filter(([id]) => panel.meta.modalities.length > 1 || !["shared", "image", "text", "disagree"].includes(id)).map(([id, text, help, test]) => {
       let n = 0;
@@ -233,17 +245,16 @@
     if (beside && !panel.meta.control)
       mmsae.panel(beside.id).then((other) => {
         const [x, y] = [`${first}.density`, `${first}.mean`].map((c) => other.columns[c]);
-        plots[0].under = Array.from(x.keys()).filter((j) => x[j] > 0 && y[j]).map((j) => [Math.log10(x[j]), Math.log10(Math.abs(y[j]))]);
-        plots[0].draw();
-        root.querySelector(".legend")?.append(h("span.k0", {}, h("i"), "random weights"));
+        plots[0].beneath(Array.from(x.keys()).filter((j) => x[j] > 0 && y[j]).map((j) => [Math.log10(x[j]), Math.log10(Math.abs(y[j]))]));
+        legend.append(h("span.k0", { title: "latents of an SAE with random weights on the same samples: what chance looks like" }, h("i"), `${other.meta.title}: random weights`));
       });
-    const legend = panel.meta.modalities.length > 1 && h("div.legend", {}, [3, 1, 2].map((k) => h(`span.k${k}`, {}, h("i"), mmsae.KINDS[k])));
+    const legend = h("div.legend", {}, panel.meta.modalities.length > 1 && [3, 1, 2].map((k) => h(`span.k${k}`, {}, h("i"), mmsae.KINDS[k])));
     const modes = mmsae.segmented([["cards", "Cards"], ["table", "Table"]], view.mode, (v) => { view.mode = v; mmsae.notes.write("mmsae:mode", v); show(); }, "how latents are listed");
     heads();
     holder.append(heading, list);
-    mmsae.listMove = (by) => list.move(by);
-    mmsae.listOpen = () => list.at() >= 0 && pick(chosen[list.at()]);
-    const root = h("div.overview", {}, h("aside.plots", {}, mmsae.controlNote(panel), figures, legend), h("section.results", {}, chips, h("div.tools", {}, counts, samples, h("span.grow"), h("label.hint", {}, "order ", sorts), modes), holder));
+    mmsae.listMove = (by, rows) => list.move(by, rows);
+    const aside = h("aside.plots", {}, mmsae.controlNote(panel), h("button.small.unfold", { type: "button", "aria-expanded": false, onclick: (e) => e.currentTarget.setAttribute("aria-expanded", aside.classList.toggle("open")) }, "Plots"), h("div.figures", {}, figures), legend);
+    const root = h("div.overview", {}, h("h1.unseen", {}, "Latents"), aside, h("section.results", {}, chips, h("div.tools", {}, counts, samples, h("span.grow"), h("label.hint", {}, "order ", sorts), direction, modes), none, holder));
     if (panel.meta.vectors && !panel.vectors) mmsae.load(`${panel.id}/vectors`).then((v) => (panel.vectors = v));
     requestAnimationFrame(async () => {
       if (/^like /i.test(view.query) && panel.meta.vectors) panel.vectors = await mmsae.load(`${panel.id}/vectors`);
@@ -261,29 +272,5 @@
     };
     root.leave = () => (view.scroll = list.scrollTop);
     return root;
-  };
-
-  /** Samples whose captions have some words. */
-  mmsae.pages.samples = async (panel, { query }) => {
-    const { uid, caption } = await mmsae.load(`${panel.id}/samples`);
-    const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-    panel.lower ??= caption.map((c) => c.toLowerCase());
-    const found = [];
-    for (let e = 0; e < uid.length; e++) if (words.every((w) => panel.lower[e].includes(w)) || uid[e] === query) found.push(e);
-    const list = mmsae.virtual({ make: (i) => h("div.slot", {}, mmsae.sampleCard(panel, found[i])), height: panel.meta.images ? 236 : 120, least: 180, label: "samples" });
-    const root = h("div.page.fill", {}, h("h1", {}, `Samples with “${query}”`), h("p.hint", {}, `${mmsae.count(found.length, "sample")} of the ${panel.meta.shown.toLocaleString("en")} that this browser shows.`), list);
-    requestAnimationFrame(() => list.fill(found.length));
-    return root;
-  };
-
-  mmsae.sampleCard = (panel, e, note) => {
-    const text = h("span.caption");
-    const card = h("a.sample", {}, panel.meta.images && mmsae.picture(panel, { item: e }, { link: false }), text, note && h("small", {}, note));
-    mmsae.seen(card, () => panel.sample(e).then((s) => {
-      card.href = panel.sampleLink(s.uid);
-      text.textContent = s.caption || s.label || s.key;
-      text.title = s.caption;
-    }));
-    return card;
   };
 })();

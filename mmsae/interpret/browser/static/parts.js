@@ -4,7 +4,7 @@
 (() => {
   const { h } = mmsae;
 
-  /** A sample's image with the map of a latent over it; it fills in when its pack is there. */
+  /** A sample's image with the map of a latent over it; it fills in when its pack is there; no caption: it stands beside. */
   mmsae.picture = (panel, example, { link = true, caption = true, plain = false } = {}) => {
     const box = h("span.box");
     const frame = h(link ? "a.picture" : "span.picture", {}, box);
@@ -18,7 +18,7 @@
           frame.append(h("span.nothing", {}, s.caption || "no image"));
           return;
         }
-        const image = h("img", { src: s.picture, alt: s.caption || s.label || `sample ${s.uid}`, draggable: false });
+        const image = h("img", { src: s.picture, alt: caption ? s.caption || s.label || `sample ${s.uid}` : "", draggable: false });
         image.onload = () => {
           box.style.aspectRatio = `${image.naturalWidth} / ${image.naturalHeight}`;
           if (image.naturalWidth < image.naturalHeight) box.classList.add("tall");
@@ -35,15 +35,19 @@
   /** Draw or remove the map of a picture, by the mode of the moment. */
   mmsae.drawHeat = (panel, frame, step = frame.step ?? 0) => {
     const { example, sample } = frame;
-    frame.querySelector("canvas.map")?.remove();
+    frame.querySelectorAll(".map, .outlines").forEach((x) => x.remove());
     frame.step = step;
     const shape = sample?.grid[example.modality ?? "image"];
     if (!sample || !example.heat || !shape?.rows || mmsae.heatMode === "off") return;
-    const canvas = mmsae.heatCanvas(example.heat, shape, mmsae.heatMode, step);
     const [left, top, right, bottom] = sample.view;
     const percent = (x) => `${100 * x}%`;
-    Object.assign(canvas.style, { left: percent(left), top: percent(top), width: percent(right - left), height: percent(bottom - top) });
-    frame.querySelector(".box").append(canvas);
+    const place = { left: percent(left), top: percent(top), width: percent(right - left), height: percent(bottom - top) };
+    const over = (drawing) => {
+      Object.assign(drawing.style, place);
+      frame.querySelector(".box").append(drawing);
+    };
+    if (mmsae.heatMode !== "areas") over(mmsae.heatCanvas(example.heat, shape, mmsae.heatMode, step));
+    if (mmsae.heatMode === "areas" || frame.outlined) over(mmsae.outlines(mmsae.areas(example.heat, shape, step)));
   };
 
   const watcher = new IntersectionObserver(
@@ -69,13 +73,13 @@
       h("span.name" + (name ? "" : ".unnamed"), {}, name ?? wordsOf(panel, j)), h("small", {}, `#${j}`), ...more);
   };
   const wordsOf = (panel, j) => {
-    const words = panel.words[j]?.split(" ").slice(0, 3).join(" · ");
+    const words = (panel.words[j] ? panel.words[j].split(" ").slice(0, 3) : panel.labelsOf(j)).join(" · ");
     return words ? `“${words}”` : panel.kind[j] ? "unnamed" : "dead";
   };
   mmsae.wordsOf = wordsOf;
 
   mmsae.KINDS = ["dead", "image only", "text only", "image and text"];
-  mmsae.kind = (panel, j) => h(`span.kind.k${panel.kind[j]}`, {}, mmsae.KINDS[panel.kind[j]]);
+  mmsae.kind = (panel, j) => (panel.meta.modalities.length > 1 || !panel.kind[j]) && h(`span.kind.k${panel.kind[j]}`, {}, mmsae.KINDS[panel.kind[j]]);
 
   mmsae.bar = (share, text, tone = "") => h(`span.bar${tone}`, {}, h("i", { style: { width: `${100 * Math.min(Math.max(share, 0), 1)}%` } }), h("b", {}, text));
 
@@ -90,7 +94,7 @@
   };
 
   /** Bars over log values, with the few labels that one needs. */
-  mmsae.histogram = (m, { first, bins, height, tall }, rows) => {
+  mmsae.histogram = (m, { first, bins, height, tall }, rows, unit) => {
     const [w, t] = [280, 84];
     const edge = (i) => 10 ** (-4 + (8 * i) / bins);
     const used = height.length;
@@ -102,7 +106,7 @@
       if (x >= 0 && x <= Math.max(used, 12)) ticks.push(h("text", { x: x * step, y: t + 13, "text-anchor": x < 1 ? "start" : "middle" }, p === 0 ? "1" : p === 1 ? "10" : p === -1 ? "0.1" : `1e${p}`), h("line", { x1: x * step, x2: x * step, y1: t, y2: t + 3 }));
     }
     return h("figure.histogram", {}, h(`svg.${m}`, { viewBox: `0 0 ${w} ${t + 16}`, role: "img", "aria-label": `histogram of values in ${m}s` }, bars, h("line", { x1: 0, x2: w, y1: t, y2: t }), ticks),
-      h("figcaption", {}, `${m}: values of ${mmsae.count(rows, "row")} (log scale)`));
+      h("figcaption", {}, `how strongly, on ${mmsae.count(rows, unit, unit === "patch" ? "patches" : undefined)} (log scale)`));
   };
 
   mmsae.segmented = (options, value, onchange, label) =>
@@ -113,6 +117,21 @@
 
   mmsae.controlNote = (panel) =>
     panel.meta.control && h("p.warning", { role: "note" }, h("strong", {}, "Control. "), "These latents are not of the SAE: they are of one with random weights, on the same samples. What looks meaningful here is chance.");
+
+  /** Put a text where it can be pasted from; files are no secure place to all web browsers. */
+  mmsae.copy = async (text, said) => {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const field = h("textarea", { value: text });
+      document.body.append(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+    }
+    mmsae.say(said);
+  };
+  mmsae.linkButton = () => h("button.small", { type: "button", title: "Copy the address of this page", onclick: () => mmsae.copy(location.href, "The address of this page is copied.") }, "Copy link");
 
   mmsae.empty = (text) => h("p.hint", {}, text);
 })();

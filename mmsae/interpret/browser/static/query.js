@@ -107,11 +107,12 @@
     const parts = h("div.chips");
     let found = [];
     let score = new Float32Array(0);
-    const list = mmsae.virtual({ make: (i) => h("div.slot", {}, mmsae.sampleCard(panel, found[i], mmsae.number(score[found[i]], 2))), height: panel.meta.images ? 236 : 120, least: 180, label: "samples" });
+    const list = mmsae.virtual({ make: (i) => h("div.slot", {}, mmsae.sampleCard(panel, found[i], mmsae.number(score[found[i]], 2))), ...mmsae.cardSize(panel), label: "samples" });
     const leaves = (node) => (node.of ? node.of.flatMap(leaves) : node.kind === "all" ? [] : latentsOf(panel, node));
     const run = async () => {
       const text = input.value.trim();
       mmsae.notes.write("mmsae:query", text);
+      if (root.isConnected) history.replaceState(null, "", `${panel.home()}query${text ? `?q=${encodeURIComponent(text)}` : ""}`);
       if (!text) {
         found = [];
         parts.replaceChildren();
@@ -157,6 +158,7 @@
     };
     const stars = [...mmsae.notes.stars(panel)];
     const root = h("div.page.fill", {}, mmsae.controlNote(panel), h("h1", {}, "Query"), h("div.tools", {}, input, h("button", { type: "button", onclick: save }, "Save query.json"), h("button", { type: "button", onclick: open }, "Open"), stars.length > 0 && h("button", { type: "button", title: "all bookmarked latents, with |", onclick: () => { input.value = stars.map((j) => `#${j}`).join(" | "); run(); } }, "Bookmarks")), parts, said, list);
+    mmsae.listMove = (by, rows) => list.move(by, rows);
     requestAnimationFrame(run);
     return root;
   };

@@ -7,10 +7,10 @@
 
   /**
    * points {x, y: arrays of which NaN is left out, tone(j): CSS variable}; axes {x: {log, label}, y: ...} or none (a map).
-   * onpick(j), onbrush(set or null); root.under: [x, y] of points to draw beneath, in the units of the axes.
+   * onpick(j), onbrush(set or null).
    */
   mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush }) => {
-    const canvas = h("canvas", { tabIndex: 0, "aria-label": label });
+    const canvas = h("canvas", { role: "img", "aria-label": `${label}; the list beside it has the same latents` });
     const tip = h("div.tip");
     const root = h("div.scatter", {}, canvas, tip);
     const pad = axes ? { l: 44, r: 8, t: 8, b: 30 } : { l: 6, r: 6, t: 6, b: 6 };
@@ -29,7 +29,7 @@
     const margin = (lo, hi) => [lo - 0.04 * (hi - lo), hi + 0.04 * (hi - lo)];
     [x0, x1] = margin(x0, x1);
     [y0, y1] = margin(y0, y1);
-    const whole = [x0, x1, y0, y1];
+    let whole = [x0, x1, y0, y1];
     let [w, t, drag, hover, box] = [0, 0, null, -1, null];
     const px = (a) => pad.l + ((a - x0) / (x1 - x0)) * (w - pad.l - pad.r);
     const py = (b) => t - pad.b - ((b - y0) / (y1 - y0)) * (t - pad.t - pad.b);
@@ -222,6 +222,15 @@
       onbrush?.(null);
       draw();
     });
+    /** Points to draw beneath, in the units of the axes; the window widens to show them. */
+    root.beneath = (points) => {
+      root.under = points;
+      const [a, b] = [points.map((p) => p[0]), points.map((p) => p[1])];
+      const least = (list, x) => list.reduce((m, v) => Math.min(m, v), x);
+      const most = (list, x) => list.reduce((m, v) => Math.max(m, v), x);
+      whole = [x0, x1, y0, y1] = [least(a, x0), most(a, x1), least(b, y0), most(b, y1)];
+      draw();
+    };
     root.clear = () => {
       box = null;
       draw();

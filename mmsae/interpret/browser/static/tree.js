@@ -10,16 +10,22 @@
     data.nodes.forEach((node, i) => node.parent !== i && children[node.parent].push(i));
     const root = data.nodes.findIndex((node, i) => node.parent === i && node.size === data.classes);
     const covered = (i) => data.nodes[i].latents.some(([, purity]) => purity >= 0.5);
+    const below = (i) => children[i].map(below).reduce(([a, b], [c, d]) => [a + c, b + d], [+covered(i), 1]);
     const branch = (i, depth) => {
       const node = data.nodes[i];
       const own = h("span.latents", {}, node.latents.slice(0, 6).map(([j, purity]) => mmsae.latentLink(panel, j, h("small", { title: "share of the classes below the node that the latent stands for" }, mmsae.percent(purity)))));
-      const label = h("span.node" + (covered(i) ? ".covered" : ""), {}, node.name, h("small", {}, node.size > 1 ? ` ${node.size} classes` : ""));
+      const [held, nodes] = below(i);
+      const label = h("span.node" + (covered(i) ? ".covered" : ""), {}, node.name, node.size > 1 && h("small", { title: "nodes from here down with a latent that stands for at least half of their classes" }, ` ${node.size} classes, ${held} of ${nodes} nodes covered`));
       if (!children[i].length) return h("li", {}, label, own);
-      const details = h("details", { open: depth < 3 }, h("summary", {}, label, own));
-      const fill = () => details.querySelector("ul") ?? details.append(h("ul", {}, children[i].sort((a, b) => data.nodes[b].size - data.nodes[a].size).map((c) => branch(c, depth + 1))));
-      if (details.open) fill();
-      details.addEventListener("toggle", () => details.open && fill());
-      return h("li", {}, details);
+      const inner = h("ul", { hidden: true });
+      const fold = (open) => {
+        if (open && !inner.firstChild) inner.append(...children[i].sort((a, b) => data.nodes[b].size - data.nodes[a].size).map((c) => branch(c, depth + 1)));
+        inner.hidden = !open;
+        toggle.setAttribute("aria-expanded", open);
+      };
+      const toggle = h("button.toggle", { type: "button", onclick: () => fold(inner.hidden) }, label);
+      fold(depth < 3);
+      return h("li", {}, toggle, own, inner);
     };
     const figure = (k, title, low) => data.measures[k] && h("div.tile-button", {}, h("b", {}, mmsae.number(data.measures[k].value, 2)), h("span", {}, title), h("small", {}, `chance ${mmsae.number(data.measures[k].null, 2)} ± ${mmsae.number(data.measures[k].null_sd, 2)}, p ${mmsae.number(data.measures[k].p, 3)}`));
     return h("div.page", {}, h("h1", {}, "Ontology"), h("p", {}, `A latent stands for the classes on most of whose images it is above a tenth of its maximum, and sits at the lowest node above all of them. Of ${mmsae.count(data.living, "latent")}, ${data.sizes.one ?? 0} stand for one class and ${data.sizes.more ?? 0} for several. Chance is of the same sets with classes exchanged.`),
