@@ -8,6 +8,7 @@
     if (!(j >= 0 && j < panel.size)) return mmsae.empty(`There is no latent ${j}: this SAE has ${panel.size.toLocaleString("en")}, from 0.`);
     const record = await panel.latent(j);
     const { modalities, captions, images } = panel.meta;
+    const twin = panel.columns.match && (await mmsae.counterpart(j));
     const root = h("div.page.one");
     const redraw = () => root.querySelectorAll(".picture").forEach((p) => mmsae.drawHeat(panel, p));
     const hasMaps = modalities.some((m) => panel.meta.grid[m].rows && record[m].top.some((e) => e.heat));
@@ -19,9 +20,8 @@
           steps(panel, record, root)),
         panel.kind[j] ? h("div.sides" + (modalities.length > 1 ? ".two" : ""), {}, modalities.map((m) => side(panel, record, m, captions, images))) : h("p.warning", {}, h("strong", {}, "Dead. "), `This latent fired on none of the ${panel.meta.n.toLocaleString("en")} samples.`),
         mmsae.strips(panel, j)),
-      h("aside.facts", {}, facts(panel, j, record))));
+      h("aside.facts", {}, facts(panel, j, record, twin))));
     if (mmsae.site.pages.includes("attributes")) root.querySelector(".facts").append(await mmsae.attributesOf(j));
-    root.querySelector(".match")?.append(" ", (await mmsae.counterpart(j)) ?? "");
     root.title = panel.name(j) ?? mmsae.wordsOf(panel, j);
     return root;
   };
@@ -100,13 +100,12 @@
     return h("span.steps", {}, label, h("span.profile", {}, Array.from(mean, (x, s) => h("button", { type: "button", title: `step ${shape.steps[s]}: ${mmsae.percent(x)} of the largest`, onclick: () => set(s) }, h("i", { style: { height: `${4 + 26 * x}px` } })))));
   }
 
-  function facts(panel, j, record) {
+  function facts(panel, j, record, twin) {
     const { modalities, grid } = panel.meta;
     const out = [];
     const rows = [];
     for (const m of modalities) rows.push([`largest value, ${m}s`, mmsae.number(panel.columns[`${m}.max`][j], 3)], [`mean where it fires, ${m}s`, mmsae.number(panel.columns[`${m}.mean`][j], 3)]);
     if (panel.columns.modality) rows.push(["modality (1 image, 0 text)", mmsae.number(panel.columns.modality[j], 2)], ["agreement of pairs, phi", mmsae.number(panel.columns.agree[j], 2)]);
-    if (panel.columns.match) rows.push(["nearest in the second SAE", h("span.match", { title: "how alike: cosine of atoms, or correlation of activations" }, mmsae.number(panel.columns.match[j], 2))]);
     out.push(h("dl", {}, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)])));
     const unit = (m) => (grid[m].rows ? "patch" : grid[m].places > 1 ? "token" : m);
     for (const m of modalities) if (record[m].rows) out.push(mmsae.histogram(m, record[m].histogram, record[m].rows, unit(m)));
@@ -117,6 +116,7 @@
         out.push(box(`Labels, ${m}s`, "share of its labelled samples, and how many times more often than in all", h("ul.bars", {}, record[m].lift.map((x) => h("li", {}, h("a", { href: panel.samplesLink(x.label), title: "samples with this label" }, x.label), mmsae.bar(x.share, `${mmsae.percent(x.share)} · ${mmsae.number(x.lift, 1)}×`, `.${m}`))))));
     if (record.words.length) out.push(box("Words of its captions", "that stand out in the strongest ones", h("p.wordlist", {}, record.words.slice(0, 10).map(([w, n]) => h("a", { href: panel.searchLink(w) }, w, h("small", {}, n))))));
     const near = (title, help, list, say, tone = "") => list?.length && out.push(box(title, help, h("ul.bars", {}, list.slice(0, 8).map(([to, v]) => h("li", {}, mmsae.latentLink(panel, to), mmsae.bar(v, say(v), tone))))));
+    if (twin) out.push(box("In the second SAE", "the nearest latent: cosine of atoms, or correlation of activations", h("ul.bars", {}, h("li", {}, twin, mmsae.bar(panel.columns.match[j], mmsae.number(panel.columns.match[j], 2))))));
     near("Like it, by atoms", "cosine of the two atoms", record.near, (v) => mmsae.number(v, 2));
     for (const m of modalities) near(`Fires together, ${m}s`, "Jaccard: share of samples with both among those with either", record.together[m], (v) => mmsae.number(v, 2), `.${m}`);
     near("Bridge to texts", "text latents in captions of its images, weighted by values and the cosine of atoms; shares", record.bridge, (v) => mmsae.percent(v));

@@ -43,7 +43,7 @@
         next(")") || fail("a closing bracket");
         return inside;
       }
-      if (tokens[i]?.[0] === "word" && AREAS.includes(tokens[i][1]) && tokens[i + 1]?.[0] === "(") throw new Error(`${tokens[i][1]}() is of areas of patches, which mmsae filter measures`);
+      if (tokens[i]?.[0] === "word" && AREAS.includes(tokens[i][1]) && tokens[i + 1]?.[0] === "(") throw new Error(`${tokens[i][1]}() is of areas of patches, which mmsae analyse retrieve and mmsae scenarios count`);
       const only = next("modality")?.[1] ?? "";
       const latent = next("latent");
       if (latent) return { kind: "latent", latent: latent[1], only };
