@@ -92,6 +92,16 @@ class Asked:
         found = self._all([{"score": list(p)} for p in pairs], ask, pairs, done)
         return [None if said is None else said["logprobs"] for said in found]
 
+    def once(self, request: dict[str, Any], call: Callable[[], Any]) -> Any:
+        """What ``call`` has to say to a request that is no conversation, kept and counted as answers are.
+
+        Args:
+            request: All that decides it, besides the client: plain JSON values.
+            call: Makes it; JSON values, too.
+        """
+        said = self._once(self.key(request), request, lambda: {"said": call()})
+        return None if said is None else said["said"]
+
     def _all(
         self,
         requests: Sequence[dict[str, Any]],

@@ -27,6 +27,9 @@ class Looking:
     """Phrases of each method that are tried on the train half; the one that tells items apart best is kept."""
     longest: int = 3
     """Words of a phrase from captions, at most."""
+    question: str = ""
+    """What the steered host is asked of an image (method steering), for hosts that know few questions; default: what it
+    sees, and what its strongest images have in common, in a word or a few."""
     top: int = 100
     """Strongest items that wpmi looks at."""
     latents: tuple[int, ...] = ()

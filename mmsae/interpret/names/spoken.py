@@ -13,7 +13,7 @@ from mmsae.interpret.names.choose import as_candidates
 from mmsae.interpret.names.job import WITH_MODEL, Naming
 from mmsae.interpret.names.lvlm import explained
 from mmsae.interpret.names.phrases import BestPhrases
-from mmsae.interpret.names.steering import steered_answers
+from mmsae.interpret.names.steering import ASKS, MAX_TOKENS, TIMES, steered_answers
 from mmsae.interpret.shown import ItemViews
 from mmsae.jobs.estimate import progress_bar
 from mmsae.types import IMAGE, InputError
@@ -72,12 +72,22 @@ def _steer(naming: Naming, m: str, latents: np.ndarray, asked: Asked, done: Call
         raise InputError(f"method steering puts latents into the SAE's host, and {client.name} is another model")
     top, views = ev.top(m).item, ItemViews(ev, m)
 
-    def images(latent: int) -> list:
-        items = [i for i in top[latent].tolist() if i >= 0 and ev.items.half[i] == "train"][:TOP]
-        return [image for i in items if (image := views.image(i)) is not None]
+    def items(latent: int) -> list[int]:
+        return [i for i in top[latent].tolist() if i >= 0 and ev.items.half[i] == "train"][:TOP]
 
-    mean = np.abs(ev.stats(m).mean_active[latents])
-    return steered_answers(host, naming.sae.to(host.device), latents.tolist(), mean.tolist(), images, done=done)
+    def images(latent: int) -> list:
+        return [image for i in items(latent) if (image := views.image(i)) is not None]
+
+    mean = dict(zip(latents.tolist(), np.abs(ev.stats(m).mean_active[latents]).tolist(), strict=True))
+    asks = (naming.looking.question,) * 2 if naming.looking.question else ASKS
+
+    def kept(latent: int, answers: Callable[[], list[str]]) -> list[str]:
+        said = {"sae": ev.about["job"]["sae"], "host": host.fingerprint, "latent": latent, "mean": mean[latent]}
+        said |= {"images": [ev.items.uid[i] for i in items(latent)], "times": list(TIMES), "asks": list(asks)}
+        return asked.once({"steering": said | {"max_tokens": MAX_TOKENS}}, answers) or []
+
+    model = naming.sae.to(host.device)
+    return steered_answers(host, model, list(mean), list(mean.values()), images, asks=asks, done=done, kept=kept)
 
 
 def _rows(naming: Naming, method: str, m: str, names: Mapping[int, Sequence[str]]) -> list[Candidates]:

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 from mmsae.types import IMAGE, InputError
 
 TIMES = (4.0, 8.0)  # the mean value of a latent where it fires
-QUESTION = "What do you see in this image? Answer with a word or a few."
-COMMON = "What do these images have in common? Answer with a word or a few."
+#: What is asked of a blank image, and of the top images.
+ASKS = (
+    "What do you see in this image? Answer with a word or a few.",
+    "What do these images have in common? Answer with a word or a few.",
+)
 SIDE, GREY = 224, (128, 128, 128)
 LONGEST = 6  # words
+MAX_TOKENS = 12  # of an answer
 _LEAD = re.compile(
     r"^(i (can )?see|(this|the) (image|picture|photo)s? (shows?|is|are|has|have|contains?|depicts?)( of)?|it is|"
     r"there (is|are)|(an?|the) (image|picture|photo) of)\s+",
@@ -67,8 +72,10 @@ def steered_answers(
     mean: Sequence[float],
     images: Callable[[int], Sequence[Any]],
     times: Sequence[float] = TIMES,
+    asks: tuple[str, str] = ASKS,
     done: Callable[[], object] = lambda: None,
-    max_tokens: int = 12,
+    max_tokens: int = MAX_TOKENS,
+    kept: Callable[[int, Callable[[], list[str]]], list[str]] = lambda latent, answers: answers(),
 ) -> dict[int, list[str]]:
     """``{latent: names}`` that a vision-language model gives with a latent put in, each once, weakest dose first.
 
@@ -79,8 +86,10 @@ def steered_answers(
         mean: The mean value of each where it fires, in the SAE's units.
         images: ``latent -> its strongest images``.
         times: How many times the mean is added.
+        asks: What is asked of a blank image, and of the top images.
         done: Called after every latent.
         max_tokens: Length of answers.
+        kept: ``(latent, how its answers are made) -> them``, for answers that are known from before.
     """
     from mmsae.steering.edits.attach import attach
     from mmsae.steering.edits.edit import Edit
@@ -91,12 +100,16 @@ def steered_answers(
     def ask(image: Any, text: str) -> str:
         return brief(host.answer(host.collate.batch([text], [image]), max_new_tokens=max_tokens)[0])
 
-    nothing = ask(mosaic([]), QUESTION)
-    for j, value in zip(latents, mean, strict=True):
+    nothing = cache(lambda: ask(mosaic([]), asks[0]))
+
+    def answers(j: int, value: float) -> list[str]:
         said, top = [], mosaic(images(j))
         for dose in times:
             with attach(host, {site: (sae, Intervention(Edit.add([j], float(dose * value)), unit="raw"))}):
-                said += [ask(mosaic([]), QUESTION), ask(top, COMMON)]
-        out[j] = [s for s in dict.fromkeys(said) if s and s != nothing]
+                said += [ask(mosaic([]), asks[0]), ask(top, asks[1])]
+        return [s for s in dict.fromkeys(said) if s and s != nothing()]
+
+    for j, value in zip(latents, mean, strict=True):
+        out[j] = kept(j, partial(answers, j, value))
         done()
     return out

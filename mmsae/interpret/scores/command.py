@@ -73,6 +73,8 @@ def score(
         if r["which"] == "all":
             value = f"{r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], chance {r['chance']:.2f}"
             say(f"{r['scorer']}, {r['modality']}s, {CONTROLS[r['control']]}: {value}, {r['latents']:,} latents")
+    for note in said["notes"]:
+        say(note)
     for scorer, why in said["left_out"].items():
         say(f"without {scorer}: {why}")
     return path

@@ -23,6 +23,7 @@ from mmsae.interpret.scores.proposals import MOST, best_of, proposals
 from mmsae.interpret.scores.subjects import misplaced
 
 TARGET = 0.5  # nats
+FAR = 0.2  # of the target, by which a KL that is reached may be off
 TELLS = "Text: {text}\n\nThis text is about "
 ZERO, RANDOM, SHUFFLED, FOUND = "zero", "random", "shuffled", "found"
 #: ``(scorer's suffix, control)`` of the tables of gains.
@@ -56,6 +57,16 @@ class Gains(NamedTuple):
     latents: np.ndarray  #: ``(L,)``
     tables: dict[tuple[str, str], np.ndarray]  #: ``{kind: (L, P)}``, one column per prompt, for all :data:`KINDS`
     about: list[dict[str, Any]]  #: Of each latent: KL and strength that were reached, explanation and words found
+    target: float = TARGET  #: KL that was to be reached
+
+    def missed(self) -> str:
+        """A sentence about pushes that did not reach the KL, however strong they were; empty where all did."""
+        kl = np.array([a["kl"] for a in self.about])
+        far = np.abs(kl - self.target) > FAR * self.target
+        if not far.any():
+            return ""
+        said = f"{far.sum()} of {len(kl)} latents do not move the host to a KL of {self.target:g}"
+        return f"{said} but to {np.median(kl[far]):.3g} in the middle: what they score is of that"
 
     def scores(self, seed: int = 0) -> dict[tuple[str, str], Scores]:
         """Mean gains with a bootstrap over prompts, by kind; chance 0."""
@@ -115,7 +126,7 @@ def intervention(
         done: Called after every latent.
     """
     if not len(latents):
-        return Gains(np.zeros(0, np.int64), {k: np.zeros((0, 0)) for k in KINDS}, [])
+        return Gains(np.zeros(0, np.int64), {k: np.zeros((0, 0)) for k in KINDS}, [], target)
     nothing = Push(latents[0], 0.0)
     clean, before = model.say(nothing), model.say(nothing, tuning=True)
     texts: dict[str, list[list[str]]] = {kind: [] for kind in ("", RANDOM, ZERO)}
@@ -142,7 +153,7 @@ def intervention(
     others, of_others = misplaced(list(names), seed), misplaced(own[""], seed)
     made = ((names, ""), (others, ""), (names, RANDOM), (names, ZERO), (own[""], ""), (of_others, ""),
             (own[RANDOM], RANDOM))  # fmt: skip
-    return Gains(np.array(latents, np.int64), {k: table(*m) for k, m in zip(KINDS, made, strict=True)}, about)
+    return Gains(np.array(latents, np.int64), {k: table(*m) for k, m in zip(KINDS, made, strict=True)}, about, target)
 
 
 class LVLMSteerable:

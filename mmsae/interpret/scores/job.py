@@ -328,6 +328,8 @@ class ScoreJob:
         )
         gains = intervention(model, self.asked, s.latents.tolist(), s.names.phrases, seed=j.seed)
         self.pushes += [{"control": s.control, **about} for about in gains.about]
+        if missed := gains.missed():
+            self._note(f"{PUSHED}{' of random weights' if s.control else ''}: {missed}")
         return gains.scores(j.seed)
 
     def run(self, say: Callable[[str], None] = lambda said: None) -> tuple[ScoreRows, dict[str, Any], list[Subjects]]:

@@ -80,6 +80,16 @@ def test_the_method_needs_the_saes_own_host(made, tmp_path):
     asked = Asked(LocalClient.around(host, 4), None)
     found = spoken_candidates(naming, asked, 0)
     said = naming.run(asked=found)
+    kept = Asked(LocalClient.around(host, 4), tmp_path / "answers")
+    own = Naming(
+        Evidence(place), Looking(methods=("steering",), question="what is there ?"), Holding(), sae, cache=False
+    )
+    first = spoken_candidates(own, kept, 0)
+    assert kept.counts["new"] == 2 and first[0].phrase.tolist() != found[0].phrase.tolist()
+    again = Asked(LocalClient.around(host, 4), tmp_path / "answers")
+    second = spoken_candidates(own, again, 0)  # a killed run goes on where it was
+    assert again.counts["new"] == 0 and again.counts["cached"] == 2
+    assert second[0].phrase.tolist() == first[0].phrase.tolist()
     assert naming.speakers == {"steering": name} and all(n.name is None for n in said.names.values())
     with pytest.raises(InputError, match="needs the SAE"):
         spoken_candidates(Naming(Evidence(place), looking, Holding(), cache=False), asked, 0)

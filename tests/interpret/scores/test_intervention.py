@@ -58,7 +58,7 @@ def test_names_gain_by_the_push_and_controls_do_not():
     s = found.scores()
     assert (s["", ""].value == 2).all() and s["", ""].chance == 0 and (s["", ""].n == 4).all()
     assert set(s) == set(KINDS) and (s["zero", ""].value == 0).all()
-    assert gain(asked(), ["red"], ["a thing"], ["a thing"])[0] == 0
+    assert not found.missed() and gain(asked(), ["red"], ["a thing"], ["a thing"])[0] == 0
     assert len(intervention(Toy(), asked(), [], []).latents) == 0
 
 
@@ -87,6 +87,15 @@ def test_a_model_that_is_asked_proposes_and_its_best_is_taken_by_the_tuning_prom
     assert [a["found"] for a in found.about] == ["a red red thing", "green", "blue"]
     assert judge.counts["nonsense"] == judge.counts["abstained"] == 1
     assert (found.tables["found", ""][0] == 4).all() and (found.tables["found_random", ""] == 0).all()
+
+
+def test_a_host_that_cannot_be_pushed_so_far_is_said():
+    class Stiff(Toy):
+        def kl(self, push):
+            return 0.02 if push.latent == 1 else super().kl(push)
+
+    found = intervention(Stiff(), asked(), [0, 1, 2], WORDS)
+    assert found.missed().startswith("1 of 3 latents do not move the host to a KL of 0.5 but to 0.02 in")
 
 
 def test_a_push_that_suggests_nothing_is_missing_and_not_a_score():
