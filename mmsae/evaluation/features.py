@@ -31,7 +31,6 @@ class Features(NamedTuple):
     x: Tensor  #: ``(n, d)`` raw activations (token sites: mean over the image's tokens)
     z: Codes  #: See :class:`Through`
     recon: Tensor  #: See :class:`Through`
-    resid: Tensor  #: ``(n, d)`` ``x - recon``
     labels: Tensor  #: ``(n,)`` int64 classes, -1 where an image has none (or one that was not asked for)
     names: list[str]  #: Class names by number
     uids: list[str]  #: The n sample ids
@@ -52,6 +51,11 @@ class Features(NamedTuple):
         return len(self.x)
 
     @property
+    def resid(self) -> Tensor:
+        """``(n, d)`` ``x - recon``, made when it is asked for."""
+        return self.x - self.recon
+
+    @property
     def error(self) -> Tensor:
         """``(n,)`` relative error ``|x - recon|^2 / |x|^2``, over all tokens of the image."""
         return self.sums.error / self.sums.square.clamp(min=TINY)
@@ -68,7 +72,7 @@ class Features(NamedTuple):
 
     def through(self, other: Through) -> Features:
         """The same images through another SAE."""
-        return self._replace(**other._asdict(), resid=self.x - other.recon)
+        return self._replace(**other._asdict())
 
     def rows(self, which: Tensor) -> Features:
         """The features of some images (bool mask or indices ``(m,)``)."""
@@ -76,7 +80,7 @@ class Features(NamedTuple):
         picked = {f: None if (t := getattr(self, f)) is None else t[at] for f in ("stats", "embed")}
         own = Through(self.z, self.recon, self.sums, self.tokens).rows(at)
         return self._replace(
-            x=self.x[at], resid=self.resid[at], labels=self.labels[at], uids=[self.uids[i] for i in at.tolist()],
+            x=self.x[at], labels=self.labels[at], uids=[self.uids[i] for i in at.tolist()],
             others={k: o.rows(at) for k, o in self.others.items()}, **own._asdict(), **picked,
         )  # fmt: skip
 
@@ -104,7 +108,7 @@ def encode_features(
     n = len(x)
     sums = Sums.of(x, recon, z, torch.arange(n), n)
     return Features(
-        x, z, recon, x - recon, torch.full((n,), -1) if labels is None else labels, list(names),
+        x, z, recon, torch.full((n,), -1) if labels is None else labels, list(names),
         [f"{i:032x}" for i in range(n)] if uids is None else list(uids), sums, **more,
     )  # fmt: skip
 
@@ -218,7 +222,7 @@ class _Rows:
         values = known.values_of(uids) if classes is None else list(classes)
         pool = self.pool if self.token_site else "one"
         f = Features(
-            x, own.z, own.recon, x - own.recon, known.numbers(self.uids, values), [known.name_of(v) for v in values],
+            x, own.z, own.recon, known.numbers(self.uids, values), [known.name_of(v) for v in values],
             self.uids, own.sums, values, stats, embed, pool, known.said(uids), own.tokens, others, self.moments,
         )  # fmt: skip
         return f if keep.all() else f.rows(keep)

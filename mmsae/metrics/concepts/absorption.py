@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmsae.metrics.concepts.probing import logistic, matrix, most_different, predictions
+from mmsae.metrics.concepts.probing import class_means, logistic, matrix, most_different, predictions
 from mmsae.metrics.sparsity import summed
 from mmsae.types import Codes
 
@@ -41,7 +40,8 @@ def main_features(codes: Codes, truth: Tensor, gain: float = 0.03, most: int = 1
     among which may be one that another concept has and this one never. ``l2`` is the penalty of the probe.
     """
     x, y = matrix(codes), truth.long().numpy()
-    rises = np.asarray(x[y == 1].mean(0)).ravel() > np.asarray(x[y == 0].mean(0)).ravel()
+    without, with_it = class_means(x, y, 2)[0]
+    rises = with_it > without
     order = most_different(x, y, 2, x.shape[1])
     order = order[rises[order]][:most]
     kept, best = 0, -1.0

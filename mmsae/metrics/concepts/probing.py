@@ -93,17 +93,24 @@ def logistic(x: Any, y: np.ndarray, classes: int, l2: float, columns: np.ndarray
 
 def nearest_mean(x: Any, y: np.ndarray, classes: int) -> Probe:
     """The class whose mean row has the highest cosine with a row (the row's own norm does not change the order)."""
-    hot = np.zeros((classes, len(y)))
-    hot[y, np.arange(len(y))] = 1
-    n = hot.sum(1)
-    mean = (x.T @ hot.T) / np.maximum(n, 1)
-    mean = mean / np.maximum(np.linalg.norm(mean, axis=0), 1e-12)
+    mean, n = class_means(x, y, classes)
+    mean = mean.T / np.maximum(np.linalg.norm(mean, axis=1), 1e-12)
     return Probe(mean, np.where(n > 0, 0.0, -np.inf))
+
+
+def class_means(x: Any, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """``(C, F)`` mean rows of classes, 0 of those without rows, and ``(C,)`` their numbers of rows."""
+    from scipy.sparse import csr_matrix, issparse
+
+    n = np.bincount(y, minlength=classes)
+    total = csr_matrix((np.ones(len(y)), (y, np.arange(len(y)))), shape=(classes, len(y))) @ x
+    return (total.toarray() if issparse(total) else total) / np.maximum(n, 1)[:, None], n
 
 
 def most_different(x: Any, y: np.ndarray, classes: int, n: int) -> np.ndarray:
     """The n features whose class means differ most (largest minus smallest), in falling order; ties: the lower id."""
-    means = np.stack([np.asarray(x[y == c].mean(0)).ravel() for c in range(classes) if (y == c).any()])
+    means, count = class_means(x, y, classes)
+    means = means[count > 0]
     spread = means.max(0) - means.min(0)
     return np.argsort(-spread, kind="stable")[:n]
 

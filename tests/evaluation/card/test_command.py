@@ -232,7 +232,7 @@ def test_absorption_on_tokens_is_in_means_that_decode():
     sae.fit_normaliser({"image": rows})
     z = sae.encode(rows, "image")
     pooled, mean, fires = pool_codes(z._replace(info=None), item, 5)
-    side = _side(sae, Features(*[None] * 8)._replace(
+    side = _side(sae, Features(*[None] * 7)._replace(
         z=pooled, tokens=TokenMeans(mean_rows(sae.normaliser(rows, "image")[0], item, 5), mean, fires)))  # fmt: skip
     error = side.x - side.z.to_dense() @ sae.dictionary("image").rows()
     recon = mean_rows(rows - sae.decode(z, "image"), item, 5)

@@ -194,7 +194,7 @@ def plain(x, y=None, names=()):
     """Features of activations alone."""
     z, n = Codes(x.relu(), None, x.shape[1], "image"), len(x)
     labels = torch.full((n,), -1) if y is None else y
-    return Features(x, z, x, 0 * x, labels, list(names), [f"{i:032x}" for i in range(n)], torch.ones(n))
+    return Features(x, z, x, labels, list(names), [f"{i:032x}" for i in range(n)], torch.ones(n))
 
 
 def test_the_number_of_neighbours_stays_a_small_part_of_the_training_images():

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from mmsae.metrics.concepts.probing import (
     choose_l2,
+    class_means,
     logistic,
     matrix,
     most_different,
@@ -75,6 +77,16 @@ def test_nearest_mean_is_the_highest_cosine(data):
     means = torch.stack([x[torch.from_numpy(y == c)].mean(0) for c in range(3)])
     want = torch.cosine_similarity(x[:, None], means[None], dim=2).argmax(1)
     assert torch.equal(predictions(nearest_mean(matrix(x), y, 3), matrix(x)), want)
+
+
+def test_class_means_are_numpys_of_dense_and_sparse_rows(data):
+    x, y = matrix(data[0]), data[1] + 1  # class 0 and class 4 have no rows
+    sparse = csr_matrix(x * (np.abs(x) > 1))
+    for rows, dense in ((x, x), (sparse, sparse.toarray())):
+        mean, n = class_means(rows, y, 5)
+        assert n.tolist() == [0, 100, 100, 100, 0] and not mean[[0, 4]].any()
+        for c in (1, 2, 3):
+            np.testing.assert_allclose(mean[c], dense[y == c].mean(0), rtol=1e-12, atol=1e-15)
 
 
 def test_most_different_features_come_first():
