@@ -33,7 +33,9 @@ from mmsae.sae import (
     Reconstruction,
     TopK,
     UsageTracker,
+    total,
 )
+from mmsae.training.adam import kept_by, with_atoms
 from mmsae.types import Codes
 
 Rows = Mapping[str, Tensor]  # {modality: (N, d)}
@@ -193,7 +195,7 @@ class Contender:
                 if name in self.weights():
                     w, transposed = self.weights()[name]
                     w.copy_(value.T if transposed else value)
-        self.optimizer = torch.optim.Adam([w for w, _ in self.weights().values()], lr=1e-4, fused=True)
+        self.optimizer = self.optimised(torch.optim.Adam([w for w, _ in self.weights().values()], lr=1e-4, fused=True))
 
     def build(self) -> None:
         """Make the model."""
@@ -202,6 +204,10 @@ class Contender:
     def weights(self) -> dict[str, tuple[nn.Parameter, bool]]:
         """``{name: (what is trained, whether it is transposed)}``."""
         raise NotImplementedError
+
+    def optimised(self, adam: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The library's own form of fused Adam, if it has one."""
+        return adam
 
     def loss(self, x: Rows) -> Tensor:
         """Of rows, with gradients."""
@@ -325,8 +331,8 @@ class Ours(Contender):
 
     def build(self) -> None:
         sae, self.losses = composed(self.problem, **({"precision": self.asked} if self.asked else {}))
-        self.sae = sae.to(self.device).train()
-        usage = UsageTracker(sae.d_sae, sae.modalities).to(self.device)
+        self.sae = sae.train()
+        usage = UsageTracker(sae.d_sae, sae.modalities)
         usage.since[:, self.dead] = 1
         self.ctx = LossContext(self.sae, usage)
 
@@ -345,7 +351,7 @@ class Ours(Contender):
 
     def loss(self, x: Rows) -> Tensor:
         outputs = self.sae(x)
-        return torch.stack([term(outputs, self.ctx) for term in self.losses]).sum()
+        return total([term(outputs, self.ctx) for term in self.losses])
 
     def encode(self, x: Tensor) -> Codes:
         return self.sae.encode(x)
@@ -356,11 +362,17 @@ class Ours(Contender):
     def dense(self, codes: Codes) -> Tensor:
         return codes.to_dense()
 
+    def optimised(self, adam: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        with self.context():
+            found = with_atoms(adam, self.sae, tangent=True)
+        self.in_step = kept_by(found)
+        return found
+
     def tangent(self) -> None:
-        self.sae.remove_parallel_grad_()
+        self.sae.remove_parallel_grad_(self.in_step.tangent)
 
     def project(self) -> None:
-        self.sae.after_step_()
+        self.sae.after_step_(self.in_step.unit)
 
     def context(self) -> AbstractContextManager:
         if not self.backend:

@@ -64,6 +64,10 @@ class Backend:
         """``(values of matrix, ids)``, both ``(N, k)``, of the k largest of a row by ``ranking`` (default: value)."""
         raise NotImplementedError
 
+    def marked(self, matrix: Tensor, k: int) -> Tensor:
+        """``(N, F)`` 1 for the k largest of each row of ``matrix (N, F)``, 0 for the others, in its precision."""
+        return torch.zeros_like(matrix).scatter_(1, self.topk(matrix, k)[1], 1.0)
+
     def threshold(self, scores: Tensor, budget: int) -> Tensor:
         """The ``budget``-th largest positive entry of ``scores (N, F)``, 0-dim; ``budget`` is at least 1.
 
@@ -86,8 +90,8 @@ class Backend:
         raise NotImplementedError
 
     # --------------------------------------------------------------------------------------------- differentiable
-    def decode(self, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
-        """``(N, d)`` sums of ``atoms (F, d)`` rows weighted by ``values (N, k)`` at ``indices (N, k)``."""
+    def decode(self, values: Tensor, indices: Tensor, atoms: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(N, d)`` sums of ``atoms (F, d)`` weighted by ``values (N, k)`` at ``indices (N, k)``, plus ``bias``."""
         raise NotImplementedError
 
     def entries(

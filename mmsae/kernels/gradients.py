@@ -25,8 +25,8 @@ class SparseBackend(Backend):
         # by the tensor of ids: gradients of decoder and encoder are sums over the same ones, and need one sort
         self._sorted: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
-    def bag(self, values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
-        """``(N, d)`` sums of rows of ``table (F, d)``."""
+    def bag(self, values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(N, d)`` sums of rows of ``table (F, d)``, and of ``bias (d,)``."""
         raise NotImplementedError
 
     def sampled(self, x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
@@ -45,6 +45,10 @@ class SparseBackend(Backend):
         """``(n_rows,)`` sums by latent of ``values (N, k)``."""
         raise NotImplementedError
 
+    def scatter_and_totals(self, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+        """:meth:`scatter` and :meth:`totals` of the same values."""
+        return self.scatter(values, indices, x, n_rows), self.totals(values, indices, n_rows)
+
     def sorted(self, indices: Tensor, n_rows: int) -> Any:
         """The ``segments`` of a tensor of ids, made once for as long as the tensor lives and is not written to."""
         if indices.is_inference():  # has no version
@@ -55,8 +59,8 @@ class SparseBackend(Backend):
             found = self._sorted[indices] = key, self.segments(indices, n_rows)
         return found[1]
 
-    def decode(self, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
-        return _Decode.apply(self, values, indices, atoms)
+    def decode(self, values: Tensor, indices: Tensor, atoms: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _Decode.apply(self, values, indices, atoms, bias)
 
     def entries(
         self,
@@ -85,21 +89,22 @@ def _picked(column: Tensor, indices: Tensor) -> Tensor:
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, backend: SparseBackend, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
+    def forward(ctx, backend: SparseBackend, values: Tensor, indices: Tensor, atoms: Tensor, bias: Tensor | None):
         ctx.backend = backend  # the choice of a thread, and gradients are computed by another one on CUDA
         ctx.save_for_backward(values, indices, atoms)
-        return backend.bag(values, indices, atoms)
+        return backend.bag(values, indices, atoms, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         backend, (values, indices, atoms) = ctx.backend, ctx.saved_tensors
         grad = grad.contiguous()
-        _, need_values, _, need_atoms = ctx.needs_input_grad
+        _, need_values, _, need_atoms, need_bias = ctx.needs_input_grad
         return (
             None,
             backend.sampled(grad, atoms, indices).to(values.dtype) if need_values else None,
             None,
             backend.scatter(values, indices, grad, len(atoms)) if need_atoms else None,
+            grad.sum(0) if need_bias else None,
         )
 
 
@@ -110,10 +115,8 @@ class _Entries(torch.autograd.Function):
             values = backend.sampled(x, weight, indices)
             values = values if scale is None else values * _picked(scale, indices)
             values = values if bias is None else values + _picked(bias, indices)
-        else:
-            values = values.clone()
         ctx.backend = backend
-        ctx.save_for_backward(x, weight, bias, indices, values, scale)
+        ctx.save_for_backward(x, weight, bias, indices, None if scale is None else values, scale)
         return values
 
     @staticmethod
@@ -121,8 +124,12 @@ class _Entries(torch.autograd.Function):
         backend, (x, weight, bias, indices, values, scale) = ctx.backend, ctx.saved_tensors
         _, need_x, need_w, need_b, _, _, need_s = ctx.needs_input_grad
         grad = grad.contiguous()
-        grad_b = backend.totals(grad, indices, len(weight)) if need_b else None
-        grad_s = None
+        grad_b = grad_s = None
+        if scale is None and need_w and need_b:
+            grad_w, grad_b = backend.scatter_and_totals(grad, indices, x, len(weight))
+            return None, backend.bag(grad, indices, weight) if need_x else None, grad_w, grad_b, None, None, None
+        if need_b:
+            grad_b = backend.totals(grad, indices, len(weight))
         if scale is not None:
             factor = _picked(scale, indices)
             if need_s:
@@ -166,16 +173,19 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend: SparseBackend, x: Tensor, weight: Tensor, precision: str) -> Tensor:
-        ctx.backend, ctx.precision = backend, precision
+        ctx.backend, ctx.precision, ctx.dtype = backend, precision, x.dtype
+        if precision == "bf16":  # rounded once, and not again for each of the gradients
+            x, weight = x.bfloat16(), weight.bfloat16()
         ctx.save_for_backward(x, weight)
-        return backend.product(x, weight, None, precision).to(x.dtype)
+        return backend.product(x, weight, None, precision).to(ctx.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x, weight), of = ctx.saved_tensors, ctx.needs_input_grad
+        grad = grad.bfloat16() if ctx.precision == "bf16" else grad
 
         def product(a: Tensor, b: Tensor) -> Tensor:
-            return ctx.backend.product(a, b, None, ctx.precision).to(a.dtype)
+            return ctx.backend.product(a, b, None, ctx.precision).to(ctx.dtype)
 
         return (
             None,

@@ -63,9 +63,9 @@ def code_norm(codes: Codes, weights: Tensor | None = None) -> Tensor:
 
     The gradient at a zero row is 0 rather than infinite.
     """
-    sq = codes.values.square()
-    if weights is not None:
-        sq = sq * (weights if codes.indices is None else weights[codes.indices])
+    if weights is None:
+        return torch.linalg.vector_norm(codes.values, dim=1)  # whose gradient at 0 is 0
+    sq = codes.values.square() * (weights if codes.indices is None else weights[codes.indices])
     total = sq.sum(1)
     return torch.where(total > 0, total, 1).sqrt() * (total > 0)
 

@@ -109,6 +109,9 @@ class TorchBackend(SparseBackend):
             values, indices = ranked.topk(k, dim=1, sorted=False)
         return values if ranking is None else matrix.gather(1, indices), indices
 
+    def marked(self, matrix: Tensor, k: int) -> Tensor:
+        return grouped.marked(matrix, k) if matrix.device.type == "cpu" else super().marked(matrix, k)
+
     def threshold(self, scores: Tensor, budget: int) -> Tensor:
         best = scores.reshape(-1).topk(min(budget, scores.numel()), sorted=False).values
         return torch.where(best > 0, best, torch.inf).min() if len(best) else scores.new_full((), torch.inf)
@@ -128,8 +131,9 @@ class TorchBackend(SparseBackend):
         parts = matrix.unflatten(1, (groups, -1))
         return parts.argmax(2) + torch.arange(groups, device=matrix.device) * parts.shape[2]
 
-    def bag(self, values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
-        return F.embedding_bag(indices, table, mode="sum", per_sample_weights=values.to(table.dtype))
+    def bag(self, values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = F.embedding_bag(indices, table, mode="sum", per_sample_weights=values.to(table.dtype))
+        return out if bias is None else out.add_(bias)
 
     def sampled(self, x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         n, k = indices.shape

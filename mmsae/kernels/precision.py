@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from mmsae.types import InputError
@@ -35,3 +36,11 @@ def effective(precision: str | None, x: Tensor) -> str:
     if precision in (None, "tf32"):
         return "tf32" if x.device.type == "cuda" else "fp32"
     return precision
+
+
+def no_autocast(like: Tensor) -> AbstractContextManager:
+    """No autocast on the device of a tensor; where there is none anyway nothing is done, which takes less time."""
+    import torch
+
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

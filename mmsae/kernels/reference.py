@@ -56,8 +56,9 @@ class ReferenceBackend(Backend):
         size = matrix.shape[1] // groups
         return torch.stack([part.argmax(1) + i * size for i, part in enumerate(matrix.split(size, 1))], 1)
 
-    def decode(self, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
-        return dense(values, indices, len(atoms)).to(atoms.dtype) @ atoms
+    def decode(self, values: Tensor, indices: Tensor, atoms: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = dense(values, indices, len(atoms)).to(atoms.dtype) @ atoms
+        return out if bias is None else out + bias
 
     def entries(
         self,

@@ -19,9 +19,12 @@ from mmsae.kernels.ids import distinct
 from mmsae.kernels.precision import effective
 
 
-def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
-    """``(N, d)`` sums of ``atoms (F, d)`` rows weighted by ``values (N, k)`` at ``indices (N, k)``; differentiable."""
-    return backend_for(atoms).decode(values, indices, atoms)
+def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``(N, d)`` sums of ``atoms (F, d)`` rows weighted by ``values (N, k)`` at ``indices (N, k)``; differentiable.
+
+    ``bias (d,)`` is added to every sum.
+    """
+    return backend_for(atoms).decode(values, indices, atoms, bias)
 
 
 def decode_largest(pre: Tensor, k: int, atoms: Tensor, signed: bool = False) -> Tensor:
@@ -31,9 +34,9 @@ def decode_largest(pre: Tensor, k: int, atoms: Tensor, signed: bool = False) -> 
     """
     backend, ranked, kept = backend_for(atoms), pre.detach(), pre if signed else pre.relu()
     if backend.dense_pays(atoms.device, len(atoms), k):
-        codes = kept * grouped.marked(ranked.abs() if signed else ranked, k)
-        more = -len(atoms) % backend.whole
-        codes, atoms = F.pad(codes.to(atoms.dtype), (0, more)), F.pad(atoms, (0, 0, 0, more))
+        codes = (kept * backend.marked(ranked.abs() if signed else ranked, k)).to(atoms.dtype)
+        if atoms.device.type == "cpu" and (more := -len(atoms) % backend.whole):
+            codes, atoms = F.pad(codes, (0, more)), F.pad(atoms, (0, 0, 0, more))
         return backend.dense_product(codes, atoms.t())
     indices = backend.topk(ranked, k, Ranking(absolute=True) if signed else None)[1]
     return backend.decode(kept.gather(1, indices), indices, atoms)
@@ -75,9 +78,10 @@ def dense_linear(x: Tensor, weight: Tensor, precision: str | None = None) -> Ten
 
 def dense_columns(x: Tensor, weight: Tensor, ids: Tensor, precision: str | None = None) -> Tensor:
     """``(N, len(ids))`` ``x @ weight[ids].T``, as :func:`dense_linear`."""
-    filled = F.pad(ids, (0, -len(ids) % backend_for(x).whole))
-    # on the CPU the gradient of index_select takes a fraction of that of weight[ids]
-    return dense_linear(x, weight.index_select(0, filled), precision)[:, : len(ids)]
+    # the gradient of index_select takes a fraction of that of weight[ids]
+    if not (more := -len(ids) % backend_for(x).whole):
+        return dense_linear(x, weight.index_select(0, ids), precision)
+    return dense_linear(x, weight.index_select(0, F.pad(ids, (0, more))), precision)[:, : len(ids)]
 
 
 @torch.no_grad()
@@ -101,7 +105,8 @@ def _products(
     """``(rows, their part of (x @ weight.T) * scale + bias)``, so many rows at a time as are fast on the device."""
     weight = weight.bfloat16() if precision == "bf16" else weight  # once, and not for every part
     for rows in backend.chunks(len(x), len(weight), x.device):
-        product = backend.product(x[rows], weight, bias if scale is None else None, precision)
+        part = x if rows.stop - rows.start == len(x) else x[rows]
+        product = backend.product(part, weight, bias if scale is None else None, precision)
         yield rows, product if scale is None else _scaled(product.to(x.dtype), scale, bias)
 
 
@@ -138,8 +143,14 @@ def chunked_topk(
         indices.append(idx)
     if not values:
         return x.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=x.device)
-    values, indices = torch.cat(values), torch.cat(indices)
-    return values if precision == "fp32" else backend.entries(x, weight, bias, indices, None, scale), indices
+    indices = _below(indices)
+    if precision == "fp32":
+        return _below(values), indices
+    return backend.entries(x, weight, bias, indices, None, scale), indices
+
+
+def _below(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ __all__, _get = lazy(
         "dictionary": "Dictionary",
         "encoder": "AffineEncoder DistanceEncoder PerModalityEncoder SAEEncoder",
         "latents": "append_concepts match_latents matching prune_latents select_latents",
-        "losses": "AuxK CodeCosine LossContext LossTerm Reconstruction",
+        "losses": "AuxK CodeCosine LossContext LossTerm Reconstruction total",
         "normaliser": "Normaliser",
         "part": "Part",
         "precodes": "DensePreCodes PreCodes PursuitCodes",

@@ -6,7 +6,7 @@ carries its coefficient; a sum of terms is the training loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,6 +79,19 @@ class LossTerm(nn.Module):
         raise NotImplementedError
 
 
+def mean_square(recon: Tensor, target: Tensor) -> Tensor:
+    """Mean over all entries of ``(recon - target)^2``, ``(N, d)`` both: two operations, and one of their gradients."""
+    return torch.ops.aten.mse_loss.default(recon, target)
+
+
+def total(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of loss terms, one at least."""
+    first, *others = terms
+    for term in others:
+        first = first + term
+    return first
+
+
 class Reconstruction(LossTerm):
     """Squared error of the normalised rows.
 
@@ -97,8 +110,8 @@ class Reconstruction(LossTerm):
         self.reduction = reduction
 
     def forward(self, outputs: Outputs, ctx: LossContext) -> Tensor:
-        total = sum(self.of(out, m, ctx) for m, out in outputs.items())
-        return total if self.reduction == "mse" else total / len(outputs)
+        error = total([self.of(out, m, ctx) for m, out in outputs.items()])
+        return error if self.reduction == "mse" or len(outputs) == 1 else error / len(outputs)
 
     def of(self, out: SAEOutput, modality: str, ctx: LossContext) -> Tensor:
         """The error of one modality."""
@@ -106,10 +119,11 @@ class Reconstruction(LossTerm):
 
     def error(self, target: Tensor, recon: Tensor, modality: str, ctx: LossContext) -> Tensor:
         """The error of a reconstruction, ``(N, d)`` both."""
-        error = (target - recon).square().sum(1).mean()
-        if self.reduction == "fvu":
-            return error / ctx.sae.normaliser.variance(modality)
-        return error / target.shape[1] if self.reduction == "mse" else error
+        error = mean_square(recon, target)
+        if self.reduction == "mse":
+            return error
+        error = error * target.shape[1]
+        return error / ctx.sae.normaliser.variance(modality) if self.reduction == "fvu" else error
 
 
 class AuxK(LossTerm):
@@ -158,7 +172,7 @@ class AuxK(LossTerm):
         )
         if n == 0:
             return zero
-        total, shard = zero, ctx.sae.shard
+        terms, shard = [], ctx.sae.shard
         signed = self.score == "abs" or (self.score is None and ctx.sae.signed)
         for m, out in outputs.items():
             residual = (out.target - out.recon).detach()
@@ -166,11 +180,11 @@ class AuxK(LossTerm):
             k = min(self.k_aux or out.target.shape[1] // 2, n)
             atoms = ctx.sae.dictionary(m).rows().index_select(0, dead)
             decode = decode_largest if shard is None else shard.decode_largest
-            error = (residual - decode(pre, k, atoms, signed)).square().sum(1).mean()
-            scale = (residual - residual.mean(0)).square().sum(1).mean()
+            error = mean_square(decode(pre, k, atoms, signed), residual)
+            scale = (residual - residual.mean(0)).square().mean()
             # a residual without variance (one row) has no unit: no term, and no gradient (0 / 0 would be NaN)
-            total = total + torch.where(scale > 0, error / scale.clamp(min=1e-30), 0.0)
-        return self.coefficient * total / len(outputs)
+            terms.append(error / scale.masked_fill(scale <= 0, torch.inf))
+        return total(terms) * (self.coefficient / len(outputs))
 
 
 class CodeCosine(LossTerm):

@@ -29,6 +29,10 @@ from mmsae.kernels import (
 )
 from mmsae.kernels.backend import Score
 
+#: Of the gradient of a centre on the CPU, where one sum over all latents rounds five times as much; and much of it
+#: cancels against the decoder's.
+PARTS = 32
+
 
 def identity(u: Tensor) -> Tensor:
     """No activation."""
@@ -69,9 +73,9 @@ class PreCodes:
     def columns(self, ids: Tensor) -> Tensor:
         """``(N, len(ids))`` pre-codes of some latents."""
         bias = self._biases()
-        bias = None if bias is None else bias[ids]
+        bias = None if bias is None else bias.index_select(0, ids)
         linear = dense_columns(self.x, self.weight, ids, self.precision)
-        return self._finish(linear, bias, None if self.scale is None else self.scale[ids])
+        return self._finish(linear, bias, None if self.scale is None else self.scale.index_select(0, ids))
 
     @torch.no_grad()
     def scores(self, score: Score | None = None) -> Tensor:
@@ -148,15 +152,17 @@ class _Centred(torch.autograd.Function):
     @staticmethod
     def forward(ctx, bias: Tensor | None, centre: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return weight.new_zeros(len(weight)) if bias is None else bias.clone()
+        return weight.new_zeros(len(weight)) if bias is None else bias
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (weight,) = ctx.saved_tensors
-        # on the CPU one sum over all latents rounds five times as much, and much of it cancels against the decoder's
-        parts = 32 if weight.device.type == "cpu" else 1
-        summed = torch.stack([g @ w for g, w in zip(grad.chunk(parts), weight.chunk(parts), strict=True)]).sum(0)
-        return grad if ctx.needs_input_grad[0] else None, -summed, None
+        if weight.device.type == "cpu":
+            pairs = zip(grad.chunk(PARTS), weight.chunk(PARTS), strict=True)
+            summed = torch.stack([g @ w for g, w in pairs]).sum(0)
+        else:
+            summed = grad @ weight
+        return grad if ctx.needs_input_grad[0] else None, summed.neg_(), None
 
 
 @dataclass

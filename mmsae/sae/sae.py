@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmsae import __version__
-from mmsae.kernels.precision import check_precision
+from mmsae.kernels import sparse_decode
+from mmsae.kernels.precision import check_precision, no_autocast
 from mmsae.remote.hub import hub_place
 from mmsae.sae import folder as folder_format
 from mmsae.sae.dictionary import Dictionary
@@ -168,7 +169,7 @@ class SAE(nn.Module):
     def _encode(self, x: Mapping[str, Tensor], grad: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
         """``{modality: (normalised rows, pre-codes, codes)}`` of raw rows of every modality."""
         # half precision makes ties, and ties lose members of the top-k: select in the weights' own precision
-        with torch.autocast(next(iter(x.values())).device.type, enabled=False):
+        with no_autocast(next(iter(x.values()))):
             found = {m: self._pre(v, m, (grad or {}).get(m)) for m, v in x.items()}
             pres, rows = ({m: f[i] for m, f in found.items()} for i in (0, 1))
             selects = self.selector.select if self.shard is None else partial(self.shard.select, self.selector)
@@ -213,7 +214,9 @@ class SAE(nn.Module):
 
     def _decode(self, codes: Codes, modality: str) -> Tensor:
         dictionary = self.dictionary(modality)
-        with torch.autocast(codes.values.device.type, enabled=False):
+        with no_autocast(codes.values):
+            if self.shard is None and codes.indices is not None:
+                return sparse_decode(codes.values, codes.indices, dictionary.rows(), dictionary.bias)
             out = codes.decode_with(dictionary.rows())
             out = out if self.shard is None else self.shard.summed(out)
             return out if dictionary.bias is None else out + dictionary.bias

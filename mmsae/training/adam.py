@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from mmsae.kernels.choice import backend_for
 from mmsae.sae import SAE, Dictionary
+
+_HEARD = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)  # of every optimiser
 
 
 class AtomAdam(torch.optim.Adam):
@@ -29,6 +32,7 @@ class AtomAdam(torch.optim.Adam):
     def __init__(self, adam: torch.optim.Adam, atoms: list[Dictionary], tangent: bool) -> None:
         super().__init__(adam.param_groups)
         self.atoms, self.tangent = atoms, tangent
+        self._steps: dict[Tensor, int] = {}  # of every table, as they are in its state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -44,13 +48,50 @@ class AtomAdam(torch.optim.Adam):
             for weight in group["params"]:
                 if grads.get(weight) is not None:
                     self._step_rows(weight, group)
-                    weight.grad = None  # super() leaves it out
-        super().step()
+                    weight.grad = None  # what steps the others leaves it out
+        if not self._step_others():
+            super().step()
         for weight, grad in grads.items():
             weight.grad = grad
         return loss
 
     step.hooked = True  # torch would call the hooks of a step here once more, and super() does
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; torch's own way takes longer than that of an SAE's forward pass should."""
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
+
+    def _step_others(self) -> bool:
+        """One call of the fused kernel a group for what is no table of atoms; torch's way there takes as long as ten.
+
+        Nothing is done, and False returned, in the first step, which makes the state, and where torch's own is due.
+        """
+        heard = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_HEARD)
+        if any(heard) or getattr(self, "grad_scale", None) is not None:
+            return False
+        parts = []
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            states = [self.state.get(w) for w in weights]
+            alike = all(w.dtype == w.grad.dtype == torch.float32 and w.device == weights[0].device for w in weights)
+            if not (group["fused"] and alike and all(states)) or any(w.grad.is_sparse for w in weights):
+                return False
+            parts.append((group, weights, states))
+        for group, weights, states in parts:
+            if weights:
+                steps, means, squares = ([s[n] for s in states] for n in ("step", "exp_avg", "exp_avg_sq"))
+                (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
+                torch._foreach_add_(steps, 1)
+                torch._fused_adam_(
+                    weights, [w.grad for w in weights], means, squares, [], steps, lr=lr, beta1=beta1, beta2=beta2,
+                    weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
+                )  # fmt: skip
+        return True
 
     def _step_rows(self, weight: Tensor, group: dict[str, Any]) -> None:
         from mmsae.kernels.triton.optim import adam_rows_
@@ -59,13 +100,17 @@ class AtomAdam(torch.optim.Adam):
         if not state:
             state["step"] = torch.zeros((), device="cpu")
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            self._steps[weight] = 0
+        elif weight not in self._steps:
+            self._steps[weight] = int(state["step"])
         state["step"] += 1
+        self._steps[weight] += 1
         adam_rows_(
             weight,
             weight.grad.contiguous(),
             state["exp_avg"],
             state["exp_avg_sq"],
-            int(state["step"]),
+            self._steps[weight],
             group["lr"],
             *group["betas"],
             group["eps"],
@@ -74,6 +119,7 @@ class AtomAdam(torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._steps.clear()
         for dictionary in self.atoms:
             if state := self.state.get(dictionary.weight):
                 state["step"] = state["step"].cpu()  # of a fused Adam it is on the device

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from mmsae.kernels.choice import described
 from mmsae.kernels.precision import effective
 from mmsae.metrics.validation import ValidationMetrics
-from mmsae.sae import SAE, AuxK, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows
+from mmsae.sae import SAE, AuxK, LossContext, LossTerm, Reconstruction, UsageTracker, fit_rows, total
 from mmsae.sae.latent_shard import share_latents_
 from mmsae.sae.normaliser import Normaliser, all_reduce
 from mmsae.sae.usage import DEAD_AFTER
@@ -298,7 +298,7 @@ class LitSAE(pl.LightningModule):
         step = self.global_step
         ctx = LossContext(self.sae, self.usage, step / self.total_steps, step, self.seed or 0)
         terms = {term.name: term(outputs, ctx) for term in self.losses}
-        loss = torch.stack(list(terms.values())).sum()
+        loss = total(list(terms.values()))
         if not self._said:
             self._say_what_is_too_short({m: out.codes.n for m, out in outputs.items()})
         self.usage.update({m: out.codes for m, out in outputs.items()})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmsae.sae import SAE, LossContext, LossTerm, UsageTracker
+from mmsae.sae import SAE, LossContext, LossTerm, UsageTracker, total
 from mmsae.training.adam import kept_by, with_atoms
 from mmsae.training.freeze import Freeze
 from mmsae.types import Tokens
@@ -65,7 +65,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate(step, steps)
             context = LossContext(sae, usage, step / steps, step, seed)
-            loss = torch.stack([term(outputs, context) for term in losses]).sum()
+            loss = total([term(outputs, context) for term in losses])
             optimizer.zero_grad()
             loss.backward()
             sae.remove_parallel_grad_(in_step.tangent)

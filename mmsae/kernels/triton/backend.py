@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmsae.kernels.backend import Ranking
+from mmsae.kernels.backend import Backend, Ranking
 from mmsae.kernels.plain import TorchBackend
 from mmsae.kernels.triton import select, sparse
 
 ENTRIES = 2**28  # of a product that are held at a time
+# sparse products of N * k * d operations and dense ones of N * F * d, in float32: those wait for the L2 cache, which
+# gives an H100 some 1.4e12 float32 numbers a second, these do 25e12 a second
+DENSE = 16
 
 
 class TritonBackend(TorchBackend):
@@ -19,6 +22,7 @@ class TritonBackend(TorchBackend):
 
     name = "triton"
     fused = True
+    whole = 8  # 16 bytes of bfloat16, which tensor cores ask of the rows of a matrix
 
     def chunks(self, n: int, width: int, device: torch.device) -> Iterator[slice]:
         size = max(256, ENTRIES // width)
@@ -27,6 +31,12 @@ class TritonBackend(TorchBackend):
     def topk(self, matrix: Tensor, k: int, ranking: Ranking | None = None) -> tuple[Tensor, Tensor]:
         ranking = ranking or Ranking()
         return select.topk(matrix, k, ranking.absolute, ranking.factor)
+
+    def marked(self, matrix: Tensor, k: int) -> Tensor:
+        return Backend.marked(self, matrix, k)
+
+    def dense_pays(self, device: torch.device, n_rows: int, k: int) -> bool:
+        return n_rows <= DENSE * k
 
     def threshold(self, scores: Tensor, budget: int) -> Tensor:
         return select.batch_threshold(scores, budget)
@@ -41,8 +51,8 @@ class TritonBackend(TorchBackend):
     def group_max(self, matrix: Tensor, groups: int) -> Tensor:
         return select.group_max(matrix, groups)[1]
 
-    def bag(self, values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
-        return sparse.bag(values, indices, table).to(table.dtype)
+    def bag(self, values: Tensor, indices: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
+        return sparse.bag(values, indices, table, bias).to(table.dtype)
 
     def sampled(self, x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         return sparse.sampled(x, table, indices).to(x.dtype)
@@ -52,6 +62,11 @@ class TritonBackend(TorchBackend):
 
     def scatter(self, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
         return sparse.scatter(values, indices, x, n_rows, self.sorted(indices, n_rows)).to(x.dtype)
+
+    def scatter_and_totals(self, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+        totals = values.new_empty(n_rows, dtype=torch.float32)
+        sums = sparse.scatter(values, indices, x, n_rows, self.sorted(indices, n_rows), totals)
+        return sums.to(x.dtype), totals.to(values.dtype)
 
     def totals(self, values: Tensor, indices: Tensor, n_rows: int) -> Tensor:
         # not index_add_, whose order of summation is another one in every run

@@ -7,12 +7,15 @@ bit by bit takes 16 rounds for bfloat16, 19 for float16 and 32 for float32. NaN 
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmsae.kernels.triton.launch import in_rows, launch, warps
+from mmsae.kernels.triton.launch import cdiv, in_rows, launch, next_power_of_2, warps
 
 #: High bits of a float32 key that entries of a type can set: sign, exponent, mantissa (float16: mantissa of 10 bits).
 KEY_BITS = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}
@@ -61,18 +64,25 @@ def _maxima_kernel(
     tl.store(maxima_ptr + row * n_groups + group, tl.max(score, 1), mask=group < n_groups)
 
 
+@lru_cache(256)  # a launch has no time for arithmetic
+def _tiles(f: int, group: int) -> tuple[int, int, dict[str, Any]]:
+    """Groups of F columns, programs a row, and the sizes of one."""
+    n_groups = cdiv(f, group)
+    # 4,096 entries a program: 8 kB and more of neighbouring memory, with four and more loads of 16 bytes of each thread
+    # under way; a row's end wastes less than one program
+    block = min(max(1, 4096 // group), next_power_of_2(n_groups))
+    return n_groups, cdiv(n_groups, block), dict(GROUP=group, BLOCK=block, num_warps=warps(block * group, 32, 4))
+
+
 def maxima(matrix: Tensor, absolute: bool = False, factor: Tensor | None = None, group: int = GROUP) -> Tensor:
     """``(N, ceil(F / group))`` largest scores of neighbouring columns of ``matrix (N, F)``: pass A of a top-k.
 
     Scores are in the type of the matrix or, with factors, in float32.
     """
     matrix = in_rows(matrix)
-    (n, f), n_groups = matrix.shape, triton.cdiv(matrix.shape[1], group)
+    n, f = matrix.shape
+    n_groups, n_blocks, sizes = _tiles(f, group)
     out = matrix.new_empty(n, n_groups, dtype=matrix.dtype if factor is None else torch.float32)
-    # 4,096 entries a program: 8 kB and more of neighbouring memory, with four and more loads of 16 bytes of each thread
-    # under way; a row's end wastes less than one program
-    block = min(max(1, 4096 // group), triton.next_power_of_2(n_groups))
-    n_blocks = triton.cdiv(n_groups, block)
     launch(
         _maxima_kernel,
         (n * n_blocks,),
@@ -84,8 +94,6 @@ def maxima(matrix: Tensor, absolute: bool = False, factor: Tensor | None = None,
         n_blocks,
         matrix.stride(0),
         ABSOLUTE=absolute,
-        GROUP=group,
-        BLOCK=block,
-        num_warps=warps(block * group, 32, 4),
+        **sizes,
     )
     return out

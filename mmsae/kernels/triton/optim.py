@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmsae.kernels.triton.launch import launch, warps
+from mmsae.kernels.triton.launch import launch, next_power_of_2, warps
 
 
 @triton.jit
@@ -46,7 +46,6 @@ def _adam_kernel(
     tl.store(square_ptr + at, square, mask=inside)
 
 
-@torch.no_grad()
 def adam_rows_(
     weight: Tensor,
     grad: Tensor,
@@ -85,7 +84,7 @@ def adam_rows_(
     n, d = weight.shape
     if not (n and d):
         return
-    block = triton.next_power_of_2(d)
+    block = next_power_of_2(d)
     launch(
         _adam_kernel,
         (n,),

@@ -6,13 +6,16 @@ candidate. Top-k reads the matrix once, for the maxima of groups of columns, and
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mmsae.kernels.triton.keys import GROUP, KEY_BITS, LEAST, key_of, maxima, score_of
-from mmsae.kernels.triton.launch import in_rows, launch, warps
+from mmsae.kernels.triton.launch import cdiv, in_rows, launch, next_power_of_2, warps
 from mmsae.kernels.triton.threshold import above, batch_threshold, count_above
 
 __all__ = ["above", "batch_threshold", "count_above", "group_max", "topk"]
@@ -97,11 +100,30 @@ def _plan(f: int, k: int) -> int | None:
     group = GROUP
     while group > 8 and k * group > 4096:  # 8 float32 numbers are a sector, the least that memory gives
         group //= 2
-    while triton.cdiv(f, group) > 2**15:
+    while cdiv(f, group) > 2**15:
         group *= 2
     if 2 * k * group <= f and k * group <= 2**15:
         return group
     return 0 if f <= 2**15 else None
+
+
+@lru_cache(256)  # a launch has no time for arithmetic
+def _sizes(f: int, k: int, bits: int) -> tuple[int | None, int, dict[str, Any]]:
+    """:func:`_plan`, the number of groups, and the sizes of a program."""
+    group = _plan(f, k)
+    size, slots = (group, k) if group else (min(GROUP, next_power_of_2(f)), cdiv(f, GROUP))
+    n_groups, slots = cdiv(f, size), next_power_of_2(slots)
+    sizes = dict(
+        BITS=bits,
+        GROUP=size,
+        GROUPS=next_power_of_2(n_groups) if group else 1,
+        SLOTS=slots,
+        PLACES=next_power_of_2(k),
+        # 16 keys a thread take 65 to 90 registers (ptxas, sm_90), 32 take up to 200: rows mostly wait for their counts,
+        # so more of them at once are worth more than fewer barriers
+        num_warps=warps(max(slots * size, n_groups if group else 1), 16),
+    )
+    return group, n_groups, sizes
 
 
 @torch.no_grad()
@@ -134,15 +156,13 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
     values, indices = matrix.new_empty(n, k), matrix.new_empty(n, k, dtype=torch.long)
     if not values.numel():
         return values, indices
-    group = _plan(f, k)
+    group, n_groups, sizes = _sizes(f, k, KEY_BITS[torch.float32 if factor is not None else matrix.dtype])
     if group is None:
         score = matrix if factor is None else matrix.float() * factor.float()
         order = (score.abs() if absolute else score).sort(dim=1, descending=True, stable=True).indices
         indices = order[:, :k].sort(dim=1).values
         return matrix.gather(1, indices), indices
     best = maxima(matrix, absolute, factor, group) if group else None
-    size, slots = (group, k) if group else (min(GROUP, triton.next_power_of_2(f)), triton.cdiv(f, GROUP))
-    n_groups, slots = triton.cdiv(f, size), triton.next_power_of_2(slots)
     launch(
         _topk_kernel,
         (n,),
@@ -155,15 +175,8 @@ def topk(matrix: Tensor, k: int, absolute: bool = False, factor: Tensor | None =
         n_groups,
         matrix.stride(0),
         k,
-        BITS=32 if factor is not None else KEY_BITS[matrix.dtype],
         ABSOLUTE=absolute,
-        GROUP=size,
-        GROUPS=triton.next_power_of_2(n_groups) if group else 1,
-        SLOTS=slots,
-        PLACES=triton.next_power_of_2(k),
-        # 16 keys a thread take 65 to 90 registers (ptxas, sm_90), 32 take up to 200: rows mostly wait for their counts,
-        # so more of them at once are worth more than fewer barriers
-        num_warps=warps(max(slots * size, n_groups if group else 1), 16),
+        **sizes,
     )
     return values, indices
 
@@ -215,9 +228,9 @@ def group_max(matrix: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     matrix, size = in_rows(matrix), f // groups
     values, indices = matrix.new_empty(n, groups), matrix.new_empty(n, groups, dtype=torch.long)
     # 4,096 entries a program, as in pass A
-    block = min(triton.next_power_of_2(size), 1024)
-    tile = min(triton.next_power_of_2(groups), 4096 // block)
-    n_blocks = triton.cdiv(groups, tile)
+    block = min(next_power_of_2(size), 1024)
+    tile = min(next_power_of_2(groups), 4096 // block)
+    n_blocks = cdiv(groups, tile)
     launch(
         _group_max_kernel,
         (n * n_blocks,),

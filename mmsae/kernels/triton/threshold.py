@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmsae.kernels.triton.keys import GROUP, KEY_BITS, key_of, maxima
-from mmsae.kernels.triton.launch import in_rows, launch, warps
+from mmsae.kernels.triton.launch import cdiv, in_rows, launch, next_power_of_2, warps
 
 
 @triton.jit
@@ -107,11 +107,11 @@ def batch_threshold(scores: Tensor, budget: int) -> Tensor:
     scores = in_rows(scores)
     best = maxima(scores)
     counts = torch.zeros(2, 4, 256, dtype=torch.long, device=scores.device)
-    digits = triton.cdiv(KEY_BITS[scores.dtype], 8)
+    digits = cdiv(KEY_BITS[scores.dtype], 8)
     for matrix, screen, table in ((best, None, counts[0]), (scores, best, counts[1])):
-        n_groups = triton.cdiv(matrix.shape[1], GROUP)
-        block = min(4096 // GROUP, triton.next_power_of_2(n_groups))
-        n_blocks = triton.cdiv(n_groups, block)
+        n_groups = cdiv(matrix.shape[1], GROUP)
+        block = min(4096 // GROUP, next_power_of_2(n_groups))
+        n_blocks = cdiv(n_groups, block)
         n_tiles = len(matrix) * n_blocks
         for digit in range(2 if screen is None else digits):
             # programs take many tiles, since each reads the histograms before and adds to its own once
@@ -210,7 +210,7 @@ def _above_kernel(
 def _above_options(scores: Tensor, threshold: Tensor, inclusive: bool) -> tuple[Tensor, dict[str, int]]:
     if threshold.dim() and threshold.shape != scores.shape[1:]:
         raise ValueError(f"thresholds must be one number or ({scores.shape[1]},), not {tuple(threshold.shape)}")
-    block = min(triton.next_power_of_2(max(scores.shape[1], 1)), 2048)
+    block = min(next_power_of_2(max(scores.shape[1], 1)), 2048)
     options = dict(COLUMNS=threshold.dim(), INCLUSIVE=inclusive, BLOCK=block, num_warps=warps(block, 16))
     return in_rows(scores), options
 

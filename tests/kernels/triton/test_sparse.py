@@ -37,7 +37,9 @@ def test_products_are_those_of_dense_matrices(device, dtype, n, f, k, d):
     table, x = (normal(m, d, dtype=dtype, seed=s, device=device) for s, m in enumerate((f, n)))
     close(sparse.bag(values, indices, table), codes @ table.double())
     close(sparse.sampled(x, table, indices), (x.double() @ table.double().t()).gather(1, indices))
-    close(sparse.scatter(values, indices, x, f), codes.t() @ x.double())
+    totals = torch.full((f,), torch.nan, device=device)
+    close(sparse.scatter(values, indices, x, f, totals=totals), codes.t() @ x.double())
+    assert (totals.double() - codes.sum(0)).abs().max() < 1e-6
 
 
 def test_many_entries_a_row(device):
@@ -60,7 +62,11 @@ def test_segments_longer_than_a_window(device, n, latent):
     values, indices, codes = hub(n, 8, 2, device, latent)
     x = normal(n, 20, device=device)
     close(sparse.scatter(values, indices, x, 8), codes.t() @ x.double())
-    close(sparse.scatter(values, indices, x, 8, sparse.segments(indices, 8)), codes.t() @ x.double())
+    totals = torch.full((8,), torch.nan, device=device)
+    sums = sparse.scatter(values, indices, x, 8, sparse.segments(indices, 8), totals)
+    close(sums, codes.t() @ x.double())
+    close(totals, codes.sum(0))
+    assert torch.equal(sums, sparse.scatter(values, indices, x, 8))
 
 
 def test_windows_of_one_latent_are_summed_by_themselves(device, monkeypatch):
@@ -79,11 +85,11 @@ def test_windows_of_one_latent_are_summed_by_themselves(device, monkeypatch):
 def test_segments_are_entries_by_latent_and_by_row(device):
     _, indices, _ = hub(50, 11, 3, device)
     order, starts = sparse.segments(indices, 13)  # two latents more than any index
-    assert order.dtype == starts.dtype == torch.int32
+    assert order.dtype == torch.long and starts.dtype == torch.int32
     flat = indices.reshape(-1)
     assert starts[0] == 0 and starts[-1] == flat.numel() and starts[11] == starts[12] == starts[13]
     for latent in range(13):
-        part = order[starts[latent] : starts[latent + 1]].long()
+        part = order[starts[latent] : starts[latent + 1]]
         assert torch.equal(part, (flat == latent).nonzero()[:, 0])
 
 
