@@ -27,7 +27,14 @@ def test_brushing_chooses_latents(at):
     w.mouse("mousePressed", box[0] + 46, box[1] + 5)
     w.mouse("mouseMoved", box[0] + box[2] - 3, box[1] + box[3] - 25)
     w.mouse("mouseReleased", box[0] + box[2] - 3, box[1] + box[3] - 25)
-    w.wait("document.querySelector('.tools .hint').textContent.includes('18 latents in the chosen area')")
+    chosen = "document.querySelector('.tools .hint')?.textContent.includes('18 latents in the chosen area')"
+    w.wait(chosen)
+    w.run("document.querySelector('.cover').click()")
+    w.wait("document.querySelector('.number')")
+    w.run("history.back()")
+    w.wait(chosen)  # and still
+    w.run("document.querySelector('.tools .hint button').click()")
+    w.wait("document.querySelector('.tools .hint').textContent === '24 latents'")
 
 
 @pytest.mark.parametrize(("words", "first"), [("word7", 7), ("zero", 0), ("#21", 21)])
@@ -393,6 +400,8 @@ def test_the_keyboard_reaches_what_the_mouse_does(at):
     ]
     w.key("u")
     w.wait("document.querySelector('.overview')")
+    w.run("document.querySelector('.skip').click()")
+    assert w.run("[document.activeElement.id, location.hash]") == ["page", "#/"]
 
 
 def test_the_order_turns_around(at):

@@ -50,6 +50,8 @@ def test_a_sample_page_counts_areas_as_queries_do(window, tmp_path):
             own = next(s for s in said if f"#{j}" in s)
             assert own.endswith(f"#{j}{says}") and count.count([j])[i] == (int(says[0]) if says else 0)
         window.run("document.querySelector('.where[data-latent=\"1\"]').click()")
+        items = Evidence(tmp_path / "e").items
+        assert texts(window, ".portrait h1") == [items.label[i] or items.key[i]]  # there are no captions
         item, areas = count.areas([1])
         share = round(100 * areas.size[item == i].sum() / 36)
         assert f"{'2 areas' if i < 6 else '1 area'}, {share} %" in texts(window, ".pinned .hint")[0]

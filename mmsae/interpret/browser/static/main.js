@@ -57,7 +57,7 @@
 
   function bar(at) {
     const old = document.querySelector("#bar input.search");
-    const search = old ?? h("input.search", { type: "search", placeholder: "Search names and captions   /", "aria-label": "search", spellcheck: false, autocomplete: "off" });
+    const search = old ?? h("input.search", { type: "search", "aria-label": "search", spellcheck: false, autocomplete: "off" });
     if (!old) {
       search.addEventListener("input", () => {
         clearTimeout(search.later);
@@ -78,6 +78,8 @@
         }
       });
     }
+    const fields = ["names", panel.meta.captions && "captions", panel.lifted && "labels"].filter(Boolean);
+    search.placeholder = `Search ${fields.join(", ")}   /`;
     if (document.activeElement !== search) search.value = at.page === "overview" ? (at.query ?? "") : "";
     const pages = PAGES.filter(([id]) => !optional.includes(id) || mmsae.site.pages.includes(id));
     const here = { latent: "overview", sample: "samples" }[at.page] ?? at.page;
@@ -144,6 +146,10 @@
   });
 
   addEventListener("hashchange", mmsae.route);
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // what follows # is an address here
+    document.getElementById("page").focus();
+  });
   mmsae.title = document.title;
   const theme = mmsae.notes.read("mmsae:theme");
   if (theme) document.documentElement.dataset.theme = theme;

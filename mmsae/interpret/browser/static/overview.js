@@ -103,7 +103,6 @@
   mmsae.pages.overview = async (panel, { query = "" }) => {
     const view = (panel.view ??= { filter: "all", sort: "interesting", desc: true, mode: mmsae.notes.read("mmsae:mode") ?? "cards", scroll: 0 });
     view.query = query;
-    view.brush = null;
     const { columns, images } = columnsOf(panel);
     const first = panel.meta.modalities[0];
     let chosen = [];
@@ -147,7 +146,7 @@
         h("span.head", {}, h("b", {}, cover(j)), h("small", {}, `#${j}`), mmsae.star(panel, j)),
         images && h("span.six", {}, top.map((e) => mmsae.picture(panel, { item: e }, { link: false, plain: true }))),
         said,
-        h("span.foot", {}, panel.meta.modalities.map((k) => h("span", {}, `on ${mmsae.percent(panel.columns[`${k}.density`][j])} of ${k}s`)))));
+        h("span.foot", {}, panel.meta.modalities.map((k) => h("span", {}, `${mmsae.percent(panel.columns[`${k}.density`][j])} of ${k}s`)))));
       if (texts.length)
         mmsae.seen(element, () =>
           Promise.all(texts.slice(0, 4).map((e) => panel.sample(e))).then((samples) => {
@@ -176,7 +175,7 @@
         if (!view.desc) chosen.reverse();
       }
       counts.replaceChildren(`${mmsae.count(chosen.length, "latent")}${view.query ? ` for “${view.query}”` : ""}${view.brush ? " in the chosen area " : ""}`,
-        view.brush || view.query ? h("button.small", { type: "button", onclick: () => { view.brush = null; plots.forEach((p) => p.clear()); if (view.query) location.hash = panel.searchLink(""); else choose(); } }, "clear") : "");
+        view.brush || view.query ? h("button.small", { type: "button", onclick: () => { view.brush = view.box = null; plots.forEach((p) => p.clear()); if (view.query) location.hash = panel.searchLink(""); else choose(); } }, "clear") : "");
       samples.replaceChildren(...(view.query ? [h("a", { href: panel.samplesLink(view.query) }, "samples with these words")] : []));
       none.textContent = chosen.length ? "" : nothing();
       list.fill(chosen.length);
@@ -225,12 +224,13 @@
     const describe = (j) => `${panel.name(j) ?? mmsae.wordsOf(panel, j)}  #${j}`;
     const pick = (j) => (location.hash = panel.link(j));
     const plots = [];
-    const brush = (set) => {
+    const brush = (set, title, at) => {
       view.brush = set;
+      view.box = set && { title, at }; // it is there again when one comes back
       choose();
     };
     const plot = (title, help, options) => {
-      const s = mmsae.scatter({ ...options, tone: (j) => tones[panel.kind[j]], dim: (j) => dimmed && !dimmed.has(j), label: title, onpick: pick, onbrush: (set) => { plots.forEach((p) => p !== s && p.clear()); brush(set); } });
+      const s = mmsae.scatter({ ...options, tone: (j) => tones[panel.kind[j]], dim: (j) => dimmed && !dimmed.has(j), label: title, onpick: pick, brushed: view.box?.title === title ? view.box.at : null, onbrush: (set, at) => { plots.forEach((p) => p !== s && p.clear()); brush(set, title, at); } });
       s.describe = describe;
       plots.push(s);
       return h("figure.plot", {}, h("figcaption", { title: help }, h("b", {}, title), h("span.hint", {}, help)), s);

@@ -84,7 +84,7 @@
   mmsae.bar = (share, text, tone = "") => h(`span.bar${tone}`, {}, h("i", { style: { width: `${100 * Math.min(Math.max(share, 0), 1)}%` } }), h("b", {}, text));
 
   mmsae.star = (panel, j) => {
-    const button = h("button.star", { type: "button", title: "Bookmark (b)", onclick: (event) => { event.preventDefault(); event.stopPropagation(); mmsae.notes.star(panel, j); draw(); } });
+    const button = h("button.star", { type: "button", title: "Bookmark (b)", "aria-label": `bookmark #${j}`, onclick: (event) => { event.preventDefault(); event.stopPropagation(); mmsae.notes.star(panel, j); draw(); } });
     const draw = () => {
       button.textContent = mmsae.notes.starred(panel, j) ? "★" : "☆";
       button.setAttribute("aria-pressed", mmsae.notes.starred(panel, j));

@@ -13,7 +13,8 @@
     const stepOf = (heat) => mmsae.heatSteps(heat, shape).reduce((best, x, k, all) => (x > all[best] ? k : best), 0);
     const picture = images && modalities.includes("image") && mmsae.picture(panel, { item: e, modality: "image" }, { link: false });
     if (picture) picture.outlined = true;
-    const said = h("h1.caption", {}, s.caption || s.label || s.key);
+    const title = s.caption || s.label || s.key;
+    const said = h("h1.caption", {}, title);
     const where = h("p.hint", { role: "status" });
 
     const strength = Object.fromEntries(modalities.map((m) => [m, new Map(s.codes[m].latents.map(([j, share, value]) => [j, [share, value]]))]));
@@ -38,7 +39,7 @@
         mmsae.drawHeat(panel, picture, seen && shape.rows ? stepOf(seen) : 0);
       }
       const tokens = read && mmsae.tokenHeat(read, s.tokens, panel.meta.grid.text.places);
-      said.replaceChildren(...(tokens ? (s.tokens ? [tokens] : [s.caption, tokens]) : [s.caption || s.label || s.key]));
+      said.replaceChildren(...(tokens && s.tokens ? [tokens] : [title, tokens || ""]));
       where.textContent = `${panel.name(j) ?? mmsae.wordsOf(panel, j)} #${j}: ${found.has(j) ? areasOf(j) : seen || read ? "marked in the text" : panel.meta.maps ? `maps are kept of the ${panel.meta.maps} strongest latents of a sample, and this is none of them` : "this SAE reads the whole sample at once, there is no map"}.`;
       root.querySelectorAll(".where").forEach((b) => b.setAttribute("aria-pressed", +b.dataset.latent === j));
     };
@@ -57,7 +58,7 @@
     const root = h("div.page.one", {}, mmsae.controlNote(panel), h("div.columns.sample-page", {},
       h("aside.portrait", {}, h("div.pinned", {}, picture, where), said, h("div.tools", {}, mapped && mmsae.heatChoice(redraw), mmsae.linkButton()), h("dl", {}, facts.filter(([, v]) => v).map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]))),
       h("div.main", {}, h("p.hint", {}, `Bars are shares of each latent’s largest value in the data; at most ${panel.meta.codes} latents are kept of a sample and modality. ${panel.meta.maps ? "Point at one to see where it fires." : ""}`), h("div.thirds", {}, groups.map(([title, help, list]) => h("section", {}, h("h2", {}, title, h("small", {}, `${list.length}${help && ` · ${help}`}`)), list.length ? h("ul.bars.pairs" + (mapped ? ".mapped" : ""), {}, list.map(line)) : mmsae.empty("None.")))), near)));
-    root.title = s.caption || s.label || s.key;
+    root.title = title;
     if (all.length) show(all[0]);
     return root;
   };

@@ -7,9 +7,9 @@
 
   /**
    * points {x, y: arrays of which NaN is left out, tone(j): CSS variable}; axes {x: {log, label}, y: ...} or none (a map).
-   * onpick(j), onbrush(set or null).
+   * onpick(j), onbrush(set or null, its box); brushed: the box at first.
    */
-  mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush }) => {
+  mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush, brushed: before = null }) => {
     const canvas = h("canvas", { role: "img", "aria-label": `${label}; the list beside it has the same latents` });
     const tip = h("div.tip");
     const root = h("div.scatter", {}, canvas, tip);
@@ -30,7 +30,7 @@
     [x0, x1] = margin(x0, x1);
     [y0, y1] = margin(y0, y1);
     let whole = [x0, x1, y0, y1];
-    let [w, t, drag, hover, box] = [0, 0, null, -1, null];
+    let [w, t, drag, hover, box] = [0, 0, null, -1, before];
     const px = (a) => pad.l + ((a - x0) / (x1 - x0)) * (w - pad.l - pad.r);
     const py = (b) => t - pad.b - ((b - y0) / (y1 - y0)) * (t - pad.t - pad.b);
     const ax = (p) => x0 + ((p - pad.l) / (w - pad.l - pad.r)) * (x1 - x0);
@@ -196,7 +196,7 @@
       const pan = drag[2];
       drag = null;
       if (pan) return;
-      if (moved) onbrush?.(brushed());
+      if (moved) onbrush?.(brushed(), box);
       else if (hover >= 0) onpick?.(hover);
       else {
         box = null;
