@@ -92,7 +92,7 @@ class Monosemanticity(Metric):
             absent = torch.bincount(at, minlength=codes.d_sae) < len(a)  # from a row, where it is 0
             ends = [zero.scatter_reduce(0, at, flat, how, include_self=False) for how in ("amin", "amax")]
             low, high = (torch.where(absent, end.clamp(**bound), end) for end, bound in zip(ends, BOUNDS, strict=True))
-        self.weighted = self.weighted + weighted
+        self.weighted += weighted  # in place: F times the width
         self.sum_a, self.sum_aa = (own + new for own, new in zip((self.sum_a, self.sum_aa), sums, strict=True))
         self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
 

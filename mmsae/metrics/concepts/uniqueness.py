@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -45,25 +46,27 @@ def uniqueness(rows: Tensor, close: float = 0.5, chunk: int = 2048) -> dict[str,
     Args:
         rows: ``(F, n)`` int64 ids of each feature's top samples, -1 for none (:func:`top_rows`, ``TopTable.rows_in``).
         close: Jaccard index above which two features count as the same.
-        chunk: Features at a time; memory is ``chunk * F``.
+        chunk: Features at a time; memory is that of the pairs that share a sample, at most ``chunk * F``.
 
     Returns:
         ``jaccard``: mean over pairs of live features of the Jaccard index of their sets; ``close``: share of pairs
         above the bound; ``features``: live ones. NaN for fewer than two.
     """
-    rows = rows[(rows >= 0).any(1)]
+    from scipy.sparse import csr_matrix
+
+    rows = rows[(rows >= 0).any(1)].cpu()
     f = len(rows)
     if f < 2:
         return {"jaccard": float("nan"), "close": float("nan"), "features": f}
     on = rows >= 0
-    which, samples = on.nonzero()[:, 0], rows[on].unique(return_inverse=True)[1]
-    member = torch.zeros(f, int(samples.max()) + 1, device=rows.device)
-    member[which, samples] = 1
-    size, total, near = member.sum(1), 0.0, 0
+    which, samples = on.nonzero()[:, 0].numpy(), rows[on].unique(return_inverse=True)[1].numpy()
+    member = csr_matrix((np.ones(len(which)), (which, samples)))
+    member.data[:] = 1  # of a sample that a row names twice, too
+    size, total, near = np.diff(member.indptr), 0.0, 0
     for lo in range(0, f, chunk):
-        common = member[lo : lo + chunk] @ member.T
-        jaccard = common / (size[lo : lo + chunk, None] + size[None] - common)
-        total += jaccard.double().sum().item()
+        common = (member[lo : lo + chunk] @ member.T).tocoo()  # of all others the index is 0
+        jaccard = common.data / (size[lo + common.row] + size[common.col] - common.data)
+        total += jaccard.sum().item()
         near += int((jaccard > close).sum())
     pairs = f * (f - 1)
     return {"jaccard": (total - f) / pairs, "close": (near - f) / pairs, "features": f}

@@ -18,6 +18,7 @@ def test_jaccard_equals_the_loop():
     rows[3, 4:] = -1
     rows[5] = -1
     rows[8] = rows[7]
+    rows[9, 1] = rows[9, 0]  # a sample counts once
     got = uniqueness(rows, chunk=5)
     mean, close = jaccard_loop(rows)
     assert got["jaccard"] == pytest.approx(mean, abs=1e-6) and got["close"] == pytest.approx(close)
