@@ -47,6 +47,14 @@ class SAEBench:
 
 
 @dataclass(frozen=True)
+class NamesBench:
+    """``names``: how its SAEs are read; ``--clip`` says of which CLIP they are."""
+
+    threshold: bool = True
+    """Read SAEs by a threshold, so that an image has as many latents as it needs; else by the k of their training."""
+
+
+@dataclass(frozen=True)
 class PhotographsBench:
     """``multimodal``: photographs beside the generated world; all three or none."""
 
@@ -67,6 +75,7 @@ def bench(
     alignment: FilterBench = FilterBench(),
     saes: SAEBench = SAEBench(),
     photographs: PhotographsBench = PhotographsBench(),
+    naming: NamesBench = NamesBench(),
 ) -> dict[str, Any]:
     """Test published claims where the truth is known, on the CPU.
 
@@ -87,6 +96,7 @@ def bench(
         alignment: Of ``filter``.
         saes: Of ``recover`` and ``multimodal``.
         photographs: Of ``multimodal``.
+        naming: Of ``names``.
 
     Returns:
         The results, which are also in OUT/results.json.
@@ -110,7 +120,8 @@ def bench(
         from mmsae.bench.names.run import NameSizes, bench_names
 
         tiny = {"train": 4000, "items": 2000, "clip_steps": 100, "sae_steps": 200} if quick else {}
-        sizes = NameSizes(**tiny | ({"sae_steps": saes.sae_steps} if saes.sae_steps else {}))
+        tiny |= {"sae_steps": saes.sae_steps} if saes.sae_steps else {}
+        sizes = NameSizes(**tiny, threshold=naming.threshold)
         return bench_names(root, seeds, sizes, alignment.clip, progress)
     from mmsae.bench.multimodal.run import PairSizes, bench_multimodal
 

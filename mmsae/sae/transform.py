@@ -16,7 +16,7 @@ from mmsae.sae.encoder import PerModalityEncoder, SAEEncoder
 from mmsae.sae.latents import fill_, finished
 from mmsae.sae.registry import make_part, part_config
 from mmsae.sae.sae import SAE
-from mmsae.sae.selector import Pursued, Ranked, ReLU, Selector
+from mmsae.sae.selector import Pursued, Ranked, ReLU, Selector, TopK
 from mmsae.sae.thresholds import thresholds
 from mmsae.sae.variants.afa import EnergyTopK
 from mmsae.sae.variants.batch_topk import Thresholded
@@ -71,23 +71,50 @@ def _jumprelu(sae: SAE, theta: Mapping[str, Tensor]) -> JumpReLU:
 
 
 @torch.no_grad()
-def to_jumprelu(sae: SAE) -> SAE:
-    """The same codes by constant thresholds: selector ``jumprelu`` in place of one that has learned running thresholds.
+def to_jumprelu(sae: SAE, rows: Mapping[str, Tensor] | None = None) -> SAE:
+    """The same SAE by constant thresholds: selector ``jumprelu`` in place of one that has learned running thresholds.
 
     That is BatchTopK, Feature Choice, and ReLU, whose threshold is 0. Codes of evaluation are equal bit for bit. A
     modality has thresholds of its own where they differ.
 
+    TopK has no threshold, and keeps k latents of a row that needs fewer. Given rows, its threshold is the mean of the
+    smallest value that each of them keeps: a row then has as many latents as are above it, and codes are others.
+
+    Args:
+        sae: A trained SAE.
+        rows: ``{modality: (N, d) raw activations}`` of every modality, for TopK: what it was trained on will do. Other
+            selectors do not read them.
+
     Raises:
-        InputError: A selector without thresholds, or one that compares absolute values.
+        InputError: A selector without thresholds, or one that compares absolute values; or TopK and a modality without
+            rows, or whose rows keep nothing.
     """
     selector = sae.selector
     if isinstance(selector, JumpReLU):
         return _composed(sae)
     if isinstance(selector, ReLU):
         theta = {m: sae.dictionary(m).like.new_zeros(sae.d_sae) for m in sae.modalities}
+    elif rows is not None and type(selector) is TopK and selector.score_name == "value":
+        if missing := [m for m in sae.modalities if not len(rows.get(m, ()))]:
+            raise InputError(f"no {missing[0]} rows to learn the threshold of TopK from")
+        theta = {m: _mean_smallest(sae, rows[m], m).expand(sae.d_sae) for m in sae.modalities}
     else:
         theta = {m: thresholds(sae, m) for m in sae.modalities}
     return _composed(sae, selector=_jumprelu(sae, theta))
+
+
+def _mean_smallest(sae: SAE, x: Tensor, modality: str) -> Tensor:
+    """The mean over rows of the smallest positive pre-code among the k largest."""
+    least = []
+    for part in x.split(CHUNK):
+        pre = sae._pre(part.to(sae.dictionary(modality).like.device), modality)[0]
+        kept = pre.dense().topk(sae.selector.k, dim=1).values
+        least.append(torch.where(kept > 0, kept, torch.inf).min(1).values)
+    smallest = torch.cat(least)
+    smallest = smallest[smallest.isfinite()]
+    if not len(smallest):
+        raise InputError(f"TopK keeps nothing of the {len(x):,} {modality} rows that its threshold is learned from")
+    return smallest.mean()
 
 
 @torch.no_grad()

@@ -147,6 +147,45 @@ def test_relu_is_jumprelu_at_0_and_others_have_no_threshold():
         to_jumprelu(SAE(D, F, selector=BatchTopK(4)))
 
 
+def test_top_k_learns_its_threshold_from_rows_by_hand():
+    """Rows of pre-codes (4, 3, 2), (9, 1, 0) and (-1, -1, -1): with k 2 the smallest kept are 3, 1 and none, mean 2."""
+    sae = SAE(3, 3, None, BOTH, None, AffineEncoder(bias=False), TopK(2), {"shared": Dictionary(bias=False)}).eval()
+    with torch.no_grad():
+        sae.encoder.weight.copy_(torch.eye(3))
+    rows = torch.tensor([[4.0, 3.0, 2.0], [9.0, 1.0, 0.0], [-1.0, -1.0, -1.0]])
+    new = to_jumprelu(sae, {"image": rows, "text": 2 * rows})
+    assert new.selector.threshold("image").tolist() == [2, 2, 2] and new.selector.threshold("text").tolist() == [4] * 3
+    x = torch.tensor([[4.0, 3.0, 2.5], [9.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    assert new.encode(x, "image").to_dense().tolist() == [[4, 3, 2.5], [9, 0, 0], [0, 0, 0]]
+    assert sae.selector.name == "topk" and sae.encode(x, "image").l0().tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("encoder", [AffineEncoder, GatedEncoder])
+def test_top_k_by_a_threshold_has_about_as_many_latents_and_is_a_model_of_its_own(encoder, tmp_path):
+    sae = model(TopK(6), encoder())
+    new = to_jumprelu(sae, X)
+    for m, x in X.items():
+        u = sae._encode({m: x})[m][1].dense()
+        theta = u.topk(6).values[:, -1].mean()
+        torch.testing.assert_close(new.selector.threshold(m), theta.expand(F))
+        assert torch.equal(new.encode(x, m).to_dense() != 0, u > new.selector.threshold(m))
+        assert 3 < new.encode(x, m).l0().float().mean() < 12
+    loaded(new, tmp_path)
+
+
+def test_top_k_without_rows_of_a_modality_or_by_absolute_values_is_refused():
+    with pytest.raises(InputError, match="no text rows"):
+        to_jumprelu(model(TopK(4)), {"image": X["image"]})
+    with pytest.raises(InputError, match="topk"):
+        to_jumprelu(model(TopK(4, score="abs")), X)
+    silent = {m: torch.full((3, D), -1.0) for m in BOTH}
+    sae = SAE(D, D, None, BOTH, None, AffineEncoder(bias=False), TopK(2), {"shared": Dictionary(bias=False)}).eval()
+    with torch.no_grad():
+        sae.encoder.weight.copy_(torch.eye(D))
+    with pytest.raises(InputError, match="keeps nothing of the 3 image rows"):
+        to_jumprelu(sae, silent)
+
+
 # fold_decoder_norm
 
 FOLDED = {

@@ -15,7 +15,7 @@ from mmsae.bench.summary import over_seeds
 from mmsae.files import write_json
 from mmsae.report.tables import markdown_table
 
-FORMAT = 2  # of what is kept of a seed
+FORMAT = 3  # of what is kept of a seed
 APART = 1000  # between the seeds of the two SAEs of random weights
 WORLD = 100  # seeds of the worlds here lie apart from those of the demo, on which defaults were chosen
 EACH = 4  # sets with an intruder of each tenth of a latent's values
@@ -48,6 +48,8 @@ class NameSizes(NamedTuple):
     items: int = 8_000  #: Images that evidence is collected on
     clip_steps: int = 400  #: Steps of the CLIP
     sae_steps: int = 800  #: Steps of each SAE
+    #: Whether SAEs are read by a threshold, and not by the k that they are trained with (:func:`mmsae.sae.to_jumprelu`)
+    threshold: bool = True
 
 
 def bench_names(
@@ -163,11 +165,10 @@ def _run(folder: Path, seed: int, clip: str, size: NameSizes, root: Path) -> dic
     """One SAE, one of random weights that is named, and another by which names are held: evidence on images that none
     has seen, and figures of the names.
     """
-    from mmsae.activations import extract
+    from mmsae.activations import ActivationStore, extract
     from mmsae.demo.stages import fit_method
     from mmsae.interpret.evidence.folder import Evidence
-    from mmsae.sae import SAE
-    from mmsae.sae.random_control import random_control
+    from mmsae.sae import SAE, random_control, to_jumprelu
     from mmsae.world.generator.scene import CONCEPTS
     from mmsae.world.generator.shards import write_world
 
@@ -179,14 +180,14 @@ def _run(folder: Path, seed: int, clip: str, size: NameSizes, root: Path) -> dic
         fit_method("paired_topk", folder / "store", folder / "fit", size.sae_steps, seed, False)
     data = write_world(folder / "items", size.items, WORLD + 2 + 2 * seed, "items", progress=False)
     sae = SAE.from_pretrained(folder / "fit" / "sae")
-    saes = {"sae": sae}
-    for name, drawn in (("random", seed), ("null", seed + APART)):
-        saes[name] = random_control(sae, drawn)
+    saes = {"sae": sae, "random": random_control(sae, seed), "null": random_control(sae, seed + APART)}
+    store = ActivationStore(folder / "store")
+    rows = {m: store.load(modality=m) for m in sae.modalities}
+    for name, own in saes.items():
+        saes[name] = to_jumprelu(own, rows) if size.threshold else own
         saes[name].sites = sae.sites
         saes[name].save_pretrained(folder / name)
-    for name in saes:
-        path = folder / "fit" / "sae" if name == "sae" else folder / name
-        evidence[name] = Evidence(_collect(path, folder / "items", folder / f"evidence_{name}", host, seed))
+        evidence[name] = Evidence(_collect(folder / name, folder / "items", folder / f"evidence_{name}", host, seed))
     (root / "words.txt").write_text("\n".join(CONCEPTS) + "\n", encoding="utf-8")
     (root / "templates.txt").write_text("{}\n", encoding="utf-8")
     return _measured(evidence, saes, data, root, seed)
