@@ -4,8 +4,10 @@
     python benchmarks/intruders.py --bench runs/bench_names --seeds 1 5 --out runs/intruders
 
 Every setting is trained on the benchmark's own stores and codes its own items, by the recipe of its SAEs but for what
-the setting says. *Clear* are latents whose F1 with a concept is .8 or more. The controls are of random weights with the
-same selector. Names are not looked at: `mmsae bench names` does that.
+the setting says. *Clear* are latents whose F1 with a concept is .8 or more. Beside each is an SAE of random weights
+with the same selector. Controls are the benchmark's own SAE with k 8, and random weights, on activations of which each
+feature is permuted over the items by itself, and the 8 largest of 128 random directions of whitened activations. Names
+are not looked at: `mmsae bench names` does that.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mmsae.activations import ActivationStore
-from mmsae.bench.names.measure import CLEAR, by_concepts, intruders, meaning
+from mmsae.bench.names.measure import CLEAR, TENTHS, by_concepts, intruders, meaning
 from mmsae.bench.names.run import WORLD
 from mmsae.demo.stages import fit_method
 from mmsae.files import write_json
@@ -105,22 +107,55 @@ class Coded:
         return np.flatnonzero((self.z[self.items.copy_of < 0] != 0).sum(0) >= LEAST).tolist()
 
 
+def dense(sae: SAE, x: np.ndarray) -> np.ndarray:
+    """``(n, d_sae)`` codes of rows."""
+    with torch.no_grad():
+        return sae.eval().encode(x, IMAGE).to_dense().numpy()
+
+
 def coded(sae: SAE, rows: dict[str, Tensor], ev: Evidence, setting: Setting) -> Coded:
     """The benchmark's items, whose embeddings are what its SAEs read, coded as a setting has it."""
-    sae = to_jumprelu(sae, rows) if setting.threshold else sae.eval()
-    with torch.no_grad():
-        z = sae.encode(np.array(ev.embeddings(IMAGE)), IMAGE).to_dense().numpy()
+    sae = to_jumprelu(sae, rows) if setting.threshold else sae
+    z = dense(sae, np.array(ev.embeddings(IMAGE)))
     z[z < setting.floor * z[ev.items.half == "train"].max(0)] = 0
     return Coded(ev, z)
+
+
+def whitened(x: np.ndarray, rng: np.random.Generator, d_sae: int = 128, k: int = 8) -> np.ndarray:
+    """``(n, d_sae)``: the k largest projections of each whitened row onto random directions."""
+    u, size, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    u = u[:, size > 1e-3 * size[0]]
+    z = (u @ rng.normal(size=(u.shape[1], d_sae))).astype(np.float32)
+    return np.where(z >= np.sort(z, 1)[:, [-k]], z.clip(0), 0)
+
+
+def controls(bench: Path, seed: int) -> dict[str, list]:
+    """Sets ``(L, 10)`` of latents that should mean nothing, by name."""
+    home, rng = bench / f"seed_{seed}", np.random.default_rng(seed)
+    ev = Evidence(home / "evidence_sae")
+    truth, sae, x = truth_of(ev, seed), SAE.from_pretrained(home / "fit" / "sae"), np.array(ev.embeddings(IMAGE))
+    mixed = rng.permuted(x, axis=0)
+    codes = {
+        "the SAE on permuted features": dense(sae, mixed),
+        "random weights on permuted features": dense(random_control(sae, seed), mixed),
+        "random directions of whitened activations": whitened(x, rng),
+    }
+    own = {name: Coded(ev, z) for name, z in codes.items()}
+    return {n: intruders(c, c.live(), by_concepts(truth), seed=seed).tolist() for n, c in own.items()}
+
+
+def truth_of(ev: Evidence, seed: int) -> np.ndarray:
+    """``(n, 26) bool`` which concepts the benchmark's items show."""
+    world = generate(ev.n, WORLD + 2 + 2 * seed)
+    at = {u: i for i, u in enumerate(world.uids)}
+    return world.concepts[[at[u] for u in ev.items.uid]]
 
 
 def measure(setting: Setting, bench: Path, seed: int, out: Path) -> dict[str, Any]:
     """Figures of one SAE and its control."""
     home, fit = bench / f"seed_{seed}", out / "fits" / f"{setting.trained}_{seed}"
     ev, store = Evidence(home / "evidence_sae"), ActivationStore(home / "store")
-    world = generate(ev.n, WORLD + 2 + 2 * seed)
-    at = {u: i for i, u in enumerate(world.uids)}
-    truth = world.concepts[[at[u] for u in ev.items.uid]]
+    truth = truth_of(ev, seed)
     if not (fit / "sae").exists():
         fit_method("paired_topk", home / "store", fit, setting.steps, seed, False, setting.arguments)
     sae = SAE.from_pretrained(fit / "sae")
@@ -134,17 +169,18 @@ def measure(setting: Setting, bench: Path, seed: int, out: Path) -> dict[str, An
     return counts | l0 | {"sets": found[0].tolist(), "random sets": found[1].tolist()}
 
 
+def mean(tables: Sequence[Sequence[Sequence[float]]], tenths: int = TENTHS) -> str:
+    """The mean over the latents of tables ``(L, 10)``, of the first tenths of their values."""
+    each = np.concatenate([np.array(t, float).reshape(-1, TENTHS)[:, :tenths] for t in tables])
+    return f"{np.nanmean(each[~np.isnan(each).all(1)], 1).mean():.3f}"
+
+
 def row(name: str, runs: Sequence[dict[str, Any]]) -> list[str]:
     """One setting's row of the table; the means of latents of all seeds."""
-
-    def mean(key: str, tenths: int = 10) -> str:
-        each = np.concatenate([np.array(r[key], float).reshape(-1, 10)[:, :tenths] for r in runs])
-        each = each[~np.isnan(each).all(1)]
-        return f"{np.nanmean(each, 1).mean():.3f}"
-
     counts = [" + ".join(str(r[k]) for r in runs) for k in ("live", "clear", "concepts")]
     l0 = [f"{np.mean([r[k] for r in runs]):.1f}" for k in ("l0", "random l0")]
-    return [name, l0[0], *counts, mean("sets", 5), mean("sets"), mean("random sets"), l0[1]]
+    own, random = ([r[k] for r in runs] for k in ("sets", "random sets"))
+    return [name, l0[0], *counts, mean(own, TENTHS // 2), mean(own), mean(random), l0[1]]
 
 
 def main() -> None:
@@ -161,8 +197,14 @@ def main() -> None:
         print(" | ".join(row(name, found[name])), flush=True)
     head = ["setting", "L0", "latents", "clear", "concepts with one", "strong items", "items of all strengths",
             "random weights", "their L0"]  # fmt: skip
-    write_json(out / "intruders.json", found)
-    (out / "table.md").write_text(markdown_table(head, [row(n, r) for n, r in found.items()]), encoding="utf-8")
+    dead = [controls(Path(args.bench), seed) for seed in args.seeds]
+    rows = [[n, mean([d[n] for d in dead], TENTHS // 2), mean([d[n] for d in dead])] for n in dead[0]]
+    write_json(out / "intruders.json", {"settings": found, "controls": dead})
+    tables = (
+        markdown_table(head, [row(n, r) for n, r in found.items()]),
+        markdown_table(["control", *head[5:7]], rows),
+    )
+    (out / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

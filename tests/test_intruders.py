@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.intruders import SETTINGS, Coded, Setting, row
+from benchmarks.intruders import SETTINGS, Coded, Setting, row, whitened
 from mmsae.bench.names.measure import by_concepts, intruders, meaning
 from mmsae.interpret.evidence.folder import Evidence
 from tests.helpers.interpret import planted
@@ -30,3 +30,13 @@ def test_a_row_is_the_mean_over_latents_of_all_seeds():
     counts = {"live": 1, "clear": 1, "concepts": 1, "l0": 8.0, "random l0": 7.0, "random sets": [[0.2] * 10]}
     got = row("x", [counts | {"sets": strong}, counts | {"sets": weak, "l0": 6.0}])
     assert got == ["x", "7.0", "1 + 1", "1 + 1", "1 + 1", "0.667", "0.500", "0.200", "7.0"]
+
+
+def test_whitened_directions_are_as_wide_whatever_the_activations_are():
+    """Eight a row, and equal for activations that are stretched."""
+    x = np.random.default_rng(0).normal(size=(400, 6))
+    z = whitened(x, np.random.default_rng(1), 40)
+    assert ((z > 0).sum(1) == 8).all()
+    wide = x * [9, 1, 1, 1, 1, 0.1]
+    gram = [np.corrcoef(whitened(y, np.random.default_rng(1), 4000, 2000)) for y in (x, wide)]
+    np.testing.assert_allclose(*gram, atol=0.1)
