@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmsae.interpret.areas.relations import CorpusAreas
 
 CONCEPTS, HELD, BOTH = "concepts", "concepts, held first", "held first, then dense sum"
+SOME = 8  # values that a sentence names
 DENSE = ("dense phrase", "dense sum", "dense logic")
 
 
@@ -116,7 +117,14 @@ def true_of(query: Query, attributes: Sequence[Sequence[str]]) -> np.ndarray:
     table = csr_matrix((np.ones(len(row), np.float32), (row, col)), shape=(len(attributes), max(len(names), 1)))
     leaves = {leaf.modality for leaf in query.leaves()}
     lists = InvertedLists.of(table)
-    return evaluate(query, dict.fromkeys(leaves | {""}, lists), names=dict(enumerate(names)), holds=True)
+    try:
+        return evaluate(query, dict.fromkeys(leaves | {""}, lists), names=dict(enumerate(names)), holds=True)
+    except InputError as e:
+        some = f"{', '.join(names[:SOME])}{', ...' if len(names) > SOME else ''}"
+        raise InputError(
+            f"{query} asks for what no item's truth has; of {len(names)} it has {some}: word the query over the truth "
+            "with --truth-queries"
+        ) from e
 
 
 def concept_scores(

@@ -185,7 +185,7 @@ def test_dense_retrieval_stands_beside(folder, tmp_path, monkeypatch):
         (("cluster", "--concepts", "green"), "no latent is named 'green'"),
         (("retrieve",), "queries: at least one is needed"),
         (("retrieve", "--queries", "red", "--truth", "colour"), "which is read from --shards"),
-        (("retrieve", "--queries", "red", "--truth", "label", "--truth-queries", "dog", "--host", "none"), "'dog'"),
+        (("retrieve", "--queries", "red", "--truth", "label", "--truth-queries", "dog", "--host", "none"), "dog"),
         (("retrieve", "--queries", "red", "blue", "--truth-queries", "red"), "2 queries are given with 1"),
         (("retrieve", "--queries", "count(red) > 1"), "without a patch grid"),
         (("retrieve", "--queries", "red", "--modality", "audio"), "modality is 'audio'"),
