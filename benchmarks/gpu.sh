@@ -4,7 +4,7 @@
 #   bash benchmarks/gpu.sh [OUT]         # default: benchmarks/results/gpu
 #   bash benchmarks/gpu.sh --dry-run     # the same script on a CPU at the smallest sizes, kernels interpreted
 #
-# Leaves OUT/{train_step,inference,fit}.{json,md,png}, OUT/goals.md (reached or missed) and OUT/tests.txt, each with date,
+# Leaves OUT/{train_step,host_work,inference,fit}.{json,md,png}, OUT/goals.md (reached or missed) and OUT/tests.txt, each with date,
 # device, driver and versions in its JSON. Other libraries take part where they are installed; those that are not are
 # named. PYTHON says which Python, BUDGET how many seconds all of it may take.
 set -uo pipefail
@@ -57,6 +57,7 @@ if [ -n "$DRY" ]; then
 else
     part train_step 60
 fi
+part host_work 10
 part inference 40
 part fit 90
 "$PYTHON" -m benchmarks.goals "$OUT" || FAILED+=(goals)

@@ -226,7 +226,14 @@ class _Nothing:
                 ctypes.memset(t.data_ptr(), 0, t.nbytes)
 
 
-WRITTEN = {"_topk_kernel": (3, 4), "_bag_kernel": (4,), "_sampled_kernel": (3,), "_maxima_kernel": (2,)}
+# places of what is written, among the operands
+WRITTEN = {
+    "_maxima_kernel": (2,),
+    "_topk_kernel": (3, 4),
+    "_bag_kernel": (4,),
+    "_sampled_kernel": (3,),
+    "_scatter_kernel": (7, 8),
+}
 
 
 class _NoDriver:
