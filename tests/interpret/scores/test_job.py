@@ -71,6 +71,9 @@ def test_names_score_high_controls_at_chance(job, tmp_path):
     assert named["simulation", ""] > 0.5 and abs(every["simulation", "shuffled"]) < 0.15
     assert abs(every["simulation", "random"]) < 0.2
     assert made.left_out["embedding"] == "the evidence has no embeddings of texts"
+    has = ~np.isnan(rows.value)  # whatever has a value has its chance level, outcomes and interval
+    assert not np.isnan([rows.chance[has], rows.low[has], rows.high[has]]).any() and (rows.n[has] > 0).all()
+    assert (rows.low[has] <= rows.value[has]).all() and (rows.value[has] <= rows.high[has]).all()
     real = rows.rows((rows.control == "") & (rows.scorer == "judge"))
     assert real.named.sum() == 8 and len(real.latent) == 24
     write_scores(tmp_path, rows, found)
