@@ -32,6 +32,7 @@ def evidence(root: Path, name: str) -> Path:
 def browse(root: Path, progress: bool = True) -> None:
     """Name latents by the captions and words of the world, and write the browser."""
     from mmsae.interpret.browser.command import explore
+    from mmsae.interpret.browser.options import Display
     from mmsae.interpret.names.command import name
     from mmsae.options import call
 
@@ -42,5 +43,5 @@ def browse(root: Path, progress: bool = True) -> None:
     explore(
         str(evidence(root, SHOWN)), str(evidence(root, COMPARED)), str((root / PAGE).parent),
         sae=str(root / SHOWN / "sae"), other_sae=str(root / COMPARED / "sae"),
-        control=str(evidence(root, CONTROL)), progress=progress,
+        control=str(evidence(root, CONTROL)), progress=progress, display=Display(title="the generated world"),
     )  # fmt: skip

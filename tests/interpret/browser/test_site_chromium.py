@@ -344,7 +344,11 @@ def test_words_of_texts_steps_of_denoisers_and_own_grids(window, tmp_path):
     assert window.run(alpha) == first
     window.run("document.querySelectorAll('.profile button')[1].click()")
     assert window.run(alpha) == [[w, t, on[::-1]] for w, t, on in first]
-    assert window.run("document.querySelector('.steps b').textContent") == "step 7" and window.errors == []
+    assert window.run("document.querySelector('.steps b').textContent") == "step 7"
+    window.open("about:blank")
+    window.open(f"file://{tmp_path}/b/index.html#/sample/{1:032x}", "document.querySelector('.pinned canvas.map')")
+    assert "at step 0" in texts(window, ".pinned .hint")[0]  # where it fires most
+    assert texts(window, ".portrait h1 mark") == [" red"] and window.errors == []
 
 
 def test_strips_are_on_the_page_of_their_latent(window, tmp_path):

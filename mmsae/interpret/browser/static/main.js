@@ -57,7 +57,7 @@
 
   function bar(at) {
     const old = document.querySelector("#bar input.search");
-    const search = old ?? h("input.search", { type: "search", "aria-label": "search", spellcheck: false, autocomplete: "off" });
+    const search = old ?? h("input.search", { type: "search", "aria-label": "search", title: "words, #12, or like #12 - #40 + dog", spellcheck: false, autocomplete: "off" });
     if (!old) {
       search.addEventListener("input", () => {
         clearTimeout(search.later);
@@ -79,7 +79,7 @@
       });
     }
     const fields = ["names", panel.meta.captions && "captions", panel.lifted && "labels"].filter(Boolean);
-    search.placeholder = `Search ${fields.join(", ")}   /`;
+    search.placeholder = `Search (/) ${fields.join(", ")}`;
     if (document.activeElement !== search) search.value = at.page === "overview" ? (at.query ?? "") : "";
     const pages = PAGES.filter(([id]) => !optional.includes(id) || mmsae.site.pages.includes(id));
     const here = { latent: "overview", sample: "samples" }[at.page] ?? at.page;
