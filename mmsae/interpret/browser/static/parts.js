@@ -7,7 +7,8 @@
   /** A sample's image with the map of a latent over it; it fills in when its pack is there; no caption: it stands beside. */
   mmsae.picture = (panel, example, { link = true, caption = true, plain = false } = {}) => {
     const box = h("span.box");
-    const frame = h(link ? "a.picture" : "span.picture", {}, box);
+    const beside = link && !caption ? { tabIndex: -1, "aria-hidden": "true" } : {}; // the text's link leads there, too
+    const frame = h(link ? "a.picture" : "span.picture", beside, box);
     frame.example = example;
     mmsae.seen(frame, () =>
       panel.sample(example.item).then((s) => {
