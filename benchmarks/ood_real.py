@@ -12,7 +12,6 @@ The same command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -60,8 +59,6 @@ def train(recipe: str, store: Path, run: Path, seed: int, more: Sequence[str]) -
     args = ["fit", "-c", recipe, "--data.store", str(store), *more]
     args += ["--trainer.default_root_dir", str(run), "--seed_everything", str(seed)]
     args += ["--trainer.enable_progress_bar", "false"]
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.WARNING)
     run.mkdir(parents=True, exist_ok=True)
     with (run / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
         mmsae(args)

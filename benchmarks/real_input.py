@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -69,8 +68,6 @@ def fit(name: str, store: Path, run: Path, size: tuple[int, int], lr: float, ste
     if not (run / "sae").exists():
         quiet = ["--trainer.enable_progress_bar", "false", "--trainer.val_check_interval", str(min(1000, steps))]
         quiet += ["--ckpt_path", "last"]  # a run that was stopped goes on; without a checkpoint it starts
-        for library in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(library).setLevel(logging.WARNING)
         run.mkdir(parents=True, exist_ok=True)
         with (run / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
             mmsae([*args, *quiet])
