@@ -9,7 +9,7 @@ from mmsae.interpret.evidence.folder import Evidence
 from mmsae.metrics.concepts.query import evaluate
 from mmsae.metrics.statistics import wilson
 from tests.helpers.browser import HOSTILE, browser
-from tests.helpers.chromium import texts, type_
+from tests.helpers.window import texts, type_
 
 
 def test_overview(at):

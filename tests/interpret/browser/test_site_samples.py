@@ -6,7 +6,7 @@ import numpy as np
 
 from mmsae.interpret.evidence.folder import Evidence
 from tests.helpers.browser import read
-from tests.helpers.chromium import texts, type_
+from tests.helpers.window import texts, type_
 
 
 def test_areas_are_those_of_the_package(at):
