@@ -207,9 +207,7 @@ def _load_open_clip(
         options["require_pretrained"] = True
     level = logging.root.manager.disable
     try:
-        logging.disable(
-            logging.ERROR
-        )  # it warns of random weights, which are refused or said here, and logs what it raises
+        logging.disable(logging.ERROR)  # random weights are refused or said here, and what it logs it raises too
         with loading(hint, host, asks=not random):
             model = open_clip.create_model(host.open_clip_name, host.weights, device=device, **options)
     finally:
