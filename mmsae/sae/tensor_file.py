@@ -78,6 +78,8 @@ def write(file: Path, tensors: Mapping[str, tuple[Tensor, bool]], metadata: Mapp
         tensors: ``{name: (tensor, whether the file holds it transposed)}``.
         metadata: Texts for the header.
     """
+    import torch
+
     views = {name: (t.detach().t() if turned else t.detach()) for name, (t, turned) in tensors.items()}
     # as the library orders them: wide types first, so that each begins at a multiple of its size
     names = sorted(views, key=lambda n: (-views[n].element_size(), n))
@@ -97,14 +99,24 @@ def write(file: Path, tensors: Mapping[str, tuple[Tensor, bool]], metadata: Mapp
         out.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             t = views[name].reshape(1) if not views[name].dim() else views[name]
-            for part in _blocks(t.shape, t.element_size()):
-                out.write(_bytes(t[part]))
+            for part in _in_memory(t):
+                out.write(memoryview(part.reshape(-1).view(torch.uint8).numpy()))
 
 
-def _bytes(t: Tensor) -> memoryview:
+def _in_memory(t: Tensor) -> Iterator[Tensor]:
+    """Its blocks one after another, contiguous on the CPU; a block is there until the next is asked for.
+
+    What has to be copied goes through one buffer: buffers of their own are given back by the C library when it likes,
+    and up to four of them were held at once.
+    """
     import torch
 
-    return memoryview(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    blocks = list(_blocks(t.shape, t.element_size()))
+    if t.device.type == "cpu" and t.is_contiguous():
+        yield from (t[block] for block in blocks)
+    elif blocks:
+        buffer = torch.empty_like(t[blocks[0]], device="cpu", memory_format=torch.contiguous_format)
+        yield from (buffer[: b.stop - b.start].copy_(t[b]) for b in blocks)
 
 
 def _blocks(shape: tuple[int, ...], size: int) -> Iterator[slice]:

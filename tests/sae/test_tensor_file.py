@@ -103,7 +103,7 @@ def test_no_second_copy_of_the_weights(tmp_path, latents, megabytes):
     saving = peak("save")
     weights = (tmp_path / "large" / "sae_weights.safetensors").stat().st_size
     assert weights // 10**6 == megabytes
-    assert saving < 0.3 * weights, f"saving took {saving / weights:.2f} of the weights more than they have"
+    assert saving < 0.15 * weights, f"saving took {saving / weights:.2f} of the weights more than they have"
     loading = peak("load")
     assert 0.9 * weights < loading < 1.3 * weights, f"loading took {loading / weights:.2f} of the weights"
 
