@@ -156,12 +156,18 @@ class AreaLatents(NamedTuple):
 
 
 def evidence_entries(
-    evidence: Evidence, modality: str = IMAGE, step: int = 0
+    evidence: Evidence, modality: str = IMAGE, step: int = 0, rows: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Item, latent, place and absolute value of all entries of the items in evidence; one denoising step of several."""
+    """Item, latent, place and absolute value of all entries of the items in evidence; one denoising step of several.
+
+    ``rows`` of the table of these items are looked at; by blocks of them memory stays bounded.
+    """
     tokens, grid = evidence.all_tokens(modality), evidence.grid(modality)
-    item = np.repeat(tokens.items, np.diff(tokens.start))
-    latent, position, value = tokens.latent, tokens.position, np.abs(tokens.value)
+    first, last, _ = rows.indices(len(tokens.items))
+    start = np.asarray(tokens.start[first : last + 1], np.int64)
+    at = slice(int(start[0]), int(start[-1]))
+    item = np.repeat(tokens.items[first:last], np.diff(start))
+    latent, position, value = tokens.latent[at], tokens.position[at], np.abs(tokens.value[at])
     if len(grid.steps) > 1:
         on = position // grid.places == step
         item, latent, position, value = item[on], latent[on], position[on], value[on]

@@ -65,30 +65,49 @@ class CorpusAreas:
         """Items ``(A,)`` of the areas that some latents make together, and the areas; by item."""
         return self._areas(tuple(sorted(set(latents))))
 
-    def _make(self, latents: tuple[int, ...]) -> tuple[np.ndarray, ConnectedAreas]:
-        rows, cols = self.grid
+    def _entries(self, latents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the entries of some latents, and which of the latents each is of."""
         bounds = [np.searchsorted(self._latent, (j, j + 1)) for j in latents]
         at = np.concatenate([np.arange(lo, hi) for lo, hi in bounds] or [np.zeros(0, int)])
-        which = np.repeat(np.arange(len(latents)), [hi - lo for lo, hi in bounds])
-        items, layer = np.unique(self._item[at], return_inverse=True)
+        return at, np.repeat(np.arange(len(latents)), [hi - lo for lo, hi in bounds])
+
+    def _make(self, latents: tuple[int, ...]) -> tuple[np.ndarray, ConnectedAreas]:
+        return self._found(*self._entries(latents), self._item)
+
+    def _found(self, at: np.ndarray, which: np.ndarray, layers: np.ndarray) -> tuple[np.ndarray, ConnectedAreas]:
+        """The areas of maps that are made of entries ``at``: those of one number in ``layers`` (of all entries) are one
+        map, in which each latent (``which``) counts by its own maximum. Returns the number of each area, too.
+        """
+        (rows, cols), o = self.grid, self.options
+        if 1 - (0.5 + 0.5 / o.upsample) ** 2 < o.level * 0.999:  # then areas lie in patches that fire
+            _, owner, size = np.unique(layers[at], return_inverse=True, return_counts=True)
+            enough = size[owner] >= o.least_patches
+            at, which = at[enough], which[enough]
+        numbers, layer = np.unique(layers[at], return_inverse=True)
         value = np.asarray(self._value[at], np.float32)
         # each latent's map is measured by its own maximum in the image, so that a large one does not hide a small one
-        top = np.zeros(len(items) * max(len(latents), 1), np.float32)
-        key = layer * len(latents) + which
+        key = layer * (int(which.max(initial=0)) + 1) + which
+        top = np.zeros(int(key.max(initial=-1)) + 1, np.float32)
         np.maximum.at(top, key, value)
-        out, parts = [], max(1, CELLS // (rows * cols * self.options.upsample**2))
+        out, parts = [], max(1, CELLS // (rows * cols * o.upsample**2))
         order = np.argsort(layer, kind="stable")
         layer, place, share = layer[order], self._place[at][order], (value / top[key])[order]
-        for lo in range(0, len(items), parts):
+        for lo in range(0, len(numbers), parts):
             a, b = np.searchsorted(layer, (lo, lo + parts))
-            maps = np.zeros((min(parts, len(items) - lo), rows * cols), np.float32)
+            maps = np.zeros((min(parts, len(numbers) - lo), rows * cols), np.float32)
             np.maximum.at(maps, (layer[a:b] - lo, place[a:b]), share[a:b])
-            o = self.options
             out.append(connected_areas(maps.reshape(-1, rows, cols), o.upsample, o.level, o.least_patches))
         if not out:
-            out = [connected_areas(np.zeros((0, rows, cols), np.float32), self.options.upsample)]
+            out = [connected_areas(np.zeros((0, rows, cols), np.float32), o.upsample)]
         found = _joined(out, parts)
-        return items[found.layer], found
+        return numbers[found.layer], found
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Latent, item and number of areas where a latent by itself has any: :meth:`count` of all latents at once."""
+        each = self._latent.astype(np.int64) * self.n + self._item
+        found, _ = self._found(np.arange(len(each)), np.zeros(len(each), int), each)
+        pair, count = np.unique(found, return_counts=True)
+        return pair // self.n, pair % self.n, count
 
     def count(self, latents: Sequence[int]) -> np.ndarray:
         """``(n,) float64`` number of areas in each item."""

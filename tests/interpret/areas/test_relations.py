@@ -34,6 +34,17 @@ def test_counts_are_those_of_the_shapes():
     assert not found.count([5]).any() and not found.left_of([4], [5]).any() and not found.overlap([5], [4]).any()
 
 
+def test_counts_of_all_latents_at_once_are_those_of_each():
+    found = corpus([*random_scenes(), scene([(4, *s[1:]) for s in drawn(3, 0)])[0]])
+    latent, item, count = found.counts()
+    assert (np.diff(latent * found.n + item) > 0).all() and (count > 0).all()
+    for j in range(D):
+        own = np.zeros(found.n)
+        own[item[latent == j]] = count[latent == j]
+        assert np.array_equal(own, found.count([j]))
+    assert found.count([1, 2]).any() and not np.array_equal(found.count([1, 2]), found.count([1]) + found.count([2]))
+
+
 def test_left_of_is_antisymmetric_mirrored_by_a_flip_and_unmoved_by_a_shift():
     scenes = random_scenes()
     found, flipped = corpus(scenes), corpus([s[:, ::-1] for s in scenes])
