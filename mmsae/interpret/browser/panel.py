@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.interpret.browser import relations
+from mmsae.interpret.browser.areas import ShownAreas
 from mmsae.interpret.browser.exports import feature_lines
 from mmsae.interpret.browser.files import PACK, SHARD, indices, packed, put, share_of
 from mmsae.interpret.browser.layout import layout
@@ -22,6 +23,7 @@ from mmsae.interpret.browser.vectors import latent_vectors
 from mmsae.interpret.browser.words import caption_words
 from mmsae.interpret.evidence.folder import BINS, Evidence
 from mmsae.metrics.concepts.names import LatentName
+from mmsae.types import IMAGE
 
 
 class Source(NamedTuple):
@@ -55,6 +57,7 @@ class Panel:
         self.words: list[list[tuple[str, int]]] = []  #: Of every latent, once written
         self.near: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: Neighbours, once written
         self.table: dict[str, np.ndarray] = {}  #: Columns, once written
+        self.areas: ShownAreas | None = None  #: Numbers of areas, while written and where patches are known
         self.lifted: dict[str, Any] | None = None  #: Three labels of every latent, once written and where there are any
 
     @cached_property
@@ -101,6 +104,10 @@ class Panel:
         captions = [self.evidence.items.caption[i] for i in self.shown.item]
         tops = {m: self._numbers(p[:, : self.shown.top]) for m, p in self.shown.pairs.items()}
         self.words = caption_words(captions, list(tops.values()))
+        if display.maps and IMAGE in self.stats and self.evidence.grid(IMAGE).rows:
+            said = {j: n.name for j, n in source.names.items() if n.name and 0 <= j < self.d_sae}
+            self.areas = ShownAreas(self.evidence, self.shown.number, said)
+            self.bytes["latents"] += put(self.folder, f"{source.id}/together", self.areas.names())
         purest = self._shards()
         if purest is not None:
             columns |= purest
@@ -126,7 +133,7 @@ class Panel:
             "d_sae": self.d_sae, "n": self.evidence.n, "modalities": list(self.stats),
             "grid": {m: self.evidence.grid(m)._asdict() for m in self.stats}, "shown": self.shown.m,
             "top": self.shown.top, "quantiles": dict(self.shown.quantiles), "shard": SHARD, "pack": PACK,
-            "codes": display.codes, "maps": maps, "captions": bool(about["captions"]),
+            "codes": display.codes, "maps": maps, "areas": self.areas is not None, "captions": bool(about["captions"]),
             "images": bool(about["images"]) and display.images != "none", "layout": how, "labels": labels,
             "living": int(self.living.sum()), "named": sum(bool(n.name) for n in source.names.values()),
             "scores": source.scores.get("summary", []), "bytes": self.bytes, "vectors": (vectors or {}).get("of"),
@@ -171,6 +178,8 @@ class Panel:
                     top = np.where((lift["count"] > 0) & (lift["lift"] > 1), lift["label"], -1)[:, :3]
                     lifted[rows, : top.shape[1]] = np.where(better[:, None], top, lifted[rows, : top.shape[1]])
                 lists[m] = self._list(m, by_latent[m], rows)
+            if self.areas:
+                lists["areas"] = self.areas.of(rows)
             number = lo // SHARD
             self.bytes["latents"] += put(self.folder, f"{self.source.id}/latents/{number}", record)
             self.bytes["latents"] += put(self.folder, f"{self.source.id}/lists/{number}", lists)
@@ -219,7 +228,9 @@ class Panel:
         return out
 
     def _list(self, modality: str, by_latent: Any, rows: slice) -> dict[str, Any]:
-        """The shown items on which latents of a shard fire, with percentiles among all values of the latent."""
+        """The shown items on which latents of a shard fire, with ranks among all ``n`` values of the latent: of them
+        are percentiles, as :mod:`mmsae.metrics.concepts.query` has them.
+        """
         part = by_latent[:, rows]
         part.sort_indices()
         lists = self.evidence.lists(modality)
@@ -230,11 +241,11 @@ class Panel:
         latent = np.repeat(np.arange(part.shape[1]), np.diff(part.indptr))
         begin, count = start - start[0], np.diff(start)
         upto = bisect(begin, value, latent, part.data, "right")
-        percentile = (upto - begin[latent]) / np.maximum(count[latent], 1)  # as mmsae.metrics.concepts.query has it
         return {
             "start": packed(part.indptr, "i4"),
             "item": indices(part.indices, self.shown.m),
-            "percentile": share_of(percentile, np.ones(1), "u2"),
+            "n": packed(count, "i4"),
+            "rank": packed(upto - begin[latent], "u2" if count.max(initial=0) < 65536 else "i4"),
         }
 
     def _packs(self, captions: list[str]) -> None:

@@ -22,14 +22,18 @@ def window(tmp_path_factory):
 def at(window, made):
     """Opens a page of the browser; at the end nothing was complained of, and nothing outside the folder asked for."""
 
-    def open_(path, until="document.querySelector('#page > *:not(.hint)')"):
+    def open_(path, until="document.querySelector('#page > *:not(.hint)')", beside=""):
         window.open("about:blank")
-        window.open(f"file://{made}/index.html{path}", until)
+        window.open(f"file://{made.parent / beside if beside else made}/index.html{path}", until)
         return window
+
+    open_.folder = made
 
     window.open(f"file://{made}/index.html#/about")
     window.run("localStorage.clear()")
     window.errors.clear(), window.requests.clear()
     yield open_
     assert window.errors == []
-    assert [r for r in window.requests if not r.startswith((f"file://{made}/", "data:", "blob:", "about:"))] == []
+    assert [
+        r for r in window.requests if not r.startswith((f"file://{made.parent}/", "data:", "blob:", "about:"))
+    ] == []

@@ -58,11 +58,11 @@ def test_lists_hold_all_shown_items_with_their_percentiles(made):
     for m, codes in z.items():
         pooled, at = codes.max(1), lists[m]["start"]
         for j in range(24):
-            items, percentile = (lists[m][k][at[j] : at[j + 1]] for k in ("item", "percentile"))
+            items, rank = (lists[m][k][at[j] : at[j + 1]] for k in ("item", "rank"))
             assert set(shown[items]) == set(np.flatnonzero(pooled[:, j])) & set(shown)
             among = np.sort(pooled[pooled[:, j] > 0, j])
-            naive = np.searchsorted(among, pooled[shown[items], j], "right") / max(len(among), 1)
-            assert np.allclose(percentile / 65535, naive, atol=1e-4)
+            assert np.array_equal(rank, np.searchsorted(among, pooled[shown[items], j], "right"))
+            assert lists[m]["n"][j] == len(among)
 
 
 def test_samples_have_their_texts_images_and_codes(made):

@@ -1,4 +1,4 @@
-"""The browser in a real one: pages, keys, addresses, texts that try to be markup."""
+"""The browser in a real one: pages, keys, texts that try to be markup."""
 
 import json
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mmsae.interpret.evidence.folder import Evidence
-from mmsae.metrics.concepts.query import evaluate
 from mmsae.metrics.statistics import wilson
 from tests.helpers.browser import HOSTILE, browser
 from tests.helpers.window import texts, type_
@@ -89,31 +88,6 @@ def test_hostile_texts_stay_texts(at, made):
     w = at("#/latent/2", "document.querySelector('input.rename')")
     assert w.run("document.querySelector('input.rename').value") == HOSTILE[1]
     assert w.run("document.querySelectorAll('#page script, #page [onerror]').length") == 0
-
-
-@pytest.mark.parametrize(
-    "query", ["#3", "#3 & ~image:#13", "(#0 | #1) & #12", "~(#3 > .5) & image:#3", '"word zero" | text:#5', ""]
-)
-def test_queries_score_as_mmsae_filter_does(at, made, query):
-    w = at("#/query", "document.querySelector('input.query')")
-    code = f"""mmsae.panel("main").then(async (p) => {{
-        const score = await mmsae.evaluateQuery(p, mmsae.parseQuery({json.dumps(query)}));
-        return [(await mmsae.load("main/samples")).uid, [...score]];
-    }})"""
-    uids, score = w.run(code)
-    evidence = Evidence(made.parent / "evidence")
-    lists = {m: evidence.lists(m) for m in evidence.modalities}
-    truth = evaluate(query, lists, names={0: "word zero"})
-    assert np.abs(truth[[int(u, 16) for u in uids]] - score).max() < 2e-4
-
-
-@pytest.mark.parametrize("query", ["#3 &", "(#3", "#3 #4", "count(#3) >= 2", "nobody", "#99", "#3 > x", "^"])
-def test_wrong_queries_say_what_is_wrong(at, query):
-    w = at("#/query", "document.querySelector('input.query')")
-    type_(w, "input.query", query)
-    w.wait("document.querySelector('.hint.wrong')")
-    if query.startswith("count"):  # mmsae filter has no areas, either
-        assert "mmsae analyse retrieve" in texts(w, ".hint.wrong")[0]
 
 
 def test_names_of_a_person_are_kept_saved_and_read_back(at, made, tmp_path):

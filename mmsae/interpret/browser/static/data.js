@@ -158,12 +158,28 @@
 
     /** [shown items, percentiles in 0..1] on which a latent fires in a modality; empty where it has none. */
     async list(j, m) {
-      const data = await mmsae.load(`${this.id}/lists/${Math.floor(j / this.meta.shard)}`);
-      if (!data[m]) return [[], []];
-      const start = mmsae.array(data[m].start);
-      const [from, to] = [start[j % this.meta.shard], start[(j % this.meta.shard) + 1]];
-      const percentile = mmsae.array(data[m].percentile).subarray(from, to);
-      return [mmsae.array(data[m].item).subarray(from, to), Float32Array.from(percentile, (p) => p / 65535)];
+      const [items, rank, n] = await this.#listed(j, m, "rank");
+      return [items, Float32Array.from(rank, (r) => Math.max(mmsae.onGrid(r / n), mmsae.onGrid.step))];
+    }
+
+    /** [shown items, numbers of areas] where a latent has any: all of them, also where `list` leaves weak ones out. */
+    async areas(j) {
+      return this.#listed(j, "areas", "count");
+    }
+
+    /** [shown items, numbers of areas] where latents together have any, if they have one name; else null. */
+    async areasTogether(latents) {
+      const found = (await mmsae.load(`${this.id}/together`))[latents.join(",")];
+      return found ? [mmsae.array(found.item), mmsae.array(found.count)] : null;
+    }
+
+    async #listed(j, which, what) {
+      const data = (await mmsae.load(`${this.id}/lists/${Math.floor(j / this.meta.shard)}`))[which];
+      if (!data) return [[], [], 0];
+      const i = j % this.meta.shard;
+      const start = mmsae.array(data.start);
+      const part = (packed) => mmsae.array(packed).subarray(start[i], start[i + 1]);
+      return [part(data.item), part(data[what]), data.n ? mmsae.array(data.n)[i] : 0];
     }
 
     /** The first items of a latent, without its record. */
@@ -189,7 +205,23 @@
     }
 
     searchLink(words) {
-      return `${this.home()}${words ? `?q=${encodeURIComponent(words)}` : ""}`;
+      return this.listLink({ query: words });
+    }
+
+    /** The list of latents that is searched, filtered, ordered and chosen from an area in some way; {} is all of them. */
+    listLink({ query, filter, order, up, area }) {
+      const said = { q: query, filter: filter !== "all" && filter, order, up: up && 1, area: area && `${area.plot}:${area.box.join(",")}` };
+      const parts = Object.entries(said).filter(([, v]) => v).map(([k, v]) => `${k}=${encodeURIComponent(v).replaceAll("%3A", ":").replaceAll("%2C", ",")}`);
+      return `${this.home()}${parts.length ? `?${parts.join("&")}` : ""}`;
+    }
+
+    queryLink(text) {
+      return `${this.home()}query${text ? `?q=${encodeURIComponent(text)}` : ""}`;
+    }
+
+    /** The list of latents as it was last. */
+    listed() {
+      return this.seen?.address ?? this.home();
     }
 
     home() {

@@ -7,15 +7,38 @@
   let current = null;
   let turn = 0;
 
-  /** #/ , #/?q=words , #/latent/12 , #/control/latent/12 , #/sample/UID , #/query?q=... , #/about ... */
+  /** #/ , #/?q=words&filter=shared&order=density&up=1&area=map:0,1,0,1 , #/latent/12 , #/control/latent/12 , #/sample/UID , #/query?q=... , #/about ... */
   function parse(hash) {
     const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
-    const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+    const parts = path.split("/").filter(Boolean).map(decoded);
     const id = mmsae.site.panels.some((p) => p.id === parts[0]) ? parts.shift() : "main";
-    const query = new URLSearchParams(search).get("q") ?? undefined;
+    const said = new URLSearchParams(search);
     const [page = "overview", what] = parts;
-    return { id, page, latent: page === "latent" ? Number(what) : undefined, uid: what, query: page === "samples" ? (what ?? "") : query };
+    const [plot, numbers = ""] = (said.get("area") ?? "").split(":");
+    const box = numbers.split(",").map(Number);
+    const area = box.length === 4 && box.every(Number.isFinite) ? { plot, box } : null;
+    const of = { id, page, latent: page === "latent" ? Number(what) : undefined, uid: what, query: page === "samples" ? (what ?? "") : (said.get("q") ?? undefined) };
+    return page === "overview" ? { ...of, query: of.query ?? "", filter: said.get("filter") ?? "all", order: said.get("order") ?? "", up: said.has("up"), area } : of;
   }
+  const decoded = (part) => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      return part; // written by hand, with a % that stands for itself
+    }
+  };
+
+  /** Show an address. It is one step back in the history of the web browser, or replaces the one that is there. */
+  mmsae.go = (address, replace = false) => {
+    if (address === location.hash) return null;
+    history[replace ? "replaceState" : "pushState"](null, "", address);
+    return mmsae.route();
+  };
+  /** Show what is typed into a field: all of it is one step back, and not every letter. */
+  mmsae.typed = (input, address) => {
+    mmsae.go(address, input.wrote !== undefined && input.wrote === location.hash);
+    input.wrote = address;
+  };
 
   mmsae.route = async () => {
     const mine = ++turn;
@@ -24,11 +47,11 @@
     current?.leave?.();
     try {
       panel = await mmsae.panel(at.id);
-      if (at.page === "overview" && current?.requery && current.isConnected && current.at.id === at.id) {
-        current.requery(at.query ?? "");
+      if (current?.update && current.isConnected && current.at.page === at.page && current.at.id === at.id) {
+        if (mine !== turn) return;
+        current.update(at);
         current.at = at;
         bar(at);
-        mmsae.ready?.();
         return;
       }
       const make = mmsae.pages[at.page];
@@ -62,11 +85,8 @@
       search.addEventListener("input", () => {
         clearTimeout(search.later);
         search.later = setTimeout(() => {
-          const q = search.value.trim();
-          const next = panel.searchLink(q);
-          if (parse(location.hash).page === "overview") history.replaceState(null, "", next);
-          else location.hash = next;
-          if (parse(location.hash).page === "overview") mmsae.route();
+          const at = parse(location.hash);
+          mmsae.typed(search, panel.listLink({ ...(at.page === "overview" && at), query: search.value.trim(), order: "", up: false }));
         }, 90);
       });
       search.addEventListener("keydown", (e) => {
@@ -86,7 +106,7 @@
     const switcher = mmsae.site.panels.length > 1 && h("span.segmented", { role: "group", "aria-label": "which SAE" }, mmsae.site.panels.map((p) => h("a", { href: p.id === "main" ? "#/" : `#/${p.id}/`, "aria-current": p.id === panel.id ? "true" : null, title: p.control ? "random weights: what chance looks like" : "" }, p.title)));
     const theme = h("button.icon", { type: "button", title: "Light or dark (t)", "aria-label": "light or dark", onclick: flip }, "◐");
     const help = h("button.icon", { type: "button", title: "Keys (?)", "aria-label": "help", onclick: keys }, "?");
-    const nav = h("nav", { "aria-label": "pages" }, pages.map(([id, text, path]) => h("a", { href: `${panel.home()}${path}`, "aria-current": id === here ? "page" : null }, text)));
+    const nav = h("nav", { "aria-label": "pages" }, pages.map(([id, text, path]) => h("a", { href: id === "overview" && at.page !== id ? panel.listed() : `${panel.home()}${path}`, "aria-current": id === here ? "page" : null }, text)));
     requestAnimationFrame(() => nav.scrollTo({ left: (nav.querySelector("[aria-current]")?.offsetLeft ?? 0) - 60 }));
     if (old) {
       document.querySelector("#bar nav").replaceWith(nav);
@@ -127,7 +147,7 @@
         modes[(modes.findIndex((b) => b.getAttribute("aria-pressed") === "true") + 1) % modes.length]?.click();
       },
     };
-    const home = () => (location.hash = panel.home());
+    const home = () => (location.hash = panel.listed());
     if (at.page === "latent") {
       if (by) location.hash = panel.link((at.latent + by + panel.size) % panel.size);
       Object.assign(does, { b: () => document.querySelector(".title .star").click(), n: () => document.querySelector("input.rename").select(), u: home, Escape: home });

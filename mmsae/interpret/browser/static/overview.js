@@ -100,9 +100,10 @@
     return { columns: out, images };
   };
 
-  mmsae.pages.overview = async (panel, { query = "" }) => {
-    const view = (panel.view ??= { filter: "all", sort: "interesting", desc: true, mode: mmsae.notes.read("mmsae:mode") ?? "cards", scroll: 0 });
-    view.query = query;
+  /** What is listed is what the address says: at {query, filter, order ("": the usual one), up, area {plot, box} or null}. */
+  mmsae.pages.overview = async (panel, at) => {
+    let view = at;
+    let mode = mmsae.notes.read("mmsae:mode") ?? "cards";
     const { columns, images } = columnsOf(panel);
     const first = panel.meta.modalities[0];
     let chosen = [];
@@ -111,11 +112,12 @@
       const c = panel.columns;
       const scores = Object.keys(c).filter((k) => k.startsWith("score.") && !Number.isNaN(c[k][j])).map((k) => c[k][j]);
       const s = scores.length ? scores.reduce((a, b) => a + b) / scores.length : 0;
+      if (!panel.kind[j]) return -5;
       const n = Math.min(...panel.meta.modalities.map((m) => c[`${m}.n`][j]).filter((x) => x > 0));
       const sure = n / (n + 10); // one item agrees with itself
       const rare = 0.05 / (0.05 + panel.density[j]); // where nothing else tells them apart
       const holds = panel.names.get(j)?.auroc ?? 0.75;
-      return (panel.name(j) ? 0.5 + 2 * Math.max(holds - 0.5, 0) : 0) + s + sure * ((c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2) - (panel.density[j] > 0.5 ? 1 : 0) - (panel.kind[j] ? 0 : 5) + 0.2 * rare * sure;
+      return (panel.name(j) ? 0.5 + 2 * Math.max(holds - 0.5, 0) : 0) + s + sure * ((c.agree?.[j] || 0) + (c.purity?.[j] || 0) / 2) - (panel.density[j] > 0.5 ? 1 : 0) + 0.2 * rare * sure;
     };
     const keyOf = (sort) => {
       if (sort === "index") return (j) => -j;
@@ -126,7 +128,10 @@
       return (j) => (Number.isNaN(column[j]) ? -Infinity : column[j]);
     };
 
-    const table = () => view.mode === "table";
+    const table = () => mode === "table";
+    const order = () => view.order || (view.query ? "relevance" : "interesting");
+    const go = (change) => mmsae.go(panel.listLink({ ...view, ...change }));
+    const reorder = (id, up = false) => go({ order: id === (view.query ? "relevance" : "interesting") ? "" : id, up });
     const cover = (j) => h("a.cover", { href: panel.link(j), title: panel.name(j) ?? mmsae.wordsOf(panel, j) }, panel.name(j) ?? h("span.unnamed", {}, mmsae.wordsOf(panel, j)));
     const row = (i) => {
       const j = chosen[i];
@@ -165,38 +170,49 @@
     const choose = () => {
       const test = FILTERS.find(([id]) => id === view.filter)[3];
       const found = view.query ? mmsae.search(panel, view.query) : Array.from({ length: panel.size }, (_, j) => j);
-      chosen = found.filter((j) => test(panel, j) && (!view.brush || view.brush.has(j)));
-      const byRelevance = view.query && !view.sorted;
+      plots.forEach((p, id) => id !== view.area?.plot && p.choose(null));
+      const inside = view.area && plots.get(view.area.plot).choose(view.area.box);
+      chosen = found.filter((j) => test(panel, j) && (!inside || inside.has(j)));
+      const byRelevance = order() === "relevance";
       if (!byRelevance) {
-        const key = keyOf(view.sort);
+        const key = keyOf(order());
         const keys = new Map(chosen.map((j) => [j, key(j)]));
-        const order = typeof keys.get(chosen[0]) === "string" ? (a, b) => (keys.get(a) === "") - (keys.get(b) === "") || keys.get(a).localeCompare(keys.get(b)) : (a, b) => keys.get(b) - keys.get(a) || a - b;
-        chosen.sort(order);
-        if (!view.desc) chosen.reverse();
+        const compare = typeof keys.get(chosen[0]) === "string" ? (a, b) => (keys.get(a) === "") - (keys.get(b) === "") || keys.get(a).localeCompare(keys.get(b)) : (a, b) => keys.get(b) - keys.get(a) || a - b;
+        chosen.sort(compare);
+        if (view.up) chosen.reverse();
       }
-      counts.replaceChildren(`${mmsae.count(chosen.length, "latent")}${view.query ? ` for “${view.query}”` : ""}${view.brush ? " in the chosen area " : ""}`,
-        view.brush || view.query ? h("button.small", { type: "button", onclick: () => { view.brush = view.box = null; plots.forEach((p) => p.clear()); if (view.query) location.hash = panel.searchLink(""); else choose(); } }, "clear") : "");
+      counts.replaceChildren(`${mmsae.count(chosen.length, "latent")}${view.query ? ` for “${view.query}”` : ""}${view.area ? " in the chosen area " : ""}`,
+        view.area || view.query ? h("button.small", { type: "button", onclick: () => go({ query: "", area: null }) }, "clear") : "");
       samples.replaceChildren(...(view.query ? [h("a", { href: panel.samplesLink(view.query) }, "samples with these words")] : []));
       none.textContent = chosen.length ? "" : nothing();
       list.fill(chosen.length);
       sorts.querySelector("[value=relevance]").hidden = !view.query;
-      sorts.value = byRelevance ? "relevance" : view.sort;
-      direction.textContent = view.desc ? "↓" : "↑";
-      direction.disabled = !!byRelevance;
-      dimmed = view.query || view.filter !== "all" || view.brush ? new Set(chosen) : null;
+      sorts.value = order();
+      direction.textContent = view.up ? "↑" : "↓";
+      direction.disabled = byRelevance;
+      chips.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.filter === view.filter));
+      dimmed = view.query || view.filter !== "all" || view.area ? new Set(chosen) : null;
       clearTimeout(later);
       later = setTimeout(() => plots.forEach((p) => p.draw()), 120); // the list first
     };
+    /** An address may be written by hand, or be of a browser with other columns. */
+    const known = (said) => {
+      const orders = [...sorts.options].map((o) => o.value);
+      const ok = { filter: FILTERS.some(([id]) => id === said.filter), order: !said.order || (orders.includes(said.order) && (said.order !== "relevance" || !!said.query)), area: !said.area || plots.has(said.area.plot) };
+      const wrong = Object.keys(ok).filter((k) => !ok[k]);
+      if (wrong.length) mmsae.say(`Left out: ${wrong.map((k) => `${k} “${said[k].plot ?? said[k]}”`).join(", ")} of the address ${wrong.length > 1 ? "are" : "is"} nothing here.`);
+      return { ...said, filter: ok.filter ? said.filter : "all", order: ok.order ? said.order : "", area: ok.area ? said.area : null };
+    };
     let [dimmed, later] = [null, 0];
     const nothing = () => {
-      if (view.brush) return "No latent lies in the chosen area. Click beside it to choose all again.";
+      if (view.area) return "No latent lies in the chosen area. Click beside it to choose all again.";
       if (view.query && view.filter === "all") return `No latent has “${view.query}” in its name${panel.meta.captions ? ", or in the captions" : ""}${panel.lifted ? " or labels" : ""} that it is largest on.${panel.meta.vectors ? ` “like ${view.query}” looks for vectors that are near.` : ""}`;
       if (view.filter === "starred" && !view.query) return "No bookmarks yet: the star on a latent, or the key b on its page, sets one.";
       return "No latent is in this filter.";
     };
 
     const heads = () => {
-      const sortable = (id, title, help) => h("button.sort", { type: "button", title: help, "aria-pressed": view.sort === id, onclick: () => { view.desc = view.sort === id ? !view.desc : true; view.sort = id; view.sorted = true; show(); } }, title, view.sort === id ? (view.desc ? " ↓" : " ↑") : "");
+      const sortable = (id, title, help) => h("button.sort", { type: "button", title: help, "aria-pressed": order() === id, onclick: () => reorder(id, order() === id && !view.up) }, title, order() === id ? (view.up ? " ↑" : " ↓") : "");
       heading.replaceChildren(h("span"), h("span.which", {}, sortable("name", "latent", "by name")), ...(images ? [h("span.thumbs")] : []), ...columns.map((c) => h("span.cell", {}, sortable(c.id, c.title, c.help))));
       const template = `26px minmax(150px,1.6fr) ${images ? "228px " : ""}${columns.map((c) => (c.id.endsWith("density") || c.id === "purity" ? "minmax(92px,1fr)" : "minmax(74px,.7fr)")).join(" ")}`;
       holder.style.setProperty("--columns", template);
@@ -210,46 +226,42 @@
       list = fresh;
       choose();
     };
-    const sorts = h("select", { "aria-label": "order", onchange: (e) => { view.sorted = e.target.value !== "relevance"; if (view.sorted) view.sort = e.target.value; view.desc = true; show(); } },
+    const sorts = h("select", { "aria-label": "order", onchange: (e) => reorder(e.target.value) },
       [["relevance", "relevance"], ["interesting", "most telling"], ["density", "most frequent"], ["index", "number"], ["name", "name"], ...columns.map((c) => [c.id, c.title])].map(([id, text]) => h("option", { value: id }, text)));
-    const direction = h("button.small", { type: "button", title: "Turn the order around", "aria-label": "turn the order around", onclick: () => { view.desc = !view.desc; show(); } });
+    const direction = h("button.small", { type: "button", title: "Turn the order around", "aria-label": "turn the order around", onclick: () => go({ up: !view.up }) });
 
     const chips = h("div.chips", { role: "group", "aria-label": "filters" }, FILTERS.filter(([id]) => panel.meta.modalities.length > 1 || !["shared", "image", "text", "disagree"].includes(id)).map(([id, text, help, test]) => {
       let n = 0;
       for (let j = 0; j < panel.size; j++) n += test(panel, j);
-      return h("button.chip", { type: "button", title: help, "aria-pressed": view.filter === id, onclick: (e) => { view.filter = id; chips.querySelectorAll("button").forEach((b) => b.setAttribute("aria-pressed", b === e.currentTarget)); choose(); } }, text, h("small", {}, n.toLocaleString("en")));
+      return h("button.chip", { type: "button", title: help, "aria-pressed": false, "data-filter": id, onclick: () => go({ filter: id }) }, text, h("small", {}, n.toLocaleString("en")));
     }));
 
     const tones = ["--dead", "--image", "--text", "--both"];
     const describe = (j) => `${panel.name(j) ?? mmsae.wordsOf(panel, j)}  #${j}`;
     const pick = (j) => (location.hash = panel.link(j));
-    const plots = [];
-    const brush = (set, title, at) => {
-      view.brush = set;
-      view.box = set && { title, at }; // it is there again when one comes back
-      choose();
-    };
-    const plot = (title, help, options) => {
-      const s = mmsae.scatter({ ...options, tone: (j) => tones[panel.kind[j]], dim: (j) => dimmed && !dimmed.has(j), label: title, onpick: pick, brushed: view.box?.title === title ? view.box.at : null, onbrush: (set, at) => { plots.forEach((p) => p !== s && p.clear()); brush(set, title, at); } });
+    const plots = new Map();
+    const plot = (id, title, help, options) => {
+      const s = mmsae.scatter({ ...options, tone: (j) => tones[panel.kind[j]], dim: (j) => dimmed && !dimmed.has(j), label: title, onpick: pick, onbrush: (box) => go({ area: box && { plot: id, box } }) });
       s.describe = describe;
-      plots.push(s);
+      plots.set(id, s);
       return h("figure.plot", {}, h("figcaption", { title: help }, h("b", {}, title), h("span.hint", {}, help)), s);
     };
-    const spread = (m) => plot(`Frequency and strength, ${m}s`, "drag to choose", {
+    const spread = (m) => plot(m, `Frequency and strength, ${m}s`, "drag to choose", {
       x: panel.columns[`${m}.density`].map((d) => (d > 0 ? d : NaN)), y: panel.columns[`${m}.mean`].map(Math.abs), axes: { x: { log: true, label: `share of ${m}s on which it fires` }, y: { log: true, label: "mean value" } } });
     const figures = [spread(first)];
-    if (panel.columns.x) figures.push(plot("Map", panel.meta.layout === "tsne" ? "atoms that are alike lie together (t-SNE)" : `atoms by ${panel.meta.layout.toUpperCase()}`, { x: panel.columns.x, y: panel.columns.y, axes: null }));
+    if (panel.columns.x) figures.push(plot("map", "Map", panel.meta.layout === "tsne" ? "atoms that are alike lie together (t-SNE)" : `atoms by ${panel.meta.layout.toUpperCase()}`, { x: panel.columns.x, y: panel.columns.y, axes: null }));
     else if (panel.meta.modalities[1]) figures.push(spread(panel.meta.modalities[1]));
 
     const beside = mmsae.site.panels.find((p) => p.control);
     if (beside && !panel.meta.control)
       mmsae.panel(beside.id).then((other) => {
         const [x, y] = [`${first}.density`, `${first}.mean`].map((c) => other.columns[c]);
-        plots[0].beneath(Array.from(x.keys()).filter((j) => x[j] > 0 && y[j]).map((j) => [Math.log10(x[j]), Math.log10(Math.abs(y[j]))]));
+        plots.get(first).beneath(Array.from(x.keys()).filter((j) => x[j] > 0 && y[j]).map((j) => [Math.log10(x[j]), Math.log10(Math.abs(y[j]))]));
         legend.append(h("span.k0", { title: "latents of an SAE with random weights on the same samples: what chance looks like" }, h("i"), `${other.meta.title}: random weights`));
       });
     const legend = h("div.legend", {}, panel.meta.modalities.length > 1 && [3, 1, 2].map((k) => h(`span.k${k}`, {}, h("i"), mmsae.KINDS[k])));
-    const modes = mmsae.segmented([["cards", "Cards"], ["table", "Table"]], view.mode, (v) => { view.mode = v; mmsae.notes.write("mmsae:mode", v); show(); }, "how latents are listed");
+    const modes = mmsae.segmented([["cards", "Cards"], ["table", "Table"]], mode, (v) => { mode = v; mmsae.notes.write("mmsae:mode", v); show(); }, "how latents are listed");
+    view = known(view);
     heads();
     holder.append(heading, list);
     mmsae.listMove = (by, rows) => list.move(by, rows);
@@ -259,18 +271,18 @@
     requestAnimationFrame(async () => {
       if (/^like /i.test(view.query) && panel.meta.vectors) panel.vectors = await mmsae.load(`${panel.id}/vectors`);
       choose();
-      list.scrollTop = view.scroll;
+      if (panel.seen?.address === panel.listLink(view)) list.scrollTop = panel.seen.scroll;
       (window.requestIdleCallback ?? setTimeout)(() => {
         const { done, ready } = mmsae.index(panel);
         if (!done) ready.then(() => root.isConnected && view.query && choose()); // by relevance now
       });
-      mmsae.ready?.();
     });
-    root.requery = (words) => {
-      Object.assign(view, { query: words, sorted: false });
+    root.update = (at) => {
+      view = known(at);
+      heads();
       choose();
     };
-    root.leave = () => (view.scroll = list.scrollTop);
+    root.leave = () => (panel.seen = { address: panel.listLink(view), scroll: list.scrollTop });
     return root;
   };
 })();

@@ -25,11 +25,14 @@
     input.addEventListener("input", () => {
       clearTimeout(input.later);
       input.later = setTimeout(() => {
-        history.replaceState(null, "", panel.samplesLink(input.value.trim()));
-        fill(input.value.trim());
+        mmsae.typed(input, panel.samplesLink(input.value.trim()));
       }, 90);
     });
     const root = h("div.page.fill", {}, mmsae.controlNote(panel), h("h1", {}, "Samples"), h("div.tools", {}, input), count, list);
+    root.update = (at) => {
+      if (document.activeElement !== input) input.value = at.query;
+      fill(at.query);
+    };
     requestAnimationFrame(() => fill(query));
     mmsae.listMove = (by, rows) => list.move(by, rows);
     return root;

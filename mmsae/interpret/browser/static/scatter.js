@@ -7,9 +7,9 @@
 
   /**
    * points {x, y: arrays of which NaN is left out, tone(j): CSS variable}; axes {x: {log, label}, y: ...} or none (a map).
-   * onpick(j), onbrush(set or null, its box); brushed: the box at first.
+   * onpick(j), onbrush(box or null): its left, right, lower and upper edge, logarithms where an axis is one.
    */
-  mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush, brushed: before = null }) => {
+  mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush }) => {
     const canvas = h("canvas", { role: "img", "aria-label": `${label}; the list beside it has the same latents` });
     const tip = h("div.tip");
     const root = h("div.scatter", {}, canvas, tip);
@@ -30,7 +30,7 @@
     [x0, x1] = margin(x0, x1);
     [y0, y1] = margin(y0, y1);
     let whole = [x0, x1, y0, y1];
-    let [w, t, drag, hover, box] = [0, 0, null, -1, before];
+    let [w, t, drag, hover, box] = [0, 0, null, -1, null];
     const px = (a) => pad.l + ((a - x0) / (x1 - x0)) * (w - pad.l - pad.r);
     const py = (b) => t - pad.b - ((b - y0) / (y1 - y0)) * (t - pad.t - pad.b);
     const ax = (p) => x0 + ((p - pad.l) / (w - pad.l - pad.r)) * (x1 - x0);
@@ -154,9 +154,10 @@
       const r = canvas.getBoundingClientRect();
       return [e.clientX - r.left, e.clientY - r.top];
     };
-    const brushed = () => {
-      if (!box) return null;
-      return new Set(inside.filter((j) => vx(j) >= box[0] && vx(j) <= box[1] && vy(j) >= box[2] && vy(j) <= box[3]));
+    /** Choose an area, or none; returns what lies in it. */
+    root.choose = (area) => {
+      box = area;
+      return box && new Set(inside.filter((j) => vx(j) >= box[0] && vx(j) <= box[1] && vy(j) >= box[2] && vy(j) <= box[3]));
     };
     canvas.addEventListener("pointerdown", (e) => {
       drag = [...at(e), e.shiftKey || e.button === 1, [x0, x1, y0, y1]];
@@ -196,7 +197,7 @@
       const pan = drag[2];
       drag = null;
       if (pan) return;
-      if (moved) onbrush?.(brushed(), box);
+      if (moved) onbrush?.(box.map((v) => +v.toPrecision(5)));
       else if (hover >= 0) onpick?.(hover);
       else {
         box = null;
@@ -229,10 +230,6 @@
       const least = (list, x) => list.reduce((m, v) => Math.min(m, v), x);
       const most = (list, x) => list.reduce((m, v) => Math.max(m, v), x);
       whole = [x0, x1, y0, y1] = [least(a, x0), most(a, x1), least(b, y0), most(b, y1)];
-      draw();
-    };
-    root.clear = () => {
-      box = null;
       draw();
     };
     root.draw = draw;
