@@ -181,7 +181,7 @@ def _backward(work: Work) -> Callable[[Tensor], None]:
             work.nodes[node.name()] += 1
             for (after, i), grad in _called(node, [found.get(i) for i in range(max(found, default=0) + 1)]):
                 if grad is not None:
-                    shape, slots = after._input_metadata[i].shape, given.setdefault(after, {})
+                    shape, slots = torch.Size(after._input_metadata[i].shape), given.setdefault(after, {})
                     grad = grad if grad.shape == shape else grad.sum_to_size(shape)
                     slots[i] = slots[i] + grad if i in slots else grad
                 left[after] -= 1
@@ -233,6 +233,8 @@ WRITTEN = {
     "_bag_kernel": (4,),
     "_sampled_kernel": (3,),
     "_scatter_kernel": (7, 8),
+    "_cosine_kernel": (4,),
+    "_cosine_gradient_kernel": (6, 7),
 }
 
 

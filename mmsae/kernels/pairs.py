@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mmsae.kernels.choice import backend_for
 from mmsae.types import Codes
 
 
@@ -112,4 +114,38 @@ def code_cosine(a: Codes, b: Codes, weights: Tensor | None = None, mask_top: int
     """
     if mask_top:
         a, b = mask_tops(a, b, mask_top)
+    if weights is None and _has_kernel(a, b):
+        return _Cosine.apply(a.values, a.indices, b.values, b.indices, eps)
     return code_dot(a, b, weights) / (code_norm(a, weights) * code_norm(b, weights)).clamp(min=eps)
+
+
+def _has_kernel(a: Codes, b: Codes) -> bool:
+    """Whether one kernel compares two codes."""
+    if a.indices is None or b.indices is None or backend_for(a.values).name != "triton":
+        return False
+    from mmsae.kernels.triton.pairs import MOST
+
+    widths = a.values.shape[1], b.values.shape[1]
+    return a.values.dtype == b.values.dtype == torch.float32 and 0 < min(widths) and max(widths) <= MOST
+
+
+class _Cosine(torch.autograd.Function):
+    """:func:`code_cosine` of sparse codes, one kernel each way."""
+
+    @staticmethod
+    def forward(ctx, values_a: Tensor, idx_a: Tensor, values_b: Tensor, idx_b: Tensor, eps: float) -> Tensor:
+        from mmsae.kernels.triton.pairs import cosine
+
+        given = [t.contiguous() for t in (values_a, idx_a, values_b, idx_b)]
+        out = cosine(*given, eps)
+        ctx.eps = eps
+        ctx.save_for_backward(*given, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        from mmsae.kernels.triton.pairs import cosine_gradients
+
+        grad_a, grad_b = cosine_gradients(*ctx.saved_tensors, grad, ctx.eps)
+        return grad_a, None, grad_b, None, None

@@ -78,7 +78,7 @@ def compile_from_now_on(capability: int) -> list[Compiled]:
 
 def calls() -> dict[str, Callable[[], Any]]:
     """Calls of every function of the package, at sizes of trainings; few rows, for their number is not compiled in."""
-    from mmsae.kernels.triton import optim, select, sparse
+    from mmsae.kernels.triton import optim, pairs, select, sparse
 
     out = {}
     for name in ("float32", "bfloat16", "float16"):
@@ -107,6 +107,11 @@ def calls() -> dict[str, Callable[[], Any]]:
             out[f"bag {size}"] = lambda v=values, i=indices, t=table: sparse.bag(v, i, t)
             out[f"sampled {size}"] = lambda x=x, i=indices, t=table: sparse.sampled(x, t, i)
             out[f"scatter {size}"] = lambda v=values, i=indices, x=x: sparse.scatter(v, i, x, 300)
+    for k in (1, 7, 32, 256, 512):
+        a, ids = torch.ones(4, k), torch.arange(k).expand(4, k).contiguous()
+        out[f"cosine {k}"] = lambda a=a, i=ids: pairs.cosine(a, i, a, i, 1e-12)
+        up = torch.ones(()).expand(4)
+        out[f"gradient of cosine {k}"] = lambda a=a, i=ids, u=up: pairs.cosine_gradients(a, i, a, i, u, u, 1e-12)
     for d in (100, 512, 768, 1024, 4096, 16384):
         weight = torch.empty(4, d)
         out[f"adam {d}"] = lambda w=weight: optim.adam_rows_(w, w, w, w, 1, 1e-3, 0.9, 0.999, 1e-8, True)

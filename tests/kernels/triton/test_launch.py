@@ -29,6 +29,8 @@ CALLS = [
     "scatter bfloat16 768",
     "scatter float32 1 1",
     "adam 768",
+    "cosine 256",
+    "gradient of cosine 256",
 ]
 
 
