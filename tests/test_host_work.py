@@ -22,12 +22,12 @@ def on_fake_cuda():
 fake = pytest.mark.skipif(not on_fake_cuda(), reason="this build of torch has no CUDA, not even a fake one")
 # operations of torch, those that start a kernel, launches of Triton, nodes of autograd: at most
 BOUNDS = {
-    ("topk", USUAL): (54, 30, 10, 6),
-    ("topk_auxk", USUAL): (130, 87, 11, 21),
-    ("paired_topk", USUAL): (320, 230, 18, 61),
-    ("topk", LARGE): (65, 34, 12, 6),
-    ("topk", WIDE): (82, 41, 16, 6),
-    ("topk_auxk", WIDE): (157, 97, 22, 19),
+    ("topk", USUAL): (50, 26, 10, 6),
+    ("topk_auxk", USUAL): (116, 77, 11, 18),
+    ("paired_topk", USUAL): (200, 133, 19, 41),
+    ("topk", LARGE): (60, 30, 12, 6),
+    ("topk", WIDE): (76, 36, 16, 6),
+    ("topk_auxk", WIDE): (148, 88, 22, 19),
 }
 
 

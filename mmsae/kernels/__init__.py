@@ -8,7 +8,7 @@ __all__, __getattr__ = lazy(
         "backend": "Backend Ranking",
         "choice": "backend_for use",
         "grouped": "Largest pays",
-        "sparse": "chunked_above chunked_largest chunked_topk decode_largest dense_columns dense_linear raw_product "
-        "sampled_linear sparse_decode sparse_scatter",
+        "sparse": "chunked_above chunked_largest chunked_topk decode_largest decode_largest_each dense_columns "
+        "dense_linear raw_product sampled_linear sparse_decode sparse_scatter",
     },
 )

@@ -5,7 +5,7 @@ The encoder's product is never kept as a whole: what is asked of it is ranked, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,14 +32,46 @@ def decode_largest(pre: Tensor, k: int, atoms: Tensor, signed: bool = False) -> 
 
     With ``signed`` they are those of largest absolute value, whatever their sign. Differentiable.
     """
-    backend, ranked, kept = backend_for(atoms), pre.detach(), pre if signed else pre.relu()
-    if backend.dense_pays(atoms.device, len(atoms), k):
-        codes = (kept * backend.marked(ranked.abs() if signed else ranked, k)).to(atoms.dtype)
-        if atoms.device.type == "cpu" and (more := -len(atoms) % backend.whole):
-            codes, atoms = F.pad(codes, (0, more)), F.pad(atoms, (0, 0, 0, more))
-        return backend.dense_product(codes, atoms.t())
-    indices = backend.topk(ranked, k, Ranking(absolute=True) if signed else None)[1]
-    return backend.decode(kept.gather(1, indices), indices, atoms)
+    return decode_largest_each(pre, k, [atoms], signed)[0]
+
+
+def decode_largest_each(pre: Tensor, k: int, tables: Sequence[Tensor], signed: bool = False) -> list[Tensor]:
+    """:func:`decode_largest` of rows ``pre (M * N, F)``, of which N are decoded with each of M ``tables (F, d)``."""
+    backend, first = backend_for(tables[0]), tables[0]
+    if not backend.dense_pays(first.device, len(first), k):
+        ranked = pre.detach()
+        indices = backend.topk(ranked, k, Ranking(absolute=True) if signed else None)[1]
+        values = (pre if signed else pre.relu()).gather(1, indices)
+        parts = zip(_parts(values, tables), _parts(indices, tables), tables, strict=True)
+        return [backend.decode(part, ids, atoms) for part, ids, atoms in parts]
+    codes = _parts(_Largest.apply(backend, pre, k, signed).to(first.dtype), tables)
+    if backend.fused:
+        return [part @ atoms for part, atoms in zip(codes, tables, strict=True)]
+    if more := -len(first) % backend.whole:
+        codes, tables = [F.pad(part, (0, more)) for part in codes], [F.pad(t, (0, 0, 0, more)) for t in tables]
+    return [backend.dense_product(part, atoms.t()) for part, atoms in zip(codes, tables, strict=True)]
+
+
+def _parts(rows: Tensor, tables: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [rows] if len(tables) == 1 else rows.chunk(len(tables))
+
+
+class _Largest(torch.autograd.Function):
+    """``(N, F)`` the k largest of each row, the positive ones of them where they have no signs, and 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx, backend: Backend, pre: Tensor, k: int, signed: bool) -> Tensor:
+        marks = backend.marked(pre.abs() if signed else pre, k)
+        codes = pre * marks if signed else marks.mul_(pre.relu())
+        ctx.signed = signed
+        ctx.save_for_backward(marks if signed else codes)
+        return codes
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (on,) = ctx.saved_tensors
+        grad = grad * on if ctx.signed else torch.ops.aten.threshold_backward.default(grad, on, 0)
+        return None, grad, None, None
 
 
 def sparse_scatter(values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmsae.kernels import decode_largest
+from mmsae.kernels import backend_for, decode_largest_each
 from mmsae.kernels.pairs import code_cosine
 from mmsae.sae.part import refuse_unpaired
+from mmsae.sae.precodes import columns_below
 from mmsae.sae.usage import DEAD_AFTER, UsageTracker
 from mmsae.types import Codes, InputError, SAEOutput
 
@@ -172,19 +173,36 @@ class AuxK(LossTerm):
         )
         if n == 0:
             return zero
-        terms, shard = [], ctx.sae.shard
-        signed = self.score == "abs" or (self.score is None and ctx.sae.signed)
-        for m, out in outputs.items():
-            residual = (out.target - out.recon).detach()
-            pre = out.pre.columns(dead) if len(dead) else residual.new_zeros(len(residual), 0)
-            k = min(self.k_aux or out.target.shape[1] // 2, n)
-            atoms = ctx.sae.dictionary(m).rows().index_select(0, dead)
-            decode = decode_largest if shard is None else shard.decode_largest
-            error = mean_square(decode(pre, k, atoms, signed), residual)
-            scale = (residual - residual.mean(0)).square().mean()
-            # a residual without variance (one row) has no unit: no term, and no gradient (0 / 0 would be NaN)
-            terms.append(error / scale.masked_fill(scale <= 0, torch.inf))
+        terms = [self._term(outs, dead, n, ctx) for outs in self._passes(outputs, ctx, zero)]
         return total(terms) * (self.coefficient / len(outputs))
+
+    def _passes(self, outputs: Outputs, ctx: LossContext, like: Tensor) -> list[dict[str, SAEOutput]]:
+        """The modalities that are coded together: all, where a GPU waits for its host otherwise; else one at a time."""
+        together = ctx.sae.shard is None and backend_for(like).fused
+        return [dict(outputs)] if together else [{m: out} for m, out in outputs.items()]
+
+    def _term(self, outs: dict[str, SAEOutput], dead: Tensor, n: int, ctx: LossContext) -> Tensor:
+        """The errors of some modalities, each in the unit of its residual, summed."""
+        shard = ctx.sae.shard
+        pre = columns_below([out.pre for out in outs.values()], dead) if len(dead) else None
+        if pre is None and len(outs) > 1:
+            return total([self._term({m: out}, dead, n, ctx) for m, out in outs.items()])
+        with torch.no_grad():
+            residual = [out.target - out.recon for out in outs.values()]
+            e = residual[0][None] if len(residual) == 1 else torch.stack(residual)
+            unit = (e - e.mean(1, keepdim=True)).square().mean((1, 2))
+            # a residual without variance (one row) has no unit: no term, and no gradient (0 / 0 would be NaN)
+            unit = unit.masked_fill(unit <= 0, torch.inf)
+        signed = self.score == "abs" or (self.score is None and ctx.sae.signed)
+        k = min(self.k_aux or e.shape[2] // 2, n)
+        atoms = [ctx.sae.dictionary(m).rows().index_select(0, dead) for m in outs]
+        if shard is None:
+            decoded = decode_largest_each(pre, k, atoms, signed)
+        else:
+            pre = residual[0].new_zeros(len(residual[0]), 0) if pre is None else pre
+            decoded = [shard.decode_largest(pre, k, atoms[0], signed)]
+        pairs = zip(decoded, residual, unit, strict=True)
+        return total([mean_square(found, wanted) / by for found, wanted, by in pairs])
 
 
 class CodeCosine(LossTerm):

@@ -161,7 +161,7 @@ class _Centred(torch.autograd.Function):
             pairs = zip(grad.chunk(PARTS), weight.chunk(PARTS), strict=True)
             summed = torch.stack([g @ w for g, w in pairs]).sum(0)
         else:
-            summed = grad @ weight
+            summed = torch.mv(weight.t(), grad)  # which is two operations, and grad @ weight three
         return grad if ctx.needs_input_grad[0] else None, summed.neg_(), None
 
 
@@ -213,18 +213,60 @@ class DensePreCodes:
         return (self.u if self.value is None else self.value).gather(1, indices)
 
 
+def _of_one_encoder(pres: Sequence[PreCodes | DensePreCodes]) -> bool:
+    """Whether one set of weights codes the rows of all."""
+    first = pres[0]
+    return all(type(p) is PreCodes and p.weight is first.weight and p.bias is first.bias for p in pres)
+
+
 def stacked(pres: Sequence[PreCodes | DensePreCodes]) -> PreCodes | None:
     """Pre-codes of the rows of several, below each other, where one set of weights codes them all; else None."""
-    first = pres[0]
-    for pre in pres:
-        if type(pre) is not PreCodes or pre.weight is not first.weight or pre.bias is not first.bias:
-            return None
+    if not _of_one_encoder(pres):
+        return None
+    first, rows = pres[0], [pre.x for pre in pres]
     valid = None if first.valid is None else torch.cat([pre.valid for pre in pres])
     if any(pre.centre is not first.centre for pre in pres):  # of several, each has the gradients of its own rows
-        x, centre = torch.cat([pre.x if (c := pre.centre) is None else pre.x - (c - c.detach()) for pre in pres]), None
+        x, centre = _Below.apply(len(pres), *rows, *[pre.centre for pre in pres]), None
     else:
-        x, centre = torch.cat([pre.x for pre in pres]), first.centre
+        x, centre = torch.cat(rows), first.centre
     return replace(first, x=x, valid=valid, centre=centre, _dense=None, _offset=None)
+
+
+def columns_below(pres: Sequence[PreCodes | DensePreCodes], ids: Tensor) -> Tensor | None:
+    """``(M * N, len(ids))`` pre-codes of some latents, of N rows of each of M below each other, by one product.
+
+    None where it takes several: the encoders differ, or the numbers of rows do.
+    """
+    if len(pres) == 1:
+        return pres[0].columns(ids)
+    if not _of_one_encoder(pres) or len({len(pre.x) for pre in pres}) > 1:
+        return None
+    first, biases = pres[0], [pre._biases() for pre in pres]
+    linear = dense_columns(torch.cat([pre.x for pre in pres]), first.weight, ids, first.precision)
+    if first.scale is not None:
+        linear = linear * first.scale.index_select(0, ids)
+    if all(bias is biases[0] for bias in biases):
+        linear = linear if biases[0] is None else linear + biases[0].index_select(0, ids)
+    else:
+        own = torch.stack(biases).index_select(1, ids)[:, None]
+        linear = (linear.unflatten(0, (len(pres), -1)) + own).flatten(0, 1)
+    return first._activate(linear, None if first.valid is None else torch.cat([pre.valid for pre in pres]))
+
+
+class _Below(torch.autograd.Function):
+    """Rows below each other, from which centres of their own were taken: these have the gradients that rows have."""
+
+    @staticmethod
+    def forward(ctx, n: int, *given: Tensor | None) -> Tensor:
+        ctx.counts = [len(rows) for rows in given[:n]]
+        return torch.cat(given[:n])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        parts, needed = grad.split(ctx.counts), ctx.needs_input_grad[1:]
+        rows = [part if need else None for part, need in zip(parts, needed, strict=False)]
+        centres = [part.sum(0).neg_() if need else None for part, need in zip(parts, needed[len(parts) :], strict=True)]
+        return None, *rows, *centres
 
 
 def most(on: Tensor) -> int:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mmsae import SAE, InputError
 from mmsae.sae import AffineEncoder, Dictionary, DistanceEncoder, PerModalityEncoder, TopK
 from mmsae.sae.encoder import distance_score
-from mmsae.sae.precodes import stacked
+from mmsae.sae.precodes import columns_below, stacked
 
 
 def vl_sae(d=16, h=64, k=8, **kw):
@@ -98,12 +98,14 @@ def test_affine_encoder_is_tied_at_the_start_and_takes_the_decoder_bias_off():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("asked", ["dense", "columns", "at", "known", "all", "rows", "stacked", "stacked shared"])
+@pytest.mark.parametrize(
+    "asked", ["dense", "columns", "at", "known", "all", "rows", "stacked", "stacked shared", "below", "below shared"]
+)
 @pytest.mark.parametrize("input_has_gradients", [False, True])
 def test_what_is_taken_off_the_input_has_the_gradients_of_the_dense_formula(bias, asked, input_has_gradients):
     torch.manual_seed(6)
     modalities = ["image", "text"]
-    dictionaries = {m: Dictionary() for m in modalities} if asked == "stacked" else None
+    dictionaries = {m: Dictionary() for m in modalities} if asked in ("stacked", "below") else None
     encoder = AffineEncoder(bias=bias)
     sae = SAE(8, 100, modalities=modalities, encoder=encoder, selector=TopK(4), dictionaries=dictionaries).double()
     centres = [sae.dictionary(m).bias for m in modalities]
@@ -126,6 +128,8 @@ def test_what_is_taken_off_the_input_has_the_gradients_of_the_dense_formula(bias
     wants["all"] = lambda u: torch.cat([u, u[:, ids], u.gather(1, some)], 1)
     if "stacked" in asked:
         got, want = stacked(pres).columns(ids), torch.cat(dense)[:, ids]
+    elif "below" in asked:
+        got, want = columns_below(pres, ids), torch.cat(dense)[:, ids]
     else:
         got = torch.cat([forms[asked](pre, u) for pre, u in zip(pres, dense, strict=True)])
         want = torch.cat([wants[asked](u) for u in dense])
@@ -136,6 +140,25 @@ def test_what_is_taken_off_the_input_has_the_gradients_of_the_dense_formula(bias
     grads = [torch.autograd.grad((u * weights + u.square()).sum(), inputs, retain_graph=True) for u in (got, want)]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_columns_of_several_below_each_other_where_columns_have_factors_and_rows_may_be_zero():
+    encoder = DistanceEncoder()
+    encoder.build({"image": 8, "text": 8}, 24, {})
+    x = torch.randn(2, 5, 8)
+    x[1, 3] = 0
+    ids = torch.tensor([3, 0, 17])
+    pres = [encoder(rows, Dictionary(), "image") for rows in x]
+    want = torch.cat([pre.columns(ids) for pre in pres])
+    got = columns_below(pres, ids)
+    torch.testing.assert_close(got, want)
+    assert not got[8].any() and got.any(1).sum() == 9
+    grads = [torch.autograd.grad(u.square().sum(), encoder.weight, retain_graph=True)[0] for u in (got, want)]
+    torch.testing.assert_close(*grads)
+    other = DistanceEncoder()
+    other.build({"image": 8}, 24, {})
+    assert columns_below([pres[0], other(x[1], Dictionary(), "image")], ids) is None
+    assert columns_below([pres[0], pres[1].rows(slice(4))], ids) is None
 
 
 def test_a_decoder_bias_that_is_not_trained_stays_without_a_gradient():

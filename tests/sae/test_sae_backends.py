@@ -102,3 +102,28 @@ def test_modalities_with_one_encoder_are_coded_in_one_pass(backend, monkeypatch)
         calls.clear()
         step(run, backend, 9)
         assert calls == rows
+
+
+@pytest.mark.parametrize("backend", [TRITON])
+@pytest.mark.parametrize("name", ["paired_topk", "shared_topk", "dual_topk"])
+def test_dead_latents_of_modalities_with_one_encoder_are_coded_in_one_pass(name, backend, monkeypatch):
+    """Each modality alone (as where their numbers of rows differ) gives the same loss and gradients."""
+    from mmsae.sae import AuxK, losses
+
+    run = started(ROOT / "configs" / "sae" / f"{name}.yaml", **SMALL)
+    run.losses = torch.nn.ModuleList([term for term in run.losses if isinstance(term, AuxK)])
+    decoded, found, each = [], [], losses.decode_largest_each
+    monkeypatch.setattr(
+        losses, "decode_largest_each", lambda pre, *given: decoded.append(len(pre)) or each(pre, *given)
+    )
+    columns = losses.columns_below
+    for alone in (False, True):
+        if alone:
+            monkeypatch.setattr(losses, "columns_below", lambda p, ids: columns(p, ids) if len(p) == 1 else None)
+        found.append(step(run, backend, 9))
+    assert decoded == ([9, 9, 9, 9] if name == "dual_topk" else [18, 9, 9])
+    assert found[0][0]["loss"] > 0
+    torch.testing.assert_close(found[0][0]["loss"], found[1][0]["loss"], rtol=1e-6, atol=0)
+    for a, b in zip(*(grads for _, grads in found), strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).norm() <= 2e-6 * b.norm()

@@ -1,9 +1,9 @@
 """Triton kernels of a training step: functions of tensors that know neither autograd nor SAEs.
 
 ``select`` chooses entries of a dense product, ``sparse`` has the products of a sparse code with a dictionary, ``pairs``
-compares two codes, ``optim`` has the optimiser's step on rows. Results do not depend on the run: sums have a fixed order, and counts are whole numbers.
-Nothing waits for the device. With ``TRITON_INTERPRET=1`` in the environment before triton is imported, everything takes
-tensors on the CPU.
+compares two codes, ``optim`` has the optimiser's step on rows. Results do not depend on the run: sums have a fixed
+order, and counts are whole numbers. Nothing waits for the device. With ``TRITON_INTERPRET=1`` in the environment before
+triton is imported, everything takes tensors on the CPU.
 
 What a step moves, by arithmetic, for 16,384 rows of width 1,024, 32,768 latents, k = 32, tables, inputs and the product
 in bfloat16 and gradients in float32. Rows that are gathered come mostly from the L2 cache, which holds much of a table:

@@ -31,9 +31,7 @@ def _squares(values_ptr, first, k, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _cosine_kernel(
-    a_ptr, ids_a_ptr, b_ptr, ids_b_ptr, out_ptr, ka, kb, eps, SLOTS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _cosine_kernel(a_ptr, ids_a_ptr, b_ptr, ids_b_ptr, out_ptr, ka, kb, eps, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, SLOTS)
     a = tl.load(a_ptr + row * ka + slot, mask=slot < ka, other=0).to(tl.float32)
