@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import platform
 import statistics
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmsae.allocator import OWN, keep_memory
+from mmsae.files import write_json
 from mmsae.report.tables import markdown_table
 
 PEERS = {
@@ -391,7 +391,7 @@ class Result:
         found = environment(self.options)
         asked = {k: v for k, v in asdict(self.options).items() if k != "out"}
         content = {"environment": found, "options": asked, "cases": self.cases}
-        path.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+        write_json(path.with_suffix(".json"), content, indent=1)  # whole, should its time be over meanwhile
         text = [said(found), *(f"### {case}\n\n{table}" for case, table in self.tables.items())]
         path.with_suffix(".md").write_text("\n\n".join(text) + "\n")
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -223,6 +224,49 @@ def test_the_script_for_a_gpu_runs_dry(tmp_path):
     assert "mmsae triton" in (tmp_path / "train_step.md").read_text()
     assert "not run" in (tmp_path / "goals.md").read_text()
     assert "skipped" in (tmp_path / "tests.txt").read_text()
+
+
+PARTS = ("pytest", "train_step", "fit", "inference", "host_work", "goals")
+STUB = """#!/usr/bin/env bash
+for part in pytest train_step fit inference host_work goals; do
+    [[ " $* " =~ [\\ .]$part[\\ ] ]] && echo "$part" >> "$CALLED" && [ "$part" = "$BAD" ] && eval "$HOW"
+done
+exit 0
+"""
+
+
+def as_on_a_gpu(tmp_path, budget, bad="", how="exit 1"):
+    """The script with a Python that notes what is run, of which ``bad`` does what ``how`` says, and what was run."""
+    stub, called = tmp_path / "python", tmp_path / "called"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    called.write_text("")
+    env = os.environ | dict(PYTHON=str(stub), CALLED=str(called), BAD=bad, HOW=how, BUDGET=str(budget))
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
+    return subprocess.run(command, capture_output=True, text=True, env=env), called.read_text().split()
+
+
+@pytest.mark.parametrize("bad", ["", *PARTS])
+def test_the_script_for_a_gpu_goes_on_where_a_part_fails(tmp_path, bad):
+    done, called = as_on_a_gpu(tmp_path, 340, bad)
+    assert called == list(PARTS)
+    name = {"pytest": "tests"}.get(bad, bad)
+    assert done.returncode == bool(bad)
+    assert not bad or done.stderr.strip() == f"failed, or an mmsae contender disagrees: {name}"
+
+
+def test_no_part_runs_without_a_bound_when_the_time_is_over(tmp_path):
+    done, called = as_on_a_gpu(tmp_path, 4)
+    assert called == ["goals"] and done.returncode == 1
+    assert all(f"{name} (no time)" in done.stderr for name in ("tests", "train_step", "fit", "inference", "host_work"))
+
+
+@pytest.mark.slow
+def test_a_part_that_hangs_is_ended_with_the_time(tmp_path):
+    start = time.monotonic()
+    done, called = as_on_a_gpu(tmp_path, 24, "train_step", "exec sleep 600")
+    assert 20 < time.monotonic() - start < 60
+    assert called == ["pytest", "train_step", "goals"] and "train_step fit (no time)" in done.stderr
 
 
 def test_the_arithmetic_of_large_trainings_is_that_of_tensors_and_of_the_page():
