@@ -1,5 +1,7 @@
 """The loop over batches does what Lightning's does: hooks, counters, logs, checkpoints and weights, to the bit."""
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -14,7 +16,7 @@ from mmsae.training import LitSAE, Schedule
 from mmsae.training.loop import EpochLoop
 from mmsae.types import Codes
 from tests.helpers.lit import Data, StopAt, lit, trainer
-from tests.helpers.recipes import ROOT, small_model
+from tests.helpers.recipes import ROOT, SAE_RECIPES, small_model
 from tests.helpers.training import make_store
 from tests.helpers.waits import NoWaits, Waited
 
@@ -123,21 +125,43 @@ def on_a_device(monkeypatch):
         monkeypatch.setattr(module, "waits", lambda t: True)
 
 
-@pytest.mark.parametrize("recipe", ["topk", "paired_topk", "vl_sae", "matryoshka"])
-def test_no_step_waits_for_a_device_but_those_that_are_logged(tmp_path, monkeypatch, recipe):
+# what their steps read, and why it cannot be sent ahead
+WAITING = {
+    **dict.fromkeys(
+        ["batch_topk", "matryoshka", "matryoshka_sampled", "feature_choice"], "the width of a batch's codes"
+    ),
+    "omp_sae": "whether a system of equations can be solved",
+    "itda": "how many atoms there are, of which a step adds some",
+    "gradient_topk": "rows alone: these have no gradients",
+    "usae": "a number that was drawn on the host",
+}
+STEPPED = [path for path in SAE_RECIPES if path.stem not in WAITING]
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [(path, {}) for path in STEPPED]
+    + [(ROOT / "configs/sae/paired_topk.yaml", {"gradient_clip_val": 1.0})]
+    + [(ROOT / "configs/sae/paired_topk.yaml", {"accumulate_grad_batches": 2})]
+    + [(ROOT / "configs/sae/matryoshka.yaml", {})],
+    ids=lambda given: given.stem if isinstance(given, Path) else "".join(given) or "plain",
+)
+def test_no_step_waits_for_a_device_but_those_that_are_logged(tmp_path, monkeypatch, path, options):
     on_a_device(monkeypatch)
     torch.manual_seed(0)
-    sae, losses = small_model(ROOT / "configs" / "sae" / f"{recipe}.yaml", d_in=10)
-    if recipe == "matryoshka":  # the width of BatchTopK's codes is read, once a step
+    sae, losses = small_model(path, d_in=10)
+    if path.stem == "matryoshka":
         sae.selector = TopK(4)
-    if recipe != "vl_sae":
+    dying = path.stem in ("topk", "paired_topk", "matryoshka")
+    if dying:
         with torch.no_grad():  # a latent that cannot fire
             sae.encoder.bias[3] = -1e4
     walk, module = Walk(), LitSAE(sae, losses, dead_after=50, scheduler=Schedule)
-    t = trainer(tmp_path, 12, callbacks=[walk], log_every_n_steps=10)
+    t = trainer(tmp_path, 12, callbacks=[walk], log_every_n_steps=10, **options)
     EpochLoop.install(t)
     t.fit(module, datamodule=Data())
-    assert walk.steps == 8 and len(module.usage.dead_ids(50)) > 0
+    assert walk.steps == (16 if "accumulate_grad_batches" in options else 8)
+    assert not dying or len(module.usage.dead_ids(50)) > 0  # AuxK had some
 
 
 def test_the_walk_finds_what_waits(tmp_path, monkeypatch):

@@ -34,10 +34,12 @@ def batch_monosemanticity(codes: Codes, rows: Tensor) -> Tensor:
     e = F.normalize(rows.detach(), dim=1)
     fired = _sums(codes, (codes.values.detach() > 0).to(e.dtype))
     dense = codes.indices is None
-    flat = (fired == codes.n).nonzero()[:, 0]  # only latents that fire on all rows have a smallest value above 0
-    low = fired.new_zeros(codes.d_sae)
-    if len(flat):
-        low[flat] = codes._replace(values=codes.values.detach()).gather(flat).amin(0)
+    if dense:
+        low = codes.values.detach().amin(0)
+    else:
+        low = torch.full_like(fired, torch.inf).to(codes.values.dtype)
+        low.scatter_reduce_(0, codes.indices.flatten(), codes.values.detach().flatten(), "amin")
+    low = torch.where(fired == codes.n, low, 0.0)  # of others the smallest value is that of rows they do not fire on
     a = (codes.values - (low if dense else low[codes.indices])) * (codes.values > 0)
     first, second = _sums(codes, a), _sums(codes, a.square())
     weighted = a.T @ e if dense else sparse_scatter(a, codes.indices, e, codes.d_sae)
