@@ -10,7 +10,7 @@ depends on the entries alone, and not on how they were found.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,9 +53,9 @@ def marked(matrix: Tensor, k: int) -> Tensor:
     on = a >= cut
     if np.count_nonzero(on) > n * k:
         places = np.flatnonzero(on)
-        count = _rows(places, n, width)[1]
+        count = rows_of(places, n, width)[1]
         cut = np.repeat(cut, count)
-        on.reshape(-1)[places] = _largest(a.reshape(-1).take(places), cut, count, k)
+        on.reshape(-1)[places] = chosen(a.reshape(-1).take(places), cut, count, k)
     return torch.from_numpy(on).to(matrix.dtype)
 
 
@@ -82,60 +82,76 @@ class Largest(NamedTuple):
     least: Tensor  #: ``(1,)`` the smallest score that was kept, infinite where none was.
 
 
-def largest(parts: Callable[[], Iterator[tuple[Tensor, Tensor]]], n: int, width: int, budget: int) -> Largest:
+Found = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+"""``(ascending places, scores, entries, bound)`` of scores that reach a bound, or are positive where it is 0."""
+
+
+def largest(reaching: Callable[[float], Found], n: int, width: int, budget: int) -> Largest:
     """The ``budget`` largest positive scores of an ``(N, F)`` matrix that is made part by part, on the CPU.
 
-    A bound is taken from the first part, for somewhat more than its share. Should a whole batch have too few above it,
-    all is done again with a lower one. Of equal scores the first are kept.
+    Should a whole batch have too few above a bound, all is done again with a lower one. Of equal scores the first are
+    kept.
 
     Args:
-        parts: Makes ``(entries, scores)`` of some rows after the others, anew each time it is called.
+        reaching: What reaches a bound that the first part has for so many times its share of the budget.
         n: N, at least 1.
         width: F.
         budget: Scores that are kept; all positive ones where there are fewer.
     """
-    for slack in (1.25, 5.0, torch.inf):
-        found, at, bound = [], 0, None
-        for entries, scores in parts():
-            a = _numpy(scores)
-            if bound is None:
-                bound = _bound(a, budget * len(a) / n * (1.0 if len(a) == n else slack))
-            places = np.flatnonzero((a >= bound) if bound > 0 else (a > 0))
-            found.append((places + at, a.reshape(-1).take(places), _numpy(entries).reshape(-1).take(places)))
-            at += a.size
-        places, scored, kept = (np.concatenate(t) for t in zip(*found, strict=True))
+    for slack in (1.25, 5.0, math.inf):
+        places, scored, kept, bound = reaching(slack)
         if bound <= 0 or len(places) >= budget:
             break
     if not budget:
         places, scored, kept = places[:0], scored[:0], kept[:0]
     elif len(places) > budget:
         cut = np.partition(scored, len(places) - budget)[len(places) - budget]
-        on = _largest(scored, np.broadcast_to(cut, scored.shape), np.array([len(places)]), budget)
+        on = chosen(scored, np.broadcast_to(cut, scored.shape), np.array([len(places)]), budget)
         places, scored, kept = places[on], scored[on], kept[on]
     ids, on = padded(places, n, width)
-    values = torch.zeros(ids.shape, dtype=entries.dtype)
-    values[on] = torch.from_numpy(kept).to(entries.dtype)
-    return Largest(values, ids, on, torch.from_numpy(scored.min(initial=np.inf, keepdims=True)))
+    values = np.zeros(ids.shape, dtype=kept.dtype)
+    values[on.numpy()] = kept
+    return Largest(torch.from_numpy(values), ids, on, torch.from_numpy(scored.min(initial=np.inf, keepdims=True)))
 
 
-def _bound(a: np.ndarray, rank: float) -> float:
-    """What about ``rank`` entries of ``a (n, F)`` reach, and not fewer; 0 where that is more than a quarter of them."""
-    n, width = a.shape
-    size = max(1, width // 512)
-    maxima = a[:, : width // size * size].reshape(n, size, -1).max(1).reshape(-1)
-    if 4 * rank > a.size or rank > maxima.size:
+def reaching(parts: Iterable[tuple[Tensor, Tensor]], n: int, budget: int, slack: float) -> Found:
+    """What :func:`largest` asks, of ``(entries, scores)`` of some of n rows after the others."""
+    found, at, bound = [], 0, None
+    for entries, scores in parts:
+        a = _numpy(scores)
+        if bound is None:
+            size = max(1, a.shape[1] // 512)
+            maxima = a[:, : a.shape[1] // size * size].reshape(len(a), size, -1).max(1)
+            bound = reached(maxima, share(budget, len(a), n, slack), a.size)
+        places = np.flatnonzero((a >= bound) if bound > 0 else (a > 0))
+        found.append((places + at, a.reshape(-1).take(places), _numpy(entries).reshape(-1).take(places)))
+        at += a.size
+    return *(np.concatenate(t) for t in zip(*found, strict=True)), bound
+
+
+def share(budget: int, rows: int, n: int, slack: float) -> float:
+    """How many scores of the first rows shall reach a bound for a budget of n rows."""
+    return budget * rows / n * (1.0 if rows == n else slack)
+
+
+def reached(maxima: np.ndarray, rank: float, size: int) -> float:
+    """What about ``rank`` of ``size`` scores reach, and not fewer, by the maxima of groups of them.
+
+    It is 0 where that is more than a quarter of them, and where it would not be positive.
+    """
+    if 4 * rank > size or rank > maxima.size:
         return 0.0
     rank = max(1, math.ceil(rank))
-    bound = np.partition(maxima, maxima.size - rank)[maxima.size - rank]
-    return float(bound) if bound > 0 else 0.0  # and where it is NaN
+    bound = float(np.partition(maxima.reshape(-1), maxima.size - rank)[maxima.size - rank])
+    return bound if bound > 0 else 0.0  # and where it is NaN
 
 
 def padded(places: np.ndarray, n: int, width: int, least: int = 1) -> tuple[Tensor, Tensor]:
     """``(ids, whether they count)`` of ascending ``places`` in an ``(N, F)`` matrix; see :func:`above`."""
-    start, count = _rows(places, n, width)
+    start, count = rows_of(places, n, width)
     most = min(max(least, int(count.max(initial=0))), width)
     ids = np.zeros((n, most), dtype=np.int64)
-    ids.reshape(-1)[_slots(start, count, most)] = places - np.repeat(np.arange(n) * width, count)
+    ids.reshape(-1)[slots(start, count, most)] = places - np.repeat(np.arange(n) * width, count)
     on = torch.from_numpy(np.arange(most) < count[:, None])
     return distinct(torch.from_numpy(ids), on), on
 
@@ -146,13 +162,13 @@ def _numpy(t: Tensor) -> np.ndarray:
     return np.ascontiguousarray((t.float() if t.dtype in (torch.bfloat16, torch.float16) else t).numpy())
 
 
-def _rows(places: np.ndarray, n: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def rows_of(places: np.ndarray, n: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each row begins among ascending places of an ``(N, F)`` matrix, and how many it has."""
     edges = np.searchsorted(places, np.arange(n + 1) * width)
     return edges[:-1], np.diff(edges)
 
 
-def _slots(start: np.ndarray, count: np.ndarray, most: int) -> np.ndarray:
+def slots(start: np.ndarray, count: np.ndarray, most: int) -> np.ndarray:
     """Places in an ``(N, most)`` matrix where entries that follow each other row by row fill each row from its left."""
     return np.repeat(np.arange(len(start)) * most - start, count) + np.arange(count.sum())
 
@@ -168,7 +184,7 @@ def _screened(a: np.ndarray, k: int) -> np.ndarray:
     maxima = a[:, : size * groups].reshape(n, size, groups).max(1)  # of columns that are so many apart
     bound = np.partition(maxima, groups - rank, axis=1)[:, groups - rank, None]
     places = np.flatnonzero(a >= bound)
-    start, count = _rows(places, n, width)
+    start, count = rows_of(places, n, width)
     odd = (count < k) | (count > SLACK * k + 64)  # NaN, or equal entries
     if odd.any():
         out = np.empty((n, k), dtype=np.int64)
@@ -177,12 +193,9 @@ def _screened(a: np.ndarray, k: int) -> np.ndarray:
                 which = np.flatnonzero(rows)
                 out[which] = find(a[which], k).reshape(-1, k) + ((which - np.arange(len(which))) * width)[:, None]
         return out.reshape(-1)
-    most = int(count.max(initial=0))
     entries = a.reshape(-1).take(places)
-    block = np.full(n * most, -np.inf, dtype=a.dtype)
-    block[_slots(start, count, most)] = entries
-    cut = np.partition(block.reshape(n, most), most - k, axis=1)[:, most - k] if n else block
-    return _kept(places, entries, np.repeat(cut, count), count, k)
+    cut = kth_largest(entries, start, count, k)
+    return places.compress(chosen(entries, np.repeat(cut, count), count, k))
 
 
 def _ranked(a: np.ndarray, k: int) -> np.ndarray:
@@ -193,20 +206,24 @@ def _ranked(a: np.ndarray, k: int) -> np.ndarray:
         return _ranked(np.where(np.isnan(a), np.inf, a), k)
     cut = best.amin(1).numpy()
     places = np.flatnonzero(a >= cut[:, None])  # and not torch's ids: which of equal entries it takes is not said
-    count = _rows(places, n, width)[1]
-    return _kept(places, a.reshape(-1).take(places), np.repeat(cut, count), count, k)
+    count = rows_of(places, n, width)[1]
+    return places.compress(chosen(a.reshape(-1).take(places), np.repeat(cut, count), count, k))
 
 
-def _kept(places: np.ndarray, entries: np.ndarray, cut: np.ndarray, count: np.ndarray, k: int) -> np.ndarray:
-    """Those of ascending places whose entries are the k largest of their row.
+def kth_largest(entries: np.ndarray, start: np.ndarray, count: np.ndarray, k: int) -> np.ndarray:
+    """``(N,)`` the k-th largest of each row's entries, which follow each other row by row and are at least k."""
+    n, most = len(count), int(count.max(initial=0))
+    block = np.full(n * most, -np.inf, dtype=entries.dtype)
+    block[slots(start, count, most)] = entries
+    return np.partition(block.reshape(n, most), most - k, axis=1)[:, most - k] if n else block
 
-    ``count (N,)`` are the places of each row, and ``cut``, for every place, the k-th largest entry of its row.
+
+def chosen(entries: np.ndarray, cut: np.ndarray, count: np.ndarray, k: int) -> np.ndarray:
+    """Which entries are the k largest of their row, of equal ones the first.
+
+    ``count (N,)`` are the entries of each row, which follow each other row by row, and ``cut``, for every entry, the
+    k-th largest of its row.
     """
-    return places.compress(_largest(entries, cut, count, k))
-
-
-def _largest(entries: np.ndarray, cut: np.ndarray, count: np.ndarray, k: int) -> np.ndarray:
-    """Which of the entries :func:`_kept` keeps."""
     on = entries >= cut
     if np.count_nonzero(on) > k * len(count):
         larger, equal = entries > cut, entries == cut

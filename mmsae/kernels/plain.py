@@ -35,9 +35,15 @@ _ONEDNN = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 
+NATIVE_BF16 = _ONEDNN and any(
+    getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile")
+)
+"""Whether the processor multiplies bfloat16, and sums in float32."""
+
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    return _ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
+    known = x.dtype == weight.dtype and (x.dtype == torch.float32 or (NATIVE_BF16 and x.dtype == torch.bfloat16))
+    return _ONEDNN and known and x.device.type == "cpu" and x.numel() > 0
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,6 +51,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if _by_onednn(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def scaled(product: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """``product * scale + bias``, in place; None: nothing is multiplied or added."""
+    product = product if scale is None else product.mul_(scale)
+    return product if bias is None else product.add_(bias)
 
 
 def row_chunks(n: int, width: int, device: torch.device) -> Iterator[slice]:
@@ -74,6 +86,28 @@ class Segments(NamedTuple):
     rows: Tensor  #: ``(N * k,)`` their rows.
     offsets: Tensor  #: ``(n_rows,)`` where each latent's begin.
 
+    @classmethod
+    def of(cls, latents: Tensor, rows: Tensor, n_rows: int) -> Segments:
+        """Of entries with these latents and rows."""
+        # stable, so that the order of summation (and with it every bit of the result) does not depend on the sort
+        order = latents.to(torch.int32).sort(stable=True).indices
+        counts = torch.bincount(latents, minlength=n_rows)
+        return cls(order, rows.index_select(0, order), counts.cumsum(0) - counts)
+
+
+def by_latent(x: Tensor, table: Tensor, segments: Segments) -> Tensor:
+    """Inner products of rows of ``x (N, d)`` and of ``table (F, d)`` at the entries of a batch, in their own order."""
+    edges = F.pad(segments.offsets, (0, 1), value=len(segments.order))
+    products = _sampled(table, x, edges, segments.rows)
+    return torch.empty_like(products).index_copy_(0, segments.order, products)
+
+
+def _sampled(x: Tensor, table: Tensor, edges: Tensor, indices: Tensor) -> Tensor:
+    """Inner products of rows of x and of rows of ``table``; those of row n are ``indices[edges[n] : edges[n + 1]]``."""
+    zeros = x.new_zeros(len(indices))
+    pattern = torch.sparse_csr_tensor(edges, indices, zeros, size=(len(x), len(table)), check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, x, table.t(), beta=0.0).values()
+
 
 class TorchBackend(SparseBackend):
     """Torch's operations, for every device."""
@@ -86,8 +120,7 @@ class TorchBackend(SparseBackend):
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, precision: str = "fp32") -> Tensor:
         if precision == "bf16":
-            x, weight = x.bfloat16(), weight.bfloat16()
-            return F.linear(x, weight, None if bias is None else bias.bfloat16())
+            return linear(x.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16())
         if precision == "tf32":
             with tf32():
                 return F.linear(x, weight, bias)
@@ -137,18 +170,15 @@ class TorchBackend(SparseBackend):
 
     def sampled(self, x: Tensor, table: Tensor, indices: Tensor) -> Tensor:
         n, k = indices.shape
-        crow = torch.arange(0, n * k + 1, k, device=x.device)
-        pattern = torch.sparse_csr_tensor(
-            crow, indices.reshape(-1), x.new_zeros(n * k), size=(n, len(table)), check_invariants=False
-        )
-        return torch.sparse.sampled_addmm(pattern, x, table.t(), beta=0.0).values().view(n, k)
+        if x.device.type == "cpu" and len(table) > n:  # rows of the larger one are read in their order
+            return by_latent(x, table, self.sorted(indices, len(table))).view(n, k)
+        edges = torch.arange(0, n * k + 1, k, device=x.device)
+        return _sampled(x, table, edges, indices.reshape(-1)).view(n, k)
 
     def segments(self, indices: Tensor, n_rows: int) -> Segments:
-        flat = indices.reshape(-1)
-        # stable, so that the order of summation (and with it every bit of the result) does not depend on the sort
-        order = flat.to(torch.int32).sort(stable=True).indices
-        counts = torch.bincount(flat, minlength=n_rows)
-        return Segments(order, order // indices.shape[1], counts.cumsum(0) - counts)
+        n, k = indices.shape
+        rows = torch.arange(n, device=indices.device).unsqueeze(1).expand(n, k).reshape(-1)
+        return Segments.of(indices.reshape(-1), rows, n_rows)
 
     def scatter(self, values: Tensor, indices: Tensor, x: Tensor, n_rows: int) -> Tensor:
         segments: Segments = self.sorted(indices, n_rows)

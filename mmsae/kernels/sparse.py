@@ -16,7 +16,9 @@ from mmsae.kernels.backend import Backend, Ranking, Score
 from mmsae.kernels.choice import backend_for
 from mmsae.kernels.grouped import Largest
 from mmsae.kernels.ids import distinct
+from mmsae.kernels.plain import scaled
 from mmsae.kernels.precision import effective
+from mmsae.kernels.screen import Screen, screen_pays
 
 
 def sparse_decode(values: Tensor, indices: Tensor, atoms: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -123,12 +125,7 @@ def raw_product(
     """``(N, F)`` ``(x @ weight.T) * scale + bias`` without gradients, in bfloat16 where that is its precision."""
     backend, precision = backend_for(x), effective(precision, x)
     product = backend.product(x, weight, bias if scale is None else None, precision)
-    return product if scale is None else _scaled(product.to(x.dtype), scale, bias)
-
-
-def _scaled(product: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    product.mul_(scale)
-    return product if bias is None else product.add_(bias)
+    return product if scale is None else scaled(product.to(x.dtype), scale, bias)
 
 
 def _products(
@@ -139,7 +136,7 @@ def _products(
     for rows in backend.chunks(len(x), len(weight), x.device):
         part = x if rows.stop - rows.start == len(x) else x[rows]
         product = backend.product(part, weight, bias if scale is None else None, precision)
-        yield rows, product if scale is None else _scaled(product.to(x.dtype), scale, bias)
+        yield rows, product if scale is None else scaled(product.to(x.dtype), scale, bias)
 
 
 @torch.no_grad()
@@ -161,6 +158,21 @@ def chunked_topk(
         ``(values, indices)``, both ``(N, k)``; values are entries of the float32 product, not scores.
     """
     backend, precision = backend_for(x), effective(precision, x)
+    if precision == "fp32" and screen_pays(backend, x, weight, k, score):
+        return _screened_topk(backend, Screen(x, weight, bias, scale, score), k)
+    return _chunked_topk(backend, x, weight, bias, k, score, scale, precision)
+
+
+def _chunked_topk(
+    backend: Backend,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    k: int,
+    score: Score | None,
+    scale: Tensor | None,
+    precision: str = "fp32",
+) -> tuple[Tensor, Tensor]:
     seen = score is None or isinstance(score, Ranking)
     later = scale if backend.fused and seen and bias is None else None  # columns are scaled while they are ranked
     values, indices = [], []
@@ -179,6 +191,16 @@ def chunked_topk(
     if precision == "fp32":
         return _below(values), indices
     return backend.entries(x, weight, bias, indices, None, scale), indices
+
+
+def _screened_topk(backend: Backend, screen: Screen, k: int) -> tuple[Tensor, Tensor]:
+    """:func:`chunked_topk` behind a screen; rows that it says too little of are chosen from without."""
+    values, indices, odd = screen.topk(k)
+    if len(odd):
+        padded = odd[torch.arange(-(-len(odd) // backend.whole) * backend.whole) % len(odd)]  # shapes that are known
+        found = _chunked_topk(backend, screen.x[padded], screen.weight, screen.bias, k, screen.ranking, screen.scale)
+        values[odd], indices[odd] = (t[: len(odd)] for t in found)
+    return values, indices
 
 
 def _below(parts: list[Tensor]) -> Tensor:
@@ -205,6 +227,10 @@ def chunked_above(
         the float32 product.
     """
     backend, precision = backend_for(x), effective(precision, x)
+    if precision == "fp32" and screen_pays(backend, x, weight, 1, score):
+        found = Screen(x, weight, bias, scale, score).above(threshold)
+        if found is not None:
+            return found
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     k = 1
     for rows, product in _products(backend, x, weight, bias, scale, precision):
@@ -240,7 +266,14 @@ def chunked_largest(
             product = product.to(x.dtype)
             yield product, score(product, rows)
 
-    found = grouped.largest(parts, len(x), len(weight), budget)
+    def reaching(slack: float) -> grouped.Found:
+        found = None if screen is None else screen.reaching(budget, slack)
+        return grouped.reaching(parts(), len(x), budget, slack) if found is None else found
+
+    screens = precision == "fp32" and screen_pays(backend, x, weight, budget / len(x), score)
+    screen = Screen(x, weight, bias, scale, score) if screens else None
+    found = grouped.largest(reaching, len(x), len(weight), budget)
+    found = found._replace(values=found.values.to(x.dtype))
     if precision == "fp32":
         return found
     return found._replace(values=backend.entries(x, weight, bias, found.indices, None, scale))

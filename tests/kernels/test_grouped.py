@@ -100,12 +100,12 @@ def test_the_cpus_backend_chooses_by_it_where_it_pays(ranking):
     assert not grouped.pays(u.device, 2048, 513) and not grouped.pays(torch.device("cuda"), 8192)
 
 
-def parts(u: torch.Tensor, size: int, passes: list):
-    def make():
-        passes.append(len(u))
-        yield from ((rows, rows.abs()) for rows in u.split(size))
+def parts(u: torch.Tensor, size: int, passes: list, budget: int):
+    def reaching(slack: float):
+        passes.append(slack)
+        return grouped.reaching(((rows, rows.abs()) for rows in u.split(size)), len(u), budget, slack)
 
-    return make
+    return reaching
 
 
 @pytest.mark.parametrize("order", ["any", "first rows larger", "first rows of few that are large"])
@@ -118,7 +118,7 @@ def test_a_batchs_largest_scores_wherever_its_rows_are(kind, order):
         u[:8] = 0.0
         u[:8, :63] = 1e4
     passes: list = []
-    found = grouped.largest(parts(u, 8, passes), 64, 1100, 64 * 8)
+    found = grouped.largest(parts(u, 8, passes, 64 * 8), 64, 1100, 64 * 8)
     flat = u.abs().reshape(-1).sort(descending=True, stable=True)
     want = torch.zeros(64 * 1100, dtype=torch.bool).index_fill(0, flat.indices[: 64 * 8], True).view(64, 1100)
     want &= u != 0
@@ -131,9 +131,12 @@ def test_a_batchs_largest_scores_wherever_its_rows_are(kind, order):
 def test_a_budget_that_is_larger_than_what_is_positive_and_one_of_nothing():
     u = torch.zeros(4, 1100)
     u[1, 5], u[1, 7], u[3, 2] = 1.0, 3.0, 2.0
-    found = grouped.largest(parts(u, 2, []), 4, 1100, 10)
+    found = grouped.largest(parts(u, 2, [], 10), 4, 1100, 10)
     assert found.kept.sum() == 3 and found.least == 1.0 and found.indices.shape == (4, 2)
-    for empty in (grouped.largest(parts(u, 2, []), 4, 1100, 0), grouped.largest(parts(u * 0, 2, []), 4, 1100, 10)):
+    for empty in (
+        grouped.largest(parts(u, 2, [], 0), 4, 1100, 0),
+        grouped.largest(parts(u * 0, 2, [], 10), 4, 1100, 10),
+    ):
         assert not empty.kept.any() and empty.least == torch.inf and empty.indices.shape == (4, 1)
 
 
