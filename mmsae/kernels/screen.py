@@ -21,8 +21,9 @@ from mmsae.kernels.grouped import SLACK
 from mmsae.kernels.plain import NATIVE_BF16, Segments, by_latent, linear, row_chunks
 
 ROWS = 256  # with fewer of them, what the weights cost (rounding, bounds) is not won back
+WIDTH = 4096  # latents: a product with fewer takes little beside the rest of a step
 LEAST = 64  # latents for each that is chosen: float32 sums of the candidates take as long as is won at about 25
-BLOCK = 8192  # rows whose candidates are computed at once: so many that each atom is read a few times in one go
+BLOCK = 2048  # rows whose candidates are computed at once: each atom is read once, and the rows stay in the cache
 ROUNDING = 2.0**-8  # of a number to bfloat16, relative, at most
 SUM = 2.0**-24  # of a sum in float32
 
@@ -35,8 +36,7 @@ def screen_pays(backend: Backend, x: Tensor, weight: Tensor, k: float, score: Sc
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and len(x) >= ROWS
-        and grouped.pays(x.device, len(weight))
-        and len(weight) >= LEAST * k
+        and len(weight) >= max(WIDTH, LEAST * k)
         and torch.get_num_threads() <= grouped.THREADS
         and (score is None or isinstance(score, Ranking))
     )
@@ -113,9 +113,9 @@ class Screen:
                 found.append(places + (chunk.start - at) * width)
             block = slice(at, rows[-1].stop)
             c = self._exact(block, np.concatenate(found))
-            on = grouped.chosen(
-                c.scores, np.repeat(grouped.kth_largest(c.scores, c.start, c.count, k), c.count), c.count, k
-            )
+            c.scores[np.repeat(odd[block], c.count)] = 0.0  # they need k that are numbers
+            cut = np.repeat(grouped.kth_largest(c.scores, c.start, c.count, k), c.count)
+            on = grouped.chosen(c.scores, cut, c.count, k)
             values[block] = torch.from_numpy(c.entries.compress(on).reshape(-1, k))
             ids[block] = torch.from_numpy(c.latents.compress(on).reshape(-1, k))
         return values, ids, torch.from_numpy(np.flatnonzero(odd))

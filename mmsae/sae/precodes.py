@@ -128,8 +128,8 @@ class PreCodes:
         return self._offset
 
     def _ranked(self, score: Score | None) -> Score:
-        if isinstance(score, Ranking) and self.act is identity and self.valid is None:
-            return score  # kernels can see through it
+        if (score is None or isinstance(score, Ranking)) and self.act is identity and self.valid is None:
+            return score or Ranking()  # kernels can see through it
 
         def ranked(linear: Tensor, rows: slice) -> Tensor:
             u = self._activate(linear, None if self.valid is None else self.valid[rows])
