@@ -134,8 +134,9 @@ class Asked:
                 raise
 
     def key(self, request: dict[str, Any]) -> str:
-        """What an answer is kept by: the model, the question, and what else decides the answer."""
-        said = json.dumps([self.client.name, dict(self.client.params), request], sort_keys=True)
+        """What an answer is kept by: the model and whose it is, the question, and what else decides the answer."""
+        c = self.client
+        said = json.dumps([c.name, dict(c.identity), dict(c.params), request], sort_keys=True)
         return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
     def _once(self, key: str, request: dict[str, Any], call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
@@ -152,7 +153,8 @@ class Asked:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             asked = {k: v if k != "chat" else [_short(m) for m in v] for k, v in request.items()}
-            record = {"model": self.client.name, "params": dict(self.client.params), "asked": asked, "answer": said}
+            c = self.client
+            record = {"model": c.name, **c.identity, "params": dict(c.params), "asked": asked, "answer": said}
             write_whole(path, json.dumps(record, ensure_ascii=False).encode())
         return said
 

@@ -51,6 +51,9 @@ class Client:
     Attributes:
         name: Which model, as names and scores record it.
         params: What else decides its answers.
+        identity: Which model that name means here: the address of its server, the fingerprint of its weights, the code
+            of a function. Two of one name are two models, and the answers of one are not the other's. Plain JSON
+            values; it is asked for where answers are kept.
         parallel: Whether several questions may be asked at once.
         chats: Whether it answers questions.
         scores: Whether it is known to give log-probabilities of texts; else they are asked for where a scorer that
@@ -59,6 +62,7 @@ class Client:
 
     name: str = ""
     params: Mapping[str, Any] = {}
+    identity: Mapping[str, str] = {}
     parallel: bool = False
     chats: bool = True
     scores: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmsae.fingerprint import fingerprint
 from mmsae.interpret.clients.client import Client, Message, Reply
 from mmsae.types import InputError
 
@@ -41,6 +42,14 @@ class LocalClient(Client):
     def sees(self) -> bool:
         """Whether it takes images."""
         return self.name.startswith("lvlm:")
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """The fingerprint of the weights: what is in a folder, or at a hub id, may have become another model."""
+        if self.sees:
+            return {"weights": self.host.fingerprint}
+        model = self._language[0]
+        return {"weights": fingerprint({"class": type(model).__name__}, model.state_dict())}
 
     @cached_property
     def host(self) -> Any:

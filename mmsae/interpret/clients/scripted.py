@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
@@ -45,7 +47,10 @@ class ScriptedClient(Client):
             found = getattr(import_module(module), name)
         except (ImportError, AttributeError, ValueError) as e:
             raise InputError(f"client script:{spec} is no MODULE:FUNCTION that can be imported: {e}") from e
-        return found if isinstance(found, Client) else cls(found, name=spec)
+        made = found if isinstance(found, Client) else cls(found, name=spec)
+        if isinstance(made, ScriptedClient) and (file := getattr(import_module(module), "__file__", None)):
+            made.identity = {"code": hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()}
+        return made
 
     def chat(self, messages: Sequence[Message]) -> Reply:
         self.calls += 1

@@ -51,6 +51,9 @@ class ServerClient(Client):
             raise InputError(f"base_url {base_url!r} is no http:// or https:// address")
         self.name, self.url, self.key_env, self.timeout = model, base_url.rstrip("/"), key_env, timeout
         self.params = {"temperature": 0, "max_tokens": max_tokens}
+        scheme, _, rest = self.url.partition("://")
+        place, slash, path = rest.partition("/")
+        self.identity = {"server": f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"}  # no password is kept
 
     def chat(self, messages: Sequence[Message]) -> Reply:
         said = self._post("chat/completions", {"messages": [_plain(m) for m in messages], **self.params})

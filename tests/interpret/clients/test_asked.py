@@ -1,6 +1,8 @@
 """Answers are kept, failures are tried again, counted and gone past (oracle O5: a resume makes no new call)."""
 
+import importlib
 import json
+import sys
 import threading
 
 import pytest
@@ -39,7 +41,22 @@ def test_other_images_models_and_settings_are_other_questions(tmp_path):
     asked.chat(QUESTIONS[:1])
     client.name = "other"
     asked.chat(QUESTIONS[:1])
-    assert client.calls == 4
+    client.identity = {"server": "http://elsewhere/v1"}
+    asked.chat(QUESTIONS[:1])
+    assert client.calls == 5
+
+
+def test_a_function_whose_code_was_changed_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    said = []
+    for answer in ("yes", "no", "no"):
+        (tmp_path / "a_judge.py").write_text(f"def judge(messages):\n    return {answer!r}  # a comment\n")
+        sys.modules.pop("a_judge", None)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        client = ScriptedClient.of("a_judge:judge")
+        said += Asked(client, tmp_path / "answers").chat(QUESTIONS[:1]) + [client.calls]
+    assert said == ["yes", 1, "no", 1, "no", 0]
 
 
 def test_failures_are_tried_again_with_growing_waits_and_then_counted(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.clients.client import Message
 from mmsae.interpret.clients.load import load_client
 from mmsae.interpret.clients.local import LocalClient
@@ -63,6 +64,17 @@ def test_a_language_model_reads_and_embeds_texts_but_sees_nothing(reads):
     assert np.allclose(np.linalg.norm(e, axis=1), 1) and not np.allclose(e[0], e[1])
     with pytest.raises(InputError, match="reads no images"):
         reads.chat([Message("user", "x", (png(0),))])
+
+
+@pytest.mark.parametrize("which", ["sees", "reads"])
+def test_another_model_under_the_same_name_is_another_one(which, request, tmp_path):
+    """A folder whose weights were exchanged has the same name, and answers of its own."""
+    client = request.getfixturevalue(which)
+    same, other = (LocalClient(client.name, "cpu", max_tokens=client.params["max_tokens"]) for _ in range(2))
+    with torch.no_grad():
+        next(other._language[0].parameters()).view(-1)[0] += 1
+    keys = [Asked(c, tmp_path).key({"chat": ["what?"]}) for c in (client, same, other)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_clients_by_name(tmp_path):

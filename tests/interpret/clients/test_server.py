@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.clients.client import Message, NoReply
 from mmsae.interpret.clients.server import ServerClient, data_uri
 from mmsae.types import InputError
@@ -69,6 +70,19 @@ def test_answers_that_are_no_json(server, said, says):
     answers.append((200, said))
     with pytest.raises(NoReply, match=says):
         ServerClient("model", url).chat([Message("user", "x")])
+
+
+def test_another_server_does_not_answer_for_this_one(server, tmp_path):
+    """``qwen`` on two servers is two models: answers are kept by the address, and never with a password in it."""
+    url, seen, answers = server
+    host = url.removeprefix("http://")
+    answers += [(200, {"choices": [{"message": {"content": said}}]}) for said in ("a dog", "a cat")]
+    questions = [[Message("user", "what?")]]
+    first, second = url, f"http://localhost:{host.partition(':')[2]}"
+    for address, said in ((first, "a dog"), (second, "a cat"), (first, "a dog"), (f"http://me:pw@{host}/", "a dog")):
+        assert Asked(ServerClient("qwen", address), tmp_path).chat(questions) == [said]
+    assert len(seen) == 2
+    assert {json.loads(p.read_text())["server"] for p in tmp_path.rglob("*.json")} == {first, second}
 
 
 def test_without_a_key_none_is_sent(server, monkeypatch):
