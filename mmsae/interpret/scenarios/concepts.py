@@ -17,12 +17,40 @@ if TYPE_CHECKING:
     from mmsae.interpret.evidence.folder import Evidence
 
 
+SHOWN = 8  # names of concepts that a sentence lists
+
+
+class LeftOut(NamedTuple):
+    """Latents that fire and are no part of any situation, each counted once, for the first reason that holds."""
+
+    unnamed: int = 0  #: They have no name
+    badly_named: int = 0  #: Their names' AUROC is too low
+    dense: list[str] = []  #: Names of those that are present in too many items, the commonest first
+
+    def said(self, options: Mining) -> str:
+        """A sentence; empty where nothing was left out."""
+        parts = []
+        if self.dense:
+            names = ", ".join(self.dense[:SHOWN]) + (", and others" if len(self.dense) > SHOWN else "")
+            parts.append(
+                f"{len(self.dense):,} that are present in more than {options.dense:.0%} of the items (--dense): {names}"
+            )
+        if self.badly_named:
+            parts.append(f"{self.badly_named:,} whose name has an AUROC below {options.auroc:g} (--auroc)")
+        if self.unnamed:
+            parts.append(f"{self.unnamed:,} without a name (--unnamed)")
+        return (
+            "No situation can have these concepts, which were left out of mining: " + "; ".join(parts) if parts else ""
+        )
+
+
 class Concepts(NamedTuple):
     """F concepts in n items."""
 
     table: csc_matrix  #: ``(n, F) bool`` whether a concept is present
     latents: np.ndarray  #: ``(F,)`` their latents
     names: list[str]  #: Their names; ``#12`` where a latent has none
+    left_out: LeftOut = LeftOut()  #: What else fires
 
     @property
     def n(self) -> int:
@@ -77,9 +105,10 @@ def mined_concepts(evidence: Evidence, names: Mapping[int, LatentName], options:
         raise InputError(f"{evidence.folder} has no {options.modality}: it is evidence of {has}")
     table = present(evidence.codes(options.modality).matrix(), options.present)
     held = np.diff(table.indptr)
-    named = np.zeros(table.shape[1], bool)
+    called, named = np.zeros((2, table.shape[1]), bool)
     for j, said in names.items():
-        named[j] = bool(said.name) and not said.auroc < options.auroc
+        called[j] = bool(said.name)
+        named[j] = called[j] and not said.auroc < options.auroc
     rare = held <= options.dense * table.shape[0]
     chosen = np.flatnonzero((named | options.unnamed) & rare & (held > 0))
     if not len(chosen):
@@ -88,5 +117,12 @@ def mined_concepts(evidence: Evidence, names: Mapping[int, LatentName], options:
             f"{int(named.sum())} are named (mmsae name; --unnamed takes the others, too) and "
             f"{int((rare & (held > 0)).sum())} are present in at most {options.dense:.0%} of the items (--dense)"
         )
-    said = [names[j].name if j in names and names[j].name else f"#{j}" for j in chosen.tolist()]
-    return Concepts(table[:, chosen], chosen, said)
+    fires, allowed = held > 0, named | options.unnamed
+    dense = np.flatnonzero(fires & allowed & ~rare)
+    dense = dense[np.argsort(-held[dense], kind="stable")]
+    chosen_names, dense_names = (
+        [names[j].name if j in names and names[j].name else f"#{j}" for j in some.tolist()] for some in (chosen, dense)
+    )
+    lost = fires & ~allowed
+    left_out = LeftOut(int((lost & ~called).sum()), int((lost & called).sum()), dense_names)
+    return Concepts(table[:, chosen], chosen, chosen_names, left_out)

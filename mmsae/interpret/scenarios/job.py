@@ -63,6 +63,7 @@ def find_scenarios(asked: Request, mining: Mining, suite: SuiteOptions) -> dict[
     about = {
         "evidence": str(evidence.folder), "sae": evidence.about["job"]["sae"], "items": evidence.n,
         "mining": dataclasses.asdict(mining), "not_mined": found.why,
+        "left_out": found.concepts.left_out._asdict() if found.concepts else {},
         "queries": [about_query(q, evidence.items.uid) for q in found.queries],
         "verdicts": [verdicts(c) for c in found.cards],
         "slices": [{**s._asdict(), "parts": list(s.parts)} for s in found.slices],
@@ -111,6 +112,8 @@ def _find(asked: Request, evidence: Evidence, known: dict[int, LatentName], grou
     if concepts is not None:
         pairs = together(concepts, frequent(concepts, least_items(mining, concepts.n), mining.order))
         say(f"{len(pairs.rarity):,} conjunctions of {len(concepts.latents):,} concepts")
+        if lost := concepts.left_out.said(mining):
+            say(lost)
         if failed is not None:
             test = evidence.items.half == "test"
             slices, about = failure_slices(concepts, failed, test, mining)

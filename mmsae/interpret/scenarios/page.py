@@ -38,7 +38,10 @@ def scenario_page(
     path: Path, found: Scenarios, evidence: Evidence, about: Mapping[str, Any], mining: Mining
 ) -> Path:  # fmt: skip
     """Write the page; ``found`` is what was found, ``about`` the JSON of it."""
-    sections = [*_queries(found, evidence, about), *_failures(found, evidence), *_together(found, evidence, mining)]
+    mined = [*_failures(found, evidence), *_together(found, evidence, mining)]
+    if found.concepts is not None and (lost := found.concepts.left_out.said(mining)):
+        mined = [s._replace(warnings=[*s.warnings, lost]) for s in mined]
+    sections = [*_queries(found, evidence, about), *mined]
     lead = (
         "Silence of a concept is weak evidence of its absence, and a concept is as good as its name. "
         "Conjunctions are tested against chance with all that there could be in the account, failure slices on items "

@@ -52,6 +52,19 @@ def test_everything_is_written(world, tmp_path, capsys):
     assert "holds of" in capsys.readouterr().out
 
 
+def test_what_is_too_common_to_be_mined_is_said_wherever_the_result_is_read(world, tmp_path, capsys):
+    """Here "dark" is, without which the slice cannot be found: an empty result is none of the model's doing."""
+    root, _, _ = world
+    about = call(scenarios, str(root / "e"), str(tmp_path / "s"), failures=str(root / "failures.parquet"), present=0,
+                 dense=0.2)  # fmt: skip
+    dense = about["left_out"]["dense"]
+    assert "dark" in dense and all("dark" not in s["name"] for s in about["slices"])
+    said = f"{len(dense)} that are present in more than 20% of the items (--dense): {dense[0]}, "
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert said in capsys.readouterr().out and page.count(said) == 2
+    assert json.loads((tmp_path / "s" / "scenarios.json").read_text())["left_out"] == about["left_out"]
+
+
 def test_without_names_queries_are_answered_and_mining_says_what_it_lacks(world, tmp_path):
     root, _, _ = world
     names = tmp_path / "none.json"
