@@ -5,7 +5,8 @@
 Text encoder, one block of the denoiser under a mask, unlearning, detect-and-replace, attribute discovery, and VS2 on
 the world's CLIP. Features, strengths and thresholds are chosen on tuning prompts and a tuning seed; figures are of
 other prompts and three other seeds. Success is scored by pixel arithmetic and by a classifier that saw renders only.
-About eleven CPU-minutes with the hosts in the cache; parts that are done are read from OUT.
+About eleven CPU-minutes with the hosts in the cache; parts that are done are read from OUT. ``--seed`` draws captions,
+prompts and random features of attribute discovery anew, of an SAE of its own.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from mmsae.files import atomic_file
 from mmsae.hosts import load_host
 from mmsae.metrics.statistics import interval
 from mmsae.report.figures import write_png
+from mmsae.sae import random_control
 from mmsae.steering import FeatureStats, Intervention, attach
 from mmsae.steering.edits.edit import Edit
 from mmsae.steering.measure.controls import controls
@@ -45,6 +47,7 @@ PAIRS = (("red", "blue"), ("green", "purple"), ("yellow", "cyan"))
 SEEDS, TUNING = (1, 2, 3), 900
 DRAW = {"steps": 20, "guidance": 3.0}
 PUSH = 1.0  # |dx| / |x| of single features in attribute discovery
+DIRECTIONS = 40  # random ones that go through attribute discovery
 LEFT = torch.tensor([[1.0, 0.0]])
 
 
@@ -57,15 +60,15 @@ def prompts(colour_name, n, seed, used=()):
 class Bench:
     """The hosts, the SAEs and the folder."""
 
-    def __init__(self, out, diffusion):
-        self.out, self.t0, self._plain = out, time.process_time(), {}
+    def __init__(self, out, diffusion, seed=0):
+        self.out, self.t0, self._plain, self.seed = out, time.process_time(), {}, seed
         self.host = load_host(f"diffusers:{diffusion or tiny_hosts.diffusion()}")
         self.clip = load_host(f"local-dir:{tiny_hosts.clip()}")
         self.judge, self.probe = CLIPJudge(self.clip), str(tiny_hosts.probe())
         self.text_site, self.block_site = self.host.site(TEXT_SITE), self.host.site(BLOCK)
-        self.captions = captions(5000, 11)
+        self.captions = captions(5000, 11 + 1000 * seed)
         rows = text_rows(self.host, self.captions)
-        self.text = load_or_train(out / "sae-text", lambda: train(rows, self.text_site))
+        self.text = load_or_train(out / "sae-text", lambda: train(rows, self.text_site, seed=seed))
         self.text_stats = FeatureStats.of_codes([self.text.encode(rows)])
         self.saes = {"fvu text": fvu(self.text, rows)}
 
@@ -186,13 +189,14 @@ def baselines(b, pair, texts, source, target):
 
 def attributes(b):
     """What single features of the text encoder draw where the prompt names no colour, found without a person."""
-    texts = [t.replace(" red", "") for t in prompts("red", 16, 31)]
+    texts = [t.replace(" red", "") for t in prompts("red", 16, 31 + 1000 * b.seed)]
     found, held = texts[:8], texts[8:]
-    base = {k: b.draw(v)[0] for k, v in (("found", found), ("held", held))}
+    start = TUNING + 10_000 * b.seed
+    base = {k: b.draw(v, seed=start)[0] for k, v in (("found", found), ("held", held))}
 
-    def pair(i, which, v):
+    def pair(i, which, v, sae=b.text):
         push = Intervention(Edit.add(i, 1.0), unit="rel_norm", strength=PUSH)
-        return SteeredPairs(base[which], b.draw(v, {b.text_site: (b.text, push)})[0], v)
+        return SteeredPairs(base[which], b.draw(v, {b.text_site: (sae, push)}, start)[0], v)
 
     live = b.text_stats.live(0.002).tolist()
     codes, tokens = text_codes(b.host, b.text, b.text_site, b.captions)
@@ -202,7 +206,7 @@ def attributes(b):
     for j, c in enumerate(COLOURS):
         on = torch.from_numpy(words[:, j])
         named[c] = int((means[on].mean(0) - means[~on].mean(0)).argmax())
-    draw = np.random.default_rng(0).permutation([i for i in live if i not in named.values()])[:20]
+    draw = np.random.default_rng(b.seed).permutation([i for i in live if i not in named.values()])[:20]
     random = [pair(int(i), "found", found) for i in draw]
     vocabulary = [f"a {w} shape" for w in (*COLOURS, *SIZES)] + [f"a {s}" for s in SHAPES]
     vocabulary += [f"a shape on a {g} background" for g in BACKGROUNDS]
@@ -219,7 +223,12 @@ def attributes(b):
             "highest": ranked, "pixels before": colour(c)(own.before, found).mean(),
             "pixels after": colour(c)(own.after, found).mean(),
         }  # fmt: skip
-    return out
+    directions, by_chance = random_control(b.text, b.seed), []
+    for i in range(DIRECTIONS):  # what is found of them is found by chance
+        words_found = discover(b.judge, pair(i, "found", found, directions), random, vocabulary)
+        checked = confirm(words_found, pair(i, "held", held, directions), clip_choice(b.judge)) if words_found else []
+        by_chance += [[i, a.word, a.z_words, a.z_random, a.choice.mean, a.confirmed] for a in checked]
+    return out | {"directions": {"asked": DIRECTIONS, "found": by_chance}}
 
 
 def block(b):
@@ -280,11 +289,12 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/steering"))
     parser.add_argument("--diffusion", help="pipeline folder; default: the cached tiny one")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--seed", type=int, default=0, help="of the SAE and what is drawn for attribute discovery")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", ".*may break")
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    b = Bench(args.out, args.diffusion)
+    b = Bench(args.out, args.diffusion, args.seed)
     for name in args.parts:
         file, start = args.out / f"{name}.json", time.process_time()
         if not file.exists():

@@ -1,7 +1,7 @@
 """Which attribute does a feature set? Words for what steering changes in images, without a person looking.
 
-The gain of every word of a vocabulary is compared with the gains of the other words and with those under random
-features at the same norm, then confirmed by a choice between two images of held-out prompts. The goal is that of arXiv
+The gain of every word of a vocabulary is compared with its gains under random features at the same norm, and by that
+with the other words, then confirmed by a choice between two images of held-out prompts. The goal is that of arXiv
 2508.11277, whose loop was not published in detail.
 """
 
@@ -33,7 +33,8 @@ class Attribute(NamedTuple):
 
     word: str  #: From the vocabulary.
     gain: float  #: Mean change of its cosine with the images.
-    #: Against the other words, itself left out: the largest of n cannot reach 3 deviations of all n unless n > 11.
+    #: Its ``z_random`` against those of the other words, itself left out: the largest of n cannot reach 3 deviations of
+    #: all n unless n > 11.
     z_words: float
     z_random: float  #: Against random features at the same norm, gains taken relative to the vocabulary's mean.
     #: Share of held-out pairs in which the steered image is chosen, its interval over prompts; None before confirm().
@@ -53,6 +54,11 @@ def gains(judge: Judge, pairs: SteeredPairs, vocabulary: Sequence[str]) -> Tenso
 def score_words(gain: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     """``z_words (V,)`` and ``z_random (V,)``: words against each other and against random features.
 
+    Whatever is pushed moves images towards some words (in a small model towards those of what images look like when
+    they break), and some words' cosines vary more than others'. So ``z_random`` is a word's gain about the vocabulary's
+    mean, in standard deviations of the same under random features, and ``z_words`` compares words by that, not by their
+    gains: else the words that anything gains hide the one that only this feature does.
+
     Args:
         gain: ``(V,)`` of the feature, V > 2.
         random: ``(R, V)`` of R > 1 random live features at the same relative norm.
@@ -64,11 +70,11 @@ def score_words(gain: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     if v < 3 or len(random) < 2:
         raise InputError(f"attributes need 3 words and 2 random features to compare with, not {v} and {len(random)}.")
     g = gain.double()
-    mean = (g.sum() - g) / (v - 1)  # of the other words
-    spread = (((g.square().sum() - g.square()) / (v - 1) - mean.square()).clamp(min=0) * (v - 1) / (v - 2)).sqrt()
-    z_words = (g - mean) / spread.clamp(min=1e-12)
     own, other = g - g.mean(), random.double() - random.double().mean(1, keepdim=True)
-    return z_words, (own - other.mean(0)) / other.std(0).clamp(min=1e-12)
+    z = (own - other.mean(0)) / other.std(0).clamp(min=1e-12)
+    mean = (z.sum() - z) / (v - 1)  # of the other words
+    spread = (((z.square().sum() - z.square()) / (v - 1) - mean.square()).clamp(min=0) * (v - 1) / (v - 2)).sqrt()
+    return (z - mean) / spread.clamp(min=1e-12), z
 
 
 def discover(

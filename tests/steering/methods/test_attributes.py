@@ -49,12 +49,26 @@ def test_a_random_feature_has_no_attribute_and_a_common_shift_is_none():
 
 
 def test_scores_by_hand():
-    z_words, z_random = score_words(torch.tensor([4.0, 1.0, 3.0]), torch.tensor([[0.0, 0, 0], [1, 0, -1]]))
-    # word 0: the others have mean 2 and deviation 2**.5; gains from the mean are 4/3, -5/3, 1/3
-    assert z_words[0] == pytest.approx(2 / 2**0.5) and z_words[1] == pytest.approx((1 - 3.5) / 0.5**0.5)
-    assert z_random[0] == pytest.approx((4 / 3 - 0.5) / 0.5**0.5)
+    random = torch.tensor(
+        [[3.0, 0, -3], [1, 1, -2], [2, -1, -1]]
+    )  # about the mean of a row, mean 2, 0, -2 and deviation 1
+    z_words, z_random = score_words(torch.tensor([4.0, 1.0, 3.0]), random)
+    # gains from their mean are 4/3, -5/3, 1/3
+    assert z_random.tolist() == pytest.approx([4 / 3 - 2, -5 / 3, 1 / 3 + 2])
+    # word 2: the others are at -2/3 and -5/3
+    assert z_words[2] == pytest.approx((7 / 3 + 7 / 6) / 0.5**0.5)
+    assert z_words[1] == pytest.approx((-5 / 3 - 5 / 6) / 4.5**0.5)
     with pytest.raises(InputError, match="3 words and 2 random"):
         score_words(torch.ones(2), torch.ones(5, 2))
+
+
+def test_a_word_that_anything_gains_does_not_hide_the_one_that_only_this_feature_does():
+    """Whatever is pushed here breaks images towards "dark"; one feature makes them a little redder besides."""
+    dark, red = 3 * torch.eye(12)[5], torch.eye(12)[0]
+    random = [pairs(dark * share, seed=i) for i, share in enumerate(torch.linspace(0.5, 1.5, 20))]
+    found = discover(ToyJudge(), pairs(dark + red, seed=50), random, WORDS)
+    assert [a.word for a in found] == ["red"] and found[0].gain < 1.5
+    assert discover(ToyJudge(), pairs(dark, seed=51), random, WORDS) == []
 
 
 def test_gains_are_means_of_cosine_changes():
