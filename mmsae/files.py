@@ -6,6 +6,7 @@ import codecs
 import errno
 import glob
 import json
+import math
 import os
 import re
 import shutil
@@ -230,6 +231,15 @@ def write_json(target: str | Path, value: Any, indent: int = 2) -> Path:
     with disk_errors(target), atomic_file(target) as temp:
         temp.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     return Path(target)
+
+
+def null_for_nan(value: Any) -> Any:
+    """Plain values with None in the place of numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {k: null_for_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_for_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -34,9 +34,10 @@ class ToyEmbedder:
         return unit(x).astype(np.float32)
 
 
-def planted(folder, n=600, seed=0, real=True, random=32, modality="image", captions=True, places=1, **more):
+def planted(folder, n=600, seed=0, real=True, random=32, modality="image", captions=True, places=1, texts=False,
+            **more):  # fmt: skip
     """Evidence of eight latents that are each one word (or none of them, for ``real=False``), ``random`` that fire
-    whatever is shown, and one that never fires.
+    whatever is shown, and one that never fires, or for ``texts`` on texts alone.
     """
     rng = np.random.default_rng(seed)
     facts = rng.random((n, 8)) < 0.3
@@ -46,6 +47,8 @@ def planted(folder, n=600, seed=0, real=True, random=32, modality="image", capti
     where = rng.integers(0, places, (n, 8 + random))
     np.put_along_axis(z[:, :, :-1], where[:, None], (on * rng.uniform(0.5, 1.5, on.shape))[:, None], 1)
     more.setdefault("embeddings", {modality: ToyEmbedder().embed(facts, rng)})
-    return write_evidence(
-        folder, {modality: z}, captions=said if captions else None, quantiles=5, each=10, seed=seed, **more
-    )
+    tokens = {modality: z}
+    if texts:
+        tokens["text"] = np.zeros((n, 1, z.shape[2]), np.float32)
+        tokens["text"][:, 0, -1] = facts[:, 0] * rng.uniform(0.5, 1.5, n)
+    return write_evidence(folder, tokens, captions=said if captions else None, quantiles=5, each=10, seed=seed, **more)

@@ -96,6 +96,11 @@ def judged(
     return found._replace(auroc=auroc)
 
 
+def fewest(rate: float) -> int:
+    """Latents that a control needs so that at most the share ``rate`` of them may get a name."""
+    return int(np.ceil(1 / rate - 1e-9)) - 1
+
+
 def least_auroc(
     found: Candidates, modality: str, latents: int, items: np.ndarray, holding: Holding, rate: float
 ) -> float:
@@ -117,7 +122,7 @@ def least_auroc(
     """
     allowed = int(rate * (latents + 1) + 1e-9) - 1
     if allowed < 0:
-        raise InputError(f"a share of {rate:g} of false names takes a control of {int(np.ceil(1 / rate)) - 1} latents "
+        raise InputError(f"a share of {rate:g} of false names takes a control of {fewest(rate)} latents "
                          f"or more with evidence of {modality}s, and this one has {latents}")  # fmt: skip
     own = found.rows(found.chosen & (found.modality == modality))
     can = ~(own.z < holding.min_z) & (items[own.latent] >= holding.min_items) & ~np.isnan(own.auroc)

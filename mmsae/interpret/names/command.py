@@ -50,6 +50,7 @@ def name(
     from mmsae.files import disk_errors
     from mmsae.interpret.evidence.folder import Evidence
     from mmsae.interpret.guesses import FOLDER
+    from mmsae.interpret.names.choose import fewest
     from mmsae.interpret.names.job import WITH_MODEL, WITHOUT_MODEL, Naming, check_control, write_named
     from mmsae.sae import SAE
     from mmsae.sae.fingerprint import sae_fingerprint
@@ -71,6 +72,13 @@ def name(
             least = null.least(lambda said: say(f"random weights: {said}"))
             for m, auroc in least.items():
                 say(f"{holding.false_names:.0%} of latents of random weights reach an AUROC of {auroc:.3f} by {m}s")
+            for m, latents in naming.latents.items():
+                if len(latents) and m not in least:
+                    naming.left_out[f"the control of {m}s"] = (
+                        f"it has {len(null.latents.get(m, ()))} latents with evidence of {m}s alone, and a share of "
+                        f"{holding.false_names:g} takes {fewest(holding.false_names)}: {len(latents)} names are held "
+                        f"by --min-auroc {holding.min_auroc:g}"
+                    )
         if asking.client:
             from mmsae.interpret.clients.load import asked_client
             from mmsae.interpret.names.spoken import spoken_candidates

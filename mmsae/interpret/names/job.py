@@ -17,7 +17,7 @@ from mmsae.interpret.evidence.folder import Evidence
 from mmsae.interpret.guesses import FOLDER, Candidates
 from mmsae.interpret.names.captions import caption_scores, count_phrases
 from mmsae.interpret.names.centroid import centroid_scores, centroids, mean_of
-from mmsae.interpret.names.choose import Examples, Judge, as_candidates, choose, judged, least_auroc, names_of
+from mmsae.interpret.names.choose import Examples, Judge, as_candidates, choose, fewest, judged, least_auroc, names_of
 from mmsae.interpret.names.decoder import decoder_scores
 from mmsae.interpret.names.options import Holding, Looking
 from mmsae.interpret.names.phrases import PhraseScores, best_phrases
@@ -267,15 +267,22 @@ class Naming:
     def least(self, say: Callable[[str], None] = lambda said: None) -> dict[str, float]:
         """``{modality: least AUROC}`` of a name, where these latents are those of a control: what no more of them than
         ``holding.false_names`` reach.
+
+        Modalities in which the control has too few latents for that share are left out.
+
+        Raises:
+            InputError: It has too few in every modality, or the share is none.
         """
         h = self.holding
         if not 0 < h.false_names < 1:
             raise InputError(f"false_names is {h.false_names:g}, it must be a share between 0 and 1")
         found, _, judges = self._found(say, ())
+        n = {m: len(self.latents[m]) for m in judges}
+        enough = [m for m in n if n[m] >= fewest(h.false_names)]
         return {
-            m: least_auroc(found, m, len(self.latents[m]), self.unseen_items(m), h, h.false_names)
-            for m in judges if len(self.latents[m])
-        }  # fmt: skip
+            m: least_auroc(found, m, n[m], self.unseen_items(m), h, h.false_names)
+            for m in enough or sorted(n, key=n.get)[-1:]  # where none has enough, the one that lacks least says so
+        }
 
     def _found(self, say: Callable[[str], None], asked: Sequence[Candidates]) -> tuple[Candidates, Any, Any]:
         """Candidates of all methods, the best of each latent chosen and judged."""

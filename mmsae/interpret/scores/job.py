@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsae.errors import NothingToGoBy
-from mmsae.files import read_text, write_json
+from mmsae.files import null_for_nan, read_text, write_json
 from mmsae.interpret.clients.asked import Asked
 from mmsae.interpret.embedder import Embedder, known_vectors
 from mmsae.interpret.evidence.folder import Evidence
@@ -141,7 +141,10 @@ class ScoreJob:
         for m, names in found.items():
             if len(names.latents):
                 own = Subjects(self.ev, m, names, negatives=self.judging.negatives)
-                out += [own, own.shuffled(self.judging.seed), own.dealt(self.judging.seed)]
+                others = own.shuffled(self.judging.seed)
+                out += [own, *[others] * (len(others.latents) > 0), own.dealt(self.judging.seed)]
+                if set(self.judging.scorers or OFFLINE) - {*UNNAMED, PUSHED}:
+                    self._can(f"names of others, by {m}s", len(others.latents) > 0, "all latents have one name")
         if self.control is not None:
             for m, names in self._control_names().items():
                 if len(names.latents) and m in found:
@@ -370,4 +373,4 @@ def write_scores(folder: Path, rows: ScoreRows, found: dict[str, Any]) -> Path:
     """Write ``scores.parquet`` and ``scores.json``; returns the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     rows.write(folder)
-    return write_json(folder / SUMMARY, found)
+    return write_json(folder / SUMMARY, null_for_nan(found))

@@ -72,11 +72,13 @@ class Subjects:
         return out
 
     def shuffled(self, seed: int) -> Subjects:
-        """The same latents, each with the name of another that is called differently."""
-        return Subjects(
-            self.ev, self.modality, self.names._replace(phrases=misplaced(self.names.phrases, seed)), "shuffled",
-            self.negatives,
-        )  # fmt: skip
+        """The same latents, each with the name of another that is called differently; without those for which there is
+        none, whose score would be that of their own name.
+        """
+        others = misplaced(self.names.phrases, seed)
+        moved = np.array([a != b for a, b in zip(self.names.phrases, others, strict=True)], bool)
+        out = Subjects(self.ev, self.modality, self.names._replace(phrases=others), "shuffled", self.negatives)
+        return out.rows(np.flatnonzero(moved))
 
     def dealt(self, seed: int) -> Subjects:
         """The same latents, with the unseen items of all of them, positive and negative, dealt out anew at random: what

@@ -80,9 +80,9 @@ class ScoreRows(NamedTuple):
 def summary(rows: ScoreRows, seed: int = 0) -> list[dict[str, Any]]:
     """Mean over latents of every control, modality and scorer, of latents whose name holds and of all.
 
-    Each has ``mean`` with a bootstrap interval over latents ``low``, ``high``, the number of ``latents`` and of those
-    without a score (``missing``), ``chance``, ``outcomes`` of a latent (median), ``above`` (share of latents whose own
-    interval lies above chance).
+    Each has ``mean`` with a bootstrap interval over latents ``low``, ``high`` (of one latent: its own), the number of
+    ``latents`` and of those without a score (``missing``), ``chance``, ``outcomes`` of a latent (median), ``above``
+    (share of latents whose own interval lies above chance).
     """
     import torch
 
@@ -98,6 +98,8 @@ def summary(rows: ScoreRows, seed: int = 0) -> list[dict[str, Any]]:
             if not has.any():
                 continue
             low, high = bootstrap_mean(torch.from_numpy(r.value.astype(np.float64)), seed=seed)
+            if has.sum() == 1:  # of one latent nothing can be said of others: the interval is that of its outcomes
+                low, high = float(r.low[has][0]), float(r.high[has][0])
             out.append(
                 {"scorer": scorer, "modality": modality, "control": control, "which": which,
                  "mean": float(r.value[has].mean(dtype=np.float64)), "low": low, "high": high,

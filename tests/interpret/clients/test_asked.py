@@ -55,7 +55,7 @@ def test_a_function_whose_code_was_changed_is_asked_again(tmp_path, monkeypatch)
         importlib.invalidate_caches()
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         client = ScriptedClient.of("a_judge:judge")
-        said += Asked(client, tmp_path / "answers").chat(QUESTIONS[:1]) + [client.calls]
+        said += [*Asked(client, tmp_path / "answers").chat(QUESTIONS[:1]), client.calls]
     assert said == ["yes", 1, "no", 1, "no", 0]
 
 

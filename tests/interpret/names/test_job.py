@@ -180,6 +180,20 @@ def test_the_command_goes_by_a_control(tmp_path, capsys):
         assert e.value.code == 2 and words in err and err.count("\n") == 1
 
 
+def test_a_control_that_says_enough_of_one_modality_is_used_there_and_it_is_said_where_not(tmp_path, capsys):
+    """Read by thresholds, latents that fire on texts alone are few: they do not keep images from being held by it."""
+    place = planted(tmp_path / "e", embeddings={}, sae="a" * 32, texts=True)
+    for texts, n in ((True, 1), (False, 0)):
+        control = planted(tmp_path / f"c{n}", embeddings={}, sae="b" * 32, real=False, seed=1, texts=texts)
+        main(["name", str(place), "--control", str(control), "--out", str(tmp_path / f"n{n}")])
+        said = capsys.readouterr().out
+        why = f"it has {n} latents with evidence of texts alone, and a share of 0.15 takes 6: 1 names are held by"
+        assert f"without the control of texts: {why} --min-auroc 0.81" in said
+        about = json.loads((tmp_path / f"n{n}" / "about.json").read_text())
+        assert list(about["least"]) == ["image"] and why in about["left_out"]["the control of texts"]
+        assert read_names(tmp_path / f"n{n}" / "names.json")[40].auroc > 0.81
+
+
 @pytest.mark.parametrize(("vocabulary", "classes"), [("common", True), ("captions", False)])
 def test_classes_of_a_host_are_the_default_vocabulary_alone(tmp_path, monkeypatch, vocabulary, classes):
     """A vocabulary that somebody gave is not quietly another one."""

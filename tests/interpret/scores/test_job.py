@@ -55,6 +55,18 @@ def job(place, monkeypatch):
     return make
 
 
+def test_where_all_latents_have_one_name_it_is_said_that_none_is_anothers(place, tmp_path):
+    shutil.copytree(place / "evidence", tmp_path / "e")
+    (tmp_path / "one.txt").write_text("red\n")
+    ev = Evidence(tmp_path / "e")
+    naming = Naming(ev, Looking(("centroid",), vocabulary=str(tmp_path / "one.txt")), cache=False)
+    naming.embedders = {"image": ToyEmbedder()}
+    write_named(tmp_path / "e" / "names", naming.run(), "evidence" * 4)
+    job = ScoreJob(ev, judging=Judging())
+    assert [s.control for s in job.subjects()] == ["", "dealt"]
+    assert job.left_out == {"names of others, by images": "all latents have one name"}
+
+
 def means(found, which="all"):
     return {(r["scorer"], r["control"]): r["mean"] for r in found["summary"] if r["which"] == which}
 

@@ -28,5 +28,11 @@ def test_means_are_of_named_latents_and_of_all_and_missing_ones_are_counted(tmp_
     assert again.latent.dtype == np.int32 and np.array_equal(again.value, table.value, equal_nan=True)
 
 
+def test_of_one_latent_the_interval_is_that_of_its_outcomes():
+    [named, every] = summary(rows(values=[np.nan, 0.7, np.nan, np.nan]))
+    assert named["latents"] == every["latents"] == 1 and every["low"] == pytest.approx(0.6)
+    assert every["high"] == pytest.approx(0.8) and every["above"] == 1
+
+
 def test_what_nobody_could_score_is_left_out():
     assert summary(rows(values=[np.nan] * 4)) == []

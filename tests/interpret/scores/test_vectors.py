@@ -44,6 +44,17 @@ def test_items_are_unseen_and_shuffled_names_are_others(subjects):
     assert len(some.latents) == 10 and some.names.held.sum() == 8 and (some.some(0, 0).latents == some.latents).all()
 
 
+def test_latents_for_which_there_is_no_other_name_are_no_control(subjects):
+    """Their score with "the name of another" would be that of their own."""
+    names = Names(np.arange(5), ["a", "a", "a", "b", "c"], np.ones(5, bool))
+    other = Subjects(subjects.ev, "image", names).shuffled(0)
+    own = dict(zip(names.latents.tolist(), names.phrases, strict=True))
+    assert len(other.latents) == 4 and (np.diff(other.latents) > 0).all()
+    assert all(own[j] != said for j, said in zip(other.latents.tolist(), other.names.phrases, strict=True))
+    alike = Subjects(subjects.ev, "image", Names(np.arange(3), ["a"] * 3, np.ones(3, bool)))
+    assert len(alike.shuffled(0).latents) == 0
+
+
 def test_items_that_are_dealt_at_random_are_at_chance_for_any_judge(subjects):
     dealt, e = subjects.dealt(0), subjects.ev.embeddings("image")
     own, new = (np.concatenate([s.positive, s.negative], 1) for s in (subjects, dealt))
