@@ -160,7 +160,7 @@ def measure(setting: Setting, bench: Path, seed: int, out: Path) -> dict[str, An
         fit_method("paired_topk", home / "store", fit, setting.steps, seed, False, setting.arguments)
     sae = SAE.from_pretrained(fit / "sae")
     rows = {m: store.load(modality=m) for m in sae.modalities}
-    own, random = (coded(s, rows, ev, setting) for s in (sae, random_control(sae, seed)))
+    own, random = (coded(s, rows, ev, setting) for s in (sae, random_control(sae, seed, rows)))
     real, live, judge = meaning(own, truth), own.live(), by_concepts(truth)
     clear = [j for j in live if real.f1[:, j].max() >= CLEAR]
     found = intruders(own, clear, judge, seed=seed), intruders(random, random.live(), judge, seed=seed)

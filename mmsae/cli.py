@@ -97,6 +97,9 @@ COMMANDS = {
     "evaluate": Command(
         "mmsae.evaluation.card.command:evaluate", "the benchmark card of an SAE, with controls",
         "mmsae evaluate --sae runs/demo/paired_topk/sae --suite configs/eval/world.yaml --out runs/card"),
+    "control": Command(
+        "mmsae.evaluation.control:control", "the control of an SAE: the same with random weights, and as sparse",
+        "mmsae control --sae runs/paired/sae --out runs/random/sae"),
     "evidence": Command(
         "mmsae.interpret.evidence.command:evidence", "collect what the latents of an SAE fire on in a corpus",
         "mmsae evidence --sae runs/paired/sae --shards 'shards/val-*.tar' --out runs/paired/evidence"),

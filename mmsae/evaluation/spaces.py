@@ -17,7 +17,7 @@ from mmsae.evaluation.options import KINDS, PCA, RANDOM, WHITENED
 from mmsae.evaluation.rows import TRAINED
 from mmsae.metrics.components import principal
 from mmsae.sae import SAE, random_control
-from mmsae.types import Codes, InputError
+from mmsae.types import IMAGE, Codes, InputError
 
 CONTROLS = (RANDOM, PCA, WHITENED)
 
@@ -52,7 +52,7 @@ def spaces(
     pick = {"raw": "x", "code": "z", "recon": "recon", "resid": "resid"}
     out = [Space(k, TRAINED, [getattr(f, pick[k]) for f in sets]) for k in kinds]
     if RANDOM in controls and sets[0].pool == "one":
-        control = random_control(sae, seed)
+        control = random_control(sae, seed, {IMAGE: sets[0].x})
         out.append(Space("code", RANDOM, [encode_features(control, f.x).z for f in sets]))
     elif RANDOM in controls and all(RANDOM in f.others for f in sets):
         out.append(Space("code", RANDOM, [f.others[RANDOM].z for f in sets]))

@@ -6,6 +6,7 @@ Everything is loaded when a head first asks for it, and kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from mmsae.hosts import Encoder, Host, load_host
 from mmsae.hosts.names import trusted
 from mmsae.metrics.components import Components
 from mmsae.sae import SAE, random_control
+from mmsae.sae.random_control import needs_rows, without_rows
 from mmsae.shards import FaultLog, draw, read_shards
 from mmsae.types import IMAGE, TEXT, InputError
 
@@ -174,8 +176,15 @@ class SuiteData:
 
     @cached_property
     def random(self) -> SAE:
-        """The SAE with random weights."""
-        return random_control(self.sae, self.seed)
+        """The SAE with random weights, as sparse on the training set where its rows are held."""
+        rows = {}
+        for m in self.sae.modalities if needs_rows(self.sae) else ():
+            if not self.token_site(m):
+                with suppress(NotApplicable, InputError):  # a set without captions is nobody's fault here
+                    rows[m] = self.features("train", m).x
+        if not rows:
+            self.warnings += without_rows(self.sae)
+        return random_control(self.sae, self.seed, rows)
 
     def control(self, name: str, modality: str = IMAGE, control: str = RANDOM) -> Features:
         """A set through a control: the SAE with random weights, or (any set but the training set) components."""

@@ -71,6 +71,12 @@ def _jumprelu(sae: SAE, theta: Mapping[str, Tensor]) -> JumpReLU:
 
 
 @torch.no_grad()
+def by_thresholds(sae: SAE, theta: Mapping[str, Tensor]) -> SAE:
+    """The same SAE with selector ``jumprelu`` at ``{modality: (d_sae,) threshold of pre-codes}``; infinite: never."""
+    return _composed(sae, selector=_jumprelu(sae, theta))
+
+
+@torch.no_grad()
 def to_jumprelu(sae: SAE, rows: Mapping[str, Tensor] | None = None) -> SAE:
     """The same SAE by constant thresholds: selector ``jumprelu`` in place of one that has learned running thresholds.
 
@@ -100,7 +106,7 @@ def to_jumprelu(sae: SAE, rows: Mapping[str, Tensor] | None = None) -> SAE:
         theta = {m: _mean_smallest(sae, rows[m], m).expand(sae.d_sae) for m in sae.modalities}
     else:
         theta = {m: thresholds(sae, m) for m in sae.modalities}
-    return _composed(sae, selector=_jumprelu(sae, theta))
+    return by_thresholds(sae, theta)
 
 
 def _mean_smallest(sae: SAE, x: Tensor, modality: str) -> Tensor:

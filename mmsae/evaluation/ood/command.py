@@ -54,6 +54,7 @@ def ood(
     from mmsae.load import load_pair, other_host_warnings
     from mmsae.metrics.choice import edge_warning
     from mmsae.sae import SAE, random_control
+    from mmsae.sae.random_control import without_rows
     from mmsae.shards import expand
     from mmsae.types import IMAGE, InputError
 
@@ -73,14 +74,16 @@ def ood(
         named = read_classes(texts.classes, read_labels(expand(beside.train or id)[:1], images.label))
     whose = whose_logits(detection.logits, loaded, named_classes)
     at_head = at_classifier(model, loaded) if whose == "host" else whose == "probe" or at_embedding(model)
-    fresh = random_control(model, seed)
     tokens = token_site(model.sites[IMAGE])  # which are not held: what else is to read them does so in the same pass
+    fresh = random_control(model, seed)
     others = {RANDOM: fresh} if RANDOM in detection.controls and tokens else {}
     shards = OODShards(id, ood_shards, val_shards, beside, images, named.values if named else None)
     if run.progress:
         said = f"{len(detection.scores)} detectors, controls {', '.join(detection.controls)}"
         print(f"ood: {len(ood_shards)} sets against {id}; {said}")
     sets = load_sets(loaded, model, shards, run, embed=not at_head, pool=detection.pool, others=others)
+    if not tokens:
+        fresh = random_control(model, seed, {IMAGE: sets.train.x})
 
     def class_embeddings():
         names = [named.names[named.values.index(v)] for v in sets.train.values]
@@ -94,6 +97,7 @@ def ood(
     scored = ood_head(fit, sets.test, sets.ood, read, sae=model, near=near, random=again, heads=of_controls, seed=seed,
                       say=say)  # fmt: skip
     warnings = other_host_warnings(trained, loaded) + set_warnings(sets, bool(val_shards)) + edge_warning(scored.edges)
+    warnings += without_rows(model) if others else []
     training = sae_training(sae) if isinstance(sae, str) else {}
     about = {
         "head": "ood", "sae": str(sae), "sae_training": training, "site": str(model.sites[IMAGE]),

@@ -86,7 +86,7 @@ def ood_head(
     coded = [k for k in kinds if k in ("code", "recon", "resid")]
     if RANDOM in controls and sae is not None:
         say("the same through random weights")
-        fresh = random_control(sae, seed)
+        fresh = random_control(sae, seed, None if random else {modality: fit.train.x})
         change = random or (lambda _, f: with_sae(f, fresh, modality))
         named = iter(("train", "val", "val_ood"))
         again = fit.same_sae(lambda f: change(next(named), f))._replace(heads=heads.get(RANDOM, {}))

@@ -55,6 +55,7 @@ def zeroshot(
     from mmsae.load import load_pair, other_host_warnings
     from mmsae.metrics.choice import edge_warning
     from mmsae.sae import SAE, random_control
+    from mmsae.sae.random_control import without_rows
     from mmsae.shards import draw, expand
     from mmsae.types import IMAGE
 
@@ -77,6 +78,7 @@ def zeroshot(
     test_of, explained = classifier.scores(saes, paths, test_uids, "test")
     tune_of, _ = classifier.scores(saes, tune or paths, tune_uids, "tuning")
     warnings = other_host_warnings(trained, loaded) + class_warnings(named, test_of[""].labels, texts.classes)
+    warnings += without_rows(model) if control else []
     if bare := len(known.value) - len(known.labelled()):
         warnings.append(f"{bare} of the {len(known.value)} images have no label and are left out")
     if same := len(test_uids & tune_uids):
