@@ -14,7 +14,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from mmsae.allocator import keep_memory
-from mmsae.errors import InputError, plain_warnings
+from mmsae.errors import InputError, out_of_memory, plain_warnings
 from mmsae.lazy import torch_for_good, uncollected
 from mmsae.options import HostOptions, Process, add_group, call, default_of, groups, names, take
 from mmsae.remote.urls import is_url, shown
@@ -295,6 +295,32 @@ def _command(name: str, args: list[str]) -> None:
         from mmsae.jobs.queue import part_of_array
 
         values["part"] = part_of_array(os.environ)
+    try:
+        result = _done(name, fn, values)
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        wanted = re.search(r"[Tt]ried to allocate [\d.]+ \w+", str(e))  # torch goes on for a dozen sentences
+        first = str(e) if isinstance(e, InputError) else "no memory is left" + (f" ({wanted[0]})" if wanted else "")
+        raise InputError(f"{first.rstrip('.')}: {_less_memory(values)}") from e
+    if result is not None:
+        print(result["out"] if isinstance(result, Mapping) else result)  # a text, or the path of what it wrote
+
+
+def _less_memory(values: Mapping[str, Any]) -> str:
+    """Which of a command's options would need less memory of a device."""
+    ways = []
+    if "batch_size" in values:
+        ways.append(f"lower --batch-size (now {values['batch_size'] or 'its default'})")
+    if values.get("precision") == "fp32":
+        ways.append("give --precision bf16")
+    if "device" in values and values["device"] != "cpu":
+        ways.append("give --device cpu, which is slow")
+    return " or ".join(ways) or "another program may hold the memory of the device"
+
+
+def _done(name: str, fn: Callable, values: dict[str, Any]) -> Any:
+    """Call a command's function; what it writes is delivered where its place is a URL."""
     place = next((p for p in ("out", "dst") if isinstance(values.get(p), str) and is_url(values[p])), "")
     if place:
         from mmsae.remote.delivery import delivered
@@ -303,11 +329,8 @@ def _command(name: str, args: list[str]) -> None:
             raise InputError(f"out is {shown(values[place])}; parts need a folder that all their machines see")
         options = {"command": name, **values}
         wanted = signature(fn).parameters
-        print(delivered(values[place], options, lambda out: call(fn, **_prepare({**values, place: out}, wanted))))
-        return
-    result = call(fn, **_prepare(values, signature(fn).parameters))
-    if result is not None:
-        print(result["out"] if isinstance(result, Mapping) else result)  # a text, or the path of what it wrote
+        return delivered(values[place], options, lambda out: call(fn, **_prepare({**values, place: out}, wanted)))
+    return call(fn, **_prepare(values, signature(fn).parameters))
 
 
 def _prepare(values: dict[str, Any], wanted: Collection[str]) -> dict[str, Any]:

@@ -25,6 +25,20 @@ class OldName(Warned, FutureWarning):
     """A name that goes in a later release."""
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, is that a device had no memory left.
+
+    Torch's error of a device is known by its name, which is also how a job says why a shard failed, and that of the
+    host's memory, which has no type of its own, by its words.
+    """
+    while error is not None:
+        said = f"{type(error).__name__}: {error}"
+        if "OutOfMemoryError" in said or "DefaultCPUAllocator: can't allocate memory" in said:
+            return True
+        error = error.__cause__
+    return False
+
+
 def plain_warnings() -> None:
     """From now on, print our own warnings as a sentence, without the line of the program that gave them.
 

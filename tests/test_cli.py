@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from mmsae import SAE, InputError, __version__
+from mmsae import SAE, InputError, __version__, cli
 from mmsae.cli import COMMANDS, LIGHTNING, SHARDS, _prepare, _takes, command_parser, main
 from mmsae.sae import TopK
 from mmsae.training.cli import build_cli
@@ -375,3 +375,34 @@ warnings.warn("of a library", UserWarning)
     lines = done.stderr.splitlines()
     assert lines[2:4] == ["mmsae: warning: images may break", "mmsae: warning: a is b now"]
     assert lines[4].endswith("UserWarning: of a library") and "<string>:" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("command", "values", "ways"),
+    [
+        ("explore", ["runs/e"], "another program may hold the memory of the device"),
+        (
+            "zeroshot",
+            ["--sae=a", "--shards=b", "--classes=c", "--out=d"],
+            "lower --batch-size (now its default) or give",
+        ),
+        ("pope", ["--host=a", "--shards=b", "--out=c", "--batch-size=3"], "lower --batch-size (now 3) or give"),
+        (
+            "zeroshot",
+            ["--sae=a", "--shards=b", "--classes=c", "--out=d", "--precision=bf16", "--device=cpu"],
+            "its default)\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("error", ["device", "host"])
+def test_no_memory_left_is_one_sentence_with_the_options_that_help(command, values, ways, error, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        if error == "device":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(cli, "call", full)
+    assert ways in fails(capsys, command, *values)
+    monkeypatch.setattr(cli, "call", lambda *given, **more: [][0])
+    with pytest.raises(IndexError):  # any other fault stays one of the program
+        main([command, *values])

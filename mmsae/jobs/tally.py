@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmsae.errors import EndsJob, InputError
+from mmsae.errors import EndsJob, InputError, out_of_memory
 from mmsae.files import disk_errors, write_new, write_whole
 
 JOB, LOCK = "job.json", "workers.lock"  #: Whose job a folder is; what those that work on it hold.
@@ -154,7 +154,7 @@ def go_on(work: Callable[[list[int]], None], units: Sequence[int], tally: Tally)
             error = _alone(work, first)
         if error is not None:
             failures.append(tally.fail(first, said(error)))
-            if not isinstance(error, InputError):  # a fault of code, whose place is wanted
+            if not isinstance(error, InputError) and not out_of_memory(error):  # a fault of code, whose place is wanted
                 traceback.print_exception(error)
             cause = error
         if hopeless(failures, len(tally.files) - len(tally.missing())):

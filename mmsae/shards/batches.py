@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from mmsae.errors import out_of_memory
 from mmsae.shards.decode import find_image
 from mmsae.shards.faults import FaultLog
 from mmsae.shards.read import Sample, read_shard, with_image
@@ -148,6 +149,8 @@ def tried(
     except MemoryError:
         raise
     except Exception as error:  # the code is the host's, and so are its errors
+        if out_of_memory(error):  # which is no fault of a row's
+            raise
         good = []
         for row in rows:
             if (reason := _refusal(make, row) if len(rows) > 1 else _first_line(error)) is None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from mmsae.activations import ActivationStore, extract, spool
 from mmsae.cli import main
-from mmsae.hosts import load_host
+from mmsae.hosts import Encoder, load_host
 from mmsae.shards import FaultLog, ShardWriter, read_shard
 from mmsae.types import ImageTextBatch, InputError
 from tests.helpers.stores import FakeHost, contents, forked, image_bytes, make_shards, peak
@@ -401,3 +401,33 @@ def test_the_command_with_two_processes(tmp_path, capsys):
         run("one", device="cpu", batch_size=5)
     assert stop.value.code == 2
     assert "its batch_size is 4 there and 5 here" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_device_without_memory_is_one_sentence_and_what_is_done_is_kept(tmp_path, capfd, monkeypatch):
+    """Torch's error, where a device would raise it: for every batch, and for that of one shard."""
+    paths = make_shards(tmp_path / "shards", 3, 4, size=16)
+    host, read = tiny_clip(tmp_path / "host"), Encoder.read
+    last = next(iter(read_shard(paths[-1], FaultLog()))).uid
+    args = ["extract", f"--host={host}", f"--shards={tmp_path / 'shards'}", "--batch-size=4", "--workers=0"]
+
+    def full(of):
+        def reads(self, batch, *args, **kwargs):
+            if of in ("", batch.uids[0]):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return read(self, batch, *args, **kwargs)
+
+        return reads
+
+    for of, said in (("", "no memory is left ("), (last, "1 of 3 shards failed, the others are done")):
+        with monkeypatch.context() as m, pytest.raises(SystemExit) as stop:
+            m.setattr(Encoder, "read", full(of))
+            main([*args, "--device=auto", f"--out={tmp_path / 'out'}"])
+        error = capfd.readouterr().err
+        assert stop.value.code == 2 and "Traceback" not in error and f"mmsae: error: {said}" in error
+        assert "Tried to allocate 2.00 GiB" in error
+        assert error.endswith(
+            ": lower --batch-size (now 4) or give --precision bf16 or give --device cpu, which is slow\n"
+        )
+    main([*args, "--device=auto", f"--out={tmp_path / 'out'}"])
+    main([*args, "--device=cpu", f"--out={tmp_path / 'want'}"])
+    assert contents(tmp_path / "out") == contents(tmp_path / "want")
