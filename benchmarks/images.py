@@ -22,7 +22,7 @@ from PIL import Image
 from mmsae.allocator import keep_memory
 from mmsae.hosts import Encoder, load_host
 from mmsae.hosts.encoders.pixels import Agreement
-from mmsae.shards.decode import decode_image
+from mmsae.shards.decode import by_pillow, decode_image
 from mmsae.types import ImageTextBatch
 
 
@@ -41,7 +41,7 @@ def jpegs(n: int, h: int, w: int) -> list[bytes]:
 
 def decoders() -> dict[str, Callable[[bytes], np.ndarray]]:
     """Bytes to ``(h, w, 3)`` pixels, by every decoder that is installed."""
-    found: dict[str, Callable[[bytes], np.ndarray]] = {"Pillow": lambda b: np.asarray(decode_image(b))}
+    found: dict[str, Callable[[bytes], np.ndarray]] = {"Pillow": lambda b: np.asarray(by_pillow(b))}
     if find_spec("simplejpeg"):
         import simplejpeg
 
@@ -75,7 +75,7 @@ def cost(run: Callable[[], object], n: int, times: int = 5) -> str:
 
 def table(host: Encoder, data: list[bytes]) -> None:
     """Print what is done with each of some pictures, and what it costs."""
-    n, pictures = len(data), [decode_image(b) for b in data]
+    n, pictures = len(data), [by_pillow(b) for b in data]
     head, unsized = host.reading({"image"})["transform"], host.unsized()
     for said, decode in decoders().items():
         same = sum(np.array_equal(decode(b), p) for b, p in zip(data, pictures, strict=True))

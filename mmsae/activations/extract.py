@@ -27,7 +27,7 @@ from mmsae.jobs.estimate import estimate
 from mmsae.jobs.folder import LOCK, begun_job
 from mmsae.jobs.units import Engine, Share, TarWork, Work, missing, work_tars
 from mmsae.options import ListedData, Run, Spread, at_least, side_by_side
-from mmsae.shards import FaultLog, UidList, UnitBatch, expand, identity, shard_name, shard_size, unit_batches
+from mmsae.shards import FaultLog, UidList, UnitBatch, decoder, expand, identity, shard_name, shard_size, unit_batches
 from mmsae.types import ImageTextBatch, InputError, Site
 
 
@@ -218,6 +218,7 @@ class Extraction(NamedTuple):
             print(
                 f"  {about}: {nbytes(samples * per_item)} of {self.dtype} in {writer.folder} "
                 f"({nbytes(free)} free){about.takes(devices, str(torch.device(host.device)))}"
+                + (f"; JPEGs are decoded by {decoder()}" if any(s.modality == "image" for s in sites) else "")
             )
         if writer.needed > free:
             raise InputError(

@@ -3,7 +3,7 @@
 from mmsae.files import disk_errors
 from mmsae.moved import earlier
 from mmsae.shards.batches import Reader, place, taken, tried
-from mmsae.shards.decode import BrokenImage, decode_image, to_rgb
+from mmsae.shards.decode import BrokenImage, decode_image, decoder, to_rgb
 from mmsae.shards.describe import count_samples, describe
 from mmsae.shards.faults import NOTES, FaultLog
 from mmsae.shards.groups import groups
@@ -37,6 +37,7 @@ __all__ = [
     "as_sources",
     "count_samples",
     "decode_image",
+    "decoder",
     "describe",
     "disk_errors",
     "draw",
