@@ -25,6 +25,18 @@ class Unseen(NamedTuple):
     negative: np.ndarray  #: ``(L, N)`` on which it is silent, drawn at random
 
 
+def _first_silent(pool: np.ndarray, fires: np.ndarray, most: int) -> np.ndarray:
+    """The first ``most`` of ``pool`` on which nothing fires, without a look at all of it where few items will do: of a
+    million items and 65,536 latents it takes ten times as long to look.
+    """
+    size = 2 * most
+    while True:
+        silent = pool[:size][~fires[pool[:size]]]
+        if len(silent) >= most or size >= len(pool):
+            return silent[:most]
+        size *= 8
+
+
 def unseen(evidence: Evidence, modality: str, latents: np.ndarray, seed: int = 0, most: int = MOST) -> Unseen:
     """Up to ``most`` items on which each of ``latents (L,)`` fires, evenly over its values, and as many silent ones."""
     test = (evidence.items.half == "test") & (evidence.items.copy_of < 0)
@@ -40,7 +52,7 @@ def unseen(evidence: Evidence, modality: str, latents: np.ndarray, seed: int = 0
         item, value = item[on], np.abs(value[on])
         order = np.lexsort((item, -value))
         order = order[np.arange(min(most, len(order))) * len(order) // max(1, min(most, len(order)))]
-        silent = pool[~fires[pool]][:most]
+        silent = _first_silent(pool, fires, most)
         fires[np.asarray(lists.row(j)[0])] = False
         out.positive[row, : len(order)], out.weight[row, : len(order)] = item[order], value[order]
         out.negative[row, : len(silent)] = silent

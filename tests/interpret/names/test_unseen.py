@@ -1,9 +1,10 @@
 """Items by which names are judged: of the test half, of all strengths, with their values."""
 
 import numpy as np
+import pytest
 
 from mmsae.interpret.evidence.folder import Evidence
-from mmsae.interpret.names.unseen import unseen
+from mmsae.interpret.names.unseen import _first_silent, unseen
 from tests.helpers.interpret import planted
 
 
@@ -29,3 +30,13 @@ def test_of_many_some_are_taken_from_all_strengths(tmp_path):
         own = every.weight[j][every.positive[j] >= 0]
         assert some.weight[j, 0] == own[0] and abs(some.weight[j].mean() - own.mean()) < 0.1
         assert set(some.negative[j]) <= set(every.negative[j])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.97, 1.0])
+def test_the_first_silent_items_are_those_of_a_look_at_all(share):
+    """Also where a latent fires on nearly all items, or on all, so that the first few will not do."""
+    rng = np.random.default_rng(0)
+    pool, fires = rng.permutation(5000)[:3000], rng.random(5000) < share
+    for most in (1, 7, 500, 4000):
+        assert (_first_silent(pool, fires, most) == pool[~fires[pool]][:most]).all()
+        assert len(_first_silent(pool, fires, most)) == min(most, (~fires[pool]).sum())
