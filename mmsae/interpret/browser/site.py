@@ -70,7 +70,7 @@ def sources(given: Inputs) -> list[Source]:
     """Everything that gets a panel: the SAE, a second one, a control.
 
     Raises:
-        InputError: No evidence, names or scores of another SAE.
+        InputError: No evidence, names or scores of another SAE, or a control that is none.
     """
     out = []
     for at, sae, title, key, control in (
@@ -81,6 +81,8 @@ def sources(given: Inputs) -> list[Source]:
         if not at:
             continue
         evidence, main = Evidence(at, where=given.where), key == "main"
+        if control and evidence.about["job"]["sae"] == out[0].evidence.about["job"]["sae"]:
+            raise InputError(f"control {at} is evidence of the SAE itself: collect some of random weights")
         if not main and evidence.about["job"].get("host") != out[0].evidence.about["job"].get("host"):
             evidence = Evidence(at)
         file = given.names if main and given.names else Path(at) / "names" / "names.json"

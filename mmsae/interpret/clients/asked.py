@@ -66,6 +66,14 @@ class Asked:
         cost = (c["tokens_in"] * a.price_in + c["tokens_out"] * a.price_out) / 1e6
         return {"client": self.name, **c, "cost": cost, "reasons": dict(self.reasons)}
 
+    @property
+    def told(self) -> str:
+        """The account as a sentence."""
+        said = (
+            "{client}: {new} questions, {cached} known before; {failed} had no answer, {nonsense} one that cannot be "
+        )
+        return (said + "read, {abstained} one that there is nothing; cost {cost:.2f}").format(**self.account)
+
     def chat(
         self, questions: Sequence[Sequence[Message]], done: Callable[[], object] = lambda: None
     ) -> list[str | None]:

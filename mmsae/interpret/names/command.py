@@ -85,11 +85,7 @@ def name(
 
             asked = asked_client(asking, folder / "answers", run.device, run.precision)
             spoken = spoken_candidates(naming, asked, asking.asked, run.progress)
-            told = (
-                "{new} questions, {cached} known before; {failed} had no answer, {nonsense} one that cannot be read, "
-            )
-            told += "{abstained} one that there is nothing; cost {cost:.2f}"
-            say(f"{asked.name}: {told.format(**asked.account)}")
+            say(asked.told)
         named = naming.run(say, spoken, least)
         if asking.client:
             named.about["account"] = asked.account

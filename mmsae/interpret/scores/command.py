@@ -69,6 +69,8 @@ def score(
         path = write_scores(folder, rows, said)
         if judging.report:
             write_report(folder, rows, said, subjects)
+    if asked:
+        say(asked.told)
     for r in said["summary"]:
         if r["which"] == "all":
             value = f"{r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}], chance {r['chance']:.2f}"

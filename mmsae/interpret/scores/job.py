@@ -351,6 +351,10 @@ class ScoreJob:
             raise NothingToGoBy(
                 f"nothing of {self.ev.folder} can be scored ({why}): name a client, or collect embeddings"
             )
+        for r in parts:
+            if np.isnan(r.value).all() and r.control[0] == "":
+                why = " (see what the client answered)" if r.scorer[0] in ASKED else ""
+                self._note(f"{r.scorer[0]}: none of {len(r.value):,} latents by {r.modality[0]}s has a score{why}")
         rows = ScoreRows.joined(parts)
         job = {
             "sae": self.ev.about["job"]["sae"], "host": self.ev.about["job"]["host"], **self.judging.__dict__,

@@ -50,6 +50,13 @@ def test_names_of_another_sae_are_refused(tmp_path):
     assert not (tmp_path / "browser").exists()
 
 
+def test_the_evidence_itself_is_no_control(tmp_path):
+    planted(tmp_path / "evidence")
+    with pytest.raises(InputError, match="is evidence of the SAE itself: collect some of random weights"):
+        explore(str(tmp_path / "evidence"), control=str(tmp_path / "evidence"), progress=False)
+    assert not (tmp_path / "browser").exists()
+
+
 def test_an_sae_of_other_evidence_is_refused(tmp_path):
     planted(tmp_path / "evidence")
     with pytest.raises(InputError, match="is evidence of SAE ssssssssssss, and tests/before/files/sae/shared"):

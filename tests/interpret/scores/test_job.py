@@ -169,6 +169,27 @@ def test_refusals(job, place):
         ScoreJob(Evidence(place / "evidence"), Evidence(place / "evidence"))
 
 
+def babbles(messages):
+    """A judge that says nothing of what it is asked."""
+    return "What a lovely picture!"
+
+
+def test_a_judge_of_whose_answers_none_can_be_read_is_said(tmp_path, capsys):
+    """A command that ends well and without a line of results would read as a success."""
+    place = planted(tmp_path / "e", modality="text", embeddings={}, sae="a" * 32)
+    main(["name", str(place)])
+    capsys.readouterr()
+    args = ["--client", f"script:{__name__}:babbles", "--asked", "8", "--each", "4", "--scorers", "detection"]
+    main(["score", str(place), *args])
+    said = capsys.readouterr().out
+    assert "0 had no answer, " in said and "one that cannot be read, 0 one that there is nothing" in said
+    assert "detection: none of 8 latents by texts has a score (see what the client answered)" in said
+    found = json.loads((place / "scores" / "scores.json").read_text())
+    a = found["account"]
+    assert found["summary"] == [] and a["nonsense"] == a["new"] + a["cached"] > 0
+    assert found["notes"] and found["notes"][0] in (place / "scores" / "report.html").read_text()
+
+
 def test_the_command(tmp_path, capsys):
     """Without embeddings only a client can score; it is a function here."""
     place = planted(tmp_path / "e", modality="text", embeddings={}, sae="a" * 32)
