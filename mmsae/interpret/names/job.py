@@ -286,12 +286,14 @@ class Naming:
 
     def _found(self, say: Callable[[str], None], asked: Sequence[Candidates]) -> tuple[Candidates, Any, Any]:
         """Candidates of all methods, the best of each latent chosen and judged."""
+        if not any(map(len, self.latents.values())):
+            raise NothingToGoBy(self._without_evidence())
         judges = {m: j for m in self.latents if (j := self.judges(m))}
         tables = self.tables()
         if not (tables or self.speakers) or not judges:
             reasons = "; ".join(f"{k}: {v}" for k, v in self.left_out.items())
             raise NothingToGoBy(
-                f"{self.ev.folder} has nothing to name latents by ({reasons or 'no latent has evidence'}): it needs "
+                f"{self.ev.folder} has nothing to name latents by ({reasons}): it needs "
                 "captions, or embeddings of a host with a text tower (mmsae evidence --embedder)"
             )
         parts = list(asked)
@@ -306,6 +308,17 @@ class Naming:
         found = judged(found, lambda m, latents: unseen(self.ev, m, latents, self.looking.seed), judges)
         return found, tables, judges
 
+    def _without_evidence(self) -> str:
+        """Why there is no latent to name."""
+        asked = self.looking.latents
+        why = Counter(self._silent({})[j].note for j in asked or range(self.ev.d_sae))
+        if len(asked) == 1:
+            return f"latent {asked[0]} of {self.ev.folder} {next(iter(why))}: there is nothing to name it by"
+        silent = why["never fires"]
+        few = f"{why.total() - silent:,} fire on too few items (mmsae evidence --min-items)"
+        of = f"of the {len(asked):,} latents asked for" if asked else f"of {self.ev.d_sae:,} latents"
+        return f"{of} none has evidence in {self.ev.folder}: {silent:,} never fire, {few}"
+
     def by(self) -> dict[str, str]:
         """``{method: who}``."""
         who = {m: e.name for m, e in self.embedders.items()}
@@ -318,10 +331,11 @@ class Naming:
     def _silent(self, names: dict[int, LatentName]) -> dict[int, LatentName]:
         stats = [self.ev.stats(m).fired_items for m in self.ev.modalities]
         fired, out = np.maximum.reduce(stats), {}
+        tried = set(np.concatenate([*self.latents.values()]).tolist())
         for j in self.looking.latents or range(self.ev.d_sae):
             if j not in names:
                 why = f"fires on {fired[j]:,} items: too few for evidence" if fired[j] else "never fires"
-                why = "nothing was suggested" if any(j in own for own in self.latents.values()) else why
+                why = "nothing was suggested" if j in tried else why
                 out[j] = LatentName(None, "captions" if self.has_captions else "centroid", note=why)
         return out
 

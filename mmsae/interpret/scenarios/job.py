@@ -142,6 +142,8 @@ def read_failures(path: str | Path, uids: Sequence[str]) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not Path(path).is_file():
+        raise InputError(f"failures {path}: there is no such file")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as e:

@@ -180,6 +180,23 @@ def test_the_command_goes_by_a_control(tmp_path, capsys):
         assert e.value.code == 2 and words in err and err.count("\n") == 1
 
 
+def test_a_latent_that_never_fires_is_said_to_be_one(tmp_path, capsys):
+    """And not that the evidence lacks captions or embeddings, which it has."""
+    place = planted(tmp_path / "e", embeddings={}, sae="a" * 32)
+    for latents, words in (
+        (["40"], f"latent 40 of {place} never fires: there is nothing to name it by"),
+        (["40", "40"], "of the 2 latents asked for none has evidence"),
+    ):
+        with pytest.raises(SystemExit) as e:
+            main(["name", str(place), "--latents", *latents])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and words in err and err.count("\n") == 1
+    assert not (place / "names").exists()
+    main(["name", str(place), "--latents", "40", "0"])
+    names = read_names(place / "names" / "names.json")
+    assert names[0].name and names[40].name is None and names[40].note == "never fires" and len(names) == 2
+
+
 def test_a_control_that_says_enough_of_one_modality_is_used_there_and_it_is_said_where_not(tmp_path, capsys):
     """Read by thresholds, latents that fire on texts alone are few: they do not keep images from being held by it."""
     place = planted(tmp_path / "e", embeddings={}, sae="a" * 32, texts=True)
