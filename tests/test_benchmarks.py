@@ -26,6 +26,22 @@ def quick(tmp_path):
     return Options(device="cpu", quick=True, rounds=1, out=tmp_path)
 
 
+def test_the_browser_is_measured(tmp_path, capsys):
+    from benchmarks import browser
+
+    browser.main(
+        ["--latents", "300", "200", "--samples", "400", "400", "--patches", "0", "4", "--folder", str(tmp_path)]
+    )
+    *_, plain, patches = capsys.readouterr().out.strip().splitlines()
+    plain, patches = ([c.strip() for c in line.strip("|").split("|")] for line in (plain, patches))
+    assert (plain[0], plain[2], plain[6]) == ("300", "–", "–") and (patches[0], patches[2], patches[6]) == (
+        "200",
+        "4 x 4",
+        "16",
+    )
+    assert all(0 < float(row[k]) < 60 for row in (plain, patches) for k in (7, 8)) and int(patches[3]) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_step", "inference", "pursuit", "storage", "fit"])
 def test_everything_runs_and_agrees(name, tmp_path):

@@ -24,6 +24,9 @@ class Display:
     maps: int = 16
     """Latents of every item, the strongest, of which its page shows where in it they fire and how many areas they make;
     of the others the examples on their own pages do."""
+    map_megabytes: float = 150.0
+    """About how many megabytes maps may take, those of examples and those of samples. Where they would take more,
+    samples have maps of fewer latents, and if need be examples only of the places where a latent is strongest."""
     neighbours: int = 10
     """Nearest latents and samples that are listed."""
     layout: Literal["auto", "pca", "tsne", "umap", "none"] = "auto"

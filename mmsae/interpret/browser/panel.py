@@ -15,7 +15,7 @@ from mmsae.interpret.browser.areas import ShownAreas
 from mmsae.interpret.browser.exports import feature_lines
 from mmsae.interpret.browser.files import PACK, SHARD, indices, packed, put, share_of
 from mmsae.interpret.browser.layout import layout
-from mmsae.interpret.browser.maps import pair_maps, sample_maps
+from mmsae.interpret.browser.maps import MapLimits, map_limits, pair_maps, sample_maps
 from mmsae.interpret.browser.options import Display
 from mmsae.interpret.browser.segments import bisect
 from mmsae.interpret.browser.shown import choose, strongest
@@ -24,6 +24,8 @@ from mmsae.interpret.browser.words import caption_words
 from mmsae.interpret.evidence.folder import BINS, Evidence
 from mmsae.metrics.concepts.names import LatentName
 from mmsae.types import IMAGE
+
+CARD = 6  # images and texts of a latent in lists
 
 
 class Source(NamedTuple):
@@ -52,8 +54,8 @@ class Panel:
         self.evidence, self.d_sae = source.evidence, source.evidence.d_sae
         self.shown = choose(source.evidence, display)
         self.stats = {m: source.evidence.stats(m) for m in source.evidence.modalities}
-        self.note = ""  #: Why words of the search are not of the host, once written
-        self.bytes = {"latents": 0, "samples": 0, "images": 0}
+        self.notes: list[str] = []  #: What is not as it was asked for, once written
+        self.bytes = {"latents": 0, "samples": 0, "images": 0, "maps": 0}
         self.words: list[list[tuple[str, int]]] = []  #: Of every latent, once written
         self.near: dict[str, tuple[np.ndarray, np.ndarray]] = {}  #: Neighbours, once written
         self.table: dict[str, np.ndarray] = {}  #: Columns, once written
@@ -117,11 +119,12 @@ class Panel:
         named = [[j, *_plain(n)] for j, n in sorted(source.names.items()) if 0 <= j < self.d_sae]
         said = [n.name for n in source.names.values() if n.name]
         if vectors := latent_vectors(self.evidence, source.atoms, display.vocabulary, said):
-            self.note = vectors["words"].pop("note")
+            if note := vectors["words"].pop("note"):
+                self.notes.append(f"the search by words goes by those of captions: {note}")
             size += put(self.folder, f"{key}/vectors", vectors)
-        words = [" ".join(w for w, _ in x) for x in self.words]
+        words = "\n".join(" ".join(w for w, _ in x) for x in self.words)  # one text: a web browser reads it at once
         size += put(self.folder, f"{key}/names", {"names": named, "words": words, "labels": self.lifted})
-        size += put(self.folder, f"{key}/tops", {m: indices(t[:, :9], self.shown.m) for m, t in tops.items()})
+        size += put(self.folder, f"{key}/tops", {m: indices(t[:, :CARD], self.shown.m) for m, t in tops.items()})
         self.bytes["latents"] += size
         self._packs(captions)
         maps = self._maps()
@@ -202,7 +205,7 @@ class Panel:
 
     def _examples(self, modality: str, rows: slice) -> dict[str, Any]:
         """Items, values and maps of the latents of a shard in one modality."""
-        stats, grid = self.stats[modality], self.evidence.grid(modality)
+        stats = self.stats[modality]
         pairs = self.shown.pairs[modality][rows]
         has, most = pairs >= 0, stats.max[rows]
         latent = np.broadcast_to(np.arange(rows.start, rows.stop)[:, None], pairs.shape)
@@ -221,10 +224,13 @@ class Panel:
             "histogram": {"first": int(lo), "bins": BINS, "tall": packed(tall[:, 0], "f4"),
                           "height": packed(np.ceil(histogram[:, lo:hi] / tall * 255), "u1")},
         }  # fmt: skip
-        places = grid.places * max(len(grid.steps), 1)
-        if places > 1:
+        if modality in self.places:
             group = np.repeat(np.arange(len(pairs)), pairs.shape[1])  # one scale for all examples of a latent
-            out["heat"] = pair_maps(self.evidence.all_tokens(modality), pairs.ravel(), latent.ravel(), group, places)
+            table, most = self.evidence.all_tokens(modality), self.limits[modality].places
+            heat = out["heat"] = pair_maps(table, pairs.ravel(), latent.ravel(), group, self.places[modality], most)
+            size = sum(len(part["d"]) for part in heat.values())
+            self.bytes["maps"] += size
+            self.bytes["latents"] -= size  # of which they are a part
         return out
 
     def _list(self, modality: str, by_latent: Any, rows: slice) -> dict[str, Any]:
@@ -306,19 +312,37 @@ class Panel:
                 near = tuple(x[j] for x in self.near["near"]) if "near" in self.near else None
                 yield feature_lines(j, m, stats, self.evidence.n, shown, near, self.source.names.get(j), self.words[j])
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Positions of the modalities that have several: those with maps."""
+        found = {m: g.places * max(len(g.steps), 1) for m in self.stats if (g := self.evidence.grid(m))}
+        return {m: n for m, n in found.items() if n > 1}
+
+    @cached_property
+    def limits(self) -> dict[str, MapLimits]:
+        """How many maps are kept of the modalities that have some."""
+        budget = 1e6 * self.display.map_megabytes / max(len(self.places), 1)
+        asked, out = self.display.maps, {}
+        for m, n in self.places.items():
+            found = out[m] = map_limits(self.evidence, self.shown, m, n, asked, budget)
+            less = [f"of the {found.latents} strongest latents of a sample, not {asked}"] * (found.latents < asked)
+            less += [f"of the {found.places} strongest places of an example"] * (found.places > 0)
+            if less:
+                self.notes.append(f"maps of {m}s are kept {' and '.join(less)} (--map-megabytes)")
+        return out
+
     def _maps(self) -> int:
         """Write where the strongest latents of every shown item fire in it; returns of how many at most."""
-        places = {m: max(len(g.steps), 1) * g.places for m in self.stats if (g := self.evidence.grid(m)).places}
-        mapped = [m for m, n in places.items() if n > 1 and self.display.maps]
-        kept = {m: strongest(self.evidence, m, self.shown.item, self.display.maps) for m in mapped}
+        mapped = [m for m in self.limits if self.limits[m].latents]
+        kept = {m: strongest(self.evidence, m, self.shown.item, self.limits[m].latents) for m in mapped}
         for lo in range(0, self.shown.m if mapped else 0, PACK):
             rows = slice(lo, min(lo + PACK, self.shown.m))
             record = {
-                m: sample_maps(self.evidence.all_tokens(m), self.shown.item[rows], kept[m][rows], places[m])
+                m: sample_maps(self.evidence.all_tokens(m), self.shown.item[rows], kept[m][rows], self.places[m])
                 for m in mapped
             }
-            self.bytes["samples"] += put(self.folder, f"{self.source.id}/maps/{lo // PACK}", record)
-        return self.display.maps if mapped else 0
+            self.bytes["maps"] += put(self.folder, f"{self.source.id}/maps/{lo // PACK}", record)
+        return max((self.limits[m].latents for m in mapped), default=0)
 
     def _searched(self, captions: list[str]) -> None:
         """Write what shown items are searched by: uids, captions, keys and labels."""

@@ -127,8 +127,8 @@ def write_site(out: Path, given: Inputs, display: Display, pages: Pages, progres
             say(f"explore: {source.title}, {e.d_sae:,} latents, {e.n:,} items, {', '.join(e.modalities)}")
             panel = Panel(source, display, data)
             about["panels"].append(panel.write())
-            if panel.note:
-                say(f"explore: the search by words goes by those of captions: {panel.note}")
+            for note in panel.notes:
+                say(f"explore: {note}")
             if source.id == "main":
                 write_table(temp / "exports" / "latents.parquet", panel.table, source.names, panel.words)
                 if display.features:

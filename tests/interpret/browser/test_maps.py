@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mmsae.interpret.browser.options import Display
+from mmsae.interpret.evidence.folder import Evidence
 from tests.helpers.browser import browser, read
 
 
@@ -54,3 +55,33 @@ def test_labels_of_latents_and_samples_are_searched_by(made):
     assert (names["labels"][22:] == 65535).all()
     said = [meta["labels"][k] for k in samples["label"]]
     assert said == [f"class {int(u, 16) % 12}" for u in samples["uid"]] and len(samples["key"]) == len(said)
+
+
+def test_maps_take_no_more_than_they_may(tmp_path, capsys):
+    """First samples have maps of fewer latents, then examples only of the places where their latent is strongest."""
+    from benchmarks.browser import meta_of, write_large
+    from mmsae.interpret.browser.command import explore
+
+    write_large(tmp_path / "e", 400, 500, patches=16, fill=0.3)
+    sizes, evidence = [], Evidence(tmp_path / "e")
+    for megabytes in (150, 3.5, 0.5):
+        display = Display(layout="none", vocabulary="captions", map_megabytes=megabytes)
+        explore(str(tmp_path / "e"), out=str(tmp_path / "b"), display=display)
+        meta, said = meta_of(tmp_path / "b"), capsys.readouterr().out
+        sizes.append(meta["bytes"]["maps"])
+        heat = read(tmp_path / "b", "main/latents/0")["image"]["heat"]
+        if megabytes == 150:
+            assert meta["maps"] == 16 and "--map-megabytes" not in said and heat["size"].max() > 200
+            continue
+        assert 0.5e6 * megabytes < sizes[-1] < 1.1e6 * megabytes < sizes[0] and meta["maps"] < 16
+        assert f"of the {meta['maps']} strongest latents of a sample, not 16" in said
+        most = heat["size"].max()
+        assert (most < 100) == ("strongest places of an example" in said) == (megabytes == 0.5)
+    item, shown = read(tmp_path / "b", "main/latents/0")["image"]["item"], read(tmp_path / "b", "main/samples")["uid"]
+    at = np.concatenate([[0], np.cumsum(heat["size"], dtype=int)])
+    for pair in np.flatnonzero(heat["size"] == most)[:20]:
+        j, k = divmod(int(pair), item.shape[1])
+        own = evidence.heat(int(shown[item[j, k]], 16), j).ravel()
+        kept = heat["position"][at[pair] : at[pair + 1]]
+        assert len(kept) == most and own[kept].min() >= np.delete(own, kept).max()
+    assert meta["maps"] == 0 or sizes[-1] > 0

@@ -34,6 +34,18 @@ def test_a_link_has_search_filter_and_order(at):
     assert w.run(LISTED) == up[::-1]
 
 
+@pytest.mark.parametrize("column", ["purity", "agree"])
+def test_latents_of_which_a_figure_is_unknown_come_last_either_way(at, column):
+    figures = "mmsae.panel('main').then((p) => [...p.columns[%s]].map((v) => (Number.isNaN(v) ? null : v)))"
+    known = [j for j, v in enumerate(at("#/", THERE).run(figures % json.dumps(column))) if v is not None]
+    assert 0 < len(known) < 24
+    order = "mmsae.panel('main').then((p) => p.orders.get(%s).all)"
+    w = at(f"#/?order={column}&up=1", f"{THERE} && document.querySelector('.tools select').value === '{column}'")
+    up = w.run(LISTED)
+    assert set(w.run(order % json.dumps(column))[: len(known)]) == set(known)
+    assert set(up[: min(len(up), len(known))]) <= set(known)
+
+
 def test_every_choice_is_one_step_back(at):
     """Filter, order, its direction, an area, typed words: each is in the address, and the back button undoes it."""
     w = at("#/", THERE)

@@ -19,7 +19,7 @@
 
   class Panel {
     constructor(meta, table, names, tops) {
-      Object.assign(this, { meta, id: meta.id, size: meta.d_sae, words: names.words, lifted: names.labels, tops });
+      Object.assign(this, { meta, id: meta.id, size: meta.d_sae, words: names.words.split("\n"), lifted: names.labels, tops });
       this.columns = Object.fromEntries(Object.entries(table).map(([name, packed]) => [name, mmsae.array(packed)]));
       this.names = new Map(
         names.names.map(([j, name, method, score, margin, z, auroc, by, note]) => [
@@ -28,9 +28,9 @@
         ]),
       );
       this.kind = Uint8Array.from({ length: this.size }, (_, j) => this.#kind(j));
-      this.density = Float32Array.from({ length: this.size }, (_, j) =>
-        Math.max(...meta.modalities.map((m) => this.columns[`${m}.density`][j])),
-      );
+      this.density = new Float32Array(this.size);
+      for (const m of meta.modalities) this.columns[`${m}.density`].forEach((d, j) => d > this.density[j] && (this.density[j] = d));
+      mmsae.notes.onchange((panel) => panel === this && this.orders?.clear()); // names are part of some
     }
 
     /** 0 dead, 1 image only, 2 text only, 3 both; "only" is 95 % of the mean value. */

@@ -24,7 +24,13 @@
     if (!panel.index) {
       const mini = new MiniSearch({ fields: ["name", "words", "labels"], storeFields: [], searchOptions: { boost: { name: 4 }, prefix: true, combineWith: "AND" } });
       const doc = (j) => ({ id: j, name: panel.name(j) ?? "", words: panel.words[j] ?? "", labels: panel.labelsOf(j).join(" ") });
-      panel.index = { mini, done: false, ready: mini.addAllAsync(Array.from({ length: panel.size }, (_, j) => doc(j)), { chunkSize: 1000 }) };
+      const ready = (async () => {
+        for (let from = 0; from < panel.size; from += 300) {
+          await new Promise((resolve) => setTimeout(resolve)); // what a person does comes between
+          for (let j = from; j < Math.min(from + 300, panel.size); j++) mini.add(doc(j));
+        }
+      })();
+      panel.index = { mini, done: false, ready };
       mmsae.notes.onchange((p) => p === panel && panel.index.ready.then(() => panel.index.stale?.forEach((j) => mini.replace(doc(j)))));
       panel.index.ready.then(() => (panel.index.done = true));
       panel.index.stale = { forEach: (f) => mmsae.notes.renames(panel).forEach((_, j) => f(j)) };
@@ -108,12 +114,15 @@
     const first = panel.meta.modalities[0];
     let chosen = [];
 
+    const scored = Object.keys(panel.columns).filter((k) => k.startsWith("score.")).map((k) => panel.columns[k]);
+    const fired = panel.meta.modalities.map((m) => panel.columns[`${m}.n`]);
     const interest = (j) => {
       const c = panel.columns;
-      const scores = Object.keys(c).filter((k) => k.startsWith("score.") && !Number.isNaN(c[k][j])).map((k) => c[k][j]);
-      const s = scores.length ? scores.reduce((a, b) => a + b) / scores.length : 0;
       if (!panel.kind[j]) return -5;
-      const n = Math.min(...panel.meta.modalities.map((m) => c[`${m}.n`][j]).filter((x) => x > 0));
+      let [sum, many, n] = [0, 0, Infinity];
+      for (const column of scored) if (!Number.isNaN(column[j])) [sum, many] = [sum + column[j], many + 1];
+      for (const column of fired) if (column[j] > 0 && column[j] < n) n = column[j];
+      const s = many && sum / many;
       const sure = n / (n + 10); // one item agrees with itself
       const rare = 0.05 / (0.05 + panel.density[j]); // where nothing else tells them apart
       const holds = panel.names.get(j)?.auroc ?? 0.75;
@@ -125,7 +134,20 @@
       if (sort === "density") return (j) => panel.density[j];
       if (sort === "interesting") return interest;
       const column = panel.columns[sort];
-      return (j) => (Number.isNaN(column[j]) ? -Infinity : column[j]);
+      return (j) => column[j];
+    };
+    /** All latents in an order, and how many of them it is known of; the rest comes last, whichever way around. */
+    const ordered = (id) => {
+      panel.orders ??= new Map();
+      if (!panel.orders.has(id)) {
+        const keys = Array.from({ length: panel.size }, (_, j) => j).map(keyOf(id));
+        const [has, none] = [[], []];
+        keys.forEach((k, j) => (k === "" || Number.isNaN(k) ? none : has).push(j));
+        const { compare } = new Intl.Collator();
+        has.sort(typeof keys[has[0]] === "string" ? (a, b) => compare(keys[a], keys[b]) || a - b : (a, b) => keys[b] - keys[a] || a - b);
+        panel.orders.set(id, { all: has.concat(none), known: has.length });
+      }
+      return panel.orders.get(id);
     };
 
     const table = () => mode === "table";
@@ -169,18 +191,21 @@
 
     const choose = () => {
       const test = FILTERS.find(([id]) => id === view.filter)[3];
-      const found = view.query ? mmsae.search(panel, view.query) : Array.from({ length: panel.size }, (_, j) => j);
+      const found = view.query && mmsae.search(panel, view.query);
       plots.forEach((p, id) => id !== view.area?.plot && p.choose(null));
       const inside = view.area && plots.get(view.area.plot).choose(view.area.box);
-      chosen = found.filter((j) => test(panel, j) && (!inside || inside.has(j)));
       const byRelevance = order() === "relevance";
+      let listed = found;
       if (!byRelevance) {
-        const key = keyOf(order());
-        const keys = new Map(chosen.map((j) => [j, key(j)]));
-        const compare = typeof keys.get(chosen[0]) === "string" ? (a, b) => (keys.get(a) === "") - (keys.get(b) === "") || keys.get(a).localeCompare(keys.get(b)) : (a, b) => keys.get(b) - keys.get(a) || a - b;
-        chosen.sort(compare);
-        if (view.up) chosen.reverse();
+        const { all, known } = ordered(order());
+        listed = view.up ? all.slice(0, known).reverse().concat(all.slice(known)) : all;
+        if (found) {
+          const has = new Uint8Array(panel.size);
+          for (const j of found) has[j] = 1;
+          listed = listed.filter((j) => has[j]);
+        }
       }
+      chosen = listed.filter((j) => test(panel, j) && (!inside || inside.has(j)));
       counts.replaceChildren(`${mmsae.count(chosen.length, "latent")}${view.query ? ` for “${view.query}”` : ""}${view.area ? " in the chosen area " : ""}`,
         view.area || view.query ? h("button.small", { type: "button", onclick: () => go({ query: "", area: null }) }, "clear") : "");
       samples.replaceChildren(...(view.query ? [h("a", { href: panel.samplesLink(view.query) }, "samples with these words")] : []));
@@ -241,7 +266,7 @@
     const pick = (j) => (location.hash = panel.link(j));
     const plots = new Map();
     const plot = (id, title, help, options) => {
-      const s = mmsae.scatter({ ...options, tone: (j) => tones[panel.kind[j]], dim: (j) => dimmed && !dimmed.has(j), label: title, onpick: pick, onbrush: (box) => go({ area: box && { plot: id, box } }) });
+      const s = mmsae.scatter({ ...options, kind: panel.kind, tones, dim: (j) => dimmed && !dimmed.has(j), label: title, onpick: pick, onbrush: (box) => go({ area: box && { plot: id, box } }) });
       s.describe = describe;
       plots.set(id, s);
       return h("figure.plot", {}, h("figcaption", { title: help }, h("b", {}, title), h("span.hint", {}, help)), s);
@@ -272,10 +297,10 @@
       if (/^like /i.test(view.query) && panel.meta.vectors) panel.vectors = await mmsae.load(`${panel.id}/vectors`);
       choose();
       if (panel.seen?.address === panel.listLink(view)) list.scrollTop = panel.seen.scroll;
-      (window.requestIdleCallback ?? setTimeout)(() => {
+      setTimeout(() => {
         const { done, ready } = mmsae.index(panel);
         if (!done) ready.then(() => root.isConnected && view.query && choose()); // by relevance now
-      });
+      }, view.query ? 100 : 1500); // pictures first
     });
     root.update = (at) => {
       view = known(at);

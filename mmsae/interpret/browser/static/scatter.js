@@ -6,23 +6,27 @@
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   /**
-   * points {x, y: arrays of which NaN is left out, tone(j): CSS variable}; axes {x: {log, label}, y: ...} or none (a map).
+   * points {x, y: arrays of which NaN is left out, kind: number of each in tones, CSS variables}; axes {x: {log, label},
+   * y: ...} or none (a map). It is drawn once the page is shown: root.draw().
    * onpick(j), onbrush(box or null): its left, right, lower and upper edge, logarithms where an axis is one.
    */
-  mmsae.scatter = ({ x, y, axes, tone, dim = () => false, label, onpick, onbrush }) => {
+  mmsae.scatter = ({ x, y, axes, kind, tones, dim = () => false, label, onpick, onbrush }) => {
     const canvas = h("canvas", { role: "img", "aria-label": `${label}; the list beside it has the same latents` });
     const tip = h("div.tip");
     const root = h("div.scatter", {}, canvas, tip);
     const pad = axes ? { l: 44, r: 8, t: 8, b: 30 } : { l: 6, r: 6, t: 6, b: 6 };
-    const value = (array, axis) => (axis?.log ? (j) => Math.log10(array[j]) : (j) => array[j]);
+    const value = (array, axis) => (axis?.log ? Float32Array.from(array, Math.log10) : array);
     const [vx, vy] = [value(x, axes?.x), value(y, axes?.y)];
     const inside = [];
     let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
     for (let j = 0; j < x.length; j++) {
-      const [a, b] = [vx(j), vy(j)];
+      const [a, b] = [vx[j], vy[j]];
       if (!Number.isFinite(a) || !Number.isFinite(b)) continue;
       inside.push(j);
-      [x0, x1, y0, y1] = [Math.min(x0, a), Math.max(x1, a), Math.min(y0, b), Math.max(y1, b)];
+      if (a < x0) x0 = a;
+      if (a > x1) x1 = a;
+      if (b < y0) y0 = b;
+      if (b > y1) y1 = b;
     }
     if (!(x1 > x0)) [x0, x1] = [x0 - 1, x0 + 1];
     if (!(y1 > y0)) [y0, y1] = [y0 - 1, y0 + 1];
@@ -30,7 +34,7 @@
     [x0, x1] = margin(x0, x1);
     [y0, y1] = margin(y0, y1);
     let whole = [x0, x1, y0, y1];
-    let [w, t, drag, hover, box] = [0, 0, null, -1, null];
+    let [w, t, drag, hover, box, drawn] = [0, 0, null, -1, null, false];
     const px = (a) => pad.l + ((a - x0) / (x1 - x0)) * (w - pad.l - pad.r);
     const py = (b) => t - pad.b - ((b - y0) / (y1 - y0)) * (t - pad.t - pad.b);
     const ax = (p) => x0 + ((p - pad.l) / (w - pad.l - pad.r)) * (x1 - x0);
@@ -51,38 +55,22 @@
       c.clip();
       const zoom = Math.sqrt((whole[1] - whole[0]) / (x1 - x0));
       const size = Math.min(Math.max(Math.sqrt(9000 / Math.max(inside.length, 1)) * zoom, 1.3), 5);
-      if (root.under) {
-        c.fillStyle = style("--soft");
-        c.globalAlpha = 0.18;
-        for (const [a, b] of root.under) c.fillRect(px(a) - size / 2, py(b) - size / 2, size, size);
-      }
-      const groups = new Map();
-      for (const j of inside) {
-        const key = `${dim(j) ? 0 : 1}${tone(j)}`;
-        if (!groups.has(key)) groups.set(key, []);
-        groups.get(key).push(j);
-      }
-      for (const key of [...groups.keys()].sort()) {
-        c.fillStyle = key.slice(1).startsWith("--") ? style(key.slice(1)) : key.slice(1);
-        c.globalAlpha = key[0] === "0" ? 0.2 : inside.length > 5000 ? 0.6 : 0.85;
-        const wide = key[0] === "1" && groups.has(`0${key.slice(1)}`) ? size + 1.2 : size; // chosen ones stand out
-        const round = inside.length <= 3000;
-        c.beginPath();
-        for (const j of groups.get(key)) {
-          const [a, b] = [px(vx(j)), py(vy(j))];
-          if (round) {
-            c.moveTo(a + wide / 2, b);
-            c.arc(a, b, wide / 2, 0, 7);
-          } else c.fillRect(a - wide / 2, b - wide / 2, wide, wide); // a path of many is slow
-        }
-        if (round) c.fill();
-      }
-      c.globalAlpha = 1;
+      const dots = dotter(c, w, t, ratio, inside.length + (root.under?.length ?? 0));
+      if (root.under) dots.paint(root.under.map(([a]) => px(a)), root.under.map(([, b]) => py(b)), size, style("--soft"), 0.18);
+      const groups = [0, 1].map(() => tones.map(() => []));
+      for (const j of inside) groups[dim(j) ? 0 : 1][kind[j]].push(j);
+      groups.forEach((group, chosen) => group.forEach((some, k) => {
+        if (!some.length) return;
+        const wide = chosen && groups[0][k].length ? size + 1.2 : size; // chosen ones stand out
+        const alpha = !chosen ? 0.2 : inside.length > 5000 ? 0.6 : 0.85;
+        dots.paint(Float32Array.from(some, (j) => px(vx[j])), Float32Array.from(some, (j) => py(vy[j])), wide, style(tones[k]), alpha);
+      }));
+      dots.show();
       if (hover >= 0) {
         c.strokeStyle = style("--ink");
         c.lineWidth = 2;
         c.beginPath();
-        c.arc(px(vx(hover)), py(vy(hover)), 6, 0, 7);
+        c.arc(px(vx[hover]), py(vy[hover]), 6, 0, 7);
         c.stroke();
       }
       if (box) {
@@ -145,7 +133,7 @@
     const nearest = (mx, my) => {
       let [best, least] = [-1, 120];
       for (const j of inside) {
-        const d = (px(vx(j)) - mx) ** 2 + (py(vy(j)) - my) ** 2;
+        const d = (px(vx[j]) - mx) ** 2 + (py(vy[j]) - my) ** 2;
         if (d < least && !dim(j)) [best, least] = [j, d];
       }
       return best;
@@ -157,13 +145,15 @@
     /** Choose an area, or none; returns what lies in it. */
     root.choose = (area) => {
       box = area;
-      return box && new Set(inside.filter((j) => vx(j) >= box[0] && vx(j) <= box[1] && vy(j) >= box[2] && vy(j) <= box[3]));
+      return box && new Set(inside.filter((j) => vx[j] >= box[0] && vx[j] <= box[1] && vy[j] >= box[2] && vy[j] <= box[3]));
     };
     canvas.addEventListener("pointerdown", (e) => {
+      if (!drawn) root.draw();
       drag = [...at(e), e.shiftKey || e.button === 1, [x0, x1, y0, y1]];
       canvas.setPointerCapture(e.pointerId);
     });
     canvas.addEventListener("pointermove", (e) => {
+      if (!drawn) return;
       const [mx, my] = at(e);
       if (drag?.[2]) {
         const [a0, a1, b0, b1] = drag[3];
@@ -230,12 +220,60 @@
       const least = (list, x) => list.reduce((m, v) => Math.min(m, v), x);
       const most = (list, x) => list.reduce((m, v) => Math.max(m, v), x);
       whole = [x0, x1, y0, y1] = [least(a, x0), most(a, x1), least(b, y0), most(b, y1)];
-      draw();
+      if (drawn) draw();
     };
-    root.draw = draw;
     root.canvas = canvas;
     tip.hidden = true;
-    new ResizeObserver(draw).observe(canvas);
+    root.draw = () => {
+      drawn = true;
+      draw();
+    };
+    new ResizeObserver(() => drawn && draw()).observe(canvas);
     return root;
   };
+
+  /** Paints points in one colour after the other: as circles, or where there are many as pixels, which are fast. */
+  function dotter(c, w, t, ratio, n) {
+    if (n <= 3000)
+      return {
+        paint(x, y, size, colour, alpha) {
+          c.fillStyle = colour;
+          c.globalAlpha = alpha;
+          c.beginPath();
+          for (let i = 0; i < x.length; i++) {
+            c.moveTo(x[i] + size / 2, y[i]);
+            c.arc(x[i], y[i], size / 2, 0, 7);
+          }
+          c.fill();
+        },
+        show: () => (c.globalAlpha = 1),
+      };
+    const own = document.createElement("canvas");
+    [own.width, own.height] = [c.canvas.width, c.canvas.height];
+    const context = own.getContext("2d");
+    const image = context.createImageData(own.width, own.height);
+    const { data } = image;
+    return {
+      paint(x, y, size, colour, alpha) {
+        context.fillStyle = colour; // which reads any notation, and gives #rrggbb
+        const rgb = [1, 3, 5].map((k) => parseInt(context.fillStyle.slice(k, k + 2), 16));
+        const side = Math.max(1, Math.round(size * ratio));
+        for (let i = 0; i < x.length; i++) {
+          const [left, top] = [Math.round(x[i] * ratio - side / 2), Math.round(y[i] * ratio - side / 2)];
+          if (left < 0 || top < 0 || left + side > own.width || top + side > own.height) continue;
+          for (let v = top; v < top + side; v++)
+            for (let k = 4 * (v * own.width + left), end = k + 4 * side; k < end; k += 4) {
+              const under = (data[k + 3] / 255) * (1 - alpha);
+              const all = alpha + under;
+              for (let q = 0; q < 3; q++) data[k + q] = (rgb[q] * alpha + data[k + q] * under) / all;
+              data[k + 3] = 255 * all;
+            }
+        }
+      },
+      show() {
+        context.putImageData(image, 0, 0);
+        c.drawImage(own, 0, 0, w, t);
+      },
+    };
+  }
 })();
