@@ -66,7 +66,8 @@ def test_an_sae_of_other_evidence_is_refused(tmp_path):
 def test_command_line(tmp_path, capsys):
     planted(tmp_path / "evidence")
     main(["explore", str(tmp_path / "evidence"), "--out", str(tmp_path / "b"), "--images", "none"])
-    assert str(tmp_path / "b") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(tmp_path / "b") in said and "there is no map, and no neighbours by atoms" in said
     with pytest.raises(SystemExit) as e:
         main(["explore", str(tmp_path)])
     assert e.value.code == 2 and "is no folder of evidence" in capsys.readouterr().err

@@ -365,6 +365,13 @@ def test_the_keyboard_reaches_what_the_mouse_does(at):
     assert w.run("[document.activeElement.id, location.hash]") == ["page", "#/"]
 
 
+def test_numbers_read_as_a_person_writes_them(at):
+    w = at("#/about")
+    numbers = [0, 12345.6, 12, -0.0012, 0.0049, 0.005, 0.25, 1e-5, 9.999, 54.321, 123.45]
+    said = ["0", "12,346", "12", "-0.001", "0.005", "0.01", "0.25", "1.0e-5", "10", "54.32", "123.5"]
+    assert w.run(f"{numbers}.map((x) => mmsae.number(x, 2))") == said
+
+
 def test_the_order_turns_around(at):
     w = at("#/", "document.querySelectorAll('.tile').length > 5")
     type_(w, ".tools select", "index", "change")

@@ -21,12 +21,26 @@ def test_firefox_opens_it_from_a_disk(tmp_path):
         w.open("about:blank")
         w.open(f"{address}#/?q=word7", "document.querySelector('.tile .head small')?.textContent === '#7'")
         w.open("about:blank")
+        last = "document.querySelector('.tile .head small')?.textContent === '#11'"
+        w.open(f"{address}#/?filter=shared&order=index&up=1", last)
+        w.run("document.querySelectorAll('.chip')[2].click()")
+        w.wait(
+            "location.hash === '#/?filter=image&order=index&up=1' && document.querySelectorAll('.tile').length === 6"
+        )
+        w.run("history.back()")
+        w.wait(f"location.hash === '#/?filter=shared&order=index&up=1' && {last}")
+        w.open("about:blank")
         sample = (
             "document.querySelectorAll('.where .map').length > 1 && document.querySelectorAll('.sample img').length"
         )
         w.open(f"{address}#/sample/{7:032x}", sample)
         w.open("about:blank")
         w.open(f"{address}#/query?q=%237", "document.querySelectorAll('.sample img').length > 3")
+        w.open("about:blank")
+        w.open(
+            f"{address}#/query?q=count(%237)%20%3C%202",
+            "document.querySelector('.hint').textContent.includes('Holds of')",
+        )
         assert w.errors == []
         assert [r for r in w.requests if not r.startswith((f"file://{folder}/", "data:", "blob:", "about:"))] == []
     finally:

@@ -132,3 +132,15 @@ def test_wrong_queries_say_what_is_wrong(at, query, says):
 def test_without_areas_a_count_says_so(at):
     w = at("#/query?q=count(%233)%20%3E%201", "document.querySelector('.hint.wrong')", "plain")
     assert "--maps 0" in texts(w, ".hint.wrong")[0]
+
+
+def test_a_query_is_made_on_the_pages_of_latents_and_kept_by_sae(at):
+    w = at("#/latent/1", "document.querySelector('.actions')")
+    w.run("localStorage.setItem('mmsae:query:another', JSON.stringify('#99'))")
+    for j, button in ((1, "& and"), (3, "| or"), (2, "& not"), (4, "& and")):
+        w.run(f"location.hash = '#/latent/{j}'")
+        w.wait(f"document.querySelector('.number')?.textContent === '#{j}'")
+        w.run(f"[...document.querySelectorAll('.actions button')].find(b => b.textContent === '{button}').click()")
+    w.run("[...document.querySelectorAll('nav a')].find(a => a.textContent === 'Query').click()")
+    w.wait("document.querySelector('input.query')?.value")
+    assert w.run("document.querySelector('input.query').value") == "(#1 | #3) & ~#2 & #4"

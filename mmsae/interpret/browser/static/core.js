@@ -94,7 +94,8 @@ const mmsae = { pages: {} };
     if (Number.isInteger(x)) return x.toLocaleString("en");
     if (size >= 1000) return Math.round(x).toLocaleString("en");
     if (size < 5e-4) return x.toExponential(1);
-    return x.toFixed(size < 10 ? digits : size < 100 ? 2 : 1).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+    const places = size < 0.5 * 10 ** -digits ? 3 : size < 10 ? digits : size < 100 ? 2 : 1; // nothing else is a 0
+    return x.toFixed(places).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
   };
   mmsae.percent = (x) => {
     if (x === null || Number.isNaN(x)) return "–";

@@ -22,7 +22,7 @@
   /** The index over names and words, built when nothing else is to do. */
   mmsae.index = (panel) => {
     if (!panel.index) {
-      const mini = new MiniSearch({ fields: ["name", "words", "labels"], storeFields: [], searchOptions: { boost: { name: 4 }, prefix: true, combineWith: "AND" } });
+      const mini = new MiniSearch({ fields: ["name", "words", "labels"], storeFields: [], searchOptions: { boost: { name: 4 }, prefix: (word, i, words) => word.length > 1 || words.length === 1, combineWith: "AND" } });
       const doc = (j) => ({ id: j, name: panel.name(j) ?? "", words: panel.words[j] ?? "", labels: panel.labelsOf(j).join(" ") });
       const ready = (async () => {
         for (let from = 0; from < panel.size; from += 300) {

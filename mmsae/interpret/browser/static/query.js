@@ -135,18 +135,31 @@
     }
   }
 
+  // of each SAE its own: files share what a web browser keeps
+  const kept = (panel) => `mmsae:query:${panel.meta.sae}`;
+
+  /** Add a latent to the query that is being made: "&" it, "|" it, or "~" for and not. */
   mmsae.addToQuery = (panel, j, sign) => {
-    const before = mmsae.notes.read("mmsae:query") ?? "";
+    const before = mmsae.notes.read(kept(panel)) ?? "";
+    const mixed = sign !== "|" && topmost(before) === "or"; // & binds stronger
     const part = `${sign === "~" ? "~" : ""}#${j}`;
-    const text = before ? `${before} & ${part}` : part;
-    mmsae.notes.write("mmsae:query", text);
+    const text = !before ? part : `${mixed ? `(${before})` : before} ${sign === "|" ? "|" : "&"} ${part}`;
+    mmsae.notes.write(kept(panel), text);
     mmsae.say(`Query: ${text}`);
   };
 
+  const topmost = (text) => {
+    try {
+      return mmsae.parseQuery(text).kind;
+    } catch {
+      return ""; // not written to its end
+    }
+  };
+
   mmsae.pages.query = async (panel, { query }) => {
-    const kept = query ?? mmsae.notes.read("mmsae:query") ?? "";
-    if (query === undefined && kept) history.replaceState(null, "", panel.queryLink(kept));
-    const input = h("input.query", { value: kept, placeholder: `#12 & ~#40, (image:#3 | "red circle") & ~text:#3, #7 > .9${panel.meta.areas ? ", count(#12) >= 2" : ""}`, "aria-label": "query", spellcheck: false, autocomplete: "off" });
+    const before = query ?? mmsae.notes.read(kept(panel)) ?? "";
+    if (query === undefined && before) history.replaceState(null, "", panel.queryLink(before));
+    const input = h("input.query", { value: before, placeholder: `#12 & ~#40, (image:#3 | "red circle") & ~text:#3, #7 > .9${panel.meta.areas ? ", count(#12) >= 2" : ""}`, "aria-label": "query", spellcheck: false, autocomplete: "off" });
     const said = h("p.hint", { role: "status" });
     const parts = h("div.chips");
     let found = [];
@@ -156,7 +169,7 @@
     const leaves = (node) => (node.kind === "all" ? [] : ["latent", "name"].includes(node.kind) ? latentsOf(panel, node) : (node.of ?? node.args).flatMap(leaves));
     const run = async () => {
       const text = input.value.trim();
-      mmsae.notes.write("mmsae:query", text);
+      mmsae.notes.write(kept(panel), text);
       const mine = (input.turn = (input.turn ?? 0) + 1);
       if (!text) {
         found = [];
