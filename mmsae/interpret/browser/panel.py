@@ -104,7 +104,7 @@ class Panel:
             place, how = layout(source.atoms, self.living, display.layout, display.seed)
             columns |= {"x": place[:, 0], "y": place[:, 1]}
         if source.atoms is None and not source.control:
-            self.notes.append("there is no map, and no neighbours by atoms: the SAE is not at hand (--sae, --other-sae)")
+            self.notes.append("there is no map, and no neighbours by atoms: no SAE is at hand (--sae, --other-sae)")
         captions = [self.evidence.items.caption[i] for i in self.shown.item]
         tops = {m: self._numbers(p[:, : self.shown.top]) for m, p in self.shown.pairs.items()}
         self.words = caption_words(captions, list(tops.values()))
