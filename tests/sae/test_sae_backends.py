@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmsae.kernels import use
-from mmsae.sae import LossContext
-from tests.helpers.backends import TRITON, place
+from mmsae.sae import SAE, LossContext, TopK
+from tests.helpers.backends import BACKENDS, TRITON, place
 from tests.helpers.recipes import ROOT, SAE_RECIPES, Run, batch, small_model
 
 SMALL = dict(d_in=8, d_sae=24, k=3)
@@ -127,3 +127,88 @@ def test_dead_latents_of_modalities_with_one_encoder_are_coded_in_one_pass(name,
     for a, b in zip(*(grads for _, grads in found), strict=True):
         assert (a is None) == (b is None)
         assert a is None or (a - b).norm() <= 2e-6 * b.norm()
+
+
+# of TopK: rows, width, latents, k, and what is special
+AWKWARD = {
+    "ties": (7, 12, 20, 5),
+    "few positive": (7, 12, 30, 6),
+    "k 1": (5, 7, 33, 1),
+    "k 256": (2, 9, 300, 256),
+    "k all": (3, 5, 11, 11),
+    "powers of two": (8, 16, 64, 4),
+    "a hub": (131, 6, 21, 2),
+    "empty latents": (9, 10, 40, 3),
+    "rows of zeros": (9, 10, 40, 3),
+    "not contiguous": (9, 10, 40, 3),
+}
+
+
+def awkward(case):
+    """An SAE and rows that are so."""
+    n, d, d_sae, k = AWKWARD[case]
+    torch.manual_seed(5)
+    sae = SAE(d, d_sae, modalities=["image"], selector=TopK(k)).train()
+    x = torch.randn(n, d)
+    with torch.no_grad():
+        sae.encoder.weight.add_(torch.randn(d_sae, d), alpha=0.3)  # tied, errors of values would cancel
+        sae.encoder.bias.normal_(std=0.1)
+        sae.dictionary("image").bias.normal_(std=0.1)
+        if case == "ties":  # of every four latents all are alike
+            sae.encoder.weight.copy_(sae.encoder.weight[::4].repeat_interleave(4, 0))
+            sae.encoder.bias.copy_(sae.encoder.bias[::4].repeat_interleave(4))
+        if case == "few positive":
+            sae.encoder.bias.sub_(1.2)
+        if case == "a hub":
+            sae.encoder.bias[4] = 10.0
+        if case == "empty latents":
+            sae.encoder.bias[8:] = -100.0
+        if case == "rows of zeros":
+            x[::3] = 0
+        if case == "not contiguous":
+            x = x.repeat(1, 2).t().contiguous().t()[:, ::2]
+    return sae, x
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", AWKWARD)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_a_step_are_those_of_float64_where_it_is_awkward(backend, case, precision):
+    """Of what was chosen, by the precision of the product; then 1e-6, whatever that is, and the same in every run."""
+    device, (sae, x) = place(backend), awkward(case)
+    sae, x, k = sae.to(device), x.to(device), sae.selector.k
+    sae.precision = precision
+    weights, runs = list(sae.parameters()), []
+    with use(backend):
+        for _ in range(2):
+            out = sae({"image": x})["image"]
+            loss = (out.x_hat - x).square().sum()
+            runs.append([out.codes.to_dense().detach(), *torch.autograd.grad(loss, weights)])
+    if backend != "torch" or device == "cpu":
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    exact = [p.detach().double().requires_grad_() for p in weights]
+    w, b, atoms, centre = (exact[[id(p) for p in weights].index(id(q))] for q in _of(sae))
+    u = (x.double() - centre) @ w.T + b
+    ids = out.codes.indices
+    assert ids.shape == (len(x), k) and (ids.sort(1).values.diff(dim=1) > 0).all()
+    z = u.relu() * torch.zeros_like(u).scatter(1, ids, 1.0)
+    want = torch.autograd.grad((z @ atoms + centre - x).square().sum(), exact)
+    for got, value in zip(runs[0], (z.detach(), *want), strict=True):
+        assert got.dtype == torch.float32
+        assert (got.double() - value).norm() <= 1e-6 * value.norm()
+    if precision == "fp32":  # the same set as torch's, apart from ties
+        best = u.detach().topk(k).values
+        torch.testing.assert_close(u.detach().gather(1, ids).sort(1).values, best.sort(1).values, rtol=0, atol=1e-5)
+    counts = (out.codes.to_dense() != 0).sum(0)
+    if case == "few positive":
+        assert ((z > 0).sum(1) < k).any() and (z > 0).any()
+    if case == "a hub":
+        assert counts[4] == len(x)
+    if case == "empty latents":
+        assert not counts[8:].any() and not runs[0][1 + [id(p) for p in weights].index(id(sae.encoder.bias))][8:].any()
+
+
+def _of(sae):
+    dictionary = sae.dictionary("image")
+    return sae.encoder.weight, sae.encoder.bias, dictionary.weight, dictionary.bias

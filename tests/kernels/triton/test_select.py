@@ -80,6 +80,25 @@ def test_rows_of_one_sign_and_extreme_numbers(device, k):
     check(matrix, k)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("f", "k"), [(100, 7), (3000, 32), (1030, 256)])
+def test_numbers_that_are_none_choose_ids_of_the_row_and_keep_nothing(device, dtype, f, k):
+    """A training that diverged goes on to the step that finds it, and reads and writes nowhere else."""
+    matrix = normal(5, f, dtype=dtype, device=device)
+    matrix[0] = torch.nan
+    matrix[1, ::2] = torch.nan
+    matrix[2, 5] = -torch.nan
+    matrix[3, :-1] = torch.nan
+    ids = select.topk(matrix, k)[1].sort(1).values
+    assert ids[:, 0].min() >= 0 and ids[:, -1].max() < f and (ids.diff(dim=1) > 0).all()
+    assert torch.equal(ids[4], by_sort(matrix, k)[4])  # rows without any are as they are
+    threshold = select.batch_threshold(matrix, 20)
+    counts = select.count_above(matrix, threshold, True)
+    ids, on = select.above(matrix, threshold, max(1, int(counts.max())), True)
+    assert ids.min() >= 0 and ids.max() < f and torch.equal(on.sum(1), counts.long())
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("f", [100, 2000])
 def test_absolute_values_and_factors(device, dtype, f):
