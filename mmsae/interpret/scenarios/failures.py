@@ -108,7 +108,7 @@ def _judged(concepts: Concepts, found: Conjunctions, failed: np.ndarray, options
     q = benjamini_hochberg(np.exp(log_p))
     base = bad / n
     lift = hits / np.maximum(support, 1) / base
-    sound = (q <= options.fdr) & (lift >= options.lift) & (support > 0)
+    sound = (q <= options.fdr) & (lift >= options.lift) & (support >= least_items(options, n))
     free, out = np.ones(n, bool), []
     left = np.flatnonzero(sound)
     while len(left) and len(out) < options.most:

@@ -65,3 +65,19 @@ def test_options_that_have_no_meaning_are_refused():
         Mining(order=4).check()
     with pytest.raises(InputError, match=r"present is 1\.5"):
         Mining(present=1.5).check()
+
+
+def test_a_slice_holds_of_as_many_items_where_it_is_judged():
+    """Two failures in two items pass any test of their kind, and say nothing to who reads the list."""
+    n = 4000
+    test = np.arange(n) >= n // 2
+    rng = np.random.default_rng(0)
+    failed = rng.random(n) < 0.01
+    table = np.zeros((n, 3), bool)
+    table[:40, 0] = table[n // 2 : n // 2 + 4, 0] = True  # 40 items where it is found, 4 where it is judged
+    table[:, 1:] = rng.random((n, 2)) < 0.2
+    failed[table[:, 0]] = True
+    concepts = concepts_of(table)
+    for support, found in ((5, []), (4, ["c0"])):
+        slices, about = failure_slices(concepts, failed, test, Mining(support=support))
+        assert [s.name for s in slices] == found and about["candidates"] > 0
