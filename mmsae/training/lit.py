@@ -425,7 +425,14 @@ class LitSAE(pl.LightningModule):
         if not list(self.sae.parameters()):
             return None
         optimizer = self.make_optimizer(list(self.sae.parameters()))
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # it may leave a step out, on the device
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:  # it may leave a step out, on the device
+            if self.trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
+                raise InputError(
+                    f"precision {self.trainer.precision} scales gradients and a fused optimizer undoes that in its "
+                    "step, after trainer.gradient_clip_val: give the optimizer fused false, or use bf16-mixed"
+                )
+        else:
+            optimizer._step_supports_amp_scaling = False  # by which Lightning refuses to clip, also without a scaler
             optimizer = with_atoms(optimizer, self.sae, tangent=not self.trainer.gradient_clip_val)
         self._in_step = kept_by(optimizer)
         if self.make_scheduler is None:

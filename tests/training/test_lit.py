@@ -1,6 +1,7 @@
 """LitSAE on a loader with state: resume equals the uninterrupted run, checkpoints hold valid atoms, ranks agree."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,33 @@ def test_no_checkpoint_is_written_over_by_weights_that_are_not_finite(tmp_path, 
         run.fit(lit(), datamodule=Data())
     saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 7 and all(v.isfinite().all() for v in saved["state_dict"].values())
+
+
+def test_a_fused_adam_is_clipped_in_mixed_precision(tmp_path):
+    """Lightning refuses it, for the sake of a scaler that there is none of in bfloat16."""
+
+    def weights(fused, clip):
+        made = lit()
+        made.make_optimizer = lambda params: torch.optim.Adam(params, lr=1e-3, eps=1.0, fused=fused)  # sees sizes
+        name = f"{fused} {clip}"
+        t = trainer(tmp_path / name, 4, precision="bf16-mixed", gradient_clip_val=clip)
+        t.fit(made, datamodule=Data())
+        return torch.cat([p.detach().flatten() for p in made.sae.parameters()])
+
+    (ours, want), free = (weights(fused, 1e-3) for fused in (True, False)), weights(True, None)
+    torch.testing.assert_close(ours, want, rtol=1e-6, atol=1e-8)
+    assert (free - want).norm() > 100 * (ours - want).norm()
+
+
+def test_clipping_what_a_scaler_has_scaled_needs_another_optimizer():
+    made = lit()
+    made.make_optimizer = lambda params: torch.optim.Adam(params, lr=1e-3, fused=True)
+    made.sae.build(10)
+    made._trainer = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=object()), gradient_clip_val=1.0, precision="16-mixed"
+    )
+    with pytest.raises(InputError, match=r"16-mixed scales gradients .* give the optimizer fused false, or use bf16"):
+        made.configure_optimizers()
 
 
 def test_the_normaliser_is_fitted_once_before_step_0(tmp_path):

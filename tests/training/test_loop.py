@@ -27,7 +27,7 @@ HOOKS = [
 OPTIONS = {
     "plain": {},
     "accumulated": {"accumulate_grad_batches": 3},
-    "bf16": {"precision": "bf16-mixed", "gradient_clip_val": None},
+    "bf16": {"precision": "bf16-mixed"},
     "profiled": {"profiler": SimpleProfiler()},
 }
 
