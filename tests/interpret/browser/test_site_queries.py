@@ -38,7 +38,8 @@ def made(tmp_path_factory):
     image[:4, 3, 3, 7] = 1, 2, 3, 4
     folder = tmp_path_factory.mktemp("queries")
     codes = {"image": image.reshape(n, 64, d), "text": text}
-    write_evidence(folder / "e", codes, captions=["said"] * n, grid={"image": (8, 8)}, n_top=6, each=2)
+    of = {"captions": ["said"] * n, "images": np.full((n, 16, 16, 3), 128, np.uint8), "grid": {"image": (8, 8)}}
+    write_evidence(folder / "e", codes, **of, n_top=6, each=2)
     write_names(folder / "e/names/names.json", {j: LatentName(x, "captions") for j, x in NAMES.items()}, SAE)
     explore(str(folder / "e"), out=str(folder / "browser"), progress=False, display=Display(codes=d))
     explore(str(folder / "e"), out=str(folder / "cut"), progress=False, display=Display(codes=2))
@@ -144,3 +145,18 @@ def test_a_query_is_made_on_the_pages_of_latents_and_kept_by_sae(at):
     w.run("[...document.querySelectorAll('nav a')].find(a => a.textContent === 'Query').click()")
     w.wait("document.querySelector('input.query')?.value")
     assert w.run("document.querySelector('input.query').value") == "(#1 | #3) & ~#2 & #4"
+
+
+def test_what_is_counted_is_outlined(at):
+    w = at("#/query?q=count(%233)%20%3E%3D%202", "document.querySelectorAll('.sample .outlines').length > 3")
+    shown = w.run("""mmsae.panel('main').then((p) => Promise.all([...document.querySelectorAll('.sample')]
+        .filter((s) => s.href && s.querySelector('.outlines'))
+        .map(async (s) => {
+            const e = await p.find(s.href.split('/').pop());
+            const [items, counts] = await p.areas(3);
+            const starts = mmsae.areas((await p.maps(e)).image.get(3), p.meta.grid.image);
+            return [counts[items.indexOf(e)], starts.areas.length];
+        })))""")
+    assert len(shown) > 3 and all(counted >= 2 and outlined >= 1 for counted, outlined in shown)
+    w = at("#/query?q=%233", "document.querySelectorAll('.sample img').length > 3")
+    assert w.run("document.querySelectorAll('.sample .outlines').length") == 0

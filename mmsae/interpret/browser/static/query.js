@@ -163,9 +163,10 @@
     const said = h("p.hint", { role: "status" });
     const parts = h("div.chips");
     let found = [];
+    let counted = []; // latents whose areas are asked for
     let [score, holds] = [new Float32Array(0), new Float32Array(0)];
-    const list = mmsae.virtual({ make: (i) => h("div.slot" + (holds[found[i]] ? "" : ".faint"), { title: holds[found[i]] ? "" : "the query does not hold of it" }, mmsae.sampleCard(panel, found[i], mmsae.number(score[found[i]], 2))), ...mmsae.cardSize(panel), label: "samples" });
-    const called = (node) => node.kind === "call" || (node.of ?? []).some(called);
+    const list = mmsae.virtual({ make: (i) => h("div.slot" + (holds[found[i]] ? "" : ".faint"), { title: holds[found[i]] ? "" : "the query does not hold of it" }, mmsae.sampleCard(panel, found[i], mmsae.number(score[found[i]], 2), counted)), ...mmsae.cardSize(panel), label: "samples" });
+    const calls = (node) => (node.kind === "call" ? [node] : (node.of ?? []).flatMap(calls));
     const leaves = (node) => (node.kind === "all" ? [] : ["latent", "name"].includes(node.kind) ? latentsOf(panel, node) : (node.of ?? node.args).flatMap(leaves));
     const run = async () => {
       const text = input.value.trim();
@@ -185,10 +186,11 @@
         const values = await Promise.all([false, true].map((fires) => mmsae.evaluateQuery(panel, tree, fires)));
         if (mine !== input.turn) return; // something else is asked by now
         [score, holds] = values;
+        counted = calls(tree).flatMap(leaves);
         found = Array.from(score.keys()).filter((e) => score[e] > 0 || holds[e]).sort((a, b) => holds[b] - holds[a] || score[b] - score[a] || a - b);
         const held = found.filter((e) => holds[e]).length;
         said.classList.remove("wrong");
-        said.textContent = `Holds of ${mmsae.count(held, "sample")} of the ${panel.meta.shown.toLocaleString("en")} that this browser shows${found.length > held ? `; ${(found.length - held).toLocaleString("en")} that fit in part come after, pale` : ""}. ${called(tree) ? "mmsae analyse retrieve and mmsae scenarios judge" : "mmsae filter --query query.json judges"} all of the data.`;
+        said.textContent = `Holds of ${mmsae.count(held, "sample")} of the ${panel.meta.shown.toLocaleString("en")} that this browser shows${found.length > held ? `; ${(found.length - held).toLocaleString("en")} that fit in part come after, pale` : ""}. ${counted.length ? "mmsae analyse retrieve and mmsae scenarios judge" : "mmsae filter --query query.json judges"} all of the data.`;
         list.fill(found.length);
       } catch (error) {
         if (mine !== input.turn) return;
@@ -208,7 +210,7 @@
     };
     const save = () => {
       try {
-        if (called(mmsae.parseQuery(input.value))) mmsae.say("mmsae filter sees no areas: this one is for mmsae analyse retrieve and mmsae scenarios.");
+        if (calls(mmsae.parseQuery(input.value)).length) mmsae.say("mmsae filter sees no areas: this one is for mmsae analyse retrieve and mmsae scenarios.");
         mmsae.save("query.json", `${JSON.stringify({ format: 1, sae: panel.meta.sae, query: input.value.trim(), name: "" }, null, 2)}\n`);
       } catch (error) {
         mmsae.say(`${error.message}.`);

@@ -41,14 +41,24 @@
   /** How large cards of samples are in a list; with some lines beneath. */
   mmsae.cardSize = (panel, notes = 1) => (panel.meta.images ? { height: (w) => Math.round(w + 40 + 20 * notes), least: 150 } : { height: 100, least: 180 });
 
-  mmsae.sampleCard = (panel, e, note) => {
+  /** A sample in a list; over its image the map of the first of some latents that there is one of. */
+  mmsae.sampleCard = (panel, e, note, where = []) => {
     const text = h("span.caption");
-    const card = h("a.sample", {}, panel.meta.images && mmsae.picture(panel, { item: e }, { link: false, caption: false }), text, note && h("small", {}, note));
-    mmsae.seen(card, () => panel.sample(e).then((s) => {
-      card.href = panel.sampleLink(s.uid);
-      text.textContent = s.caption || s.label || s.key;
-      text.title = s.caption;
-    }));
+    const image = panel.meta.images && mmsae.picture(panel, { item: e, modality: "image" }, { link: false, caption: false });
+    const card = h("a.sample", {}, image, text, note && h("small", {}, note));
+    mmsae.seen(card, () => {
+      panel.sample(e).then((s) => {
+        card.href = panel.sampleLink(s.uid);
+        text.textContent = s.caption || s.label || s.key;
+        text.title = s.caption;
+      });
+      if (image && where.length)
+        panel.maps(e).then((maps) => {
+          image.example.heat = where.map((j) => maps.image?.get(j)).find(Boolean);
+          image.outlined = true;
+          mmsae.drawHeat(panel, image); // where the image is there; else it does so itself
+        });
+    });
     return card;
   };
 })();
