@@ -158,5 +158,9 @@ def test_what_is_counted_is_outlined(at):
             return [counts[items.indexOf(e)], starts.areas.length];
         })))""")
     assert len(shown) > 3 and all(counted >= 2 and outlined >= 1 for counted, outlined in shown)
+    first = w.run("document.querySelector('.slot .sample').href").split("/")[-1]
+    uids, score, _ = scored(w, "#3")
+    held = scored(w, "count(#3) >= 2")[2]
+    assert first == max((s, -i, u) for i, (s, h, u) in enumerate(zip(score, held, uids, strict=True)) if h)[2]
     w = at("#/query?q=%233", "document.querySelectorAll('.sample img').length > 3")
     assert w.run("document.querySelectorAll('.sample .outlines').length") == 0

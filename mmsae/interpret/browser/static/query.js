@@ -184,10 +184,13 @@
         const tree = mmsae.parseQuery(text);
         parts.replaceChildren(...[...new Set(leaves(tree))].slice(0, 12).map((j) => mmsae.latentLink(panel, j)));
         const values = await Promise.all([false, true].map((fires) => mmsae.evaluateQuery(panel, tree, fires)));
+        const of = calls(tree).flatMap(leaves);
+        const strong = new Float32Array(panel.meta.shown); // among equal ones, what is counted is strongest in the first
+        for (const j of of) await fill(panel, j, "", strong, false);
         if (mine !== input.turn) return; // something else is asked by now
         [score, holds] = values;
-        counted = calls(tree).flatMap(leaves);
-        found = Array.from(score.keys()).filter((e) => score[e] > 0 || holds[e]).sort((a, b) => holds[b] - holds[a] || score[b] - score[a] || a - b);
+        counted = of;
+        found = Array.from(score.keys()).filter((e) => score[e] > 0 || holds[e]).sort((a, b) => holds[b] - holds[a] || score[b] - score[a] || strong[b] - strong[a] || a - b);
         const held = found.filter((e) => holds[e]).length;
         said.classList.remove("wrong");
         said.textContent = `Holds of ${mmsae.count(held, "sample")} of the ${panel.meta.shown.toLocaleString("en")} that this browser shows${found.length > held ? `; ${(found.length - held).toLocaleString("en")} that fit in part come after, pale` : ""}. ${counted.length ? "mmsae analyse retrieve and mmsae scenarios judge" : "mmsae filter --query query.json judges"} all of the data.`;
