@@ -162,5 +162,6 @@ def test_what_is_counted_is_outlined(at):
     uids, score, _ = scored(w, "#3")
     held = scored(w, "count(#3) >= 2")[2]
     assert first == max((s, -i, u) for i, (s, h, u) in enumerate(zip(score, held, uids, strict=True)) if h)[2]
+    assert "samples whose patches the evidence has" in texts(w, ".hint")[0]
     w = at("#/query?q=%233", "document.querySelectorAll('.sample img').length > 3")
     assert w.run("document.querySelectorAll('.sample .outlines').length") == 0

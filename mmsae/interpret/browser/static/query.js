@@ -193,7 +193,7 @@
         found = Array.from(score.keys()).filter((e) => score[e] > 0 || holds[e]).sort((a, b) => holds[b] - holds[a] || score[b] - score[a] || strong[b] - strong[a] || a - b);
         const held = found.filter((e) => holds[e]).length;
         said.classList.remove("wrong");
-        said.textContent = `Holds of ${mmsae.count(held, "sample")} of the ${panel.meta.shown.toLocaleString("en")} that this browser shows${found.length > held ? `; ${(found.length - held).toLocaleString("en")} that fit in part come after, pale` : ""}. ${counted.length ? "mmsae analyse retrieve and mmsae scenarios judge" : "mmsae filter --query query.json judges"} all of the data.`;
+        said.textContent = `Holds of ${mmsae.count(held, "sample")} of the ${panel.meta.shown.toLocaleString("en")} that this browser shows${found.length > held ? `; ${(found.length - held).toLocaleString("en")} that fit in part come after, pale` : ""}. ${counted.length ? "mmsae analyse retrieve and mmsae scenarios judge all samples whose patches the evidence has" : "mmsae filter --query query.json judges all of the data"}.`;
         list.fill(found.length);
       } catch (error) {
         if (mine !== input.turn) return;
