@@ -33,7 +33,7 @@ def planted(folder, n=60, d_sae=24, captions=True, images=True, seed=0, **of):
     said[: len(HOSTILE)] = [f"{h} word{i}" for i, h in enumerate(HOSTILE)]
     pictures = (rng.random((n, 12, 16, 3)) * 255).astype(np.uint8) if images else None
     write_evidence(folder, z, captions=said if captions else None, images=pictures, grid={"image": (4, 4)},
-                   labels=[f"class {i % 12}" for i in range(n)], sae=SAE, seed=seed, **of)  # fmt: skip
+                   labels=[f"class {i % 12}" for i in range(n)], seed=seed, **{"sae": SAE, **of})  # fmt: skip
     return z
 
 

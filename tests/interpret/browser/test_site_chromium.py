@@ -202,7 +202,7 @@ def test_several_panels(window, tmp_path):
     from tests.helpers.browser import planted
 
     planted(tmp_path / "other", seed=0)
-    planted(tmp_path / "control", seed=5, d_sae=30)
+    planted(tmp_path / "control", seed=5, d_sae=30, sae="r" * 32)
     (tmp_path / "tree.tsv").write_text("".join(f"class {i}\t{'even' if i % 2 == 0 else 'odd'}\n" for i in range(12)))
     rate = {"asked": 10, "confirmed": 1, "low": 0.02, "high": 0.4}
     found = {3: [Attribute("red", 0.1, 4.0, 5.0)], 4: []}
