@@ -254,6 +254,11 @@ class ScoreJob:
         distinct = list(dict.fromkeys(phrases))
         at = {p: i for i, p in enumerate(distinct)}
         table = known_vectors(found, distinct, self.templates if modality == IMAGE else ["{}"])
+        if unknown := int(np.isnan(table[:, 0]).sum()):
+            self._note(
+                f"{found.name} reads no text: {unknown:,} of {len(distinct):,} names are none of the classes that it "
+                "knows, and are not judged by it"
+            )
         return table[[at[p] for p in phrases]]
 
     def _note(self, text: str) -> None:

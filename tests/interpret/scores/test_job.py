@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -167,6 +168,17 @@ def test_refusals(job, place):
             job(**change)
     with pytest.raises(InputError, match="is evidence of the SAE itself"):
         ScoreJob(Evidence(place / "evidence"), Evidence(place / "evidence"))
+
+
+def test_names_that_a_judge_without_texts_does_not_know_are_counted(place):
+    classes = {"red": np.ones(4, np.float32), "dog": np.zeros(4, np.float32)}
+    tower = SimpleNamespace(name="tower", reads_text=False, classes=classes,
+                            phrases=lambda some, templates: np.stack([classes[p] for p in some]))  # fmt: skip
+    job = ScoreJob(Evidence(place / "evidence"), judging=Judging())
+    table = job._vectors(tower, ["red", "zebra", "red", "gnu"], "image")
+    assert np.isnan(table).any(1).tolist() == [False, True, False, True]
+    assert job.notes == ["tower reads no text: 2 of 3 names are none of the classes that it knows, and are not judged "
+                         "by it"]  # fmt: skip
 
 
 def babbles(messages):
