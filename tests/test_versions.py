@@ -22,9 +22,9 @@ def asked():
     project = toml.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     lines = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    own = ("test", "docs", "lite0", "notebooks", "ray", "wordnet")
+    own = ("test", "docs", "fast", "lite0", "notebooks", "ray", "wordnet")
     lines += [r for e in own for r in extras[e] if not r.startswith("mmsae[")]
-    assert extras["test"][0] == "mmsae[docs,lite0,notebooks,ray,wordnet]"
+    assert extras["test"][0] == "mmsae[docs,fast,lite0,notebooks,ray,wordnet]"
     return [Requirement(r) for r in lines]
 
 
