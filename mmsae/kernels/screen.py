@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mmsae.kernels import grouped
 from mmsae.kernels.backend import Backend, Ranking, Score
-from mmsae.kernels.grouped import SLACK
 from mmsae.kernels.plain import NATIVE_BF16, Segments, by_latent, linear, row_chunks
 
 ROWS = 256  # with fewer of them, what the weights cost (rounding, bounds) is not won back
@@ -25,6 +24,7 @@ WIDTH = 4096  # latents: a product with fewer takes little beside the rest of a 
 LEAST = 64  # latents for each that is chosen: float32 sums of the candidates take as long as is won at about 25
 BLOCK = 2048  # rows whose candidates are computed at once: each atom is read once, and the rows stay in the cache
 ROUNDING = 2.0**-8  # of a number to bfloat16, relative, at most
+MOST = 16  # a row of which more than one in so many may be chosen is left to float32
 SUM = 2.0**-24  # of a sum in float32
 
 
@@ -76,8 +76,8 @@ class Screen:
         factor = factors[0] if len(factors) == 1 else factors[0] * factors[1] if factors else None
         self._weight = torch.empty(weight.shape, dtype=torch.bfloat16)
         norms, losses = [], []
-        for start in range(0, len(weight), 1024):  # parts that stay in the cache
-            rows = slice(start, start + 1024)
+        for start in range(0, len(weight), 256):  # parts that stay in the cache
+            rows = slice(start, start + 256)
             part = weight[rows] if factor is None else weight[rows] * factor[rows, None]
             off = self._weight[rows].copy_(part).float().sub_(part)
             norms.append(part.norm(dim=1).max())
@@ -128,7 +128,7 @@ class Screen:
         reached = np.partition(_maxima(keys, groups), groups - k, axis=1)[:, groups - k]
         places = np.flatnonzero(keys >= _least_keys(_below(_numbers(reached), error), 0x7FFF)[:, None])
         start, count = grouped.rows_of(places, n, width)
-        odd = (count < k) | (count > SLACK * k + 64)
+        odd = (count < k) | (count > width // MOST)
         if odd.any():
             others = _first(np.flatnonzero(odd), width, k)
             places = np.sort(np.concatenate([places[~np.repeat(odd, count)], others]))
