@@ -98,7 +98,7 @@ class Screen:
 
     # ------------------------------------------------------------------------------------ the k largest of every row
     def topk(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``(entries (N, k), ids (N, k), rows that are still to be chosen from)``; ids ascend."""
+        """``(entries (N, k), ids (N, k), odd)``; ids ascend. Of rows ``odd`` the bound says too little."""
         n, width = len(self.x), len(self.weight)
         values, ids = torch.empty(n, k), torch.empty(n, k, dtype=torch.long)
         odd = np.zeros(n, bool)
@@ -121,7 +121,7 @@ class Screen:
         return values, ids, torch.from_numpy(np.flatnonzero(odd))
 
     def _may_be_largest(self, rows: slice, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """``(places, odd)``: those that may be among the k largest of their row, and rows (n,) that have k others."""
+        """``(places, odd)``: those that may be among the k largest of their row; of rows ``odd (n,)`` the first k."""
         keys, error = self._keys(rows), self._error[rows]
         n, width = keys.shape
         groups = min(max(128, 2 * k, min(4 * k, 512)), width // 2)
