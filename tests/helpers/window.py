@@ -85,6 +85,13 @@ class Window:
             assert time.monotonic() < deadline, f"{condition} did not come true; {self.errors}"
             time.sleep(0.02)
 
+    def forget(self):
+        """Leave the page, and forget what it said and asked for, also while it was left."""
+        self.open("about:blank", "location.href === 'about:blank'")
+        time.sleep(0.1)
+        self.value("0")  # events are read while an answer is waited for
+        self.errors.clear(), self.requests.clear()
+
     def close(self):
         """End the window and its process."""
         self.loop.run_until_complete(self._close())

@@ -31,7 +31,7 @@ def at(window, made):
 
     window.open(f"file://{made}/index.html#/about")
     window.run("localStorage.clear()")
-    window.errors.clear(), window.requests.clear()
+    window.forget()
     yield open_
     assert window.errors == []
     assert [

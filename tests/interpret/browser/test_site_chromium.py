@@ -210,7 +210,7 @@ def test_several_panels(window, tmp_path):
     pages = Pages(tree=str(tmp_path / "tree.tsv"), attributes=str(tmp_path / "a.json"))
     more = {"other": str(tmp_path / "other"), "control": str(tmp_path / "control")}
     folder, _ = browser(tmp_path, pages=pages, **more)
-    window.errors.clear()
+    window.forget()
     seen = {
         "#/compare": "document.querySelector('.tile-button b').textContent === '22'",  # all living ones: it is the same
         "#/control/latent/28": "document.querySelector('.warning').textContent.startsWith('Control.')",
@@ -254,7 +254,7 @@ def test_16384_latents_are_seen_and_searched_fast(window, tmp_path):
     made = explore(str(tmp_path / "e"), out=str(tmp_path / "b"), progress=False, display=Display(top=9))
     images = meta_of(tmp_path / "b")["bytes"]["images"]
     assert made["bytes"] < 400e6 and made["bytes"] - images < 60e6
-    window.errors.clear(), window.requests.clear()
+    window.forget()
     found = seen(window, tmp_path / "b")
     assert found["first"] < 2 and found["search"] < 100, found
     outside = [r for r in window.requests if not r.startswith((f"file://{tmp_path}/b/", "data:", "about:"))]
@@ -288,8 +288,7 @@ def test_words_of_texts_steps_of_denoisers_and_own_grids(window, tmp_path):
              "bytes": np.frombuffer("".join(pieces).encode() * n, np.uint8)}  # fmt: skip
     save_file({k: np.ascontiguousarray(v) for k, v in words.items()}, folder / "words-text.safetensors")
     explore(str(folder), out=str(tmp_path / "b"), progress=False)
-    window.errors.clear()
-    window.open("about:blank")
+    window.forget()
     window.open(f"file://{tmp_path}/b/index.html#/latent/1", "document.querySelectorAll('.shot canvas.map').length > 3")
     assert texts(window, ".side.text .words mark")[0] == " red"
     assert texts(window, ".side.text .words")[0].startswith("a red dog")
@@ -323,8 +322,7 @@ def test_strips_are_on_the_page_of_their_latent(window, tmp_path):
     job = {"sae": "s" * 32, "prompts": [HOSTILE[0]], "how": {"features": [3]}, "gates": {"unit": "x_max"}}
     (run / "results.json").write_text(json.dumps({"name": "#3", "job": job}))
     folder, _ = browser(tmp_path, pages=Pages(strips=(str(run),)))
-    window.errors.clear()
-    window.open("about:blank")
+    window.forget()
     window.open(f"file://{folder}/index.html#/latent/3", "document.querySelectorAll('.strips img').length === 4")
     assert texts(window, ".strips tbody th")[0] == HOSTILE[0]
     assert texts(window, ".strips thead th") == ["", "unsteered", "2"] and window.errors == []
