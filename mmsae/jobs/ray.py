@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -67,6 +69,7 @@ class RayWorkers:
         if self._gpus_asked is None:
             self.gpus = int(self.device.startswith("cuda") or (self.device == "auto" and torch.cuda.is_available()))
         self._ours = not ray.is_initialized()
+        self._told = signal.getsignal(signal.SIGTERM)
         if self._ours:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         return self
@@ -79,6 +82,9 @@ class RayWorkers:
         self.workers.clear()
         if self._ours:
             ray.shutdown()
+            # Ray leaves a handler of its own, by which a training that follows in this process would end in the middle
+            if self._told is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._told)
 
     @property
     def size(self) -> int:

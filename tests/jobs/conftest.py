@@ -1,12 +1,21 @@
 """A Ray cluster for the tests of a file."""
 
 import os
+import signal
 
 import pytest
 
 
 @pytest.fixture(scope="module")
-def ray_of_one():
+def sigterm_as_before():
+    """What SIGTERM does is again what it did: Ray leaves a handler to whatever comes after it in the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def ray_of_one(sigterm_as_before):
     """One worker on this machine."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

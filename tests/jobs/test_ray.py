@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(sigterm_as_before):
     """Two machines of one CPU each, which are processes here."""
     from ray.cluster_utils import Cluster
 
@@ -159,3 +159,18 @@ def test_a_worker_that_takes_too_much_memory_is_ended_by_ray_and_its_unit_named(
     )
     assert "1 of 4 shards failed, the others are done" in done.stdout, done.stderr
     assert "1.tar: its worker was ended, because the machine ran out of memory (2 times)" in done.stdout
+
+
+def test_sigterm_does_afterwards_what_it_did():
+    """Ray's own handler ended a training that came later in the same process, before its step was saved."""
+    code = (
+        "import signal\n"
+        "from mmsae.jobs.ray import RayWorkers\n"
+        "mine = lambda *_: None\n"
+        "signal.signal(signal.SIGTERM, mine)\n"
+        "with RayWorkers(1, 0, progress=False):\n"
+        "    assert signal.getsignal(signal.SIGTERM) is not mine, 'Ray has no handler any more'\n"
+        "assert signal.getsignal(signal.SIGTERM) is mine"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
