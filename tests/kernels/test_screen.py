@@ -212,3 +212,11 @@ def test_a_step_repeats_its_bits():
     of = operands("normal")
     for one, other in zip(chunked_topk(**of, k=K), chunked_topk(**of, k=K), strict=True):
         assert torch.equal(one, other)
+
+
+def test_fewer_than_twice_as_many_as_are_chosen_are_computed_in_float32():
+    """Of normal operands of a usual size, as docs/reasons.md says."""
+    torch.manual_seed(0)
+    x, w = torch.randn(256, 512), torch.randn(8192, 512) / 512**0.5
+    places, odd = Screen(x, w, torch.zeros(8192), None, None)._may_be_largest(slice(0, 256), 32)
+    assert not odd.any() and round(len(places) / 256) == 56
